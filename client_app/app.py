@@ -1,0 +1,87 @@
+"""The ClientApp: load -> compute -> reply. The maths is in `common`; what a node may say is in `common.wire`."""
+
+import platform
+import time
+from collections.abc import Callable
+from functools import wraps
+from logging import ERROR
+
+import flwr
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common import log
+
+from client_app.node import Node, node_of
+from common import __version__
+from common.errors import QuickbloomError
+from common.local_round import TaskWork, evaluate, run_round
+from common.randomness import generator
+from common.wire import (
+    EvaluateReply,
+    EvaluateRequest,
+    RollCallReply,
+    TrainReply,
+    TrainRequest,
+    WireError,
+    error_records,
+)
+
+app = ClientApp()
+
+Handler = Callable[[Message, Node], RecordDict]
+
+
+def _replies(handler: Handler) -> Callable[[Message, Context], Message]:
+    """Turn what a user can mend into a reply with one sentence; everything else is a defect and is raised."""
+
+    @wraps(handler)
+    def wrapped(message: Message, context: Context) -> Message:
+        try:
+            content = handler(message, node_of(context))
+        except (QuickbloomError, WireError) as error:
+            log(ERROR, "%s", error)
+            content = error_records(str(error))
+        return Message(content, reply_to=message)
+
+    return wrapped
+
+
+@app.query("roll_call")
+@_replies
+def roll_call(message: Message, node: Node) -> RecordDict:
+    """Which tasks this node hosts, and what their examples look like."""
+    versions = {
+        "quickbloom": __version__,
+        "flwr": flwr.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    return RollCallReply(node.dataset.spec, node.tasks, versions).to_records()
+
+
+@app.train()
+@_replies
+def train(message: Message, node: Node) -> RecordDict:
+    """The mean meta-gradient of the tasks asked for."""
+    started = time.perf_counter()
+    request = TrainRequest.from_records(message.content)
+    algorithm, meta = node.algorithm_for(request.meta)
+    work = []
+    for task_id in node.check_hosted(request.task_ids):
+        rng = generator(request.seed, "train", request.round, task_id)
+        work.append(TaskWork(node.dataset.train_draw(task_id, rng), rng))
+    result = run_round(algorithm, meta, work, node.chunk_size)
+    return TrainReply(result.gradient, result.weight, result.losses, time.perf_counter() - started).to_records()
+
+
+@app.evaluate()
+@_replies
+def evaluate_tasks(message: Message, node: Node) -> RecordDict:
+    """Scores of held-out tasks after 0..K adaptation steps."""
+    started = time.perf_counter()
+    request = EvaluateRequest.from_records(message.content)
+    algorithm, meta = node.algorithm_for(request.meta)
+    draws = [node.dataset.test_draws(task_id) for task_id in node.check_hosted(request.task_ids)]
+    losses, metrics = evaluate(algorithm, meta, draws, request.lrs, request.steps, node.chunk_size)
+    return EvaluateReply(losses, metrics, time.perf_counter() - started).to_records()

@@ -1,0 +1,69 @@
+"""What a node keeps in its process between messages: its settings, its data set, its model."""
+
+import json
+from functools import lru_cache
+from typing import Any
+
+import torch
+from flwr.app import Context
+
+from common.algorithms import ALGORITHMS, Algorithm
+from common.config import NodeConfig, RunConfig, parse_node_config, parse_run_config
+from common.datasets import load_dataset
+from common.datasets.base import TaskInfo, resolve_data_dir
+from common.errors import ConfigError
+from common.learner import Learner
+from common.models import build_model
+from common.params import Params, mismatch
+from common.wire import WireError
+
+
+class Node:
+    """One node of a run: the tasks it hosts and the algorithm it runs. Building it reads the data, so `node_of` caches it."""
+
+    def __init__(self, run: RunConfig, config: NodeConfig) -> None:
+        torch.set_num_threads(config.threads)
+        self.chunk_size = config.chunk_size or run.chunk_size
+        self.device = _device(config.device or run.device)
+        data_dir = resolve_data_dir(config.data_dir or run.data_dir)
+        self.dataset = load_dataset(run.dataset, run.table(run.dataset), data_dir)
+        self.tasks: list[TaskInfo] = self.dataset.tasks()[config.partition_id :: config.num_partitions]
+        self._run = run
+        self._algorithm: Algorithm | None = None
+
+    def algorithm_for(self, meta: Params) -> tuple[Algorithm, Params]:
+        """The run's algorithm on this node's device, and `meta` there. Raises WireError if `meta` does not fit the model."""
+        if self._algorithm is None:
+            spec, run = self.dataset.spec, self._run
+            module = build_model(run.model_name, run.table(run.model_name), spec.input_shape, spec.outputs, run.seed)
+            learner = Learner(module.to(self.device), spec.kind)
+            self._algorithm = ALGORITHMS[run.algorithm](run.table(run.algorithm), learner)
+        if reason := mismatch(meta, self._algorithm.init()):
+            raise WireError(f"the model that the server sent does not fit this node's data: {reason}")
+        return self._algorithm, {name: value.to(self.device) for name, value in meta.items()}
+
+    def check_hosted(self, task_ids: list[str]) -> list[str]:
+        """The same ids. Raises WireError for one that this node does not host."""
+        if foreign := sorted(set(task_ids) - {task.task_id for task in self.tasks}):
+            raise WireError(f"this node does not host the task '{foreign[0]}'")
+        return task_ids
+
+
+def node_of(context: Context) -> Node:
+    """The Node of this process for the settings in `context`; built once. Raises ConfigError or DataError."""
+    return _cached(json.dumps(dict(context.run_config), sort_keys=True), json.dumps(dict(context.node_config), sort_keys=True))
+
+
+@lru_cache(maxsize=64)
+def _cached(run_config: str, node_config: str) -> Node:
+    flat_run: dict[str, Any] = json.loads(run_config)
+    flat_node: dict[str, Any] = json.loads(node_config)
+    return Node(parse_run_config(flat_run), parse_node_config(flat_node))
+
+
+def _device(setting: str) -> torch.device:
+    if setting == "cuda" and not torch.cuda.is_available():
+        raise ConfigError('`device` is "cuda", but this node has no CUDA device: use "auto" or "cpu"')
+    if setting == "auto":
+        setting = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(setting)

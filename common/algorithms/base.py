@@ -1,0 +1,72 @@
+"""The one abstraction: an algorithm is two pure functions on the task's side and one optimizer step on the server's.
+
+    adaptation_path(meta, support)        -> personal parameters after 0, 1, 2, ... steps   (training and evaluation)
+    meta_gradient(meta, episode, minibatches) -> gradient of the meta-objective, same keys as meta, and the query loss
+    server: meta <- outer.step(meta, weighted mean over tasks of meta_gradient)
+
+An algorithm knows no data set and no model: it sees a `Learner`. Both functions are written for one task; `local_round` maps
+them over tasks with `torch.func.vmap`, so they must not look at values (`if loss > 1`) nor change tensors in place.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from common.batch import Batch, Episode, Minibatches
+from common.inner import descend
+from common.learner import Learner
+from common.options import Options
+from common.params import Params
+
+
+class AlgorithmOptions(Options):
+    """Settings that every algorithm has: its inner loop, and the server's optimizer."""
+
+    inner_lr: float = Field(0.1, gt=0, description="learning rate of the inner loop (alpha in the papers)")
+    inner_steps: int = Field(5, ge=1, le=10_000, description="gradient steps of the inner loop in training (k)")
+    outer_optimizer: Literal["sgd", "adam"] = Field("adam", description="the server's optimizer")
+    outer_lr: float = Field(1e-3, gt=0, description="learning rate of the server's optimizer")
+    outer_momentum: float = Field(0.0, ge=0, lt=1, description="momentum of the server's SGD; Adam's beta1 stays 0.9")
+    outer_decay: bool = Field(False, description="let the server's learning rate fall linearly to 0 over the rounds")
+
+
+class Algorithm(ABC):
+    """One algorithm. Adding one is a new file with a subclass and one line in `ALGORITHMS`."""
+
+    name: ClassVar[str]
+    Options: ClassVar[type[AlgorithmOptions]]
+
+    def __init__(self, options: Any, learner: Learner) -> None:
+        self.options = options
+        self.learner = learner
+
+    def init(self) -> Params:
+        """The meta-parameters before the first round: all that travels."""
+        return self.learner.initial()
+
+    def weight(self, num_examples: int) -> float:
+        """How much a task with `num_examples` (support and query) counts in the server's mean."""
+        return 1.0
+
+    def minibatch_indices(self, num_examples: int, rng: np.random.Generator) -> np.ndarray[Any, Any] | None:
+        """Which examples every inner step uses: [steps, batch] positions in support-then-query; None: no minibatches.
+
+        Drawn outside the mapped functions, because randomness must come from (seed, round, task).
+        """
+        return None
+
+    @abstractmethod
+    def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
+        """(g, loss): one task's contribution with the keys and shapes of `meta`, and its query loss after adaptation."""
+
+    def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
+        """Personal parameters after 0, 1, .. `steps` gradient steps on the whole support set. The last one is personal."""
+        return descend(self.learner.loss, meta, iter([support] * steps), lr)
+
+    def score(self, personal: Params, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(loss, accuracy or mean squared error) of personal parameters on `batch`; two scalars."""
+        return self.learner.score(personal, batch)

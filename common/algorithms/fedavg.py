@@ -1,0 +1,27 @@
+"""Federated averaging (McMahan et al. 2017, Algorithm 1), the baseline: one model for all, fine-tuned at evaluation.
+
+w <- sum over tasks of (n_t / n) w_t is SGD with rate 1 on g = theta - phi_k, weighted by the number of examples n_t. Its
+fine-tuning rate is chosen on validation tasks like everybody's.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from common.algorithms.base import AlgorithmOptions
+from common.algorithms.local_sgd import LocalSgd, LocalSgdOptions
+
+
+class FedAvgOptions(LocalSgdOptions):
+    outer_optimizer: Literal["sgd", "adam"] = Field("sgd", description="the server's optimizer")
+    outer_lr: float = Field(1.0, gt=0, description="learning rate of the server; 1 replaces the model by the mean")
+
+
+class FedAvg(LocalSgd):
+    """k SGD steps on minibatches of support and query; g = theta - phi_k; tasks weigh by their examples."""
+
+    name = "fedavg"
+    Options: ClassVar[type[AlgorithmOptions]] = FedAvgOptions
+
+    def weight(self, num_examples: int) -> float:
+        return float(num_examples)

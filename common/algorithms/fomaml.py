@@ -1,0 +1,28 @@
+"""First-order MAML (Finn, Abbeel, Levine 2017, s. 5.2).
+
+phi_k comes from k full gradient steps on the support set; the gradient of the query loss at phi_k is used as if it were the
+gradient at theta. The query loss is over all of Q, and no support example is in it (Nichol et al. 2018, s. 6.3 show what
+sharing them costs).
+"""
+
+from typing import ClassVar
+
+from torch import Tensor
+from torch.func import grad_and_value
+
+from common.algorithms.base import Algorithm, AlgorithmOptions
+from common.batch import Episode, Minibatches
+from common.inner import last
+from common.params import Params
+
+
+class FoMaml(Algorithm):
+    """g = gradient of L_Q at phi_k."""
+
+    name = "fomaml"
+    Options: ClassVar[type[AlgorithmOptions]] = AlgorithmOptions
+
+    def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
+        phi = last(self.adaptation_path(meta, episode.support, self.options.inner_lr, self.options.inner_steps))
+        gradient, loss = grad_and_value(self.learner.loss)(phi, episode.query)
+        return gradient, loss

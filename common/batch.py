@@ -1,0 +1,62 @@
+"""What the maths eats: weighted batches, and the three parts of a task."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Examples with weights: 1 for a real example, 0 for padding.
+
+    One task: `x` [n, ...], `y` [n] (class indices) or [n, outputs] (regression), `weight` [n].
+    Stacked tasks carry one more leading axis each. A NamedTuple, so `torch.func.vmap` maps over it.
+    """
+
+    x: Tensor
+    y: Tensor
+    weight: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor) -> "Batch":
+        """A batch in which every example is real."""
+        return cls(x, y, torch.ones(len(x), dtype=x.dtype, device=x.device))
+
+
+class Episode(NamedTuple):
+    """One (support, query) draw from a task."""
+
+    support: Batch
+    query: Batch
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The three parts of one draw from a task; no example is in two of them unless the data set says so.
+
+    `support` is what a device adapts on, `query` is what the meta-objective of a training task is measured on, `test` is what
+    a held-out task is scored on after adapting on its support.
+    """
+
+    support: Batch
+    query: Batch
+    test: Batch
+
+
+class Minibatches(NamedTuple):
+    """Which examples of an episode every inner step uses: positions in support-then-query.
+
+    `rows` [steps, batch] and `weight` [steps, batch] (0: padding). Both are empty for an algorithm without minibatches.
+    """
+
+    rows: Tensor
+    weight: Tensor
+
+    def batches(self, episode: Episode) -> Iterator[Batch]:
+        """One batch for every step."""
+        x = torch.cat([episode.support.x, episode.query.x])
+        y = torch.cat([episode.support.y, episode.query.y])
+        for rows, weight in zip(self.rows.unbind(), self.weight.unbind(), strict=True):
+            yield Batch(x[rows], y[rows], weight)

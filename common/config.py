@@ -1,0 +1,157 @@
+"""All settings of a run and of a node, as frozen models built from the flat dictionaries that Flower hands over.
+
+Keys are kebab-case. A key without a dot belongs to the run (`rounds`); a key with a dot belongs to the table of one algorithm,
+data set or model (`maml.inner-lr`). Everything is checked here, once, before anything runs; a mistake raises ConfigError with
+one sentence that names the key, what was expected and what came. Every key and its default stands in pyproject.toml too,
+because Flower only lets declared keys be overridden; a test keeps the two equal.
+"""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, PrivateAttr, ValidationError
+
+from common.algorithms import ALGORITHMS
+from common.datasets import DATASETS
+from common.errors import ConfigError
+from common.models import MODELS
+from common.options import Options, Text
+
+T = TypeVar("T", bound=Options)
+Scalar = bool | int | float | str
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class RunConfig(Options):
+    """Settings of a run; the same for the server and all nodes."""
+
+    algorithm: str = Field("reptile", description="what is trained: a name in ALGORITHMS")
+    dataset: str = Field("digits", description="whose tasks: a name in DATASETS")
+    model: str = Field("auto", description='a name in MODELS; "auto": the one that the data set recommends')
+    seed: int = Field(0, ge=0, description="decides the initial model, the task split and every draw")
+    rounds: int = Field(100, ge=1, description="training rounds")
+    fraction: float = Field(1.0, gt=0, le=1, description="part of the training tasks that takes part in a round")
+    tasks_per_round: int = Field(0, ge=0, description="number of training tasks in a round; 0: use `fraction`")
+    validation_tasks: float = Field(0.15, ge=0, description="tasks held out to choose rates on: a part below 1, else a number")
+    test_tasks: float = Field(0.2, ge=0, description="tasks held out for the final score: a part below 1, else a number")
+    evaluate_every: int = Field(10, ge=0, description="rounds between two evaluations on the validation tasks; 0: never")
+    adapt_steps: int = Field(10, ge=1, le=10_000, description="K: held-out tasks are scored after 0, 1, .. K steps")
+    adapt_lrs: Text = Field(
+        "0.01,0.03,0.1,0.3,1", description="learning rates for adapting held-out tasks; the validation tasks choose one"
+    )
+    min_nodes: int = Field(2, ge=1, description="nodes that must answer the roll call")
+    node_deadline: float = Field(60.0, gt=0, description="seconds to wait for `min-nodes` nodes")
+    round_deadline: float = Field(600.0, gt=0, description="seconds to wait for the replies of a round")
+    checkpoint_every: int = Field(10, ge=0, description="rounds between two checkpoints; 0: only the last round")
+    output_dir: str = Field("", description='absolute directory of the run; "": a new one in ~/quickbloom-runs')
+    data_dir: str = Field("", description='where data files are; "": QUICKBLOOM_DATA_DIR, else the user\'s cache')
+    device: Device = Field("auto", description="where nodes compute: auto takes CUDA where there is one")
+    chunk_size: int = Field(64, ge=1, description="tasks computed at once on a node: bounds its memory")
+    _tables: dict[str, Options] = PrivateAttr(default_factory=dict)
+
+    @property
+    def lrs(self) -> tuple[float, ...]:
+        """`adapt-lrs` as numbers."""
+        return tuple(float(part) for part in self.adapt_lrs.split(","))
+
+    @property
+    def model_name(self) -> str:
+        """The model, with "auto" resolved."""
+        return DATASETS[self.dataset].model if self.model == "auto" else self.model
+
+    def table(self, name: str) -> Options:
+        """The settings table of one algorithm, data set or model."""
+        return self._tables.get(name) or table_types()[name]()
+
+    def flat(self) -> dict[str, Scalar]:
+        """All settings as Flower's flat dictionary; `parse_run_config` is its inverse."""
+        flat: dict[str, Scalar] = self.model_dump(by_alias=True)
+        for name in table_types():
+            flat |= {f"{name}.{key}": value for key, value in self.table(name).model_dump(by_alias=True).items()}
+        return flat
+
+
+class NodeConfig(Options):
+    """Settings of one node, from Flower's `--node-config`. They win over those of the run."""
+
+    partition_id: int = Field(0, ge=0, description="which part of the data set's tasks this node hosts")
+    num_partitions: int = Field(1, ge=1, description="into how many parts the data set's tasks are spread")
+    data_dir: str = Field("", description="where this node's data files are")
+    device: Literal["", "auto", "cpu", "cuda"] = Field("", description='where this node computes; "": as the run says')
+    chunk_size: int = Field(0, ge=0, description="tasks computed at once on this node; 0: as the run says")
+    threads: int = Field(1, ge=1, description="CPU threads of this node")
+
+
+@cache
+def table_types() -> dict[str, type[Options]]:
+    """The settings model of every table: one for each algorithm, data set and model."""
+    return {name: part.Options for registry in (ALGORITHMS, DATASETS, MODELS) for name, part in registry.items()}  # type: ignore[attr-defined]
+
+
+def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
+    """The settings of a run from Flower's `context.run_config`; what is not named has its default."""
+    own: dict[str, Any] = {}
+    tables: dict[str, dict[str, Any]] = {name: {} for name in table_types()}
+    for key, value in flat.items():
+        table, dot, name = key.partition(".")
+        if not dot:
+            own[key] = value
+        elif table in tables:
+            tables[table][name] = value
+        else:
+            raise ConfigError(f"there is no settings table `{table}` (setting `{key}`){_suggest(table, tables)}")
+    config = _validate(RunConfig, own, "")
+    config._tables.update({name: _validate(table_types()[name], values, f"{name}.") for name, values in tables.items()})
+    _check_choices(config)
+    return config
+
+
+def parse_node_config(flat: Mapping[str, Any]) -> NodeConfig:
+    """The settings of a node from Flower's `context.node_config`."""
+    config = _validate(NodeConfig, flat, "node setting ")
+    if config.partition_id >= config.num_partitions:
+        raise ConfigError(
+            f"node setting `partition-id` must be below `num-partitions` ({config.num_partitions}), got {config.partition_id}"
+        )
+    return config
+
+
+def _check_choices(config: RunConfig) -> None:
+    for key, registry in (("algorithm", ALGORITHMS), ("dataset", DATASETS), ("model", ["auto", *MODELS])):
+        value = getattr(config, key)
+        if value not in registry:
+            raise ConfigError(f"`{key}` must be one of {', '.join(registry)}, got '{value}'{_suggest(value, registry)}")
+    try:
+        rates = config.lrs
+    except ValueError:
+        rates = (0.0,)
+    if not all(0 < rate < float("inf") for rate in rates):
+        raise ConfigError(f"`adapt-lrs` must be positive numbers with commas between them, got '{config.adapt_lrs}'")
+    if config.output_dir and not Path(config.output_dir).is_absolute():
+        raise ConfigError(
+            f"`output-dir` must be an absolute path, because the server runs in a directory of its own, got '{config.output_dir}'"
+        )
+
+
+def _validate(model: type[T], values: Mapping[str, Any], prefix: str) -> T:
+    known = [field.alias for field in model.model_fields.values() if field.alias]
+    for key in values:
+        # Checked before pydantic, which would also take the snake_case names that Python code uses.
+        if key not in known:
+            raise ConfigError(f"there is no setting `{prefix}{key}`{_suggest(key, known)}")
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0]) if first["loc"] else ""
+        expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        came = first["input"]
+        raise ConfigError(f"`{prefix}{key}` must be {expected}, got {came!r} ({type(came).__name__})") from None
+
+
+def _suggest(name: str, known: Any) -> str:
+    close = get_close_matches(name, list(known), n=1)
+    return f": did you mean `{close[0]}`?" if close else ""

@@ -1,0 +1,35 @@
+"""All data sets by name. To add one, write a file with a subclass of `Dataset` and add its line here."""
+
+from functools import lru_cache
+from pathlib import Path
+
+from common.datasets.base import Dataset, DataSpec, TaskInfo
+from common.datasets.digits import Digits
+from common.datasets.gaussian import Gaussian
+from common.datasets.omniglot import Omniglot
+from common.datasets.sinusoid import Sinusoid
+from common.datasets.uji import Uji
+from common.errors import ConfigError
+from common.options import Options
+
+DATASETS: dict[str, type[Dataset]] = {
+    "digits": Digits,
+    "gaussian": Gaussian,
+    "omniglot": Omniglot,
+    "sinusoid": Sinusoid,
+    "uji": Uji,
+}
+
+
+@lru_cache(maxsize=8)
+def load_dataset(name: str, options: Options, data_dir: Path) -> Dataset:
+    """The data set `name`, read at most once per process for the same options and folder.
+
+    Nobody may change the tensors it hands out: they are shared. Example: `load_dataset("gaussian", GaussianOptions(), Path())`.
+    """
+    if name not in DATASETS:
+        raise ConfigError(f"`dataset` must be one of {', '.join(DATASETS)}, got '{name}'")
+    return DATASETS[name](options, data_dir)
+
+
+__all__ = ["DATASETS", "DataSpec", "Dataset", "TaskInfo", "load_dataset"]

@@ -1,0 +1,172 @@
+"""What a data set is: a list of tasks, and for each task a way to draw support, query and test examples.
+
+A data set knows no algorithm and no model. Adding one is a new file with a subclass of `Dataset` and one line in `DATASETS`.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+
+from common.batch import Batch, TaskData
+from common.errors import DataError
+from common.options import Options
+from common.randomness import generator
+
+Kind = Literal["classification", "regression"]
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What a node tells the server about one task: never an example, only counts.
+
+    `group`: tasks of one group always land in the same split (two drawers of one alphabet, say); by default the task is its
+    own group. `split`: "" lets the server choose by seed, else one of `SPLITS` as the data set's authors published it.
+    """
+
+    task_id: str
+    num_support: int
+    num_query: int
+    num_test: int
+    group: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """The shape of every example of a data set. `outputs`: number of classes, or of regression targets."""
+
+    kind: Kind
+    input_shape: tuple[int, ...]
+    outputs: int
+
+
+class Dataset(ABC):
+    """One family of tasks. Construction reads and checks the data; drawing from a task is then pure and cheap."""
+
+    name: ClassVar[str]
+    Options: ClassVar[type[Options]]
+    model: ClassVar[str]
+    """The model that `model = "auto"` picks for this data set."""
+
+    @abstractmethod
+    def __init__(self, options: Any, data_dir: Path) -> None:
+        """Read what is needed from `data_dir`. Raises DataError with a sentence for the user."""
+
+    @property
+    @abstractmethod
+    def spec(self) -> DataSpec:
+        """Shapes that all tasks share."""
+
+    @abstractmethod
+    def tasks(self) -> list[TaskInfo]:
+        """All tasks, in a fixed order. A node hosts those at positions partition-id, partition-id + num-partitions, ..."""
+
+    @abstractmethod
+    def train_draw(self, task_id: str, rng: np.random.Generator) -> TaskData:
+        """The episode of a training task in one round. `rng` comes from (seed, round, task)."""
+
+    @abstractmethod
+    def test_draws(self, task_id: str) -> list[TaskData]:
+        """The draws on which a held-out task is scored: the same in every run, whatever the seed of the run."""
+
+
+class FixedSplitDataset(Dataset):
+    """A data set whose tasks have a fixed support / query / test split (a real user's own examples).
+
+    In training, support and query are drawn anew in every round from their union, with the same number of examples of each
+    class (`resample`); the test part is never touched.
+    """
+
+    resample: bool = True
+    _data: Mapping[str, TaskData]
+
+    def tasks(self) -> list[TaskInfo]:
+        return [TaskInfo(name, len(data.support.x), len(data.query.x), len(data.test.x)) for name, data in self._data.items()]
+
+    def train_draw(self, task_id: str, rng: np.random.Generator) -> TaskData:
+        data = self._data[task_id]
+        return redraw(data, rng) if self.resample else data
+
+    def test_draws(self, task_id: str) -> list[TaskData]:
+        return [self._data[task_id]]
+
+
+def redraw(data: TaskData, rng: np.random.Generator) -> TaskData:
+    """Draw support and query anew from their union; for class labels every class keeps its counts in both parts."""
+    x = torch.cat([data.support.x, data.query.x])
+    y = torch.cat([data.support.y, data.query.y])
+    in_support = np.arange(len(x)) < len(data.support.x)
+    strata = y.numpy() if y.dtype == torch.int64 else np.zeros(len(y), dtype=np.int64)
+    chosen = np.zeros(len(x), dtype=bool)
+    for stratum in np.unique(strata):
+        members = rng.permutation(np.flatnonzero(strata == stratum))
+        chosen[members[: int(in_support[members].sum())]] = True
+    support, query = torch.from_numpy(np.flatnonzero(chosen)), torch.from_numpy(np.flatnonzero(~chosen))
+    return TaskData(Batch.of(x[support], y[support]), Batch.of(x[query], y[query]), data.test)
+
+
+def resolve_data_dir(setting: str) -> Path:
+    """Where data files are: the setting `data-dir`, else the variable QUICKBLOOM_DATA_DIR, else the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quickbloom"
+    return Path(setting or os.environ.get("QUICKBLOOM_DATA_DIR") or cache).expanduser()
+
+
+def read_npz(path: Path, expected: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> dict[str, np.ndarray[Any, Any]]:
+    """Read the named arrays of an `.npz`, checking dtype and shape; a size of -1 in a shape admits any size.
+
+    Nothing in the file is ever unpickled. Raises DataError for a missing, empty, damaged or different file.
+    """
+    if not path.is_file():
+        raise DataError(
+            f"the data file '{path}' does not exist: put it there, or point `data-dir` or the environment variable "
+            "QUICKBLOOM_DATA_DIR at the folder that holds it"
+        )
+    try:
+        # Opened here, since np.load leaves a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            missing = sorted(set(expected) - set(archive.files))
+            if missing:
+                raise DataError(f"the data file '{path}' lacks the array `{missing[0]}`: it holds {sorted(archive.files)}")
+            arrays = {name: archive[name] for name in expected}
+    except DataError:
+        raise
+    except Exception as error:  # NumPy and zipfile raise a dozen types for damaged archives
+        raise DataError(f"the data file '{path}' is not a readable .npz archive ({error}): fetch it again") from error
+    for name, (dtype, shape) in expected.items():
+        array = arrays[name]
+        if array.dtype != dtype:
+            raise DataError(f"array `{name}` in '{path}' must have dtype {dtype}, got {array.dtype}")
+        if array.ndim != len(shape) or any(want not in (-1, have) for want, have in zip(shape, array.shape, strict=True)):
+            raise DataError(f"array `{name}` in '{path}' must have shape {shape} (-1: any), got {array.shape}")
+        if np.issubdtype(dtype, np.floating) and not np.isfinite(array).all():
+            raise DataError(f"array `{name}` in '{path}' holds NaN or infinite values: remove them")
+    return arrays
+
+
+def require_below(path: Path, name: str, array: np.ndarray[Any, Any], limit: int) -> None:
+    """Raise DataError unless every value of the array `name` read from `path` is in 0..limit-1."""
+    wrong = array[(array < 0) | (array >= limit)]
+    if wrong.size:
+        raise DataError(f"array `{name}` in '{path}' must hold values 0..{limit - 1}, got {wrong[0]}: fetch the file again")
+
+
+__all__ = [
+    "SPLITS",
+    "DataSpec",
+    "Dataset",
+    "FixedSplitDataset",
+    "Kind",
+    "TaskInfo",
+    "generator",
+    "read_npz",
+    "redraw",
+    "require_below",
+    "resolve_data_dir",
+]

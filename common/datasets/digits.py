@@ -1,0 +1,101 @@
+"""Digits of 56 devices: scikit-learn's 8x8 handwritten digits, each device with its own vocabulary and its own slant.
+
+A device knows five of the ten digits, under labels of its own, and sees all of its images rotated and sheared by its own
+amounts. So no single model is right for everyone, and ten labelled images have to tell a device's world.
+Source: "Optical Recognition of Handwritten Digits" (Alpaydin, Kaynak 1998), 1,797 images as shipped with scikit-learn.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from common.batch import Batch, TaskData
+from common.datasets.base import DataSpec, FixedSplitDataset, generator
+from common.errors import DataError
+from common.options import Options
+
+CLIENTS = 56
+DIGITS = 10
+WAYS = 5
+PER_PART = 2
+"""Images of one class in each of support, query and test. A digit's 28 devices take 168 of its 174 or more images."""
+SIDE = 8
+WHITE = 16.0
+
+Array = np.ndarray[Any, Any]
+
+
+class DigitsOptions(Options):
+    """Settings of the data set `digits`."""
+
+    rotation: float = Field(
+        45.0, ge=0, le=180, description="a device's images are rotated by up to this many degrees either way"
+    )
+    shear: float = Field(0.3, ge=0, le=1, description="a device's images are sheared by up to this factor either way")
+    data_seed: int = Field(0, ge=0, description="seed of the devices, apart from the seed of the run")
+
+
+class Digits(FixedSplitDataset):
+    """56 devices with disjoint images; five classes with 2 support, 2 query and 2 test images each."""
+
+    name = "digits"
+    Options = DigitsOptions
+    model = "mlp"
+
+    def __init__(self, options: DigitsOptions, data_dir: Path) -> None:
+        images, targets = _read()
+        vocabularies = _vocabularies(generator(options.data_seed, "digits", "vocabulary"))
+        rng = generator(options.data_seed, "digits", "images")
+        pools = [iter(rng.permutation(np.flatnonzero(targets == digit))) for digit in range(DIGITS)]
+        self._data: dict[str, TaskData] = {}
+        for k, vocabulary in enumerate(vocabularies):
+            chosen = [[next(pools[digit]) for _ in range(3 * PER_PART)] for digit in vocabulary]
+            warped = _warp(images[np.ravel(chosen)], generator(options.data_seed, "digits", "device", k), options)
+            self._data[f"device-{k:02d}"] = _split(warped.reshape(WAYS, 3, PER_PART, 1, SIDE, SIDE))
+
+    @property
+    def spec(self) -> DataSpec:
+        return DataSpec("classification", (1, SIDE, SIDE), WAYS)
+
+
+def _read() -> tuple[Array, Array]:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError(
+            "the data set `digits` needs scikit-learn, which is not installed: run pip install 'quickbloom[datasets]'"
+        ) from error
+    bunch = load_digits()
+    return np.asarray(bunch.images / WHITE, dtype=np.float32), np.asarray(bunch.target, dtype=np.int64)
+
+
+def _vocabularies(rng: np.random.Generator) -> list[Array]:
+    """Five digits per device, at the index of their label; the devices of a pair halve the ten, so all are equally frequent."""
+    pairs = [np.split(rng.permutation(DIGITS), 2) for _ in range(CLIENTS // 2)]
+    return [half for pair in pairs for half in pair]
+
+
+def _warp(images: Array, rng: np.random.Generator, options: DigitsOptions) -> Array:
+    """One rotation and one shear about the centre for all images [n, 8, 8] of a device."""
+    from scipy.ndimage import affine_transform  # comes with scikit-learn
+
+    angle = np.deg2rad(rng.uniform(-options.rotation, options.rotation))
+    shear = rng.uniform(-options.shear, options.shear)
+    rotate = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    plane = rotate @ np.array([[1.0, shear], [0.0, 1.0]])
+    # The stack's own axis is left as it is, so one call warps all images.
+    matrix = np.eye(3)
+    matrix[1:, 1:] = plane
+    centre = np.full(2, (SIDE - 1) / 2)
+    offset = np.concatenate([[0.0], centre - plane @ centre])
+    return np.asarray(affine_transform(images, matrix, offset=offset, order=1), dtype=np.float32)
+
+
+def _split(images: Array) -> TaskData:
+    """[class, part, image, 1, 8, 8] -> support, query, test."""
+    labels = torch.arange(WAYS).repeat_interleave(PER_PART)
+    support, query, test = (Batch.of(torch.from_numpy(images[:, part].reshape(-1, 1, SIDE, SIDE)), labels) for part in range(3))
+    return TaskData(support, query, test)

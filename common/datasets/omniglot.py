@@ -1,0 +1,193 @@
+"""Omniglot: N-way K-shot episodes of handwritten characters; 1,623 characters, 50 alphabets, 20 drawers each.
+
+Source: Lake, Salakhutdinov, Tenenbaum, "Human-level concept learning through probabilistic program induction" (2015); the
+split of all characters into train / validation / test is Vinyals et al., "Matching Networks" (2016). What is one task is
+the option `clients`:
+
+- "alphabet": an alphabet; an episode is N random characters of it under random labels.
+- "alphabet-drawers": an alphabet as written by one group of its drawers. The groups of an alphabet land in the same split.
+- "unstructured": virtual devices, each an endless stream of episodes from all characters of its part of Vinyals' split. In
+  training a character turned by 90, 180 or 270 degrees is a character of its own (Santoro et al. 2016). This is the
+  published benchmark; the other two are federations.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from common.batch import Batch, TaskData
+from common.datasets.base import SPLITS, Dataset, DataSpec, TaskInfo, generator, read_npz, require_below
+from common.errors import DataError
+from common.options import Options
+
+FILE = "omniglot_28.npz"
+CHARACTERS, ALPHABETS, DRAWERS, SIDE = 1623, 50, 20, 28
+
+Array = np.ndarray[Any, Any]
+
+
+class OmniglotOptions(Options):
+    """Settings of the data set `omniglot`."""
+
+    clients: Literal["alphabet", "alphabet-drawers", "unstructured"] = Field("alphabet", description="what one task is")
+    ways: int = Field(5, ge=2, le=1000, description="classes per episode")
+    shots: int = Field(1, ge=1, le=19, description="support images per class")
+    query_shots: int = Field(1, ge=1, le=19, description="query images per class, in testing the images to score")
+    drawer_groups: Literal[1, 2, 4, 5, 10] = Field(4, description="groups of an alphabet's 20 drawers, for `alphabet-drawers`")
+    rotations: Literal["auto", "on", "off"] = Field(
+        "auto", description="in training, turned characters are classes of their own; by default only for `unstructured`"
+    )
+    official_split: bool = Field(False, description="train on the 30 background alphabets, test on the 20 evaluation ones")
+    train_clients: int = Field(100, ge=1, le=10_000, description="training tasks, for `unstructured`")
+    validation_clients: int = Field(20, ge=1, le=10_000, description="validation tasks, for `unstructured`")
+    test_clients: int = Field(50, ge=1, le=10_000, description="test tasks, for `unstructured`")
+    test_episodes: int = Field(10, ge=1, le=10_000, description="episodes per held-out task on which it is scored")
+    data_seed: int = Field(0, ge=0, description="seed of the test episodes, apart from the seed of the run")
+
+
+class Pool(NamedTuple):
+    """What the episodes of a task are drawn from: character indices, drawer indices, and where the task belongs."""
+
+    characters: Array
+    drawers: Array
+    group: str = ""
+    split: str = ""
+
+
+class Omniglot(Dataset):
+    """Images [1, 28, 28], ink 1 on paper 0; every draw has `ways` x `shots` support and `ways` x `query-shots` query images.
+
+    The test part of a draw is its query part: a training task is never scored, and of a held-out task only the support is
+    learned from. Support and query come from different drawers. One image is there twice (character 191, the third and the
+    nineteenth drawer, counted from one): the second copy is never drawn.
+    """
+
+    name = "omniglot"
+    Options = OmniglotOptions
+    model = "conv4"
+
+    def __init__(self, options: OmniglotOptions, data_dir: Path) -> None:
+        self._options = options
+        arrays = _read(data_dir / FILE)
+        self._images = arrays["images"]
+        self._rotate = options.rotations == "on" or (options.rotations == "auto" and options.clients == "unstructured")
+        self._is_copy = _copies(self._images)
+        pools = {"alphabet": _alphabets, "alphabet-drawers": _alphabet_drawers, "unstructured": _unstructured}[options.clients]
+        self._pools = {task_id: self._drawable(pool) for task_id, pool in pools(arrays, options).items()}
+        self._refuse_too_many_ways()
+
+    @property
+    def spec(self) -> DataSpec:
+        return DataSpec("classification", (1, SIDE, SIDE), self._options.ways)
+
+    def tasks(self) -> list[TaskInfo]:
+        support, query = self._options.ways * self._options.shots, self._options.ways * self._options.query_shots
+        return [TaskInfo(name, support, query, query, pool.group, pool.split) for name, pool in self._pools.items()]
+
+    def train_draw(self, task_id: str, rng: np.random.Generator) -> TaskData:
+        return self._episode(self._pools[task_id], rng, turns=4 if self._rotate else 1)
+
+    def test_draws(self, task_id: str) -> list[TaskData]:
+        rng = generator(self._options.data_seed, "omniglot", "test", task_id)
+        return [self._episode(self._pools[task_id], rng, turns=1) for _ in range(self._options.test_episodes)]
+
+    def _episode(self, pool: Pool, rng: np.random.Generator, turns: int) -> TaskData:
+        ways, shots = self._options.ways, self._options.shots
+        turn, index = np.divmod(rng.choice(len(pool.characters) * turns, size=ways, replace=False), len(pool.characters))
+        characters = pool.characters[index, None]
+        order = rng.random((ways, len(pool.drawers)))
+        order += self._is_copy[characters, pool.drawers]  # copies last: `_drawable` sees to it that they are never reached
+        drawers = pool.drawers[order.argsort(axis=1)[:, : shots + self._options.query_shots]]
+        images = self._images[characters, drawers]
+        for way in np.flatnonzero(turn):
+            images[way] = np.rot90(images[way], k=turn[way], axes=(1, 2))
+        query = _batch(images[:, shots:])
+        return TaskData(_batch(images[:, :shots]), query, query)
+
+    def _drawable(self, pool: Pool) -> Pool:
+        """The pool without the characters that have fewer distinct images than an episode takes."""
+        needed = self._options.shots + self._options.query_shots
+        if needed > len(pool.drawers):
+            raise DataError(
+                f"`shots` + `query-shots` must be at most {len(pool.drawers)}, the drawers that a task of data set `omniglot` "
+                f'has of each character, got {needed}: lower one of them, or `drawer-groups` if `clients` is "alphabet-drawers"'
+            )
+        distinct = (~self._is_copy[pool.characters[:, None], pool.drawers]).sum(axis=1)
+        return pool._replace(characters=pool.characters[distinct >= needed])
+
+    def _refuse_too_many_ways(self) -> None:
+        task_id, pool = min(self._pools.items(), key=lambda item: len(item[1].characters))
+        if self._options.ways > len(pool.characters):
+            raise DataError(
+                f"`ways` must be at most {len(pool.characters)}, the number of characters in the smallest task '{task_id}' of "
+                f"data set `omniglot`, got {self._options.ways}: lower it"
+            )
+
+
+def _batch(images: Array) -> Batch:
+    """u8 [ways, count, 28, 28] -> float [ways * count, 1, 28, 28] with labels 0..ways-1."""
+    ways, count = images.shape[:2]
+    x = torch.from_numpy(np.ascontiguousarray(images)).reshape(ways * count, 1, SIDE, SIDE).float().div_(255)
+    return Batch.of(x, torch.arange(ways).repeat_interleave(count))
+
+
+def _alphabets(arrays: dict[str, Array], options: OmniglotOptions) -> dict[str, Pool]:
+    pools = {}
+    for index, name in enumerate(arrays["alphabet_names"]):
+        slug = re.sub(r"[^a-z0-9]+", "-", str(name).lower()).strip("-")
+        split = ("train" if arrays["alphabet_is_background"][index] else "test") if options.official_split else ""
+        characters = np.flatnonzero(arrays["alphabet"] == index)
+        pools[slug] = Pool(characters, np.arange(DRAWERS), slug, split)
+    return pools
+
+
+def _alphabet_drawers(arrays: dict[str, Array], options: OmniglotOptions) -> dict[str, Pool]:
+    groups = np.split(np.arange(DRAWERS), options.drawer_groups)
+    return {
+        f"{slug}-drawers-{number}": pool._replace(drawers=drawers)
+        for slug, pool in _alphabets(arrays, options).items()
+        for number, drawers in enumerate(groups)
+    }
+
+
+def _unstructured(arrays: dict[str, Array], options: OmniglotOptions) -> dict[str, Pool]:
+    pools = {}
+    counts = (options.train_clients, options.validation_clients, options.test_clients)
+    for part, (split, count) in enumerate(zip(SPLITS, counts, strict=True)):
+        pool = Pool(np.flatnonzero(arrays["vinyals_split"] == part), np.arange(DRAWERS), split=split)
+        pools.update({f"{split}-{k:03d}": pool for k in range(count)})
+    return pools
+
+
+def _read(path: Path) -> dict[str, Array]:
+    byte = np.dtype(np.uint8)
+    arrays = read_npz(
+        path,
+        {
+            "images": (byte, (CHARACTERS, DRAWERS, SIDE, SIDE)),
+            "alphabet": (byte, (CHARACTERS,)),
+            "alphabet_names": (np.dtype("<U41"), (ALPHABETS,)),
+            "alphabet_is_background": (np.dtype(np.bool_), (ALPHABETS,)),
+            "vinyals_split": (byte, (CHARACTERS,)),
+        },
+    )
+    require_below(path, "alphabet", arrays["alphabet"], ALPHABETS)
+    require_below(path, "vinyals_split", arrays["vinyals_split"], len(SPLITS))
+    return arrays
+
+
+def _copies(images: Array) -> Array:
+    """Bool [character, drawer]: is this image an exact copy of an earlier drawer's of the same character?"""
+    copies = np.zeros(images.shape[:2], dtype=bool)
+    for character, drawn in enumerate(images):
+        seen = [image.tobytes() for image in drawn]
+        if len(set(seen)) < len(seen):
+            copies[character] = [image in seen[:drawer] for drawer, image in enumerate(seen)]
+    return copies
+
+
+__all__ = ["FILE", "Omniglot", "OmniglotOptions", "Pool"]

@@ -1,0 +1,158 @@
+"""One node's share of a round, without Flower: stack the tasks, map the algorithm over them, average.
+
+Tasks of different sizes are padded with examples of weight 0, and go through `torch.func.vmap` in chunks that bound the memory.
+A model that mixes the examples of a batch (batch norm) would see the padding, so its tasks are grouped by exact size instead.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from common.algorithms.base import Algorithm
+from common.batch import Batch, Episode, Minibatches, TaskData
+from common.params import Params
+
+
+@dataclass(frozen=True)
+class TaskWork:
+    """One task's draw in this round, and the generator of (seed, round, task) for what the algorithm draws."""
+
+    data: TaskData
+    rng: np.random.Generator
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.data.support.x) + len(self.data.query.x)
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """`gradient`: weighted mean of the tasks' meta-gradients; `weight`: the sum of the weights that went into it.
+
+    `losses`: every task's query loss after adaptation, in the order asked for; NaN marks a task whose numbers were not finite,
+    which contributes nothing else. Where no task contributed, `weight` is 0 and `gradient` is zero.
+    """
+
+    gradient: Params
+    weight: float
+    losses: list[float]
+
+
+def run_round(algorithm: Algorithm, meta: Params, work: Sequence[TaskWork], chunk_size: int) -> RoundResult:
+    """Mean meta-gradient over the tasks in `work`. `meta` decides the device; at most `chunk_size` tasks are mapped at once."""
+    device = next(iter(meta.values())).device
+    mapped = vmap(algorithm.meta_gradient, in_dims=(None, 0, 0), randomness="error")
+    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in meta.items()}
+    total_weight = 0.0
+    losses = [float("nan")] * len(work)
+    for positions in chunks([_sizes(w.data) for w in work], chunk_size, exact=algorithm.learner.mixes_examples):
+        chosen = [work[i] for i in positions]
+        episode = Episode(stack([w.data.support for w in chosen], device), stack([w.data.query for w in chosen], device))
+        indices = [algorithm.minibatch_indices(w.num_examples, w.rng) for w in chosen]
+        minibatches = _stack_minibatches(indices, [len(w.data.support.x) for w in chosen], episode, device)
+        gradients, loss = mapped(meta, episode, minibatches)
+        finite = _finite_tasks(gradients, loss)
+        weights = torch.tensor([algorithm.weight(w.num_examples) for w in chosen], dtype=torch.float64, device=device) * finite
+        for name, value in gradients.items():
+            # where(), because 0 * NaN is NaN: a task that is left out must leave no trace.
+            kept = torch.where(finite.view(-1, *[1] * (value.ndim - 1)), value, 0.0)
+            total[name] += torch.tensordot(weights, kept.double(), dims=1)
+        total_weight += float(weights.sum())
+        for position, value, ok in zip(positions, loss.tolist(), finite.tolist(), strict=True):
+            losses[position] = value if ok else float("nan")
+    gradient = {name: (value / max(total_weight, 1e-300)).to(meta[name].dtype) for name, value in total.items()}
+    return RoundResult(gradient, total_weight, losses)
+
+
+def evaluate(
+    algorithm: Algorithm, meta: Params, tasks: Sequence[Sequence[TaskData]], lrs: Sequence[float], steps: int, chunk_size: int
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Adapt on the support, score on the test part: (loss, metric), each [tasks, learning rates, steps + 1].
+
+    The metric is accuracy in 0..1, or the mean squared error for regression. Position 0 of the last axis is before adaptation.
+    A task with several draws gets their mean.
+    """
+    draws = [draw for task in tasks for draw in task]
+    owner = np.repeat(np.arange(len(tasks)), [len(task) for task in tasks])
+    device = next(iter(meta.values())).device
+
+    def scores(theta: Params, lr: Tensor, support: Batch, test: Batch) -> tuple[Tensor, Tensor]:
+        path = algorithm.adaptation_path(theta, support, lr, steps)
+        losses, metrics = zip(*(algorithm.score(phi, test) for phi in path), strict=True)
+        return torch.stack(losses), torch.stack(metrics)
+
+    over_rates = vmap(scores, in_dims=(None, 0, None, None))
+    mapped = vmap(over_rates, in_dims=(None, None, 0, 0))
+    rates = torch.tensor(list(lrs), dtype=next(iter(meta.values())).dtype, device=device)
+    result = np.full((2, len(draws), len(lrs), steps + 1), np.nan)
+    sizes = [(len(d.support.x), len(d.test.x)) for d in draws]
+    per_chunk = max(1, chunk_size // len(lrs))
+    with torch.no_grad():
+        for positions in chunks(sizes, per_chunk, exact=algorithm.learner.mixes_examples):
+            support = stack([draws[i].support for i in positions], device)
+            test = stack([draws[i].test for i in positions], device)
+            for part, values in enumerate(mapped(meta, rates, support, test)):
+                result[part, positions] = values.double().cpu().numpy()
+    means = np.stack([result[:, owner == task].mean(axis=1) for task in range(len(tasks))], axis=1)
+    return means[0], means[1]
+
+
+def chunks(sizes: Sequence[Any], chunk_size: int, *, exact: bool) -> Iterator[list[int]]:
+    """Positions of tasks to map together: at most `chunk_size`, similar sizes together, equal sizes only if `exact`."""
+    order = sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
+    key: Callable[[int], Any] = (lambda i: sizes[i]) if exact else (lambda i: None)
+    for _, group in groupby(order, key):
+        members = list(group)
+        yield from (members[i : i + chunk_size] for i in range(0, len(members), chunk_size))
+
+
+def stack(batches: Sequence[Batch], device: torch.device) -> Batch:
+    """Batches of several tasks as one with a leading task axis, padded to the largest with weight 0."""
+    size = max(len(batch.x) for batch in batches)
+    padded = [_pad(batch, size) for batch in batches]
+    return Batch(*(torch.stack(values).to(device) for values in zip(*padded, strict=True)))
+
+
+def _pad(batch: Batch, size: int) -> Batch:
+    missing = size - len(batch.x)
+    if missing == 0:
+        return batch
+    # Repeats an example rather than zeros: it cannot make a model overflow where the task itself does not.
+    x, y = (torch.cat([values, values[:1].expand(missing, *values.shape[1:])]) for values in (batch.x, batch.y))
+    return Batch(x, y, torch.cat([batch.weight, batch.weight.new_zeros(missing)]))
+
+
+def _stack_minibatches(
+    indices: Sequence[np.ndarray[Any, Any] | None], num_support: Sequence[int], episode: Episode, device: torch.device
+) -> Minibatches:
+    present = [index for index in indices if index is not None]
+    if not present:
+        empty = torch.zeros(len(indices), 0, 0, device=device)
+        return Minibatches(empty.long(), empty)
+    size = max(index.shape[1] for index in present)
+    shape = (len(present), present[0].shape[0], size)
+    index, weight = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32)
+    padding = [episode.support.x.shape[1] - n for n in num_support]
+    for t, own in enumerate(present):
+        # Query examples stand behind the padding of the support part.
+        index[t, :, : own.shape[1]] = own + padding[t] * (own >= num_support[t])
+        weight[t, :, : own.shape[1]] = 1.0
+    dtype = episode.support.weight.dtype
+    return Minibatches(torch.from_numpy(index).to(device), torch.from_numpy(weight).to(device, dtype))
+
+
+def _sizes(data: TaskData) -> tuple[int, int]:
+    return len(data.support.x), len(data.query.x)
+
+
+def _finite_tasks(gradients: Params, loss: Tensor) -> Tensor:
+    finite = torch.isfinite(loss)
+    for value in gradients.values():
+        finite &= torch.isfinite(value).flatten(1).all(dim=1)
+    return finite

@@ -1,0 +1,32 @@
+"""What a model file offers: settings, and a function from shapes to a torch module."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import nn
+
+from common.errors import ConfigError
+from common.options import Options
+
+
+class Model(ABC):
+    """One model family. Adding one is a new file with a subclass and one line in `MODELS`."""
+
+    name: ClassVar[str]
+    Options: ClassVar[type[Options]]
+
+    @classmethod
+    @abstractmethod
+    def build(cls, options: Any, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """A freshly initialised module from inputs [n, *input_shape] to [n, outputs]. Raises ConfigError if it cannot."""
+
+
+def parse_sizes(setting: str, text: str) -> tuple[int, ...]:
+    """Layer sizes from a comma-separated setting: "64,64" -> (64, 64); "" -> ()."""
+    try:
+        sizes = tuple(int(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError:
+        sizes = (0,)
+    if any(size < 1 for size in sizes):
+        raise ConfigError(f"`{setting}` must be positive whole numbers with commas between them, such as '64,64', got '{text}'")
+    return sizes

@@ -1,0 +1,25 @@
+"""One linear layer: logistic or linear regression, and the smallest model for tests."""
+
+from math import prod
+from typing import ClassVar
+
+from torch import nn
+
+from common.models.base import Model
+from common.models.mlp import perceptron
+from common.options import Options
+
+
+class LinearOptions(Options):
+    """No settings."""
+
+
+class Linear(Model):
+    """Flatten, then one Linear layer to the outputs."""
+
+    name = "linear"
+    Options: ClassVar[type[Options]] = LinearOptions
+
+    @classmethod
+    def build(cls, options: LinearOptions, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+        return perceptron((prod(input_shape), outputs))

@@ -1,0 +1,33 @@
+"""Multi-layer perceptron with ReLU. Inputs of any shape are flattened."""
+
+from math import prod
+from typing import ClassVar
+
+from pydantic import Field
+from torch import nn
+
+from common.models.base import Model, parse_sizes
+from common.options import Options, Text
+
+
+class MlpOptions(Options):
+    hidden: Text = Field("64,64", description="sizes of the hidden layers, with commas between them")
+
+
+class Mlp(Model):
+    """Flatten, then Linear and ReLU for every hidden size, then Linear to the outputs."""
+
+    name = "mlp"
+    Options: ClassVar[type[Options]] = MlpOptions
+
+    @classmethod
+    def build(cls, options: MlpOptions, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+        return perceptron((prod(input_shape), *parse_sizes("mlp.hidden", options.hidden), outputs))
+
+
+def perceptron(sizes: tuple[int, ...]) -> nn.Sequential:
+    """Linear layers between consecutive `sizes` with ReLU between them; the first one flattens its input."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        layers += [nn.ReLU()] * (i > 0) + [nn.Linear(fan_in, fan_out)]
+    return nn.Sequential(*layers)

@@ -1,0 +1,28 @@
+"""Base of every settings model: kebab-case keys from the outside, snake_case names inside, frozen, nothing extra."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class Options(BaseModel):
+    """Settings of one part (an algorithm, a data set, a model). Every field has a default and a description.
+
+    Strict: 3.0 is no whole number and "0.1" is no number; a whole number is accepted where a number is expected.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, alias_generator=_kebab, populate_by_name=True, allow_inf_nan=False
+    )
+
+
+def _number_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Text = Annotated[str, BeforeValidator(_number_as_text)]
+"""A list of numbers written as text ("64,64"); a single number needs no quotation marks."""

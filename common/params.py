@@ -1,0 +1,59 @@
+"""Named parameters as plain dictionaries, and the little arithmetic that meta-learning needs on them."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+Params = dict[str, Tensor]
+
+
+def add(a: Params, b: Params, scale: float | Tensor = 1.0) -> Params:
+    """a + scale * b, key by key."""
+    return {name: value + scale * b[name] for name, value in a.items()}
+
+
+def subtract(a: Params, b: Params) -> Params:
+    """a - b, key by key."""
+    return {name: value - b[name] for name, value in a.items()}
+
+
+def norm(params: Params) -> Tensor:
+    """Euclidean norm over all entries of all tensors; a scalar."""
+    return torch.sqrt(sum((value.square().sum() for value in params.values()), start=torch.zeros(())))
+
+
+def all_finite(params: Params) -> bool:
+    """True if no tensor holds NaN or infinity."""
+    return all(bool(torch.isfinite(value).all()) for value in params.values())
+
+
+def num_bytes(params: Params) -> int:
+    """Size of the raw tensor data in bytes."""
+    return sum(value.numel() * value.element_size() for value in params.values())
+
+
+def mismatch(params: Params, reference: Params) -> str | None:
+    """Why `params` cannot stand in for `reference` (keys, shapes), in words; None if it can."""
+    if missing := sorted(reference.keys() - params.keys()):
+        return f"the tensor `{missing[0]}` is missing"
+    if extra := sorted(params.keys() - reference.keys()):
+        return f"there is an unexpected tensor `{extra[0]}`"
+    for name, value in reference.items():
+        if params[name].shape != value.shape:
+            return f"the tensor `{name}` has shape {tuple(params[name].shape)}, expected {tuple(value.shape)}"
+    return None
+
+
+def weighted_mean(items: Iterable[tuple[Params, float]]) -> Params:
+    """Sum of weight * params over the sum of weights. Summed in float64, so that the order hardly matters."""
+    total, weights = None, 0.0
+    dtypes: dict[str, torch.dtype] = {}
+    for params, weight in items:
+        dtypes = dtypes or {name: value.dtype for name, value in params.items()}
+        scaled = {name: value.double() * weight for name, value in params.items()}
+        total = scaled if total is None else add(total, scaled)
+        weights += weight
+    if total is None or weights <= 0:
+        raise ValueError("a weighted mean needs at least one item with a positive weight")
+    return {name: (value / weights).to(dtypes[name]) for name, value in total.items()}

@@ -1,0 +1,268 @@
+"""What travels between server and nodes: the only place that names record fields and turns tensors into records and back.
+
+Every message is a small dataclass with `to_records` and `from_records`. Reading checks everything, because the other side may
+be of another version or broken: whatever is wrong raises WireError with a reason in words, never anything else.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from common.datasets.base import SPLITS, DataSpec, TaskInfo
+from common.params import Params
+
+PROTOCOL = 1
+"""Raised whenever a node of the old form could not work with a server of the new one."""
+
+ROLL_CALL = "query.roll_call"
+TRAIN = "train"
+EVALUATE = "evaluate"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class WireError(Exception):
+    """A message does not have the form that this version expects; the text says what is wrong with it."""
+
+
+def _reads(function: Callable[P, R]) -> Callable[P, R]:
+    """Turn whatever a malformed record provokes while it is read into a WireError."""
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except WireError:
+            raise
+        except KeyError as error:
+            raise WireError(f"the field {error} is missing") from None
+        except (TypeError, ValueError, AttributeError, IndexError, OverflowError, EOFError, OSError) as error:
+            raise WireError(f"it cannot be read ({error})") from None
+
+    return wrapped
+
+
+def to_arrays(params: Params) -> ArrayRecord:
+    """Named tensors as an ArrayRecord; dtype and shape are kept."""
+    return ArrayRecord({name: Array(value.detach().cpu().numpy()) for name, value in params.items()})
+
+
+@_reads
+def from_arrays(record: ArrayRecord) -> Params:
+    """The tensors of an ArrayRecord, as copies that may be changed. Never unpickles."""
+    return {name: torch.from_numpy(np.array(array.numpy(), copy=True)) for name, array in record.items()}
+
+
+@dataclass(frozen=True)
+class RollCallReply:
+    """What a node says of itself before the first round: shapes, counts and versions, no example."""
+
+    spec: DataSpec
+    tasks: list[TaskInfo]
+    versions: dict[str, str]
+    protocol: int = PROTOCOL
+
+    def to_records(self) -> RecordDict:
+        fields: dict[str, Any] = {
+            "protocol": self.protocol,
+            "kind": self.spec.kind,
+            "input-shape": list(self.spec.input_shape),
+            "outputs": self.spec.outputs,
+            "packages": list(self.versions),
+            "versions": list(self.versions.values()),
+            "task-ids": [task.task_id for task in self.tasks],
+            "groups": [task.group for task in self.tasks],
+            "splits": [task.split for task in self.tasks],
+            "num-support": [task.num_support for task in self.tasks],
+            "num-query": [task.num_query for task in self.tasks],
+            "num-test": [task.num_test for task in self.tasks],
+        }
+        return RecordDict({"roll-call": ConfigRecord(fields)})
+
+    @classmethod
+    @_reads
+    def from_records(cls, records: RecordDict) -> "RollCallReply":
+        fields = _config(records, "roll-call")
+        if fields["protocol"] != PROTOCOL:
+            raise WireError(f"it speaks protocol {fields['protocol']}, this server speaks {PROTOCOL}: install the same release")
+        if fields["kind"] not in ("classification", "regression"):
+            raise WireError(f"`kind` must be classification or regression, got {fields['kind']!r}")
+        shape = tuple(_ints(fields["input-shape"], "input-shape", least=1))
+        (outputs,) = _ints([fields["outputs"]], "outputs", least=1)
+        columns = [_strings(fields[name], name) for name in ("task-ids", "groups", "splits")]
+        counts = [_ints(fields[name], name) for name in ("num-support", "num-query", "num-test")]
+        tasks = [
+            TaskInfo(task_id, support, query, test, group, split)
+            for task_id, group, split, support, query, test in zip(*columns, *counts, strict=True)
+        ]
+        if any(task.split not in ("", *SPLITS) for task in tasks):
+            raise WireError(f"`splits` must be empty or one of {SPLITS}")
+        if len({task.task_id for task in tasks}) != len(tasks):
+            raise WireError("it names a task twice")
+        packages = zip(_strings(fields["packages"], "packages"), _strings(fields["versions"], "versions"), strict=True)
+        return cls(DataSpec(fields["kind"], shape, outputs), tasks, dict(packages), PROTOCOL)
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """Compute the meta-gradient of these tasks in this round."""
+
+    meta: Params
+    round: int
+    seed: int
+    task_ids: list[str]
+
+    def to_records(self) -> RecordDict:
+        request = ConfigRecord({"round": self.round, "seed": self.seed, "task-ids": self.task_ids})
+        return RecordDict({"meta": to_arrays(self.meta), "request": request})
+
+    @classmethod
+    @_reads
+    def from_records(cls, records: RecordDict) -> "TrainRequest":
+        fields = _config(records, "request")
+        round_, seed = _ints([fields["round"], fields["seed"]], "round and seed")
+        return cls(_arrays(records, "meta"), round_, seed, _strings(fields["task-ids"], "task-ids"))
+
+
+@dataclass(frozen=True)
+class TrainReply:
+    """A node's weighted mean meta-gradient. `losses`: per task in the order asked for, NaN for one that did not contribute."""
+
+    gradient: Params
+    weight: float
+    losses: list[float]
+    seconds: float
+
+    def to_records(self) -> RecordDict:
+        metrics = MetricRecord({"weight": self.weight, "losses": self.losses, "seconds": self.seconds})
+        return RecordDict({"gradient": to_arrays(self.gradient), "metrics": metrics})
+
+    @classmethod
+    @_reads
+    def from_records(cls, records: RecordDict, num_tasks: int) -> "TrainReply":
+        fields = _metrics(records)
+        weight, seconds = _floats([fields["weight"], fields["seconds"]], "weight and seconds")
+        losses = _floats(fields["losses"], "losses", length=num_tasks, finite=False)
+        if weight < 0:
+            raise WireError(f"`weight` must not be negative, got {weight}")
+        gradient = _arrays(records, "gradient")
+        for name, value in gradient.items():
+            if not torch.isfinite(value).all():
+                raise WireError(f"the tensor `{name}` holds NaN or infinity")
+        return cls(gradient, weight, losses, seconds)
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """Adapt these held-out tasks with every one of `lrs` and score them after 0..steps steps."""
+
+    meta: Params
+    lrs: list[float]
+    steps: int
+    task_ids: list[str]
+
+    def to_records(self) -> RecordDict:
+        request = ConfigRecord({"lrs": self.lrs, "steps": self.steps, "task-ids": self.task_ids})
+        return RecordDict({"meta": to_arrays(self.meta), "request": request})
+
+    @classmethod
+    @_reads
+    def from_records(cls, records: RecordDict) -> "EvaluateRequest":
+        fields = _config(records, "request")
+        (steps,) = _ints([fields["steps"]], "steps", least=0)
+        return cls(_arrays(records, "meta"), _floats(fields["lrs"], "lrs"), steps, _strings(fields["task-ids"], "task-ids"))
+
+
+@dataclass(frozen=True)
+class EvaluateReply:
+    """Scores of held-out tasks: `losses` and `metrics` [tasks, learning rates, steps + 1], in the order asked for.
+
+    The metric is accuracy in 0..1, or the mean squared error for regression.
+    """
+
+    losses: np.ndarray[Any, Any]
+    metrics: np.ndarray[Any, Any]
+    seconds: float
+
+    def to_records(self) -> RecordDict:
+        fields = {"losses": self.losses.ravel().tolist(), "scores": self.metrics.ravel().tolist(), "seconds": self.seconds}
+        return RecordDict({"metrics": MetricRecord(fields)})
+
+    @classmethod
+    @_reads
+    def from_records(cls, records: RecordDict, num_tasks: int, num_lrs: int, steps: int) -> "EvaluateReply":
+        fields = _metrics(records)
+        shape = (num_tasks, num_lrs, steps + 1)
+        length = num_tasks * num_lrs * (steps + 1)
+        losses = _floats(fields["losses"], "losses", length=length, finite=False)
+        scores = _floats(fields["scores"], "scores", length=length, finite=False)
+        (seconds,) = _floats([fields["seconds"]], "seconds")
+        return cls(np.array(losses).reshape(shape), np.array(scores).reshape(shape), seconds)
+
+
+def error_records(reason: str) -> RecordDict:
+    """A node's answer that it cannot do what was asked, with the reason in words."""
+    return RecordDict({"error": ConfigRecord({"reason": reason})})
+
+
+def error_reason(records: RecordDict) -> str | None:
+    """The reason of a node that cannot do what was asked; None if the reply is none of that."""
+    record = records.get("error")
+    return str(record.get("reason", "no reason given")) if isinstance(record, ConfigRecord) else None
+
+
+def payload_bytes(records: RecordDict) -> int:
+    """Bytes of the tensors in a message; the few numbers beside them are not counted."""
+    return sum(len(array.data) for record in records.array_records.values() for array in record.values())
+
+
+def _config(records: RecordDict, name: str) -> ConfigRecord:
+    return _record(records, name, ConfigRecord)
+
+
+def _metrics(records: RecordDict) -> MetricRecord:
+    return _record(records, "metrics", MetricRecord)
+
+
+def _arrays(records: RecordDict, name: str) -> Params:
+    return from_arrays(_record(records, name, ArrayRecord))
+
+
+def _record(records: RecordDict, name: str, kind: type[R]) -> R:
+    record = records[name]
+    if not isinstance(record, kind):
+        raise WireError(f"`{name}` must be a {kind.__name__}, got a {type(record).__name__}")
+    return record
+
+
+def _ints(values: Any, name: str, least: int = 0) -> list[int]:
+    if not isinstance(values, list) or not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values):
+        raise WireError(f"`{name}` must be whole numbers of at least {least}, got {_short(values)}")
+    return list(values)
+
+
+def _floats(values: Any, name: str, length: int | None = None, *, finite: bool = True) -> list[float]:
+    if not isinstance(values, list) or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        raise WireError(f"`{name}` must be numbers, got {_short(values)}")
+    if length is not None and len(values) != length:
+        raise WireError(f"`{name}` must have {length} entries, got {len(values)}")
+    if finite and not np.isfinite(values).all():
+        raise WireError(f"`{name}` must be finite, got {_short(values)}")
+    return [float(v) for v in values]
+
+
+def _strings(values: Any, name: str) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+        raise WireError(f"`{name}` must be a list of texts, got {_short(values)}")
+    return list(values)
+
+
+def _short(values: Any) -> str:
+    text = repr(values)
+    return text if len(text) <= 80 else text[:77] + "..."

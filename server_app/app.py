@@ -1,0 +1,133 @@
+"""The ServerApp: settings -> roll call -> rounds -> final test -> run directory."""
+
+import platform
+import sys
+import time
+from logging import INFO
+from typing import Any
+
+import flwr
+import numpy as np
+import torch
+from flwr.app import Context
+from flwr.common import log
+from flwr.serverapp import Grid, ServerApp
+
+from common import __version__
+from common.algorithms import ALGORITHMS
+from common.config import RunConfig, parse_run_config
+from common.errors import QuickbloomError
+from common.learner import Learner
+from common.models import build_model
+from common.wire import to_arrays
+from server_app import checkpoint
+from server_app.history import RunDirectory, read_history, spread
+from server_app.outer import OuterOptimizer
+from server_app.polling import PollingGrid
+from server_app.rollcall import Population, call_roll
+from server_app.strategy import MetaStrategy, RunError, Scores
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run one federation. Whatever a user can mend ends the run as failed, with one sentence and no traceback."""
+    try:
+        run_federation(PollingGrid(grid), parse_run_config(context.run_config))
+    except (QuickbloomError, RunError):
+        # Flower logs the exception; the sentence says it all, the stack says nothing to a user.
+        sys.tracebacklimit = 0
+        raise
+
+
+def run_federation(grid: Grid, config: RunConfig) -> dict[str, Any]:
+    """Train, test, and leave everything in the run directory; returns the summary."""
+    started = time.monotonic()
+    torch.set_num_threads(1)
+    directory = RunDirectory.create(config.output_dir, f"{config.dataset}-{config.algorithm}-seed{config.seed}")
+    directory.write_json("config.json", config.flat())
+    log(INFO, "Run directory: %s", directory.path)
+    population = call_roll(grid, config)
+    spec = population.spec
+    module = build_model(config.model_name, config.table(config.model_name), spec.input_shape, spec.outputs, config.seed)
+    algorithm = ALGORITHMS[config.algorithm](config.table(config.algorithm), Learner(module, spec.kind))
+    outer = OuterOptimizer(algorithm.options, algorithm.init(), config.rounds)
+    facts = {"config": config.flat(), "spec": [spec.kind, list(spec.input_shape), spec.outputs]}
+
+    def on_round(record: dict[str, Any]) -> None:
+        directory.append_round(record)
+        number = record["round"]
+        if number == config.rounds or (config.checkpoint_every and number % config.checkpoint_every == 0):
+            checkpoint.save(directory.checkpoints, number, outer.state(), facts)
+
+    strategy = MetaStrategy(config, population, algorithm, outer, on_round)
+    strategy.start(grid, to_arrays(outer.meta), num_rounds=config.rounds, timeout=config.round_deadline)
+    return _conclude(grid, strategy, directory, started)
+
+
+def _conclude(grid: Grid, strategy: MetaStrategy, directory: RunDirectory, started: float) -> dict[str, Any]:
+    """Choose the adaptation rate on the validation tasks, score the test tasks once, write the results."""
+    config, population = strategy.config, strategy.population
+    validation = strategy.last_validation
+    if validation is not None and validation.task_ids:
+        lr, steps = strategy.choose_rate(validation)
+    else:
+        lr, steps = strategy.algorithm.options.inner_lr, config.adapt_steps
+    test = strategy.score_tasks(grid, strategy.outer.meta, population.splits["test"], [lr])
+    rounds = read_history(directory.path)
+    summary = {
+        "schema": 1,
+        "algorithm": config.algorithm,
+        "dataset": config.dataset,
+        "seed": config.seed,
+        "rounds": config.rounds,
+        "run_dir": str(directory.path),
+        "tasks": {name: len(ids) for name, ids in population.splits.items()},
+        "chosen": {"adapt_lr": lr, "adapt_steps": steps},
+        "test": _describe(strategy, test, lr),
+        "validation": _describe(strategy, validation, lr),
+        "bytes": strategy.bytes,
+        "seconds": {
+            "total": round(time.monotonic() - started, 3),
+            "round_median": float(np.median([record["seconds"] for record in rounds])),
+        },
+        "failures": strategy.failures,
+        "versions": {
+            "quickbloom": __version__,
+            "flwr": flwr.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    directory.write_per_task(_rows(population, "validation", validation, lr) + _rows(population, "test", test, lr))
+    directory.write_json("summary.json", summary)
+    return summary
+
+
+def _describe(strategy: MetaStrategy, scores: Scores | None, lr: float) -> dict[str, Any] | None:
+    """Mean, spread and worst tenth at every step; None where no held-out task was scored."""
+    if scores is None or not scores.task_ids:
+        return None
+    at = scores.lrs.index(lr)
+    name = "accuracy" if strategy.higher_is_better else "mse"
+    return {
+        "steps": list(range(scores.metrics.shape[2])),
+        name: spread(scores.metrics[:, at], higher_is_better=strategy.higher_is_better),
+        "loss": spread(scores.losses[:, at], higher_is_better=False),
+    }
+
+
+def _rows(population: Population, split: str, scores: Scores | None, lr: float) -> list[dict[str, Any]]:
+    if scores is None:
+        return []
+    at = scores.lrs.index(lr)
+    name = "accuracy" if population.spec.kind == "classification" else "mse"
+    rows = []
+    for i, task_id in enumerate(scores.task_ids):
+        info = population.tasks[task_id]
+        row: dict[str, Any] = {"task": task_id, "split": split, "num_support": info.num_support, "num_test": info.num_test}
+        row |= {f"{name}_step{step}": value for step, value in enumerate(scores.metrics[i, at].tolist())}
+        row |= {f"loss_step{step}": value for step, value in enumerate(scores.losses[i, at].tolist())}
+        rows.append(row)
+    return rows

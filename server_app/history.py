@@ -1,0 +1,91 @@
+"""The run directory: config.json, history.jsonl (a line per round, readable while the run goes on), summary.json, per_task.csv."""
+
+import csv
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import ConfigError
+
+
+class RunDirectory:
+    """Where a run leaves its results. Everything but history.jsonl is written whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, setting: str, name: str) -> "RunDirectory":
+        """The directory `output-dir`, or a new one in ~/quickbloom-runs. Raises ConfigError if it cannot be used."""
+        path = (
+            Path(setting) if setting else _unused(Path.home() / "quickbloom-runs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if (path / "history.jsonl").exists():
+                raise ConfigError(f"`output-dir` '{path}' already holds a run: choose another directory")
+            probe = path / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            reason = error.strerror or error
+            raise ConfigError(f"`output-dir` must be a directory that can be written, got '{path}' ({reason})") from None
+        return cls(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write `content` as `name`, atomically."""
+        temporary = self.path / f".{name}.partial"
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.replace(self.path / name)
+
+    def append_round(self, record: dict[str, Any]) -> None:
+        """Add one line to history.jsonl and have it on the disk before going on."""
+        with (self.path / "history.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def write_per_task(self, rows: list[dict[str, Any]]) -> None:
+        """One line per held-out task: its scores after every step."""
+        if not rows:
+            return
+        temporary = self.path / ".per_task.csv.partial"
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        temporary.replace(self.path / "per_task.csv")
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The rounds so far of a run directory. A last line that is still being written is left out."""
+    file = path / "history.jsonl"
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def spread(values: np.ndarray[Any, Any], *, higher_is_better: bool) -> dict[str, list[float]]:
+    """Mean, 95 % half-width and mean of the worst tenth over tasks; `values` [tasks, steps + 1], one entry per step.
+
+    The half-width is 1.96 standard errors; 0 for a single task.
+    """
+    tasks = len(values)
+    ci95 = 1.96 * values.std(axis=0, ddof=1) / np.sqrt(tasks) if tasks > 1 else np.zeros(values.shape[1])
+    ordered = np.sort(values, axis=0) if higher_is_better else -np.sort(-values, axis=0)
+    worst = ordered[: max(1, tasks // 10)].mean(axis=0)
+    return {"mean": values.mean(axis=0).tolist(), "ci95": ci95.tolist(), "worst10": worst.tolist()}
+
+
+def _unused(path: Path) -> Path:
+    number, candidate = 1, path
+    while candidate.exists():
+        number, candidate = number + 1, path.with_name(f"{path.name}-{number}")
+    return candidate

@@ -1,0 +1,168 @@
+"""The roll call: before anything is trained, every node says which tasks it hosts and what their examples look like.
+
+From the answers the server knows where every task lives, builds the model, and splits the tasks into training, validation and
+test. A federation that cannot work is refused here, with one sentence.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from logging import INFO, WARNING
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.common import log
+from flwr.serverapp import Grid
+
+from common.config import RunConfig
+from common.datasets.base import SPLITS, DataSpec, TaskInfo
+from common.errors import ConfigError
+from common.randomness import generator
+from common.wire import ROLL_CALL, RollCallReply, WireError, error_reason
+
+
+@dataclass
+class Population:
+    """Who takes part. `homes`: the node of every task. `splits`: task ids of "train", "validation" and "test", each sorted."""
+
+    spec: DataSpec
+    homes: dict[str, int]
+    splits: dict[str, list[str]]
+    tasks: dict[str, TaskInfo]
+    refused: dict[int, str] = field(default_factory=dict)
+
+
+def call_roll(grid: Grid, config: RunConfig) -> Population:
+    """Wait for `min-nodes` nodes, ask all that are there, and split their tasks. Raises ConfigError if that cannot work."""
+    node_ids = _wait_for_nodes(grid, config)
+    answers, refused = ask(grid, node_ids, config.node_deadline)
+    spec, odd = _majority(answers)
+    for node_id in odd:
+        refused[node_id] = f"its data have the form {_describe(answers.pop(node_id).spec)}, the other nodes' {_describe(spec)}"
+    for node_id, reason in refused.items():
+        log(WARNING, "Node %s does not take part: %s", node_id, reason)
+    if spec is None or len(answers) < config.min_nodes:
+        raise ConfigError(_too_few(config, len(answers), refused))
+    homes: dict[str, int] = {}
+    tasks: dict[str, TaskInfo] = {}
+    for node_id, answer in sorted(answers.items(), key=lambda item: [task.task_id for task in item[1].tasks]):
+        for task in answer.tasks:
+            if task.task_id in homes:
+                raise ConfigError(
+                    f"two nodes host the task '{task.task_id}': give every node its own `partition-id` and the same "
+                    "`num-partitions` in its --node-config"
+                )
+            homes[task.task_id], tasks[task.task_id] = node_id, task
+    splits = split_tasks(list(tasks.values()), config)
+    log(INFO, "%s nodes host %s tasks: %s", len(answers), len(tasks), {name: len(ids) for name, ids in splits.items()})
+    return Population(spec, homes, splits, tasks, refused)
+
+
+def ask(grid: Grid, node_ids: Sequence[int], deadline: float) -> tuple[dict[int, RollCallReply], dict[int, str]]:
+    """Send the roll call to `node_ids`: (answers, reasons of those without a usable one), both by node id."""
+    messages = [Message(RecordDict({"request": ConfigRecord()}), node_id, ROLL_CALL) for node_id in node_ids]
+    replies = list(grid.send_and_receive(messages, timeout=deadline))
+    sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+    answers: dict[int, RollCallReply] = {}
+    reasons = dict.fromkeys(node_ids, f"it did not answer the roll call within {deadline:g} s")
+    for reply in replies:
+        node_id = sent.get(reply.metadata.reply_to_message_id)
+        if node_id is None:
+            continue
+        if (reason := failure(reply)) is not None:
+            reasons[node_id] = reason
+            continue
+        try:
+            answers[node_id] = RollCallReply.from_records(reply.content)
+        except WireError as error:
+            reasons[node_id] = f"its answer to the roll call is of no use: {error}"
+        else:
+            del reasons[node_id]
+    return answers, reasons
+
+
+def failure(reply: Message) -> str | None:
+    """Why a reply carries no result, in words; None if it may carry one."""
+    if reply.has_error():
+        lines = [line.strip() for line in reply.error.reason.strip().splitlines() if line.strip()]
+        return f"error {reply.error.code}: {lines[-1] if lines else 'no reason given'}"
+    return error_reason(reply.content)
+
+
+def split_tasks(tasks: Sequence[TaskInfo], config: RunConfig) -> dict[str, list[str]]:
+    """Task ids of "train", "validation" and "test": as the data set's authors published them, else drawn by seed.
+
+    Tasks of one group stay together. Where authors published a test part but no validation part, validation tasks are drawn
+    from their training part. A task that cannot do its part (no support, query or test example) is left out and named.
+    """
+    published = {task.split for task in tasks} - {""}
+    fixed = published - {"train"} if "validation" not in published else published
+    splits: dict[str, list[TaskInfo]] = {name: [task for task in tasks if task.split == name in fixed] for name in SPLITS}
+    free: dict[str, list[TaskInfo]] = {}
+    for task in tasks:
+        if task.split not in fixed:
+            free.setdefault(task.group or task.task_id, []).append(task)
+    names = sorted(free)
+    order = [names[i] for i in generator(config.seed, "split").permutation(len(names))]
+    num_validation = 0 if "validation" in published else _part(config.validation_tasks, len(order))
+    num_test = 0 if "test" in published else _part(config.test_tasks, len(order))
+    if order and num_validation + num_test >= len(order):
+        raise ConfigError(
+            f"`validation-tasks` ({num_validation}) and `test-tasks` ({num_test}) leave none of the {len(order)} tasks for "
+            "training: lower them, or connect nodes with more tasks"
+        )
+    for i, name in enumerate(order):
+        split = "validation" if i < num_validation else "test" if i < num_validation + num_test else "train"
+        splits[split] += free[name]
+    usable = {split: sorted(task.task_id for task in members if _usable(task, split)) for split, members in splits.items()}
+    if not usable["train"]:
+        raise ConfigError("no task is left to train on: every training task needs at least one support and one query example")
+    return usable
+
+
+def _usable(task: TaskInfo, split: str) -> bool:
+    other, name = (task.num_query, "query") if split == "train" else (task.num_test, "test")
+    if task.num_support and other:
+        return True
+    log(WARNING, "Task %s is left out: it has %s support and %s %s examples", task.task_id, task.num_support, other, name)
+    return False
+
+
+def _part(value: float, total: int) -> int:
+    return max(1, round(value * total)) if 0 < value < 1 else int(value)
+
+
+def _wait_for_nodes(grid: Grid, config: RunConfig) -> list[int]:
+    """All nodes that are connected once there are enough."""
+    started = time.monotonic()
+    while len(node_ids := list(grid.get_node_ids())) < config.min_nodes:
+        if time.monotonic() - started > config.node_deadline:
+            raise ConfigError(_too_few(config, len(node_ids), {}))
+        time.sleep(0.2)
+    return node_ids
+
+
+def _too_few(config: RunConfig, num_nodes: int, refused: dict[int, str]) -> str:
+    sentence = (
+        f"`min-nodes` is {config.min_nodes}, but {num_nodes} usable node{'s' * (num_nodes != 1)} answered within "
+        f"`node-deadline` ({config.node_deadline:g} s): start more nodes, or lower `min-nodes`"
+    )
+    if refused:
+        reasons = Counter(refused.values()).most_common()
+        sentence += "; refused: " + "; ".join(f"{count} x {reason}" for reason, count in reasons)
+    return sentence
+
+
+def _majority(answers: dict[int, RollCallReply]) -> tuple[DataSpec | None, list[int]]:
+    """The form of data that hosts the most tasks, and the nodes of another form. A node without tasks counts for nothing."""
+    votes: Counter[DataSpec] = Counter()
+    for answer in answers.values():
+        votes[answer.spec] += len(answer.tasks)
+    if not votes:
+        return None, []
+    spec = max(votes, key=lambda spec: (votes[spec], spec.input_shape, spec.outputs, spec.kind))
+    return spec, [node_id for node_id, answer in answers.items() if answer.spec != spec]
+
+
+def _describe(spec: DataSpec) -> str:
+    return f"{spec.kind} of {spec.input_shape} into {spec.outputs}"

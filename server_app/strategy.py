@@ -1,0 +1,274 @@
+"""MetaStrategy: federated meta-learning as a Flower Strategy.
+
+Every round: choose training tasks by (seed, round), send the meta-parameters to the nodes that host them, average the tasks'
+meta-gradients, take one outer step. Every few rounds held-out validation tasks adapt and are scored. Held-out tasks never
+contribute a gradient. The base class's `start` drives it.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from logging import INFO, WARNING
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common import log
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from common.algorithms import Algorithm
+from common.config import RunConfig
+from common.params import Params, mismatch
+from common.randomness import generator
+from common.wire import (
+    EVALUATE,
+    TRAIN,
+    EvaluateReply,
+    EvaluateRequest,
+    TrainReply,
+    TrainRequest,
+    WireError,
+    from_arrays,
+    payload_bytes,
+    to_arrays,
+)
+from server_app.aggregate import mean_over_tasks
+from server_app.outer import OuterOptimizer
+from server_app.rollcall import Population, failure
+
+OnRound = Callable[[dict[str, Any]], None]
+
+
+class RunError(Exception):
+    """The run cannot go on; the text says why, for the user."""
+
+
+@dataclass
+class _Round:
+    """What one round has seen so far, and the line that the history gets from it."""
+
+    started: float = field(default_factory=time.monotonic)
+    record: dict[str, Any] = field(default_factory=dict)
+    failures: list[dict[str, str]] = field(default_factory=list)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Held-out tasks after 0..K steps: `losses` and `metrics` [tasks, learning rates, steps + 1] for `task_ids` and `lrs`."""
+
+    task_ids: list[str]
+    lrs: list[float]
+    losses: np.ndarray[Any, Any]
+    metrics: np.ndarray[Any, Any]
+
+
+class MetaStrategy(Strategy):
+    """Flower Strategy for every algorithm of `ALGORITHMS`: what differs between them is on the tasks' side.
+
+    `on_round` gets one dictionary per round: what history.jsonl holds. `first_round` is the round that follows a checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        population: Population,
+        algorithm: Algorithm,
+        outer: OuterOptimizer,
+        on_round: OnRound = lambda record: None,
+        first_round: int = 1,
+    ) -> None:
+        self.config = config
+        self.population = population
+        self.algorithm = algorithm
+        self.outer = outer
+        self.higher_is_better = population.spec.kind == "classification"
+        # The algorithm's own inner rate is a candidate as well: it is what the meta-parameters were trained for.
+        self.lrs = sorted({*config.lrs, algorithm.options.inner_lr})
+        self.failures = 0
+        self.bytes = {"up": 0, "down": 0}
+        self.last_validation: Scores | None = None
+        self._on_round = on_round
+        self._offset = first_round - 1
+        self._round = _Round()
+        self._sent: list[Message] = []
+        self._asked: dict[int, list[str]] = {}
+
+    def summary(self) -> None:
+        """Log what this run does."""
+        splits = {name: len(ids) for name, ids in self.population.splits.items()}
+        log(INFO, "\t├──> Algorithm %s: %s", self.config.algorithm, self.algorithm.options)
+        log(INFO, "\t└──> Tasks: %s on %s nodes", splits, len(set(self.population.homes.values())))
+
+    # ---- training
+
+    def choose_tasks(self, server_round: int) -> list[str]:
+        """The training tasks of a round: a function of (seed, round) and of the task ids alone."""
+        train = self.population.splits["train"]
+        number = self.config.tasks_per_round or math.ceil(self.config.fraction * len(train))
+        if number >= len(train):
+            return list(train)
+        chosen = generator(self.config.seed, "tasks", server_round).choice(len(train), number, replace=False)
+        return [train[i] for i in sorted(chosen)]
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
+        """One message to each node that hosts some of this round's tasks."""
+        number = server_round + self._offset
+        self._round = _Round()
+        meta = from_arrays(arrays)
+        return self._address(
+            self.choose_tasks(number),
+            TRAIN,
+            number,
+            lambda task_ids: TrainRequest(meta, number, self.config.seed, task_ids).to_records(),
+        )
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Drop and name what is of no use, average the rest over tasks, take the outer step. Raises RunError if nothing is left."""
+        reference = self.outer.meta
+        usable: list[TrainReply] = []
+
+        def read(records: RecordDict, task_ids: list[str]) -> None:
+            reply = TrainReply.from_records(records, len(task_ids))
+            if reason := mismatch(reply.gradient, reference):
+                raise WireError(reason)
+            usable.append(reply)
+            if dropped := [task for task, loss in zip(task_ids, reply.losses, strict=True) if not math.isfinite(loss)]:
+                self._fail(f"task {dropped[0]}", f"its numbers are not finite (and {len(dropped) - 1} more tasks)")
+
+        self._receive(replies, read)
+        if not sum(reply.weight for reply in usable) > 0:
+            reasons = sorted({failure["reason"] for failure in self._round.failures})
+            raise RunError(f"round {server_round + self._offset}: no node sent a usable reply: {'; '.join(reasons)}")
+        meta = self.outer.step(mean_over_tasks(usable), server_round + self._offset)
+        losses = [loss for reply in usable for loss in reply.losses if math.isfinite(loss)]
+        train = {"loss": float(np.mean(losses)), "tasks": len(losses)}
+        self._round.record = {"round": server_round + self._offset, "train": train}
+        return to_arrays(meta), MetricRecord({"loss": train["loss"], "tasks": train["tasks"]})
+
+    # ---- evaluation
+
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
+        """Ask for the validation tasks every `evaluate-every` rounds and after the last one."""
+        number = server_round + self._offset
+        due = self.config.evaluate_every and number % self.config.evaluate_every == 0
+        if not due and number != self.config.rounds:
+            return []
+        return self._ask_scores(from_arrays(arrays), self.population.splits["validation"], self.lrs, number)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Collect the scores of validation tasks, and close the round's line of the history."""
+        metrics = None
+        if self._sent:
+            self.last_validation = scores = self._read_scores(replies, self.lrs)
+            if scores.task_ids:
+                lr, step = self.choose_rate(scores)
+                curve = scores.metrics[:, self.lrs.index(lr)].mean(axis=0)
+                name = "accuracy" if self.higher_is_better else "mse"
+                self._round.record["validation"] = {
+                    "adapt_lr": lr,
+                    name: curve.tolist(),
+                    "loss": scores.losses[:, self.lrs.index(lr)].mean(axis=0).tolist(),
+                    "tasks": len(scores.task_ids),
+                }
+                metrics = MetricRecord({f"{name}-before": float(curve[0]), f"{name}-after": float(curve[step])})
+        self._close_round()
+        return metrics
+
+    def choose_rate(self, scores: Scores) -> tuple[float, int]:
+        """(learning rate, steps >= 1) with the best mean metric; ties go to the lower loss, then to fewer steps."""
+        sign = -1 if self.higher_is_better else 1
+        metric, loss = sign * scores.metrics.mean(axis=0), scores.losses.mean(axis=0)
+        candidates = [(i, step) for step in range(1, metric.shape[1]) for i in range(len(scores.lrs))]
+        best = min(candidates, key=lambda c: (_finite(metric[c]), _finite(loss[c])))
+        return scores.lrs[best[0]], best[1]
+
+    def score_tasks(self, grid: Grid, meta: Params, task_ids: list[str], lrs: list[float]) -> Scores:
+        """Scores of held-out tasks, outside the rounds. Tasks of nodes that fail are missing and named in the log."""
+        self._round = _Round()
+        messages = self._ask_scores(meta, task_ids, lrs, self.config.rounds)
+        scores = self._read_scores(grid.send_and_receive(messages, timeout=self.config.round_deadline), lrs)
+        self._count()
+        return scores
+
+    # ---- messages
+
+    def _ask_scores(self, meta: Params, task_ids: list[str], lrs: list[float], number: int) -> list[Message]:
+        def request(part: list[str]) -> RecordDict:
+            return EvaluateRequest(meta, lrs, self.config.adapt_steps, part).to_records()
+
+        return self._address(task_ids, EVALUATE, number, request)
+
+    def _read_scores(self, replies: Iterable[Message], lrs: list[float]) -> Scores:
+        rows: dict[str, tuple[Any, Any]] = {}
+
+        def read(records: RecordDict, task_ids: list[str]) -> None:
+            reply = EvaluateReply.from_records(records, len(task_ids), len(lrs), self.config.adapt_steps)
+            rows.update(zip(task_ids, zip(reply.losses, reply.metrics, strict=True), strict=True))
+
+        self._receive(replies, read)
+        ids = sorted(rows)
+        shape = (len(ids), len(lrs), self.config.adapt_steps + 1)
+        losses, metrics = (np.array([rows[i][part] for i in ids]).reshape(shape) for part in (0, 1))
+        return Scores(ids, lrs, losses, metrics)
+
+    def _address(
+        self, task_ids: list[str], message_type: str, number: int, request: Callable[[list[str]], RecordDict]
+    ) -> list[Message]:
+        by_node: dict[int, list[str]] = {}
+        for task_id in task_ids:
+            by_node.setdefault(self.population.homes[task_id], []).append(task_id)
+        self._sent, self._asked = [], by_node
+        for node_id, part in by_node.items():
+            message = Message(request(part), node_id, message_type, group_id=str(number))
+            self._round.bytes_down += payload_bytes(message.content)
+            self._sent.append(message)
+        return list(self._sent)
+
+    def _receive(self, replies: Iterable[Message], read: Callable[[RecordDict, list[str]], None]) -> None:
+        """Hand every reply to `read` with the task ids that were asked for; count and name what is of no use.
+
+        Replies are taken in the order of the requests, so that sums do not depend on which node was faster.
+        """
+        by_request = {reply.metadata.reply_to_message_id: reply for reply in replies}
+        for message in self._sent:
+            node_id = message.metadata.dst_node_id
+            reply = by_request.get(message.metadata.message_id)
+            if reply is None:
+                self._fail(f"node {node_id}", f"it sent no reply within `round-deadline` ({self.config.round_deadline:g} s)")
+            elif (reason := failure(reply)) is not None:
+                self._fail(f"node {node_id}", reason)
+            else:
+                self._round.bytes_up += payload_bytes(reply.content)
+                try:
+                    read(reply.content, self._asked[node_id])
+                except WireError as error:
+                    self._fail(f"node {node_id}", f"its reply is of no use: {error}")
+        self._sent = []
+
+    def _fail(self, who: str, reason: str) -> None:
+        log(WARNING, "%s: %s", who.capitalize(), reason)
+        self._round.failures.append({"who": who, "reason": reason})
+
+    def _count(self) -> None:
+        self.failures += len(self._round.failures)
+        self.bytes["up"] += self._round.bytes_up
+        self.bytes["down"] += self._round.bytes_down
+
+    def _close_round(self) -> None:
+        self._count()
+        self._on_round(
+            {
+                **self._round.record,
+                "bytes": {"up": self._round.bytes_up, "down": self._round.bytes_down},
+                "seconds": round(time.monotonic() - self._round.started, 4),
+                "failures": self._round.failures,
+            }
+        )
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else math.inf

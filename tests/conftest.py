@@ -1,0 +1,16 @@
+"""Fixtures for all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with the published data files: QUICKBLOOM_DATA_DIR, else shared/data beside the repository, else skip."""
+    setting = os.environ.get("QUICKBLOOM_DATA_DIR")
+    folder = Path(setting) if setting else Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs data files: '{folder}' does not exist; set QUICKBLOOM_DATA_DIR to the folder that holds them")
+    return folder
