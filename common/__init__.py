@@ -1,3 +1,3 @@
-"""The maths and the data: what server and nodes share. Needs torch, NumPy and pydantic; knows nothing of Flower but in `wire`."""
+"""The maths and the data: what server and nodes share. Only `wire` knows of Flower."""
 
 __version__ = "0.1.0"

@@ -132,7 +132,8 @@ def _check_choices(config: RunConfig) -> None:
         raise ConfigError(f"`adapt-lrs` must be positive numbers with commas between them, got '{config.adapt_lrs}'")
     if config.output_dir and not Path(config.output_dir).is_absolute():
         raise ConfigError(
-            f"`output-dir` must be an absolute path, because the server runs in a directory of its own, got '{config.output_dir}'"
+            "`output-dir` must be an absolute path, because the server runs in a directory of its own, got "
+            f"'{config.output_dir}'"
         )
 
 

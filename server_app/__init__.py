@@ -1,1 +1,1 @@
-"""What runs on the server: roll call, task choice, aggregation, outer optimizer, run directory; and the `quickbloom` command."""
+"""What runs on the server: roll call, rounds, outer optimizer, run directory; and the `quickbloom` command."""

@@ -75,6 +75,8 @@ def _conclude(grid: Grid, strategy: MetaStrategy, directory: RunDirectory, start
     else:
         lr, steps = strategy.algorithm.options.inner_lr, config.adapt_steps
     test = strategy.score_tasks(grid, strategy.outer.meta, population.splits["test"], [lr])
+    if population.splits["test"] and not test.task_ids:
+        raise RunError("no node sent a usable score of the test tasks: the log above names the reasons")
     rounds = read_history(directory.path)
     summary = {
         "schema": 1,

@@ -1,4 +1,4 @@
-"""The run directory: config.json, history.jsonl (a line per round, readable while the run goes on), summary.json, per_task.csv."""
+"""The run directory: config.json, history.jsonl (a line per round, as it ends), summary.json, per_task.csv."""
 
 import csv
 import json

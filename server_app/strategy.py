@@ -127,7 +127,7 @@ class MetaStrategy(Strategy):
         )
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Drop and name what is of no use, average the rest over tasks, take the outer step. Raises RunError if nothing is left."""
+        """Name and drop what is of no use, average the rest over tasks, take the outer step. RunError if none is left."""
         reference = self.outer.meta
         usable: list[TrainReply] = []
 

@@ -32,9 +32,9 @@ class DigitsOptions(Options):
     """Settings of the data set `digits`."""
 
     rotation: float = Field(
-        45.0, ge=0, le=180, description="a device's images are rotated by up to this many degrees either way"
+        30.0, ge=0, le=180, description="a device's images are rotated by up to this many degrees either way"
     )
-    shear: float = Field(0.3, ge=0, le=1, description="a device's images are sheared by up to this factor either way")
+    shear: float = Field(0.2, ge=0, le=1, description="a device's images are sheared by up to this factor either way")
     data_seed: int = Field(0, ge=0, description="seed of the devices, apart from the seed of the run")
 
 

@@ -1,5 +1,6 @@
 """Multi-layer perceptron with ReLU. Inputs of any shape are flattened."""
 
+from itertools import pairwise
 from math import prod
 from typing import ClassVar
 
@@ -28,6 +29,6 @@ class Mlp(Model):
 def perceptron(sizes: tuple[int, ...]) -> nn.Sequential:
     """Linear layers between consecutive `sizes` with ReLU between them; the first one flattens its input."""
     layers: list[nn.Module] = [nn.Flatten()]
-    for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         layers += [nn.ReLU()] * (i > 0) + [nn.Linear(fan_in, fan_out)]
     return nn.Sequential(*layers)
