@@ -88,7 +88,7 @@ class NodeConfig(Options):
 @cache
 def table_types() -> dict[str, type[Options]]:
     """The settings model of every table: one for each algorithm, data set and model."""
-    return {name: part.Options for registry in (ALGORITHMS, DATASETS, MODELS) for name, part in registry.items()}  # type: ignore[attr-defined]
+    return {name: part.Options for registry in (ALGORITHMS, DATASETS, MODELS) for name, part in registry.items()}
 
 
 def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
@@ -111,7 +111,7 @@ def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
 
 def parse_node_config(flat: Mapping[str, Any]) -> NodeConfig:
     """The settings of a node from Flower's `context.node_config`."""
-    config = _validate(NodeConfig, flat, "node setting ")
+    config = _validate(NodeConfig, flat, "", "node setting")
     if config.partition_id >= config.num_partitions:
         raise ConfigError(
             f"node setting `partition-id` must be below `num-partitions` ({config.num_partitions}), got {config.partition_id}"
@@ -137,20 +137,22 @@ def _check_choices(config: RunConfig) -> None:
         )
 
 
-def _validate(model: type[T], values: Mapping[str, Any], prefix: str) -> T:
+def _validate(model: type[T], values: Mapping[str, Any], prefix: str, what: str = "setting") -> T:
     known = [field.alias for field in model.model_fields.values() if field.alias]
     for key in values:
         # Checked before pydantic, which would also take the snake_case names that Python code uses.
         if key not in known:
-            raise ConfigError(f"there is no setting `{prefix}{key}`{_suggest(key, known)}")
+            raise ConfigError(f"there is no {what} `{prefix}{key}`{_suggest(key, known)}")
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        key = str(first["loc"][0]) if first["loc"] else ""
         expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        if not first["loc"]:  # of several settings together, in a sentence of its own
+            raise ConfigError(f"`{prefix.removesuffix('.')}`: {expected}") from None
+        subject = f"`{prefix}{first['loc'][0]}`" if what == "setting" else f"{what} `{prefix}{first['loc'][0]}`"
         came = first["input"]
-        raise ConfigError(f"`{prefix}{key}` must be {expected}, got {came!r} ({type(came).__name__})") from None
+        raise ConfigError(f"{subject} must be {expected}, got {came!r} ({type(came).__name__})") from None
 
 
 def _suggest(name: str, known: Any) -> str:

@@ -34,7 +34,7 @@ def num_bytes(params: Params) -> int:
 
 
 def mismatch(params: Params, reference: Params) -> str | None:
-    """Why `params` cannot stand in for `reference` (keys, shapes), in words; None if it can."""
+    """Why `params` cannot stand in for `reference` (keys, shapes, dtypes), in words; None if it can."""
     if missing := sorted(reference.keys() - params.keys()):
         return f"the tensor `{missing[0]}` is missing"
     if extra := sorted(params.keys() - reference.keys()):
@@ -42,6 +42,9 @@ def mismatch(params: Params, reference: Params) -> str | None:
     for name, value in reference.items():
         if params[name].shape != value.shape:
             return f"the tensor `{name}` has shape {tuple(params[name].shape)}, expected {tuple(value.shape)}"
+        if params[name].dtype != value.dtype:
+            came, expected = (str(dtype).removeprefix("torch.") for dtype in (params[name].dtype, value.dtype))
+            return f"the tensor `{name}` has dtype {came}, expected {expected}"
     return None
 
 

@@ -1,5 +1,6 @@
 """The ServerApp: settings -> roll call -> rounds -> final test -> run directory."""
 
+import json
 import platform
 import sys
 import time
@@ -22,6 +23,7 @@ from common.models import build_model
 from common.wire import to_arrays
 from server_app import checkpoint
 from server_app.history import RunDirectory, read_history, spread
+from server_app.live import SUMMARY, result_lines
 from server_app.outer import OuterOptimizer
 from server_app.polling import PollingGrid
 from server_app.rollcall import Population, call_roll
@@ -104,6 +106,9 @@ def _conclude(grid: Grid, strategy: MetaStrategy, directory: RunDirectory, start
     }
     directory.write_per_task(_rows(population, "validation", validation, lr) + _rows(population, "test", test, lr))
     directory.write_json("summary.json", summary)
+    for line in result_lines(summary):
+        log(INFO, "%s", line)
+    log(INFO, "%s%s", SUMMARY, json.dumps(summary))
     return summary
 
 

@@ -81,7 +81,9 @@ def spread(values: np.ndarray[Any, Any], *, higher_is_better: bool) -> dict[str,
     ci95 = 1.96 * values.std(axis=0, ddof=1) / np.sqrt(tasks) if tasks > 1 else np.zeros(values.shape[1])
     ordered = np.sort(values, axis=0) if higher_is_better else -np.sort(-values, axis=0)
     worst = ordered[: max(1, tasks // 10)].mean(axis=0)
-    return {"mean": values.mean(axis=0).tolist(), "ci95": ci95.tolist(), "worst10": worst.tolist()}
+    parts = {"mean": values.mean(axis=0), "ci95": ci95, "worst10": worst}
+    # Scores travel as float32: more digits would be noise.
+    return {name: np.round(part, 7).tolist() for name, part in parts.items()}
 
 
 def _unused(path: Path) -> Path:

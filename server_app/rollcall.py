@@ -84,7 +84,7 @@ def ask(grid: Grid, node_ids: Sequence[int], deadline: float) -> tuple[dict[int,
 def failure(reply: Message) -> str | None:
     """Why a reply carries no result, in words; None if it may carry one."""
     if reply.has_error():
-        lines = [line.strip() for line in reply.error.reason.strip().splitlines() if line.strip()]
+        lines = [line.strip() for line in (reply.error.reason or "").splitlines() if line.strip()]
         return f"error {reply.error.code}: {lines[-1] if lines else 'no reason given'}"
     return error_reason(reply.content)
 
@@ -164,5 +164,5 @@ def _majority(answers: dict[int, RollCallReply]) -> tuple[DataSpec | None, list[
     return spec, [node_id for node_id, answer in answers.items() if answer.spec != spec]
 
 
-def _describe(spec: DataSpec) -> str:
-    return f"{spec.kind} of {spec.input_shape} into {spec.outputs}"
+def _describe(spec: DataSpec | None) -> str:
+    return f"{spec.kind} of inputs {spec.input_shape} into {spec.outputs}" if spec else "missing"

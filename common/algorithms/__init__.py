@@ -7,3 +7,5 @@ from common.algorithms.maml import Maml
 from common.algorithms.reptile import Reptile
 
 ALGORITHMS: dict[str, type[Algorithm]] = {algorithm.name: algorithm for algorithm in (FedAvg, Reptile, FoMaml, Maml)}
+
+__all__ = ["ALGORITHMS", "Algorithm"]

@@ -62,4 +62,5 @@ def _block(options: Conv4Options, channels: int) -> nn.Sequential:
 
 
 def _groups(filters: int) -> int:
-    return max(groups for groups in (8, 4, 2, 1) if filters % groups == 0)
+    # At least 4 channels in a group: small images end at 1 x 1 pixels, where a group of one channel is normalised to zero.
+    return max(groups for groups in (8, 4, 2, 1) if filters % groups == 0 and (filters // groups >= 4 or groups == 1))

@@ -1,0 +1,50 @@
+# The two commands that matter: `make demo` and `make test`. Both need Python >= 3.11 and a package index, nothing else.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+# One thread per process: the models are small, and a simulation runs several processes side by side.
+export OMP_NUM_THREADS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test format lint types tests config clean
+
+demo: $(VENV)/.user
+	$(BIN)/quickbloom run
+
+test: lint types tests
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+tests: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Write every setting and its default into pyproject.toml, after a change of the settings models.
+config: $(VENV)/.user
+	$(BIN)/python -m common.config_toml
+
+# torch first and by itself: with it in place, nothing that follows fetches another build of it.
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "torch>=2.6,<2.14"
+	touch $@
+
+$(VENV)/.user: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install --quiet --editable ".[datasets,report]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.user pyproject.toml
+	$(BIN)/pip install --quiet --editable ".[datasets,report,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

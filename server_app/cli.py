@@ -1,0 +1,227 @@
+"""The `quickbloom` command."""
+
+import json
+import sys
+import threading
+import time
+import tomllib
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from common.config import RunConfig, Scalar, parse_run_config, table_types
+from common.datasets import load_dataset
+from common.datasets.base import resolve_data_dir
+from common.errors import ConfigError, QuickbloomError
+from server_app.launch import LocalSuperLink, Run, bundle, connection_exists
+from server_app.live import LogReader, progress_bar, result_table
+
+OK, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
+
+cli = typer.Typer(help="Few-shot personalisation for Flower federations.", no_args_is_help=True, add_completion=False)
+console = Console(stderr=True, highlight=False)
+
+
+@cli.callback()
+def _commands() -> None:
+    """Few-shot personalisation for Flower federations."""
+
+
+@cli.command()
+def run(
+    algorithm: Annotated[str | None, typer.Option(help="What to train: fedavg, reptile, fomaml, maml.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Whose tasks: digits, gaussian, omniglot, sinusoid, uji.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Training rounds.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides the initial model, the task split and every draw.")] = None,
+    nodes: Annotated[int, typer.Option(help="Simulated nodes; without --connection.", min=1)] = 2,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; repeat.")] = None,
+    connection: Annotated[str | None, typer.Option(help="A SuperLink connection of Flower's config.toml.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory of the run; by default a new one in ./runs.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the summary alone, as JSON, on stdout.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's whole log.")] = False,
+) -> None:
+    """Train a starting point and test it on held-out tasks.
+
+    Exit code: 0 the run completed, 1 it failed, 2 wrong input, 130 stopped by Ctrl-C.
+
+    Example: quickbloom run --algorithm maml --dataset digits --rounds 100 --set maml.inner-lr=0.3
+    """
+    named: dict[str, Scalar | None] = {"algorithm": algorithm, "dataset": dataset, "rounds": rounds, "seed": seed}
+    settings = {key: value for key, value in named.items() if value is not None}
+    if connection is None:
+        settings["min-nodes"] = nodes
+    settings |= parse_assignments(set_ or [], str(settings.get("algorithm", RunConfig().algorithm)))
+    if connection is None or output is not None:
+        settings["output-dir"] = str((output or _new_directory(settings)).expanduser().absolute())
+    config = parse_run_config(settings)
+    if connection is None:
+        _check_locally(config, settings)
+    elif not connection_exists(connection):
+        raise ConfigError(f"`--connection` must be a [superlink.NAME] of Flower's config.toml, got '{connection}'")
+    code, summary = _follow(settings, connection, nodes, verbose)
+    if summary is None:
+        raise typer.Exit(code)
+    if json_:
+        print(json.dumps(summary))
+    else:
+        Console().print(result_table(summary))
+    _try_report(Path(str(summary["run_dir"])))
+
+
+@cli.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="Directory of a run.")],
+    output: Annotated[Path | None, typer.Option(help="The file to write; by default report.html in the run directory.")] = None,
+) -> None:
+    """Write one self-contained HTML file with the results and plots of a run, also of one that is still going on.
+
+    Example: quickbloom report runs/digits-maml-seed0-20260101-120000
+    """
+    from server_app.report import write_report
+
+    print(write_report(run_dir, output))
+
+
+def main() -> None:
+    """Entry point: every mistake that a user can mend ends in one sentence on stderr and exit code 2."""
+    try:
+        cli()
+    except QuickbloomError as error:
+        _say_error(str(error))
+        sys.exit(WRONG_INPUT)
+    except KeyboardInterrupt:
+        sys.exit(STOPPED)
+
+
+def parse_assignments(assignments: list[str], algorithm: str) -> dict[str, Scalar]:
+    """Settings from "key=value" texts. A key of the algorithm's own table may go without the table: "inner-lr=0.1"."""
+    settings: dict[str, Scalar] = {}
+    own = {field.alias for field in RunConfig.model_fields.values()}
+    tables = table_types()
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise ConfigError(f"`--set` must look like key=value, got '{text}'")
+        of_algorithm = tables[algorithm].model_fields.values() if algorithm in tables else ()
+        if key not in own and key in {field.alias for field in of_algorithm}:
+            key = f"{algorithm}.{key}"
+        settings[key] = _scalar(value.strip())
+    return settings
+
+
+def _scalar(text: str) -> Scalar:
+    """A TOML number or truth value, else the text itself: --set dataset=uji needs no quotation marks."""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if isinstance(value, bool | int | float | str) else text
+
+
+def _new_directory(settings: dict[str, Scalar]) -> Path:
+    default = RunConfig()
+    name = "-".join(str(settings.get(key, getattr(default, key))) for key in ("dataset", "algorithm"))
+    stem = Path("runs") / f"{name}-seed{settings.get('seed', default.seed)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, number = stem, 1
+    while path.exists():
+        number += 1
+        path = stem.with_name(f"{stem.name}-{number}")
+    return path
+
+
+def _check_locally(config: RunConfig, settings: dict[str, Scalar]) -> None:
+    """Find what is wrong with the data and the output directory now, not after Flower has started."""
+    from server_app.history import RunDirectory
+
+    data_dir = resolve_data_dir(config.data_dir).absolute()
+    settings["data-dir"] = str(data_dir)
+    load_dataset(config.dataset, config.table(config.dataset), data_dir)
+    RunDirectory.create(config.output_dir, "")
+
+
+def _follow(
+    settings: dict[str, Scalar], connection: str | None, nodes: int, verbose: bool
+) -> tuple[int, dict[str, Any] | None]:
+    """Start the run, show it, and return (exit code, summary); the summary is None unless the run completed."""
+    with ExitStack() as stack:
+        progress = stack.enter_context(progress_bar(console))
+        task = progress.add_task("starting Flower", total=None)
+        app = stack.enter_context(bundle())
+        link = stack.enter_context(LocalSuperLink()) if connection is None else None
+        home, name = (link.home, link.name) if link else (None, str(connection))
+        started = Run(app, name, home, settings, nodes if link else None)
+        stack.callback(started.close)
+        try:
+            log, reader = _show(started, progress, task, verbose)
+            status, details = started.status()
+        except KeyboardInterrupt:
+            progress.update(task, description="stopping the run")
+            _uninterrupted(started.stop)
+            console.print("Stopped; what was finished is in the run directory.")
+            return STOPPED, None
+    if status != "finished:completed":
+        _say_error(_reason(status, details, log))
+        return FAILED, None
+    if reader.summary is None:
+        _say_error("the run completed, but its log holds no summary: read summary.json in the run directory on the server")
+        return FAILED, None
+    return OK, reader.summary
+
+
+def _show(started: Run, progress: Progress, task: Any, verbose: bool) -> tuple[list[str], LogReader]:
+    log: list[str] = []
+    reader = LogReader()
+    for line in started.lines():
+        log.append(line)
+        said = reader.read(line)
+        if verbose:
+            console.print(line, markup=False)
+        elif said:
+            console.print(said)
+        if reader.round:
+            progress.update(task, description="training", total=reader.total, completed=reader.round - 1)
+        elif "Run directory" in line:
+            progress.update(task, description="roll call")
+    return log, reader
+
+
+def _uninterrupted(action: Any) -> None:
+    """Do something even if Ctrl-C is pressed again while it goes on: the default handler only reaches the main thread."""
+    thread = threading.Thread(target=action)
+    thread.start()
+    while thread.is_alive():
+        try:
+            thread.join(0.2)
+        except KeyboardInterrupt:
+            continue
+
+
+def _reason(status: str, details: str, log: list[str]) -> str:
+    """Why a run failed, in one sentence: Flower puts the exception's text behind "exception: "."""
+    _, found, sentence = details.partition("exception: ")
+    if found:
+        return sentence
+    tail = [line for line in log if line.strip()][-3:]
+    return f"the run ended as {status} ({details}); its log ends with: {' '.join(tail)}"
+
+
+def _say_error(sentence: str) -> None:
+    console.print("error:", style="bold red", end=" ")
+    console.print(sentence, markup=False, soft_wrap=True)
+
+
+def _try_report(run_dir: Path) -> None:
+    """A report if the run directory is on this machine and the extra is installed; its absence is no failure of the run."""
+    from server_app.report import missing_packages, write_report
+
+    if run_dir.is_dir() and not missing_packages():
+        console.print(f"Report: {write_report(run_dir, None)}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

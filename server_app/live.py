@@ -1,0 +1,133 @@
+"""What a person sees while a run goes on: a progress bar, a line per round, and the table at the end."""
+
+import ast
+import json
+import re
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+SUMMARY = "Summary: "
+_ROUND = re.compile(r"\[ROUND (\d+)/(\d+)\]")
+_METRICS = re.compile(r"Aggregated MetricRecord: (\{.*\})")
+_LEVEL = re.compile(r"^(INFO|WARNING|ERROR)\s*:\s*")
+
+
+class LogReader:
+    """Reads a run's log line by line: what round it is, what it measured, what went wrong, and the summary."""
+
+    def __init__(self) -> None:
+        self.round = 0
+        self.total = 0
+        self.metrics: dict[str, float] = {}
+        self.summary: dict[str, Any] | None = None
+
+    def read(self, line: str) -> str | None:
+        """Take in one line; returns what a person should read now, if anything."""
+        level, text = _split(line)
+        if found := _ROUND.search(text):
+            said = self._line()
+            self.round, self.total = int(found[1]), int(found[2])
+            self.metrics = {}
+            return said
+        if found := _METRICS.search(text):
+            self.metrics |= ast.literal_eval(found[1])
+        elif text.startswith("Strategy execution finished"):
+            return self._line()
+        elif text.startswith(SUMMARY):
+            self.summary = json.loads(text.removeprefix(SUMMARY))
+        elif level == "WARNING" and re.match(r"(Node|Task) \S+( does|:| is)", text):
+            return f"[yellow]{text}[/yellow]"
+        return None
+
+    def _line(self) -> str | None:
+        """The round that has just ended, in words."""
+        if not self.metrics:
+            return None
+        metrics, self.metrics = self.metrics, {}
+        parts = [f"round {self.round:>{len(str(self.total))}}/{self.total}"]
+        if "loss" in metrics:
+            parts.append(f"query loss {metrics['loss']:.4f}")
+        if "accuracy-after" in metrics:
+            before, after = 100 * metrics["accuracy-before"], 100 * metrics["accuracy-after"]
+            parts.append(f"validation accuracy {before:.1f} % -> {after:.1f} %")
+        if "mse-after" in metrics:
+            parts.append(f"validation mse {metrics['mse-before']:.4g} -> {metrics['mse-after']:.4g}")
+        return "   ".join(parts)
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar over the rounds."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
+
+
+def result_table(summary: dict[str, Any]) -> Table:
+    """Before and after adaptation on held-out tasks: mean with its 95 % half-width, and the worst tenth of the tasks."""
+    chosen, seconds, sent = summary["chosen"], summary["seconds"], summary["bytes"]
+    table = Table(
+        title=f"{summary['algorithm']} on {summary['dataset']}, {summary['rounds']} rounds, seed {summary['seed']}",
+        caption=(
+            f"adapted with rate {chosen['adapt_lr']:g}, {chosen['adapt_steps']} steps (chosen on validation tasks); "
+            f"{seconds['total']:.1f} s in all, {seconds['round_median']:.2f} s a round; "
+            f"{_size(sent['up'])} up, {_size(sent['down'])} down; {summary['failures']} failures\n{summary['run_dir']}"
+        ),
+    )
+    for heading in ("held-out tasks", "", "before", "after", "worst 10 % after"):
+        table.add_column(heading, justify="left" if heading in ("held-out tasks", "") else "right")
+    for split in ("validation", "test"):
+        scores = summary[split]
+        if scores is None:
+            continue
+        for name in ("accuracy", "mse", "loss"):
+            if name in scores:
+                table.add_row(f"{split} ({summary['tasks'][split]})", name, *_cells(scores[name], name, chosen["adapt_steps"]))
+    return table
+
+
+def result_lines(summary: dict[str, Any]) -> list[str]:
+    """The same result as plain lines, for a log."""
+    lines = []
+    for split in ("validation", "test"):
+        if (scores := summary[split]) is None:
+            continue
+        name = "accuracy" if "accuracy" in scores else "mse"
+        before, after, worst = _cells(scores[name], name, summary["chosen"]["adapt_steps"])
+        lines.append(
+            f"{summary['tasks'][split]} {split} tasks: {name} {before} before, {after} after "
+            f"{summary['chosen']['adapt_steps']} steps, worst 10 % {worst}"
+        )
+    return lines
+
+
+def _cells(scores: dict[str, list[float]], name: str, step: int) -> tuple[str, str, str]:
+    def show(value: float, half: float | None = None) -> str:
+        if name == "accuracy":
+            return f"{100 * value:.1f}" + (f" ± {100 * half:.1f} %" if half is not None else " %")
+        return f"{value:.4g}" + (f" ± {half:.2g}" if half is not None else "")
+
+    mean, half = scores["mean"], scores["ci95"]
+    return show(mean[0], half[0]), show(mean[step], half[step]), show(scores["worst10"][step])
+
+
+def _split(line: str) -> tuple[str, str]:
+    found = _LEVEL.match(line.strip())
+    return (found[1], line.strip()[found.end() :].strip(" \t│├└─>")) if found else ("", line.strip())
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

@@ -1,0 +1,80 @@
+"""Arithmetic on named parameters, by hand."""
+
+import math
+
+import pytest
+import torch
+
+from common.params import Params, add, all_finite, mismatch, norm, num_bytes, subtract, weighted_mean
+
+
+def params(weight: list[float], bias: float) -> Params:
+    return {"weight": torch.tensor(weight), "bias": torch.tensor(bias)}
+
+
+def as_lists(values: Params) -> dict[str, object]:
+    return {name: value.tolist() for name, value in values.items()}
+
+
+def test_add_and_subtract_work_key_by_key_and_change_nothing() -> None:
+    a, b = params([1.0, 2.0], 3.0), params([10.0, 20.0], 30.0)
+    assert as_lists(add(a, b, 0.5)) == {"weight": [6.0, 12.0], "bias": 18.0}
+    assert as_lists(subtract(a, b)) == {"weight": [-9.0, -18.0], "bias": -27.0}
+    assert as_lists(a) == {"weight": [1.0, 2.0], "bias": 3.0}
+
+
+def test_norm_is_over_all_entries_of_all_tensors() -> None:
+    # sqrt(2^2 + 3^2 + 6^2) = 7
+    assert norm(params([2.0, 3.0], 6.0)).item() == pytest.approx(7.0)
+    assert norm({}).item() == 0.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_single_bad_entry_is_found(bad: float) -> None:
+    assert all_finite(params([1.0, 2.0], 3.0))
+    assert not all_finite(params([1.0, bad], 3.0))
+
+
+def test_num_bytes_counts_entries_times_their_size() -> None:
+    assert num_bytes({"a": torch.zeros(3, 2), "b": torch.zeros(5, dtype=torch.float64), "c": torch.zeros(0)}) == 24 + 40
+
+
+def test_mismatch_is_none_for_equal_keys_shapes_and_dtypes() -> None:
+    assert mismatch(params([1.0, 2.0], 3.0), params([4.0, 5.0], 6.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"weight": torch.zeros(2)}, "`bias` is missing"),
+        ({**params([0.0, 0.0], 0.0), "extra": torch.zeros(1)}, "unexpected tensor `extra`"),
+        (params([0.0, 0.0, 0.0], 0.0), r"`weight` has shape \(3,\), expected \(2,\)"),
+        (
+            {"weight": torch.zeros(2, dtype=torch.int64), "bias": torch.tensor(0.0)},
+            "`weight` has dtype int64, expected float32",
+        ),
+    ],
+)
+def test_mismatch_names_what_does_not_fit(given: Params, words: str) -> None:
+    reason = mismatch(given, params([1.0, 2.0], 3.0))
+    with pytest.raises(AssertionError, match=words):
+        raise AssertionError(reason)
+
+
+def test_weighted_mean_by_hand() -> None:
+    # (1 * [1, 2] + 3 * [5, 6]) / 4 = [4, 5]; (1 * 0 + 3 * 8) / 4 = 6
+    mean = weighted_mean([(params([1.0, 2.0], 0.0), 1.0), (params([5.0, 6.0], 8.0), 3.0)])
+    assert as_lists(mean) == {"weight": [4.0, 5.0], "bias": 6.0}
+    assert mean["weight"].dtype == torch.float32
+
+
+def test_weighted_mean_is_summed_in_float64() -> None:
+    # In float32 the ones would vanish beside 2^25: (2^25 + 1 + 1 - 2^25) / 4 = 0.5.
+    items = [({"w": torch.tensor(value)}, 1.0) for value in (2.0**25, 1.0, 1.0, -(2.0**25))]
+    assert weighted_mean(items)["w"].item() == 0.5
+
+
+@pytest.mark.parametrize("items", [[], [({"w": torch.ones(1)}, 0.0)]])
+def test_weighted_mean_of_nothing_is_an_error(items: list[tuple[Params, float]]) -> None:
+    with pytest.raises(ValueError, match="at least one item with a positive weight"):
+        weighted_mean(items)

@@ -1,0 +1,41 @@
+"""Randomness is a pure function of what it is for."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from common.randomness import generator
+
+
+def test_same_parts_give_the_same_numbers() -> None:
+    assert np.array_equal(generator(7, "train", 3, "a").random(5), generator(7, "train", 3, "a").random(5))
+
+
+@pytest.mark.parametrize("parts", [(8, "train", 3, "a"), (7, "split", 3, "a"), (7, "train", 4, "a"), (7, "train", 3, "b")])
+def test_every_part_matters(parts: tuple[int, str, int, str]) -> None:
+    assert generator(*parts).random() != generator(7, "train", 3, "a").random()
+
+
+def test_parts_do_not_run_into_each_other() -> None:
+    draws = {generator(*parts).random() for parts in ((1, 23), (12, 3), (123,), (1, 2, 3), (1, "2", 3, ""))}
+    assert len(draws) == 5
+
+
+def test_numbers_do_not_depend_on_the_process() -> None:
+    # Python's own hash of a text differs from process to process; this must not.
+    code = "from common.randomness import generator; print(generator(7, 'task').integers(2**62))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(other.stdout) == generator(7, "task").integers(2**62)
+
+
+def test_drawing_leaves_the_global_state_alone() -> None:
+    before = str(np.random.get_state())
+    generator(0, "x").random(100)
+    assert str(np.random.get_state()) == before
+
+
+def test_a_text_that_cannot_be_encoded_is_an_error() -> None:
+    with pytest.raises(UnicodeEncodeError):
+        generator(0, "\ud800")
