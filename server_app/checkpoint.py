@@ -46,6 +46,10 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
         raise DataError(f"the checkpoint '{path}' cannot be read ({error})") from error
-    if metadata.get("format") != "quickbloom-1":
+    try:
+        facts = json.loads(metadata["facts"]) if metadata.get("format") == "quickbloom-1" else None
+    except (KeyError, ValueError):
+        facts = None
+    if not isinstance(facts, dict):
         raise DataError(f"the file '{path}' is no checkpoint of this program")
-    return tensors, json.loads(metadata["facts"])
+    return tensors, facts

@@ -37,8 +37,8 @@ def call_roll(grid: Grid, config: RunConfig) -> Population:
     node_ids = _wait_for_nodes(grid, config)
     answers, refused = ask(grid, node_ids, config.node_deadline)
     spec, odd = _majority(answers)
-    for node_id in odd:
-        refused[node_id] = f"its data have the form {_describe(answers.pop(node_id).spec)}, the other nodes' {_describe(spec)}"
+    refused |= odd
+    answers = {node_id: answer for node_id, answer in answers.items() if node_id not in odd}
     for node_id, reason in refused.items():
         log(WARNING, "Node %s does not take part: %s", node_id, reason)
     if spec is None or len(answers) < config.min_nodes:
@@ -153,15 +153,22 @@ def _too_few(config: RunConfig, num_nodes: int, refused: dict[int, str]) -> str:
     return sentence
 
 
-def _majority(answers: dict[int, RollCallReply]) -> tuple[DataSpec | None, list[int]]:
-    """The form of data that hosts the most tasks, and the nodes of another form. A node without tasks counts for nothing."""
+def _majority(answers: dict[int, RollCallReply]) -> tuple[DataSpec | None, dict[int, str]]:
+    """The form of data that hosts the most tasks, and why nodes of another form are refused.
+
+    A node without tasks counts for nothing.
+    """
     votes: Counter[DataSpec] = Counter()
     for answer in answers.values():
         votes[answer.spec] += len(answer.tasks)
     if not votes:
-        return None, []
+        return None, {}
     spec = max(votes, key=lambda spec: (votes[spec], spec.input_shape, spec.outputs, spec.kind))
-    return spec, [node_id for node_id, answer in answers.items() if answer.spec != spec]
+    return spec, {
+        node_id: f"its data have the form {_describe(answer.spec)}, the other nodes' {_describe(spec)}"
+        for node_id, answer in answers.items()
+        if answer.spec != spec
+    }
 
 
 def _describe(spec: DataSpec | None) -> str:

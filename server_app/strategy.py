@@ -135,6 +135,10 @@ class MetaStrategy(Strategy):
             reply = TrainReply.from_records(records, len(task_ids))
             if reason := mismatch(reply.gradient, reference):
                 raise WireError(reason)
+            announced = (self.population.tasks[task_id] for task_id in task_ids)
+            most = sum(self.algorithm.weight(task.num_support + task.num_query) for task in announced)
+            if reply.weight > most * (1 + 1e-9):
+                raise WireError(f"`weight` is {reply.weight:g}, but the tasks asked for can have at most {most:g}")
             usable.append(reply)
             if dropped := [task for task, loss in zip(task_ids, reply.losses, strict=True) if not math.isfinite(loss)]:
                 self._fail(f"task {dropped[0]}", f"its numbers are not finite (and {len(dropped) - 1} more tasks)")

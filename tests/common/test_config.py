@@ -123,7 +123,7 @@ def test_auto_takes_the_model_that_the_data_set_recommends() -> None:
 def test_settings_cannot_be_changed_afterwards() -> None:
     config = parse_run_config({})
     with pytest.raises(ValueError, match="frozen"):
-        config.rounds = 3
+        config.__setattr__("rounds", 3)
 
 
 def test_node_settings_have_defaults_and_keep_what_is_named() -> None:

@@ -1,0 +1,67 @@
+"""A real SuperLink and two real SuperNodes on loopback: the learning curve over gRPC equals the simulation's."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+from real_processes import SCRIPTS, curve, free_port, numbers, process, quickbloom
+
+from server_app.launch import environment
+
+pytestmark = pytest.mark.grpc
+
+ROUNDS = ["--rounds", "2", "--set", "evaluate-every=2", "--seed", "3", "--json"]
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """FLWR_HOME with the connection `loopback` to a SuperLink with two SuperNodes."""
+    home = tmp_path_factory.mktemp("flwr-home")
+    env = environment(home)
+    http, fleet = free_port(), free_port()
+    (home / "config.toml").write_text(f'[superlink.loopback]\naddress = "127.0.0.1:{http}"\ninsecure = true\n')
+    link = [SCRIPTS / "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(http)]
+    link += ["--fleet-api-address", f"127.0.0.1:{fleet}", "--disable-runtime-dependency-installation"]
+    node = [SCRIPTS / "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{fleet}", "--port"]
+    with process(*link, env=env, log=home / "superlink.log"):
+        _wait_for(http)
+        first = [*node, str(free_port()), "--node-config", "partition-id=0 num-partitions=2"]
+        second = [*node, str(free_port()), "--node-config", "partition-id=1 num-partitions=2"]
+        with process(*first, env=env, log=home / "node0.log"), process(*second, env=env, log=home / "node1.log"):
+            yield home
+
+
+@pytest.mark.parametrize("algorithm", ["reptile", "fomaml"])
+def test_the_curve_over_grpc_equals_the_simulation(federation: Path, tmp_path: Path, algorithm: str) -> None:
+    arguments = ["run", "--algorithm", algorithm, *ROUNDS]
+    real = quickbloom(*arguments, "--connection", "loopback", "--output", "real", cwd=tmp_path, flwr_home=federation)
+    assert real.returncode == 0, real.stderr
+    simulated = quickbloom(*arguments, "--output", "simulated", cwd=tmp_path)
+    assert simulated.returncode == 0, simulated.stderr
+    assert numbers(curve(tmp_path / "real")) == pytest.approx(numbers(curve(tmp_path / "simulated")), abs=1e-5)
+    results = [json.loads(done.stdout)["test"] for done in (real, simulated)]
+    assert numbers(results[0]) == pytest.approx(numbers(results[1]), abs=1e-5)
+
+
+def test_too_few_nodes_end_the_run_at_the_deadline(federation: Path, tmp_path: Path) -> None:
+    settings = ["--set", "min-nodes=3", "--set", "node-deadline=2"]
+    done = quickbloom("run", *settings, "--connection", "loopback", cwd=tmp_path, flwr_home=federation)
+    assert done.returncode == 1
+    assert "`min-nodes` is 3, but 2 usable nodes answered" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def _wait_for(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            with urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+                return
+        except (URLError, OSError):
+            time.sleep(0.2)
+    raise AssertionError(f"the SuperLink (of process {os.getpid()}) did not start")

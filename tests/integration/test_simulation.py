@@ -1,0 +1,112 @@
+"""`quickbloom run` and plain `flwr run` in real simulations."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from real_processes import SCRIPTS, curve, end_all_with, free_port, numbers, quickbloom
+
+from server_app.launch import LocalSuperLink, Run, bundle, environment
+
+REPOSITORY = Path(__file__).parents[2]
+pytestmark = pytest.mark.simulation
+
+
+def test_run_prints_the_summary_alone_and_leaves_a_run_directory(tmp_path: Path) -> None:
+    done = quickbloom("run", "--rounds", "2", "--set", "evaluate-every=1", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    run_dir = Path(summary["run_dir"])
+    assert run_dir.parent == tmp_path / "runs"
+    assert summary["tasks"]["train"] + summary["tasks"]["validation"] + summary["tasks"]["test"] == 56
+    assert json.loads((run_dir / "summary.json").read_text()) == summary
+    names = {path.name for path in run_dir.iterdir()}
+    assert names >= {"config.json", "history.jsonl", "summary.json", "per_task.csv", "checkpoints", "report.html"}
+    assert "round 2/2" in done.stderr
+
+
+def test_the_curve_does_not_depend_on_the_number_of_nodes(tmp_path: Path) -> None:
+    curves = []
+    for nodes in ("1", "5"):
+        output = tmp_path / nodes
+        settings = ["--rounds", "3", "--set", "evaluate-every=1", "--nodes", nodes, "--output", str(output), "--json"]
+        done = quickbloom("run", "--algorithm", "maml", *settings, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        curves.append(numbers(curve(output)))
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5)
+
+
+def test_ctrl_c_stops_the_run_and_leaves_no_process(tmp_path: Path) -> None:
+    # Every process of the run inherits the environment, so a mark in it finds what is left behind.
+    mark = f"QUICKBLOOM_TEST_MARK={tmp_path}"
+    running = subprocess.Popen(
+        [SCRIPTS / "quickbloom", "run", "--rounds", "5000"],
+        cwd=tmp_path,
+        env={**environment(), "QUICKBLOOM_TEST_MARK": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if "round" in line:
+                break
+        running.send_signal(signal.SIGINT)
+        _, rest = running.communicate(timeout=60)
+        assert running.returncode == 130
+        assert "Stopped" in rest
+        _wait_until_gone(mark)
+    finally:
+        end_all_with(mark)
+
+
+def _wait_until_gone(mark: str) -> None:
+    from real_processes import _with_environment
+
+    deadline = time.monotonic() + 30
+    while left := _with_environment(mark, None):
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(0.5)
+
+
+def test_a_run_whose_nodes_all_lack_their_data_fails_with_one_sentence(tmp_path: Path) -> None:
+    settings = {"dataset": "uji", "data-dir": str(tmp_path / "nowhere"), "node-deadline": 20.0, "output-dir": str(tmp_path / "r")}
+    with bundle() as app, LocalSuperLink() as link:
+        run = Run(app, link.name, link.home, settings, 2)
+        log = list(run.lines())
+        status, details = run.status()
+        run.close()
+    assert status == "finished:failed"
+    assert "0 usable nodes" in details
+    assert "does not exist" in details
+    assert not any("Traceback" in line for line in log), "\n".join(log)
+
+
+def test_plain_flwr_run_works_from_any_directory_without_network_or_environment(tmp_path: Path) -> None:
+    home, runs = tmp_path / "home", tmp_path / "home" / "quickbloom-runs"
+    home.mkdir()
+    env = {"PATH": f"{SCRIPTS}:{os.environ['PATH']}", "HOME": str(home), "FLWR_HOME": str(home / ".flwr")}
+    env |= {"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()), "FLWR_LOCAL_CONTROL_API_PORT": str(free_port())}
+    command = f"flwr run {REPOSITORY} --stream --run-config 'rounds=2'; flwr list --format json"
+    try:
+        done = subprocess.run(
+            _without_network(command), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False
+        )
+        assert '"status": "finished:completed"' in done.stdout, done.stdout + done.stderr
+        (run_dir,) = runs.iterdir()
+        summary = json.loads((run_dir / "summary.json").read_text())
+        assert summary["algorithm"] == "reptile"
+        assert summary["dataset"] == "digits"
+    finally:
+        end_all_with(f"FLWR_HOME={env['FLWR_HOME']}")
+
+
+def _without_network(command: str) -> list[str]:
+    """The command in a network namespace with nothing but loopback, where this machine allows one."""
+    inside = f"ip link set lo up 2>/dev/null; {command}"
+    allowed = subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode == 0
+    return ["unshare", "-n", "sh", "-c", inside] if allowed else ["sh", "-c", command]

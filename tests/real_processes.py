@@ -1,0 +1,104 @@
+"""Real Flower processes for tests: started here, and ended by id when the test is over."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from server_app.launch import environment
+
+SCRIPTS = Path(sys.executable).parent
+
+
+def quickbloom(*arguments: str, cwd: Path, flwr_home: Path | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run the real command as a user would."""
+    return subprocess.run(
+        [SCRIPTS / "quickbloom", *arguments],
+        cwd=cwd,
+        env=environment(flwr_home),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def curve(run_dir: str | Path) -> list[dict[str, Any]]:
+    """What must be equal between two runs with the same seed: the numbers of history.jsonl, without times."""
+    lines = (Path(run_dir) / "history.jsonl").read_text().splitlines()
+    return [{key: json.loads(line).get(key) for key in ("round", "train", "validation")} for line in lines]
+
+
+def numbers(value: Any) -> list[float]:
+    """All numbers in nested dictionaries and lists, in order."""
+    if isinstance(value, dict):
+        return [number for key in sorted(value) for number in numbers(value[key])]
+    if isinstance(value, list):
+        return [number for item in value for number in numbers(item)]
+    return [] if value is None else [float(value)]
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def process(*command: str | Path, env: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a session of its own, ended with everything it started."""
+    with log.open("w") as output:
+        started = subprocess.Popen(
+            [str(part) for part in command],
+            env=env,
+            cwd=log.parent,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    try:
+        yield started
+    finally:
+        end_all_with(f"FLWR_HOME={env['FLWR_HOME']}", only_group=started.pid)
+        started.wait(30)
+
+
+def end_all_with(variable: str, only_group: int | None = None) -> None:
+    """End every process whose environment holds `variable` ("NAME=value"), if asked only those of one process group."""
+    for wish in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + 15
+        while (found := _with_environment(variable, only_group)) and time.monotonic() < deadline:
+            for pid in found:
+                try:
+                    os.kill(pid, wish)
+                except ProcessLookupError:
+                    continue
+            time.sleep(0.5)
+        if not found:
+            return
+    raise AssertionError(f"processes outlive the test: {found}")
+
+
+def _with_environment(variable: str, group: int | None) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            alive = (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+            matches = variable.encode() in (entry / "environ").read_bytes().split(b"\0")
+            if alive and matches and (group is None or os.getpgid(int(entry.name)) == group):
+                found.append(int(entry.name))
+        except (OSError, ProcessLookupError):
+            continue
+    return found

@@ -1,0 +1,203 @@
+"""A whole run from the roll call to the run directory."""
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+from flwr.serverapp import Grid
+from loopback import LoopbackGrid
+
+from common.config import RunConfig, parse_run_config
+from common.errors import ConfigError
+from common.wire import EVALUATE, TRAIN, EvaluateRequest
+from server_app import app as server
+from server_app import checkpoint
+from server_app.app import run_federation
+from server_app.history import read_history
+from server_app.strategy import RunError
+
+KEYS = {
+    *("schema", "algorithm", "dataset", "seed", "rounds", "run_dir", "tasks", "chosen", "test", "validation", "bytes"),
+    *("seconds", "failures", "versions"),
+}
+
+
+def settings(folder: Path, **changes: Any) -> RunConfig:
+    flat = {"mlp.hidden": "8", "min-nodes": 1, "rounds": 3, "adapt-steps": 3, "seed": 1, "output-dir": str(folder)}
+    return parse_run_config({**flat, **{key.replace("_", "-").replace("--", "."): v for key, v in changes.items()}})
+
+
+def run(folder: Path, nodes: int = 3, **changes: Any) -> tuple[dict[str, Any], LoopbackGrid]:
+    config = settings(folder, **changes)
+    grid = LoopbackGrid(nodes, config.flat())
+    return run_federation(grid, config), grid
+
+
+def test_a_run_leaves_all_its_files(tmp_path: Path) -> None:
+    summary, _ = run(tmp_path / "out", checkpoint_every=2)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"config.json", "history.jsonl", "summary.json", "per_task.csv", "checkpoints"}
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == settings(tmp_path / "out", checkpoint_every=2).flat()
+    assert [record["round"] for record in read_history(tmp_path / "out")] == [1, 2, 3]
+    assert sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir()) == [
+        "round-000002.safetensors",
+        "round-000003.safetensors",
+    ]
+
+
+@pytest.mark.parametrize(("dataset", "metric"), [("digits", "accuracy"), ("sinusoid", "mse")])
+def test_summary_has_exactly_the_documented_keys(tmp_path: Path, dataset: str, metric: str) -> None:
+    summary, _ = run(tmp_path, dataset=dataset, sinusoid__clients=20, reptile__inner_lr=0.01)
+    assert summary.keys() == KEYS
+    assert (summary["schema"], summary["algorithm"], summary["dataset"]) == (1, "reptile", dataset)
+    assert (summary["seed"], summary["rounds"], summary["run_dir"], summary["failures"]) == (1, 3, str(tmp_path), 0)
+    assert summary["chosen"].keys() == {"adapt_lr", "adapt_steps"}
+    for part in ("test", "validation"):
+        assert summary[part].keys() == {"steps", metric, "loss"}
+        assert summary[part]["steps"] == [0, 1, 2, 3]
+        for name in (metric, "loss"):
+            assert summary[part][name].keys() == {"mean", "ci95", "worst10"}
+            assert all(len(values) == 4 and np.isfinite(values).all() for values in summary[part][name].values())
+    assert summary["tasks"].keys() == {"train", "validation", "test"}
+    assert summary["seconds"].keys() == {"total", "round_median"}
+    assert summary["versions"].keys() == {"quickbloom", "flwr", "torch", "python"}
+
+
+def test_per_task_scores_agree_with_the_summary(tmp_path: Path) -> None:
+    summary, _ = run(tmp_path)
+    with (tmp_path / "per_task.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for split in ("validation", "test"):
+        own = [row for row in rows if row["split"] == split]
+        assert len(own) == summary["tasks"][split] == len({row["task"] for row in own})
+        for name in ("accuracy", "loss"):
+            values = np.array([[float(row[f"{name}_step{step}"]) for step in range(4)] for row in own])
+            assert values.mean(axis=0) == pytest.approx(summary[split][name]["mean"])
+            half_width = 1.96 * values.std(axis=0, ddof=1) / len(own) ** 0.5
+            assert half_width == pytest.approx(summary[split][name]["ci95"])
+
+
+def test_bytes_and_failures_are_those_of_all_messages(tmp_path: Path) -> None:
+    summary, grid = run(tmp_path, nodes=2, evaluate_every=1)
+    kinds = [message.metadata.message_type for message in grid.requests]
+    assert (kinds.count(TRAIN), kinds.count(EVALUATE)) == (2 * 3, 2 * 3 + 2)
+    rounds = read_history(tmp_path)
+    # A gradient has the size of the model, and every message down carries the model: 6 up; 6 + 6 + 2 down.
+    up = sum(record["bytes"]["up"] for record in rounds)
+    assert (summary["bytes"]["up"], summary["bytes"]["down"]) == (up, up // 6 * 14)
+
+
+def test_test_tasks_are_scored_once_at_the_end_and_with_the_chosen_rate_alone(tmp_path: Path) -> None:
+    summary, grid = run(tmp_path, evaluate_every=1)
+    seen: list[tuple[set[str], list[float]]] = []
+    for message in grid.requests:
+        if message.metadata.message_type == EVALUATE:
+            request = EvaluateRequest.from_records(message.content)
+            seen.append((set(request.task_ids), request.lrs))
+    with (tmp_path / "per_task.csv").open(newline="") as file:
+        where = {row["task"]: row["split"] for row in csv.DictReader(file)}
+    last = seen[-3:]
+    assert {where[task_id] for ids, _ in last for task_id in ids} == {"test"}
+    assert {where[task_id] for ids, _ in seen[:-3] for task_id in ids} == {"validation"}
+    assert all(lrs == [summary["chosen"]["adapt_lr"]] for _, lrs in last)
+
+
+@pytest.mark.parametrize("algorithm", ["reptile", "maml"])
+def test_results_are_the_same_on_1_2_and_60_nodes(tmp_path: Path, algorithm: str) -> None:
+    results = []
+    for nodes in (1, 2, 60):
+        summary, _ = run(tmp_path / str(nodes), nodes, algorithm=algorithm, rounds=10)
+        losses = [record["train"]["loss"] for record in read_history(tmp_path / str(nodes))]
+        results.append(
+            [*losses, *summary["test"]["accuracy"]["mean"], *summary["test"]["loss"]["mean"], *summary["chosen"].values()]
+        )
+    assert results[1] == pytest.approx(results[0], abs=1e-5)
+    assert results[2] == pytest.approx(results[0], abs=1e-5)
+
+
+def test_same_seed_same_bits_and_another_seed_another_run(tmp_path: Path) -> None:
+    one, other, third = (run(tmp_path / str(i), seed=seed)[0] for i, seed in enumerate((1, 1, 2)))
+    assert (one["test"], one["validation"], one["chosen"]) == (other["test"], other["validation"], other["chosen"])
+    assert one["test"] != third["test"]
+
+
+def test_the_last_checkpoint_holds_the_final_model_and_says_what_it_belongs_to(tmp_path: Path) -> None:
+    run(tmp_path, algorithm="maml", checkpoint_every=0)
+    tensors, facts = checkpoint.load(tmp_path)
+    assert (facts["round"], facts["spec"]) == (3, ["classification", [1, 8, 8], 5])
+    assert facts["config"] == settings(tmp_path, algorithm="maml", checkpoint_every=0).flat()
+    assert {name for name in tensors if name.startswith("meta/")} == {
+        f"meta/{i}.{part}" for i in (1, 3) for part in ("weight", "bias")
+    }
+    assert tensors["outer/step/1.weight"].item() == 3.0
+
+
+def test_without_validation_tasks_the_algorithms_own_rate_is_used(tmp_path: Path) -> None:
+    summary, _ = run(tmp_path, validation_tasks=0, reptile__inner_lr=0.07)
+    assert summary["chosen"] == {"adapt_lr": 0.07, "adapt_steps": 3}
+    assert summary["validation"] is None
+
+
+def test_without_test_tasks_there_is_no_test_result(tmp_path: Path) -> None:
+    summary, _ = run(tmp_path, test_tasks=0)
+    assert summary["test"] is None
+    assert summary["validation"] is not None
+
+
+def test_a_directory_that_was_used_before_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    before = (tmp_path / "history.jsonl").read_text()
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run(tmp_path)
+    assert (tmp_path / "history.jsonl").read_text() == before
+
+
+def test_a_directory_that_cannot_be_written_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config = settings(tmp_path / "file" / "x")
+    grid = LoopbackGrid(2, config.flat())
+    with pytest.raises(ConfigError, match="`output-dir` must be a directory that can be written"):
+        run_federation(grid, config)
+    assert grid.requests == []
+
+
+def test_a_relative_directory_is_refused() -> None:
+    with pytest.raises(ConfigError, match="`output-dir` must be an absolute path"):
+        settings(Path("runs"))
+
+
+def test_no_usable_test_score_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
+    config = settings(tmp_path, validation_tasks=0)
+    grid = LoopbackGrid(2, config.flat())
+    broken = {
+        i: lambda message, answer: None if message.metadata.message_type == EVALUATE else answer(message) for i in range(2)
+    }
+    grid._faults = broken  # type: ignore[assignment]
+    with pytest.raises(RunError, match="no node sent a usable score of the test tasks"):
+        run_federation(grid, config)
+    assert not (tmp_path / "summary.json").exists()
+
+
+def start(grid: Grid, **flat: Any) -> None:
+    server.main(grid, Context(1, 1, {}, RecordDict(), flat))
+
+
+def test_the_server_app_runs_from_flowers_flat_settings(tmp_path: Path) -> None:
+    config = settings(tmp_path)
+    start(LoopbackGrid(2, config.flat()), **config.flat())
+    assert re.fullmatch(r"\d\.\d+\.\d+.*", json.loads((tmp_path / "summary.json").read_text())["versions"]["torch"])
+    assert torch.get_num_threads() == 1
+
+
+def test_a_mistake_in_the_settings_ends_the_run_without_a_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.tracebacklimit", 50, raising=False)
+    with pytest.raises(ConfigError, match="did you mean `rounds`"):
+        start(LoopbackGrid(1, {}), round=3)
+    assert server.sys.tracebacklimit == 0

@@ -1,0 +1,105 @@
+"""Waiting for replies: no longer than needed, and no longer than allowed."""
+
+import time
+from collections.abc import Iterable
+
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from loopback import LoopbackGrid
+
+from common.config import parse_run_config
+from common.wire import ROLL_CALL
+from server_app.polling import PollingGrid
+
+
+class SlowGrid(LoopbackGrid):
+    """Node i answers after `delays[i]` seconds; None: it cannot be reached, so that its message gets no id."""
+
+    def __init__(self, delays: list[float | None]) -> None:
+        super().__init__(len(delays), parse_run_config({}).flat())
+        self.delays = delays
+        self.due: dict[str, float] = {}
+        self.looks = 0
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        ids: list[str] = []
+        for message in messages:
+            delay = self.delays[message.metadata.dst_node_id - 100]
+            if delay is None:
+                ids.append(None)  # type: ignore[arg-type]  # as Flower's grid does
+                continue
+            ids += super().push_messages([message])
+            self.due[ids[-1]] = time.monotonic() + delay
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        self.looks += 1
+        return super().pull_messages([i for i in message_ids if time.monotonic() >= self.due[i]])
+
+
+def ask(grid: SlowGrid, timeout: float | None) -> tuple[list[int], float]:
+    """(nodes that answered, seconds waited)."""
+    messages = [Message(RecordDict({"request": ConfigRecord()}), node_id, ROLL_CALL) for node_id in grid.get_node_ids()]
+    started = time.monotonic()
+    replies = PollingGrid(grid).send_and_receive(messages, timeout=timeout)
+    return sorted(reply.metadata.src_node_id for reply in replies), time.monotonic() - started
+
+
+@pytest.fixture(autouse=True)
+def nodes_are_built() -> None:
+    SlowGrid([0.0] * 3).send_and_receive([])
+    ask(SlowGrid([0.0] * 3), None)
+
+
+def test_returns_as_soon_as_all_replies_are_there() -> None:
+    nodes, seconds = ask(SlowGrid([0.0, 0.1, 0.05]), timeout=30)
+    assert len(nodes) == 3
+    assert 0.1 <= seconds < 1.0
+
+
+def test_waits_without_limit_if_there_is_none() -> None:
+    assert len(ask(SlowGrid([0.0, 0.3]), timeout=None)[0]) == 2
+
+
+def test_returns_what_came_when_the_time_is_up() -> None:
+    nodes, seconds = ask(SlowGrid([0.0, 99.0, 0.0]), timeout=0.2)
+    assert len(nodes) == 2
+    assert 0.2 <= seconds < 1.0
+
+
+def test_does_not_wait_for_a_message_that_could_not_be_delivered() -> None:
+    nodes, seconds = ask(SlowGrid([0.0, None, 0.0]), timeout=30)
+    assert len(nodes) == 2
+    assert seconds < 1.0
+    assert ask(SlowGrid([None, None]), timeout=30)[0] == []
+
+
+def test_looks_become_rarer_as_time_passes() -> None:
+    grid = SlowGrid([0.5])
+    ask(grid, timeout=30)
+    # Every 4 ms would be 125 looks; a tenth of the time passed makes it about 10 + 10 ln(0.5 / 0.04).
+    assert 5 < grid.looks < 60
+
+
+def test_no_messages_need_no_look() -> None:
+    grid = SlowGrid([0.0])
+    assert PollingGrid(grid).send_and_receive([], timeout=30) == []
+    assert grid.looks == 0
+
+
+def test_everything_else_is_passed_on() -> None:
+    grid = SlowGrid([0.0, 0.0])
+    polling = PollingGrid(grid)
+    assert list(polling.get_node_ids()) == [100, 101]
+    message = polling.create_message(RecordDict(), ROLL_CALL, 101, "7")
+    assert (message.metadata.dst_node_id, message.metadata.group_id) == (101, "7")
+    assert list(polling.pull_messages(polling.push_messages([]))) == []
+
+
+def test_an_error_of_the_network_goes_through() -> None:
+    class Broken(SlowGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+            raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError, match="gone"):
+        ask(Broken([0.0]), timeout=1)

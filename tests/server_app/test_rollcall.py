@@ -1,0 +1,205 @@
+"""The roll call: who takes part, how tasks are split, and which federations are refused."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from flwr.app import Message, RecordDict
+from flwr.app.error import Error
+from hypothesis import given
+from hypothesis import strategies as st
+from loopback import Fault, LoopbackGrid
+
+from common.config import RunConfig, parse_run_config
+from common.datasets.base import DataSpec, TaskInfo
+from common.errors import ConfigError
+from common.wire import RollCallReply, error_records
+from server_app.rollcall import call_roll, split_tasks
+
+SPEC = DataSpec("classification", (1, 8, 8), 5)
+
+
+def config(**settings: str | int | float) -> RunConfig:
+    return parse_run_config({"node-deadline": 0.3, **{key.replace("_", "-"): value for key, value in settings.items()}})
+
+
+def task(name: str, *, group: str = "", split: str = "", counts: tuple[int, int, int] = (2, 2, 2)) -> TaskInfo:
+    return TaskInfo(name, *counts, group=group, split=split)
+
+
+def tasks(count: int) -> list[TaskInfo]:
+    return [task(f"task-{i:03d}") for i in range(count)]
+
+
+def says(hosted: list[TaskInfo], spec: DataSpec = SPEC, protocol: int = 1) -> Fault:
+    """A node that gives this answer."""
+    reply = RollCallReply(spec, hosted, {"flwr": "1"}, protocol)
+    return lambda message, _: Message(reply.to_records(), reply_to=message)
+
+
+def federation(*faults: Fault) -> LoopbackGrid:
+    return LoopbackGrid(len(faults), parse_run_config({}).flat(), dict(enumerate(faults)))
+
+
+def spread_over(hosted: list[TaskInfo], nodes: int) -> LoopbackGrid:
+    return federation(*(says(hosted[i::nodes]) for i in range(nodes)))
+
+
+def test_every_task_is_at_home_on_its_node_and_in_one_split() -> None:
+    population = call_roll(spread_over(tasks(20), 3), config())
+    assert population.homes == {f"task-{i:03d}": 100 + i % 3 for i in range(20)}
+    assert sorted(task_id for ids in population.splits.values() for task_id in ids) == sorted(population.homes)
+    # 15 % and 20 % of 20 tasks
+    assert {name: len(ids) for name, ids in population.splits.items()} == {"train": 13, "validation": 3, "test": 4}
+    assert (population.spec, population.refused) == (SPEC, {})
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 19, 25])
+def test_split_does_not_depend_on_how_tasks_are_spread_over_nodes(nodes: int) -> None:
+    expected = call_roll(spread_over(tasks(20), 4), config()).splits
+    assert call_roll(spread_over(tasks(20)[::-1], nodes), config(min_nodes=1)).splits == expected
+
+
+def test_split_depends_on_the_seed() -> None:
+    drawn = [split_tasks(tasks(40), config(seed=seed))["test"] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_too_few_nodes_are_refused_when_the_deadline_is_over() -> None:
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=r"`min-nodes` is 3, but 2 usable nodes answered within `node-deadline` \(0\.3 s\)"):
+        call_roll(spread_over(tasks(20), 2), config(min_nodes=3))
+    assert 0.3 <= time.monotonic() - started < 1.5
+
+
+def test_nodes_that_come_late_but_in_time_are_waited_for() -> None:
+    grid = spread_over(tasks(20), 3)
+    grid.node_ids, everybody = grid.node_ids[:1], grid.node_ids
+    grid.get_node_ids = lambda: setattr(grid, "node_ids", everybody) or grid.node_ids  # type: ignore[method-assign, func-returns-value]
+    assert len(set(call_roll(grid, config(min_nodes=3)).homes.values())) == 3
+
+
+BAD: dict[str, tuple[Fault, str]] = {
+    "silent": (lambda message, _: None, "it did not answer the roll call within 0.3 s"),
+    "error": (
+        lambda message, _: Message(Error(code=7, reason="Traceback\n  ...\nOSError: no disk"), reply_to=message),
+        "error 7: OSError: no disk",
+    ),
+    "error without words": (lambda message, _: Message(Error(code=7), reply_to=message), "error 7: no reason given"),
+    "refusal": (lambda message, _: Message(error_records("no data file"), reply_to=message), "no data file"),
+    "garbage": (lambda message, _: Message(RecordDict(), reply_to=message), "is of no use: the field 'roll-call' is missing"),
+    "other release": (says(tasks(3), protocol=9), "it speaks protocol 9"),
+    "other data": (
+        says(tasks(3), DataSpec("classification", (1, 9, 9), 5)),
+        "its data have the form classification of ",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(BAD))
+def test_a_node_that_cannot_take_part_is_named_and_left_out(kind: str) -> None:
+    fault, words = BAD[kind]
+    population = call_roll(federation(says(tasks(20)[:10]), fault, says(tasks(20)[10:])), config())
+    assert list(population.refused) == [101]
+    assert words in population.refused[101]
+    assert set(population.homes.values()) == {100, 102}
+
+
+@pytest.mark.parametrize("kind", sorted(BAD))
+def test_too_few_usable_nodes_are_refused_with_the_reasons(kind: str) -> None:
+    fault, words = BAD[kind]
+    with pytest.raises(ConfigError) as caught:
+        call_roll(federation(says(tasks(20)), fault), config())
+    assert "`min-nodes` is 2, but 1 usable node answered" in str(caught.value)
+    assert "; refused: 1 x " in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_the_form_of_data_with_the_most_tasks_wins() -> None:
+    other = DataSpec("regression", (3,), 1)
+    many, few = tasks(20)[:12], tasks(20)[12:]
+    population = call_roll(federation(says(few[:4]), says(few[4:]), says(many, other)), config(min_nodes=1))
+    assert (population.spec, sorted(population.refused)) == (other, [100, 101])
+
+
+def test_a_task_on_two_nodes_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="two nodes host the task 'task-000': give every node its own `partition-id`"):
+        call_roll(federation(says(tasks(20)), says(tasks(1))), config())
+
+
+def test_a_node_without_tasks_takes_part_without_harm() -> None:
+    population = call_roll(federation(says(tasks(20)), says([])), config())
+    assert set(population.homes.values()) == {100}
+    with pytest.raises(ConfigError, match="no task is left to train on"):
+        call_roll(federation(says([]), says([])), config())
+
+
+@given(st.lists(st.integers(0, 6), min_size=9, max_size=40), st.integers(0, 5))
+def test_tasks_of_a_group_stay_together(groups: list[int], seed: int) -> None:
+    hosted = [task(f"task-{i}", group=f"group-{group}") for i, group in enumerate(groups)]
+    if len(set(groups)) < 3:
+        return
+    splits = split_tasks(hosted, config(seed=seed))
+    where = {task_id: name for name, ids in splits.items() for task_id in ids}
+    assert len(where) == len(hosted)
+    assert len({(t.group, where[t.task_id]) for t in hosted}) == len(set(groups))
+
+
+def test_published_splits_are_honoured() -> None:
+    hosted = [task(f"{split}-{i}", split=split) for split in ("train", "validation", "test") for i in range(3)]
+    splits = split_tasks(hosted, config(seed=9))
+    assert splits == {split: [f"{split}-{i}" for i in range(3)] for split in ("train", "validation", "test")}
+
+
+def test_validation_is_drawn_from_published_train_where_none_is_published() -> None:
+    hosted = [task(f"{split}-{i:02d}", split=split) for split in ("train", "test") for i in range(20)]
+    splits = split_tasks(hosted, config())
+    assert splits["test"] == [f"test-{i:02d}" for i in range(20)]
+    assert len(splits["validation"]) == 3
+    assert sorted(splits["train"] + splits["validation"]) == [f"train-{i:02d}" for i in range(20)]
+
+
+def test_parts_may_be_numbers_of_tasks_and_may_be_none() -> None:
+    splits = split_tasks(tasks(20), config(validation_tasks=5, test_tasks=0))
+    assert {name: len(ids) for name, ids in splits.items()} == {"train": 15, "validation": 5, "test": 0}
+
+
+def test_a_small_part_still_gets_one_task() -> None:
+    splits = split_tasks(tasks(3), config(validation_tasks=0.01, test_tasks=0.01))
+    assert {name: len(ids) for name, ids in splits.items()} == {"train": 1, "validation": 1, "test": 1}
+
+
+@pytest.mark.parametrize(
+    ("count", "settings"), [(2, {}), (10, {"test_tasks": 10}), (10, {"validation_tasks": 4, "test_tasks": 6})]
+)
+def test_too_few_tasks_are_refused(count: int, settings: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=rf"leave none of the {count} tasks for training: lower them"):
+        split_tasks(tasks(count), config(**settings))
+
+
+def without(part: str) -> Callable[[TaskInfo], TaskInfo]:
+    return lambda info: replace(info, **{f"num_{part}": 0})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("part", "left"),
+    [("support", set()), ("query", {"validation", "test"}), ("test", {"train"})],
+    ids=["support", "query", "test"],
+)
+def test_a_task_that_cannot_do_its_part_is_left_out_and_named(
+    part: str, left: set[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    # One of the two tasks of every published split lacks its examples of `part`.
+    hosted = [task(f"{split}-{i}", split=split) for split in ("train", "validation", "test") for i in range(2)]
+    hosted = [without(part)(info) if info.task_id.endswith("0") else info for info in hosted]
+    splits = split_tasks(hosted, config())
+    assert {name for name, ids in splits.items() if len(ids) == 2} == left
+    for name in {"train", "validation", "test"} - left:
+        assert splits[name] == [f"{name}-1"]
+        assert f"Task {name}-0 is left out" in caplog.text
+
+
+def test_no_usable_training_task_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no task is left to train on"):
+        split_tasks([without("query")(info) for info in tasks(20)], config())

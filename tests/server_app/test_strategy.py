@@ -1,0 +1,309 @@
+"""The strategy: the same run however tasks are spread, held-out tasks apart, and broken nodes that cost only their reply."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app.error import Error
+from loopback import Fault, LoopbackGrid
+
+from common.algorithms import ALGORITHMS
+from common.config import parse_run_config
+from common.learner import Learner
+from common.models import build_model
+from common.params import Params
+from common.wire import EVALUATE, TRAIN, EvaluateRequest, TrainRequest, error_records, from_arrays, to_arrays
+from server_app.outer import OuterOptimizer
+from server_app.rollcall import Population, call_roll
+from server_app.strategy import MetaStrategy, RunError, Scores
+
+Answer = Callable[[Message], Message]
+Record = dict[str, Any]
+
+
+class Run:
+    """A strategy on a loopback grid: digits, Reptile, a small model, unless asked otherwise."""
+
+    def __init__(self, nodes: int = 3, faults: Mapping[int, Fault] | None = None, **settings: Any) -> None:
+        flat = {"mlp.hidden": "8", "min-nodes": 1, "rounds": 4, "evaluate-every": 2, "adapt-steps": 3, "seed": 2}
+        flat |= {"round-deadline": 0.5, **{key.replace("_", "-").replace("--", "."): v for key, v in settings.items()}}
+        config = self.config = parse_run_config(flat)
+        self.grid = LoopbackGrid(nodes, config.flat(), faults)
+        self.population = call_roll(LoopbackGrid(nodes, config.flat()), config)
+        spec = self.population.spec
+        module = build_model(config.model_name, config.table(config.model_name), spec.input_shape, spec.outputs, config.seed)
+        algorithm = ALGORITHMS[config.algorithm](config.table(config.algorithm), Learner(module, spec.kind))
+        outer = OuterOptimizer(algorithm.options, algorithm.init(), config.rounds)
+        self.records: list[Record] = []
+        self.strategy = MetaStrategy(config, self.population, algorithm, outer, self.records.append)
+
+    def start(self) -> list[Record]:
+        meta = to_arrays(self.strategy.outer.meta)
+        self.strategy.start(self.grid, meta, num_rounds=self.config.rounds, timeout=self.config.round_deadline)
+        return self.records
+
+    def asked(self, kind: str) -> list[list[str]]:
+        """Task ids of every message of this kind."""
+        reader = TrainRequest if kind == TRAIN else EvaluateRequest
+        return [
+            reader.from_records(message.content).task_ids
+            for message in self.grid.requests
+            if message.metadata.message_type == kind
+        ]
+
+
+def close(one: Params, other: Params, atol: float) -> bool:
+    return all(torch.allclose(value, other[name], rtol=0, atol=atol) for name, value in one.items())
+
+
+# ---- which tasks
+
+
+def test_tasks_of_a_round_depend_on_seed_and_round_alone() -> None:
+    runs = [Run(nodes, tasks_per_round=7).strategy for nodes in (1, 2, 60)]
+    for number in (1, 2, 3):
+        chosen = [strategy.choose_tasks(number) for strategy in runs]
+        assert chosen[0] == chosen[1] == chosen[2]
+        assert len(set(chosen[0])) == 7
+    assert runs[0].choose_tasks(1) != runs[0].choose_tasks(2)
+    assert runs[0].choose_tasks(1) == runs[0].choose_tasks(1)
+    assert runs[0].choose_tasks(1) != Run(1, tasks_per_round=7, seed=3).strategy.choose_tasks(1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "number"),
+    [
+        ({}, 37),
+        ({"fraction": 0.5}, 19),
+        ({"fraction": 0.001}, 1),
+        ({"tasks_per_round": 5, "fraction": 0.5}, 5),
+        ({"tasks_per_round": 999}, 37),
+    ],
+)
+def test_number_of_tasks_in_a_round(settings: dict[str, Any], number: int) -> None:
+    # 56 tasks less 15 % (8) and 20 % (11) leave 37; a part is rounded up.
+    assert len(Run(**settings).strategy.choose_tasks(1)) == number
+
+
+def test_held_out_tasks_never_get_a_training_message() -> None:
+    run = Run(4, tasks_per_round=9)
+    run.start()
+    train = {task_id for ids in run.asked(TRAIN) for task_id in ids}
+    assert train <= set(run.population.splits["train"])
+    assert len(run.asked(TRAIN)) <= 4 * 4
+    assert {task_id for ids in run.asked(EVALUATE) for task_id in ids} == set(run.population.splits["validation"])
+
+
+def test_a_message_goes_only_to_nodes_that_host_a_task_of_the_round() -> None:
+    run = Run(10, tasks_per_round=2, rounds=1)
+    run.start()
+    for message in run.grid.requests:
+        ids = TrainRequest.from_records(message.content).task_ids if message.metadata.message_type == TRAIN else []
+        assert all(run.population.homes[task_id] == message.metadata.dst_node_id for task_id in ids)
+    assert sum(len(ids) for ids in run.asked(TRAIN)) == 2
+
+
+# ---- rounds
+
+
+@pytest.mark.parametrize("algorithm", ["reptile", "maml"])
+def test_learning_curve_is_the_same_on_1_2_and_60_nodes(algorithm: str) -> None:
+    curves, ends = [], []
+    for nodes in (1, 2, 60):
+        run = Run(nodes, algorithm=algorithm, rounds=10)
+        records = run.start()
+        validation = [
+            record["validation"]["accuracy"] + record["validation"]["loss"] for record in records if "validation" in record
+        ]
+        curves.append([record["train"]["loss"] for record in records] + np.ravel(validation).tolist())
+        ends.append(run.strategy.outer.meta)
+    assert len(curves[0]) == 10 + 5 * 2 * 4
+    assert curves[1] == pytest.approx(curves[0], abs=1e-5)
+    assert curves[2] == pytest.approx(curves[0], abs=1e-5)
+    assert close(ends[1], ends[0], 1e-4)
+    assert close(ends[2], ends[0], 1e-4)
+
+
+def test_training_lowers_the_loss() -> None:
+    records = Run(rounds=30, evaluate_every=0, reptile__outer_decay=False).start()
+    assert records[-1]["train"]["loss"] < 0.8 * records[0]["train"]["loss"]
+
+
+def test_history_has_a_line_per_round_and_scores_when_due() -> None:
+    records = Run(rounds=5, evaluate_every=2).start()
+    assert [record["round"] for record in records] == [1, 2, 3, 4, 5]
+    assert [record["round"] for record in records if "validation" in record] == [2, 4, 5]
+    for record in records:
+        assert record["train"]["tasks"] == 37
+        assert record["failures"] == []
+        assert record["bytes"]["up"] > 0 < record["bytes"]["down"]
+        assert record["seconds"] > 0
+
+
+def test_scores_only_after_the_last_round_where_none_are_asked_for() -> None:
+    records = Run(rounds=3, evaluate_every=0).start()
+    assert ["validation" in record for record in records] == [False, False, True]
+
+
+def test_flower_drives_it_and_gets_the_final_parameters() -> None:
+    run = Run()
+    result = run.strategy.start(run.grid, to_arrays(run.strategy.outer.meta), num_rounds=4, timeout=1)
+    assert close(from_arrays(result.arrays), run.strategy.outer.meta, 0.0)
+    assert sorted(result.train_metrics_clientapp) == [1, 2, 3, 4]
+    assert sorted(result.evaluate_metrics_clientapp) == [2, 4]
+    assert {"accuracy-before", "accuracy-after"} == set(result.evaluate_metrics_clientapp[4])
+
+
+def test_a_run_without_validation_tasks_works() -> None:
+    run = Run(validation_tasks=0)
+    assert not any("validation" in record for record in run.start())
+    assert run.strategy.last_validation is None
+
+
+# ---- nodes that fail
+
+
+def replaced(gradient: Callable[[Params], Params] = lambda g: g, **metrics: Any) -> Fault:
+    """The true reply with its gradient or some of its metrics changed."""
+
+    def fault(message: Message, answer: Answer) -> Message:
+        reply = answer(message)
+        if message.metadata.message_type != TRAIN:
+            return reply
+        records = RecordDict(dict(reply.content))
+        records["gradient"] = to_arrays(gradient(from_arrays(reply.content.array_records["gradient"])))
+        records["metrics"] = MetricRecord({**reply.content.metric_records["metrics"], **metrics})
+        return Message(records, reply_to=message)
+
+    return fault
+
+
+def pickled(message: Message, answer: Answer) -> Message:
+    records = RecordDict(dict(answer(message).content))
+    records["gradient"] = ArrayRecord({"w": Array("object", (1,), "numpy.ndarray", b"\x80\x04garbage")})
+    return Message(records, reply_to=message)
+
+
+def first(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Params], Params]:
+    return lambda gradient: {name: change(value) if name == "1.weight" else value for name, value in gradient.items()}
+
+
+FAULTS: dict[str, tuple[Fault, str]] = {
+    "raises": (
+        lambda message, _: Message(Error(code=0, reason="ValueError: boom"), reply_to=message),
+        "error 0: ValueError: boom",
+    ),
+    "refuses": (lambda message, _: Message(error_records("no data file"), reply_to=message), "no data file"),
+    "silent": (lambda message, _: None, "it sent no reply within `round-deadline` (0.5 s)"),
+    "empty": (
+        lambda message, _: Message(RecordDict(), reply_to=message),
+        "its reply is of no use: the field 'metrics' is missing",
+    ),
+    "garbage": (pickled, "its reply is of no use: it cannot be read"),
+    "shape": (replaced(first(lambda value: value[:, 1:])), "the tensor `1.weight` has shape (8, 63), expected (8, 64)"),
+    "dtype": (replaced(first(lambda value: value.long())), "the tensor `1.weight` has dtype int64, expected float32"),
+    "missing": (replaced(lambda g: {k: v for k, v in g.items() if k != "1.bias"}), "the tensor `1.bias` is missing"),
+    "surplus": (replaced(lambda g: {**g, "x": torch.zeros(1)}), "there is an unexpected tensor `x`"),
+    "nan": (replaced(first(lambda value: value * math.nan)), "the tensor `1.weight` holds NaN or infinity"),
+    "losses": (replaced(losses=[0.5]), "`losses` must have"),
+    "weight": (replaced(weight=1e300), "`weight` is 1e+300, but the tasks asked for can have at most"),
+    "negative": (replaced(weight=-1.0), "`weight` must not be negative"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(FAULTS))
+def test_a_broken_node_costs_its_reply_and_is_named(kind: str) -> None:
+    fault, words = FAULTS[kind]
+    broken, whole = Run(4, {2: fault}, rounds=1, validation_tasks=0), Run(4, rounds=1, validation_tasks=0)
+    kept = [task_id for task_id in whole.population.splits["train"] if whole.population.homes[task_id] != 102]
+    whole.strategy.population = Population(
+        whole.population.spec, whole.population.homes, {**whole.population.splits, "train": kept}, whole.population.tasks
+    )
+    (record,), (expected,) = broken.start(), whole.start()
+    assert close(broken.strategy.outer.meta, whole.strategy.outer.meta, 1e-7)
+    assert record["train"]["loss"] == pytest.approx(expected["train"]["loss"])
+    ((failure,), total) = record["failures"], broken.strategy.failures
+    assert (failure["who"], total) == ("node 102", 1)
+    assert words in failure["reason"]
+
+
+@pytest.mark.parametrize("kind", ["raises", "silent", "nan", "weight"])
+def test_a_round_without_a_usable_reply_ends_the_run_with_the_reasons(kind: str) -> None:
+    fault, words = FAULTS[kind]
+    run = Run(2, {0: fault, 1: fault})
+    before = run.strategy.outer.meta
+    with pytest.raises(RunError, match="round 1: no node sent a usable reply: ") as caught:
+        run.start()
+    assert words in str(caught.value)
+    assert close(run.strategy.outer.meta, before, 0.0)
+
+
+def test_a_node_that_only_fails_to_score_leaves_the_scores_of_the_others() -> None:
+    def fault(message: Message, answer: Answer) -> Message | None:
+        return None if message.metadata.message_type == EVALUATE else answer(message)
+
+    run = Run(3, {1: fault}, evaluate_every=0)
+    record = run.start()[-1]
+    kept = [task_id for task_id in run.population.splits["validation"] if run.population.homes[task_id] != 101]
+    assert run.strategy.last_validation is not None
+    assert run.strategy.last_validation.task_ids == kept
+    assert record["validation"]["tasks"] == len(kept) < 8
+    assert [failure["who"] for failure in record["failures"]] == ["node 101"]
+
+
+def test_a_task_that_did_not_contribute_is_named() -> None:
+    run = Run(2, {0: replaced(losses=[math.nan, *[0.5] * 18])}, rounds=1, seed=2)
+    asked = [task_id for task_id in run.strategy.choose_tasks(1) if run.population.homes[task_id] == 100]
+    run.grid._faults[0] = replaced(losses=[math.nan, *[0.5] * (len(asked) - 1)])
+    (record,) = run.start()
+    assert [failure["who"] for failure in record["failures"]] == [f"task {asked[0]}"]
+    assert record["train"]["tasks"] == 36
+
+
+def test_scores_outside_the_rounds_cover_the_tasks_asked_for() -> None:
+    run = Run(3)
+    test = run.population.splits["test"]
+    scores = run.strategy.score_tasks(run.grid, run.strategy.outer.meta, test, [0.1, 0.3])
+    assert (scores.task_ids, scores.lrs) == (test, [0.1, 0.3])
+    assert scores.metrics.shape == (len(test), 2, 4)
+    assert run.asked(TRAIN) == []
+
+
+# ---- the rate for adapting
+
+
+def choose(metrics: Any, losses: Any = None, *, regression: bool = False) -> tuple[float, int]:
+    """`metrics` [rates 0.1 and 0.5, steps 0..] of a single task."""
+    values = np.array([metrics], dtype=float)
+    strategy = Run(1, dataset="sinusoid", sinusoid__clients=10).strategy if regression else Run(1).strategy
+    return strategy.choose_rate(
+        Scores(["a"], [0.1, 0.5], np.zeros(values.shape) if losses is None else np.array([losses]), values)
+    )
+
+
+def test_best_mean_accuracy_is_chosen_and_step_zero_is_no_choice() -> None:
+    assert choose([[0.9, 0.2, 0.3], [0.9, 0.4, 0.35]]) == (0.5, 1)
+
+
+def test_ties_go_to_the_lower_loss_and_then_to_fewer_steps() -> None:
+    tied = [[0.1, 0.6, 0.6], [0.1, 0.6, 0.6]]
+    assert choose(tied, [[9.0, 3.0, 2.0], [9.0, 1.0, 2.5]]) == (0.5, 1)
+    assert choose(tied, [[9.0, 2.0, 2.0], [9.0, 2.0, 2.0]]) == (0.1, 1)
+
+
+def test_lowest_error_is_chosen_in_regression() -> None:
+    assert choose([[0.0, 0.5, 0.4], [0.0, 0.3, 0.6]], regression=True) == (0.5, 1)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_rate_that_diverges_is_never_chosen(bad: float) -> None:
+    assert choose([[1.0, 2.0, 3.0], [0.0, bad, bad]], regression=True) == (0.1, 1)
+    assert choose([[0.0, 0.5, 0.5], [0.0, 0.5, 0.5]], [[1.0, 4.0, 5.0], [1.0, bad, bad]]) == (0.1, 1)
+
+
+def test_rates_hold_the_algorithms_own_inner_rate() -> None:
+    assert Run(adapt_lrs="0.5,0.01", reptile__inner_lr=0.07).strategy.lrs == [0.01, 0.07, 0.5]
