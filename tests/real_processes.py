@@ -17,7 +17,7 @@ from server_app.launch import environment
 SCRIPTS = Path(sys.executable).parent
 
 
-def quickbloom(*arguments: str, cwd: Path, flwr_home: Path | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def quickbloom(*arguments: str, cwd: Path, flwr_home: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run the real command as a user would."""
     return subprocess.run(
         [SCRIPTS / "quickbloom", *arguments],
@@ -26,7 +26,7 @@ def quickbloom(*arguments: str, cwd: Path, flwr_home: Path | None = None, timeou
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=timeout,
+        timeout=240,
         check=False,
     )
 
@@ -77,7 +77,7 @@ def end_all_with(variable: str, only_group: int | None = None) -> None:
     """End every process whose environment holds `variable` ("NAME=value"), if asked only those of one process group."""
     for wish in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + 15
-        while (found := _with_environment(variable, only_group)) and time.monotonic() < deadline:
+        while (found := processes_with(variable, only_group)) and time.monotonic() < deadline:
             for pid in found:
                 try:
                     os.kill(pid, wish)
@@ -89,7 +89,8 @@ def end_all_with(variable: str, only_group: int | None = None) -> None:
     raise AssertionError(f"processes outlive the test: {found}")
 
 
-def _with_environment(variable: str, group: int | None) -> list[int]:
+def processes_with(variable: str, group: int | None = None) -> list[int]:
+    """Ids of the living processes whose environment holds `variable` ("NAME=value")."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():

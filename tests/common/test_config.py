@@ -11,6 +11,10 @@ from hypothesis import strategies as st
 from common.config import NodeConfig, parse_node_config, parse_run_config, table_types
 from common.errors import ConfigError
 
+# A deadline per example would fail on a busy machine.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
+
 DEFAULTS = parse_run_config({}).flat()
 ANYTHING = st.one_of(
     st.booleans(),

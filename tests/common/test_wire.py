@@ -29,6 +29,10 @@ from common.wire import (
     to_arrays,
 )
 
+# A deadline per example would fail on a busy machine.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
+
 DTYPES = (torch.float32, torch.float64, torch.int64, torch.bool, torch.float16)
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from real_processes import SCRIPTS, curve, end_all_with, free_port, numbers, quickbloom
+from real_processes import SCRIPTS, curve, end_all_with, free_port, numbers, processes_with, quickbloom
 
+from common.config import Scalar
 from server_app.launch import LocalSuperLink, Run, bundle, environment
 
 REPOSITORY = Path(__file__).parents[2]
@@ -65,16 +66,15 @@ def test_ctrl_c_stops_the_run_and_leaves_no_process(tmp_path: Path) -> None:
 
 
 def _wait_until_gone(mark: str) -> None:
-    from real_processes import _with_environment
-
     deadline = time.monotonic() + 30
-    while left := _with_environment(mark, None):
+    while left := processes_with(mark):
         assert time.monotonic() < deadline, f"left behind: {left}"
         time.sleep(0.5)
 
 
 def test_a_run_whose_nodes_all_lack_their_data_fails_with_one_sentence(tmp_path: Path) -> None:
-    settings = {"dataset": "uji", "data-dir": str(tmp_path / "nowhere"), "node-deadline": 20.0, "output-dir": str(tmp_path / "r")}
+    settings: dict[str, Scalar] = {"dataset": "uji", "data-dir": str(tmp_path / "nowhere"), "node-deadline": 20.0}
+    settings["output-dir"] = str(tmp_path / "run")
     with bundle() as app, LocalSuperLink() as link:
         run = Run(app, link.name, link.home, settings, 2)
         log = list(run.lines())

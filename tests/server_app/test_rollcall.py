@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from flwr.app import Message, RecordDict
 from flwr.app.error import Error
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback import Fault, LoopbackGrid
 
@@ -17,11 +17,15 @@ from common.errors import ConfigError
 from common.wire import RollCallReply, error_records
 from server_app.rollcall import call_roll, split_tasks
 
+# A deadline per example would fail on a busy machine.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
+
 SPEC = DataSpec("classification", (1, 8, 8), 5)
 
 
-def config(**settings: str | int | float) -> RunConfig:
-    return parse_run_config({"node-deadline": 0.3, **{key.replace("_", "-"): value for key, value in settings.items()}})
+def config(**changes: str | int | float) -> RunConfig:
+    return parse_run_config({"node-deadline": 0.3, **{key.replace("_", "-"): value for key, value in changes.items()}})
 
 
 def task(name: str, *, group: str = "", split: str = "", counts: tuple[int, int, int] = (2, 2, 2)) -> TaskInfo:
@@ -171,11 +175,11 @@ def test_a_small_part_still_gets_one_task() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "settings"), [(2, {}), (10, {"test_tasks": 10}), (10, {"validation_tasks": 4, "test_tasks": 6})]
+    ("count", "changes"), [(2, {}), (10, {"test_tasks": 10}), (10, {"validation_tasks": 4, "test_tasks": 6})]
 )
-def test_too_few_tasks_are_refused(count: int, settings: dict[str, int]) -> None:
+def test_too_few_tasks_are_refused(count: int, changes: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=rf"leave none of the {count} tasks for training: lower them"):
-        split_tasks(tasks(count), config(**settings))
+        split_tasks(tasks(count), config(**changes))
 
 
 def without(part: str) -> Callable[[TaskInfo], TaskInfo]:

@@ -110,26 +110,17 @@ def test_a_message_goes_only_to_nodes_that_host_a_task_of_the_round() -> None:
 # ---- rounds
 
 
-@pytest.mark.parametrize("algorithm", ["reptile", "maml"])
-def test_learning_curve_is_the_same_on_1_2_and_60_nodes(algorithm: str) -> None:
-    curves, ends = [], []
-    for nodes in (1, 2, 60):
-        run = Run(nodes, algorithm=algorithm, rounds=10)
-        records = run.start()
-        validation = [
-            record["validation"]["accuracy"] + record["validation"]["loss"] for record in records if "validation" in record
-        ]
-        curves.append([record["train"]["loss"] for record in records] + np.ravel(validation).tolist())
-        ends.append(run.strategy.outer.meta)
-    assert len(curves[0]) == 10 + 5 * 2 * 4
-    assert curves[1] == pytest.approx(curves[0], abs=1e-5)
-    assert curves[2] == pytest.approx(curves[0], abs=1e-5)
-    assert close(ends[1], ends[0], 1e-4)
-    assert close(ends[2], ends[0], 1e-4)
+def test_rounds_are_the_same_on_1_2_and_60_nodes() -> None:
+    one, two, sixty = (Run(nodes) for nodes in (1, 2, 60))
+    losses = [[record["train"]["loss"] for record in run.start()] for run in (one, two, sixty)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert losses[2] == pytest.approx(losses[0], abs=1e-6)
+    for other in (two, sixty):
+        assert close(other.strategy.outer.meta, one.strategy.outer.meta, 1e-6)
 
 
 def test_training_lowers_the_loss() -> None:
-    records = Run(rounds=30, evaluate_every=0, reptile__outer_decay=False).start()
+    records = Run(1, rounds=20, evaluate_every=0, mlp__hidden="64", reptile__inner_steps=20, reptile__outer_decay=False).start()
     assert records[-1]["train"]["loss"] < 0.8 * records[0]["train"]["loss"]
 
 
