@@ -35,7 +35,7 @@ class Node:
         """The run's algorithm on this node's device, and `meta` there. Raises WireError if `meta` does not fit the model."""
         if self._algorithm is None:
             spec, run = self.dataset.spec, self._run
-            module = build_model(run.model_name, run.table(run.model_name), spec.input_shape, spec.outputs, run.seed)
+            module = build_model(run.model, run.table(run.model), spec.input_shape, spec.outputs, run.seed)
             learner = Learner(module.to(self.device), spec.kind)
             self._algorithm = ALGORITHMS[run.algorithm](run.table(run.algorithm), learner)
         if reason := mismatch(meta, self._algorithm.init()):
@@ -58,7 +58,7 @@ def node_of(context: Context) -> Node:
 def _cached(run_config: str, node_config: str) -> Node:
     flat_run: dict[str, Any] = json.loads(run_config)
     flat_node: dict[str, Any] = json.loads(node_config)
-    return Node(parse_run_config(flat_run), parse_node_config(flat_node))
+    return Node(parse_run_config(flat_run).resolved(), parse_node_config(flat_node))
 
 
 def _device(setting: str) -> torch.device:

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, PrivateAttr, ValidationError
 
 from common.algorithms import ALGORITHMS
+from common.algorithms.base import AlgorithmOptions
 from common.datasets import DATASETS
 from common.errors import ConfigError
 from common.models import MODELS
@@ -57,10 +58,15 @@ class RunConfig(Options):
         """`adapt-lrs` as numbers."""
         return tuple(float(part) for part in self.adapt_lrs.split(","))
 
-    @property
-    def model_name(self) -> str:
-        """The model, with "auto" resolved."""
-        return DATASETS[self.dataset].model if self.model == "auto" else self.model
+    def resolved(self) -> "RunConfig":
+        """The same settings with what the data set recommends in place of `model = "auto"` and `inner-lr = 0`."""
+        dataset = DATASETS[self.dataset]
+        config = self.model_copy(update={"model": dataset.model if self.model == "auto" else self.model})
+        chosen = self.table(self.algorithm)
+        if isinstance(chosen, AlgorithmOptions) and chosen.inner_lr == 0:
+            chosen = chosen.model_copy(update={"inner_lr": dataset.inner_lr})
+        config._tables = {**self._tables, self.algorithm: chosen}
+        return config
 
     def table(self, name: str) -> Options:
         """The settings table of one algorithm, data set or model."""

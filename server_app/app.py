@@ -1,10 +1,9 @@
 """The ServerApp: settings -> roll call -> rounds -> final test -> run directory."""
 
-import json
 import platform
 import sys
 import time
-from logging import INFO
+from logging import INFO, WARNING
 from typing import Any
 
 import flwr
@@ -22,7 +21,7 @@ from common.learner import Learner
 from common.models import build_model
 from common.wire import to_arrays
 from server_app import checkpoint
-from server_app.history import RunDirectory, read_history, spread
+from server_app.history import RunDirectory, read_history, spread, to_json
 from server_app.live import SUMMARY, result_lines
 from server_app.outer import OuterOptimizer
 from server_app.polling import PollingGrid
@@ -46,13 +45,14 @@ def main(grid: Grid, context: Context) -> None:
 def run_federation(grid: Grid, config: RunConfig) -> dict[str, Any]:
     """Train, test, and leave everything in the run directory; returns the summary."""
     started = time.monotonic()
+    config = config.resolved()
     torch.set_num_threads(1)
     directory = RunDirectory.create(config.output_dir, f"{config.dataset}-{config.algorithm}-seed{config.seed}")
     directory.write_json("config.json", config.flat())
     log(INFO, "Run directory: %s", directory.path)
     population = call_roll(grid, config)
     spec = population.spec
-    module = build_model(config.model_name, config.table(config.model_name), spec.input_shape, spec.outputs, config.seed)
+    module = build_model(config.model, config.table(config.model), spec.input_shape, spec.outputs, config.seed)
     algorithm = ALGORITHMS[config.algorithm](config.table(config.algorithm), Learner(module, spec.kind))
     outer = OuterOptimizer(algorithm.options, algorithm.init(), config.rounds)
     facts = {"config": config.flat(), "spec": [spec.kind, list(spec.input_shape), spec.outputs]}
@@ -75,6 +75,8 @@ def _conclude(grid: Grid, strategy: MetaStrategy, directory: RunDirectory, start
     if validation is not None and validation.task_ids:
         lr, steps = strategy.choose_rate(validation)
     else:
+        if population.splits["validation"]:
+            log(WARNING, "No validation task could be scored: the inner rate and all %s steps are used", config.adapt_steps)
         lr, steps = strategy.algorithm.options.inner_lr, config.adapt_steps
     test = strategy.score_tasks(grid, strategy.outer.meta, population.splits["test"], [lr])
     if population.splits["test"] and not test.task_ids:
@@ -108,7 +110,7 @@ def _conclude(grid: Grid, strategy: MetaStrategy, directory: RunDirectory, start
     directory.write_json("summary.json", summary)
     for line in result_lines(summary):
         log(INFO, "%s", line)
-    log(INFO, "%s%s", SUMMARY, json.dumps(summary))
+    log(INFO, "%s%s", SUMMARY, to_json(summary))
     return summary
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -43,13 +44,13 @@ class RunDirectory:
     def write_json(self, name: str, content: Any) -> None:
         """Write `content` as `name`, atomically."""
         temporary = self.path / f".{name}.partial"
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(to_json(content, indent=2) + "\n")
         temporary.replace(self.path / name)
 
     def append_round(self, record: dict[str, Any]) -> None:
         """Add one line to history.jsonl and have it on the disk before going on."""
         with (self.path / "history.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(to_json(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -63,6 +64,19 @@ class RunDirectory:
             writer.writeheader()
             writer.writerows(rows)
         temporary.replace(self.path / "per_task.csv")
+
+
+def to_json(content: Any, indent: int | None = None) -> str:
+    """JSON in which NaN and infinity (a run that diverged) are null, as the standard wants it."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(clean(content), indent=indent, allow_nan=False)
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

@@ -110,8 +110,10 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _cells(scores: dict[str, list[float]], name: str, step: int) -> tuple[str, str, str]:
-    def show(value: float, half: float | None = None) -> str:
+def _cells(scores: dict[str, list[float | None]], name: str, step: int) -> tuple[str, str, str]:
+    def show(value: float | None, half: float | None = None) -> str:
+        if value is None:  # not finite: this run diverged
+            return "diverged"
         if name == "accuracy":
             return f"{100 * value:.1f}" + (f" ± {100 * half:.1f} %" if half is not None else " %")
         return f"{value:.4g}" + (f" ± {half:.2g}" if half is not None else "")

@@ -5,6 +5,7 @@ import csv
 import importlib.util
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +55,15 @@ def write_report(run_dir: Path, output: Path | None) -> Path:
     import jinja2
 
     config = json.loads((run_dir / "config.json").read_text())
-    rounds = read_history(run_dir)
+    rounds = _nan_for_null(read_history(run_dir))
     file = run_dir / "summary.json"
-    summary: dict[str, Any] | None = json.loads(file.read_text()) if file.is_file() else None
+    text = file.read_text() if file.is_file() else "null"
+    summary: dict[str, Any] | None = _nan_for_null(json.loads(text))
     page = jinja2.Environment(autoescape=True).from_string(_PAGE)
-    text = page.render(
+    html = page.render(
         title=f"{config['algorithm']} on {config['dataset']}, seed {config['seed']}",
         summary=summary,
-        summary_text=json.dumps(summary, indent=2),
+        summary_text=text,
         rows=_rows(summary) if summary else [],
         num_rounds=len(rounds),
         plots=_plots(rounds, summary, run_dir),
@@ -70,10 +72,19 @@ def write_report(run_dir: Path, output: Path | None) -> Path:
     )
     path = output or run_dir / "report.html"
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(html, encoding="utf-8")
     except OSError as error:
         raise DataError(f"the report '{path}' cannot be written ({error.strerror or error})") from None
     return path
+
+
+def _nan_for_null(value: Any) -> Any:
+    """Lists of numbers with NaN where JSON has null: plots leave a gap there."""
+    if isinstance(value, dict):
+        return {key: _nan_for_null(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [math.nan if item is None else _nan_for_null(item) for item in value]
+    return value
 
 
 def _rows(summary: dict[str, Any]) -> list[list[str]]:

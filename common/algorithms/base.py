@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from common.batch import Batch, Episode, Minibatches
+from common.errors import ConfigError
 from common.inner import descend
 from common.learner import Learner
 from common.options import Options
@@ -26,10 +27,12 @@ from common.params import Params
 class AlgorithmOptions(Options):
     """Settings that every algorithm has: its inner loop, and the server's optimizer."""
 
-    inner_lr: float = Field(0.1, gt=0, description="learning rate of the inner loop (alpha in the papers)")
+    inner_lr: float = Field(
+        0.0, ge=0, description="learning rate of the inner loop (alpha in the papers); 0: what the data set recommends"
+    )
     inner_steps: int = Field(5, ge=1, le=10_000, description="gradient steps of the inner loop in training (k)")
     outer_optimizer: Literal["sgd", "adam"] = Field("adam", description="the server's optimizer")
-    outer_lr: float = Field(1e-3, gt=0, description="learning rate of the server's optimizer")
+    outer_lr: float = Field(3e-3, gt=0, description="learning rate of the server's optimizer")
     outer_momentum: float = Field(0.0, ge=0, lt=1, description="momentum of the server's SGD; Adam's beta1 stays 0.9")
     outer_decay: bool = Field(False, description="let the server's learning rate fall linearly to 0 over the rounds")
 
@@ -41,6 +44,8 @@ class Algorithm(ABC):
     Options: ClassVar[type[AlgorithmOptions]]
 
     def __init__(self, options: Any, learner: Learner) -> None:
+        if options.inner_lr <= 0:
+            raise ConfigError("`inner-lr` must be above 0 here: 0 stands for what a data set recommends, and none was asked")
         self.options = options
         self.learner = learner
 

@@ -7,6 +7,7 @@ sharing them costs).
 
 from typing import ClassVar
 
+from pydantic import Field
 from torch import Tensor
 from torch.func import grad_and_value
 
@@ -16,11 +17,15 @@ from common.inner import last
 from common.params import Params
 
 
+class FoMamlOptions(AlgorithmOptions):
+    inner_steps: int = Field(10, ge=1, le=10_000, description="gradient steps of the inner loop in training (k)")
+
+
 class FoMaml(Algorithm):
     """g = gradient of L_Q at phi_k."""
 
     name = "fomaml"
-    Options: ClassVar[type[AlgorithmOptions]] = AlgorithmOptions
+    Options: ClassVar[type[AlgorithmOptions]] = FoMamlOptions
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
         phi = last(self.adaptation_path(meta, episode.support, self.options.inner_lr, self.options.inner_steps))

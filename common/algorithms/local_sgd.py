@@ -13,6 +13,7 @@ from common.params import Params, subtract
 
 
 class LocalSgdOptions(AlgorithmOptions):
+    inner_steps: int = Field(10, ge=1, le=10_000, description="gradient steps of the inner loop in training (k)")
     batch_size: int = Field(10, ge=0, description="examples per inner step; 0: all examples of the task in every step")
 
 

@@ -5,6 +5,7 @@ g = grad_theta L_Q(phi_k(theta)): the gradient goes back through all k inner ste
 
 from typing import ClassVar
 
+from pydantic import Field
 from torch import Tensor
 from torch.func import grad_and_value
 
@@ -14,11 +15,16 @@ from common.inner import last
 from common.params import Params
 
 
+class MamlOptions(AlgorithmOptions):
+    outer_lr: float = Field(1e-2, gt=0, description="learning rate of the server's optimizer")
+    outer_decay: bool = Field(True, description="let the server's learning rate fall linearly to 0 over the rounds")
+
+
 class Maml(Algorithm):
     """g = gradient at theta of the query loss after k full steps on the support set."""
 
     name = "maml"
-    Options: ClassVar[type[AlgorithmOptions]] = AlgorithmOptions
+    Options: ClassVar[type[AlgorithmOptions]] = MamlOptions
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
         def objective(theta: Params) -> Tensor:

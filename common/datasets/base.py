@@ -54,6 +54,8 @@ class Dataset(ABC):
     Options: ClassVar[type[Options]]
     model: ClassVar[str]
     """The model that `model = "auto"` picks for this data set."""
+    inner_lr: ClassVar[float]
+    """The inner learning rate that `inner-lr = 0` picks: a step size that suits the scale of the inputs and of the loss."""
 
     @abstractmethod
     def __init__(self, options: Any, data_dir: Path) -> None:

@@ -44,6 +44,7 @@ class Digits(FixedSplitDataset):
     name = "digits"
     Options = DigitsOptions
     model = "mlp"
+    inner_lr = 0.3
 
     def __init__(self, options: DigitsOptions, data_dir: Path) -> None:
         images, targets = _read()

@@ -27,7 +27,7 @@ class GaussianOptions(Options):
     # One row of the smallest client (50 rows) is 0.02 of it: no part may be empty.
     support_fraction: float = Field(0.4, ge=0.02, le=0.96, description="share of a client's rows in its support part")
     query_fraction: float = Field(
-        0.3, ge=0.02, le=0.96, description="share of a client's rows in its query part; the rest is test"
+        0.4, ge=0.02, le=0.96, description="share of a client's rows in its query part; the rest is test"
     )
     data_seed: int = Field(0, ge=0, description="seed of the data, apart from the seed of the run")
 
@@ -47,6 +47,7 @@ class Gaussian(FixedSplitDataset):
     name = "gaussian"
     Options = GaussianOptions
     model = "mlp"
+    inner_lr = 0.1
 
     def __init__(self, options: GaussianOptions, data_dir: Path) -> None:
         self._data = {f"client-{k:03d}": _client(k, options) for k in range(options.clients)}

@@ -69,6 +69,7 @@ class Omniglot(Dataset):
     name = "omniglot"
     Options = OmniglotOptions
     model = "conv4"
+    inner_lr = 0.3
 
     def __init__(self, options: OmniglotOptions, data_dir: Path) -> None:
         self._options = options

@@ -53,6 +53,7 @@ class Sinusoid(Dataset):
     name = "sinusoid"
     Options = SinusoidOptions
     model = "sine"
+    inner_lr = 0.01
 
     def __init__(self, options: SinusoidOptions, data_dir: Path) -> None:
         self._options = options

@@ -38,6 +38,7 @@ class Uji(FixedSplitDataset):
     name = "uji"
     Options = UjiOptions
     model = "conv4"
+    inner_lr = 0.3
 
     def __init__(self, options: UjiOptions, data_dir: Path) -> None:
         self._augment = options.augment

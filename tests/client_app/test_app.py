@@ -31,7 +31,7 @@ from common.wire import (
     payload_bytes,
 )
 
-CONFIG = parse_run_config({"mlp.hidden": "6", "seed": 4})
+CONFIG = parse_run_config({"mlp.hidden": "6", "seed": 4}).resolved()
 DIGITS = load_dataset("digits", CONFIG.table("digits"), Path())
 IDS = [task.task_id for task in DIGITS.tasks()]
 

@@ -84,7 +84,7 @@ def test_any_dictionary_is_taken_or_refused(flat: dict[str, Any]) -> None:
         ("fraction", "0.5", r"`fraction` must be a valid number, got '0\.5' \(str\)"),
         ("fraction", math.nan, "`fraction` must be .*finite"),
         ("device", "gpu", "`device` must be 'auto', 'cpu' or 'cuda', got 'gpu'"),
-        ("maml.inner-lr", -1, r"`maml\.inner-lr` must be greater than 0, got -1"),
+        ("maml.inner-lr", -1, r"`maml\.inner-lr` must be greater than or equal to 0, got -1"),
         ("algorithm", "mamml", "`algorithm` must be one of .*got 'mamml': did you mean `maml`"),
         ("dataset", "digit", "`dataset` must be one of .*did you mean `digits`"),
         ("model", "resnet", "`model` must be one of auto, "),
@@ -120,8 +120,8 @@ def test_a_whole_number_is_taken_where_a_number_or_a_list_of_numbers_is_expected
 
 
 def test_auto_takes_the_model_that_the_data_set_recommends() -> None:
-    assert parse_run_config({"dataset": "sinusoid"}).model_name == "sine"
-    assert parse_run_config({"dataset": "sinusoid", "model": "linear"}).model_name == "linear"
+    assert parse_run_config({"dataset": "sinusoid"}).resolved().model == "sine"
+    assert parse_run_config({"dataset": "sinusoid", "model": "linear"}).resolved().model == "linear"
 
 
 def test_settings_cannot_be_changed_afterwards() -> None:

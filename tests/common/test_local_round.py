@@ -76,7 +76,7 @@ class Recorder(Reptile):
 
 def test_minibatch_positions_find_the_same_examples_behind_padding() -> None:
     # Inputs are 1, 2, 4, 8, .. over support and query, so a sum names its examples. A whole-task batch of n sums to 2^n - 1.
-    options = Recorder.Options.model_validate({"inner-steps": 3, "batch-size": 0})
+    options = Recorder.Options.model_validate({"inner-lr": 0.1, "inner-steps": 3, "batch-size": 0})
     algorithm = Recorder(options, Learner(nn.Linear(1, 1, bias=False), "regression"))
     work = []
     for support, query in ((1, 4), (3, 2), (2, 2)):

@@ -25,9 +25,9 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     env = environment(home)
     http, fleet = free_port(), free_port()
     (home / "config.toml").write_text(f'[superlink.loopback]\naddress = "127.0.0.1:{http}"\ninsecure = true\n')
-    link = [SCRIPTS / "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(http)]
+    link: list[str | Path] = [SCRIPTS / "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(http)]
     link += ["--fleet-api-address", f"127.0.0.1:{fleet}", "--disable-runtime-dependency-installation"]
-    node = [SCRIPTS / "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{fleet}", "--port"]
+    node: list[str | Path] = [SCRIPTS / "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{fleet}", "--port"]
     with process(*link, env=env, log=home / "superlink.log"):
         _wait_for(http)
         first = [*node, str(free_port()), "--node-config", "partition-id=0 num-partitions=2"]

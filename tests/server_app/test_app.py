@@ -31,7 +31,7 @@ KEYS = {
 
 def settings(folder: Path, **changes: Any) -> RunConfig:
     flat = {"mlp.hidden": "8", "min-nodes": 1, "rounds": 3, "adapt-steps": 3, "seed": 1, "output-dir": str(folder)}
-    return parse_run_config({**flat, **{key.replace("_", "-").replace("--", "."): v for key, v in changes.items()}})
+    return parse_run_config({**flat, **{key.replace("_", "-").replace("--", "."): v for key, v in changes.items()}}).resolved()
 
 
 def run(folder: Path, nodes: int = 3, **changes: Any) -> tuple[dict[str, Any], LoopbackGrid]:

@@ -31,11 +31,11 @@ class Run:
     def __init__(self, nodes: int = 3, faults: Mapping[int, Fault] | None = None, **settings: Any) -> None:
         flat = {"mlp.hidden": "8", "min-nodes": 1, "rounds": 4, "evaluate-every": 2, "adapt-steps": 3, "seed": 2}
         flat |= {"round-deadline": 0.5, **{key.replace("_", "-").replace("--", "."): v for key, v in settings.items()}}
-        config = self.config = parse_run_config(flat)
+        config = self.config = parse_run_config(flat).resolved()
         self.grid = LoopbackGrid(nodes, config.flat(), faults)
         self.population = call_roll(LoopbackGrid(nodes, config.flat()), config)
         spec = self.population.spec
-        module = build_model(config.model_name, config.table(config.model_name), spec.input_shape, spec.outputs, config.seed)
+        module = build_model(config.model, config.table(config.model), spec.input_shape, spec.outputs, config.seed)
         algorithm = ALGORITHMS[config.algorithm](config.table(config.algorithm), Learner(module, spec.kind))
         outer = OuterOptimizer(algorithm.options, algorithm.init(), config.rounds)
         self.records: list[Record] = []

@@ -49,7 +49,7 @@ def build(name: str, kind: str, dtype: torch.dtype = torch.float64) -> Algorithm
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
         module = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4)).to(dtype)
-    return ALGORITHMS[name](ALGORITHMS[name].Options.model_validate({}), Learner(module, kind))
+    return ALGORITHMS[name](ALGORITHMS[name].Options.model_validate({"inner-lr": 0.1}), Learner(module, kind))
 
 
 def draw(kind: str, dtype: torch.dtype, support: int, query: int, seed: int) -> TaskData:
@@ -237,12 +237,12 @@ def outer_step(theta: Params, gradient: Params, options: dict[str, object]) -> P
 @pytest.mark.parametrize("dataset_name", ["digits", "sinusoid"])
 def test_a_federated_round_equals_the_centralised_step(name: str, dataset_name: str) -> None:
     run = {"algorithm": name, "dataset": dataset_name, "rounds": 3, "tasks-per-round": 9, "seed": 5}
-    config = parse_run_config({**run, "mlp.hidden": "6", "sinusoid.clients": 30, f"{name}.inner-lr": 0.01})
-    table = config.table(config.model_name)
+    config = parse_run_config({**run, "mlp.hidden": "6", "sinusoid.clients": 30, f"{name}.inner-lr": 0.01}).resolved()
+    table = config.table(config.model)
     grid = LoopbackGrid(4, config.flat())
     population = call_roll(grid, config)
     spec = population.spec
-    module = build_model(config.model_name, table, spec.input_shape, spec.outputs, 5)
+    module = build_model(config.model, table, spec.input_shape, spec.outputs, 5)
     algorithm = ALGORITHMS[name](config.table(name), Learner(module, spec.kind))
     theta = algorithm.init()
     strategy = MetaStrategy(config, population, algorithm, OuterOptimizer(algorithm.options, theta, 3))

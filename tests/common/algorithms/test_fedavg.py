@@ -15,7 +15,7 @@ from server_app.outer import OuterOptimizer
 
 def fedavg(**settings: float) -> FedAvg:
     """On one weight without bias, squared error, float64; every step takes the whole task unless asked otherwise."""
-    options = FedAvg.Options.model_validate({"batch_size": 0, **settings})
+    options = FedAvg.Options.model_validate({"inner_lr": 0.1, "batch_size": 0, **settings})
     return FedAvg(options, Learner(nn.Linear(1, 1, bias=False).double(), "regression"))
 
 

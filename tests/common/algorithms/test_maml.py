@@ -138,7 +138,7 @@ def test_maml_and_fomaml_differ_by_the_second_derivatives(kind: str) -> None:
     assert loss.item() == pytest.approx(same.item(), abs=1e-14)
 
 
-@pytest.mark.parametrize("wrong", [{"inner_lr": 0.0}, {"inner_lr": float("nan")}, {"inner_steps": 0}, {"inner_steps": 1.0}])
+@pytest.mark.parametrize("wrong", [{"inner_lr": -0.1}, {"inner_lr": float("nan")}, {"inner_steps": 0}, {"inner_steps": 1.0}])
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         Maml.Options.model_validate(wrong)

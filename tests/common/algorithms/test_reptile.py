@@ -25,7 +25,7 @@ from server_app.strategy import MetaStrategy
 
 def reptile(**settings: float) -> Reptile:
     """On one weight without bias, squared error, float64."""
-    options = Reptile.Options.model_validate(settings)
+    options = Reptile.Options.model_validate({"inner_lr": 0.1, **settings})
     return Reptile(options, Learner(nn.Linear(1, 1, bias=False).double(), "regression"))
 
 
@@ -73,8 +73,9 @@ def plain_mlp(weights: list[Tensor], x: Tensor) -> Tensor:
 
 
 def test_a_federated_round_is_theta_plus_epsilon_times_the_mean_of_phi_minus_theta() -> None:
-    flat = {"algorithm": "reptile", "rounds": 2, "reptile.outer-lr": 0.7, "reptile.batch-size": 4, "mlp.hidden": "8"}
-    config = parse_run_config({**flat, "seed": 3})
+    flat = {"algorithm": "reptile", "rounds": 2, "mlp.hidden": "8"}
+    flat |= {"reptile.inner-lr": 0.1, "reptile.outer-lr": 0.7, "reptile.batch-size": 4}
+    config = parse_run_config({**flat, "seed": 3}).resolved()
     grid = LoopbackGrid(5, config.flat())
     population = call_roll(grid, config)
     module = build_model("mlp", config.table("mlp"), (1, 8, 8), 5, seed=3)
