@@ -48,7 +48,7 @@ GOOD = {
     "output-dir": st.sampled_from(["", "/tmp/x", "/a b/c"]),
     "maml.inner-lr": st.floats(1e-9, 1e9),
     "reptile.outer-decay": st.booleans(),
-    "gaussian.support-fraction": st.floats(0.02, 0.6),
+    "gaussian.support-fraction": st.floats(0.02, 0.5),
     "mlp.hidden": st.lists(st.integers(1, 512), max_size=3).map(lambda sizes: ",".join(map(str, sizes))),
 }
 
