@@ -13,28 +13,33 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from common.algorithms import ALGORITHMS
 from common.config import RunConfig, Scalar, parse_run_config, table_types
-from common.datasets import load_dataset
+from common.datasets import DATASETS, load_dataset
 from common.datasets.base import resolve_data_dir
 from common.errors import ConfigError, QuickbloomError
+from common.models import build_model
 from server_app.launch import LocalSuperLink, Run, bundle, connection_exists
 from server_app.live import LogReader, progress_bar, result_table
 
 OK, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 
-cli = typer.Typer(help="Few-shot personalisation for Flower federations.", no_args_is_help=True, add_completion=False)
+cli = typer.Typer(no_args_is_help=True, add_completion=False)
 console = Console(stderr=True, highlight=False)
 
 
 @cli.callback()
 def _commands() -> None:
-    """Few-shot personalisation for Flower federations."""
+    """Few-shot personalisation for Flower federations: learn a starting point that every device makes its own.
+
+    Example: quickbloom run --algorithm maml --dataset digits
+    """
 
 
 @cli.command()
 def run(
-    algorithm: Annotated[str | None, typer.Option(help="What to train: fedavg, reptile, fomaml, maml.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Whose tasks: digits, gaussian, omniglot, sinusoid, uji.")] = None,
+    algorithm: Annotated[str | None, typer.Option(help=f"What to train: {', '.join(ALGORITHMS)}.")] = None,
+    dataset: Annotated[str | None, typer.Option(help=f"Whose tasks: {', '.join(DATASETS)}.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Training rounds.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides the initial model, the task split and every draw.")] = None,
     nodes: Annotated[int, typer.Option(help="Simulated nodes; without --connection.", min=1)] = 2,
@@ -69,6 +74,7 @@ def run(
         print(json.dumps(summary))
     else:
         Console().print(result_table(summary))
+        console.print(f"Run directory: {summary['run_dir']}", soft_wrap=True)
     _try_report(Path(str(summary["run_dir"])))
 
 
@@ -135,12 +141,14 @@ def _new_directory(settings: dict[str, Scalar]) -> Path:
 
 
 def _check_locally(config: RunConfig, settings: dict[str, Scalar]) -> None:
-    """Find what is wrong with the data and the output directory now, not after Flower has started."""
+    """Find what is wrong with the data, the model and the output directory now, not after Flower has started."""
     from server_app.history import RunDirectory
 
     data_dir = resolve_data_dir(config.data_dir).absolute()
     settings["data-dir"] = str(data_dir)
-    load_dataset(config.dataset, config.table(config.dataset), data_dir)
+    spec = load_dataset(config.dataset, config.table(config.dataset), data_dir).spec
+    model = config.resolved().model
+    build_model(model, config.table(model), spec.input_shape, spec.outputs, config.seed)
     RunDirectory.create(config.output_dir, "")
 
 

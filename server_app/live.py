@@ -80,7 +80,7 @@ def result_table(summary: dict[str, Any]) -> Table:
         caption=(
             f"adapted with rate {chosen['adapt_lr']:g}, {chosen['adapt_steps']} steps (chosen on validation tasks); "
             f"{seconds['total']:.1f} s in all, {seconds['round_median']:.2f} s a round; "
-            f"{_size(sent['up'])} up, {_size(sent['down'])} down; {summary['failures']} failures\n{summary['run_dir']}"
+            f"{_size(sent['up'])} up, {_size(sent['down'])} down; {summary['failures']} failures"
         ),
     )
     for heading in ("held-out tasks", "", "before", "after", "worst 10 % after"):

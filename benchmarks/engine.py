@@ -1,0 +1,179 @@
+"""What does mapping over tasks buy? The engine against a plain per-task PyTorch loop, in one process with one thread.
+
+100 tasks, a perceptron 32-64-64-10, batches of 32. "SGD": 15 inner steps as in Reptile and FedAvg; the loop copies the module
+and runs torch.optim.SGD on the same minibatches. "MAML": 5 inner steps, exact; the loop goes through them with
+create_graph=True. Both sides also compute every task's query loss and the mean over tasks, from the same task data to the same
+result, which is checked first. Repetitions alternate between the two sides, and ratios are taken within a repetition, so that
+other work on the machine hits both sides alike.
+"""
+
+import argparse
+import copy
+import gc
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from benchmarks.runner import commit, finish, goal, machine, say, today
+from common.algorithms import ALGORITHMS, Algorithm
+from common.batch import Batch, TaskData
+from common.config import RunConfig
+from common.learner import Learner
+from common.local_round import TaskWork, run_round
+from common.models.mlp import perceptron
+from common.params import Params
+from common.randomness import generator
+
+TASKS, FEATURES, CLASSES, BATCH, LR = 100, 32, 10, 32, 0.1
+CHUNKS = (8, 16, 25, 50, 100)
+TOLERANCE = 1e-5
+Side = Callable[[], tuple[Params, list[float]]]
+
+
+def main() -> None:
+    claim = "one node computes 100 tasks at least 6 times as fast as a plain per-task PyTorch loop, with the same result"
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.engine", description=claim, epilog="Example: python -m benchmarks.engine --repetitions 15"
+    )
+    parser.add_argument("--repetitions", type=int, default=11, metavar="N", help="at least 7; default: %(default)s")
+    repetitions = parser.parse_args().repetitions
+    if repetitions < 7:
+        parser.error("--repetitions must be at least 7")
+    torch.set_num_threads(1)
+    cases = [compare("SGD, 15 steps", "reptile", 15, plain_sgd, repetitions)]
+    cases.append(compare("exact MAML, 5 steps", "maml", 5, plain_maml, repetitions))
+    result = {"schema": 1, "benchmark": "engine", "claim": claim, "cases": cases, "goals": [], "machine": machine()}
+    result |= {"versions": {"torch": torch.__version__}, "commit": commit(), "date": today()}
+    for case in cases:
+        ratio = case["engine"][str(RunConfig().chunk_size)]["ratio"]["median"]
+        goal(result, f"{case['case']}: at least 6 times as fast as the plain loop, default chunk-size", ratio, met=ratio >= 6)
+    finish(result, table(cases))
+
+
+def compare(case: str, name: str, steps: int, plain: Callable[..., Any], repetitions: int) -> dict[str, Any]:
+    """Check that both sides agree, then time them in turn: the plain loop, then the engine with every chunk size."""
+    module = perceptron((FEATURES, 64, 64, CLASSES))
+    options = ALGORITHMS[name].Options.model_validate({"inner_lr": LR, "inner_steps": steps})
+    options = options.model_copy(update={"batch_size": BATCH}) if name == "reptile" else options
+    algorithm = ALGORITHMS[name](options, Learner(module, "classification"))
+    tasks = [task(k) for k in range(TASKS)]
+    meta = algorithm.init()
+
+    def engine(chunk: int) -> Side:
+        def side() -> tuple[Params, list[float]]:
+            round_result = run_round(algorithm, meta, [TaskWork(t, generator(0, k)) for k, t in enumerate(tasks)], chunk)
+            return round_result.gradient, round_result.losses
+
+        return side
+
+    sides: dict[str, Side] = {"plain": lambda: plain(algorithm, module, tasks)}
+    sides |= {str(chunk): engine(chunk) for chunk in sorted({*CHUNKS, RunConfig().chunk_size})}
+    expected, *others = (side() for side in sides.values())  # also warms up
+    apart = max(distance(expected, other) for other in others)
+    if apart > TOLERANCE:
+        raise SystemExit(f"{case}: the two sides differ by {apart:.2g}, more than {TOLERANCE:g}: there is nothing to compare")
+    wall: dict[str, list[float]] = {key: [] for key in sides}
+    cpu: dict[str, list[float]] = {key: [] for key in sides}
+    for number in range(1, repetitions + 1):
+        for key, side in sides.items():
+            gc.collect()
+            started = time.perf_counter(), time.process_time()
+            side()
+            wall[key].append(time.perf_counter() - started[0])
+            cpu[key].append(time.process_time() - started[1])
+        say(f"{case}: repetition {number}/{repetitions}")
+    report: dict[str, Any] = {"case": case, "tasks": TASKS, "inner_steps": steps, "batch": BATCH, "difference": apart}
+    report |= {"repetitions": repetitions, "plain": {"seconds": spread(wall["plain"]), "cpu_seconds": spread(cpu["plain"])}}
+    report["engine"] = {
+        key: {
+            "seconds": spread(wall[key]),
+            "cpu_seconds": spread(cpu[key]),
+            "ratio": spread(list(np.divide(wall["plain"], wall[key]))),
+            "cpu_ratio": spread(list(np.divide(cpu["plain"], cpu[key]))),
+        }
+        for key in wall.keys() - {"plain"}
+    }
+    report["engine"] = dict(sorted(report["engine"].items(), key=lambda item: int(item[0])))
+    return report
+
+
+def plain_sgd(algorithm: Algorithm, module: nn.Module, tasks: list[TaskData]) -> tuple[Params, list[float]]:
+    """The mean of theta - phi_k and the query losses: a copy of the module and an optimizer for every task."""
+    total = {name: torch.zeros_like(value) for name, value in module.named_parameters()}
+    losses = []
+    for k, data in enumerate(tasks):
+        x, y = torch.cat([data.support.x, data.query.x]), torch.cat([data.support.y, data.query.y])
+        indices = algorithm.minibatch_indices(len(x), generator(0, k))
+        assert indices is not None
+        model = copy.deepcopy(module)
+        optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+        for rows in torch.from_numpy(indices):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+        with torch.no_grad():
+            losses.append(F.cross_entropy(model(data.query.x), data.query.y).item())
+            for (name, before), after in zip(module.named_parameters(), model.parameters(), strict=True):
+                total[name] += (before - after) / len(tasks)
+    return total, losses
+
+
+def plain_maml(algorithm: Algorithm, module: nn.Module, tasks: list[TaskData]) -> tuple[Params, list[float]]:
+    """The mean of the gradients at theta of the query loss at phi_k, and those losses."""
+    theta = dict(module.named_parameters())
+    total = {name: torch.zeros_like(value) for name, value in theta.items()}
+    losses = []
+    for data in tasks:
+        phi: dict[str, Tensor] = dict(theta)
+        for _ in range(algorithm.options.inner_steps):
+            loss = F.cross_entropy(functional_call(module, phi, (data.support.x,)), data.support.y)
+            gradients = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
+            phi = {name: value - LR * g for (name, value), g in zip(phi.items(), gradients, strict=True)}
+        loss = F.cross_entropy(functional_call(module, phi, (data.query.x,)), data.query.y)
+        for name, g in zip(theta, torch.autograd.grad(loss, list(theta.values())), strict=True):
+            total[name] += g / len(tasks)
+        losses.append(loss.item())
+    return total, losses
+
+
+def task(index: int) -> TaskData:
+    """32 support and 32 query examples of a random linear rule."""
+    rng = generator(0, "engine", index)
+    x = torch.from_numpy(rng.standard_normal((2 * BATCH, FEATURES)).astype(np.float32))
+    y = torch.from_numpy((x.numpy() @ rng.standard_normal((FEATURES, CLASSES))).argmax(axis=1))
+    support, query = Batch.of(x[:BATCH], y[:BATCH]), Batch.of(x[BATCH:], y[BATCH:])
+    return TaskData(support, query, query)
+
+
+def distance(one: tuple[Params, list[float]], other: tuple[Params, list[float]]) -> float:
+    """Largest absolute difference of any entry of the gradients and of any loss."""
+    entries = [float((one[0][name] - other[0][name]).abs().max()) for name in one[0]]
+    return max([*entries, *(abs(a - b) for a, b in zip(one[1], other[1], strict=True))])
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return {"median": float(median), "quartile1": float(low), "quartile3": float(high)}
+
+
+def table(cases: list[dict[str, Any]]) -> str:
+    """Milliseconds of a round and times as fast, for every chunk size, as a Markdown table."""
+    lines = ["| case | chunk-size | plain loop, ms | engine, ms | times as fast (quartiles) | in CPU time |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
+    for case in cases:
+        for chunk, side in case["engine"].items():
+            ratio, default = side["ratio"], " (default)" * (chunk == str(RunConfig().chunk_size))
+            times = f"{1000 * case['plain']['seconds']['median']:.0f} | {1000 * side['seconds']['median']:.1f}"
+            quartiles = f"{ratio['median']:.1f} ({ratio['quartile1']:.1f}-{ratio['quartile3']:.1f})"
+            lines.append(f"| {case['case']} | {chunk}{default} | {times} | {quartiles} | {side['cpu_ratio']['median']:.1f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

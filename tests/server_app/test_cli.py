@@ -1,0 +1,153 @@
+"""The `quickbloom` command up to the point where Flower starts: what it takes, and what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.errors import ConfigError
+from server_app import cli
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run the command, expect exit code 2 and no start of Flower; return what it says, on one line."""
+
+    def no_start(*_: Any) -> Any:
+        raise AssertionError("Flower must not be started")
+
+    monkeypatch.setattr(cli, "_follow", no_start)
+    monkeypatch.setattr("sys.argv", ["quickbloom", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    return " ".join(captured.err.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["--algorithm", "mamll"],
+            "`algorithm` must be one of fedavg, reptile, fomaml, maml, got 'mamll': did you mean `maml`?",
+        ),
+        (["--dataset", "mnist"], "`dataset` must be one of"),
+        (["--set", "no-such-key=1"], "there is no setting `no-such-key`"),
+        (["--set", "maml.inner-lrr=1"], "there is no setting `maml.inner-lrr`: did you mean `inner-lr`?"),
+        (["--set", "rounds=many"], "`rounds` must be a valid integer, got 'many' (str)"),
+        (["--set", "inner-lr=-1"], "`reptile.inner-lr` must be greater than or equal to 0, got -1 (int)"),
+        (["--set", "novalue"], "`--set` must look like key=value, got 'novalue'"),
+        (["--rounds", "0"], "`rounds` must be greater than or equal to 1, got 0 (int)"),
+        (["--connection", "nowhere"], "`--connection` must be a [superlink.NAME] of Flower's config.toml, got 'nowhere'"),
+        (["--dataset", "omniglot", "--set", "omniglot.ways=100"], "ways"),
+        (["--dataset", "gaussian", "--set", "model=conv4"], '`model = "conv4"` needs images'),
+        (["--set", "mlp.hidden=64,none"], "`mlp.hidden` must be positive whole numbers"),
+        (["--nodes", "none"], "Invalid value for '--nodes'"),
+    ],
+)
+def test_wrong_input_is_refused_with_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    data_dir: Path,
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    monkeypatch.setenv("QUICKBLOOM_DATA_DIR", str(data_dir))
+    monkeypatch.setenv("COLUMNS", "1000")
+    assert sentence in refused(monkeypatch, capsys, "run", *arguments)
+
+
+def _wrong_dtype(path: Path) -> None:
+    labels = np.zeros(1200, dtype=np.uint8)
+    np.savez(path, images=np.zeros((1200, 28, 28)), label=labels, writer=labels, repetition=labels)
+
+
+def _wrong_shape(path: Path) -> None:
+    labels = np.zeros(5, dtype=np.uint8)
+    np.savez(path, images=np.zeros((5, 3), dtype=np.uint8), label=labels, writer=labels, repetition=labels)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.touch(), "is not a readable .npz archive"),
+        (_wrong_dtype, "must have dtype uint8, got float64"),
+        (_wrong_shape, "must have shape"),
+    ],
+)
+def test_a_bad_data_file_is_named_before_flower_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, make: Any, sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "uji_digits_by_writer_28.npz")
+    said = refused(monkeypatch, capsys, "run", "--dataset", "uji", "--set", f"data-dir={tmp_path}")
+    assert "uji_digits_by_writer_28.npz" in said
+    assert sentence in said
+
+
+def test_an_output_directory_that_cannot_be_written_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    said = refused(monkeypatch, capsys, "run", "--output", str(tmp_path / "file" / "run"))
+    assert "`output-dir` must be a directory that can be written" in said
+
+
+def test_a_directory_that_already_holds_a_run_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "history.jsonl").touch()
+    assert "already holds a run" in refused(monkeypatch, capsys, "run", "--output", str(tmp_path))
+
+
+def test_assignments_are_numbers_truth_values_or_text_and_may_leave_out_the_algorithms_table() -> None:
+    given = ["rounds=7", "inner-lr=0.5", "outer-decay=false", "dataset=uji", "mlp.hidden=32,16", 'model="mlp"', "data-dir=/a=b"]
+    assert cli.parse_assignments(given, "maml") == {
+        "rounds": 7,
+        "maml.inner-lr": 0.5,
+        "maml.outer-decay": False,
+        "dataset": "uji",
+        "mlp.hidden": "32,16",
+        "model": "mlp",
+        "data-dir": "/a=b",
+    }
+
+
+def test_an_assignment_without_a_key_is_refused() -> None:
+    with pytest.raises(ConfigError, match="must look like key=value"):
+        cli.parse_assignments(["=3"], "maml")
+
+
+SUMMARY: dict[str, Any] = {"run_dir": "/nowhere"}
+
+
+@pytest.mark.parametrize(("code", "summary"), [(0, SUMMARY), (1, None), (130, None)])
+def test_the_exit_code_is_that_of_the_run_and_json_stands_alone_on_stdout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, code: int, summary: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_follow", lambda *_: (code, summary))
+    monkeypatch.setattr("sys.argv", ["quickbloom", "run", "--json"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert (end.value.code or 0) == code
+    assert capsys.readouterr().out == (json.dumps(summary) + "\n" if summary else "")
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["report"]])
+def test_help_shows_an_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["quickbloom", *command, "--help"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    out = capsys.readouterr().out
+    assert "Usage" in out
+    assert "Example" in out

@@ -1,0 +1,58 @@
+"""What is handed to Flower, and that nothing is left running."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from server_app.launch import LocalSuperLink, bundle, connection_exists, end_group, nest
+
+
+def test_the_bundle_holds_the_app_and_nothing_else() -> None:
+    with bundle() as app:
+        assert {path.name for path in app.iterdir()} == {"common", "server_app", "client_app", "pyproject.toml", "README.md"}
+        assert (app / "common" / "algorithms" / "maml.py").is_file()
+        assert not list(app.rglob("__pycache__"))
+    assert not app.exists()
+
+
+def test_settings_are_nested_as_toml_wants_them() -> None:
+    assert nest({"rounds": 3, "maml.inner-lr": 0.1, "maml.inner-steps": 2}) == {
+        "rounds": 3,
+        "maml": {"inner-lr": 0.1, "inner-steps": 2},
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "known"), [('[superlink.site]\naddress = "x"\n', True), ("[superlink.other]\n", False), ("broken [", False)]
+)
+def test_a_connection_is_looked_up_in_flowers_configuration(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str, known: bool
+) -> None:
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    (tmp_path / "config.toml").write_text(content)
+    assert connection_exists("site") is known
+
+
+def test_ending_a_group_ends_its_children() -> None:
+    process = subprocess.Popen(
+        ["sh", "-c", "sleep 300 & echo $!; wait"], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    child = Path("/proc") / process.stdout.readline().strip()
+    end_group(process)
+    assert process.returncode is not None
+    deadline = time.monotonic() + 10
+    while child.exists() and " Z " not in (child / "stat").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.simulation
+def test_the_private_superlink_ends_with_its_context() -> None:
+    with LocalSuperLink() as link:
+        assert link._process.poll() is None
+        assert (link.home / "config.toml").is_file()
+    assert link._process.returncode is not None
+    assert not link.home.exists()
