@@ -19,6 +19,7 @@ from common.datasets import DATASETS, load_dataset
 from common.datasets.base import resolve_data_dir
 from common.errors import ConfigError, QuickbloomError
 from common.models import build_model
+from server_app.history import RunDirectory
 from server_app.launch import LocalSuperLink, Run, bundle, connection_exists
 from server_app.live import LogReader, progress_bar, result_table
 
@@ -142,8 +143,6 @@ def _new_directory(settings: dict[str, Scalar]) -> Path:
 
 def _check_locally(config: RunConfig, settings: dict[str, Scalar]) -> None:
     """Find what is wrong with the data, the model and the output directory now, not after Flower has started."""
-    from server_app.history import RunDirectory
-
     data_dir = resolve_data_dir(config.data_dir).absolute()
     settings["data-dir"] = str(data_dir)
     spec = load_dataset(config.dataset, config.table(config.dataset), data_dir).spec

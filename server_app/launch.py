@@ -7,6 +7,7 @@ the environment of the directory that it was started in.
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -24,6 +25,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import tomli_w
+import torch
 
 from common.config import Scalar
 from common.errors import QuickbloomError
@@ -206,8 +208,6 @@ def end_group(process: subprocess.Popen[Any]) -> None:
 
 
 def _simulation(nodes: int) -> str:
-    import torch
-
     config = f"num-supernodes={nodes} client-resources-num-cpus=1"
     if torch.cuda.is_available():
         # Ray hides every GPU from a node that asks for none; the nodes that compute at once share what there is.
@@ -216,12 +216,15 @@ def _simulation(nodes: int) -> str:
 
 
 def _script(name: str) -> str:
-    return str(Path(sys.executable).parent / name)
+    """A command of Flower: the one beside this Python, else the first on the PATH."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if found is None:
+        raise LaunchError(f"the command `{name}` is not on the PATH: install Flower with pip install 'flwr[simulation]'")
+    return found
 
 
 def _without_colours(text: str) -> str:
-    import re
-
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 

@@ -89,9 +89,8 @@ def result_table(summary: dict[str, Any]) -> Table:
         scores = summary[split]
         if scores is None:
             continue
-        for name in ("accuracy", "mse", "loss"):
-            if name in scores:
-                table.add_row(f"{split} ({summary['tasks'][split]})", name, *_cells(scores[name], name, chosen["adapt_steps"]))
+        for name in ("accuracy", "loss") if "accuracy" in scores else ("mse",):  # the loss of regression is the mse
+            table.add_row(f"{split} ({summary['tasks'][split]})", name, *_cells(scores[name], name, chosen["adapt_steps"]))
     return table
 
 
