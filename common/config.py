@@ -47,6 +47,7 @@ class RunConfig(Options):
     node_deadline: float = Field(60.0, gt=0, description="seconds to wait for `min-nodes` nodes")
     round_deadline: float = Field(600.0, gt=0, description="seconds to wait for the replies of a round")
     checkpoint_every: int = Field(10, ge=0, description="rounds between two checkpoints; 0: only the last round")
+    resume_from: str = Field("", description='absolute run directory or checkpoint file to go on from; "": start anew')
     output_dir: str = Field("", description='absolute directory of the run; "": a new one in ~/quickbloom-runs')
     data_dir: str = Field("", description='where data files are; "": QUICKBLOOM_DATA_DIR, else the user\'s cache')
     device: Device = Field("auto", description="where nodes compute: auto takes CUDA where there is one")
@@ -136,11 +137,9 @@ def _check_choices(config: RunConfig) -> None:
         rates = (0.0,)
     if not all(0 < rate < float("inf") for rate in rates):
         raise ConfigError(f"`adapt-lrs` must be positive numbers with commas between them, got '{config.adapt_lrs}'")
-    if config.output_dir and not Path(config.output_dir).is_absolute():
-        raise ConfigError(
-            "`output-dir` must be an absolute path, because the server runs in a directory of its own, got "
-            f"'{config.output_dir}'"
-        )
+    for key, path in (("output-dir", config.output_dir), ("resume-from", config.resume_from)):
+        if path and not Path(path).is_absolute():
+            raise ConfigError(f"`{key}` must be an absolute path, because the server runs elsewhere, got '{path}'")
 
 
 def _validate(model: type[T], values: Mapping[str, Any], prefix: str, what: str = "setting") -> T:

@@ -4,6 +4,7 @@ import platform
 import sys
 import time
 from logging import INFO, WARNING
+from pathlib import Path
 from typing import Any
 
 import flwr
@@ -16,9 +17,10 @@ from flwr.serverapp import Grid, ServerApp
 from common import __version__
 from common.algorithms import ALGORITHMS
 from common.config import RunConfig, parse_run_config
-from common.errors import QuickbloomError
+from common.errors import ConfigError, QuickbloomError
 from common.learner import Learner
 from common.models import build_model
+from common.params import mismatch
 from common.wire import to_arrays
 from server_app import checkpoint
 from server_app.history import RunDirectory, read_history, spread, to_json
@@ -63,9 +65,27 @@ def run_federation(grid: Grid, config: RunConfig) -> dict[str, Any]:
         if number == config.rounds or (config.checkpoint_every and number % config.checkpoint_every == 0):
             checkpoint.save(directory.checkpoints, number, outer.state(), facts)
 
-    strategy = MetaStrategy(config, population, algorithm, outer, on_round)
-    strategy.start(grid, to_arrays(outer.meta), num_rounds=config.rounds, timeout=config.round_deadline)
+    done = _resume(config, outer) if config.resume_from else 0
+    strategy = MetaStrategy(config, population, algorithm, outer, on_round, first_round=done + 1)
+    strategy.start(grid, to_arrays(outer.meta), num_rounds=config.rounds - done, timeout=config.round_deadline)
     return _conclude(grid, strategy, directory, started)
+
+
+def _resume(config: RunConfig, outer: OuterOptimizer) -> int:
+    """Put `outer` where the checkpoint `resume-from` left it; returns how many rounds are done."""
+    tensors, facts = checkpoint.load(Path(config.resume_from))
+    now = config.flat()
+    for key in ("algorithm", "dataset", "model", "seed", "rounds", f"{config.algorithm}.outer-optimizer"):
+        if facts["config"].get(key) != now[key]:
+            raise ConfigError(f"`{key}` must be {facts['config'].get(key)!r} as in the run to go on from, got {now[key]!r}")
+    if reason := mismatch({k.removeprefix("meta/"): v for k, v in tensors.items() if k.startswith("meta/")}, outer.meta):
+        raise ConfigError(f"`resume-from` names a checkpoint of another model: {reason}")
+    done = int(facts["round"])
+    if done >= config.rounds:
+        raise ConfigError(f"`resume-from` names a run that is finished: its checkpoint is of round {done} of {config.rounds}")
+    outer.restore(tensors)
+    log(INFO, "Going on after round %s of %s", done, config.rounds)
+    return done
 
 
 def _conclude(grid: Grid, strategy: MetaStrategy, directory: RunDirectory, started: float) -> dict[str, Any]:

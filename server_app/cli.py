@@ -61,6 +61,8 @@ def run(
     if connection is None:
         settings["min-nodes"] = nodes
     settings |= parse_assignments(set_ or [], str(settings.get("algorithm", RunConfig().algorithm)))
+    if connection is None and settings.get("resume-from"):
+        settings["resume-from"] = str(Path(str(settings["resume-from"])).expanduser().absolute())
     if connection is None or output is not None:
         settings["output-dir"] = str((output or _new_directory(settings)).expanduser().absolute())
     config = parse_run_config(settings)

@@ -205,3 +205,33 @@ def test_a_mistake_in_the_settings_ends_the_run_without_a_stack(monkeypatch: pyt
     with pytest.raises(ConfigError, match="did you mean `rounds`"):
         start(LoopbackGrid(1, {}), round=3)
     assert sys.tracebacklimit == 0
+
+
+@pytest.mark.parametrize("algorithm", ["reptile", "maml"])
+def test_a_run_that_goes_on_from_a_checkpoint_ends_like_one_that_was_never_cut_off(tmp_path: Path, algorithm: str) -> None:
+    whole, _ = run(tmp_path / "whole", algorithm=algorithm, rounds=4, checkpoint_every=1, evaluate_every=1)
+    middle = tmp_path / "whole" / "checkpoints" / "round-000002.safetensors"
+    rest, _ = run(tmp_path / "rest", algorithm=algorithm, rounds=4, evaluate_every=1, resume_from=str(middle))
+    for key in ("test", "validation", "chosen"):
+        assert rest[key] == whole[key]
+    skip = ("seconds",)
+    lines = [
+        [{k: v for k, v in record.items() if k not in skip} for record in read_history(tmp_path / name)]
+        for name in ("whole", "rest")
+    ]
+    assert lines[1] == lines[0][2:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"algorithm": "maml"}, "`algorithm` must be 'reptile' as in the run to go on from, got 'maml'"),
+        ({"rounds": 9}, "`rounds` must be 3 as in the run to go on from, got 9"),
+        ({"mlp__hidden": "9"}, "`resume-from` names a checkpoint of another model"),
+        ({}, "`resume-from` names a run that is finished"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    run(tmp_path / "first")
+    with pytest.raises(ConfigError, match=sentence):
+        run(tmp_path / "second", resume_from=str(tmp_path / "first"), **changes)
