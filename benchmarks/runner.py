@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RAW = ROOT / "runs" / "benchmarks"
 RESULTS = ROOT / "benchmarks" / "results"
 AVERAGED = ("before", "after", "worst10", "round_median", "round_p90", "total", "wall")
-_OF_THE_MACHINE = ("output-dir", "data-dir", "seed")
+_NOT_COMPARED = ("output-dir", "data-dir", "resume-from", "seed")
 
 Record = dict[str, Any]
 
@@ -76,7 +76,7 @@ class Plan:
         config = parse_run_config(named).resolved()
         tables = ("", config.algorithm, config.dataset, config.model)
         flat = config.flat().items()
-        return {key: value for key, value in flat if key.rpartition(".")[0] in tables and key not in _OF_THE_MACHINE}
+        return {key: value for key, value in flat if key.rpartition(".")[0] in tables and key not in _NOT_COMPARED}
 
 
 def parser(description: str, name: str, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ from functools import wraps
 from logging import ERROR
 
 import flwr
+import numpy as np
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -69,10 +70,13 @@ def train(message: Message, node: Node) -> RecordDict:
     algorithm, meta = node.algorithm_for(request.meta)
     work = []
     for task_id in node.check_hosted(request.task_ids):
-        rng = generator(request.seed, "train", request.round, task_id)
-        work.append(TaskWork(node.dataset.train_draw(task_id, rng), rng))
+        for episode in range(node.episodes):
+            rng = generator(request.seed, "train", request.round, task_id, episode)
+            work.append(TaskWork(node.dataset.train_draw(task_id, rng), rng))
     result = run_round(algorithm, meta, work, node.chunk_size)
-    return TrainReply(result.gradient, result.weight, result.losses, time.perf_counter() - started).to_records()
+    losses = np.reshape(result.losses, (-1, node.episodes)).mean(axis=1).tolist()
+    seconds = time.perf_counter() - started
+    return TrainReply(result.gradient, result.weight / node.episodes, losses, seconds).to_records()
 
 
 @app.evaluate()

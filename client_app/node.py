@@ -24,6 +24,7 @@ class Node:
     def __init__(self, run: RunConfig, config: NodeConfig) -> None:
         torch.set_num_threads(config.threads)
         self.chunk_size = config.chunk_size or run.chunk_size
+        self.episodes = run.episodes
         self.device = _device(config.device or run.device)
         data_dir = resolve_data_dir(config.data_dir or run.data_dir)
         self.dataset = load_dataset(run.dataset, run.table(run.dataset), data_dir)

@@ -36,6 +36,7 @@ class RunConfig(Options):
     rounds: int = Field(100, ge=1, description="training rounds")
     fraction: float = Field(1.0, gt=0, le=1, description="part of the training tasks that takes part in a round")
     tasks_per_round: int = Field(0, ge=0, description="number of training tasks in a round; 0: use `fraction`")
+    episodes: int = Field(1, ge=1, description="draws of support and query that a training task averages over in a round")
     validation_tasks: float = Field(0.15, ge=0, description="tasks held out to choose rates on: a part below 1, else a number")
     test_tasks: float = Field(0.2, ge=0, description="tasks held out for the final score: a part below 1, else a number")
     evaluate_every: int = Field(10, ge=0, description="rounds between two evaluations on the validation tasks; 0: never")

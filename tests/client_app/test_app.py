@@ -11,7 +11,9 @@ from loopback import LoopbackGrid
 
 from client_app import app as client
 from client_app.node import node_of
+from common.algorithms import ALGORITHMS
 from common.algorithms.reptile import Reptile
+from common.batch import Episode, Minibatches
 from common.config import RunConfig, parse_run_config
 from common.datasets import load_dataset
 from common.learner import Learner
@@ -87,7 +89,7 @@ def test_train_reply_is_the_round_of_the_tasks_asked_for_in_their_order() -> Non
     reply = TrainReply.from_records(ask(train_request(*asked, number=7), TRAIN).content, 2)
     work = []
     for task_id in asked:
-        rng = generator(4, "train", 7, task_id)
+        rng = generator(4, "train", 7, task_id, 0)
         work.append(TaskWork(DIGITS.train_draw(task_id, rng), rng))
     expected = run_round(reptile(), reptile().init(), work, chunk_size=64)
     assert all(torch.equal(value, expected.gradient[name]) for name, value in reply.gradient.items())
@@ -185,3 +187,37 @@ def test_node_settings_win_over_those_of_the_run() -> None:
     assert node_of(own).chunk_size == 8
     own.node_config["chunk-size"] = 3
     assert node_of(own).chunk_size == 3
+
+
+def test_several_episodes_are_averaged_within_each_task() -> None:
+    meta = {}
+    gradients, losses, weights = [], [], []
+    for episodes in (1, 3):
+        config = parse_run_config({"mlp.hidden": "6", "episodes": episodes, "algorithm": "fomaml"}).resolved()
+        grid = LoopbackGrid(1, config.flat())
+        module = build_model("mlp", config.table("mlp"), (1, 8, 8), 5, 0)
+        meta = {name: value.detach() for name, value in module.named_parameters()}
+        request = TrainRequest(meta, 1, 0, ["device-00", "device-01"]).to_records()
+        (reply,) = grid.send_and_receive([Message(request, 100, TRAIN)])
+        answer = TrainReply.from_records(reply.content, 2)
+        gradients.append(answer.gradient)
+        losses.append(answer.losses)
+        weights.append(answer.weight)
+    assert weights == [2.0, 2.0]
+    # By hand: three draws of each of the two tasks, every one with the same weight.
+    algorithm = ALGORITHMS["fomaml"](config.table("fomaml"), Learner(module, "classification"))
+    dataset = load_dataset("digits", config.table("digits"), Path())
+    own: list[list[float]] = []
+    mean = {name: torch.zeros_like(value) for name, value in meta.items()}
+    for task_id in ("device-00", "device-01"):
+        own.append([])
+        for episode in range(3):
+            data = dataset.train_draw(task_id, generator(0, "train", 1, task_id, episode))
+            nothing = Minibatches(torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 0))
+            gradient, loss = algorithm.meta_gradient(meta, Episode(data.support, data.query), nothing)
+            own[-1].append(float(loss))
+            mean = {name: value + gradient[name] / 6 for name, value in mean.items()}
+    assert losses[1] == pytest.approx([sum(part) / 3 for part in own], abs=1e-6)
+    assert losses[0] == pytest.approx([part[0] for part in own], abs=1e-6)
+    for name, value in mean.items():
+        assert torch.allclose(gradients[1][name], value, atol=1e-6)

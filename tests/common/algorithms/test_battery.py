@@ -251,7 +251,7 @@ def test_a_federated_round_equals_the_centralised_step(name: str, dataset_name: 
     def parts() -> Iterator[tuple[Params, float, float]]:
         dataset = load_dataset(dataset_name, config.table(dataset_name), Path())
         for task_id in strategy.choose_tasks(1):
-            rng = generator(5, "train", 1, task_id)
+            rng = generator(5, "train", 1, task_id, 0)
             yield alone(algorithm, theta, TaskWork(dataset.train_draw(task_id, rng), rng))
 
     options = config.table(name).model_dump(by_alias=True)

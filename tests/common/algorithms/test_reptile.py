@@ -89,7 +89,7 @@ def test_a_federated_round_is_theta_plus_epsilon_times_the_mean_of_phi_minus_the
     dataset = load_dataset("digits", config.table("digits"), Path())
     moves = [torch.zeros_like(value) for value in theta]
     for task_id in population.splits["train"]:
-        rng = generator(3, "train", 1, task_id)
+        rng = generator(3, "train", 1, task_id, 0)
         data = dataset.train_draw(task_id, rng)
         x, y = torch.cat([data.support.x, data.query.x]), torch.cat([data.support.y, data.query.y])
         phi = [value.clone().requires_grad_() for value in theta]
