@@ -19,7 +19,7 @@ from common.datasets import DATASETS, load_dataset
 from common.datasets.base import resolve_data_dir
 from common.errors import ConfigError, QuickbloomError
 from common.models import build_model
-from server_app.history import RunDirectory
+from server_app.history import RunDirectory, unused
 from server_app.launch import LocalSuperLink, Run, bundle, connection_exists
 from server_app.live import LogReader, progress_bar, result_table
 
@@ -70,7 +70,10 @@ def run(
         _check_locally(config, settings)
     elif not connection_exists(connection):
         raise ConfigError(f"`--connection` must be a [superlink.NAME] of Flower's config.toml, got '{connection}'")
-    code, summary = _follow(settings, connection, nodes, verbose)
+    try:
+        code, summary = _follow(settings, connection, nodes, verbose)
+    except KeyboardInterrupt:  # before the run was under way; everything that was started has been ended
+        raise typer.Exit(STOPPED) from None
     if summary is None:
         raise typer.Exit(code)
     if json_:
@@ -135,12 +138,7 @@ def _scalar(text: str) -> Scalar:
 def _new_directory(settings: dict[str, Scalar]) -> Path:
     default = RunConfig()
     name = "-".join(str(settings.get(key, getattr(default, key))) for key in ("dataset", "algorithm"))
-    stem = Path("runs") / f"{name}-seed{settings.get('seed', default.seed)}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path, number = stem, 1
-    while path.exists():
-        number += 1
-        path = stem.with_name(f"{stem.name}-{number}")
-    return path
+    return unused(Path("runs") / f"{name}-seed{settings.get('seed', default.seed)}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
 def _check_locally(config: RunConfig, settings: dict[str, Scalar]) -> None:

@@ -23,7 +23,7 @@ class RunDirectory:
     def create(cls, setting: str, name: str) -> "RunDirectory":
         """The directory `output-dir`, or a new one in ~/quickbloom-runs. Raises ConfigError if it cannot be used."""
         path = (
-            Path(setting) if setting else _unused(Path.home() / "quickbloom-runs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+            Path(setting) if setting else unused(Path.home() / "quickbloom-runs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
         )
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,8 @@ def spread(values: np.ndarray[Any, Any], *, higher_is_better: bool) -> dict[str,
     return {name: np.round(part, 7).tolist() for name, part in parts.items()}
 
 
-def _unused(path: Path) -> Path:
+def unused(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, .. that does not exist."""
     number, candidate = 1, path
     while candidate.exists():
         number, candidate = number + 1, path.with_name(f"{path.name}-{number}")
