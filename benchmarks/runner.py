@@ -186,9 +186,12 @@ def assemble(plan: Plan, records: Mapping[str, Sequence[Record]]) -> dict[str, A
         entry |= {"runs": runs, **average(runs), "curve": np.mean([run["curve"] for run in runs], axis=0).tolist()}
         variants.append({**entry, "reference": dict(variant.reference)})
     some = records[plan.variants[0].label]
+    # Usually one; several are told, since finished runs are kept when the code goes on.
+    commits = sorted({record["commit"] for runs in records.values() for record in runs})
     facts: dict[str, Any] = {"schema": 1, "benchmark": plan.name, "claim": plan.claim, "nodes": plan.nodes}
     facts |= {"seeds": [record["summary"]["seed"] for record in some], "variants": variants, "floors": {}, "goals": []}
-    return {**facts, "machine": machine(), "versions": some[0]["summary"]["versions"], "commit": commit(), "date": today()}
+    versions = some[0]["summary"]["versions"]
+    return {**facts, "machine": machine(), "versions": versions, "commit": ", ".join(commits), "date": today()}
 
 
 def by_label(result: Mapping[str, Any], label: str) -> dict[str, Any]:
@@ -232,11 +235,11 @@ def percent(value: float | None) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Cores and processor."""
+    """Cores and processor, and how many processes wanted to run at once in the last minute, this one's included."""
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     cpu = names[0].partition(":")[2].strip() if names else platform.processor()
-    return {"cores": os.cpu_count(), "cpu": cpu, "os": platform.system()}
+    return {"cores": os.cpu_count(), "cpu": cpu, "os": platform.system(), "load": round(os.getloadavg()[0], 1)}
 
 
 def commit() -> str:

@@ -1,21 +1,24 @@
 """New writers from one example per digit: MAML with a small convolutional network on the UJI pen digits, 10-way 1-shot.
 
 45 writers train, 15 are held out. There are no validation tasks: the rate (0.3) and the 10 steps of adaptation are those of the
-settings, chosen beforehand, and the last round is reported. Needs `uji_digits_by_writer_28.npz` in QUICKBLOOM_DATA_DIR.
+settings, chosen beforehand, and the last round is reported. The claim is about a constant rate of the server: with the default,
+which falls to 0 within the 60 rounds, the training loss is still falling at the end. That variant is shown as well.
+Needs `uji_digits_by_writer_28.npz` in QUICKBLOOM_DATA_DIR.
 """
 
 from benchmarks.floor import NAME, floor
 from benchmarks.runner import Plan, Variant, by_label, finish, goal, parser, run_all, table
 
+PIXELS = {"pixel 1-NN, all 60 writers": 0.793}
+RATES = ("inner-lr=0.3", "outer-lr=0.003")
 PLAN = Plan(
     name="uji",
     claim="from one example per digit a new writer's digits are read with 97.5 % accuracy after at most 10 steps",
     dataset="uji",
     rounds=60,
     variants=(
-        Variant(
-            "maml, conv4 with 32 filters", "maml", ("inner-lr=0.3", "outer-lr=0.003"), {"pixel 1-NN, all 60 writers": 0.793}
-        ),
+        Variant("maml, constant server rate", "maml", (*RATES, "outer-decay=false"), PIXELS),
+        Variant("maml, server rate falls to 0", "maml", RATES, PIXELS),
     ),
     settings=(
         "model=conv4",
@@ -32,8 +35,9 @@ def main() -> None:
     arguments = parser(PLAN.claim, PLAN.name).parse_args()
     result = run_all(PLAN, arguments.seeds, fresh=arguments.fresh)
     result["floors"][NAME] = floor(PLAN, arguments.seeds)
-    reached = by_label(result, PLAN.variants[0].label)["mean"]["after"]
-    goal(result, "accuracy on held-out writers after 10 steps >= 0.975", reached, met=reached >= 0.975)
+    for variant in PLAN.variants:
+        reached = by_label(result, variant.label)["mean"]["after"]
+        goal(result, f"{variant.label}: accuracy on held-out writers after 10 steps >= 0.975", reached, met=reached >= 0.975)
     finish(result, table(result))
 
 
