@@ -235,18 +235,23 @@ def percent(value: float | None) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Cores and processor, and how many processes wanted to run at once in the last minute, this one's included."""
+    """Cores and processor."""
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     cpu = names[0].partition(":")[2].strip() if names else platform.processor()
-    return {"cores": os.cpu_count(), "cpu": cpu, "os": platform.system(), "load": round(os.getloadavg()[0], 1)}
+    return {"cores": os.cpu_count(), "cpu": cpu, "os": platform.system()}
 
 
 def commit() -> str:
-    """The commit of the working tree, with "-dirty" where a tracked file differs; "unknown" outside of git."""
-    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
+    """The commit of the code under test, with "-dirty" where that code differs from it; "unknown" outside of git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", *arguments]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "common", "server_app", "client_app", "pyproject.toml")
+        return git("rev-parse", "--short=12", "HEAD") + "-dirty" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

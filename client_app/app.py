@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from functools import wraps
 from logging import ERROR
+from typing import Any
 
 import flwr
 import numpy as np
@@ -74,7 +75,7 @@ def train(message: Message, node: Node) -> RecordDict:
             rng = generator(request.seed, "train", request.round, task_id, episode)
             work.append(TaskWork(node.dataset.train_draw(task_id, rng), rng))
     result = run_round(algorithm, meta, work, node.chunk_size)
-    losses = np.reshape(result.losses, (-1, node.episodes)).mean(axis=1).tolist()
+    losses = _mean_of_finite(np.reshape(result.losses, (-1, node.episodes)))
     seconds = time.perf_counter() - started
     return TrainReply(result.gradient, result.weight / node.episodes, losses, seconds).to_records()
 
@@ -89,3 +90,11 @@ def evaluate_tasks(message: Message, node: Node) -> RecordDict:
     draws = [node.dataset.test_draws(task_id) for task_id in node.check_hosted(request.task_ids)]
     losses, metrics = evaluate(algorithm, meta, draws, request.lrs, request.steps, node.chunk_size)
     return EvaluateReply(losses, metrics, time.perf_counter() - started).to_records()
+
+
+def _mean_of_finite(losses: np.ndarray[Any, Any]) -> list[float]:
+    """Mean over the episodes [tasks, episodes] that were finite; NaN for a task without one."""
+    finite = np.isfinite(losses)
+    total = np.where(finite, losses, 0.0).sum(axis=1)
+    means = np.where(finite.any(axis=1), total / finite.sum(axis=1).clip(min=1), np.nan)
+    return [float(mean) for mean in means]

@@ -131,16 +131,16 @@ def _check_choices(config: RunConfig) -> None:
     for key, registry in (("algorithm", ALGORITHMS), ("dataset", DATASETS), ("model", ["auto", *MODELS])):
         value = getattr(config, key)
         if value not in registry:
-            raise ConfigError(f"`{key}` must be one of {', '.join(registry)}, got '{value}'{_suggest(value, registry)}")
+            raise ConfigError(f"`{key}` must be one of {', '.join(registry)}, got {value!r}{_suggest(value, registry)}")
     try:
         rates = config.lrs
     except ValueError:
         rates = (0.0,)
     if not all(0 < rate < float("inf") for rate in rates):
-        raise ConfigError(f"`adapt-lrs` must be positive numbers with commas between them, got '{config.adapt_lrs}'")
+        raise ConfigError(f"`adapt-lrs` must be positive numbers with commas between them, got {config.adapt_lrs!r}")
     for key, path in (("output-dir", config.output_dir), ("resume-from", config.resume_from)):
         if path and not Path(path).is_absolute():
-            raise ConfigError(f"`{key}` must be an absolute path, because the server runs elsewhere, got '{path}'")
+            raise ConfigError(f"`{key}` must be an absolute path, because the server runs elsewhere, got {path!r}")
 
 
 def _validate(model: type[T], values: Mapping[str, Any], prefix: str, what: str = "setting") -> T:

@@ -39,6 +39,8 @@ class Learner:
         """Loss per example [n]: cross-entropy, or the squared error averaged over the outputs."""
         if self.kind == "classification":
             # F.cross_entropy by its definition: under vmap that function falls apart into slower pieces.
+            # Shifted first, or the difference of two large logits would lose all its digits.
+            outputs = outputs - outputs.detach().amax(dim=-1, keepdim=True)
             return outputs.logsumexp(dim=-1) - outputs.gather(-1, y.unsqueeze(-1)).squeeze(-1)
         return (outputs - y).square().mean(dim=-1)
 

@@ -32,6 +32,12 @@ from server_app.strategy import MetaStrategy, RunError, Scores
 
 app = ServerApp()
 
+# Settings that do not decide what is learned, so that a run may go on with others.
+_MAY_CHANGE = {
+    *("output-dir", "resume-from", "data-dir", "device", "chunk-size", "min-nodes", "node-deadline", "round-deadline"),
+    *("evaluate-every", "checkpoint-every", "adapt-lrs", "adapt-steps"),
+}
+
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
@@ -57,7 +63,7 @@ def run_federation(grid: Grid, config: RunConfig) -> dict[str, Any]:
     module = build_model(config.model, config.table(config.model), spec.input_shape, spec.outputs, config.seed)
     algorithm = ALGORITHMS[config.algorithm](config.table(config.algorithm), Learner(module, spec.kind))
     outer = OuterOptimizer(algorithm.options, algorithm.init(), config.rounds)
-    facts = {"config": config.flat(), "spec": [spec.kind, list(spec.input_shape), spec.outputs]}
+    facts = {"config": config.flat(), "spec": [spec.kind, list(spec.input_shape), spec.outputs], "splits": population.splits}
 
     def on_round(record: dict[str, Any]) -> None:
         directory.append_round(record)
@@ -65,19 +71,22 @@ def run_federation(grid: Grid, config: RunConfig) -> dict[str, Any]:
         if number == config.rounds or (config.checkpoint_every and number % config.checkpoint_every == 0):
             checkpoint.save(directory.checkpoints, number, outer.state(), facts)
 
-    done = _resume(config, outer) if config.resume_from else 0
+    done = _resume(config, population, outer) if config.resume_from else 0
     strategy = MetaStrategy(config, population, algorithm, outer, on_round, first_round=done + 1)
     strategy.start(grid, to_arrays(outer.meta), num_rounds=config.rounds - done, timeout=config.round_deadline)
     return _conclude(grid, strategy, directory, started)
 
 
-def _resume(config: RunConfig, outer: OuterOptimizer) -> int:
+def _resume(config: RunConfig, population: Population, outer: OuterOptimizer) -> int:
     """Put `outer` where the checkpoint `resume-from` left it; returns how many rounds are done."""
     tensors, facts = checkpoint.load(Path(config.resume_from))
-    now = config.flat()
-    for key in ("algorithm", "dataset", "model", "seed", "rounds", f"{config.algorithm}.outer-optimizer"):
-        if facts["config"].get(key) != now[key]:
-            raise ConfigError(f"`{key}` must be {facts['config'].get(key)!r} as in the run to go on from, got {now[key]!r}")
+    before, now = facts["config"], config.flat()
+    for key in sorted(before.keys() | now.keys()):
+        if key not in _MAY_CHANGE and before.get(key) != now.get(key):
+            raise ConfigError(f"`{key}` must be {before.get(key)!r} as in the run to go on from, got {now.get(key)!r}")
+    if population.splits != facts["splits"]:
+        # Otherwise tasks that were trained on could end up among those that are tested.
+        raise ConfigError("`resume-from` needs the tasks of the run to go on from: connect the same nodes with the same data")
     if reason := mismatch({k.removeprefix("meta/"): v for k, v in tensors.items() if k.startswith("meta/")}, outer.meta):
         raise ConfigError(f"`resume-from` names a checkpoint of another model: {reason}")
     done = int(facts["round"])

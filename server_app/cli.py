@@ -1,8 +1,8 @@
 """The `quickbloom` command."""
 
 import json
+import signal
 import sys
-import threading
 import time
 import tomllib
 from contextlib import ExitStack
@@ -19,13 +19,15 @@ from common.datasets import DATASETS, load_dataset
 from common.datasets.base import resolve_data_dir
 from common.errors import ConfigError, QuickbloomError
 from common.models import build_model
+from server_app import checkpoint
 from server_app.history import RunDirectory, unused
-from server_app.launch import LocalSuperLink, Run, bundle, connection_exists
+from server_app.launch import LaunchError, LocalSuperLink, Run, bundle, connection_exists
 from server_app.live import LogReader, progress_bar, result_table
+from server_app.rollcall import split_tasks
 
 OK, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 
-cli = typer.Typer(no_args_is_help=True, add_completion=False)
+cli = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False)
 console = Console(stderr=True, highlight=False)
 
 
@@ -67,20 +69,21 @@ def run(
         settings["output-dir"] = str((output or _new_directory(settings)).expanduser().absolute())
     config = parse_run_config(settings)
     if connection is None:
-        _check_locally(config, settings)
+        _check_locally(config, settings, nodes)
     elif not connection_exists(connection):
         raise ConfigError(f"`--connection` must be a [superlink.NAME] of Flower's config.toml, got '{connection}'")
     try:
         code, summary = _follow(settings, connection, nodes, verbose)
-    except KeyboardInterrupt:  # before the run was under way; everything that was started has been ended
-        raise typer.Exit(STOPPED) from None
+    except LaunchError as error:
+        _say_error(str(error))
+        raise typer.Exit(FAILED) from None
     if summary is None:
         raise typer.Exit(code)
     if json_:
         print(json.dumps(summary))
     else:
         Console().print(result_table(summary))
-        console.print(f"Run directory: {summary['run_dir']}", soft_wrap=True)
+        console.print(f"Run directory: {summary['run_dir']}", markup=False, soft_wrap=True)
     _try_report(Path(str(summary["run_dir"])))
 
 
@@ -100,18 +103,22 @@ def report(
 
 def main() -> None:
     """Entry point: every mistake that a user can mend ends in one sentence on stderr and exit code 2."""
+    # Ended from outside (a time limit, a closed terminal) is like Ctrl-C: what was started must be ended, too.
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.default_int_handler)
     try:
         cli()
     except QuickbloomError as error:
         _say_error(str(error))
         sys.exit(WRONG_INPUT)
-    except KeyboardInterrupt:
-        sys.exit(STOPPED)
 
 
 def parse_assignments(assignments: list[str], algorithm: str) -> dict[str, Scalar]:
     """Settings from "key=value" texts. A key of the algorithm's own table may go without the table: "inner-lr=0.1"."""
     settings: dict[str, Scalar] = {}
+    for text in assignments:
+        if text.startswith("algorithm="):
+            algorithm = str(_scalar(text.removeprefix("algorithm=")))
     own = {field.alias for field in RunConfig.model_fields.values()}
     tables = table_types()
     for text in assignments:
@@ -141,13 +148,18 @@ def _new_directory(settings: dict[str, Scalar]) -> Path:
     return unused(Path("runs") / f"{name}-seed{settings.get('seed', default.seed)}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
-def _check_locally(config: RunConfig, settings: dict[str, Scalar]) -> None:
-    """Find what is wrong with the data, the model and the output directory now, not after Flower has started."""
+def _check_locally(config: RunConfig, settings: dict[str, Scalar], nodes: int) -> None:
+    """Find what is wrong with the data, the model, the split and the directories now, not after Flower has started."""
+    if config.min_nodes > nodes:
+        raise ConfigError(f"`min-nodes` must be at most `--nodes` ({nodes}), got {config.min_nodes}")
     data_dir = resolve_data_dir(config.data_dir).absolute()
     settings["data-dir"] = str(data_dir)
-    spec = load_dataset(config.dataset, config.table(config.dataset), data_dir).spec
+    dataset = load_dataset(config.dataset, config.table(config.dataset), data_dir)
     model = config.resolved().model
-    build_model(model, config.table(model), spec.input_shape, spec.outputs, config.seed)
+    build_model(model, config.table(model), dataset.spec.input_shape, dataset.spec.outputs, config.seed)
+    split_tasks(dataset.tasks(), config)
+    if config.resume_from:
+        checkpoint.load(Path(config.resume_from))
     RunDirectory.create(config.output_dir, "")
 
 
@@ -155,22 +167,33 @@ def _follow(
     settings: dict[str, Scalar], connection: str | None, nodes: int, verbose: bool
 ) -> tuple[int, dict[str, Any] | None]:
     """Start the run, show it, and return (exit code, summary); the summary is None unless the run completed."""
-    with ExitStack() as stack:
-        progress = stack.enter_context(progress_bar(console))
-        task = progress.add_task("starting Flower", total=None)
-        app = stack.enter_context(bundle())
-        link = stack.enter_context(LocalSuperLink()) if connection is None else None
-        home, name = (link.home, link.name) if link else (None, str(connection))
-        started = Run(app, name, home, settings, nodes if link else None)
-        stack.callback(started.close)
-        try:
-            log, reader = _show(started, progress, task, verbose)
-            status, details = started.status()
-        except KeyboardInterrupt:
-            progress.update(task, description="stopping the run")
-            _uninterrupted(started.stop)
-            console.print("Stopped; what was finished is in the run directory.")
-            return STOPPED, None
+    started: Run | None = None
+    known = True
+    try:
+        with ExitStack() as stack:
+            progress = stack.enter_context(progress_bar(console))
+            task = progress.add_task("starting Flower", total=None)
+            if not console.is_terminal:
+                console.print("starting Flower")
+            app = stack.enter_context(bundle())
+            link = connection or stack.enter_context(LocalSuperLink())
+            started = Run(app, link, settings, nodes)
+            stack.callback(started.close)
+            try:
+                log, reader = _show(started, progress, task, verbose)
+                status, details = started.status()
+            except BaseException:
+                # From here on nothing may interrupt: a second Ctrl-C would leave processes behind.
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                progress.update(task, description="stopping the run")
+                known = started.stop()
+                raise
+    except KeyboardInterrupt:
+        where = settings.get("output-dir", "the run directory on the server")
+        console.print(f"Stopped; what was finished is in {where}.", markup=False, soft_wrap=True)
+        if connection and started and not known:
+            console.print(f"The run may have been taken all the same: look with `flwr list {connection}`.", markup=False)
+        return STOPPED, None
     if status != "finished:completed":
         _say_error(_reason(status, details, log))
         return FAILED, None
@@ -181,31 +204,20 @@ def _follow(
 
 
 def _show(started: Run, progress: Progress, task: Any, verbose: bool) -> tuple[list[str], LogReader]:
+    """Follow the log to its end and show what a person wants to see of it."""
     log: list[str] = []
     reader = LogReader()
     for line in started.lines():
         log.append(line)
         said = reader.read(line)
-        if verbose:
-            console.print(line, markup=False)
-        elif said:
-            console.print(said)
+        if verbose or said:
+            # Never as markup: parts of it come from nodes.
+            console.print(line if verbose else said, markup=False, style="yellow" if reader.warned else None, soft_wrap=True)
         if reader.round:
             progress.update(task, description="training", total=reader.total, completed=reader.round - 1)
         elif "Run directory" in line:
             progress.update(task, description="roll call")
     return log, reader
-
-
-def _uninterrupted(action: Any) -> None:
-    """Do something even if Ctrl-C is pressed again while it goes on: the default handler only reaches the main thread."""
-    thread = threading.Thread(target=action)
-    thread.start()
-    while thread.is_alive():
-        try:
-            thread.join(0.2)
-        except KeyboardInterrupt:
-            continue
 
 
 def _reason(status: str, details: str, log: list[str]) -> str:
@@ -227,7 +239,10 @@ def _try_report(run_dir: Path) -> None:
     from server_app.report import missing_packages, write_report
 
     if run_dir.is_dir() and not missing_packages():
-        console.print(f"Report: {write_report(run_dir, None)}", soft_wrap=True)
+        try:
+            console.print(f"Report: {write_report(run_dir, None)}", markup=False, soft_wrap=True)
+        except QuickbloomError as error:
+            console.print(f"No report: {error}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

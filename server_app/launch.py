@@ -6,10 +6,10 @@ the environment of the directory that it was started in.
 """
 
 import json
+import math
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -29,8 +29,10 @@ import torch
 
 from common.config import Scalar
 from common.errors import QuickbloomError
+from server_app.processes import end_all_with, end_group
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_PATIENCE = 120  # seconds without an answer of the SuperLink
 _PACKAGES = ("common", "server_app", "client_app")
 
 
@@ -91,33 +93,43 @@ class LocalSuperLink:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 60
-        while not _healthy(port):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                tail = self._log.read_text()[-2000:]
-                self.__exit__(None, None, None)
-                raise LaunchError(f"Flower's SuperLink did not start; it wrote: {tail}")
-            time.sleep(0.1)
+        try:
+            deadline = time.monotonic() + 60
+            while not _healthy(port):
+                if not self.alive() or time.monotonic() > deadline:
+                    tail = self._log.read_text()[-2000:]
+                    raise LaunchError(f"Flower's SuperLink did not start; it wrote: {tail}")
+                time.sleep(0.1)
+        except BaseException:  # Ctrl-C as well: Python calls __exit__ only after an __enter__ that came to its end
+            self.__exit__(None, None, None)
+            raise
         return self
+
+    def alive(self) -> bool:
+        """Whether the SuperLink still runs."""
+        return self._process.poll() is None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         end_group(self._process)
+        end_all_with(f"FLWR_HOME={self.home}")
         self._directory.cleanup()
 
 
 class Run:
-    """A run that was handed to a SuperLink. Read `lines` for its log; `finish` says how it ended."""
+    """A run that is handed to a SuperLink: a private one with simulated `nodes`, or the user's connection of that name.
 
-    def __init__(
-        self, app: Path, connection: str, home: Path | None, settings: Mapping[str, Scalar], nodes: int | None
-    ) -> None:
-        self._env = environment(home)
-        self._connection = connection
+    Read `lines` for its log; `status` says how it ended.
+    """
+
+    def __init__(self, app: Path, link: LocalSuperLink | str, settings: Mapping[str, Scalar], nodes: int) -> None:
+        self._link = link if isinstance(link, LocalSuperLink) else None
+        self._connection = link.name if isinstance(link, LocalSuperLink) else link
+        self._env = environment(self._link.home if self._link else None)
         self.run_id: str | None = None
         config = app.parent / "run-config.toml"
         config.write_text(tomli_w.dumps(nest(settings)))
-        command = [_script("flwr"), "run", str(app), connection, "--stream", "--run-config", str(config)]
-        if nodes is not None:
+        command = [_script("flwr"), "run", str(app), self._connection, "--stream", "--run-config", str(config)]
+        if self._link:
             command += ["--federation-config", _simulation(nodes)]
         self._stream = self._start(command)
 
@@ -136,31 +148,61 @@ class Run:
             self._stream.wait()
             if self.run_id is None:
                 raise LaunchError(f"Flower did not take the run: {' '.join(' '.join(refusal).split())}")
-            if self.status()[0].startswith("finished"):
+            if self._has_ended():
                 return
             # The stream broke (the SuperLink was restarted, say), the run did not.
-            time.sleep(2)
             self._stream = self._start([_script("flwr"), "log", self.run_id, self._connection, "--stream"])
+
+    def _has_ended(self) -> bool:
+        """Whether the run is over; False once Flower says that it goes on. Raises LaunchError if nobody can be asked."""
+        deadline = time.monotonic() + _PATIENCE
+        while (status := self.status()[0]) == "unknown":
+            if self._link and not self._link.alive():
+                raise LaunchError("the SuperLink of this simulation has died: start the run again")
+            if time.monotonic() > deadline:
+                raise LaunchError(
+                    f"the SuperLink `{self._connection}` has not answered for {_PATIENCE} s; the run may still go on: "
+                    f"look with `flwr list {self._connection} --run-id {self.run_id}`"
+                )
+            time.sleep(2)
+        return status.startswith("finished")
 
     def status(self) -> tuple[str, str]:
         """(status, details) as Flower has it; status is one of pending, starting, running, finished:completed, ..."""
         command = [_script("flwr"), "list", self._connection, "--run-id", str(self.run_id), "--format", "json"]
-        answer = subprocess.run(command, env=self._env, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+        answer = self._ask(command)
         try:
             run: dict[str, Any] = json.loads(answer.stdout)["runs"][0]
         except (ValueError, KeyError, IndexError):
-            return "unknown", (answer.stdout + answer.stderr).strip()
+            return "unknown", answer.stdout.strip()
         return str(run["status"]), str(run["status-details"])
 
-    def stop(self) -> None:
-        """Ask Flower to stop the run; the log ends soon after."""
+    def stop(self) -> bool:
+        """Ask Flower to stop the run; False if it is not known whether the run had been taken."""
         if self.run_id is not None:
-            command = [_script("flwr"), "stop", self.run_id, self._connection]
-            subprocess.run(command, env=self._env, capture_output=True, stdin=subprocess.DEVNULL, check=False, timeout=60)
+            self._ask([_script("flwr"), "stop", self.run_id, self._connection])
+        return self.run_id is not None
 
     def close(self) -> None:
         """End the process that follows the log."""
         end_group(self._stream)
+
+    def _ask(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        """Run one of Flower's commands to its end, out of reach of Ctrl-C; its output is empty if it took too long."""
+        try:
+            return subprocess.run(
+                command,
+                env=self._env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                timeout=60,
+                check=False,
+                start_new_session=True,
+            )
+        except subprocess.TimeoutExpired:
+            return subprocess.CompletedProcess(command, 1, "", "")
 
     def _start(self, command: list[str]) -> subprocess.Popen[str]:
         # A session of its own, so that Ctrl-C reaches this program alone, which then stops the run in order.
@@ -193,25 +235,12 @@ def nest(settings: Mapping[str, Scalar]) -> dict[str, Any]:
     return nested
 
 
-def end_group(process: subprocess.Popen[Any]) -> None:
-    """End a process and its children: ask, wait, insist. Does nothing for one that has ended."""
-    for wish, patience in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
-        if process.poll() is not None:
-            break
-        try:
-            os.killpg(process.pid, wish)
-            process.wait(patience)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
-    if process.stdout is not None:
-        process.stdout.close()
-
-
 def _simulation(nodes: int) -> str:
     config = f"num-supernodes={nodes} client-resources-num-cpus=1"
     if torch.cuda.is_available():
         # Ray hides every GPU from a node that asks for none; the nodes that compute at once share what there is.
-        config += f" client-resources-num-gpus={torch.cuda.device_count() / min(nodes, os.cpu_count() or 1):.4f}"
+        share = torch.cuda.device_count() / min(nodes, os.cpu_count() or 1)
+        config += f" client-resources-num-gpus={math.floor(1e4 * share) / 1e4}"
     return config
 
 

@@ -1,6 +1,5 @@
 """What a person sees while a run goes on: a progress bar, a line per round, and the table at the end."""
 
-import ast
 import json
 import re
 from typing import Any
@@ -20,6 +19,7 @@ from rich.table import Table
 SUMMARY = "Summary: "
 _ROUND = re.compile(r"\[ROUND (\d+)/(\d+)\]")
 _METRICS = re.compile(r"Aggregated MetricRecord: (\{.*\})")
+_PAIR = re.compile(r"'([\w-]+)': (-?(?:[\d.]+(?:e[+-]?\d+)?|inf)|nan)")
 _LEVEL = re.compile(r"^(INFO|WARNING|ERROR)\s*:\s*")
 
 
@@ -29,25 +29,30 @@ class LogReader:
     def __init__(self) -> None:
         self.round = 0
         self.total = 0
+        self.warned = False
+        """Whether the line read last was a warning."""
         self.metrics: dict[str, float] = {}
         self.summary: dict[str, Any] | None = None
 
     def read(self, line: str) -> str | None:
         """Take in one line; returns what a person should read now, if anything."""
         level, text = _split(line)
+        self.warned = False
         if found := _ROUND.search(text):
             said = self._line()
             self.round, self.total = int(found[1]), int(found[2])
             self.metrics = {}
             return said
         if found := _METRICS.search(text):
-            self.metrics |= ast.literal_eval(found[1])
+            # Not ast.literal_eval: it cannot read the inf and nan of a run that diverges.
+            self.metrics |= {name: float(value) for name, value in _PAIR.findall(found[1])}
         elif text.startswith("Strategy execution finished"):
             return self._line()
         elif text.startswith(SUMMARY):
             self.summary = json.loads(text.removeprefix(SUMMARY))
         elif level == "WARNING" and re.match(r"(Node|Task) \S+( does|:| is)", text):
-            return f"[yellow]{text}[/yellow]"
+            self.warned = True
+            return text
         return None
 
     def _line(self) -> str | None:
@@ -78,7 +83,8 @@ def result_table(summary: dict[str, Any]) -> Table:
     table = Table(
         title=f"{summary['algorithm']} on {summary['dataset']}, {summary['rounds']} rounds, seed {summary['seed']}",
         caption=(
-            f"adapted with rate {chosen['adapt_lr']:g}, {chosen['adapt_steps']} steps (chosen on validation tasks); "
+            f"adapted with rate {chosen['adapt_lr']:g}, {chosen['adapt_steps']} steps "
+            f"({'chosen on validation tasks' if summary['validation'] else 'no validation tasks to choose on'}); "
             f"{seconds['total']:.1f} s in all, {seconds['round_median']:.2f} s a round; "
             f"{_size(sent['up'])} up, {_size(sent['down'])} down; {summary['failures']} failures"
         ),

@@ -27,7 +27,8 @@ details { margin: 1rem 0; } .note { color: #666; }
 <h1>{{ title }}</h1>
 {% if summary %}
 <p>Held-out tasks took no part in training: each adapted on its support examples and was scored on its test examples.
-Rate {{ summary.chosen.adapt_lr }} and {{ summary.chosen.adapt_steps }} steps were chosen on the validation tasks.</p>
+Rate {{ summary.chosen.adapt_lr }}, {{ summary.chosen.adapt_steps }} steps
+({{ "chosen on the validation tasks" if summary.validation else "there were no validation tasks to choose on" }}).</p>
 <table><tr><th>tasks</th><th>measure</th><th>before</th><th>after</th><th>worst 10 % after</th></tr>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
 {% else %}<p class="note">The run has not finished: {{ num_rounds }} rounds so far.</p>{% endif %}

@@ -20,7 +20,7 @@ from flwr.serverapp.strategy import Strategy
 
 from common.algorithms import Algorithm
 from common.config import RunConfig
-from common.params import Params, mismatch
+from common.params import Params, all_finite, mismatch
 from common.randomness import generator
 from common.wire import (
     EVALUATE,
@@ -148,6 +148,8 @@ class MetaStrategy(Strategy):
             reasons = sorted({failure["reason"] for failure in self._round.failures})
             raise RunError(f"round {server_round + self._offset}: no node sent a usable reply: {'; '.join(reasons)}")
         meta = self.outer.step(mean_over_tasks(usable), server_round + self._offset)
+        if not all_finite(meta):
+            raise RunError(f"round {server_round + self._offset}: the model is not finite any more: lower `outer-lr`")
         losses = [loss for reply in usable for loss in reply.losses if math.isfinite(loss)]
         train = {"loss": float(np.mean(losses)), "tasks": len(losses)}
         self._round.record = {"round": server_round + self._offset, "train": train}

@@ -1,18 +1,16 @@
 """Real Flower processes for tests: started here, and ended by id when the test is over."""
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from server_app.launch import environment
+from server_app.processes import end_group
 
 SCRIPTS = Path(sys.executable).parent
 
@@ -69,37 +67,4 @@ def process(*command: str | Path, env: dict[str, str], log: Path) -> Iterator[su
     try:
         yield started
     finally:
-        end_all_with(f"FLWR_HOME={env['FLWR_HOME']}", only_group=started.pid)
-        started.wait(30)
-
-
-def end_all_with(variable: str, only_group: int | None = None) -> None:
-    """End every process whose environment holds `variable` ("NAME=value"), if asked only those of one process group."""
-    for wish in (signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + 15
-        while (found := processes_with(variable, only_group)) and time.monotonic() < deadline:
-            for pid in found:
-                try:
-                    os.kill(pid, wish)
-                except ProcessLookupError:
-                    continue
-            time.sleep(0.5)
-        if not found:
-            return
-    raise AssertionError(f"processes outlive the test: {found}")
-
-
-def processes_with(variable: str, group: int | None = None) -> list[int]:
-    """Ids of the living processes whose environment holds `variable` ("NAME=value")."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            alive = (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-            matches = variable.encode() in (entry / "environ").read_bytes().split(b"\0")
-            if alive and matches and (group is None or os.getpgid(int(entry.name)) == group):
-                found.append(int(entry.name))
-        except (OSError, ProcessLookupError):
-            continue
-    return found
+        end_group(started)

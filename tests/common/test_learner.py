@@ -57,3 +57,11 @@ def test_a_module_with_running_buffers_is_refused_by_name() -> None:
 )
 def test_only_batch_norm_mixes_the_examples_of_a_batch(norm: nn.Module, mixes: bool) -> None:
     assert Learner(nn.Sequential(nn.Linear(4, 4), norm), "regression").mixes_examples is mixes
+
+
+@pytest.mark.parametrize("size", [1.0, 1e4, 1e15])
+def test_cross_entropy_keeps_its_digits_for_large_logits(size: float) -> None:
+    learner = Learner(nn.Identity(), "classification")
+    logits = torch.tensor([[size, size + 1, size - 1]]) if size < 1e8 else torch.tensor([[size, size, size]])
+    found = learner.loss({}, Batch.of(logits, torch.tensor([0])))
+    assert found.item() == pytest.approx(torch.nn.functional.cross_entropy(logits, torch.tensor([0])).item(), rel=1e-6)

@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from real_processes import SCRIPTS, curve, end_all_with, free_port, numbers, processes_with, quickbloom
+from real_processes import SCRIPTS, curve, free_port, numbers, quickbloom
 
 from common.config import Scalar
-from server_app.launch import LocalSuperLink, Run, bundle, environment
+from server_app.launch import LaunchError, LocalSuperLink, Run, bundle, environment
+from server_app.processes import end_all_with, processes_with
 
 REPOSITORY = Path(__file__).parents[2]
 pytestmark = pytest.mark.simulation
@@ -41,7 +42,16 @@ def test_the_curve_does_not_depend_on_the_number_of_nodes(tmp_path: Path) -> Non
     assert curves[0] == pytest.approx(curves[1], abs=1e-5)
 
 
-def test_ctrl_c_stops_the_run_and_leaves_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("wait_for", "signals"),
+    [
+        ("round", [signal.SIGINT]),
+        ("round", [signal.SIGINT, signal.SIGINT, signal.SIGINT]),
+        ("round", [signal.SIGTERM]),
+        ("starting Flower", [signal.SIGINT]),
+    ],
+)
+def test_ended_from_outside_it_stops_the_run_and_leaves_no_process(tmp_path: Path, wait_for: str, signals: list[int]) -> None:
     # Every process of the run inherits the environment, so a mark in it finds what is left behind.
     mark = f"QUICKBLOOM_TEST_MARK={tmp_path}"
     running = subprocess.Popen(
@@ -54,29 +64,50 @@ def test_ctrl_c_stops_the_run_and_leaves_no_process(tmp_path: Path) -> None:
     try:
         assert running.stderr is not None
         for line in running.stderr:
-            if "round" in line:
+            if line.startswith(wait_for):
                 break
-        running.send_signal(signal.SIGINT)
-        _, rest = running.communicate(timeout=60)
-        assert running.returncode == 130
+        for number in signals:
+            time.sleep(0.7)
+            running.send_signal(number)
+        _, rest = running.communicate(timeout=90)
+        assert running.returncode == 130, rest
         assert "Stopped" in rest
-        _wait_until_gone(mark)
+        assert "Traceback" not in rest
+        assert processes_with(mark) == []
     finally:
+        running.kill()
         end_all_with(mark)
 
 
-def _wait_until_gone(mark: str) -> None:
-    deadline = time.monotonic() + 30
-    while left := processes_with(mark):
-        assert time.monotonic() < deadline, f"left behind: {left}"
-        time.sleep(0.5)
+def test_a_superlink_that_dies_ends_the_command_with_one_sentence(tmp_path: Path) -> None:
+    settings: dict[str, Scalar] = {"rounds": 5000, "output-dir": str(tmp_path / "run")}
+    with bundle() as app, LocalSuperLink() as link:
+        run = Run(app, link, settings, 2)
+        lines = run.lines()
+        while "[ROUND 2/" not in next(lines):
+            pass
+        os.kill(link._process.pid, signal.SIGKILL)
+        with pytest.raises(LaunchError, match="has died"):
+            list(lines)
+        run.close()
+    assert processes_with(f"FLWR_HOME={link.home}") == []
+
+
+def test_a_run_that_diverges_ends_without_a_traceback(tmp_path: Path) -> None:
+    settings = ["--rounds", "1", "--set", "fomaml.outer-optimizer=sgd", "--set", "fomaml.outer-lr=1e15"]
+    done = quickbloom("run", "--algorithm", "fomaml", "--dataset", "sinusoid", *settings, "--json", cwd=tmp_path)
+    assert "Traceback" not in done.stderr
+    if done.returncode == 0:
+        json.loads(done.stdout)
+    else:
+        assert "is not finite any more" in done.stderr
 
 
 def test_a_run_whose_nodes_all_lack_their_data_fails_with_one_sentence(tmp_path: Path) -> None:
     settings: dict[str, Scalar] = {"dataset": "uji", "data-dir": str(tmp_path / "nowhere"), "node-deadline": 20.0}
     settings["output-dir"] = str(tmp_path / "run")
     with bundle() as app, LocalSuperLink() as link:
-        run = Run(app, link.name, link.home, settings, 2)
+        run = Run(app, link, settings, 2)
         log = list(run.lines())
         status, details = run.status()
         run.close()

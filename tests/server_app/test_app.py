@@ -227,7 +227,9 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_like_one_that_was_never_cut_o
     [
         ({"algorithm": "maml"}, "`algorithm` must be 'reptile' as in the run to go on from, got 'maml'"),
         ({"rounds": 9}, "`rounds` must be 3 as in the run to go on from, got 9"),
-        ({"mlp__hidden": "9"}, "`resume-from` names a checkpoint of another model"),
+        ({"mlp__hidden": "9"}, "`mlp.hidden` must be '8' as in the run to go on from, got '9'"),
+        ({"test_tasks": 0.5}, "`test-tasks` must be"),
+        ({"digits__data_seed": 1}, "`digits.data-seed` must be 0"),
         ({}, "`resume-from` names a run that is finished"),
     ],
 )
@@ -235,3 +237,13 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path, changes: dict
     run(tmp_path / "first")
     with pytest.raises(ConfigError, match=sentence):
         run(tmp_path / "second", resume_from=str(tmp_path / "first"), **changes)
+
+
+def test_going_on_with_other_tasks_is_refused_so_that_no_trained_task_is_tested(tmp_path: Path) -> None:
+    config = settings(tmp_path / "first", rounds=4, checkpoint_every=1, min_nodes=2)
+    run_federation(LoopbackGrid(3, config.flat()), config)
+    half_way = str(tmp_path / "first" / "checkpoints" / "round-000002.safetensors")
+    again = settings(tmp_path / "second", rounds=4, min_nodes=2, resume_from=half_way)
+    silent = LoopbackGrid(3, again.flat(), faults={0: lambda message, answer: None})
+    with pytest.raises(ConfigError, match="connect the same nodes"):
+        run_federation(silent, again)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from server_app.launch import LocalSuperLink, bundle, connection_exists, end_group, nest
+from server_app.launch import LocalSuperLink, bundle, connection_exists, nest
+from server_app.processes import end_group
 
 
 def test_the_bundle_holds_the_app_and_nothing_else() -> None:

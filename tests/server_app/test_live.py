@@ -41,7 +41,7 @@ def test_a_line_is_said_for_every_round_and_every_warning_of_ours() -> None:
     reader = LogReader()
     said = [text for line in LOG.splitlines() if (text := reader.read(line))]
     assert said == [
-        "[yellow]Node 7 does not take part: it is asleep[/yellow]",
+        "Node 7 does not take part: it is asleep",
         "round 1/2   query loss 1.5000",
         "round 2/2   query loss 1.2500   validation accuracy 20.0 % -> 75.5 %",
     ]
@@ -80,3 +80,11 @@ def test_a_diverged_score_is_called_that() -> None:
     split = {"steps": [0, 1], "mse": scores, "loss": scores}
     (line,) = result_lines(summary(test=split, chosen={"adapt_lr": 1.0, "adapt_steps": 1}))
     assert "mse 2 ± 0.1 before, diverged after 1 steps" in line
+
+
+def test_a_run_that_diverges_is_read_without_an_error() -> None:
+    reader = LogReader()
+    reader.read("INFO :      [ROUND 1/2]")
+    reader.read("INFO :      	└──> Aggregated MetricRecord: {'loss': nan, 'tasks': 37}")
+    reader.read("INFO :      	└──> Aggregated MetricRecord: {'mse-before': 1e+20, 'mse-after': inf}")
+    assert reader.read("INFO :      [ROUND 2/2]") == "round 1/2   query loss nan   validation mse 1e+20 -> inf"

@@ -199,7 +199,14 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "dtype": (replaced(first(lambda value: value.long())), "the tensor `1.weight` has dtype int64, expected float32"),
     "missing": (replaced(lambda g: {k: v for k, v in g.items() if k != "1.bias"}), "the tensor `1.bias` is missing"),
     "surplus": (replaced(lambda g: {**g, "x": torch.zeros(1)}), "there is an unexpected tensor `x`"),
-    "nan": (replaced(first(lambda value: value * math.nan)), "the tensor `1.weight` holds NaN or infinity"),
+    "huge": (
+        replaced(first(lambda value: value * 0 + 1e30)),
+        "the tensor `1.weight` holds NaN, infinity or numbers that are too",
+    ),
+    "nan": (
+        replaced(first(lambda value: value * math.nan)),
+        "the tensor `1.weight` holds NaN, infinity",
+    ),
     "losses": (replaced(losses=[0.5]), "`losses` must have"),
     "weight": (replaced(weight=1e300), "`weight` is 1e+300, but the tasks asked for can have at most"),
     "negative": (replaced(weight=-1.0), "`weight` must not be negative"),

@@ -1,0 +1,54 @@
+"""Ending what was started, with everything that it started in turn."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+
+def end_group(process: subprocess.Popen[Any]) -> None:
+    """End a process that leads a session, and its children there: ask, wait, insist. Does nothing for one that has ended."""
+    for wish, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
+        if process.poll() is not None:
+            break
+        try:
+            os.killpg(process.pid, wish)
+            process.wait(patience)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def end_all_with(variable: str) -> None:
+    """End every process whose environment holds `variable` ("NAME=value"); raises TimeoutError if one does not end.
+
+    Flower's SuperLink starts its workers in sessions of their own, so ending its process group is not enough.
+    """
+    for wish in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + 8
+        while (found := processes_with(variable)) and time.monotonic() < deadline:
+            for pid in found:
+                try:
+                    os.kill(pid, wish)
+                except ProcessLookupError:
+                    continue
+            time.sleep(0.2)
+        if not found:
+            return
+    raise TimeoutError(f"these processes do not end: {found}")
+
+
+def processes_with(variable: str) -> list[int]:
+    """Ids of the living processes but this one whose environment holds `variable`. Empty where there is no /proc."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            alive = (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+            if alive and int(entry.name) != os.getpid() and variable.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
