@@ -1,15 +1,19 @@
 """New writers from one example per digit: MAML with a small convolutional network on the UJI pen digits, 10-way 1-shot.
 
 45 writers train, 15 are held out. There are no validation tasks: the rate (0.3) and the 10 steps of adaptation are those of the
-settings, chosen beforehand, and the last round is reported. The claim is about a constant rate of the server: with the default,
-which falls to 0 within the 60 rounds, the training loss is still falling at the end. That variant is shown as well.
+settings, and the last round is reported. The claim is about a constant rate of the server: with the default, which falls to 0,
+60 rounds are too few. That was seen on the splits of seeds 0, 1 and 2, so the variant of the claim is run on three other splits
+too: what it reaches there was chosen by nobody.
 Needs `uji_digits_by_writer_28.npz` in QUICKBLOOM_DATA_DIR.
 """
+
+from dataclasses import replace
 
 from benchmarks.floor import NAME, floor
 from benchmarks.runner import Plan, Variant, by_label, finish, goal, parser, run_all, table
 
 PIXELS = {"pixel 1-NN, all 60 writers": 0.793}
+CONFIRMATION = (3, 4, 5)
 RATES = ("inner-lr=0.3", "outer-lr=0.003")
 PLAN = Plan(
     name="uji",
@@ -38,6 +42,11 @@ def main() -> None:
     for variant in PLAN.variants:
         reached = by_label(result, variant.label)["mean"]["after"]
         goal(result, f"{variant.label}: accuracy on held-out writers after 10 steps >= 0.975", reached, met=reached >= 0.975)
+    claimed = replace(PLAN, variants=PLAN.variants[:1])
+    (confirmed,) = run_all(claimed, CONFIRMATION, fresh=arguments.fresh)["variants"]
+    result["confirmation"] = confirmed
+    reached = confirmed["mean"]["after"]
+    goal(result, f"{confirmed['label']}, on the splits of seeds {CONFIRMATION}: the same", reached, met=reached >= 0.975)
     finish(result, table(result))
 
 
