@@ -28,7 +28,7 @@ PLAN = Plan(
 
 
 def main() -> None:
-    arguments = parser(PLAN.claim, PLAN.name).parse_args()
+    arguments = parser(PLAN.claim, PLAN.name, seeds=range(5)).parse_args()
     result = run_all(PLAN, arguments.seeds, fresh=arguments.fresh)
     result["floors"][NAME] = floor(PLAN, arguments.seeds)
     result["differences"] = {other["label"]: difference(result, "maml", other["label"]) for other in result["variants"][1:]}
