@@ -21,19 +21,9 @@ def subtract(a: Params, b: Params) -> Params:
     return {name: value - b[name] for name, value in a.items()}
 
 
-def norm(params: Params) -> Tensor:
-    """Euclidean norm over all entries of all tensors; a scalar."""
-    return torch.sqrt(sum((value.square().sum() for value in params.values()), start=torch.zeros(())))
-
-
 def all_finite(params: Params) -> bool:
     """True if no tensor holds NaN or infinity."""
     return all(bool(torch.isfinite(value).all()) for value in params.values())
-
-
-def num_bytes(params: Params) -> int:
-    """Size of the raw tensor data in bytes."""
-    return sum(value.numel() * value.element_size() for value in params.values())
 
 
 def mismatch(params: Params, reference: Params) -> str | None:

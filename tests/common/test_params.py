@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from common.params import Params, add, all_finite, mismatch, norm, num_bytes, subtract, weighted_mean
+from common.params import Params, add, all_finite, mismatch, subtract, weighted_mean
 
 
 def params(weight: list[float], bias: float) -> Params:
@@ -23,20 +23,10 @@ def test_add_and_subtract_work_key_by_key_and_change_nothing() -> None:
     assert as_lists(a) == {"weight": [1.0, 2.0], "bias": 3.0}
 
 
-def test_norm_is_over_all_entries_of_all_tensors() -> None:
-    # sqrt(2^2 + 3^2 + 6^2) = 7
-    assert norm(params([2.0, 3.0], 6.0)).item() == pytest.approx(7.0)
-    assert norm({}).item() == 0.0
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_single_bad_entry_is_found(bad: float) -> None:
     assert all_finite(params([1.0, 2.0], 3.0))
     assert not all_finite(params([1.0, bad], 3.0))
-
-
-def test_num_bytes_counts_entries_times_their_size() -> None:
-    assert num_bytes({"a": torch.zeros(3, 2), "b": torch.zeros(5, dtype=torch.float64), "c": torch.zeros(0)}) == 24 + 40
 
 
 def test_mismatch_is_none_for_equal_keys_shapes_and_dtypes() -> None:
