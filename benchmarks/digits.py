@@ -1,7 +1,7 @@
 """Does meta-learning pay on `digits`? MAML, Reptile, FO-MAML and FedAvg + fine-tuning, with the defaults.
 
 56 devices, five of ten digits each under labels of their own, 8x8 pixels turned by an angle of their own. FedAvg is there
-twice: with the local rate that the data set recommends, which is also its best one (0.3), and with a usual one (0.1). The rate
+twice: with the local rate that the data set recommends (0.3), which suits it better, and with a usual one (0.1). The rate
 and the number of steps of fine-tuning are chosen on validation tasks for every algorithm alike. All variants of a seed share
 their split, so differences are taken within a seed.
 """
