@@ -1,4 +1,4 @@
-"""The two errors that a user can mend. Anything else that is raised is a defect of this program."""
+"""The errors that a user can mend; whatever else is raised is a defect of this program."""
 
 
 class QuickbloomError(Exception):
