@@ -76,7 +76,7 @@ class LocalSuperLink:
         self.home = Path(self._directory.name)
 
     def __enter__(self) -> "LocalSuperLink":
-        port = _free_port()
+        port = free_port()
         connection = {"address": f"127.0.0.1:{port}", "insecure": True}
         config = {"superlink": {"default": self.name, self.name: connection}}
         (self.home / "config.toml").write_text(tomli_w.dumps(config))
@@ -95,7 +95,7 @@ class LocalSuperLink:
             )
         try:
             deadline = time.monotonic() + 60
-            while not _healthy(port):
+            while not healthy(port):
                 if not self.alive() or time.monotonic() > deadline:
                     tail = self._log.read_text()[-2000:]
                     raise LaunchError(f"Flower's SuperLink did not start; it wrote: {tail}")
@@ -257,13 +257,15 @@ def _without_colours(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port on loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _healthy(port: int) -> bool:
+def healthy(port: int) -> bool:
+    """Whether a SuperLink answers on this HTTP port of loopback."""
     try:
         with urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
             return bool(answer.status == 200)

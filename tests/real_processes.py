@@ -1,7 +1,6 @@
 """Real Flower processes for tests: started here, and ended by id when the test is over."""
 
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,13 +41,6 @@ def numbers(value: Any) -> list[float]:
     if isinstance(value, list):
         return [number for item in value for number in numbers(item)]
     return [] if value is None else [float(value)]
-
-
-def free_port() -> int:
-    """A port on loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -1,17 +1,14 @@
 """A real SuperLink and two real SuperNodes on loopback: the learning curve over gRPC equals the simulation's."""
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
-from real_processes import SCRIPTS, curve, free_port, numbers, process, quickbloom
+from real_processes import SCRIPTS, curve, numbers, process, quickbloom
 
-from server_app.launch import environment
+from server_app.launch import environment, free_port, healthy
 
 pytestmark = pytest.mark.grpc
 
@@ -58,10 +55,6 @@ def test_too_few_nodes_end_the_run_at_the_deadline(federation: Path, tmp_path: P
 
 def _wait_for(port: int) -> None:
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            with urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
-                return
-        except (URLError, OSError):
-            time.sleep(0.2)
-    raise AssertionError(f"the SuperLink (of process {os.getpid()}) did not start")
+    while not healthy(port):
+        assert time.monotonic() < deadline, "the SuperLink did not start"
+        time.sleep(0.2)

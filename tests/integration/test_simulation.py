@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from real_processes import SCRIPTS, curve, free_port, numbers, quickbloom
+from real_processes import SCRIPTS, curve, numbers, quickbloom
 
 from common.config import Scalar
-from server_app.launch import LaunchError, LocalSuperLink, Run, bundle, environment
+from server_app.launch import LaunchError, LocalSuperLink, Run, bundle, environment, free_port
 from server_app.processes import end_all_with, processes_with
 
 REPOSITORY = Path(__file__).parents[2]
