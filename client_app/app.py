@@ -14,10 +14,12 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common import log
 
+from client_app.kept import KeptState
 from client_app.node import Node, node_of
 from common import __version__
 from common.errors import QuickbloomError
 from common.local_round import TaskWork, evaluate, run_round
+from common.params import weighted_mean
 from common.randomness import generator
 from common.wire import (
     EvaluateReply,
@@ -31,7 +33,7 @@ from common.wire import (
 
 app = ClientApp()
 
-Handler = Callable[[Message, Node], RecordDict]
+Handler = Callable[[Message, Node, RecordDict], RecordDict]
 
 
 def _replies(handler: Handler) -> Callable[[Message, Context], Message]:
@@ -40,7 +42,7 @@ def _replies(handler: Handler) -> Callable[[Message, Context], Message]:
     @wraps(handler)
     def wrapped(message: Message, context: Context) -> Message:
         try:
-            content = handler(message, node_of(context))
+            content = handler(message, node_of(context), context.state)
         except (QuickbloomError, WireError) as error:
             log(ERROR, "%s", error)
             content = error_records(str(error))
@@ -51,7 +53,7 @@ def _replies(handler: Handler) -> Callable[[Message, Context], Message]:
 
 @app.query("roll_call")
 @_replies
-def roll_call(message: Message, node: Node) -> RecordDict:
+def roll_call(message: Message, node: Node, state: RecordDict) -> RecordDict:
     """Which tasks this node hosts, and what their examples look like."""
     versions = {
         "quickbloom": __version__,
@@ -64,17 +66,22 @@ def roll_call(message: Message, node: Node) -> RecordDict:
 
 @app.train()
 @_replies
-def train(message: Message, node: Node) -> RecordDict:
+def train(message: Message, node: Node, state: RecordDict) -> RecordDict:
     """The mean meta-gradient of the tasks asked for."""
     started = time.perf_counter()
     request = TrainRequest.from_records(message.content)
     algorithm, meta = node.algorithm_for(request.meta)
+    fresh, store = algorithm.fresh(), KeptState(state, node.state_dir, request.lineage)
     work = []
     for task_id in node.check_hosted(request.task_ids):
+        kept = store.load(task_id, fresh)
         for episode in range(node.episodes):
             rng = generator(request.seed, "train", request.round, task_id, episode)
-            work.append(TaskWork(node.dataset.train_draw(task_id, rng), rng))
+            work.append(TaskWork(node.dataset.train_draw(task_id, rng), rng, kept))
     result = run_round(algorithm, meta, work, node.chunk_size)
+    for t, task_id in enumerate(request.task_ids):
+        episodes = result.kept[t * node.episodes : (t + 1) * node.episodes]
+        store.save(task_id, weighted_mean((kept, 1.0) for kept in episodes))
     losses = _mean_of_finite(np.reshape(result.losses, (-1, node.episodes)))
     seconds = time.perf_counter() - started
     return TrainReply(result.gradient, result.weight / node.episodes, losses, seconds).to_records()
@@ -82,7 +89,7 @@ def train(message: Message, node: Node) -> RecordDict:
 
 @app.evaluate()
 @_replies
-def evaluate_tasks(message: Message, node: Node) -> RecordDict:
+def evaluate_tasks(message: Message, node: Node, state: RecordDict) -> RecordDict:
     """Scores of held-out tasks after 0..K adaptation steps."""
     started = time.perf_counter()
     request = EvaluateRequest.from_records(message.content)

@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from flwr.app import Context
 
-from common.algorithms import ALGORITHMS, Algorithm
+from common.algorithms import Algorithm
+from common.assemble import build_algorithm
 from common.config import NodeConfig, RunConfig, parse_node_config, parse_run_config
 from common.datasets import load_dataset
 from common.datasets.base import TaskInfo, resolve_data_dir
 from common.errors import ConfigError
-from common.learner import Learner
-from common.models import build_model
 from common.params import Params, mismatch
 from common.wire import WireError
 
@@ -25,6 +24,7 @@ class Node:
         torch.set_num_threads(config.threads)
         self.chunk_size = config.chunk_size or run.chunk_size
         self.episodes = run.episodes
+        self.state_dir = config.state_dir
         self.device = _device(config.device or run.device)
         data_dir = resolve_data_dir(config.data_dir or run.data_dir)
         self.dataset = load_dataset(run.dataset, run.table(run.dataset), data_dir)
@@ -35,10 +35,7 @@ class Node:
     def algorithm_for(self, meta: Params) -> tuple[Algorithm, Params]:
         """The run's algorithm on this node's device, and `meta` there. Raises WireError if `meta` does not fit the model."""
         if self._algorithm is None:
-            spec, run = self.dataset.spec, self._run
-            module = build_model(run.model, run.table(run.model), spec.input_shape, spec.outputs, run.seed)
-            learner = Learner(module.to(self.device), spec.kind)
-            self._algorithm = ALGORITHMS[run.algorithm](run.table(run.algorithm), learner)
+            self._algorithm = build_algorithm(self._run, self.dataset.spec, self.device)
         if reason := mismatch(meta, self._algorithm.init()):
             raise WireError(f"the model that the server sent does not fit this node's data: {reason}")
         return self._algorithm, {name: value.to(self.device) for name, value in meta.items()}

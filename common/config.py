@@ -88,6 +88,7 @@ class NodeConfig(Options):
     partition_id: int = Field(0, ge=0, description="which part of the data set's tasks this node hosts")
     num_partitions: int = Field(1, ge=1, description="into how many parts the data set's tasks are spread")
     data_dir: str = Field("", description="where this node's data files are")
+    state_dir: str = Field("", description='where this node keeps what never leaves it (heads); "": only while the run lives')
     device: Literal["", "auto", "cpu", "cuda"] = Field("", description='where this node computes; "": as the run says')
     chunk_size: int = Field(0, ge=0, description="tasks computed at once on this node; 0: as the run says")
     threads: int = Field(1, ge=1, description="CPU threads of this node")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from torch import Tensor
-from torch.func import grad
+from torch.func import grad, vjp
 
 from common.batch import Batch
 from common.params import Params, add
@@ -22,6 +22,34 @@ def descend(loss: Loss, start: Params, batches: Iterator[Batch], lr: float | Ten
     for batch in batches:
         phi = add(phi, grad(loss)(phi, batch), -lr)
         yield phi
+
+
+def descend_towards(
+    loss: Loss, start: Params, anchor: Params, batches: Iterator[Batch], lr: float | Tensor, strength: float
+) -> Iterator[Params]:
+    """The same for loss(phi) + strength / 2 * ||phi - anchor||^2, by proximal gradient steps.
+
+    phi_{i+1} = (phi_i - lr * grad loss(phi_i) + lr * strength * anchor) / (1 + lr * strength): the quadratic part is solved
+    exactly in every step, so that a large `strength` needs no small `lr`; it ends in the same minimum as plain steps.
+    """
+    phi = start
+    yield phi
+    for batch in batches:
+        moved = add(add(phi, grad(loss)(phi, batch), -lr), anchor, lr * strength)
+        phi = {name: value / (1 + lr * strength) for name, value in moved.items()}
+        yield phi
+
+
+def gradient_and_hessian(loss: Callable[[Params], Tensor], at: Params) -> tuple[Params, Callable[[Params], Params]]:
+    """(grad loss(at), v -> H v) with the Hessian H of `loss` there, which is never formed. Exact, by reverse mode twice."""
+    pulled: tuple[Params, Callable[[Params], tuple[Params]]] = vjp(grad(loss), at)  # type: ignore[assignment]
+    gradient, times = pulled
+
+    def times_hessian(v: Params) -> Params:
+        # Reverse mode multiplies from the left, which is the same: a Hessian is symmetric.
+        return times(v)[0]
+
+    return gradient, times_hessian
 
 
 def last(path: Iterator[Params]) -> Params:

@@ -15,7 +15,8 @@ class Learner:
     Losses are means over the examples of positive weight. Works under `torch.func.vmap` and to any order of differentiation.
     """
 
-    def __init__(self, module: nn.Module, kind: str) -> None:
+    def __init__(self, module: nn.Module, kind: str, outputs: int = 0) -> None:
+        """`outputs`: classes or targets of the data; only an algorithm that builds its own classifier asks for them."""
         if running := [name for name, _ in module.named_buffers()]:
             raise ConfigError(
                 f"`model` keeps running state in the buffer `{running[0]}`, which cannot be averaged over tasks: use group "
@@ -23,12 +24,41 @@ class Learner:
             )
         self.module = module
         self.kind = kind
+        self.outputs = outputs
         # BatchNorm without running state takes its statistics over the batch: then padding would change the result.
         self.mixes_examples = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
 
     def initial(self) -> Params:
         """The module's own parameters: a copy."""
         return {name: value.detach().clone() for name, value in self.module.named_parameters()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module's parameters are."""
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the module's parameters."""
+        return next(self.module.parameters()).dtype
+
+    def head(self, setting: str, names: str) -> list[str]:
+        """The parameters of the head. `names`: "auto" for those of the last layer, else their beginnings with commas between.
+
+        Raises ConfigError, which names `setting`, if that is none or all of the model's parameters.
+        """
+        parameters = [name for name, _ in self.module.named_parameters()]
+        starts = tuple(part.strip() for part in names.split(",") if part.strip())
+        if names == "auto":
+            layers = [name for name, module in self.module.named_modules() if list(module.parameters(recurse=False))]
+            starts = (f"{layers[-1]}." if layers[-1] else "",)
+        head = [name for name in parameters if name.startswith(starts)]
+        if not 0 < len(head) < len(parameters):
+            raise ConfigError(
+                f"`{setting}` must name some but not all parameters of the model by how they begin ({', '.join(parameters)}), "
+                f"got '{names}' for {len(head)} of {len(parameters)}"
+            )
+        return head
 
     def apply(self, params: Params, x: Tensor) -> Tensor:
         """Model outputs [n, outputs] for the inputs `x` [n, ...]."""
@@ -37,25 +67,34 @@ class Learner:
 
     def _losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Loss per example [n]: cross-entropy, or the squared error averaged over the outputs."""
-        if self.kind == "classification":
-            # F.cross_entropy by its definition: under vmap that function falls apart into slower pieces.
-            # Shifted first, or the difference of two large logits would lose all its digits.
-            outputs = outputs - outputs.detach().amax(dim=-1, keepdim=True)
-            return outputs.logsumexp(dim=-1) - outputs.gather(-1, y.unsqueeze(-1)).squeeze(-1)
-        return (outputs - y).square().mean(dim=-1)
+        return cross_entropy(outputs, y) if self.kind == "classification" else (outputs - y).square().mean(dim=-1)
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """Weighted mean loss over the batch; a scalar."""
-        return _mean(self._losses(self.apply(params, batch.x), batch.y), batch.weight)
+        return mean_over_examples(self._losses(self.apply(params, batch.x), batch.y), batch.weight)
 
     def score(self, params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss, accuracy) over the batch, or (loss, mean squared error) for regression; two scalars."""
         outputs = self.apply(params, batch.x)
         losses = self._losses(outputs, batch.y)
-        hits = losses if self.kind == "regression" else (outputs.argmax(dim=-1) == batch.y).to(losses.dtype)
-        return _mean(losses, batch.weight), _mean(hits, batch.weight)
+        metrics = losses if self.kind == "regression" else hits(outputs, batch.y)
+        return mean_over_examples(losses, batch.weight), mean_over_examples(metrics, batch.weight)
 
 
-def _mean(values: Tensor, weight: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy per example [n] of `logits` [n, classes] and class indices `y` [n]."""
+    # F.cross_entropy by its definition: under vmap that function falls apart into slower pieces.
+    # Shifted first, or the difference of two large logits would lose all its digits.
+    logits = logits - logits.detach().amax(dim=-1, keepdim=True)
+    return logits.logsumexp(dim=-1) - logits.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+
+
+def hits(logits: Tensor, y: Tensor) -> Tensor:
+    """1 per example [n] whose largest logit is that of its class, else 0."""
+    return (logits.argmax(dim=-1) == y).to(logits.dtype)
+
+
+def mean_over_examples(values: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean of one value per example; a scalar."""
     # where() and not a product alone: an infinite loss on a padded row must not become NaN.
     return (torch.where(weight > 0, values, 0.0) * weight).sum() / weight.sum()

@@ -21,10 +21,14 @@ from common.params import Params
 
 @dataclass(frozen=True)
 class TaskWork:
-    """One task's draw in this round, and the generator of (seed, round, task) for what the algorithm draws."""
+    """One task's draw in this round, and the generator of (seed, round, task) for what the algorithm draws.
+
+    `kept`: what the task has kept on its node since an earlier round; None for a task that is new there.
+    """
 
     data: TaskData
     rng: np.random.Generator
+    kept: Params | None = None
 
     @property
     def num_examples(self) -> int:
@@ -36,38 +40,44 @@ class RoundResult:
     """`gradient`: weighted mean of the tasks' meta-gradients; `weight`: the sum of the weights that went into it.
 
     `losses`: every task's query loss after adaptation, in the order asked for; NaN marks a task whose numbers were not finite,
-    which contributes nothing else. Where no task contributed, `weight` is 0 and `gradient` is zero.
+    which contributes nothing else. Where no task contributed, `weight` is 0 and `gradient` is zero. `kept`: what every task
+    keeps on its node from now on; that of a task whose numbers were not finite is what it had.
     """
 
     gradient: Params
     weight: float
     losses: list[float]
+    kept: list[Params]
 
 
 def run_round(algorithm: Algorithm, meta: Params, work: Sequence[TaskWork], chunk_size: int) -> RoundResult:
-    """Mean meta-gradient over the tasks in `work`. `meta` decides the device; at most `chunk_size` tasks are mapped at once."""
-    device = next(iter(meta.values())).device
-    mapped = vmap(algorithm.meta_gradient, in_dims=(None, 0, 0), randomness="error")
+    """Mean meta-gradient over the tasks in `work`, of which at most `chunk_size` are mapped at once."""
+    device = algorithm.learner.device
+    mapped = vmap(algorithm.contribute, in_dims=(None, 0, 0, 0), randomness="error")
     total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in meta.items()}
     total_weight = 0.0
     losses = [float("nan")] * len(work)
+    kept = [algorithm.fresh() if w.kept is None else w.kept for w in work]
     for positions in chunks([_sizes(w.data) for w in work], chunk_size, exact=algorithm.learner.mixes_examples):
         chosen = [work[i] for i in positions]
         episode = Episode(stack([w.data.support for w in chosen], device), stack([w.data.query for w in chosen], device))
         indices = [algorithm.minibatch_indices(w.num_examples, w.rng) for w in chosen]
         minibatches = _stack_minibatches(indices, [len(w.data.support.x) for w in chosen], episode, device)
-        gradients, loss = mapped(meta, episode, minibatches)
-        finite = _finite_tasks(gradients, loss)
+        before = {name: torch.stack([kept[i][name] for i in positions]).to(device) for name in kept[positions[0]]}
+        gradients, loss, after = mapped(meta, before, episode, minibatches)
+        finite = _finite_tasks(gradients, after, loss)
         weights = torch.tensor([algorithm.weight(w.num_examples) for w in chosen], dtype=torch.float64, device=device) * finite
         for name, value in gradients.items():
             # where(), because 0 * NaN is NaN: a task that is left out must leave no trace.
-            kept = torch.where(finite.view(-1, *[1] * (value.ndim - 1)), value, 0.0)
-            total[name] += torch.tensordot(weights, kept.double(), dims=1)
+            usable = torch.where(finite.view(-1, *[1] * (value.ndim - 1)), value, 0.0)
+            total[name] += torch.tensordot(weights, usable.double(), dims=1)
         total_weight += float(weights.sum())
-        for position, value, ok in zip(positions, loss.tolist(), finite.tolist(), strict=True):
-            losses[position] = value if ok else float("nan")
+        for t, position in enumerate(positions):
+            if finite[t]:
+                losses[position] = float(loss[t])
+                kept[position] = {name: value[t] for name, value in after.items()}
     gradient = {name: (value / max(total_weight, 1e-300)).to(meta[name].dtype) for name, value in total.items()}
-    return RoundResult(gradient, total_weight, losses)
+    return RoundResult(gradient, total_weight, losses, kept)
 
 
 def evaluate(
@@ -80,16 +90,20 @@ def evaluate(
     """
     draws = [draw for task in tasks for draw in task]
     owner = np.repeat(np.arange(len(tasks)), [len(task) for task in tasks])
-    device = next(iter(meta.values())).device
+    device = algorithm.learner.device
 
     def scores(theta: Params, lr: Tensor, support: Batch, test: Batch) -> tuple[Tensor, Tensor]:
-        path = algorithm.adaptation_path(theta, support, lr, steps)
-        losses, metrics = zip(*(algorithm.score(phi, test) for phi in path), strict=True)
+        before, results = None, []
+        for phi in algorithm.adaptation_path(theta, support, lr, steps):
+            # A path that stands still (prototypes) is scored once.
+            results.append(results[-1] if phi is before else algorithm.score(phi, test))
+            before = phi
+        losses, metrics = zip(*results, strict=True)
         return torch.stack(losses), torch.stack(metrics)
 
     over_rates = vmap(scores, in_dims=(None, 0, None, None))
     mapped = vmap(over_rates, in_dims=(None, None, 0, 0))
-    rates = torch.tensor(list(lrs), dtype=next(iter(meta.values())).dtype, device=device)
+    rates = torch.tensor(list(lrs), dtype=algorithm.learner.dtype, device=device)
     result = np.full((2, len(draws), len(lrs), steps + 1), np.nan)
     sizes = [(len(d.support.x), len(d.test.x)) for d in draws]
     per_chunk = max(1, chunk_size // len(lrs))
@@ -153,9 +167,9 @@ def _sizes(data: TaskData) -> tuple[int, int]:
     return len(data.support.x), len(data.query.x)
 
 
-def _finite_tasks(gradients: Params, loss: Tensor) -> Tensor:
+def _finite_tasks(gradients: Params, kept: Params, loss: Tensor) -> Tensor:
     finite = torch.isfinite(loss)
-    for value in gradients.values():
+    for value in [*gradients.values(), *kept.values()]:
         # The squares, because a gradient of 1e26 would overflow in Adam's second moment and stop its weights for good.
         finite &= torch.isfinite(value.flatten(1).square().sum(dim=1))
     return finite

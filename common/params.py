@@ -21,6 +21,11 @@ def subtract(a: Params, b: Params) -> Params:
     return {name: value - b[name] for name, value in a.items()}
 
 
+def dot(a: Params, b: Params) -> Tensor:
+    """Inner product over all keys; a scalar."""
+    return torch.stack([(value * b[name]).sum() for name, value in a.items()]).sum()
+
+
 def all_finite(params: Params) -> bool:
     """True if no tensor holds NaN or infinity."""
     return all(bool(torch.isfinite(value).all()) for value in params.values())

@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from common.datasets.base import SPLITS, DataSpec, TaskInfo
 from common.params import Params
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised whenever a node of the old form could not work with a server of the new one."""
 
 ROLL_CALL = "query.roll_call"
@@ -114,15 +114,20 @@ class RollCallReply:
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """Compute the meta-gradient of these tasks in this round."""
+    """Compute the meta-gradient of these tasks in this round.
+
+    `lineage` names the training to which belongs what tasks keep on their node: a resumed run has that of the run before it.
+    """
 
     meta: Params
     round: int
     seed: int
     task_ids: list[str]
+    lineage: str = ""
 
     def to_records(self) -> RecordDict:
-        request = ConfigRecord({"round": self.round, "seed": self.seed, "task-ids": self.task_ids})
+        fields: dict[str, Any] = {"round": self.round, "seed": self.seed, "task-ids": self.task_ids, "lineage": self.lineage}
+        request = ConfigRecord(fields)
         return RecordDict({"meta": to_arrays(self.meta), "request": request})
 
     @classmethod
@@ -130,7 +135,8 @@ class TrainRequest:
     def from_records(cls, records: RecordDict) -> "TrainRequest":
         fields = _config(records, "request")
         round_, seed = _ints([fields["round"], fields["seed"]], "round and seed")
-        return cls(_arrays(records, "meta"), round_, seed, _strings(fields["task-ids"], "task-ids"))
+        (lineage,) = _strings([fields["lineage"]], "lineage")
+        return cls(_arrays(records, "meta"), round_, seed, _strings(fields["task-ids"], "task-ids"), lineage)
 
 
 @dataclass(frozen=True)
@@ -208,6 +214,17 @@ class EvaluateReply:
         scores = _floats(fields["scores"], "scores", length=length, finite=False)
         (seconds,) = _floats([fields["seconds"]], "seconds")
         return cls(np.array(losses).reshape(shape), np.array(scores).reshape(shape), seconds)
+
+
+def kept_to_records(records: RecordDict, task_id: str, kept: Params) -> None:
+    """Put what a task keeps on its node into the node's own state; it is never part of a message."""
+    records[f"kept/{task_id}"] = to_arrays(kept)
+
+
+def kept_from_records(records: RecordDict, task_id: str) -> Params | None:
+    """What a task has kept in the node's own state; None if nothing."""
+    name = f"kept/{task_id}"
+    return _arrays(records, name) if name in records else None
 
 
 def error_records(reason: str) -> RecordDict:

@@ -3,6 +3,7 @@
 import platform
 import sys
 import time
+import uuid
 from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,9 @@ from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
 from common import __version__
-from common.algorithms import ALGORITHMS
+from common.assemble import build_algorithm
 from common.config import RunConfig, parse_run_config
 from common.errors import ConfigError, QuickbloomError
-from common.learner import Learner
-from common.models import build_model
 from common.params import mismatch
 from common.wire import to_arrays
 from server_app import checkpoint
@@ -60,10 +59,11 @@ def run_federation(grid: Grid, config: RunConfig) -> dict[str, Any]:
     log(INFO, "Run directory: %s", directory.path)
     population = call_roll(grid, config)
     spec = population.spec
-    module = build_model(config.model, config.table(config.model), spec.input_shape, spec.outputs, config.seed)
-    algorithm = ALGORITHMS[config.algorithm](config.table(config.algorithm), Learner(module, spec.kind))
+    algorithm = build_algorithm(config, spec)
     outer = OuterOptimizer(algorithm.options, algorithm.init(), config.rounds)
+    done, lineage = _resume(config, population, outer) if config.resume_from else (0, uuid.uuid4().hex)
     facts = {"config": config.flat(), "spec": [spec.kind, list(spec.input_shape), spec.outputs], "splits": population.splits}
+    facts |= {"lineage": lineage}
 
     def on_round(record: dict[str, Any]) -> None:
         directory.append_round(record)
@@ -71,14 +71,13 @@ def run_federation(grid: Grid, config: RunConfig) -> dict[str, Any]:
         if number == config.rounds or (config.checkpoint_every and number % config.checkpoint_every == 0):
             checkpoint.save(directory.checkpoints, number, outer.state(), facts)
 
-    done = _resume(config, population, outer) if config.resume_from else 0
-    strategy = MetaStrategy(config, population, algorithm, outer, on_round, first_round=done + 1)
+    strategy = MetaStrategy(config, population, algorithm, outer, on_round, first_round=done + 1, lineage=lineage)
     strategy.start(grid, to_arrays(outer.meta), num_rounds=config.rounds - done, timeout=config.round_deadline)
     return _conclude(grid, strategy, directory, started)
 
 
-def _resume(config: RunConfig, population: Population, outer: OuterOptimizer) -> int:
-    """Put `outer` where the checkpoint `resume-from` left it; returns how many rounds are done."""
+def _resume(config: RunConfig, population: Population, outer: OuterOptimizer) -> tuple[int, str]:
+    """Put `outer` where the checkpoint `resume-from` left it; returns how many rounds are done, and the training's lineage."""
     tensors, facts = checkpoint.load(Path(config.resume_from))
     before, now = facts["config"], config.flat()
     for key in sorted(before.keys() | now.keys()):
@@ -94,7 +93,7 @@ def _resume(config: RunConfig, population: Population, outer: OuterOptimizer) ->
         raise ConfigError(f"`resume-from` names a run that is finished: its checkpoint is of round {done} of {config.rounds}")
     outer.restore(tensors)
     log(INFO, "Going on after round %s of %s", done, config.rounds)
-    return done
+    return done, str(facts["lineage"])
 
 
 def _conclude(grid: Grid, strategy: MetaStrategy, directory: RunDirectory, started: float) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from common.algorithms import ALGORITHMS
+from common.assemble import build_algorithm
 from common.config import RunConfig, Scalar, parse_run_config, table_types
 from common.datasets import DATASETS, load_dataset
 from common.datasets.base import resolve_data_dir
 from common.errors import ConfigError, QuickbloomError
-from common.models import build_model
 from server_app import checkpoint
 from server_app.history import RunDirectory, unused
 from server_app.launch import LaunchError, LocalSuperLink, Run, bundle, connection_exists
@@ -155,8 +155,7 @@ def _check_locally(config: RunConfig, settings: dict[str, Scalar], nodes: int) -
     data_dir = resolve_data_dir(config.data_dir).absolute()
     settings["data-dir"] = str(data_dir)
     dataset = load_dataset(config.dataset, config.table(config.dataset), data_dir)
-    model = config.resolved().model
-    build_model(model, config.table(model), dataset.spec.input_shape, dataset.spec.outputs, config.seed)
+    build_algorithm(config.resolved(), dataset.spec)
     split_tasks(dataset.tasks(), config)
     if config.resume_from:
         checkpoint.load(Path(config.resume_from))

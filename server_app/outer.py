@@ -21,10 +21,12 @@ class OuterOptimizer:
         self._num_rounds = num_rounds
         self._leaves = {name: value.detach().clone().requires_grad_() for name, value in meta.items()}
         self._optimizer: torch.optim.Optimizer
+        # A group may be empty where a list of parameters may not: an algorithm without communication has no meta-parameters.
+        groups = [{"params": list(self._leaves.values())}]
         if options.outer_optimizer == "adam":
-            self._optimizer = torch.optim.Adam(self._leaves.values(), lr=options.outer_lr)
+            self._optimizer = torch.optim.Adam(groups, lr=options.outer_lr)
         else:
-            self._optimizer = torch.optim.SGD(self._leaves.values(), lr=options.outer_lr, momentum=options.outer_momentum)
+            self._optimizer = torch.optim.SGD(groups, lr=options.outer_lr, momentum=options.outer_momentum)
 
     @property
     def meta(self) -> Params:

@@ -70,6 +70,7 @@ class MetaStrategy(Strategy):
     """Flower Strategy for every algorithm of `ALGORITHMS`: what differs between them is on the tasks' side.
 
     `on_round` gets one dictionary per round: what history.jsonl holds. `first_round` is the round that follows a checkpoint.
+    `lineage` names the training, so that nodes know what their tasks keep of it.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class MetaStrategy(Strategy):
         outer: OuterOptimizer,
         on_round: OnRound = lambda record: None,
         first_round: int = 1,
+        lineage: str = "",
     ) -> None:
         self.config = config
         self.population = population
@@ -92,6 +94,7 @@ class MetaStrategy(Strategy):
         self.bytes = {"up": 0, "down": 0}
         self.last_validation: Scores | None = None
         self._on_round = on_round
+        self._lineage = lineage
         self._offset = first_round - 1
         self._round = _Round()
         self._sent: list[Message] = []
@@ -123,7 +126,7 @@ class MetaStrategy(Strategy):
             self.choose_tasks(number),
             TRAIN,
             number,
-            lambda task_ids: TrainRequest(meta, number, self.config.seed, task_ids).to_records(),
+            lambda task_ids: TrainRequest(meta, number, self.config.seed, task_ids, self._lineage).to_records(),
         )
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:

@@ -4,8 +4,9 @@
     meta_gradient(meta, episode, minibatches) -> gradient of the meta-objective, same keys as meta, and the query loss
     server: meta <- outer.step(meta, weighted mean over tasks of meta_gradient)
 
-An algorithm knows no data set and no model: it sees a `Learner`. Both functions are written for one task; `local_round` maps
-them over tasks with `torch.func.vmap`, so they must not look at values (`if loss > 1`) nor change tensors in place.
+`meta` is all that travels. An algorithm knows no data set and no model: it sees a `Learner`. The functions are written for one
+task; `local_round` maps them over tasks with `torch.func.vmap`, so they must not look at values (`if loss > 1`) nor change
+tensors in place.
 """
 
 from abc import ABC, abstractmethod
@@ -15,6 +16,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 from torch import Tensor
+from torch.func import grad_and_value
 
 from common.batch import Batch, Episode, Minibatches
 from common.errors import ConfigError
@@ -25,16 +27,21 @@ from common.params import Params
 
 
 class AlgorithmOptions(Options):
-    """Settings that every algorithm has: its inner loop, and the server's optimizer."""
+    """Settings that every algorithm has: the rate of adaptation, and the server's optimizer."""
 
     inner_lr: float = Field(
         0.0, ge=0, description="learning rate of the inner loop (alpha in the papers); 0: what the data set recommends"
     )
-    inner_steps: int = Field(5, ge=1, le=10_000, description="gradient steps of the inner loop in training (k)")
     outer_optimizer: Literal["sgd", "adam"] = Field("adam", description="the server's optimizer")
     outer_lr: float = Field(3e-3, gt=0, description="learning rate of the server's optimizer")
     outer_momentum: float = Field(0.0, ge=0, lt=1, description="momentum of the server's SGD; Adam's beta1 stays 0.9")
     outer_decay: bool = Field(False, description="let the server's learning rate fall linearly to 0 over the rounds")
+
+
+class InnerLoopOptions(AlgorithmOptions):
+    """Settings of an algorithm that takes gradient steps on the support set in training."""
+
+    inner_steps: int = Field(5, ge=1, le=10_000, description="gradient steps of the inner loop in training (k)")
 
 
 class Algorithm(ABC):
@@ -42,8 +49,20 @@ class Algorithm(ABC):
 
     name: ClassVar[str]
     Options: ClassVar[type[AlgorithmOptions]]
+    kinds: ClassVar[tuple[str, ...]] = ("classification", "regression")
+    """What the algorithm is defined for; data of another kind are refused after the roll call."""
+
+    @classmethod
+    def model_outputs(cls, options: Any, outputs: int) -> int:
+        """How many outputs the model must have on data with `outputs` classes or targets."""
+        return outputs
 
     def __init__(self, options: Any, learner: Learner) -> None:
+        if learner.kind not in self.kinds:
+            raise ConfigError(
+                f'`algorithm = "{self.name}"` is defined for {" and ".join(self.kinds)}, but these data are for '
+                f"{learner.kind}: choose another algorithm or data set"
+            )
         if options.inner_lr <= 0:
             raise ConfigError("`inner-lr` must be above 0 here: 0 stands for what a data set recommends, and none was asked")
         self.options = options
@@ -52,6 +71,10 @@ class Algorithm(ABC):
     def init(self) -> Params:
         """The meta-parameters before the first round: all that travels."""
         return self.learner.initial()
+
+    def fresh(self) -> Params:
+        """What a task that is new to its node starts to keep there from round to round; {}: nothing, no state."""
+        return {}
 
     def weight(self, num_examples: int) -> float:
         """How much a task with `num_examples` (support and query) counts in the server's mean."""
@@ -68,6 +91,12 @@ class Algorithm(ABC):
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
         """(g, loss): one task's contribution with the keys and shapes of `meta`, and its query loss after adaptation."""
 
+    def contribute(
+        self, meta: Params, kept: Params, episode: Episode, minibatches: Minibatches
+    ) -> tuple[Params, Tensor, Params]:
+        """(g, loss, kept): `meta_gradient` of a task that may keep something on its node, and what it keeps from now on."""
+        return *self.meta_gradient(meta, episode, minibatches), kept
+
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Personal parameters after 0, 1, .. `steps` gradient steps on the whole support set. The last one is personal."""
         return descend(self.learner.loss, meta, iter([support] * steps), lr)
@@ -75,3 +104,15 @@ class Algorithm(ABC):
     def score(self, personal: Params, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss, accuracy or mean squared error) of personal parameters on `batch`; two scalars."""
         return self.learner.score(personal, batch)
+
+
+class ObjectiveAlgorithm(Algorithm):
+    """An algorithm whose contribution is the exact gradient of one objective: g = grad_theta objective(theta, episode)."""
+
+    @abstractmethod
+    def objective(self, meta: Params, episode: Episode) -> Tensor:
+        """The query loss of one task as a differentiable function of the meta-parameters; a scalar."""
+
+    def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
+        gradient, loss = grad_and_value(self.objective)(meta, episode)
+        return gradient, loss

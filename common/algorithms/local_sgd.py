@@ -6,13 +6,13 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from common.algorithms.base import Algorithm, AlgorithmOptions
+from common.algorithms.base import Algorithm, InnerLoopOptions
 from common.batch import Episode, Minibatches
 from common.inner import descend, last
 from common.params import Params, subtract
 
 
-class LocalSgdOptions(AlgorithmOptions):
+class LocalSgdOptions(InnerLoopOptions):
     inner_steps: int = Field(10, ge=1, le=10_000, description="gradient steps of the inner loop in training (k)")
     batch_size: int = Field(10, ge=0, description="examples per inner step; 0: all examples of the task in every step")
 
@@ -21,15 +21,22 @@ class LocalSgd(Algorithm):
     """g = theta - phi_k after k SGD steps on minibatches of support and query together."""
 
     def minibatch_indices(self, num_examples: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-        """Walk through shuffled epochs, each batch without repetition; a batch larger than the task is the whole task."""
-        size = min(self.options.batch_size or num_examples, num_examples)
-        per_epoch = num_examples // size
-        epochs = -(-self.options.inner_steps // per_epoch)
-        walk = [rng.permutation(num_examples)[: per_epoch * size] for _ in range(epochs)]
-        return np.concatenate(walk).reshape(-1, size)[: self.options.inner_steps]
+        return shuffled_epochs(num_examples, self.options.inner_steps, self.options.batch_size, rng)
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
         batches = minibatches.batches(episode)
         phi = last(descend(self.learner.loss, meta, batches, self.options.inner_lr))
         # The query examples were trained on as well, so this is a training loss.
         return subtract(meta, phi), self.learner.loss(phi, episode.query)
+
+
+def shuffled_epochs(num_examples: int, steps: int, batch_size: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """[steps, batch] positions from shuffled epochs, each batch without repetition; a batch is at most all examples.
+
+    `batch_size` 0 means all examples in every step.
+    """
+    size = min(batch_size or num_examples, num_examples)
+    per_epoch = num_examples // size
+    epochs = -(-steps // per_epoch)
+    walk = [rng.permutation(num_examples)[: per_epoch * size] for _ in range(epochs)]
+    return np.concatenate(walk).reshape(-1, size)[:steps]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from common.datasets.base import DataSpec, TaskInfo
 from common.params import Params
 from common.wire import (
+    PROTOCOL,
     EvaluateReply,
     EvaluateRequest,
     RollCallReply,
@@ -211,7 +212,7 @@ def test_every_record_and_every_field_is_needed(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "record", "field", "value", "words"),
     [
-        ("roll call", "roll-call", "protocol", 99, "it speaks protocol 99, this server speaks 1"),
+        ("roll call", "roll-call", "protocol", 99, f"it speaks protocol 99, this server speaks {PROTOCOL}"),
         ("roll call", "roll-call", "kind", "ranking", "`kind` must be classification or regression"),
         ("roll call", "roll-call", "outputs", 0, "`outputs` must be whole numbers of at least 1"),
         ("roll call", "roll-call", "input-shape", [0], "`input-shape` must be whole numbers of at least 1"),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.algorithms import ALGORITHMS
 from common.errors import ConfigError
 from server_app import cli
 
@@ -33,7 +34,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     [
         (
             ["--algorithm", "mamll"],
-            "`algorithm` must be one of fedavg, reptile, fomaml, maml, got 'mamll': did you mean `maml`?",
+            f"`algorithm` must be one of {', '.join(ALGORITHMS)}, got 'mamll': did you mean `maml`?",
         ),
         (["--dataset", "mnist"], "`dataset` must be one of"),
         (["--set", "no-such-key=1"], "there is no setting `no-such-key`"),

@@ -14,7 +14,7 @@ from loopback import Fault, LoopbackGrid
 from common.config import RunConfig, parse_run_config
 from common.datasets.base import DataSpec, TaskInfo
 from common.errors import ConfigError
-from common.wire import RollCallReply, error_records
+from common.wire import PROTOCOL, RollCallReply, error_records
 from server_app.rollcall import call_roll, split_tasks
 
 # A deadline per example would fail on a busy machine.
@@ -36,7 +36,7 @@ def tasks(count: int) -> list[TaskInfo]:
     return [task(f"task-{i:03d}") for i in range(count)]
 
 
-def says(hosted: list[TaskInfo], spec: DataSpec = SPEC, protocol: int = 1) -> Fault:
+def says(hosted: list[TaskInfo], spec: DataSpec = SPEC, protocol: int = PROTOCOL) -> Fault:
     """A node that gives this answer."""
     reply = RollCallReply(spec, hosted, {"flwr": "1"}, protocol)
     return lambda message, _: Message(reply.to_records(), reply_to=message)

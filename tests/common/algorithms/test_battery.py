@@ -10,15 +10,17 @@ from loopback import LoopbackGrid
 from torch import nn
 
 from common.algorithms import ALGORITHMS, Algorithm
+from common.assemble import build_algorithm
 from common.batch import Batch, Episode, Minibatches, TaskData
-from common.config import parse_run_config
+from common.config import RunConfig, parse_run_config
 from common.datasets import load_dataset
+from common.errors import ConfigError
 from common.learner import Learner
 from common.local_round import RoundResult, TaskWork, evaluate, run_round
-from common.models import build_model
 from common.params import Params
 from common.randomness import generator
 from common.wire import to_arrays
+from server_app.app import run_federation
 from server_app.outer import OuterOptimizer
 from server_app.rollcall import call_roll
 from server_app.strategy import MetaStrategy
@@ -28,14 +30,12 @@ RAGGED = [(3, 7), (9, 2), (5, 5), (4, 3), (9, 7), (3, 2), (7, 6)]
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-10}
 
 
-@pytest.fixture(params=sorted(ALGORITHMS))
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(params=["classification", "regression"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`name` is every algorithm; `name` and `kind` together are the pairs that go together."""
+    if "kind" in metafunc.fixturenames:
+        metafunc.parametrize(("name", "kind"), [(name, kind) for name in sorted(ALGORITHMS) for kind in ALGORITHMS[name].kinds])
+    elif "name" in metafunc.fixturenames:
+        metafunc.parametrize("name", sorted(ALGORITHMS))
 
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=str)
@@ -48,8 +48,10 @@ def build(name: str, kind: str, dtype: torch.dtype = torch.float64) -> Algorithm
     """On 3 inputs, 5 tanh units and 4 outputs, with its default settings."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
-        module = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4)).to(dtype)
-    return ALGORITHMS[name](ALGORITHMS[name].Options.model_validate({"inner-lr": 0.1}), Learner(module, kind))
+        options = ALGORITHMS[name].Options.model_validate({"inner-lr": 0.1})
+        outputs = ALGORITHMS[name].model_outputs(options, 4)
+        module = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, outputs)).to(dtype)
+    return ALGORITHMS[name](options, Learner(module, kind, 4))
 
 
 def draw(kind: str, dtype: torch.dtype, support: int, query: int, seed: int) -> TaskData:
@@ -234,22 +236,23 @@ def outer_step(theta: Params, gradient: Params, options: dict[str, object]) -> P
     return {key: value - rate * gradient[key] / (gradient[key].abs() + 1e-8) for key, value in theta.items()}
 
 
-@pytest.mark.parametrize("dataset_name", ["digits", "sinusoid"])
-def test_a_federated_round_equals_the_centralised_step(name: str, dataset_name: str) -> None:
+def federation(name: str, kind: str) -> RunConfig:
+    dataset_name = {"classification": "digits", "regression": "sinusoid"}[kind]
     run = {"algorithm": name, "dataset": dataset_name, "rounds": 3, "tasks-per-round": 9, "seed": 5}
-    config = parse_run_config({**run, "mlp.hidden": "6", "sinusoid.clients": 30, f"{name}.inner-lr": 0.01}).resolved()
-    table = config.table(config.model)
+    return parse_run_config({**run, "mlp.hidden": "6", "sinusoid.clients": 30, f"{name}.inner-lr": 0.01}).resolved()
+
+
+def test_a_federated_round_equals_the_centralised_step(name: str, kind: str) -> None:
+    config = federation(name, kind)
     grid = LoopbackGrid(4, config.flat())
     population = call_roll(grid, config)
-    spec = population.spec
-    module = build_model(config.model, table, spec.input_shape, spec.outputs, 5)
-    algorithm = ALGORITHMS[name](config.table(name), Learner(module, spec.kind))
+    algorithm = build_algorithm(config, population.spec)
     theta = algorithm.init()
     strategy = MetaStrategy(config, population, algorithm, OuterOptimizer(algorithm.options, theta, 3))
     strategy.aggregate_train(1, grid.send_and_receive(strategy.configure_train(1, to_arrays(theta), None, grid)))  # type: ignore[arg-type]
 
     def parts() -> Iterator[tuple[Params, float, float]]:
-        dataset = load_dataset(dataset_name, config.table(dataset_name), Path())
+        dataset = load_dataset(config.dataset, config.table(config.dataset), Path())
         for task_id in strategy.choose_tasks(1):
             rng = generator(5, "train", 1, task_id, 0)
             yield alone(algorithm, theta, TaskWork(dataset.train_draw(task_id, rng), rng))
@@ -257,3 +260,35 @@ def test_a_federated_round_equals_the_centralised_step(name: str, dataset_name: 
     options = config.table(name).model_dump(by_alias=True)
     mean = {key: value.float() for key, value in plain_mean(list(parts())).items()}
     assert_close(strategy.outer.meta, outer_step(theta, mean, options), 2e-6)
+
+
+def test_the_result_does_not_depend_on_how_tasks_are_spread_over_nodes(name: str, kind: str, tmp_path: Path) -> None:
+    def result(nodes: int) -> list[float]:
+        more = {"min-nodes": nodes, "output-dir": str(tmp_path / f"{nodes}"), "adapt-steps": 2}
+        config = parse_run_config({**federation(name, kind).flat(), **more})
+        summary = run_federation(LoopbackGrid(nodes, config.flat()), config)
+        return [value for scores in ("test", "validation") for value in summary[scores]["loss"]["mean"]]
+
+    assert result(1) == pytest.approx(result(7), rel=2e-4)
+
+
+def test_a_run_goes_on_from_saved_state_as_if_it_had_not_stopped(name: str) -> None:
+    algorithm = build(name, "classification", torch.float32)
+    work = [ragged("classification", torch.float32)[:count] for count in (2, 5)]
+    gradients = [run_round(algorithm, algorithm.init(), part, 64).gradient for part in work]
+    straight, stopped = (OuterOptimizer(algorithm.options, algorithm.init(), 3) for _ in range(2))
+    for number, gradient in enumerate(gradients, 1):
+        straight.step(gradient, number)
+    stopped.step(gradients[0], 1)
+    resumed = OuterOptimizer(algorithm.options, algorithm.init(), 3)
+    resumed.restore(stopped.state())
+    resumed.step(gradients[1], 2)
+    assert resumed.meta.keys() == straight.meta.keys()
+    assert all(torch.equal(value, straight.meta[key]) for key, value in resumed.meta.items())
+
+
+def test_data_of_another_kind_are_refused_in_one_sentence(name: str) -> None:
+    for kind in {"classification", "regression"} - set(ALGORITHMS[name].kinds):
+        with pytest.raises(ConfigError, match=f'`algorithm = "{name}"` is defined for'):
+            build(name, kind)
+    assert ALGORITHMS[name].kinds

@@ -1,0 +1,46 @@
+"""ANIL, "almost no inner loop" (Raghu, Raghu, Bengio, Vinyals 2020, "Rapid Learning or Feature Reuse?").
+
+MAML whose inner loop moves the head alone, in training and at evaluation; g is the exact gradient with respect to all of theta,
+the body included.
+"""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from common.algorithms.base import AlgorithmOptions
+from common.algorithms.maml import Maml, MamlOptions
+from common.batch import Batch
+from common.inner import descend
+from common.learner import Learner
+from common.options import Text
+from common.params import Params
+
+
+class AnilOptions(MamlOptions):
+    head: Text = Field(
+        "auto", description='parameters that adapt, by how their names begin, with commas; "auto": the last layer'
+    )
+
+
+class Anil(Maml):
+    """g = gradient at theta of the query loss after k full steps of the head on the support set."""
+
+    name = "anil"
+    Options: ClassVar[type[AlgorithmOptions]] = AnilOptions
+
+    def __init__(self, options: Any, learner: Learner) -> None:
+        super().__init__(options, learner)
+        self._head = learner.head("anil.head", options.head)
+
+    def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
+        """Full parameters after 0, 1, .. `steps` steps; their body is that of `meta`."""
+
+        def loss(head: Params, batch: Batch) -> Tensor:
+            return self.learner.loss({**meta, **head}, batch)
+
+        head = {name: meta[name] for name in self._head}
+        for phi in descend(loss, head, iter([support] * steps), lr):
+            yield {**meta, **phi}

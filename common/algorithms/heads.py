@@ -1,0 +1,86 @@
+"""Task-specific heads: FedPer (Arivazhagan et al. 2019) and FedRep (Collins, Hassani, Mokhtari, Shakkottai 2021, Algorithm 1).
+
+The body travels and is averaged; the head never leaves the node and stays there from round to round. FedPer moves body and head
+together in k steps. FedRep (`head-steps` above 0) first moves the head alone for that many steps, then the body alone for k.
+A new task starts a fresh head, the same for all. g = body of theta - phi_k.
+"""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from common.algorithms.base import AlgorithmOptions
+from common.algorithms.local_sgd import LocalSgd, LocalSgdOptions, shuffled_epochs
+from common.batch import Batch, Episode, Minibatches
+from common.inner import descend, last
+from common.learner import Learner
+from common.options import Text
+from common.params import Params, subtract
+
+
+class HeadsOptions(LocalSgdOptions):
+    head: Text = Field(
+        "auto", description='parameters that stay, by how their names begin, with commas; "auto": the last layer'
+    )
+    head_steps: int = Field(
+        0, ge=0, le=10_000, description="FedRep: steps of the head alone, before those of the body; 0: FedPer"
+    )
+    outer_optimizer: Literal["sgd", "adam"] = Field("sgd", description="the server's optimizer")
+    outer_lr: float = Field(1.0, gt=0, description="learning rate of the server; 1 replaces the body by the mean")
+
+
+class Heads(LocalSgd):
+    """g = body of theta - phi_k; the head of phi_k is kept on the node."""
+
+    name = "heads"
+    Options: ClassVar[type[AlgorithmOptions]] = HeadsOptions
+
+    def __init__(self, options: Any, learner: Learner) -> None:
+        super().__init__(options, learner)
+        self._head = learner.head("heads.head", options.head)
+
+    def init(self) -> Params:
+        return {name: value for name, value in self.learner.initial().items() if name not in self._head}
+
+    def fresh(self) -> Params:
+        return {name: value for name, value in self.learner.initial().items() if name in self._head}
+
+    def minibatch_indices(self, num_examples: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+        steps = self.options.head_steps + self.options.inner_steps
+        return shuffled_epochs(num_examples, steps, self.options.batch_size, rng)
+
+    def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
+        gradient, loss, _ = self.contribute(meta, self.fresh(), episode, minibatches)
+        return gradient, loss
+
+    def contribute(
+        self, meta: Params, kept: Params, episode: Episode, minibatches: Minibatches
+    ) -> tuple[Params, Tensor, Params]:
+        batches = list(minibatches.batches(episode))
+        head_batches, rest = batches[: self.options.head_steps], batches[self.options.head_steps :]
+        head = last(self._descend_part(kept, meta, head_batches, self.options.inner_lr))
+        if head_batches:
+            body = last(self._descend_part(meta, head, rest, self.options.inner_lr))
+        else:
+            phi = last(self._descend_part({**meta, **head}, {}, rest, self.options.inner_lr))
+            body, head = ({name: phi[name] for name in part} for part in (meta, head))
+        # The query examples were trained on as well, so this is a training loss.
+        return subtract(meta, body), self.learner.loss({**body, **head}, episode.query), head
+
+    def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
+        """Full parameters after 0, 1, .. `steps` steps from a fresh head: of the head alone for FedRep, of all for FedPer."""
+        batches = [support] * steps
+        if self.options.head_steps:
+            for head in self._descend_part(self.fresh(), meta, batches, lr):
+                yield {**meta, **head}
+        else:
+            yield from self._descend_part({**meta, **self.fresh()}, {}, batches, lr)
+
+    def _descend_part(self, moving: Params, fixed: Params, batches: list[Batch], lr: float | Tensor) -> Iterator[Params]:
+        def loss(part: Params, batch: Batch) -> Tensor:
+            return self.learner.loss({**fixed, **part}, batch)
+
+        return descend(loss, moving, iter(batches), lr)

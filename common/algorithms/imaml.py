@@ -1,0 +1,66 @@
+"""iMAML (Rajeswaran, Finn, Kakade, Levine 2019, "Meta-Learning with Implicit Gradients", Algorithms 1 and 2).
+
+The inner problem is phi = argmin L_S(phi) + lambda / 2 ||phi - theta||^2, solved approximately by proximal gradient steps. At
+its solution the meta-gradient does not depend on the way there: (I + H / lambda)^-1 grad L_Q(phi) with H = Hessian of L_S at
+phi (their Lemma 1), solved by conjugate gradient with Hessian-vector products.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.func import grad_and_value
+
+from common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions
+from common.batch import Batch, Episode, Minibatches
+from common.inner import descend_towards, gradient_and_hessian, last
+from common.params import Params, add, dot, subtract
+
+
+class ImamlOptions(InnerLoopOptions):
+    inner_steps: int = Field(10, ge=1, le=10_000, description="steps towards the solution of the inner problem in training")
+    strength: float = Field(1.0, gt=0, description="how strongly personal parameters are drawn to the starting point (lambda)")
+    cg_steps: int = Field(5, ge=1, le=1000, description="steps of conjugate gradient")
+
+
+class Imaml(Algorithm):
+    """g = (I + H / lambda)^-1 grad L_Q(phi), the implicit gradient."""
+
+    name = "imaml"
+    Options: ClassVar[type[AlgorithmOptions]] = ImamlOptions
+
+    def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
+        phi = last(self.adaptation_path(meta, episode.support, self.options.inner_lr, self.options.inner_steps))
+        gradient, loss = grad_and_value(self.learner.loss)(phi, episode.query)
+        _, times_hessian = gradient_and_hessian(lambda phi: self.learner.loss(phi, episode.support), phi)
+
+        def matrix(p: Params) -> Params:
+            return add(p, times_hessian(p), 1 / self.options.strength)
+
+        return conjugate_gradient(matrix, gradient, self.options.cg_steps), loss
+
+    def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
+        """The way to the solution of the inner problem, in training and at evaluation."""
+        return descend_towards(self.learner.loss, meta, meta, iter([support] * steps), lr, self.options.strength)
+
+
+def conjugate_gradient(matrix: Callable[[Params], Params], b: Params, steps: int) -> Params:
+    """x with matrix(x) = b, approximately: `steps` steps from x = 0, exact after as many as b has numbers.
+
+    `matrix` must be symmetric. Along a direction in which it is not positive there is no minimum: x stays where it is.
+    """
+    x = {name: torch.zeros_like(value) for name, value in b.items()}
+    residual = direction = b
+    norm = dot(residual, residual)
+    for _ in range(steps):
+        image = matrix(direction)
+        curvature = dot(direction, image)
+        size = torch.where(curvature > 0, norm / curvature, 0.0)
+        x = add(x, direction, size)
+        residual = subtract(residual, {name: size * value for name, value in image.items()})
+        before, norm = norm, dot(residual, residual)
+        # Once the residual is zero the solution is found; 0 / 0 must not spoil it.
+        direction = add(residual, direction, torch.where(before > 0, norm / before, 0.0))
+    return x

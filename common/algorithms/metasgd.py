@@ -1,0 +1,48 @@
+"""Meta-SGD (Li, Zhou, Chen, Li 2017, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", Algorithm 1; in a federation:
+Chen, Luo, Dong, Li, He 2018, "FedMeta").
+
+phi = theta - a * grad L_S(theta), with a rate a of its own for every parameter. Theta and a both travel, and g is the exact
+gradient of the query loss with respect to both.
+"""
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.func import grad
+
+from common.algorithms.base import AlgorithmOptions
+from common.algorithms.maml import Maml, MamlOptions
+from common.batch import Batch
+from common.params import Params
+
+RATE = "rate/"
+"""What the names of the learned rates begin with; behind it stands the name of the parameter."""
+
+
+class MetaSgdOptions(MamlOptions):
+    inner_lr: float = Field(0.0, ge=0, description="every learned rate before the first round; 0: what the data set recommends")
+
+
+class MetaSgd(Maml):
+    """g = gradient at (theta, a) of the query loss after k steps with the rates a; the paper has k = 1."""
+
+    name = "metasgd"
+    Options: ClassVar[type[AlgorithmOptions]] = MetaSgdOptions
+
+    def init(self) -> Params:
+        """Theta, and a rate for each of its numbers under "rate/" and its name."""
+        theta = self.learner.initial()
+        return theta | {RATE + name: torch.full_like(value, self.options.inner_lr) for name, value in theta.items()}
+
+    def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
+        """Theta after 0, 1, .. `steps` steps. `lr` scales the learned rates: `inner_lr` takes them as they are."""
+        scale = lr / self.options.inner_lr
+        phi = {name: value for name, value in meta.items() if not name.startswith(RATE)}
+        yield phi
+        for _ in range(steps):
+            gradient = grad(self.learner.loss)(phi, support)
+            phi = {name: value - scale * meta[RATE + name] * gradient[name] for name, value in phi.items()}
+            yield phi
