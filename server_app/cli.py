@@ -1,10 +1,12 @@
 """The `quickbloom` command."""
 
 import json
+import logging
 import signal
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,9 +47,10 @@ def run(
     dataset: Annotated[str | None, typer.Option(help=f"Whose tasks: {', '.join(DATASETS)}.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Training rounds.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides the initial model, the task split and every draw.")] = None,
-    nodes: Annotated[int, typer.Option(help="Simulated nodes; without --connection.", min=1)] = 2,
+    nodes: Annotated[int | None, typer.Option(help="Simulated nodes; by default 2, or 1 with --in-process.", min=1)] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; repeat.")] = None,
     connection: Annotated[str | None, typer.Option(help="A SuperLink connection of Flower's config.toml.")] = None,
+    in_process: Annotated[bool, typer.Option("--in-process", help="All nodes in this process: same result, sooner.")] = False,
     output: Annotated[Path | None, typer.Option(help="Directory of the run; by default a new one in ./runs.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the summary alone, as JSON, on stdout.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's whole log.")] = False,
@@ -60,6 +63,9 @@ def run(
     """
     named: dict[str, Scalar | None] = {"algorithm": algorithm, "dataset": dataset, "rounds": rounds, "seed": seed}
     settings = {key: value for key, value in named.items() if value is not None}
+    if in_process and connection:
+        raise ConfigError("`--in-process` and `--connection` exclude each other: leave one of them out")
+    nodes = nodes or (1 if in_process else 2)
     if connection is None:
         settings["min-nodes"] = nodes
     settings |= parse_assignments(set_ or [], str(settings.get("algorithm", RunConfig().algorithm)))
@@ -73,7 +79,10 @@ def run(
     elif not connection_exists(connection):
         raise ConfigError(f"`--connection` must be a [superlink.NAME] of Flower's config.toml, got '{connection}'")
     try:
-        code, summary = _follow(settings, connection, nodes, verbose)
+        if in_process:
+            code, summary = _follow_here(parse_run_config(settings), nodes, verbose)
+        else:
+            code, summary = _follow(settings, connection, nodes, verbose)
     except LaunchError as error:
         _say_error(str(error))
         raise typer.Exit(FAILED) from None
@@ -202,21 +211,59 @@ def _follow(
     return OK, reader.summary
 
 
+def _follow_here(config: RunConfig, nodes: int, verbose: bool) -> tuple[int, dict[str, Any] | None]:
+    """The same with all nodes in this process and without Flower's runtime."""
+    from server_app.app import run_federation
+    from server_app.inline import InlineGrid
+    from server_app.strategy import RunError
+
+    logger = logging.getLogger("flwr")
+    theirs, reader = list(logger.handlers), LogReader()
+    try:
+        with progress_bar(console) as progress:
+            task = progress.add_task("roll call", total=None)
+            logger.handlers = [_LineHandler(lambda line: _show_line(line, reader, progress, task, verbose))]
+            return OK, run_federation(InlineGrid(nodes, config.flat(), {}), config)
+    except KeyboardInterrupt:
+        console.print(f"Stopped; what was finished is in {config.output_dir}.", markup=False, soft_wrap=True)
+        return STOPPED, None
+    except RunError as error:
+        _say_error(str(error))
+        return FAILED, None
+    finally:
+        logger.handlers = theirs
+
+
+class _LineHandler(logging.Handler):
+    """Hands every record on as a line of the form that Flower's log has."""
+
+    def __init__(self, take: Callable[[str], None]) -> None:
+        super().__init__()
+        self._take = take
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._take(f"{record.levelname} : {record.getMessage()}")
+
+
 def _show(started: Run, progress: Progress, task: Any, verbose: bool) -> tuple[list[str], LogReader]:
     """Follow the log to its end and show what a person wants to see of it."""
     log: list[str] = []
     reader = LogReader()
     for line in started.lines():
         log.append(line)
-        said = reader.read(line)
-        if verbose or said:
-            # Never as markup: parts of it come from nodes.
-            console.print(line if verbose else said, markup=False, style="yellow" if reader.warned else None, soft_wrap=True)
-        if reader.round:
-            progress.update(task, description="training", total=reader.total, completed=reader.round - 1)
-        elif "Run directory" in line:
-            progress.update(task, description="roll call")
+        _show_line(line, reader, progress, task, verbose)
     return log, reader
+
+
+def _show_line(line: str, reader: LogReader, progress: Progress, task: Any, verbose: bool) -> None:
+    said = reader.read(line)
+    if verbose or said:
+        # Never as markup: parts of it come from nodes.
+        console.print(line if verbose else said, markup=False, style="yellow" if reader.warned else None, soft_wrap=True)
+    if reader.round:
+        progress.update(task, description="training", total=reader.total, completed=reader.round - 1)
+    elif "Run directory" in line:
+        progress.update(task, description="roll call")
 
 
 def _reason(status: str, details: str, log: list[str]) -> str:

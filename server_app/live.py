@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 SUMMARY = "Summary: "
+_FEW_ROUNDS = 200
 _ROUND = re.compile(r"\[ROUND (\d+)/(\d+)\]")
 _METRICS = re.compile(r"Aggregated MetricRecord: (\{.*\})")
 _PAIR = re.compile(r"'([\w-]+)': (-?(?:[\d.]+(?:e[+-]?\d+)?|inf)|nan)")
@@ -60,6 +61,8 @@ class LogReader:
         if not self.metrics:
             return None
         metrics, self.metrics = self.metrics, {}
+        if self.total > _FEW_ROUNDS and not {"accuracy-after", "mse-after"} & metrics.keys():
+            return None  # of many rounds only those with an evaluation are told
         parts = [f"round {self.round:>{len(str(self.total))}}/{self.total}"]
         if "loss" in metrics:
             parts.append(f"query loss {metrics['loss']:.4f}")

@@ -51,6 +51,8 @@ class Algorithm(ABC):
     Options: ClassVar[type[AlgorithmOptions]]
     kinds: ClassVar[tuple[str, ...]] = ("classification", "regression")
     """What the algorithm is defined for; data of another kind are refused after the roll call."""
+    tunes_inner_lr: ClassVar[bool] = True
+    """Whether `inner_lr` changes what is trained, so that a comparison has to choose it."""
 
     @classmethod
     def model_outputs(cls, options: Any, outputs: int) -> int:

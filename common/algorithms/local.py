@@ -19,6 +19,7 @@ class Local(Algorithm):
 
     name = "local"
     Options: ClassVar[type[AlgorithmOptions]] = InnerLoopOptions
+    tunes_inner_lr = False
 
     def init(self) -> Params:
         return {}

@@ -32,6 +32,7 @@ class ProtoNet(ObjectiveAlgorithm):
     name = "protonet"
     Options: ClassVar[type[AlgorithmOptions]] = ProtoNetOptions
     kinds = ("classification",)
+    tunes_inner_lr = False
 
     @classmethod
     def model_outputs(cls, options: Any, outputs: int) -> int:
