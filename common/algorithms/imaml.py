@@ -3,6 +3,9 @@
 The inner problem is phi = argmin L_S(phi) + lambda / 2 ||phi - theta||^2, solved approximately by proximal gradient steps. At
 its solution the meta-gradient does not depend on the way there: (I + H / lambda)^-1 grad L_Q(phi) with H = Hessian of L_S at
 phi (their Lemma 1), solved by conjugate gradient with Hessian-vector products.
+
+Where the loss is concave along a direction by more than lambda, that matrix is not positive and the solution is no gradient of
+anything; `damping` is added to lambda there. The larger it is, the closer g comes to FO-MAML's.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +24,8 @@ from common.params import Params, add, dot, subtract
 
 class ImamlOptions(InnerLoopOptions):
     inner_steps: int = Field(10, ge=1, le=10_000, description="steps towards the solution of the inner problem in training")
-    strength: float = Field(1.0, gt=0, description="how strongly personal parameters are drawn to the starting point (lambda)")
+    strength: float = Field(0.3, gt=0, description="how strongly personal parameters are drawn to the starting point (lambda)")
+    damping: float = Field(10.0, ge=0, description="added to lambda in the implicit gradient alone; 0: exactly the paper's")
     cg_steps: int = Field(5, ge=1, le=1000, description="steps of conjugate gradient")
 
 
@@ -37,7 +41,7 @@ class Imaml(Algorithm):
         _, times_hessian = gradient_and_hessian(lambda phi: self.learner.loss(phi, episode.support), phi)
 
         def matrix(p: Params) -> Params:
-            return add(p, times_hessian(p), 1 / self.options.strength)
+            return add(p, times_hessian(p), 1 / (self.options.strength + self.options.damping))
 
         return conjugate_gradient(matrix, gradient, self.options.cg_steps), loss
 

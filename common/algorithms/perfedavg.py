@@ -23,8 +23,8 @@ from common.params import Params, add, subtract
 
 class PerFedAvgOptions(AlgorithmOptions):
     variant: Literal["fo", "hf"] = Field("hf", description="fo: first order; hf: with the Hessian-vector product")
-    local_steps: int = Field(5, ge=1, le=10_000, description="local meta-steps of a task in a round (tau)")
-    local_lr: float = Field(0.1, gt=0, description="learning rate of the local meta-steps (beta)")
+    local_steps: int = Field(10, ge=1, le=10_000, description="local meta-steps of a task in a round (tau)")
+    local_lr: float = Field(0.0, ge=0, description="learning rate of the local meta-steps (beta); 0: the same as `inner-lr`")
     outer_optimizer: Literal["sgd", "adam"] = Field("sgd", description="the server's optimizer")
     outer_lr: float = Field(1.0, gt=0, description="learning rate of the server; 1 replaces the model by the mean")
 
@@ -36,9 +36,9 @@ class PerFedAvg(Algorithm):
     Options: ClassVar[type[AlgorithmOptions]] = PerFedAvgOptions
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
-        w = meta
+        w, beta = meta, self.options.local_lr or self.options.inner_lr
         for _ in range(self.options.local_steps):
-            w = add(w, self.local_meta_gradient(w, episode), -self.options.local_lr)
+            w = add(w, self.local_meta_gradient(w, episode), -beta)
         adapted = add(w, grad(self.learner.loss)(w, episode.support), -self.options.inner_lr)
         return subtract(meta, w), self.learner.loss(adapted, episode.query)
 

@@ -21,8 +21,8 @@ from common.params import Params, add, subtract
 
 class PFedMeOptions(InnerLoopOptions):
     local_steps: int = Field(10, ge=1, le=10_000, description="local rounds of a task in a round (R)")
-    local_lr: float = Field(0.5, gt=0, description="learning rate of the local rounds (eta)")
-    strength: float = Field(1.0, gt=0, description="how strongly personal parameters are drawn to the local ones (lambda)")
+    local_lr: float = Field(5.0, gt=0, description="learning rate of the local rounds (eta)")
+    strength: float = Field(0.1, gt=0, description="how strongly personal parameters are drawn to the local ones (lambda)")
     batch_size: int = Field(10, ge=0, description="examples per local round; 0: all examples of the task")
     outer_optimizer: Literal["sgd", "adam"] = Field("sgd", description="the server's optimizer")
     outer_lr: float = Field(1.0, gt=0, description="how far the server moves towards the mean of the tasks (beta)")
