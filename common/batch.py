@@ -11,7 +11,8 @@ from torch import Tensor
 class Batch(NamedTuple):
     """Examples with weights: 1 for a real example, 0 for padding.
 
-    One task: `x` [n, ...], `y` [n] (class indices) or [n, outputs] (regression), `weight` [n].
+    One task: `x` [n, ...] (floating point, or int64 token ids), `y` [n] (class indices) or [n, outputs] (regression),
+    `weight` [n].
     Stacked tasks carry one more leading axis each. A NamedTuple, so `torch.func.vmap` maps over it.
     """
 
@@ -22,7 +23,8 @@ class Batch(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, y: Tensor) -> "Batch":
         """A batch in which every example is real."""
-        return cls(x, y, torch.ones(len(x), dtype=x.dtype, device=x.device))
+        dtype = x.dtype if x.is_floating_point() else torch.float32
+        return cls(x, y, torch.ones(len(x), dtype=dtype, device=x.device))
 
 
 class Episode(NamedTuple):

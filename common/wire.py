@@ -74,6 +74,7 @@ class RollCallReply:
             "kind": self.spec.kind,
             "input-shape": list(self.spec.input_shape),
             "outputs": self.spec.outputs,
+            "tokens": self.spec.tokens,
             "packages": list(self.versions),
             "versions": list(self.versions.values()),
             "task-ids": [task.task_id for task in self.tasks],
@@ -98,6 +99,9 @@ class RollCallReply:
             raise WireError(f"`kind` must be classification or regression, got {kind!r}")
         shape = tuple(_ints(fields["input-shape"], "input-shape", least=1))
         (outputs,) = _ints([fields["outputs"]], "outputs", least=1)
+        tokens = fields["tokens"]
+        if not isinstance(tokens, bool):
+            raise WireError(f"`tokens` must be true or false, got {_short(tokens)}")
         columns = [_strings(fields[name], name) for name in ("task-ids", "groups", "splits")]
         counts = [_ints(fields[name], name) for name in ("num-support", "num-query", "num-test")]
         tasks = [
@@ -109,7 +113,7 @@ class RollCallReply:
         if len({task.task_id for task in tasks}) != len(tasks):
             raise WireError("it names a task twice")
         packages = zip(_strings(fields["packages"], "packages"), _strings(fields["versions"], "versions"), strict=True)
-        return cls(DataSpec(kind, shape, outputs), tasks, dict(packages), PROTOCOL)
+        return cls(DataSpec(kind, shape, outputs, tokens), tasks, dict(packages), PROTOCOL)
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def _majority(answers: dict[int, RollCallReply]) -> tuple[DataSpec | None, dict[
         votes[answer.spec] += len(answer.tasks)
     if not votes:
         return None, {}
-    spec = max(votes, key=lambda spec: (votes[spec], spec.input_shape, spec.outputs, spec.kind))
+    spec = max(votes, key=lambda spec: (votes[spec], spec.input_shape, spec.outputs, spec.kind, spec.tokens))
     return spec, {
         node_id: f"its data have the form {_describe(answer.spec)}, the other nodes' {_describe(spec)}"
         for node_id, answer in answers.items()
@@ -172,4 +172,6 @@ def _majority(answers: dict[int, RollCallReply]) -> tuple[DataSpec | None, dict[
 
 
 def _describe(spec: DataSpec | None) -> str:
-    return f"{spec.kind} of inputs {spec.input_shape} into {spec.outputs}" if spec else "missing"
+    if spec is None:
+        return "missing"
+    return f"{spec.kind} of {'tokens' if spec.tokens else 'inputs'} {spec.input_shape} into {spec.outputs}"

@@ -40,11 +40,15 @@ class TaskInfo:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """The shape of every example of a data set. `outputs`: number of classes, or of regression targets."""
+    """The shape of every example of a data set. `outputs`: number of classes, or of regression targets.
+
+    `tokens`: the inputs are no numbers but int64 ids of 0..outputs-1, as for predicting the next character.
+    """
 
     kind: Kind
     input_shape: tuple[int, ...]
     outputs: int
+    tokens: bool = False
 
 
 class Dataset(ABC):

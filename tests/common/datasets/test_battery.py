@@ -79,8 +79,9 @@ def test_shapes_and_types_agree_with_the_spec(dataset: Dataset) -> None:
     spec = dataset.spec
     for task in some_tasks(dataset):
         for part in (part for draw in all_draws(dataset, task) for part in parts(draw)):
-            assert (part.x.dtype, part.x.shape[1:]) == (torch.float32, spec.input_shape)
-            assert torch.isfinite(part.x).all()
+            assert (part.x.dtype, part.x.shape[1:]) == (torch.int64 if spec.tokens else torch.float32, spec.input_shape)
+            assert ((part.x >= 0) & (part.x < spec.outputs)).all() if spec.tokens else torch.isfinite(part.x).all()
+            assert part.weight.dtype == torch.float32
             assert torch.equal(part.weight, torch.ones(len(part.x)))
             if spec.kind == "regression":
                 assert (part.y.dtype, part.y.shape) == (torch.float32, (len(part.x), spec.outputs))
@@ -93,7 +94,10 @@ def test_labels_are_within_the_outputs_and_all_are_used(dataset: Dataset) -> Non
         pytest.skip("regression has no labels")
     draws = [draw for task in some_tasks(dataset) for draw in all_draws(dataset, task)]
     for position in range(3):
-        assert set(torch.cat([parts(draw)[position].y for draw in draws]).tolist()) == set(range(dataset.spec.outputs))
+        labels = set(torch.cat([parts(draw)[position].y for draw in draws]).tolist())
+        assert labels <= set(range(dataset.spec.outputs))
+        # Some characters are too rare to turn up in a few draws.
+        assert len(labels) >= (dataset.spec.outputs // 4 if dataset.spec.tokens else dataset.spec.outputs)
 
 
 def test_support_shares_no_example_with_query_or_test(dataset: Dataset) -> None:
