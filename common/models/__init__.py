@@ -8,11 +8,12 @@ from torch import nn
 from common.models.base import Model
 from common.models.conv4 import Conv4
 from common.models.linear import Linear
+from common.models.lstm import Lstm
 from common.models.mlp import Mlp
 from common.models.sine import Sine
 from common.randomness import generator
 
-MODELS: dict[str, type[Model]] = {model.name: model for model in (Mlp, Conv4, Sine, Linear)}
+MODELS: dict[str, type[Model]] = {model.name: model for model in (Mlp, Conv4, Sine, Linear, Lstm)}
 
 
 def build_model(name: str, options: Any, input_shape: tuple[int, ...], outputs: int, seed: int) -> nn.Module:

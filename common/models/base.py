@@ -14,6 +14,8 @@ class Model(ABC):
 
     name: ClassVar[str]
     Options: ClassVar[type[Options]]
+    tokens: ClassVar[bool] = False
+    """Whether it reads int64 token ids of 0..outputs-1 instead of numbers."""
 
     @classmethod
     @abstractmethod

@@ -58,6 +58,14 @@ def test_stack_pads_with_weight_zero_to_the_largest_task() -> None:
     assert torch.isfinite(x).all()
 
 
+def test_tokens_stay_whole_numbers_and_their_weights_are_numbers() -> None:
+    short, long = (Batch.of(torch.arange(2 * size).view(size, 2), torch.arange(size)) for size in (1, 3))
+    x, _, weight = stack([short, long], CPU)
+    assert x.tolist() == [[[0, 1], [0, 1], [0, 1]], [[0, 1], [2, 3], [4, 5]]]
+    assert (x.dtype, weight.dtype) == (torch.int64, torch.float32)
+    assert weight.tolist() == [[1, 0, 0], [1, 1, 1]]
+
+
 def test_stacking_inputs_of_different_form_is_an_error() -> None:
     odd = Batch.of(torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(RuntimeError):

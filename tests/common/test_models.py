@@ -15,6 +15,7 @@ from common.models.base import parse_sizes
 from common.params import Params
 
 IMAGE = (2, 9, 8)
+LENGTH = 6
 
 
 @pytest.fixture(params=sorted(MODELS))
@@ -23,9 +24,10 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def build(name: str, settings: Mapping[str, str | int] | None = None, seed: int = 0, outputs: int = 3) -> nn.Module:
-    """For images of 2 channels and 9 x 8 pixels, which every model takes; small where it can be."""
-    small: dict[str, str | int] = {"mlp.hidden": "7,5", "conv4.filters": 4}
-    return build_model(name, parse_run_config({**small, **(settings or {})}).table(name), IMAGE, outputs, seed)
+    """For images of 2 channels and 9 x 8 pixels, or sequences of 6 tokens; small where it can be."""
+    small: dict[str, str | int] = {"mlp.hidden": "7,5", "conv4.filters": 4, "lstm.embedding": 2, "lstm.hidden": 4}
+    table = parse_run_config({**small, **(settings or {})}).table(name)
+    return build_model(name, table, (LENGTH,) if MODELS[name].tokens else IMAGE, outputs, seed)
 
 
 def parameters(module: nn.Module) -> Params:
@@ -40,9 +42,16 @@ def images(*leading: int) -> torch.Tensor:
     return torch.randn(*leading, *IMAGE, generator=torch.Generator().manual_seed(0))
 
 
+def inputs(name: str, *leading: int, outputs: int = 3, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """What the model `name` reads: images, or tokens below `outputs`."""
+    if MODELS[name].tokens:
+        return torch.randint(outputs, (*leading, LENGTH), generator=torch.Generator().manual_seed(0))
+    return images(*leading).to(dtype)
+
+
 @pytest.mark.parametrize("outputs", [1, 5])
 def test_outputs_have_one_row_per_example(name: str, outputs: int) -> None:
-    assert build(name, outputs=outputs)(images(4)).shape == (4, outputs)
+    assert build(name, outputs=outputs)(inputs(name, 4, outputs=outputs)).shape == (4, outputs)
     assert MODELS[name].name == name
 
 
@@ -67,15 +76,31 @@ def test_no_running_state(name: str) -> None:
 
 def test_mapping_over_tasks_equals_a_loop(name: str) -> None:
     module = build(name)
-    x = images(3, 4)
+    x = inputs(name, 3, 4)
     mapped = vmap(lambda part: functional_call(module, parameters(module), (part,)))(x)
     assert torch.allclose(mapped, torch.stack([module(part) for part in x]), rtol=0, atol=1e-5)
+
+
+def test_mapping_over_tasks_with_parameters_of_their_own_equals_a_loop(name: str) -> None:
+    modules = [build(name, seed=seed) for seed in range(3)]
+    stacked = {key: torch.stack([parameters(module)[key] for module in modules]) for key in parameters(modules[0])}
+    x = inputs(name, 3, 4)
+
+    def slopes(params: Params, part: torch.Tensor) -> Params:
+        return grad(lambda p: functional_call(modules[0], p, (part,)).logsumexp(dim=1).sum())(params)
+
+    mapped = vmap(slopes)(stacked, x)
+    for i, module in enumerate(modules):
+        module(x[i]).logsumexp(dim=1).sum().backward()
+        for key, value in module.named_parameters():
+            assert value.grad is not None
+            assert torch.allclose(mapped[key][i], value.grad, rtol=0, atol=1e-5), key
 
 
 def test_second_order_gradient_matches_a_finite_difference(name: str) -> None:
     # The slope of h(t) = |grad L(theta + t v)|^2 along one direction v, in float64, where ReLU's kinks are out of reach.
     module = build(name).double()
-    theta, x = parameters(module), images(6).double()
+    theta, x = parameters(module), inputs(name, 6, dtype=torch.float64)
     direction = {
         key: torch.randn(value.shape, generator=torch.Generator().manual_seed(1)).double() for key, value in theta.items()
     }
@@ -97,7 +122,8 @@ def test_second_order_gradient_matches_a_finite_difference(name: str) -> None:
 def test_number_of_parameters_by_hand() -> None:
     # mlp 144-7-5-3: 144*7+7 + 7*5+5 + 5*3+3. linear: 144*3+3. sine: 144*40+40 + 40*40+40 + 40*3+3.
     # conv4 (4 filters, group norm, stride 2): 2*4*9+4 + 8, then 3 times 4*4*9+4 + 8; 9x8 -> 5x4 -> 3x2 -> 2x1 -> 1x1, 4*3+3.
-    counts = {"mlp": 1073, "linear": 435, "sine": 7563, "conv4": 84 + 3 * 156 + 15}
+    # lstm (3 tokens, embedding 2, 4 units): 3*2, then 4 gates of 4*(2+4) + 2*4, then 4*3+3.
+    counts = {"mlp": 1073, "linear": 435, "sine": 7563, "conv4": 84 + 3 * 156 + 15, "lstm": 6 + 4 * 32 + 15}
     for name, expected in counts.items():
         assert num_parameters(build(name)) == expected, name
 

@@ -94,6 +94,10 @@ BAD: dict[str, tuple[Fault, str]] = {
     "refusal": (lambda message, _: Message(error_records("no data file"), reply_to=message), "no data file"),
     "garbage": (lambda message, _: Message(RecordDict(), reply_to=message), "is of no use: the field 'roll-call' is missing"),
     "other release": (says(tasks(3), protocol=9), "it speaks protocol 9"),
+    "tokens": (
+        says(tasks(3), DataSpec("classification", (1, 8, 8), 5, tokens=True)),
+        "the form classification of tokens (1, 8, 8) into 5, the other nodes' classification of inputs (1, 8, 8) into 5",
+    ),
     "other data": (
         says(tasks(3), DataSpec("classification", (1, 9, 9), 5)),
         "its data have the form classification of ",

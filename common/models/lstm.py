@@ -1,0 +1,101 @@
+"""An LSTM that reads tokens and predicts the next one: the Shakespeare network of LEAF (Caldas et al. 2018), smaller by default.
+
+LEAF has an embedding of 8 and two layers of 256 units, for GPUs and thousands of rounds. One layer of 64 units costs a thirtieth
+of that per gradient; `lstm.hidden=256` with `lstm.layers=2` is LEAF's.
+
+The cell is written out (Hochreiter, Schmidhuber 1997, with forget gates), since torch's own LSTM can neither be mapped over
+tasks nor be differentiated twice. Parameters have the names and initial distributions of torch.nn.LSTM:
+(i, f, g, o) = W_ih x_t + b_ih + W_hh h_t-1 + b_hh;  c_t = s(f) c_t-1 + s(i) tanh(g);  h_t = s(o) tanh(c_t).
+"""
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from common.errors import ConfigError
+from common.models.base import Model
+from common.options import Options
+
+
+class LstmOptions(Options):
+    embedding: int = Field(8, ge=1, le=1024, description="numbers that stand for a token")
+    hidden: int = Field(64, ge=1, le=2048, description="units of every layer")
+    layers: int = Field(1, ge=1, le=2, description="LSTM layers on top of each other")
+
+
+class Lstm(Model):
+    """Embedding, LSTM layers, then Linear from the last hidden state to one output for every token."""
+
+    name = "lstm"
+    Options: ClassVar[type[Options]] = LstmOptions
+    tokens = True
+
+    @classmethod
+    def build(cls, options: LstmOptions, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+        if len(input_shape) != 1:
+            raise ConfigError(
+                f'`model = "lstm"` needs sequences of tokens, inputs of shape (length,), got inputs of shape {input_shape}: '
+                'choose `model = "auto"`'
+            )
+        return NextToken(outputs, options.embedding, options.hidden, options.layers)
+
+
+class NextToken(nn.Module):
+    """Token ids [n, length], each in 0..tokens-1 -> logits of the token that follows [n, tokens]."""
+
+    def __init__(self, tokens: int, embedding: int, hidden: int, layers: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(tokens, embedding)
+        self.lstm = LstmLayers(embedding, hidden, layers)
+        self.head = nn.Linear(hidden, tokens)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The first layer's projection is the same wherever a token stands: 77 rows, looked up, instead of one for every position.
+        projected = self.lstm.project(self.embedding.weight, 0)
+        logits: Tensor = self.head(self.lstm(functional.embedding(x, projected)))
+        return logits
+
+
+class LstmLayers(nn.Module):
+    """The layers, with the parameters of torch.nn.LSTM(inputs, hidden, layers)."""
+
+    def __init__(self, inputs: int, hidden: int, layers: int) -> None:
+        super().__init__()
+        self.hidden, self.layers = hidden, layers
+        bound = hidden**-0.5
+        for layer in range(layers):
+            shapes = {"weight_ih": (4 * hidden, hidden if layer else inputs), "weight_hh": (4 * hidden, hidden)}
+            shapes |= {"bias_ih": (4 * hidden,), "bias_hh": (4 * hidden,)}
+            for name, shape in shapes.items():
+                self.register_parameter(f"{name}_l{layer}", nn.Parameter(torch.empty(shape).uniform_(-bound, bound)))
+
+    def project(self, inputs: Tensor, layer: int) -> Tensor:
+        """What the inputs [..., inputs] add to the gates [..., 4 * hidden]."""
+        weight, bias = self._of(layer, "weight_ih"), self._of(layer, "bias_ih") + self._of(layer, "bias_hh")
+        return functional.linear(inputs, weight, bias)
+
+    def forward(self, projected: Tensor) -> Tensor:
+        """The first layer's projected inputs [n, length, 4 * hidden] -> the last layer's last hidden state [n, hidden]."""
+        states = self._run(projected, 0)
+        for layer in range(1, self.layers):
+            # All time steps in one product; only what depends on the state before is left to the loop.
+            states = self._run(self.project(torch.stack(states, dim=-2), layer), layer)
+        return states[-1]
+
+    def _run(self, projected: Tensor, layer: int) -> list[Tensor]:
+        recurrent = self._of(layer, "weight_hh").t()
+        h = c = projected.new_zeros(projected.shape[0], self.hidden)
+        states = []
+        for step in projected.unbind(dim=-2):
+            i, f, g, o = (step + h @ recurrent).chunk(4, dim=-1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            states.append(h)
+        return states
+
+    def _of(self, layer: int, name: str) -> Tensor:
+        value: Tensor = getattr(self, f"{name}_l{layer}")
+        return value
