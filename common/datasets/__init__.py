@@ -7,6 +7,7 @@ from common.datasets.base import Dataset, DataSpec, TaskInfo
 from common.datasets.digits import Digits
 from common.datasets.gaussian import Gaussian
 from common.datasets.omniglot import Omniglot
+from common.datasets.shakespeare import Shakespeare
 from common.datasets.sinusoid import Sinusoid
 from common.datasets.uji import Uji
 from common.errors import ConfigError
@@ -16,6 +17,7 @@ DATASETS: dict[str, type[Dataset]] = {
     "digits": Digits,
     "gaussian": Gaussian,
     "omniglot": Omniglot,
+    "shakespeare": Shakespeare,
     "sinusoid": Sinusoid,
     "uji": Uji,
 }

@@ -124,16 +124,21 @@ def resolve_data_dir(setting: str) -> Path:
     return Path(setting or os.environ.get("QUICKBLOOM_DATA_DIR") or cache).expanduser()
 
 
-def read_npz(path: Path, expected: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> dict[str, np.ndarray[Any, Any]]:
-    """Read the named arrays of an `.npz`, checking dtype and shape; a size of -1 in a shape admits any size.
-
-    Nothing in the file is ever unpickled. Raises DataError for a missing, empty, damaged or different file.
-    """
+def require_file(path: Path) -> None:
+    """Raise DataError with the ways to mend it unless the data file `path` exists."""
     if not path.is_file():
         raise DataError(
             f"the data file '{path}' does not exist: put it there, or point `data-dir` or the environment variable "
             "QUICKBLOOM_DATA_DIR at the folder that holds it"
         )
+
+
+def read_npz(path: Path, expected: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> dict[str, np.ndarray[Any, Any]]:
+    """Read the named arrays of an `.npz`, checking dtype and shape; a size of -1 in a shape admits any size.
+
+    Nothing in the file is ever unpickled. Raises DataError for a missing, empty, damaged or different file.
+    """
+    require_file(path)
     try:
         # Opened here, since np.load leaves a damaged file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -174,5 +179,6 @@ __all__ = [
     "read_npz",
     "redraw",
     "require_below",
+    "require_file",
     "resolve_data_dir",
 ]

@@ -1,7 +1,7 @@
-"""An LSTM that reads tokens and predicts the next one: the Shakespeare network of LEAF (Caldas et al. 2018), smaller by default.
+"""An LSTM that reads tokens and predicts the next one: LEAF's network for Shakespeare (Caldas et al. 2018), only smaller.
 
-LEAF has an embedding of 8 and two layers of 256 units, for GPUs and thousands of rounds. One layer of 64 units costs a thirtieth
-of that per gradient; `lstm.hidden=256` with `lstm.layers=2` is LEAF's.
+LEAF has an embedding of 8 and two layers of 256 units, trained on GPUs; the default here is one layer of 64, for CPUs.
+`lstm.hidden=256` and `lstm.layers=2` are LEAF's.
 
 The cell is written out (Hochreiter, Schmidhuber 1997, with forget gates), since torch's own LSTM can neither be mapped over
 tasks nor be differentiated twice. Parameters have the names and initial distributions of torch.nn.LSTM:
@@ -53,7 +53,7 @@ class NextToken(nn.Module):
         self.head = nn.Linear(hidden, tokens)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The first layer's projection is the same wherever a token stands: 77 rows, looked up, instead of one for every position.
+        # What a token adds to the gates does not depend on its place: one row per token, looked up, not one per position.
         projected = self.lstm.project(self.embedding.weight, 0)
         logits: Tensor = self.head(self.lstm(functional.embedding(x, projected)))
         return logits
