@@ -67,10 +67,10 @@ class LstmLayers(nn.Module):
         self.hidden, self.layers = hidden, layers
         bound = hidden**-0.5
         for layer in range(layers):
-            shapes = {"weight_ih": (4 * hidden, hidden if layer else inputs), "weight_hh": (4 * hidden, hidden)}
-            shapes |= {"bias_ih": (4 * hidden,), "bias_hh": (4 * hidden,)}
-            for name, shape in shapes.items():
-                self.register_parameter(f"{name}_l{layer}", nn.Parameter(torch.empty(shape).uniform_(-bound, bound)))
+            fan_in = hidden if layer else inputs
+            for name, shape in (("weight_ih", [fan_in]), ("weight_hh", [hidden]), ("bias_ih", []), ("bias_hh", [])):
+                value = torch.empty(4 * hidden, *shape).uniform_(-bound, bound)
+                self.register_parameter(f"{name}_l{layer}", nn.Parameter(value))
 
     def project(self, inputs: Tensor, layer: int) -> Tensor:
         """What the inputs [..., inputs] add to the gates [..., 4 * hidden]."""

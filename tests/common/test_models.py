@@ -87,7 +87,8 @@ def test_mapping_over_tasks_with_parameters_of_their_own_equals_a_loop(name: str
     x = inputs(name, 3, 4)
 
     def slopes(params: Params, part: torch.Tensor) -> Params:
-        return grad(lambda p: functional_call(modules[0], p, (part,)).logsumexp(dim=1).sum())(params)
+        found: Params = grad(lambda p: functional_call(modules[0], p, (part,)).logsumexp(dim=1).sum())(params)
+        return found
 
     mapped = vmap(slopes)(stacked, x)
     for i, module in enumerate(modules):
