@@ -18,7 +18,7 @@ from common.algorithms import ALGORITHMS
 from common.algorithms.base import AlgorithmOptions
 from common.datasets import DATASETS
 from common.errors import ConfigError
-from common.models import MODELS
+from common.models import MODELS, is_own_model
 from common.options import Options, Text
 
 T = TypeVar("T", bound=Options)
@@ -31,7 +31,9 @@ class RunConfig(Options):
 
     algorithm: str = Field("reptile", description="what is trained: a name in ALGORITHMS")
     dataset: str = Field("digits", description="whose tasks: a name in DATASETS")
-    model: str = Field("auto", description='a name in MODELS; "auto": the one that the data set recommends')
+    model: str = Field(
+        "auto", description='a name in MODELS; "auto": the one that the data set recommends; "module:factory": your own'
+    )
     seed: int = Field(0, ge=0, description="decides the initial model, the task split and every draw")
     rounds: int = Field(100, ge=1, description="training rounds")
     fraction: float = Field(1.0, gt=0, le=1, description="part of the training tasks that takes part in a round")
@@ -71,7 +73,9 @@ class RunConfig(Options):
         return config
 
     def table(self, name: str) -> Options:
-        """The settings table of one algorithm, data set or model."""
+        """The settings table of one algorithm, data set or model; a user's own model has none, so its table is empty."""
+        if is_own_model(name):
+            return Options()
         return self._tables.get(name) or table_types()[name]()
 
     def flat(self) -> dict[str, Scalar]:
@@ -131,7 +135,9 @@ def parse_node_config(flat: Mapping[str, Any]) -> NodeConfig:
 def _check_choices(config: RunConfig) -> None:
     for key, registry in (("algorithm", ALGORITHMS), ("dataset", DATASETS), ("model", ["auto", *MODELS])):
         value = getattr(config, key)
-        if value not in registry:
+        if key == "model" and is_own_model(value):
+            _check_own_model(value)
+        elif value not in registry:
             raise ConfigError(f"`{key}` must be one of {', '.join(registry)}, got {value!r}{_suggest(value, registry)}")
     try:
         rates = config.lrs
@@ -142,6 +148,12 @@ def _check_choices(config: RunConfig) -> None:
     for key, path in (("output-dir", config.output_dir), ("resume-from", config.resume_from)):
         if path and not Path(path).is_absolute():
             raise ConfigError(f"`{key}` must be an absolute path, because the server runs elsewhere, got {path!r}")
+
+
+def _check_own_model(value: str) -> None:
+    module, _, factory = value.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), factory)):
+        raise ConfigError(f'`model` must be "module:factory" for a model of your own, such as "my_models:small", got {value!r}')
 
 
 def _validate(model: type[T], values: Mapping[str, Any], prefix: str, what: str = "setting") -> T:

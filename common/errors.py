@@ -11,3 +11,9 @@ class ConfigError(QuickbloomError):
 
 class DataError(QuickbloomError):
     """A data file is missing or unreadable, or its content does not fit the settings."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """An exception of somebody else's as part of a sentence: its type and its text, without line breaks."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text if len(text) <= 300 else text[:297] + '...'}".removesuffix(": ").rstrip(".")

@@ -21,6 +21,7 @@ from common.config import RunConfig, Scalar, parse_run_config, table_types
 from common.datasets import DATASETS, load_dataset
 from common.datasets.base import resolve_data_dir
 from common.errors import ConfigError, QuickbloomError
+from common.models import is_own_model
 from server_app import checkpoint
 from server_app.history import RunDirectory, unused
 from server_app.launch import LaunchError, LocalSuperLink, Run, bundle, connection_exists
@@ -164,11 +165,18 @@ def _check_locally(config: RunConfig, settings: dict[str, Scalar], nodes: int) -
     data_dir = resolve_data_dir(config.data_dir).absolute()
     settings["data-dir"] = str(data_dir)
     dataset = load_dataset(config.dataset, config.table(config.dataset), data_dir)
+    if modules := _own_modules(config.model):
+        sys.path.insert(0, str(modules))
     build_algorithm(config.resolved(), dataset.spec)
     split_tasks(dataset.tasks(), config)
     if config.resume_from:
         checkpoint.load(Path(config.resume_from))
     RunDirectory.create(config.output_dir, "")
+
+
+def _own_modules(model: str) -> Path | None:
+    """Where the module of a user's own model is looked for first: the current directory. None for any other model."""
+    return Path.cwd() if is_own_model(model) else None
 
 
 def _follow(
@@ -184,7 +192,7 @@ def _follow(
             if not console.is_terminal:
                 console.print("starting Flower")
             app = stack.enter_context(bundle())
-            link = connection or stack.enter_context(LocalSuperLink())
+            link = connection or stack.enter_context(LocalSuperLink(_own_modules(str(settings.get("model", "auto")))))
             started = Run(app, link, settings, nodes)
             stack.callback(started.close)
             try:

@@ -40,12 +40,17 @@ class LaunchError(QuickbloomError):
     """Flower could not be started, or did not take the run."""
 
 
-def environment(flwr_home: Path | None = None) -> dict[str, str]:
-    """The environment for Flower's processes: this Python's scripts first on the PATH, one thread, no telemetry."""
+def environment(flwr_home: Path | None = None, modules: Path | None = None) -> dict[str, str]:
+    """The environment for Flower's processes: this Python's scripts first on the PATH, one thread, no telemetry.
+
+    `modules`: a directory from which they can import as well.
+    """
     scripts = str(Path(sys.executable).parent)
     extra = {"PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}", "OMP_NUM_THREADS": "1"}
     if flwr_home:
         extra["FLWR_HOME"] = str(flwr_home)
+    if modules:
+        extra["PYTHONPATH"] = os.pathsep.join(filter(None, [str(modules), os.environ.get("PYTHONPATH")]))
     return {**os.environ, **QUIET, **extra}
 
 
@@ -67,11 +72,16 @@ def bundle() -> Iterator[Path]:
 
 
 class LocalSuperLink:
-    """A SuperLink for simulations that lives as long as this context. `name` is its connection, `home` its FLWR_HOME."""
+    """A SuperLink for simulations that lives as long as this context. `name` is its connection, `home` its FLWR_HOME.
+
+    `modules`: the directory of a user's own model. It is on no path unless there is one, because other files in a user's
+    current directory could then stand in the way of what Flower's processes import.
+    """
 
     name = "private"
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Path | None = None) -> None:
+        self._modules = modules
         self._directory = tempfile.TemporaryDirectory(prefix="quickbloom-superlink-", ignore_cleanup_errors=True)
         self.home = Path(self._directory.name)
 
@@ -86,7 +96,7 @@ class LocalSuperLink:
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 command,
-                env=environment(self.home),
+                env=environment(self.home, self._modules),
                 cwd=self.home,  # neutral: Flower imports the app from here before it looks into the bundle
                 stdout=log,
                 stderr=subprocess.STDOUT,

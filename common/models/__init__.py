@@ -1,5 +1,6 @@
 """The models by name."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from common.models.conv4 import Conv4
 from common.models.linear import Linear
 from common.models.lstm import Lstm
 from common.models.mlp import Mlp
+from common.models.own import is_own_model, own_factory
 from common.models.sine import Sine
 from common.randomness import generator
 
@@ -17,7 +19,15 @@ MODELS: dict[str, type[Model]] = {model.name: model for model in (Mlp, Conv4, Si
 
 
 def build_model(name: str, options: Any, input_shape: tuple[int, ...], outputs: int, seed: int) -> nn.Module:
-    """The model `name`, initialised from `seed` alone: the global random state is neither read nor changed."""
+    """The model `name`, initialised from `seed` alone: the global random state is neither read nor changed.
+
+    A user's own model ("module:factory") has no options. Raises ConfigError if it cannot be built for these shapes.
+    """
     with torch.random.fork_rng(devices=[]):
+        # Imported before the seed is set: importing may draw numbers, and happens only once in a process.
+        build = own_factory(name) if is_own_model(name) else partial(MODELS[name].build, options)
         torch.manual_seed(int(generator(seed, "model").integers(2**62)))
-        return MODELS[name].build(options, input_shape, outputs)
+        return build(input_shape, outputs)
+
+
+__all__ = ["MODELS", "Model", "build_model", "is_own_model"]

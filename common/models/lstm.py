@@ -3,8 +3,8 @@
 LEAF has an embedding of 8 and two layers of 256 units, trained on GPUs; the default here is one layer of 64, for CPUs.
 `lstm.hidden=256` and `lstm.layers=2` are LEAF's.
 
-The cell is written out (Hochreiter, Schmidhuber 1997, with forget gates), since torch's own LSTM can neither be mapped over
-tasks nor be differentiated twice. Parameters have the names and initial distributions of torch.nn.LSTM:
+The cell is written out (Hochreiter, Schmidhuber 1997, with forget gates), since torch.func.vmap cannot map torch's own LSTM.
+Parameters have the names and initial distributions of torch.nn.LSTM:
 (i, f, g, o) = W_ih x_t + b_ih + W_hh h_t-1 + b_hh;  c_t = s(f) c_t-1 + s(i) tanh(g);  h_t = s(o) tanh(c_t).
 """
 

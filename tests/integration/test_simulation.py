@@ -93,6 +93,24 @@ def test_a_superlink_that_dies_ends_the_command_with_one_sentence(tmp_path: Path
     assert processes_with(f"FLWR_HOME={link.home}") == []
 
 
+def test_a_users_own_model_is_imported_from_the_current_directory(tmp_path: Path) -> None:
+    source = (
+        "from torch import nn\n\ndef net(shape, outputs):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, outputs))\n"
+    )
+    (tmp_path / "my_models.py").write_text(source)
+    # A file of the user's that has the name of a package of this app does not stand in its way.
+    (tmp_path / "common.py").write_text("raise RuntimeError('the wrong module')\n")
+    settings = ["--set", "model=my_models:net", "--set", "evaluate-every=1", "--rounds", "2"]
+    own, builtin = (
+        quickbloom("run", *model, "--output", str(tmp_path / name), "--json", cwd=tmp_path)
+        for name, model in {"own": settings, "builtin": [*settings, "--set", "model=linear"]}.items()
+    )
+    assert own.returncode == builtin.returncode == 0, own.stderr + builtin.stderr
+    assert json.loads((tmp_path / "own" / "config.json").read_text())["model"] == "my_models:net"
+    # The same network from the same seed under another name.
+    assert numbers(curve(tmp_path / "own")) == pytest.approx(numbers(curve(tmp_path / "builtin")), abs=1e-6)
+
+
 def test_a_run_that_diverges_ends_without_a_traceback(tmp_path: Path) -> None:
     settings = ["--rounds", "1", "--set", "fomaml.outer-optimizer=sgd", "--set", "fomaml.outer-lr=1e15"]
     done = quickbloom("run", "--algorithm", "fomaml", "--dataset", "sinusoid", *settings, "--json", cwd=tmp_path)

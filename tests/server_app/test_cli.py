@@ -1,6 +1,7 @@
 """The `quickbloom` command up to the point where Flower starts: what it takes, and what it refuses."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         (["--connection", "nowhere"], "`--connection` must be a [superlink.NAME] of Flower's config.toml, got 'nowhere'"),
         (["--dataset", "omniglot", "--set", "omniglot.ways=100"], "ways"),
         (["--dataset", "gaussian", "--set", "model=conv4"], '`model = "conv4"` needs images'),
+        (["--dataset", "shakespeare", "--set", "model=mlp"], '`model = "mlp"` reads numbers'),
+        (["--set", "model=own_missing:net"], '`model = "own_missing:net"` must name a module that can be imported'),
         (["--set", "algorithm=maml", "--set", "inner-lr=-1"], "`maml.inner-lr` must be greater than or equal to 0"),
         (["--set", "min-nodes=3"], "`min-nodes` must be at most `--nodes` (2), got 3"),
         (["--set", "test-tasks=60"], "leave none of the 56 tasks for training"),
@@ -67,6 +70,16 @@ def test_wrong_input_is_refused_with_one_sentence(
     monkeypatch.setenv("QUICKBLOOM_DATA_DIR", str(data_dir))
     monkeypatch.setenv("COLUMNS", "1000")
     assert sentence in refused(monkeypatch, capsys, "run", *arguments)
+
+
+def test_a_users_model_is_found_in_the_current_directory_and_tried_before_flower_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    (tmp_path / "own_for_cli.py").write_text("from torch import nn\n\ndef net(shape, outputs):\n    return nn.Linear(8, 3)\n")
+    said = refused(monkeypatch, capsys, "run", "--set", "model=own_for_cli:net")
+    assert '`model = "own_for_cli:net"` must map float32 inputs of shape (2, 1, 8, 8) to outputs of shape (2, 5)' in said
 
 
 def _wrong_dtype(path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server_app.launch import LocalSuperLink, bundle, connection_exists, nest
+from server_app.launch import LocalSuperLink, bundle, connection_exists, environment, nest
 from server_app.processes import end_group
 
 
@@ -16,6 +16,15 @@ def test_the_bundle_holds_the_app_and_nothing_else() -> None:
         assert (app / "common" / "algorithms" / "maml.py").is_file()
         assert not list(app.rglob("__pycache__"))
     assert not app.exists()
+
+
+def test_the_directory_of_a_users_model_comes_first_and_only_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/theirs")
+    assert environment()["PYTHONPATH"] == "/theirs"
+    assert environment(modules=Path("/mine"))["PYTHONPATH"] == "/mine:/theirs"
+    monkeypatch.delenv("PYTHONPATH")
+    assert "PYTHONPATH" not in environment()
+    assert environment(modules=Path("/mine"))["PYTHONPATH"] == "/mine"
 
 
 def test_settings_are_nested_as_toml_wants_them() -> None:

@@ -1,0 +1,133 @@
+"""From settings and data to an algorithm: what does not go together is refused before anything is trained."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.assemble import build_algorithm, try_out
+from common.config import parse_run_config
+from common.datasets import DATASETS
+from common.datasets.base import DataSpec
+from common.errors import ConfigError
+from common.learner import Learner
+from common.models import MODELS
+
+IMAGES = DataSpec("classification", (1, 12, 12), 5)
+NUMBERS = DataSpec("regression", (6,), 2)
+TOKENS = DataSpec("classification", (6,), 7, tokens=True)
+
+
+def refusal(module: nn.Module, spec: DataSpec = NUMBERS, outputs: int = 0) -> str:
+    """What the trial says of a module that does not fit: one sentence."""
+    with pytest.raises(ConfigError) as caught:
+        try_out(Learner(module, spec.kind), "mine:net", spec, outputs or spec.outputs)
+    assert str(caught.value).startswith('`model = "mine:net"` must ')
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+class Through(nn.Module):
+    """One linear layer and then whatever the test is about."""
+
+    def __init__(self, after: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.linear, self.after = nn.Linear(6, 2), after
+
+    def forward(self, x: Tensor) -> Any:
+        return self.after(self.linear(x))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.lstm = nn.Embedding(7, 4), nn.LSTM(4, 7, batch_first=True)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.lstm(self.embedding(x))[0][:, -1]
+
+
+@pytest.mark.parametrize("spec", [IMAGES, NUMBERS, TOKENS], ids=["images", "numbers", "tokens"])
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_model_is_built_for_data_that_fit_it_and_refused_in_one_sentence_for_others(name: str, spec: DataSpec) -> None:
+    fits = MODELS[name].tokens == spec.tokens and (name != "conv4" or spec is IMAGES)
+    config = parse_run_config({"model": name, "conv4.filters": 4, "lstm.hidden": 4}).resolved()
+    if fits:
+        algorithm = build_algorithm(config, spec)
+        x = torch.zeros(3, *spec.input_shape, dtype=torch.int64 if spec.tokens else torch.float32)
+        assert algorithm.learner.apply(algorithm.init(), x).shape == (3, spec.outputs)
+    else:
+        with pytest.raises(ConfigError, match=rf'`model = "{name}"` .*choose `model = "(auto|mlp)"`'):
+            build_algorithm(config, spec)
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_the_model_that_a_data_set_recommends_reads_its_kind_of_inputs(name: str) -> None:
+    assert MODELS[DATASETS[name].model].tokens == (name == "shakespeare")
+
+
+def test_outputs_of_another_shape_are_refused() -> None:
+    said = refusal(nn.Linear(6, 3))
+    assert "must map float32 inputs of shape (2, 6) to outputs of shape (2, 2), got torch.float32 of shape (2, 3)" in said
+    assert "got torch.float32 of shape (2,)" in refusal(Through(lambda x: x.sum(dim=1)))
+    assert "got torch.int64 of shape (2, 2)" in refusal(Through(lambda x: x.long()))
+    assert "got a tuple" in refusal(Through(lambda x: (x, x)))
+
+
+def test_a_model_for_other_inputs_is_refused_with_what_it_raised() -> None:
+    assert "but it raised RuntimeError: mat1 and mat2 shapes cannot be multiplied" in refusal(nn.Linear(5, 2))
+    assert "must map int64 token ids of shape (2, 6)" in refusal(nn.Linear(6, 7), TOKENS)
+    assert "but it raised RuntimeError" in refusal(nn.Linear(6, 2).double())
+
+
+def test_an_embedding_without_the_last_token_is_refused() -> None:
+    too_small = nn.Sequential(nn.Embedding(6, 2), nn.Flatten(), nn.Linear(12, 7))
+    assert "but it raised IndexError: index out of range" in refusal(too_small, TOKENS)
+    enough = nn.Sequential(nn.Embedding(7, 2), nn.Flatten(), nn.Linear(12, 7))
+    try_out(Learner(enough, "classification"), "mine:net", TOKENS, 7)
+
+
+@pytest.mark.parametrize(
+    ("module", "spec", "words"),
+    [
+        (nn.Sequential(nn.Linear(6, 2), nn.Dropout(0.5)), NUMBERS, "random operation"),
+        (Through(lambda x: x if x.sum() > 0 else -x), NUMBERS, "RuntimeError"),
+        (Through(lambda x: torch.zeros(2, 2).copy_(x)), NUMBERS, "vmap"),
+        (Recurrent(), TOKENS, "RuntimeError"),
+    ],
+    ids=["dropout", "branch on values", "in place", "torch.nn.LSTM"],
+)
+def test_what_cannot_be_mapped_over_tasks_is_refused(module: nn.Module, spec: DataSpec, words: str) -> None:
+    assert module(torch.zeros(2, 6, dtype=torch.int64 if spec.tokens else torch.float32)).shape == (2, spec.outputs)
+    said = refusal(module, spec)
+    assert "must work under torch.func.vmap and grad" in said
+    assert words in said
+
+
+def test_a_model_without_parameters_is_refused() -> None:
+    assert "must have parameters to train, got a module without any" in refusal(nn.Identity(), DataSpec("regression", (2,), 2))
+    assert "must have parameters to train, got lazy ones" in refusal(nn.LazyLinear(2))
+
+
+def test_the_trial_leaves_the_global_random_state_and_the_module_alone() -> None:
+    module = Through(lambda x: x + 0 * torch.randn(2))
+    before, state = torch.random.get_rng_state(), {name: value.clone() for name, value in module.state_dict().items()}
+    assert "random operation" in refusal(module)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+    assert all(value.grad is None for value in module.parameters())
+
+
+def test_a_users_own_model_becomes_an_algorithm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "from torch import nn\ndef net(shape, outputs):\n    return nn.{layer}\n"
+    (tmp_path / "own_for_assembling.py").write_text(source.format(layer="Linear(6, outputs)"))
+    normed = "Sequential(nn.Linear(6, outputs), nn.BatchNorm1d(outputs))"
+    (tmp_path / "own_with_state.py").write_text(source.format(layer=normed))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    algorithm = build_algorithm(parse_run_config({"model": "own_for_assembling:net"}).resolved(), NUMBERS)
+    assert {name: tuple(value.shape) for name, value in algorithm.init().items()} == {"weight": (2, 6), "bias": (2,)}
+    with pytest.raises(ConfigError, match=r"`model` keeps running state in the buffer `1\.running_mean`"):
+        build_algorithm(parse_run_config({"model": "own_with_state:net"}).resolved(), NUMBERS)
