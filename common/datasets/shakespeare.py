@@ -2,7 +2,8 @@
 
 Source: 37 plays in the public domain, parsed into speeches. It is not LEAF's own file, and the context is 20 characters instead
 of LEAF's 80 (`shakespeare.context=80`): a CPU takes a fourth of the time. So scores compare with LEAF's only roughly. Always
-predicting a blank is right for one character in six.
+predicting a blank is right for one character in six. About 290 roles train, so a CPU wants `tasks-per-round=50`; MAML keeps
+some 45 MB per role while it differentiates through five steps, so it wants `chunk-size=32` too.
 
 Nothing leaks between support, query and test. A role's text in order of time is cut at 80 %, as in LEAF: test examples come
 from the last fifth alone, everything else from the part before. That first part is cut again for every draw, at a random place
