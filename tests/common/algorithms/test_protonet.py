@@ -1,0 +1,151 @@
+"""Prototypical networks against a plane with two classes worked by hand, and against explicit distances in plain autograd."""
+
+import math
+
+import pytest
+import torch
+from plain_torch import NO_MINIBATCHES, Weights, central_differences, close, leaves, random_episode, tanh_learner, tanh_outputs
+from torch import Tensor, nn
+
+from common.algorithms.protonet import ProtoNet
+from common.batch import Batch, Episode
+from common.errors import ConfigError
+from common.inner import last
+from common.learner import Learner
+from common.params import Params
+
+IDENTITY = {"weight": torch.eye(2, dtype=torch.float64)}
+
+
+def plane(classes: int = 2) -> ProtoNet:
+    """Inputs in the plane, which a linear layer embeds; with the weights IDENTITY as they are."""
+    learner = Learner(nn.Linear(2, 2, bias=False).double(), "classification", classes)
+    return ProtoNet(ProtoNet.Options.model_validate({"inner-lr": 0.1, "embedding": 2}), learner)
+
+
+def points(*examples: tuple[float, float, int]) -> Batch:
+    """(x, y, class) each."""
+    places = torch.tensor([example[:2] for example in examples], dtype=torch.float64)
+    return Batch.of(places, torch.tensor([example[2] for example in examples]))
+
+
+SUPPORT = points((0, 0, 0), (2, 0, 0), (0, 3, 1))
+"""Prototypes (1, 0) and (0, 3)."""
+
+
+def adapted(algorithm: ProtoNet, support: Batch) -> Params:
+    return last(algorithm.adaptation_path(IDENTITY, support, 0.1, 1))
+
+
+def test_prototypes_loss_and_accuracy_by_hand() -> None:
+    # (1, 1): squared distances 1 and 1 + 4 = 5, so log p(0) = -log(1 + e^-4). (0, 2): distances 1 + 4 = 5 and 1; of class 0, so
+    # log p(0) = -log(1 + e^4), and it is taken for class 1.
+    personal = adapted(plane(), SUPPORT)
+    assert torch.equal(personal["prototypes"], torch.tensor([[1.0, 0.0], [0.0, 3.0]], dtype=torch.float64))
+    loss, accuracy = plane().score(personal, points((1, 1, 0), (0, 2, 0)))
+    assert loss.item() == pytest.approx((math.log1p(math.exp(-4)) + math.log1p(math.exp(4))) / 2, abs=1e-12)
+    assert accuracy.item() == 0.5
+
+
+def plain_objective(theta: Weights, episode: Episode) -> Tensor:
+    """Cross-entropy over explicit squared distances to class means, one query example at a time."""
+    embedded, total = tanh_outputs(theta, episode.support.x), torch.zeros((), dtype=torch.float64)
+    means = [embedded[episode.support.y == c].mean(0) for c in range(3)]
+    for x, y in zip(tanh_outputs(theta, episode.query.x), episode.query.y, strict=True):
+        scores = torch.stack([-((x - mean) ** 2).sum() for mean in means])
+        total = total - scores.log_softmax(0)[y]
+    return total / len(episode.query.y)
+
+
+def network() -> ProtoNet:
+    return ProtoNet(
+        ProtoNet.Options.model_validate({"inner-lr": 0.1, "embedding": 5}), tanh_learner("classification", outputs=5)
+    )
+
+
+def test_protonet_gradient_equals_plain_autograd() -> None:
+    algorithm, episode = network(), random_episode("classification", 7, 8)
+    theta = leaves(algorithm.init())
+    objective = plain_objective(theta, episode)
+    gradient, loss = algorithm.meta_gradient(algorithm.init(), episode, NO_MINIBATCHES)
+    assert gradient.keys() == algorithm.init().keys()
+    assert close(gradient, torch.autograd.grad(objective, theta), atol=1e-10)
+    assert loss.item() == pytest.approx(objective.item(), abs=1e-12)
+
+
+def test_protonet_gradient_matches_finite_differences() -> None:
+    algorithm, episode = network(), random_episode("classification", 7, 8)
+    slopes = central_differences(lambda theta: plain_objective(theta, episode), list(algorithm.init().values()))
+    gradient, _ = algorithm.meta_gradient(algorithm.init(), episode, NO_MINIBATCHES)
+    assert close(gradient, slopes, atol=1e-8)
+
+
+def test_examples_of_weight_zero_have_no_influence() -> None:
+    def padded(batch: Batch, label: int) -> Batch:
+        more = torch.full((2, *batch.x.shape[1:]), 9.0, dtype=torch.float64)
+        y = torch.cat([batch.y, torch.tensor([label, label])])
+        return Batch(torch.cat([batch.x, more]), y, torch.cat([batch.weight, torch.zeros(2, dtype=torch.float64)]))
+
+    algorithm, episode = network(), random_episode("classification", 7, 8)
+    gradient, loss = algorithm.meta_gradient(algorithm.init(), episode, NO_MINIBATCHES)
+    for label in range(3):
+        other = Episode(padded(episode.support, label), padded(episode.query, label))
+        same, padded_loss = algorithm.meta_gradient(algorithm.init(), other, NO_MINIBATCHES)
+        assert close(same, list(gradient.values()), atol=1e-12)
+        assert padded_loss.item() == pytest.approx(loss.item(), abs=1e-12)
+
+
+def test_a_class_of_padding_alone_has_no_prototype() -> None:
+    support = Batch(SUPPORT.x, SUPPORT.y, torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64))
+    assert adapted(plane(), support)["known"].tolist() == [1, 0]
+
+
+def test_query_examples_of_a_class_without_support_are_errors_and_not_in_the_loss() -> None:
+    # Of the queries above, a third one of class 2, at the origin, where the prototype of nothing would be. Accuracy 1/3.
+    algorithm = plane(classes=3)
+    query = points((1, 1, 0), (0, 2, 0), (0, 0, 2))
+    loss, accuracy = algorithm.score(adapted(algorithm, SUPPORT), query)
+    assert loss.item() == pytest.approx((math.log1p(math.exp(-4)) + math.log1p(math.exp(4))) / 2, abs=1e-12)
+    assert accuracy.item() == pytest.approx(1 / 3, abs=1e-12)
+
+
+def test_a_task_whose_query_classes_all_lack_support_has_a_gradient_of_zero() -> None:
+    algorithm = plane(classes=3)
+    gradient, loss = algorithm.meta_gradient(IDENTITY, Episode(SUPPORT, points((1, 1, 2))), NO_MINIBATCHES)
+    assert loss.item() == 0
+    assert not gradient["weight"].any()
+
+
+@pytest.mark.parametrize("order", [[1, 2, 0], [2, 1, 0]])
+def test_renaming_the_classes_changes_no_score(order: list[int]) -> None:
+    algorithm, episode = network(), random_episode("classification", 7, 8)
+    new = torch.tensor(order)
+    renamed = Episode(*(Batch(batch.x, new[batch.y], batch.weight) for batch in episode))
+    scores = [
+        torch.stack(algorithm.score(last(algorithm.adaptation_path(algorithm.init(), support, 0.1, 1)), query))
+        for support, query in (episode, renamed)
+    ]
+    assert torch.allclose(scores[0], scores[1], rtol=0, atol=1e-12)
+
+
+def test_before_adaptation_all_classes_are_alike() -> None:
+    before, *_ = plane(classes=4).adaptation_path(IDENTITY, SUPPORT, 0.1, 2)
+    loss, accuracy = plane(classes=4).score(before, points((5, 1, 0), (0, 2, 1), (7, 0, 2), (1, 1, 3)))
+    assert loss.item() == pytest.approx(math.log(4), abs=1e-12)
+    assert accuracy.item() == 0.25
+
+
+def test_more_steps_than_one_and_the_rate_change_nothing() -> None:
+    paths = [list(plane().adaptation_path(IDENTITY, SUPPORT, lr, 3)) for lr in (0.01, 1.0)]
+    for path in paths:
+        assert all(torch.equal(phi["prototypes"], paths[0][1]["prototypes"]) for phi in path[1:])
+        assert all(torch.equal(phi["weight"], IDENTITY["weight"]) for phi in path)
+
+
+def test_the_model_gets_as_many_outputs_as_the_embedding_has_dimensions() -> None:
+    assert ProtoNet.model_outputs(ProtoNet.Options.model_validate({"embedding": 17}), 5) == 17
+
+
+def test_regression_is_refused() -> None:
+    with pytest.raises(ConfigError, match='`algorithm = "protonet"` is defined for classification'):
+        ProtoNet(ProtoNet.Options.model_validate({"inner-lr": 0.1, "embedding": 5}), tanh_learner("regression", outputs=5))

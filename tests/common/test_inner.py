@@ -1,0 +1,66 @@
+"""Proximal steps and Hessian-vector products against numbers by hand and torch's own Hessian."""
+
+import pytest
+import torch
+from plain_torch import cross_entropy, line_learner, random_episode, row, tanh_learner
+from torch import Tensor
+
+from common.batch import Batch
+from common.inner import descend_towards, gradient_and_hessian, last
+from common.params import Params
+
+LINE = line_learner(1)
+THREE = Batch.of(row(1), row(3))
+"""L(w) = (w - 3)^2."""
+
+
+def towards_one(start: float, steps: int, lr: float, strength: float) -> list[float]:
+    path = descend_towards(LINE.loss, {"weight": row(start)}, {"weight": row(1)}, iter([THREE] * steps), lr, strength)
+    return [phi["weight"].item() for phi in path]
+
+
+def test_proximal_steps_by_hand() -> None:
+    # From 7 with lr 0.25 and strength 2 towards 1: (7 - 0.25 * 8 + 0.25 * 2 * 1) / (1 + 0.25 * 2) = 5.5 / 1.5 = 11/3.
+    # Then (11/3 - 0.25 * 4/3 + 0.5) / 1.5 = (23/6) / 1.5 = 23/9.
+    assert towards_one(7, steps=2, lr=0.25, strength=2) == pytest.approx([7, 11 / 3, 23 / 9], abs=1e-12)
+
+
+@pytest.mark.parametrize(("lr", "strength"), [(0.1, 2), (0.5, 2), (0.1, 1e6), (0.1, 1e-3)])
+def test_proximal_steps_end_where_both_slopes_cancel(lr: float, strength: float) -> None:
+    # 2 (phi - 3) + strength (phi - 1) = 0 at phi = (6 + strength) / (2 + strength), whatever the step size.
+    minimum = (6 + strength) / (2 + strength)
+    assert towards_one(7, steps=200, lr=lr, strength=strength)[-1] == pytest.approx(minimum, abs=1e-12)
+    assert towards_one(minimum, steps=1, lr=lr, strength=strength)[-1] == pytest.approx(minimum, abs=1e-12)
+
+
+def test_without_strength_proximal_steps_are_plain_gradient_steps() -> None:
+    # w - 3 shrinks by 1 - 2 * 0.25 = 1/2 a step.
+    assert towards_one(7, steps=3, lr=0.25, strength=0) == pytest.approx([7, 5, 4, 3.5], abs=1e-12)
+
+
+def test_gradient_and_hessian_equal_torchs_own() -> None:
+    learner, batch = tanh_learner("classification"), random_episode("classification").support
+    at = learner.initial()
+    sizes = [value.numel() for value in at.values()]
+
+    def flat_loss(flat: Tensor) -> Tensor:
+        return cross_entropy([p.view_as(v) for p, v in zip(flat.split(sizes), at.values(), strict=True)], batch)
+
+    flat = torch.cat([value.flatten() for value in at.values()])
+    hessian = torch.autograd.functional.hessian(flat_loss, flat)
+    gradient, times_hessian = gradient_and_hessian(lambda params: learner.loss(params, batch), at)
+    direction = torch.linspace(-1, 1, len(flat), dtype=torch.float64)
+    v = dict(zip(at, [p.view_as(q) for p, q in zip(direction.split(sizes), at.values(), strict=True)], strict=True))
+    assert torch.allclose(joined(times_hessian(v)), hessian @ direction, rtol=0, atol=1e-10)
+    assert torch.allclose(joined(times_hessian(times_hessian(v))), hessian @ (hessian @ direction), rtol=0, atol=1e-10)
+    assert torch.allclose(joined(gradient), torch.autograd.functional.jacobian(flat_loss, flat), rtol=0, atol=1e-10)
+
+
+def joined(params: Params) -> Tensor:
+    return torch.cat([value.flatten() for value in params.values()])
+
+
+def test_the_end_of_a_path_is_its_last_entry_and_an_empty_path_has_none() -> None:
+    assert last(iter([{"w": row(1)}, {"w": row(2)}]))["w"].item() == 2
+    with pytest.raises(StopIteration):
+        last(iter([]))
