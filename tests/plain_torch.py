@@ -1,4 +1,4 @@
-"""An oracle for the algorithms: a small network, its losses and their derivatives in plain torch, without the project's engine."""
+"""An oracle for the algorithms: a small network, its losses and their derivatives in plain torch, without our own engine."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,5 +1,7 @@
 """ANIL against plain autograd, finite differences, and a product of two weights worked by hand."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from plain_torch import (
@@ -76,7 +78,7 @@ def test_only_the_head_adapts_at_evaluation() -> None:
     algorithm = anil("classification")
     meta = algorithm.init()
     path = list(algorithm.adaptation_path(meta, random_episode("classification").support, 0.4, 3))
-    for before, after in zip(path, path[1:], strict=False):
+    for before, after in pairwise(path):
         assert torch.equal(after["0.weight"], meta["0.weight"])
         assert torch.equal(after["0.bias"], meta["0.bias"])
         assert not torch.equal(after["2.weight"], before["2.weight"])

@@ -1,4 +1,4 @@
-"""iMAML against a closed form, an unrolled inner problem in plain autograd, and finite differences; conjugate gradient by hand."""
+"""iMAML against a closed form, autograd through a long inner loop, and finite differences; conjugate gradient by hand."""
 
 from collections.abc import Callable
 
