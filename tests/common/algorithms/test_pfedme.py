@@ -60,7 +60,7 @@ def test_a_local_step_is_a_step_along_the_gradient_of_the_moreau_envelope(kind: 
     assert close(gradient, [0.25 * slope for slope in slopes], atol=1e-10)
 
 
-@pytest.mark.parametrize("strength", [1.5, 3.0])
+@pytest.mark.parametrize("strength", [2.0, 3.0])
 @pytest.mark.parametrize("kind", LOSSES)
 def test_contribution_equals_plain_torch_over_minibatches_of_support_and_query(kind: str, strength: float) -> None:
     algorithm, episode = pfedme(tanh_learner(kind), strength, 0.25), random_episode(kind)
