@@ -57,13 +57,14 @@ def run_round(algorithm: Algorithm, meta: Params, work: Sequence[TaskWork], chun
     total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in meta.items()}
     total_weight = 0.0
     losses = [float("nan")] * len(work)
-    kept = [algorithm.fresh() if w.kept is None else w.kept for w in work]
+    # What was kept comes from a record or a file, hence on the CPU; a fresh start is where the model is.
+    kept = [algorithm.fresh() if w.kept is None else {name: value.to(device) for name, value in w.kept.items()} for w in work]
     for positions in chunks([_sizes(w.data) for w in work], chunk_size, exact=algorithm.learner.mixes_examples):
         chosen = [work[i] for i in positions]
         episode = Episode(stack([w.data.support for w in chosen], device), stack([w.data.query for w in chosen], device))
         indices = [algorithm.minibatch_indices(w.num_examples, w.rng) for w in chosen]
         minibatches = _stack_minibatches(indices, [len(w.data.support.x) for w in chosen], episode, device)
-        before = {name: torch.stack([kept[i][name] for i in positions]).to(device) for name in kept[positions[0]]}
+        before = {name: torch.stack([kept[i][name] for i in positions]) for name in kept[positions[0]]}
         gradients, loss, after = mapped(meta, before, episode, minibatches)
         finite = _finite_tasks(gradients, after, loss)
         weights = torch.tensor([algorithm.weight(w.num_examples) for w in chosen], dtype=torch.float64, device=device) * finite

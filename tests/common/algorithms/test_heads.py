@@ -11,6 +11,7 @@ from loopback import LoopbackGrid
 from plain_torch import LOSSES, Weights, close, leaves, line_learner, moved, random_episode, tanh_learner, together
 from torch import Tensor
 
+from client_app.kept import KeptState
 from common.algorithms.heads import Heads
 from common.assemble import build_algorithm
 from common.batch import Batch, Minibatches, TaskData
@@ -21,7 +22,7 @@ from common.local_round import TaskWork, run_round
 from common.models import build_model
 from common.params import Params
 from common.randomness import generator
-from common.wire import kept_from_records, to_arrays
+from common.wire import to_arrays
 from server_app.app import run_federation
 from server_app.outer import OuterOptimizer
 from server_app.rollcall import call_roll
@@ -108,6 +109,18 @@ def test_a_task_of_broken_numbers_keeps_the_head_it_had() -> None:
     assert not close(result.kept[0], list(kept_head().values()), atol=1e-3)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_a_head_kept_on_the_cpu_goes_together_with_a_fresh_one() -> None:
+    options = Heads.Options.model_validate({"inner-lr": 0.2, "inner-steps": 5})
+    algorithm, data = Heads(options, tanh_learner("classification")), task()
+    work = [[TaskWork(data, np.random.default_rng(0), kept) for kept in (kept_head(), None)] for _ in range(2)]
+    expected = run_round(algorithm, algorithm.init(), work[0], chunk_size=8)
+    algorithm.learner.module.cuda()
+    found = run_round(algorithm, algorithm.init(), work[1], chunk_size=8)
+    for one, other in zip(found.kept, expected.kept, strict=True):
+        assert close({name: value.cpu() for name, value in one.items()}, list(other.values()), atol=1e-10)
+
+
 @pytest.mark.parametrize("head_steps", [0, 2])
 def test_evaluation_starts_from_a_fresh_head_and_fedrep_moves_the_head_alone(head_steps: int) -> None:
     algorithm, support = heads("regression", head_steps), random_episode("regression").support
@@ -182,7 +195,7 @@ def test_two_rounds_equal_plain_torch_whose_second_round_starts_from_the_heads_o
     assert close(strategy.outer.meta, body, atol=1e-6)
     for task_id, head in kept.items():
         state = grid._contexts[population.homes[task_id]].state
-        found = kept_from_records(state, task_id)
+        found = KeptState(state, "", "").load(task_id, algorithm.fresh())
         assert found is not None
         assert close(found, head, atol=1e-6)
     assert not torch.allclose(kept[population.splits["train"][0]][0], kept[population.splits["train"][1]][0], atol=1e-3)
