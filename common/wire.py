@@ -220,14 +220,14 @@ class EvaluateReply:
         return cls(np.array(losses).reshape(shape), np.array(scores).reshape(shape), seconds)
 
 
-def kept_to_records(records: RecordDict, task_id: str, kept: Params) -> None:
-    """Put what a task keeps on its node into the node's own state; it is never part of a message."""
-    records[f"kept/{task_id}"] = to_arrays(kept)
+def kept_to_records(records: RecordDict, owner: str, kept: Params) -> None:
+    """Put what a task keeps on its node into the node's own state; it is never part of a message. `owner`: whose it is."""
+    records[f"kept/{owner}"] = to_arrays(kept)
 
 
-def kept_from_records(records: RecordDict, task_id: str) -> Params | None:
-    """What a task has kept in the node's own state; None if nothing."""
-    name = f"kept/{task_id}"
+def kept_from_records(records: RecordDict, owner: str) -> Params | None:
+    """What `owner` has kept in the node's own state; None if nothing."""
+    name = f"kept/{owner}"
     return _arrays(records, name) if name in records else None
 
 
