@@ -144,7 +144,7 @@ def test_a_model_of_one_layer_has_no_body() -> None:
 # ---- in a federation
 
 
-def federation(head_steps: int = 0, **more: object) -> RunConfig:
+def federation(head_steps: int = 0, /, **more: object) -> RunConfig:
     """Digits on a network of 8 hidden units: the tensors 1.weight, 1.bias (body), 3.weight, 3.bias (head)."""
     flat = {"algorithm": "heads", "rounds": 2, "mlp.hidden": "8", "seed": 3, "heads.inner-lr": 0.1, "heads.batch-size": 4}
     return parse_run_config({**flat, "heads.inner-steps": 6, "heads.head-steps": head_steps, **more}).resolved()

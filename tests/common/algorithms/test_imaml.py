@@ -55,7 +55,7 @@ def test_implicit_gradient_of_a_quadratic_by_hand() -> None:
 def test_implicit_gradient_is_the_total_derivative_of_the_query_loss(strength: float) -> None:
     def objective(theta: Weights) -> Tensor:
         right = HESSIAN @ torch.tensor([1.0, 0.0], dtype=torch.float64) + strength * theta[0][0]
-        phi = torch.linalg.solve(HESSIAN + strength * torch.eye(2, dtype=torch.float64), right)
+        phi: Tensor = torch.linalg.solve(HESSIAN + strength * torch.eye(2, dtype=torch.float64), right)
         return (phi - torch.tensor([3.0, -12.0], dtype=torch.float64)).square().sum() / 2
 
     gradient, _ = imaml(line_learner(), strength).meta_gradient(

@@ -37,7 +37,7 @@ def fine_tuned(task_id: str, config_flat: dict[str, object], lr: float, steps: i
     for _ in range(steps + 1):
         scores.append((module(data.test.x).argmax(1) == data.test.y).double().mean().item())
         optimizer.zero_grad()
-        F.cross_entropy(module(data.support.x), data.support.y).backward()
+        F.cross_entropy(module(data.support.x), data.support.y).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return scores
 
