@@ -34,8 +34,8 @@ QUERY = quadratic([[1, 0], [0, 1]], [3, -12])
 HESSIAN = torch.tensor([[2.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
 
 
-def imaml(learner: Learner, strength: float, inner_steps: int = 300, cg_steps: int = 40) -> Imaml:
-    settings = {"inner-lr": 0.3, "inner-steps": inner_steps, "strength": strength, "cg-steps": cg_steps}
+def imaml(learner: Learner, strength: float, inner_steps: int = 300, cg_steps: int = 40, damping: float = 0.0) -> Imaml:
+    settings = {"inner-lr": 0.3, "inner-steps": inner_steps, "strength": strength, "cg-steps": cg_steps, "damping": damping}
     return Imaml(Imaml.Options.model_validate(settings), learner)
 
 
@@ -47,6 +47,16 @@ def test_implicit_gradient_of_a_quadratic_by_hand() -> None:
     phi = last(algorithm.adaptation_path(theta, SUPPORT, 0.3, 300))
     gradient, loss = algorithm.meta_gradient(theta, Episode(SUPPORT, QUERY), NO_MINIBATCHES)
     assert torch.allclose(phi["weight"], row(3, -1), rtol=0, atol=1e-12)
+    assert torch.allclose(gradient["weight"], row(-2, 8), rtol=0, atol=1e-12)
+    assert loss.item() == pytest.approx(60.5, abs=1e-10)
+
+
+def test_damping_is_added_to_lambda_in_the_gradient_and_not_in_the_inner_problem_by_hand() -> None:
+    # lambda = 1: (A + I)^-1 = [[2, -1], [-1, 3]] / 5. theta = (3, -1): phi* = (A + I)^-1 ((2, 1) + (3, -1)) = (2, -1).
+    # grad L_Q = phi* - (2, -12) = (0, 11). Damping 1 makes it lambda = 2 in g: (-2, 8) as above.
+    algorithm, theta = imaml(line_learner(), strength=1, cg_steps=2, damping=1), {"weight": row(3, -1)}
+    episode = Episode(SUPPORT, quadratic([[1, 0], [0, 1]], [2, -12]))
+    gradient, loss = algorithm.meta_gradient(theta, episode, NO_MINIBATCHES)
     assert torch.allclose(gradient["weight"], row(-2, 8), rtol=0, atol=1e-12)
     assert loss.item() == pytest.approx(60.5, abs=1e-10)
 
@@ -142,7 +152,7 @@ def test_negative_curvature_beside_positive_one_stays_finite() -> None:
     assert torch.isfinite(x["w"]).all()
 
 
-@pytest.mark.parametrize("wrong", [{"strength": 0.0}, {"strength": -1.0}, {"cg-steps": 0}])
+@pytest.mark.parametrize("wrong", [{"strength": 0.0}, {"strength": -1.0}, {"cg-steps": 0}, {"damping": -0.1}])
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         Imaml.Options.model_validate(wrong)

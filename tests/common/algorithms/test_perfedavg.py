@@ -92,6 +92,14 @@ def test_the_hessian_term_is_exact_whatever_the_size_of_the_query_slope(scale: f
     assert torch.allclose(direction["weight"] / scale, row(-0.1, 0.9), rtol=0, atol=1e-8)
 
 
+def test_a_local_rate_of_zero_stands_for_the_inner_rate() -> None:
+    # As above from w = (1, 2), with beta = alpha = 0.1: g = 0.1 (-0.1, 0.9).
+    algorithm = PerFedAvg(options("hf", 1, 0.1, 0.0), line_learner())
+    episode = Episode(quadratic([[1, 0], [1, 1]], [0, 0]), quadratic([[1, 0], [0, 1]], [0.6, 0.7]))
+    gradient, _ = algorithm.meta_gradient({"weight": row(1, 2)}, episode, NO_MINIBATCHES)
+    assert torch.allclose(gradient["weight"], row(-0.01, 0.09), rtol=0, atol=1e-12)
+
+
 def test_an_unknown_variant_is_refused() -> None:
     with pytest.raises(ValidationError, match="variant"):
         options("sgd", 1, 0.1, 0.1)
