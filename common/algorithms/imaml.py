@@ -5,7 +5,8 @@ its solution the meta-gradient does not depend on the way there: (I + H / lambda
 phi (their Lemma 1), solved by conjugate gradient with Hessian-vector products.
 
 Where the loss is concave along a direction by more than lambda, that matrix is not positive and the solution is no gradient of
-anything; `damping` is added to lambda there. The larger it is, the closer g comes to FO-MAML's.
+anything. `damping` is therefore added to lambda in the matrix, not in the inner problem; the larger it is, the closer g comes
+to FO-MAML's at the same phi.
 """
 
 from collections.abc import Callable, Iterator

@@ -62,8 +62,11 @@ class ProtoNet(ObjectiveAlgorithm):
         prototypes, known = personal[PROTOTYPES], personal[KNOWN]
         # Before there is any prototype all classes are alike: chance.
         within_reach = (known > 0) | (known.sum() == 0)
+        # Distances do not change when everything moves; near zero the products below keep their digits.
+        middle = prototypes.mean(dim=0)
+        embedded, prototypes = self.learner.apply(theta, batch.x) - middle, prototypes - middle
         # -||x - p||^2 without ||x||^2, which is the same for all classes and cancels in the softmax.
-        logits = 2 * self.learner.apply(theta, batch.x) @ prototypes.T - prototypes.square().sum(dim=-1)
+        logits = 2 * embedded @ prototypes.T - prototypes.square().sum(dim=-1)
         logits = torch.where(within_reach, logits, -1e30)
         weight = torch.where(within_reach[batch.y], batch.weight, 0.0)
         loss = (cross_entropy(logits, batch.y) * weight).sum() / weight.sum().clamp(min=1)
