@@ -5,7 +5,6 @@ import logging
 import signal
 import sys
 import time
-import tomllib
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,17 +15,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from common.algorithms import ALGORITHMS
-from common.assemble import build_algorithm
-from common.config import RunConfig, Scalar, parse_run_config, table_types
-from common.datasets import DATASETS, load_dataset
+from common.config import RunConfig, Scalar, parse_run_config
+from common.datasets import DATASETS
 from common.datasets.base import resolve_data_dir
 from common.errors import ConfigError, QuickbloomError
-from common.models import is_own_model
 from server_app import checkpoint
 from server_app.history import RunDirectory, unused
 from server_app.launch import LaunchError, LocalSuperLink, Run, bundle, connection_exists
 from server_app.live import LogReader, progress_bar, result_table
-from server_app.rollcall import split_tasks
+from server_app.settings import check_with_data, own_modules, parse_assignments
 
 OK, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 
@@ -123,35 +120,6 @@ def main() -> None:
         sys.exit(WRONG_INPUT)
 
 
-def parse_assignments(assignments: list[str], algorithm: str) -> dict[str, Scalar]:
-    """Settings from "key=value" texts. A key of the algorithm's own table may go without the table: "inner-lr=0.1"."""
-    settings: dict[str, Scalar] = {}
-    for text in assignments:
-        if text.startswith("algorithm="):
-            algorithm = str(_scalar(text.removeprefix("algorithm=")))
-    own = {field.alias for field in RunConfig.model_fields.values()}
-    tables = table_types()
-    for text in assignments:
-        key, equals, value = text.partition("=")
-        key = key.strip()
-        if not equals or not key:
-            raise ConfigError(f"`--set` must look like key=value, got '{text}'")
-        of_algorithm = tables[algorithm].model_fields.values() if algorithm in tables else ()
-        if key not in own and key in {field.alias for field in of_algorithm}:
-            key = f"{algorithm}.{key}"
-        settings[key] = _scalar(value.strip())
-    return settings
-
-
-def _scalar(text: str) -> Scalar:
-    """A TOML number or truth value, else the text itself: --set dataset=uji needs no quotation marks."""
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-    return value if isinstance(value, bool | int | float | str) else text
-
-
 def _new_directory(settings: dict[str, Scalar]) -> Path:
     default = RunConfig()
     name = "-".join(str(settings.get(key, getattr(default, key))) for key in ("dataset", "algorithm"))
@@ -164,19 +132,10 @@ def _check_locally(config: RunConfig, settings: dict[str, Scalar], nodes: int) -
         raise ConfigError(f"`min-nodes` must be at most `--nodes` ({nodes}), got {config.min_nodes}")
     data_dir = resolve_data_dir(config.data_dir).absolute()
     settings["data-dir"] = str(data_dir)
-    dataset = load_dataset(config.dataset, config.table(config.dataset), data_dir)
-    if modules := _own_modules(config.model):
-        sys.path.insert(0, str(modules))
-    build_algorithm(config.resolved(), dataset.spec)
-    split_tasks(dataset.tasks(), config)
+    check_with_data(config, data_dir)
     if config.resume_from:
         checkpoint.load(Path(config.resume_from))
     RunDirectory.create(config.output_dir, "")
-
-
-def _own_modules(model: str) -> Path | None:
-    """Where the module of a user's own model is looked for first: the current directory. None for any other model."""
-    return Path.cwd() if is_own_model(model) else None
 
 
 def _follow(
@@ -192,7 +151,7 @@ def _follow(
             if not console.is_terminal:
                 console.print("starting Flower")
             app = stack.enter_context(bundle())
-            link = connection or stack.enter_context(LocalSuperLink(_own_modules(str(settings.get("model", "auto")))))
+            link = connection or stack.enter_context(LocalSuperLink(own_modules(str(settings.get("model", "auto")))))
             started = Run(app, link, settings, nodes)
             stack.callback(started.close)
             try:

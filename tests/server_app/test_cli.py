@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from common.algorithms import ALGORITHMS
-from common.errors import ConfigError
 from server_app import cli
 
 
@@ -124,24 +123,6 @@ def test_a_directory_that_already_holds_a_run_is_refused(
 ) -> None:
     (tmp_path / "history.jsonl").touch()
     assert "already holds a run" in refused(monkeypatch, capsys, "run", "--output", str(tmp_path))
-
-
-def test_assignments_are_numbers_truth_values_or_text_and_may_leave_out_the_algorithms_table() -> None:
-    given = ["rounds=7", "inner-lr=0.5", "outer-decay=false", "dataset=uji", "mlp.hidden=32,16", 'model="mlp"', "data-dir=/a=b"]
-    assert cli.parse_assignments(given, "maml") == {
-        "rounds": 7,
-        "maml.inner-lr": 0.5,
-        "maml.outer-decay": False,
-        "dataset": "uji",
-        "mlp.hidden": "32,16",
-        "model": "mlp",
-        "data-dir": "/a=b",
-    }
-
-
-def test_an_assignment_without_a_key_is_refused() -> None:
-    with pytest.raises(ConfigError, match="must look like key=value"):
-        cli.parse_assignments(["=3"], "maml")
 
 
 SUMMARY: dict[str, Any] = {"run_dir": "/nowhere"}
