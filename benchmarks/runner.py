@@ -93,7 +93,7 @@ def measure(plan: Plan, variant: Variant, seed: int, *, fresh: bool = False) -> 
     command = " ".join(run.setup.command(seed))
     result = perform([run], facts={"commit": commit()}, on_start=lambda _: say(f"{time.strftime('%H:%M:%S')} {command}"))[run]
     if result.code:
-        raise BenchmarkError(f"`{command}` ended with code {result.code}: {result.failure}")
+        raise BenchmarkError(f"`{command}` ended with code {result.code}: {result.failure[-600:]}")
     return result
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -18,14 +19,17 @@ from common.algorithms import ALGORITHMS
 from common.config import RunConfig, Scalar, parse_run_config
 from common.datasets import DATASETS
 from common.datasets.base import resolve_data_dir
-from common.errors import ConfigError, QuickbloomError
+from common.errors import ConfigError, DataError, QuickbloomError
 from server_app import checkpoint
-from server_app.history import RunDirectory, unused
+from server_app.history import RunDirectory, to_json, unused
 from server_app.launch import LaunchError, LocalSuperLink, Run, bundle, connection_exists
 from server_app.live import LogReader, progress_bar, result_table
 from server_app.settings import check_with_data, own_modules, parse_assignments
 
 OK, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
+_DEFAULT = RunConfig()
+_WIDE = 200
+"""Columns of a table that goes into a file or a pipe."""
 
 cli = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False)
 console = Console(stderr=True, highlight=False)
@@ -92,6 +96,70 @@ def run(
         Console().print(result_table(summary))
         console.print(f"Run directory: {summary['run_dir']}", markup=False, soft_wrap=True)
     _try_report(Path(str(summary["run_dir"])))
+
+
+@cli.command()
+def compare(
+    algorithms: Annotated[str, typer.Option(help=f"With commas between them: {', '.join(ALGORITHMS)}.")],
+    dataset: Annotated[str, typer.Option(help=f"Whose tasks: {', '.join(DATASETS)}.")] = _DEFAULT.dataset,
+    seeds: Annotated[str, typer.Option(help="How many (3: seeds 0, 1, 2), or which (0,1,5).")] = "3",
+    rounds: Annotated[int, typer.Option(help="Training rounds.")] = _DEFAULT.rounds,
+    inner_lrs: Annotated[
+        str | None, typer.Option(help="Inner rates of training to choose from; by default the data set's, / 3 and x 3.")
+    ] = None,
+    target: Annotated[
+        float | None, typer.Option(help="Validation accuracy (0..1) or mse to count rounds to; by default fedavg's last.")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of all runs; repeat.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Runs at once; by default one per core, 1 with --simulation.", min=1)] = None,
+    simulation: Annotated[bool, typer.Option("--simulation", help="Run in Flower's simulation: same result, later.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Directory; by default runs/compare-DATASET.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the result alone, as JSON, on stdout.")] = False,
+) -> None:
+    """Compare algorithms on the same held-out tasks, with rates chosen on validation tasks for all alike.
+
+    Every run is `quickbloom run` in a process of its own. Repeat the command to go on: runs that are finished in the directory
+    are kept. Exit code: 0 there is a result, 1 every run failed, 2 wrong input, 130 stopped by Ctrl-C.
+
+    Example: quickbloom compare --algorithms fedavg,reptile,maml,protonet --dataset digits --seeds 3
+    """
+    from server_app import compare as comparing
+    from server_app import comparison
+
+    plan = comparing.Plan(
+        tuple(dict.fromkeys(name.strip() for name in algorithms.split(","))),
+        comparing.parse_seeds(seeds),
+        dataset,
+        rounds,
+        comparing.parse_rates(inner_lrs) if inner_lrs else comparing.recommended_rates(dataset),
+        tuple(set_ or ()),
+        simulation,
+    )
+    if target is not None and not target > 0:
+        raise ConfigError(f"`--target` must be above 0, got {target:g}")
+    plan.check()
+    directory = output or Path("runs") / f"compare-{dataset}"
+    try:
+        entries = comparing.compare(plan, directory, jobs or (1 if simulation else len(os.sched_getaffinity(0))), console)
+    except KeyboardInterrupt:
+        console.print(
+            f"Stopped; repeat the command to go on: {directory} keeps what is finished.", markup=False, soft_wrap=True
+        )
+        raise typer.Exit(STOPPED) from None
+    except comparing.CompareError as error:
+        _say_error(str(error))
+        raise typer.Exit(FAILED) from None
+    result = comparison.assemble(plan, entries, target)
+    comparison.write(result, directory)
+    if json_:
+        print(to_json(result))
+    else:
+        Console(width=None if sys.stdout.isatty() else _WIDE).print(comparison.rich_table(result))
+        for line in (*comparison.caption(result), *comparison.failures(result)):
+            Console().print(line, markup=False, highlight=False, soft_wrap=True)
+    _write_comparison_page(result, directory)
+    if all(row["failed"] == len(row["runs"]) for row in result["algorithms"]):
+        raise typer.Exit(FAILED)
 
 
 @cli.command()
@@ -247,9 +315,21 @@ def _say_error(sentence: str) -> None:
     console.print(sentence, markup=False, soft_wrap=True)
 
 
+def _write_comparison_page(result: dict[str, Any], directory: Path) -> None:
+    """The page if the extra is installed; the other files are there either way."""
+    from server_app.comparison_page import write_comparison_page
+
+    try:
+        page = write_comparison_page(result, directory / "comparison.html")
+        console.print(f"Comparison: {page}", markup=False, soft_wrap=True)
+    except DataError as error:
+        console.print(f"Comparison: {directory / 'comparison.md'}; no plots: {error}", markup=False, soft_wrap=True)
+
+
 def _try_report(run_dir: Path) -> None:
     """A report if the run directory is on this machine and the extra is installed; its absence is no failure of the run."""
-    from server_app.report import missing_packages, write_report
+    from server_app.page import missing_packages
+    from server_app.report import write_report
 
     if run_dir.is_dir() and not missing_packages():
         try:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from common import __version__
-from common.config import parse_run_config
+from common.config import RunConfig, parse_run_config
 from server_app.history import read_history
 from server_app.processes import end_group
 from server_app.settings import parse_assignments
@@ -51,15 +51,15 @@ class Setup:
             command += ["--set", text]
         return [*command, "--json"]
 
-    def effective(self) -> dict[str, Any]:
-        """Every setting that can matter, defaults included, and nothing that belongs to a machine or to one seed.
-
-        Raises ConfigError for what the command would refuse.
-        """
-        named: dict[str, Any] = {"algorithm": self.algorithm, "dataset": self.dataset, "rounds": self.rounds}
+    def config(self, seed: int = 0) -> RunConfig:
+        """The settings as the command understands them. Raises ConfigError for what it would refuse."""
+        named: dict[str, Any] = {"algorithm": self.algorithm, "dataset": self.dataset, "rounds": self.rounds, "seed": seed}
         named["min-nodes"] = self.nodes
-        named |= parse_assignments(list(self.settings), self.algorithm)
-        config = parse_run_config(named).resolved()
+        return parse_run_config(named | parse_assignments(list(self.settings), self.algorithm)).resolved()
+
+    def effective(self) -> dict[str, Any]:
+        """Every setting that can matter, defaults included, and nothing that belongs to a machine or to one seed."""
+        config = self.config()
         tables = ("", config.algorithm, config.dataset, config.model)
         flat = config.flat().items()
         return {key: value for key, value in flat if key.rpartition(".")[0] in tables and key not in _NOT_COMPARED}
@@ -173,7 +173,7 @@ def _finish(run: Run, code: int, facts: dict[str, Any]) -> Result:
     if code:
         # A run that failed is not kept: what stood in its way may be gone the next time.
         said = (run.directory / _LOG).read_text(errors="replace").strip()
-        return Result(run, facts, code, said.rpartition("error: ")[2][-600:])
+        return Result(run, facts, code, said.rpartition("error: ")[2])
     partial = run.directory / f".{_FINISHED}.partial"
     partial.write_text(json.dumps(facts))
     partial.replace(run.directory / _FINISHED)
