@@ -141,7 +141,7 @@ def test_the_exit_code_is_that_of_the_run_and_json_stands_alone_on_stdout(
     assert capsys.readouterr().out == (json.dumps(summary) + "\n" if summary else "")
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["report"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["compare"], ["report"]])
 def test_help_shows_an_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     monkeypatch.setattr("sys.argv", ["quickbloom", *command, "--help"])
     with pytest.raises(SystemExit) as end:
