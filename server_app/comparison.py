@@ -205,7 +205,8 @@ def caption(result: Mapping[str, Any]) -> list[str]:
         sentences.append(
             f"Target: validation {metric} {target:.4g} ({result['target']['origin']}), looked at when a run evaluates, every "
             f"{result['evaluate_every']} rounds and after the last; bytes: tensors up and down until then, evaluations "
-            f"included, with {nodes} node{'s' * (nodes > 1)}; in brackets: seeds that reached it, over which the mean is."
+            f"included, with {nodes} node{'s' * (nodes > 1)}"
+            + ("; in brackets: seeds that reached it, over which the mean is." if len(seeds) > 1 else ".")
         )
     return sentences
 

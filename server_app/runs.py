@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from common import __version__
 from common.config import RunConfig, parse_run_config
+from common.models import is_own_model
 from server_app.history import read_history
 from server_app.processes import end_group
 from server_app.settings import parse_assignments
@@ -75,7 +77,8 @@ class Run:
 
     @property
     def directory(self) -> Path:
-        decisive = [self.setup.effective(), self.setup.nodes, self.setup.in_process, self.seed, __version__]
+        settings = self.setup.effective()
+        decisive = [settings, _own_code(settings["model"]), self.setup.nodes, self.setup.in_process, self.seed, __version__]
         key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
         return self.root / f"{self.setup.algorithm}-seed{self.seed}-{key}"
 
@@ -150,6 +153,12 @@ def perform(
 
 def today() -> str:
     return datetime.now(UTC).date().isoformat()
+
+
+def _own_code(model: str) -> str:
+    """The file of a user's own model: it decides the result as the settings do. "" for any other model."""
+    spec = find_spec(model.partition(":")[0]) if is_own_model(model) else None
+    return Path(spec.origin).read_text() if spec and spec.origin else ""
 
 
 def _start(run: Run) -> subprocess.Popen[bytes]:

@@ -90,6 +90,16 @@ def test_another_setting_default_seed_mode_or_version_is_another_run(tmp_path: P
     assert len(set(directories)) == 7
 
 
+def test_a_change_of_a_users_own_model_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = Run(replace(SETUP, settings=("model=own_for_runs:net",)), 0, tmp_path)
+    directories = []
+    for text in ("width = 8", "width = 9"):
+        (tmp_path / "own_for_runs.py").write_text(text)
+        directories.append(run.directory)
+    assert directories[0] != directories[1]
+
+
 def test_spelling_a_default_out_is_the_same_run(tmp_path: Path) -> None:
     spelt = replace(SETUP, settings=("maml.inner-lr=0.1", "adapt-steps=10"))
     assert Run(spelt, 0, tmp_path).directory == Run(SETUP, 0, tmp_path).directory
