@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from benchmarks.runner import commit, finish, goal, machine, say, today
+from benchmarks.runner import commit, finish, goal, machine, say
 from common.algorithms import ALGORITHMS, Algorithm
 from common.batch import Batch, TaskData
 from common.config import RunConfig
@@ -29,6 +29,7 @@ from common.local_round import TaskWork, run_round
 from common.models.mlp import perceptron
 from common.params import Params
 from common.randomness import generator
+from server_app.runs import today
 
 TASKS, FEATURES, CLASSES, BATCH, LR = 100, 32, 10, 32, 0.1
 CHUNKS = (8, 16, 25, 50, 100)

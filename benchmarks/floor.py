@@ -17,7 +17,7 @@ NAME = "cosine 1-nearest neighbour on pixels, support to test"
 
 def floor(plan: Plan, seeds: Sequence[int]) -> dict[str, Any]:
     """Accuracy on the test tasks that a run of `plan` with each seed has; {"runs", "mean", "sd"}."""
-    settings = plan.effective(plan.variants[0])
+    settings = plan.setup(plan.variants[0]).effective()
     runs: list[dict[str, Any]] = []
     for seed in seeds:
         config = parse_run_config({**settings, "seed": seed})

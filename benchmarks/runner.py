@@ -1,11 +1,10 @@
 """What the benchmarks share: run the real command once per (variant, seed), collect the summaries, average over seeds.
 
-Every run is `quickbloom run ... --json` in a process of its own with one thread. What it leaves is kept in runs/benchmarks; a
-run that is there with the same effective settings (defaults included) is not repeated.
+Every run is `quickbloom run ... --json` in a process of its own (`server_app.runs`). What it leaves is kept in runs/benchmarks;
+a run that is there with the same effective settings (defaults included) is not repeated.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -15,23 +14,17 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.config import parse_run_config
-from server_app.cli import parse_assignments
-from server_app.history import read_history
+from server_app.runs import Result, Run, Setup, perform, today
 
 ROOT = Path(__file__).resolve().parent.parent
 RAW = ROOT / "runs" / "benchmarks"
 RESULTS = ROOT / "benchmarks" / "results"
 AVERAGED = ("before", "after", "worst10", "round_median", "round_p90", "total", "wall")
-_NOT_COMPARED = ("output-dir", "data-dir", "resume-from", "seed")
-
-Record = dict[str, Any]
 
 
 class BenchmarkError(Exception):
@@ -59,24 +52,12 @@ class Plan:
     variants: tuple[Variant, ...]
     settings: tuple[str, ...] = ()
     nodes: int = 2
+    in_process: bool = False
 
-    def command(self, variant: Variant, seed: int | str) -> list[str]:
-        """What a user would type to repeat one run."""
-        command = ["quickbloom", "run", "--algorithm", variant.algorithm, "--dataset", self.dataset]
-        command += ["--rounds", str(self.rounds), "--nodes", str(self.nodes), "--seed", str(seed)]
-        for text in (*self.settings, *variant.settings):
-            command += ["--set", text]
-        return [*command, "--json"]
-
-    def effective(self, variant: Variant) -> dict[str, Any]:
-        """Every setting that can matter, defaults included, and nothing that belongs to a machine or to one seed."""
-        named: dict[str, Any] = {"algorithm": variant.algorithm, "dataset": self.dataset, "rounds": self.rounds}
-        named["min-nodes"] = self.nodes
-        named |= parse_assignments([*self.settings, *variant.settings], variant.algorithm)
-        config = parse_run_config(named).resolved()
-        tables = ("", config.algorithm, config.dataset, config.model)
-        flat = config.flat().items()
-        return {key: value for key, value in flat if key.rpartition(".")[0] in tables and key not in _NOT_COMPARED}
+    def setup(self, variant: Variant) -> Setup:
+        """The command of a variant, for any seed."""
+        settings = (*self.settings, *variant.settings)
+        return Setup(variant.algorithm, self.dataset, self.rounds, settings, self.nodes, self.in_process)
 
 
 def parser(description: str, name: str, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
@@ -95,56 +76,33 @@ def parser(description: str, name: str, seeds: Sequence[int] = (0, 1, 2)) -> arg
 def run_all(plan: Plan, seeds: Sequence[int], *, fresh: bool = False) -> dict[str, Any]:
     """Do what is missing of a plan, and return its result (see `assemble`)."""
     jobs = [(variant, seed) for seed in seeds for variant in plan.variants]
-    records: dict[str, list[Record]] = {variant.label: [] for variant in plan.variants}
+    results: dict[str, list[Result]] = {variant.label: [] for variant in plan.variants}
     for number, (variant, seed) in enumerate(jobs, 1):
-        record = measure(plan, variant, seed, fresh=fresh)
-        records[variant.label].append(record)
-        after = figures(record)["after"]
-        say(f"[{number}/{len(jobs)}] {variant.label}, seed {seed}: {percent(after)} % in {record['wall']:.0f} s")
-    return assemble(plan, records)
+        result = measure(plan, variant, seed, fresh=fresh)
+        results[variant.label].append(result)
+        run = figures(result)
+        say(f"[{number}/{len(jobs)}] {variant.label}, seed {seed}: {percent(run['after'])} % in {run['wall']:.0f} s")
+    return assemble(plan, results)
 
 
-def measure(plan: Plan, variant: Variant, seed: int, *, fresh: bool = False) -> Record:
-    """The record of one run: from runs/benchmarks if it is finished there, else from running the command."""
-    settings = plan.effective(variant)
-    key = hashlib.sha256(json.dumps([settings, plan.nodes, seed], sort_keys=True).encode()).hexdigest()[:10]
-    directory = RAW / plan.name / f"{variant.algorithm}-seed{seed}-{key}"
-    file = directory / "record.json"
-    if file.exists() and not fresh:
-        return json.loads(file.read_text())  # type: ignore[no-any-return]
-    shutil.rmtree(directory, ignore_errors=True)  # what a run that was interrupted has left
-    command = plan.command(variant, seed)
-    say(f"{time.strftime('%H:%M:%S')} {' '.join(command)}")
-    started = time.perf_counter()
-    # This Python's own script, so that the command under test is the one of this environment.
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / command[0]), *command[1:], "--output", str(directory)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
-    wall = time.perf_counter() - started
-    if done.returncode:
-        raise BenchmarkError(f"`{' '.join(command)}` ended with code {done.returncode}: {done.stderr.strip()[-600:]}")
-    summary = json.loads(done.stdout)
-    del summary["run_dir"]
-    seconds = [line["seconds"] for line in read_history(directory)]
-    record = {"wall": wall, "round_seconds": seconds, "commit": commit(), "date": today(), "summary": summary}
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(record))
-    partial.replace(file)
-    return record
+def measure(plan: Plan, variant: Variant, seed: int, *, fresh: bool = False) -> Result:
+    """The result of one run: from runs/benchmarks if it is finished there, else from running the command."""
+    run = Run(plan.setup(variant), seed, RAW / plan.name)
+    if fresh:
+        shutil.rmtree(run.directory, ignore_errors=True)
+    command = " ".join(run.setup.command(seed))
+    result = perform([run], facts={"commit": commit()}, on_start=lambda _: say(f"{time.strftime('%H:%M:%S')} {command}"))[run]
+    if result.code:
+        raise BenchmarkError(f"`{command}` ended with code {result.code}: {result.failure[-600:]}")
+    return result
 
 
-def figures(record: Record) -> dict[str, Any]:
+def figures(result: Result) -> dict[str, Any]:
     """What a benchmark reports of one run. Scores are fractions at the step that the validation tasks chose; times seconds."""
-    summary = record["summary"]
+    summary, seconds = result.summary, [line["seconds"] for line in result.rounds]
     scores, step = summary["test"]["accuracy"], summary["chosen"]["adapt_steps"]
     # The first round pays for starting the nodes' processes.
-    later = record["round_seconds"][1:] or record["round_seconds"]
+    later = seconds[1:] or seconds
     return {
         "seed": summary["seed"],
         "before": scores["mean"][0],
@@ -154,15 +112,15 @@ def figures(record: Record) -> dict[str, Any]:
         "ci95_over_tasks": scores["ci95"][step],
         "tasks": summary["tasks"],
         "chosen": summary["chosen"],
-        "round_first": record["round_seconds"][0],
+        "round_first": seconds[0],
         "round_median": float(np.median(later)),
         "round_p90": float(np.quantile(later, 0.9)),
         "total": summary["seconds"]["total"],
-        "wall": record["wall"],
+        "wall": result.facts["wall"],
         "bytes": summary["bytes"],
         "failures": summary["failures"],
-        "commit": record["commit"],
-        "date": record["date"],
+        "commit": result.facts["commit"],
+        "date": result.facts["date"],
     }
 
 
@@ -175,22 +133,22 @@ def average(runs: Sequence[Mapping[str, Any]], names: Sequence[str] = AVERAGED) 
     }
 
 
-def assemble(plan: Plan, records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+def assemble(plan: Plan, results: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
     """The result file of a benchmark, without what a script adds of its own."""
     variants = []
     for variant in plan.variants:
-        runs = [figures(record) for record in records[variant.label]]
+        runs = [figures(result) for result in results[variant.label]]
         entry: dict[str, Any] = {"label": variant.label, "algorithm": variant.algorithm}
         entry["set"] = [*plan.settings, *variant.settings]
-        entry |= {"command": " ".join(plan.command(variant, "SEED")), "configuration": plan.effective(variant)}
+        setup = plan.setup(variant)
+        entry |= {"command": " ".join(setup.command("SEED")), "configuration": setup.effective()}
         entry |= {"runs": runs, **average(runs), "curve": np.mean([run["curve"] for run in runs], axis=0).tolist()}
         variants.append({**entry, "reference": dict(variant.reference)})
-    some = records[plan.variants[0].label]
     # Usually one; several are told, since finished runs are kept when the code goes on.
-    commits = sorted({record["commit"] for runs in records.values() for record in runs})
+    commits = sorted({run["commit"] for variant in variants for run in variant["runs"]})
     facts: dict[str, Any] = {"schema": 1, "benchmark": plan.name, "claim": plan.claim, "nodes": plan.nodes}
-    facts |= {"seeds": [record["summary"]["seed"] for record in some], "variants": variants, "floors": {}, "goals": []}
-    versions = some[0]["summary"]["versions"]
+    facts |= {"seeds": [run["seed"] for run in variants[0]["runs"]], "variants": variants, "floors": {}, "goals": []}
+    versions = results[plan.variants[0].label][0].summary["versions"]
     return {**facts, "machine": machine(), "versions": versions, "commit": ", ".join(commits), "date": today()}
 
 
@@ -254,10 +212,6 @@ def commit() -> str:
         return git("rev-parse", "--short=12", "HEAD") + "-dirty" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def today() -> str:
-    return datetime.now(UTC).date().isoformat()
 
 
 def say(line: str) -> None:

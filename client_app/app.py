@@ -3,6 +3,7 @@
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from logging import ERROR
 from typing import Any
@@ -94,7 +95,10 @@ def evaluate_tasks(message: Message, node: Node, state: RecordDict) -> RecordDic
     started = time.perf_counter()
     request = EvaluateRequest.from_records(message.content)
     algorithm, meta = node.algorithm_for(request.meta)
-    draws = [node.dataset.test_draws(task_id) for task_id in node.check_hosted(request.task_ids)]
+    draws = [
+        [replace(draw, support=draw.support.first(request.shots)) for draw in node.dataset.test_draws(task_id)]
+        for task_id in node.check_hosted(request.task_ids)
+    ]
     losses, metrics = evaluate(algorithm, meta, draws, request.lrs, request.steps, node.chunk_size)
     return EvaluateReply(losses, metrics, time.perf_counter() - started).to_records()
 

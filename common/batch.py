@@ -26,6 +26,19 @@ class Batch(NamedTuple):
         dtype = x.dtype if x.is_floating_point() else torch.float32
         return cls(x, y, torch.ones(len(x), dtype=dtype, device=x.device))
 
+    def first(self, shots: int) -> "Batch":
+        """One task's first `shots` examples of each class, in their order; for regression the first `shots` in all.
+
+        0 takes every example; a class that has fewer keeps what it has. Classes 0 0 1 1 1 with two shots: 0 0 1 1.
+        """
+        if shots == 0:
+            return self
+        if self.y.dtype != torch.int64:
+            return Batch(*(values[:shots] for values in self))
+        same = self.y.unsqueeze(1) == self.y
+        before = same.tril(-1).sum(dim=1)  # how many examples of the same class stand before each
+        return Batch(*(values[before < shots] for values in self))
+
 
 class Episode(NamedTuple):
     """One (support, query) draw from a task."""

@@ -46,6 +46,9 @@ class RunConfig(Options):
     adapt_lrs: Text = Field(
         "0.01,0.03,0.1,0.3,1", description="learning rates for adapting held-out tasks; the validation tasks choose one"
     )
+    test_shots: Text = Field(
+        "", description="score the test tasks again with only so many support examples per class: numbers with commas"
+    )
     min_nodes: int = Field(2, ge=1, description="nodes that must answer the roll call")
     node_deadline: float = Field(60.0, gt=0, description="seconds to wait for `min-nodes` nodes")
     round_deadline: float = Field(600.0, gt=0, description="seconds to wait for the replies of a round")
@@ -61,6 +64,11 @@ class RunConfig(Options):
     def lrs(self) -> tuple[float, ...]:
         """`adapt-lrs` as numbers."""
         return tuple(float(part) for part in self.adapt_lrs.split(","))
+
+    @property
+    def shots(self) -> tuple[int, ...]:
+        """`test-shots` as numbers, ascending."""
+        return tuple(sorted({int(part) for part in self.test_shots.split(",")})) if self.test_shots else ()
 
     def resolved(self) -> "RunConfig":
         """The same settings with what the data set recommends in place of `model = "auto"` and `inner-lr = 0`."""
@@ -145,6 +153,12 @@ def _check_choices(config: RunConfig) -> None:
         rates = (0.0,)
     if not all(0 < rate < float("inf") for rate in rates):
         raise ConfigError(f"`adapt-lrs` must be positive numbers with commas between them, got {config.adapt_lrs!r}")
+    try:
+        shots = config.shots
+    except ValueError:
+        shots = (0,)
+    if not all(number > 0 for number in shots):
+        raise ConfigError(f"`test-shots` must be whole numbers above 0 with commas between them, got {config.test_shots!r}")
     for key, path in (("output-dir", config.output_dir), ("resume-from", config.resume_from)):
         if path and not Path(path).is_absolute():
             raise ConfigError(f"`{key}` must be an absolute path, because the server runs elsewhere, got {path!r}")

@@ -174,23 +174,28 @@ class TrainReply:
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """Adapt these held-out tasks with every one of `lrs` and score them after 0..steps steps."""
+    """Adapt these held-out tasks with every one of `lrs` and score them after 0..steps steps.
+
+    `shots`: adapt on the first so many support examples of each class alone (regression: in all); 0: on all of them.
+    """
 
     meta: Params
     lrs: list[float]
     steps: int
     task_ids: list[str]
+    shots: int = 0
 
     def to_records(self) -> RecordDict:
-        request = ConfigRecord({"lrs": self.lrs, "steps": self.steps, "task-ids": self.task_ids})
+        request = ConfigRecord({"lrs": self.lrs, "steps": self.steps, "task-ids": self.task_ids, "shots": self.shots})
         return RecordDict({"meta": to_arrays(self.meta), "request": request})
 
     @classmethod
     @_reads
     def from_records(cls, records: RecordDict) -> "EvaluateRequest":
         fields = _config(records, "request")
-        (steps,) = _ints([fields["steps"]], "steps", least=0)
-        return cls(_arrays(records, "meta"), _floats(fields["lrs"], "lrs"), steps, _strings(fields["task-ids"], "task-ids"))
+        (steps,), (shots,) = (_ints([fields[name]], name) for name in ("steps", "shots"))
+        task_ids = _strings(fields["task-ids"], "task-ids")
+        return cls(_arrays(records, "meta"), _floats(fields["lrs"], "lrs"), steps, task_ids, shots)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import platform
 import sys
 import time
 import uuid
+from collections.abc import Iterable
 from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ app = ServerApp()
 # Settings that do not decide what is learned, so that a run may go on with others.
 _MAY_CHANGE = {
     *("output-dir", "resume-from", "data-dir", "device", "chunk-size", "min-nodes", "node-deadline", "round-deadline"),
-    *("evaluate-every", "checkpoint-every", "adapt-lrs", "adapt-steps"),
+    *("evaluate-every", "checkpoint-every", "adapt-lrs", "adapt-steps", "test-shots"),
 }
 
 
@@ -121,6 +122,7 @@ def _conclude(grid: Grid, strategy: MetaStrategy, directory: RunDirectory, start
         "chosen": {"adapt_lr": lr, "adapt_steps": steps},
         "test": _describe(strategy, test, lr),
         "validation": _describe(strategy, validation, lr),
+        "shots": _score_shots(grid, strategy, lr, steps),
         "bytes": strategy.bytes,
         "seconds": {
             "total": round(time.monotonic() - started, 3),
@@ -152,6 +154,34 @@ def _describe(strategy: MetaStrategy, scores: Scores | None, lr: float) -> dict[
         "steps": list(range(scores.metrics.shape[2])),
         name: spread(scores.metrics[:, at], higher_is_better=strategy.higher_is_better),
         "loss": spread(scores.losses[:, at], higher_is_better=False),
+    }
+
+
+def _score_shots(grid: Grid, strategy: MetaStrategy, lr: float, steps: int) -> dict[str, Any] | None:
+    """The test tasks adapted on few examples, at the chosen step; None where `test-shots` asks for nothing that they have.
+
+    A number above what every test task has per class, on average over its classes, would score all examples: it is left out.
+    """
+    spec, test = strategy.population.spec, strategy.population.splits["test"]
+    classes = spec.outputs if spec.kind == "classification" else 1
+    most = max((strategy.population.tasks[task_id].num_support for task_id in test), default=0) / classes
+    scored: dict[int, Scores] = {}
+    for shots in strategy.config.shots:
+        if shots <= most:
+            scores = strategy.score_tasks(grid, strategy.outer.meta, test, [lr], shots)
+            scored |= {shots: scores} if scores.task_ids else {}
+    if not scored:
+        return None
+
+    def columns(values: Iterable[np.ndarray[Any, Any]], *, higher_is_better: bool) -> dict[str, list[float]]:
+        spreads = [spread(value[:, 0, [steps]], higher_is_better=higher_is_better) for value in values]
+        return {part: [one[part][0] for one in spreads] for part in spreads[0]}
+
+    name, better = ("accuracy", True) if strategy.higher_is_better else ("mse", False)
+    return {
+        "shots": list(scored),
+        name: columns((scores.metrics for scores in scored.values()), higher_is_better=better),
+        "loss": columns((scores.losses for scores in scored.values()), higher_is_better=False),
     }
 
 

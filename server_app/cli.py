@@ -2,10 +2,10 @@
 
 import json
 import logging
+import os
 import signal
 import sys
 import time
-import tomllib
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,19 +16,20 @@ from rich.console import Console
 from rich.progress import Progress
 
 from common.algorithms import ALGORITHMS
-from common.assemble import build_algorithm
-from common.config import RunConfig, Scalar, parse_run_config, table_types
-from common.datasets import DATASETS, load_dataset
+from common.config import RunConfig, Scalar, parse_run_config
+from common.datasets import DATASETS
 from common.datasets.base import resolve_data_dir
-from common.errors import ConfigError, QuickbloomError
-from common.models import is_own_model
+from common.errors import ConfigError, DataError, QuickbloomError
 from server_app import checkpoint
-from server_app.history import RunDirectory, unused
+from server_app.history import RunDirectory, to_json, unused
 from server_app.launch import LaunchError, LocalSuperLink, Run, bundle, connection_exists
 from server_app.live import LogReader, progress_bar, result_table
-from server_app.rollcall import split_tasks
+from server_app.settings import check_with_data, own_modules, parse_assignments
 
 OK, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
+_DEFAULT = RunConfig()
+_WIDE = 200
+"""Columns of a table that goes into a file or a pipe."""
 
 cli = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False)
 console = Console(stderr=True, highlight=False)
@@ -98,6 +99,70 @@ def run(
 
 
 @cli.command()
+def compare(
+    algorithms: Annotated[str, typer.Option(help=f"With commas between them: {', '.join(ALGORITHMS)}.")],
+    dataset: Annotated[str, typer.Option(help=f"Whose tasks: {', '.join(DATASETS)}.")] = _DEFAULT.dataset,
+    seeds: Annotated[str, typer.Option(help="How many (3: seeds 0, 1, 2), or which (0,1,5).")] = "3",
+    rounds: Annotated[int, typer.Option(help="Training rounds.")] = _DEFAULT.rounds,
+    inner_lrs: Annotated[
+        str | None, typer.Option(help="Inner rates of training to choose from; by default the data set's, / 3 and x 3.")
+    ] = None,
+    target: Annotated[
+        float | None, typer.Option(help="Validation accuracy (0..1) or mse to count rounds to; by default fedavg's last.")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of all runs; repeat.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Runs at once; by default one per core, 1 with --simulation.", min=1)] = None,
+    simulation: Annotated[bool, typer.Option("--simulation", help="Run in Flower's simulation: same result, later.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Directory; by default runs/compare-DATASET.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the result alone, as JSON, on stdout.")] = False,
+) -> None:
+    """Compare algorithms on the same held-out tasks, with rates chosen on validation tasks for all alike.
+
+    Every run is `quickbloom run` in a process of its own. Repeat the command to go on: runs that are finished in the directory
+    are kept. Exit code: 0 there is a result, 1 every run failed, 2 wrong input, 130 stopped by Ctrl-C.
+
+    Example: quickbloom compare --algorithms fedavg,reptile,maml,protonet --dataset digits --seeds 3
+    """
+    from server_app import compare as comparing
+    from server_app import comparison
+
+    plan = comparing.Plan(
+        tuple(dict.fromkeys(name.strip() for name in algorithms.split(","))),
+        comparing.parse_seeds(seeds),
+        dataset,
+        rounds,
+        comparing.parse_rates(inner_lrs) if inner_lrs else comparing.recommended_rates(dataset),
+        tuple(set_ or ()),
+        simulation,
+    )
+    if target is not None and not target > 0:
+        raise ConfigError(f"`--target` must be above 0, got {target:g}")
+    plan.check()
+    directory = output or Path("runs") / f"compare-{dataset}"
+    try:
+        entries = comparing.compare(plan, directory, jobs or (1 if simulation else len(os.sched_getaffinity(0))), console)
+    except KeyboardInterrupt:
+        console.print(
+            f"Stopped; repeat the command to go on: {directory} keeps what is finished.", markup=False, soft_wrap=True
+        )
+        raise typer.Exit(STOPPED) from None
+    except comparing.CompareError as error:
+        _say_error(str(error))
+        raise typer.Exit(FAILED) from None
+    result = comparison.assemble(plan, entries, target)
+    comparison.write(result, directory)
+    if json_:
+        print(to_json(result))
+    else:
+        Console(width=None if sys.stdout.isatty() else _WIDE).print(comparison.rich_table(result))
+        for line in (*comparison.caption(result), *comparison.failures(result)):
+            Console().print(line, markup=False, highlight=False, soft_wrap=True)
+    _write_comparison_page(result, directory)
+    if all(row["failed"] == len(row["runs"]) for row in result["algorithms"]):
+        raise typer.Exit(FAILED)
+
+
+@cli.command()
 def report(
     run_dir: Annotated[Path, typer.Argument(help="Directory of a run.")],
     output: Annotated[Path | None, typer.Option(help="The file to write; by default report.html in the run directory.")] = None,
@@ -123,35 +188,6 @@ def main() -> None:
         sys.exit(WRONG_INPUT)
 
 
-def parse_assignments(assignments: list[str], algorithm: str) -> dict[str, Scalar]:
-    """Settings from "key=value" texts. A key of the algorithm's own table may go without the table: "inner-lr=0.1"."""
-    settings: dict[str, Scalar] = {}
-    for text in assignments:
-        if text.startswith("algorithm="):
-            algorithm = str(_scalar(text.removeprefix("algorithm=")))
-    own = {field.alias for field in RunConfig.model_fields.values()}
-    tables = table_types()
-    for text in assignments:
-        key, equals, value = text.partition("=")
-        key = key.strip()
-        if not equals or not key:
-            raise ConfigError(f"`--set` must look like key=value, got '{text}'")
-        of_algorithm = tables[algorithm].model_fields.values() if algorithm in tables else ()
-        if key not in own and key in {field.alias for field in of_algorithm}:
-            key = f"{algorithm}.{key}"
-        settings[key] = _scalar(value.strip())
-    return settings
-
-
-def _scalar(text: str) -> Scalar:
-    """A TOML number or truth value, else the text itself: --set dataset=uji needs no quotation marks."""
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-    return value if isinstance(value, bool | int | float | str) else text
-
-
 def _new_directory(settings: dict[str, Scalar]) -> Path:
     default = RunConfig()
     name = "-".join(str(settings.get(key, getattr(default, key))) for key in ("dataset", "algorithm"))
@@ -164,19 +200,10 @@ def _check_locally(config: RunConfig, settings: dict[str, Scalar], nodes: int) -
         raise ConfigError(f"`min-nodes` must be at most `--nodes` ({nodes}), got {config.min_nodes}")
     data_dir = resolve_data_dir(config.data_dir).absolute()
     settings["data-dir"] = str(data_dir)
-    dataset = load_dataset(config.dataset, config.table(config.dataset), data_dir)
-    if modules := _own_modules(config.model):
-        sys.path.insert(0, str(modules))
-    build_algorithm(config.resolved(), dataset.spec)
-    split_tasks(dataset.tasks(), config)
+    check_with_data(config, data_dir)
     if config.resume_from:
         checkpoint.load(Path(config.resume_from))
     RunDirectory.create(config.output_dir, "")
-
-
-def _own_modules(model: str) -> Path | None:
-    """Where the module of a user's own model is looked for first: the current directory. None for any other model."""
-    return Path.cwd() if is_own_model(model) else None
 
 
 def _follow(
@@ -192,7 +219,7 @@ def _follow(
             if not console.is_terminal:
                 console.print("starting Flower")
             app = stack.enter_context(bundle())
-            link = connection or stack.enter_context(LocalSuperLink(_own_modules(str(settings.get("model", "auto")))))
+            link = connection or stack.enter_context(LocalSuperLink(own_modules(str(settings.get("model", "auto")))))
             started = Run(app, link, settings, nodes)
             stack.callback(started.close)
             try:
@@ -288,9 +315,21 @@ def _say_error(sentence: str) -> None:
     console.print(sentence, markup=False, soft_wrap=True)
 
 
+def _write_comparison_page(result: dict[str, Any], directory: Path) -> None:
+    """The page if the extra is installed; the other files are there either way."""
+    from server_app.comparison_page import write_comparison_page
+
+    try:
+        page = write_comparison_page(result, directory / "comparison.html")
+        console.print(f"Comparison: {page}", markup=False, soft_wrap=True)
+    except DataError as error:
+        console.print(f"Comparison: {directory / 'comparison.md'}; no plots: {error}", markup=False, soft_wrap=True)
+
+
 def _try_report(run_dir: Path) -> None:
     """A report if the run directory is on this machine and the extra is installed; its absence is no failure of the run."""
-    from server_app.report import missing_packages, write_report
+    from server_app.page import missing_packages
+    from server_app.report import write_report
 
     if run_dir.is_dir() and not missing_packages():
         try:

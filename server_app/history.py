@@ -44,8 +44,12 @@ class RunDirectory:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write `content` as `name`, atomically."""
+        self.write_text(name, to_json(content, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write `text` as `name`, atomically."""
         temporary = self.path / f".{name}.partial"
-        temporary.write_text(to_json(content, indent=2) + "\n")
+        temporary.write_text(text)
         temporary.replace(self.path / name)
 
     def append_round(self, record: dict[str, Any]) -> None:

@@ -89,7 +89,7 @@ def result_table(summary: dict[str, Any]) -> Table:
             f"adapted with rate {chosen['adapt_lr']:g}, {chosen['adapt_steps']} steps "
             f"({'chosen on validation tasks' if summary['validation'] else 'no validation tasks to choose on'}); "
             f"{seconds['total']:.1f} s in all, {seconds['round_median']:.2f} s a round; "
-            f"{_size(sent['up'])} up, {_size(sent['down'])} down; {summary['failures']} failures"
+            f"{size(sent['up'])} up, {size(sent['down'])} down; {summary['failures']} failures"
         ),
     )
     for heading in ("held-out tasks", "", "before", "after", "worst 10 % after"):
@@ -135,7 +135,8 @@ def _split(line: str) -> tuple[str, str]:
     return (found[1], line.strip()[found.end() :].strip(" \t│├└─>")) if found else ("", line.strip())
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """Bytes with a unit: 12_345 -> "12.3 kB"."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

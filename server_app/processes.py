@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 
-def end_group(process: subprocess.Popen[Any]) -> None:
-    """End a process that leads a session, and its children there: ask, wait, insist. Does nothing for one that has ended."""
-    for wish, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
+def end_group(process: subprocess.Popen[Any], patience: float = 10.0) -> None:
+    """End a process that leads a session, and its children there: ask, wait, insist. Does nothing for one that has ended.
+
+    `patience`: seconds between asking and insisting.
+    """
+    for wish, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 5.0)):
         if process.poll() is not None:
             break
         try:
             os.killpg(process.pid, wish)
-            process.wait(patience)
+            process.wait(seconds)
         except (ProcessLookupError, subprocess.TimeoutExpired):
             continue
     if process.stdout is not None:

@@ -1,30 +1,16 @@
 """One self-contained HTML file about a run: the result, the learning curve, the adaptation curve, the spread over tasks."""
 
-import base64
 import csv
-import importlib.util
-import io
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
 from server_app.history import read_history
+from server_app.page import Plot, nan_for_null, require_packages, write_page
 
-_PACKAGES = ("matplotlib", "jinja2")
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{{ title }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; }
-td, th { padding: .25rem .9rem; text-align: right; border-bottom: 1px solid #ddd; }
-td:first-child, th:first-child { text-align: left; } img { max-width: 100%; } code { font-size: 90%; }
-details { margin: 1rem 0; } .note { color: #666; }
-</style></head><body>
-<h1>{{ title }}</h1>
+_PAGE = """
+{% block result %}
 {% if summary %}
 <p>Held-out tasks took no part in training: each adapted on its support examples and was scored on its test examples.
 Rate {{ summary.chosen.adapt_lr }}, {{ summary.chosen.adapt_steps }} steps
@@ -32,36 +18,27 @@ Rate {{ summary.chosen.adapt_lr }}, {{ summary.chosen.adapt_steps }} steps
 <table><tr><th>tasks</th><th>measure</th><th>before</th><th>after</th><th>worst 10 % after</th></tr>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
 {% else %}<p class="note">The run has not finished: {{ num_rounds }} rounds so far.</p>{% endif %}
-{% for name, text, image in plots %}
-<h2>{{ name }}</h2><p class="note">{{ text }}</p><img alt="{{ name }}" src="data:image/png;base64,{{ image }}">
-{% endfor %}
-{% if failures %}<h2>Failures</h2><ul>{% for failure in failures %}<li>{{ failure }}</li>{% endfor %}</ul>{% endif %}
+{% endblock %}
+{% block details %}
 <details><summary>Settings</summary><pre>{{ config }}</pre></details>
 {% if summary %}<details><summary>summary.json</summary><pre>{{ summary_text }}</pre></details>{% endif %}
-</body></html>
+{% endblock %}
 """
-
-
-def missing_packages() -> list[str]:
-    """The packages of the extra `report` that are not installed."""
-    return [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
 
 
 def write_report(run_dir: Path, output: Path | None) -> Path:
     """Write the report of `run_dir` to `output` (default: report.html in it) and return its path. Raises DataError."""
-    if missing := missing_packages():
-        raise DataError(f"a report needs the package {missing[0]}: pip install 'quickbloom[report]'")
+    require_packages()
     if not (run_dir / "config.json").is_file():
         raise DataError(f"'{run_dir}' is no directory of a run: it holds no config.json")
-    import jinja2
-
     config = json.loads((run_dir / "config.json").read_text())
-    rounds = _nan_for_null(read_history(run_dir))
+    rounds = nan_for_null(read_history(run_dir))
     file = run_dir / "summary.json"
     text = file.read_text() if file.is_file() else "null"
-    summary: dict[str, Any] | None = _nan_for_null(json.loads(text))
-    page = jinja2.Environment(autoescape=True).from_string(_PAGE)
-    html = page.render(
+    summary: dict[str, Any] | None = nan_for_null(json.loads(text))
+    return write_page(
+        output or run_dir / "report.html",
+        _PAGE,
         title=f"{config['algorithm']} on {config['dataset']}, seed {config['seed']}",
         summary=summary,
         summary_text=text,
@@ -71,21 +48,6 @@ def write_report(run_dir: Path, output: Path | None) -> Path:
         failures=[f"round {r['round']}: {f['who']}: {f['reason']}" for r in rounds for f in r["failures"]],
         config="\n".join(f"{key} = {json.dumps(value)}" for key, value in config.items()),
     )
-    path = output or run_dir / "report.html"
-    try:
-        path.write_text(html, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"the report '{path}' cannot be written ({error.strerror or error})") from None
-    return path
-
-
-def _nan_for_null(value: Any) -> Any:
-    """Lists of numbers with NaN where JSON has null: plots leave a gap there."""
-    if isinstance(value, dict):
-        return {key: _nan_for_null(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [math.nan if item is None else _nan_for_null(item) for item in value]
-    return value
 
 
 def _rows(summary: dict[str, Any]) -> list[list[str]]:
@@ -100,17 +62,11 @@ def _rows(summary: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _plots(rounds: list[dict[str, Any]], summary: dict[str, Any] | None, run_dir: Path) -> list[tuple[str, str, str]]:
-    """(heading, explanation, PNG as base64) of every plot that there are numbers for. Nothing is smoothed."""
+def _plots(rounds: list[dict[str, Any]], summary: dict[str, Any] | None, run_dir: Path) -> list[Plot]:
+    """Every plot that there are numbers for. Nothing is smoothed."""
     from matplotlib.figure import Figure
 
     plots = []
-
-    def add(heading: str, text: str, figure: Figure) -> None:
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-        plots.append((heading, text, base64.b64encode(buffer.getvalue()).decode()))
-
     if rounds:
         figure = Figure(figsize=(9, 3.2))
         left, right = figure.subplots(1, 2)
@@ -125,11 +81,8 @@ def _plots(rounds: list[dict[str, Any]], summary: dict[str, Any] | None, run_dir
             right.plot([r["round"] for r in scored], [best(c[1:]) for c in curves], "o-", label="after (best step)")
             right.set(xlabel="round", ylabel=name, title="validation tasks")
             right.legend()
-        add(
-            "Learning curve",
-            "Training tasks in every round; validation tasks with the rate that was best in that round.",
-            figure,
-        )
+        text = "Training tasks in every round; validation tasks with the rate that was best in that round."
+        plots.append(Plot.of("Learning curve", text, figure))
     if summary and summary["test"]:
         name = "accuracy" if "accuracy" in summary["test"] else "mse"
         figure = Figure(figsize=(6, 3.6))
@@ -142,16 +95,13 @@ def _plots(rounds: list[dict[str, Any]], summary: dict[str, Any] | None, run_dir
         axes.axvline(summary["chosen"]["adapt_steps"], color="0.8", zorder=0)
         axes.set(xlabel="adaptation steps", ylabel=name)
         axes.legend()
-        add(
-            "Adaptation curve",
-            "Mean over held-out tasks with its 95 % half-width; grey line: the chosen number of steps.",
-            figure,
-        )
-        add(*_per_task(run_dir, name, summary["chosen"]["adapt_steps"]))
+        text = "Mean over held-out tasks with its 95 % half-width; grey line: the chosen number of steps."
+        plots.append(Plot.of("Adaptation curve", text, figure))
+        plots.append(_per_task(run_dir, name, summary["chosen"]["adapt_steps"]))
     return plots
 
 
-def _per_task(run_dir: Path, name: str, step: int) -> tuple[str, str, Any]:
+def _per_task(run_dir: Path, name: str, step: int) -> Plot:
     from matplotlib.figure import Figure
 
     with (run_dir / "per_task.csv").open(newline="") as file:
@@ -166,4 +116,5 @@ def _per_task(run_dir: Path, name: str, step: int) -> tuple[str, str, Any]:
     axes.set(ylabel=name, xlabel="test tasks, sorted")
     axes.set_xticks(range(len(rows)), [row["task"] for row in rows] if len(rows) <= 40 else [""] * len(rows), rotation=90)
     axes.legend()
-    return "Every test task", "Before and after adaptation; each dot is one task that the model never saw in training.", figure
+    text = "Before and after adaptation; each dot is one task that the model never saw in training."
+    return Plot.of("Every test task", text, figure)

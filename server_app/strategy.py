@@ -195,19 +195,22 @@ class MetaStrategy(Strategy):
         best = min(candidates, key=lambda c: (_finite(metric[c]), _finite(loss[c])))
         return scores.lrs[best[0]], best[1]
 
-    def score_tasks(self, grid: Grid, meta: Params, task_ids: list[str], lrs: list[float]) -> Scores:
-        """Scores of held-out tasks, outside the rounds. Tasks of nodes that fail are missing and named in the log."""
+    def score_tasks(self, grid: Grid, meta: Params, task_ids: list[str], lrs: list[float], shots: int = 0) -> Scores:
+        """Scores of held-out tasks, outside the rounds. Tasks of nodes that fail are missing and named in the log.
+
+        `shots`: adapt on the first so many support examples of each class alone; 0: on all.
+        """
         self._round = _Round()
-        messages = self._ask_scores(meta, task_ids, lrs, self.config.rounds)
+        messages = self._ask_scores(meta, task_ids, lrs, self.config.rounds, shots)
         scores = self._read_scores(grid.send_and_receive(messages, timeout=self.config.round_deadline), lrs)
         self._count()
         return scores
 
     # ---- messages
 
-    def _ask_scores(self, meta: Params, task_ids: list[str], lrs: list[float], number: int) -> list[Message]:
+    def _ask_scores(self, meta: Params, task_ids: list[str], lrs: list[float], number: int, shots: int = 0) -> list[Message]:
         def request(part: list[str]) -> RecordDict:
-            return EvaluateRequest(meta, lrs, self.config.adapt_steps, part).to_records()
+            return EvaluateRequest(meta, lrs, self.config.adapt_steps, part, shots).to_records()
 
         return self._address(task_ids, EVALUATE, number, request)
 

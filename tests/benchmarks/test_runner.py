@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,22 @@ PLAN = Plan("try", "it works", "digits", 3, (Variant("a", "maml"), Variant("b", 
 
 
 class Command:
-    """Stands in for `quickbloom run`: writes a history, prints a summary whose accuracy after step s is seed / 10 + s / 100."""
+    """Stands in for the process of `quickbloom run`: leaves a history and a summary.
+
+    The accuracy after step s is seed / 10 + s / 100.
+    """
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
         self.code = 0
 
-    def __call__(self, command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    def __call__(self, command: list[str], **options: Any) -> "Command":
         assert Path(command[0]).name == "quickbloom"
         assert options["env"]["OMP_NUM_THREADS"] == "1"
         self.calls.append(command)
+        options["stderr"].write(b"error: no such thing\n" * (self.code != 0))
         directory = Path(command[command.index("--output") + 1])
-        assert not directory.exists()
-        directory.mkdir(parents=True)
+        assert [file.name for file in directory.iterdir()] == ["command.log"]
         seconds = (2.0, 0.1, 0.3)
         (directory / "history.jsonl").write_text("".join(json.dumps({"seconds": value}) + "\n" for value in seconds))
         seed = int(command[command.index("--seed") + 1])
@@ -42,13 +46,17 @@ class Command:
             "failures": 0,
             "versions": {"flwr": "1.39.0"},
         }
-        return subprocess.CompletedProcess(command, self.code, json.dumps(summary), "error: no such thing")
+        (directory / "summary.json").write_text(json.dumps(summary))
+        return self
+
+    def poll(self) -> int:
+        return self.code
 
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     stub = Command()
-    monkeypatch.setattr(subprocess, "run", stub)
+    monkeypatch.setattr(subprocess, "Popen", stub)
     monkeypatch.setattr(runner, "commit", lambda: "0123abcd")
     monkeypatch.setattr(runner, "machine", lambda: {"cores": 2})
     monkeypatch.setattr(runner, "RAW", tmp_path / "raw")
@@ -83,28 +91,16 @@ def test_finished_runs_are_not_repeated(command: Command) -> None:
     assert len(command.calls) == 8
 
 
-def test_other_settings_or_defaults_are_other_runs(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    variant = PLAN.variants[0]
-    measure(PLAN, variant, 0)
-    measure(PLAN, Variant("a", "maml", ("inner-lr=0.2",)), 0)
-    assert len(command.calls) == 2
-    settings = PLAN.effective(variant)
-    monkeypatch.setattr(Plan, "effective", lambda self, variant: settings | {"adapt-steps": 99})
-    measure(PLAN, variant, 0)
-    assert len(command.calls) == 3
-
-
-def test_an_interrupted_run_starts_again(command: Command) -> None:
+def test_the_nodes_may_live_in_the_process_of_the_command(command: Command) -> None:
+    measure(replace(PLAN, in_process=True), PLAN.variants[0], 0)
+    assert "--in-process" in command.calls[0]
     measure(PLAN, PLAN.variants[0], 0)
-    (record,) = runner.RAW.rglob("record.json")
-    record.unlink()
-    measure(PLAN, PLAN.variants[0], 0)
-    assert len(command.calls) == 2
+    assert "--in-process" not in command.calls[1]
 
 
 def test_a_failed_run_names_the_command_and_the_reason(command: Command) -> None:
     command.code = 2
-    with pytest.raises(BenchmarkError, match=r"quickbloom run --algorithm maml .* ended with code 2: error: no such thing"):
+    with pytest.raises(BenchmarkError, match=r"quickbloom run --algorithm maml .* ended with code 2: no such thing"):
         measure(PLAN, PLAN.variants[0], 0)
 
 

@@ -1,5 +1,6 @@
 """The node's handlers: what they answer, and that a mistake costs one reply with one sentence."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from client_app import app as client
 from client_app.node import node_of
 from common.algorithms import ALGORITHMS
 from common.algorithms.reptile import Reptile
-from common.batch import Episode, Minibatches
+from common.batch import Batch, Episode, Minibatches
 from common.config import RunConfig, parse_run_config
 from common.datasets import load_dataset
 from common.learner import Learner
@@ -121,6 +122,17 @@ def test_evaluate_reply_scores_the_test_part_at_every_rate_and_step() -> None:
     losses, metrics = evaluate(algorithm, algorithm.init(), draws, [0.1, 0.5], 3, chunk_size=64)
     assert np.allclose(reply.losses, losses, rtol=0, atol=1e-6)
     assert np.array_equal(reply.metrics, metrics)
+
+
+def test_evaluate_with_shots_adapts_on_the_first_examples_of_each_class_and_scores_the_same_ones() -> None:
+    algorithm = reptile()
+    records = EvaluateRequest(algorithm.init(), [0.5], 3, IDS[:1], shots=1).to_records()
+    reply = EvaluateReply.from_records(ask(records, EVALUATE).content, 1, 1, 3)
+    (draw,) = DIGITS.test_draws(IDS[0])
+    # Two images of each class stand side by side, so the first of each are those at even positions.
+    few = replace(draw, support=Batch.of(draw.support.x[::2], draw.support.y[::2]))
+    losses, _ = evaluate(algorithm, algorithm.init(), [[few]], [0.5], 3, chunk_size=64)
+    assert np.allclose(reply.losses, losses, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [TRAIN, EVALUATE])

@@ -109,10 +109,10 @@ def test_train_reply_comes_back(gradient: Params, weight: float, losses: list[fl
     assert same(back.gradient, gradient)
 
 
-@given(PARAMS, st.lists(FINITE, max_size=3), COUNT, st.lists(NAMES, max_size=3))
-def test_evaluate_request_comes_back(meta: Params, lrs: list[float], steps: int, task_ids: list[str]) -> None:
-    back = EvaluateRequest.from_records(sent(EvaluateRequest(meta, lrs, steps, task_ids).to_records()))
-    assert (back.lrs, back.steps, back.task_ids) == (lrs, steps, task_ids)
+@given(PARAMS, st.lists(FINITE, max_size=3), COUNT, st.lists(NAMES, max_size=3), COUNT)
+def test_evaluate_request_comes_back(meta: Params, lrs: list[float], steps: int, task_ids: list[str], shots: int) -> None:
+    back = EvaluateRequest.from_records(sent(EvaluateRequest(meta, lrs, steps, task_ids, shots).to_records()))
+    assert (back.lrs, back.steps, back.task_ids, back.shots) == (lrs, steps, task_ids, shots)
     assert same(back.meta, meta)
 
 
@@ -227,6 +227,7 @@ def test_every_record_and_every_field_is_needed(kind: str) -> None:
         ("train reply", "metrics", "weight", -1.0, "`weight` must not be negative"),
         ("train reply", "metrics", "weight", float("nan"), "`weight and seconds` must be finite"),
         ("evaluate request", "request", "steps", -1, "`steps` must be whole numbers of at least 0"),
+        ("evaluate request", "request", "shots", 1.5, "`shots` must be whole numbers of at least 0"),
         ("evaluate request", "request", "lrs", [float("inf")], "`lrs` must be finite"),
         ("evaluate reply", "metrics", "scores", [1.0] * 7, "`scores` must have 8 entries, got 7"),
     ],

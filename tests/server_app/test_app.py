@@ -24,7 +24,7 @@ from server_app.history import read_history
 from server_app.strategy import RunError
 
 KEYS = {
-    *("schema", "algorithm", "dataset", "seed", "rounds", "run_dir", "tasks", "chosen", "test", "validation", "bytes"),
+    *("schema", "algorithm", "dataset", "seed", "rounds", "run_dir", "tasks", "chosen", "test", "validation", "shots", "bytes"),
     *("seconds", "failures", "versions"),
 }
 
@@ -108,6 +108,31 @@ def test_test_tasks_are_scored_once_at_the_end_and_with_the_chosen_rate_alone(tm
     assert {where[task_id] for ids, _ in last for task_id in ids} == {"test"}
     assert {where[task_id] for ids, _ in seen[:-3] for task_id in ids} == {"validation"}
     assert all(lrs == [summary["chosen"]["adapt_lr"]] for _, lrs in last)
+
+
+def test_test_shots_scores_few_examples_at_the_chosen_step(tmp_path: Path) -> None:
+    # Digits have two support images per class: 2 is all of them, and 3 is left out.
+    summary, grid = run(tmp_path, test_shots="3,2,1")
+    shots, step = summary["shots"], summary["chosen"]["adapt_steps"]
+    assert shots["shots"] == [1, 2]
+    assert shots.keys() == {"shots", "accuracy", "loss"}
+    for name in ("accuracy", "loss"):
+        assert {part: values[1] for part, values in shots[name].items()} == {
+            part: values[step] for part, values in summary["test"][name].items()
+        }
+        assert shots[name]["mean"][0] != shots[name]["mean"][1]
+    assert [EvaluateRequest.from_records(m.content).shots for m in grid.requests[-9:]] == [0] * 3 + [1] * 3 + [2] * 3
+
+
+@pytest.mark.parametrize("asked", ["", "5"])
+def test_without_shots_to_score_there_is_none(tmp_path: Path, asked: str) -> None:
+    assert run(tmp_path, test_shots=asked)[0]["shots"] is None
+
+
+def test_for_regression_shots_are_examples(tmp_path: Path) -> None:
+    summary, _ = run(tmp_path, dataset="sinusoid", sinusoid__clients=12, test_shots="1,10,11")
+    assert summary["shots"]["shots"] == [1, 10]
+    assert summary["shots"]["mse"].keys() == {"mean", "ci95", "worst10"}
 
 
 @pytest.mark.parametrize("algorithm", ["reptile", "maml"])

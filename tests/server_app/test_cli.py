@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from common.algorithms import ALGORITHMS
-from common.errors import ConfigError
 from server_app import cli
 
 
@@ -126,24 +125,6 @@ def test_a_directory_that_already_holds_a_run_is_refused(
     assert "already holds a run" in refused(monkeypatch, capsys, "run", "--output", str(tmp_path))
 
 
-def test_assignments_are_numbers_truth_values_or_text_and_may_leave_out_the_algorithms_table() -> None:
-    given = ["rounds=7", "inner-lr=0.5", "outer-decay=false", "dataset=uji", "mlp.hidden=32,16", 'model="mlp"', "data-dir=/a=b"]
-    assert cli.parse_assignments(given, "maml") == {
-        "rounds": 7,
-        "maml.inner-lr": 0.5,
-        "maml.outer-decay": False,
-        "dataset": "uji",
-        "mlp.hidden": "32,16",
-        "model": "mlp",
-        "data-dir": "/a=b",
-    }
-
-
-def test_an_assignment_without_a_key_is_refused() -> None:
-    with pytest.raises(ConfigError, match="must look like key=value"):
-        cli.parse_assignments(["=3"], "maml")
-
-
 SUMMARY: dict[str, Any] = {"run_dir": "/nowhere"}
 
 
@@ -160,7 +141,7 @@ def test_the_exit_code_is_that_of_the_run_and_json_stands_alone_on_stdout(
     assert capsys.readouterr().out == (json.dumps(summary) + "\n" if summary else "")
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["report"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["compare"], ["report"]])
 def test_help_shows_an_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     monkeypatch.setattr("sys.argv", ["quickbloom", *command, "--help"])
     with pytest.raises(SystemExit) as end:

@@ -1,0 +1,257 @@
+"""Several algorithms on the same tasks, each with its inner rate chosen alike: which runs there are, and who is chosen.
+
+The first seed tries every inner rate of training; the rate with the best final score on the **validation** tasks wins, and the
+other seeds run with it. Test scores are never looked at here. Tasks and splits depend on the seed alone, so all algorithms of
+a seed have the same.
+"""
+
+import fcntl
+import math
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from common.algorithms import ALGORITHMS
+from common.config import parse_run_config
+from common.datasets import DATASETS
+from common.datasets.base import resolve_data_dir
+from common.errors import ConfigError
+from server_app.live import progress_bar
+from server_app.runs import Result, Run, Setup, perform
+from server_app.settings import check_with_data, parse_assignments
+
+SHOTS = "test-shots=1,2,5,10"
+"""Scored in every run; a run leaves out what its tasks do not have."""
+
+_ELSEWHERE = {"algorithm": "--algorithms", "dataset": "--dataset", "seed": "--seeds", "output-dir": "--output"}
+_FAILED, _WRONG_INPUT = 1, 2
+
+
+class CompareError(Exception):
+    """A run ended as no run should; the text says how."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared. `inner_lrs`: the rates to choose from; `settings`: texts "key=value" that all runs share."""
+
+    algorithms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    dataset: str
+    rounds: int
+    inner_lrs: tuple[float, ...]
+    settings: tuple[str, ...] = ()
+    simulation: bool = False
+
+    def candidates(self, algorithm: str) -> list[Setup]:
+        """One setup per inner rate; a single one if the rate is given, or is of no use to the algorithm."""
+        given = f"{algorithm}.inner-lr" in parse_assignments(list(self.settings), algorithm)
+        if given or not ALGORITHMS[algorithm].tunes_inner_lr:
+            return [self._setup(algorithm)]
+        return [self._setup(algorithm, f"{algorithm}.inner-lr={lr!r}") for lr in self.inner_lrs]
+
+    def _setup(self, algorithm: str, *settings: str) -> Setup:
+        nodes = 2 if self.simulation else 1
+        return Setup(algorithm, self.dataset, self.rounds, (SHOTS, *self.settings, *settings), nodes, not self.simulation)
+
+    def command(self) -> str:
+        """What to type to repeat this comparison in its usual directory."""
+        seeds = ",".join(map(str, self.seeds)) + "," * (len(self.seeds) == 1)
+        words = ["quickbloom", "compare", "--algorithms", ",".join(self.algorithms), "--dataset", self.dataset]
+        words += ["--seeds", seeds, "--rounds", str(self.rounds), "--inner-lrs", ",".join(f"{lr!r}" for lr in self.inner_lrs)]
+        for text in self.settings:
+            words += ["--set", text]
+        return shlex.join(words + ["--simulation"] * self.simulation)
+
+    def check(self) -> None:
+        """Raise ConfigError or DataError for whatever would end a run: with the data, before anything starts."""
+        for name in self.algorithms:
+            parse_run_config({"algorithm": name, "dataset": self.dataset})
+        for algorithm in self.algorithms:
+            assigned = parse_assignments(list(self.settings), algorithm)
+            for key, option in _ELSEWHERE.items():
+                if key in assigned:
+                    raise ConfigError(f"`{key}` cannot be set with `--set` here: use `{option}`")
+            if "resume-from" in assigned:
+                raise ConfigError("`resume-from` cannot be set here: a comparison goes on by itself when it is repeated")
+            for setup in self.candidates(algorithm):
+                for seed in self.seeds:
+                    config = setup.config(seed)
+                    splits = check_with_data(config, resolve_data_dir(config.data_dir))
+                    for split in ("validation", "test"):
+                        if not splits[split]:
+                            raise ConfigError(f"a comparison needs {split} tasks: set `{split}-tasks` above 0")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One algorithm's part: the runs of the first seed with every rate, the chosen setup, and its runs, one per seed.
+
+    Where no rate led to a usable validation score, `chosen` is None and `results` is empty.
+    """
+
+    algorithm: str
+    tried: list[Result]
+    chosen: Setup | None
+    results: list[Result]
+
+
+def compare(plan: Plan, directory: Path, jobs: int, console: Console) -> list[Entry]:
+    """Do what is not finished of `plan` in `directory`, and return an entry per algorithm."""
+    first, *others = plan.seeds
+    candidates = {
+        algorithm: [Run(setup, first, directory) for setup in plan.candidates(algorithm)] for algorithm in plan.algorithms
+    }
+    searched = [run for runs in candidates.values() for run in runs]
+    with _locked(directory), progress_bar(console) as progress:
+        watch = _Watch(console, progress, len(searched) + len(others) * len(plan.algorithms))
+        results = perform(searched, jobs, on_start=watch.on_start, on_end=watch.on_end)
+        chosen = {name: choose([results[run] for run in runs]) for name, runs in candidates.items()}
+        wanted = [Run(setup, seed, directory) for seed in others for setup in chosen.values() if setup]
+        results |= perform(wanted, jobs, on_start=watch.on_start, on_end=watch.on_end)
+    return [
+        Entry(
+            name,
+            [results[run] for run in candidates[name]],
+            setup,
+            [results[Run(setup, seed, directory)] for seed in plan.seeds] if setup else [],
+        )
+        for name, setup in chosen.items()
+    ]
+
+
+def choose(results: Sequence[Result]) -> Setup | None:
+    """The setup with the best final validation score; ties go to the lower validation loss, then to the first.
+
+    A single one is chosen whatever became of it. None if none of several has a score.
+    """
+    if len(results) == 1:
+        return results[0].run.setup
+    usable = [(scores, result) for result in results if (scores := validation_score(result)) is not None]
+    if not usable:
+        return None
+    sign = -1 if metric_of(usable[0][1].summary) == "accuracy" else 1
+    return min(usable, key=lambda pair: (sign * pair[0][0], pair[0][1]))[1].run.setup
+
+
+def validation_score(result: Result) -> tuple[float, float] | None:
+    """(accuracy or mse, loss) on the validation tasks, adapted as the run chose; None if it failed or is not finite."""
+    if result.code or not result.summary["validation"]:
+        return None
+    summary = result.summary
+    step, scores = summary["chosen"]["adapt_steps"], summary["validation"]
+    metric, loss = (scores[name]["mean"][step] for name in (metric_of(summary), "loss"))
+    return None if metric is None else (metric, math.inf if loss is None else loss)
+
+
+def metric_of(summary: dict[str, Any]) -> str:
+    """What a run measures: accuracy, or mse for regression."""
+    return "accuracy" if "accuracy" in summary["validation"] else "mse"
+
+
+def recommended_rates(dataset: str) -> tuple[float, ...]:
+    """A third of the data set's inner rate, the rate, and three times it, rounded to one digit: 0.3 -> 0.1, 0.3, 0.9."""
+    if dataset not in DATASETS:
+        parse_run_config({"dataset": dataset})  # says what is wrong with it
+    return tuple(float(f"{DATASETS[dataset].inner_lr * factor:.0e}") for factor in (1 / 3, 1, 3))
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Seeds 0, 1, 2 from "3", and those that are listed from "0,1,5"; a single one has a comma behind it: "5,"."""
+    try:
+        listed = [int(part) for part in text.removesuffix(",").split(",")]
+    except ValueError:
+        listed = [-1]
+    if min(listed) < 0 or ("," not in text and listed == [0]):
+        raise ConfigError(f"`--seeds` must be how many seeds, or the seeds with commas between them (0,1,5), got '{text}'")
+    return tuple(dict.fromkeys(listed)) if "," in text else tuple(range(listed[0]))
+
+
+def parse_rates(text: str) -> tuple[float, ...]:
+    """Positive numbers from "0.03,0.1"."""
+    try:
+        rates = [float(part) for part in text.split(",")]
+    except ValueError:
+        rates = [0.0]
+    if not all(0 < rate < math.inf for rate in rates):
+        raise ConfigError(f"`--inner-lrs` must be positive numbers with commas between them, got '{text}'")
+    return tuple(dict.fromkeys(rates))
+
+
+def describe(run: Run) -> str:
+    """A run in a few words: "maml, inner lr 0.3, seed 0"."""
+    rate = inner_lr(run.setup)
+    return f"{run.setup.algorithm}, {f'inner lr {rate:g}, ' if rate is not None else ''}seed {run.seed}"
+
+
+def inner_lr(setup: Setup) -> float | None:
+    """The inner rate of training; None where it is of no use."""
+    if not ALGORITHMS[setup.algorithm].tunes_inner_lr:
+        return None
+    return float(setup.effective()[f"{setup.algorithm}.inner-lr"])
+
+
+class _Watch:
+    """Tells which runs go on and what came of each; ends everything for what is neither a result nor a divergence."""
+
+    def __init__(self, console: Console, progress: Progress, total: int) -> None:
+        self._console, self._progress, self._total = console, progress, total
+        self._task: TaskID = progress.add_task("", total=total)
+        self._number = 0
+        self._running: list[str] = []
+
+    def on_start(self, run: Run) -> None:
+        self._running.append(describe(run))
+        self._show()
+
+    def on_end(self, result: Result, kept: bool) -> None:
+        name = describe(result.run)
+        if not kept:
+            self._running.remove(name)
+        self._number += 1
+        if result.code == _WRONG_INPUT:
+            raise ConfigError(result.failure)
+        if result.code not in (0, _FAILED) or "Traceback" in result.failure:
+            command = " ".join(result.run.setup.command(result.run.seed))
+            raise CompareError(f"`{command}` ended with code {result.code}: {result.failure[-600:]}")
+        took = "kept" if kept else f"{result.facts['wall']:.0f} s"
+        self._console.print(f"[{self._number}/{self._total}] {name}: {_outcome(result)}, {took}", markup=False, soft_wrap=True)
+        self._show()
+
+    def _show(self) -> None:
+        self._progress.update(self._task, completed=self._number, description="; ".join(self._running))
+
+
+def _outcome(result: Result) -> str:
+    scores = validation_score(result)
+    if scores is None:
+        return f"failed: {result.failure}" if result.code else "diverged"
+    name = metric_of(result.summary)
+    return f"validation accuracy {100 * scores[0]:.1f} %" if name == "accuracy" else f"validation mse {scores[0]:.4g}"
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One comparison at a time in a directory: another one would take its half-done runs for interrupted ones."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = os.open(directory / ".lock", os.O_CREAT | os.O_RDWR)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"`--output` must be a directory that can be written, got '{directory}' ({reason})") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ConfigError(
+            f"another comparison is at work in '{directory}': wait for it, or choose another `--output`"
+        ) from None
+    finally:
+        os.close(lock)

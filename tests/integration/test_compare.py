@@ -1,0 +1,69 @@
+"""`quickbloom compare` with real runs in processes of their own."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from real_processes import SCRIPTS, quickbloom
+
+from server_app.launch import environment
+from server_app.processes import end_all_with, processes_with
+
+SMALL = ["compare", "--algorithms", "fedavg,protonet", "--seeds", "2", "--rounds", "2", "--inner-lrs", "0.1,0.3", "--jobs", "1"]
+
+
+def test_a_comparison_is_fair_and_its_runs_are_not_repeated(tmp_path: Path) -> None:
+    done = quickbloom(*SMALL, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result, directory = json.loads(done.stdout), tmp_path / "runs" / "compare-digits"
+    assert {file.name for file in directory.glob("comparison.*")} == {"comparison.html", "comparison.json", "comparison.md"}
+    assert (directory / "comparison.html").read_text().count("data:image/png") == 3
+    for one, other in zip(*(row["runs"] for row in result["algorithms"]), strict=True):
+        assert one["seed"] == other["seed"]
+        assert _tasks(directory / one["directory"]) == _tasks(directory / other["directory"])
+    fedavg = result["algorithms"][0]
+    best = max(fedavg["tried"], key=lambda tried: tried["validation"])
+    assert best["validation"] == fedavg["runs"][0]["validation"]
+    assert fedavg["runs"][0]["shots"].keys() == {"1", "2"}
+
+    summaries = {file: file.stat().st_mtime_ns for file in directory.glob("*/summary.json")}
+    assert len(summaries) == 5  # fedavg tries two rates on seed 0; then one run for seed 1; protonet has one for each
+    again = quickbloom(*SMALL, "--json", cwd=tmp_path)
+    assert json.loads(again.stdout) == result
+    assert again.stderr.count("kept") == 5
+    assert {file: file.stat().st_mtime_ns for file in directory.glob("*/summary.json")} == summaries
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ended_from_outside_it_leaves_no_process_and_says_how_to_go_on(tmp_path: Path, number: int) -> None:
+    mark = f"QUICKBLOOM_TEST_MARK={tmp_path}"
+    running = subprocess.Popen(
+        [SCRIPTS / "quickbloom", "compare", "--algorithms", "protonet", "--rounds", "100000", "--jobs", "1"],
+        cwd=tmp_path,
+        env={**environment(), "QUICKBLOOM_TEST_MARK": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("runs/*/*/history.jsonl")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(running.pid, number)
+        _, said = running.communicate(timeout=60)
+        assert running.returncode == 130, said
+        assert "Stopped; repeat the command to go on" in said
+        assert "Traceback" not in said
+        assert processes_with(mark) == []
+    finally:
+        running.kill()
+        end_all_with(mark)
+
+
+def _tasks(run_dir: Path) -> list[tuple[str, str]]:
+    with (run_dir / "per_task.csv").open(newline="") as file:
+        return [(row["split"], row["task"]) for row in csv.DictReader(file)]
