@@ -24,7 +24,7 @@ from server_app.runs import Result, Run, Setup, perform, today
 ROOT = Path(__file__).resolve().parent.parent
 RAW = ROOT / "runs" / "benchmarks"
 RESULTS = ROOT / "benchmarks" / "results"
-AVERAGED = ("before", "after", "worst10", "round_median", "round_p90", "total", "wall")
+AVERAGED = ("before", "after", "worst10", "round_median", "round_p90", "total", "wall", "cpu")
 
 
 class BenchmarkError(Exception):
@@ -33,12 +33,16 @@ class BenchmarkError(Exception):
 
 @dataclass(frozen=True)
 class Variant:
-    """One line of the table: an algorithm with its settings. `reference`: what others reach, in words and as a fraction."""
+    """One line of the table: an algorithm with its settings. `reference`: what others reach, in words and as a fraction.
+
+    `rounds`: of this variant alone; 0: as many as the plan has.
+    """
 
     label: str
     algorithm: str
     settings: tuple[str, ...] = ()
     reference: Mapping[str, float] = field(default_factory=dict)
+    rounds: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class Plan:
     def setup(self, variant: Variant) -> Setup:
         """The command of a variant, for any seed."""
         settings = (*self.settings, *variant.settings)
-        return Setup(variant.algorithm, self.dataset, self.rounds, settings, self.nodes, self.in_process)
+        rounds = variant.rounds or self.rounds
+        return Setup(variant.algorithm, self.dataset, rounds, settings, self.nodes, self.in_process)
 
 
 def parser(description: str, name: str, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
@@ -73,34 +78,43 @@ def parser(description: str, name: str, seeds: Sequence[int] = (0, 1, 2)) -> arg
     return result
 
 
-def run_all(plan: Plan, seeds: Sequence[int], *, fresh: bool = False) -> dict[str, Any]:
-    """Do what is missing of a plan, and return its result (see `assemble`)."""
-    jobs = [(variant, seed) for seed in seeds for variant in plan.variants]
-    results: dict[str, list[Result]] = {variant.label: [] for variant in plan.variants}
-    for number, (variant, seed) in enumerate(jobs, 1):
-        result = measure(plan, variant, seed, fresh=fresh)
-        results[variant.label].append(result)
-        run = figures(result)
-        say(f"[{number}/{len(jobs)}] {variant.label}, seed {seed}: {percent(run['after'])} % in {run['wall']:.0f} s")
-    return assemble(plan, results)
+def run_all(plan: Plan, seeds: Sequence[int], *, fresh: bool = False, jobs: int = 1) -> dict[str, Any]:
+    """Do what is missing of a plan, `jobs` runs at once, and return its result (see `assemble`)."""
+    results = measure(plan, [(variant, seed) for seed in seeds for variant in plan.variants], fresh=fresh, jobs=jobs)
+    ordered = iter(results)
+    by_variant: dict[str, list[Result]] = {variant.label: [] for variant in plan.variants}
+    for _ in seeds:
+        for variant in plan.variants:
+            by_variant[variant.label].append(next(ordered))
+    return assemble(plan, by_variant)
 
 
-def measure(plan: Plan, variant: Variant, seed: int, *, fresh: bool = False) -> Result:
-    """The result of one run: from runs/benchmarks if it is finished there, else from running the command."""
-    run = Run(plan.setup(variant), seed, RAW / plan.name)
-    if fresh:
+def measure(plan: Plan, wanted: Sequence[tuple[Variant, int]], *, fresh: bool = False, jobs: int = 1) -> list[Result]:
+    """The results of (variant, seed): from runs/benchmarks if finished there, else from running the command."""
+    runs = [Run(plan.setup(variant), seed, RAW / plan.name) for variant, seed in wanted]
+    for run in runs if fresh else ():
         shutil.rmtree(run.directory, ignore_errors=True)
-    command = " ".join(run.setup.command(seed))
-    result = perform([run], facts={"commit": commit()}, on_start=lambda _: say(f"{time.strftime('%H:%M:%S')} {command}"))[run]
-    if result.code:
-        raise BenchmarkError(f"`{command}` ended with code {result.code}: {result.failure[-600:]}")
-    return result
+
+    def on_start(run: Run) -> None:
+        say(f"{time.strftime('%H:%M:%S')} {' '.join(run.setup.command(run.seed))}")
+
+    def on_end(result: Result, kept: bool) -> None:
+        if result.code:
+            command = " ".join(result.run.setup.command(result.run.seed))
+            raise BenchmarkError(f"`{command}` ended with code {result.code}: {result.failure[-600:]}")
+        label = wanted[runs.index(result.run)][0].label
+        run = figures(result)
+        say(f"{label}, seed {run['seed']}: {run['after']:.4g} in {run['wall']:.0f} s{' (kept)' * kept}")
+
+    done = perform(runs, jobs, facts={"commit": commit()}, on_start=on_start, on_end=on_end)
+    return [done[run] for run in runs]
 
 
 def figures(result: Result) -> dict[str, Any]:
     """What a benchmark reports of one run. Scores are fractions at the step that the validation tasks chose; times seconds."""
     summary, seconds = result.summary, [line["seconds"] for line in result.rounds]
-    scores, step = summary["test"]["accuracy"], summary["chosen"]["adapt_steps"]
+    metric = "accuracy" if "accuracy" in summary["test"] else "mse"
+    scores, step = summary["test"][metric], summary["chosen"]["adapt_steps"]
     # The first round pays for starting the nodes' processes.
     later = seconds[1:] or seconds
     return {
@@ -116,6 +130,7 @@ def figures(result: Result) -> dict[str, Any]:
         "round_median": float(np.median(later)),
         "round_p90": float(np.quantile(later, 0.9)),
         "total": summary["seconds"]["total"],
+        "cpu": summary["seconds"]["cpu"],
         "wall": result.facts["wall"],
         "bytes": summary["bytes"],
         "failures": summary["failures"],

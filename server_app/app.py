@@ -126,6 +126,7 @@ def _conclude(grid: Grid, strategy: MetaStrategy, directory: RunDirectory, start
         "bytes": strategy.bytes,
         "seconds": {
             "total": round(time.monotonic() - started, 3),
+            "cpu": round(time.process_time(), 3),
             "round_median": float(np.median([record["seconds"] for record in rounds])),
         },
         "failures": strategy.failures,

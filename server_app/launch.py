@@ -32,6 +32,13 @@ from common.errors import QuickbloomError
 from server_app.processes import end_all_with, end_group
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+CPU_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    # glibc would hand every activation above 32 MB back to the system and have it mapped and cleared anew in the next step.
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+}
+"""For processes that compute: one thread each, and freed memory is kept."""
 _PATIENCE = 120  # seconds without an answer of the SuperLink
 _PACKAGES = ("common", "server_app", "client_app")
 
@@ -46,7 +53,7 @@ def environment(flwr_home: Path | None = None, modules: Path | None = None) -> d
     `modules`: a directory from which they can import as well.
     """
     scripts = str(Path(sys.executable).parent)
-    extra = {"PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}", "OMP_NUM_THREADS": "1"}
+    extra = {"PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}", **CPU_ENVIRONMENT}
     if flwr_home:
         extra["FLWR_HOME"] = str(flwr_home)
     if modules:

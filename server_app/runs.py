@@ -24,6 +24,7 @@ from common import __version__
 from common.config import RunConfig, parse_run_config
 from common.models import is_own_model
 from server_app.history import read_history
+from server_app.launch import CPU_ENVIRONMENT
 from server_app.processes import end_group
 from server_app.settings import parse_assignments
 
@@ -169,7 +170,7 @@ def _start(run: Run) -> subprocess.Popen[bytes]:
     with (run.directory / _LOG).open("wb") as log:
         return subprocess.Popen(
             [str(Path(sys.executable).parent / script), *arguments, "--output", str(run.directory.absolute())],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **CPU_ENVIRONMENT},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,

@@ -42,7 +42,7 @@ class Command:
             "chosen": {"adapt_lr": 0.3, "adapt_steps": 1},
             "test": {"accuracy": {"mean": mean, "ci95": [0.0] * 3, "worst10": [value / 2 for value in mean]}},
             "bytes": {"up": 1, "down": 2},
-            "seconds": {"total": 5.0, "round_median": 0.3},
+            "seconds": {"total": 5.0, "cpu": 4.0, "round_median": 0.3},
             "failures": 0,
             "versions": {"flwr": "1.39.0"},
         }
@@ -75,7 +75,7 @@ def test_a_single_seed_has_no_deviation() -> None:
 
 
 def test_figures_are_read_at_the_chosen_step_and_leave_out_the_first_round(command: Command) -> None:
-    read = figures(measure(PLAN, PLAN.variants[0], 2))
+    read = figures(measure(PLAN, [(PLAN.variants[0], 2)])[0])
     assert (read["before"], read["after"], read["worst10"]) == pytest.approx((0.2, 0.21, 0.105))
     assert read["round_median"] == pytest.approx(0.2)
     assert read["round_p90"] == pytest.approx(0.28)
@@ -92,16 +92,16 @@ def test_finished_runs_are_not_repeated(command: Command) -> None:
 
 
 def test_the_nodes_may_live_in_the_process_of_the_command(command: Command) -> None:
-    measure(replace(PLAN, in_process=True), PLAN.variants[0], 0)
+    measure(replace(PLAN, in_process=True), [(PLAN.variants[0], 0)])
     assert "--in-process" in command.calls[0]
-    measure(PLAN, PLAN.variants[0], 0)
+    measure(PLAN, [(PLAN.variants[0], 0)])
     assert "--in-process" not in command.calls[1]
 
 
 def test_a_failed_run_names_the_command_and_the_reason(command: Command) -> None:
     command.code = 2
     with pytest.raises(BenchmarkError, match=r"quickbloom run --algorithm maml .* ended with code 2: no such thing"):
-        measure(PLAN, PLAN.variants[0], 0)
+        measure(PLAN, [(PLAN.variants[0], 0)])
 
 
 def test_the_result_file_has_what_it_promises_and_no_path(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
