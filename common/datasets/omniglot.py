@@ -37,6 +37,7 @@ class OmniglotOptions(Options):
     ways: int = Field(5, ge=2, le=1000, description="classes per episode")
     shots: int = Field(1, ge=1, le=19, description="support images per class")
     query_shots: int = Field(1, ge=1, le=19, description="query images per class, in testing the images to score")
+    leave_out_small: bool = Field(False, description="leave out alphabets with fewer than `ways` characters, not refuse them")
     drawer_groups: Literal[1, 2, 4, 5, 10] = Field(4, description="groups of an alphabet's 20 drawers, for `alphabet-drawers`")
     rotations: Literal["auto", "on", "off"] = Field(
         "auto", description="in training, turned characters are classes of their own; by default only for `unstructured`"
@@ -79,6 +80,9 @@ class Omniglot(Dataset):
         self._is_copy = _copies(self._images)
         pools = {"alphabet": _alphabets, "alphabet-drawers": _alphabet_drawers, "unstructured": _unstructured}[options.clients]
         self._pools = {task_id: self._drawable(pool) for task_id, pool in pools(arrays, options).items()}
+        if options.leave_out_small:
+            large = {task_id: pool for task_id, pool in self._pools.items() if len(pool.characters) >= options.ways}
+            self._pools = large or self._pools
         self._refuse_too_many_ways()
 
     @property
@@ -125,7 +129,7 @@ class Omniglot(Dataset):
         if self._options.ways > len(pool.characters):
             raise DataError(
                 f"`ways` must be at most {len(pool.characters)}, the number of characters in the smallest task '{task_id}' of "
-                f"data set `omniglot`, got {self._options.ways}: lower it"
+                f"data set `omniglot`, got {self._options.ways}: lower it, or set `leave-out-small = true`"
             )
 
 

@@ -158,6 +158,15 @@ def test_more_ways_than_the_smallest_alphabet_has_characters_are_refused(data_di
         build(data_dir, ways=15)
 
 
+def test_alphabets_that_are_too_small_are_left_out_if_asked(data_dir: Path) -> None:
+    # 14, 14, 16 and 17 characters are the four alphabets below 20, all of them background alphabets.
+    dataset = build(data_dir, ways=20, leave_out_small=True, official_split=True)
+    splits = [task.split for task in dataset.tasks()]
+    assert (splits.count("train"), splits.count("test")) == (26, 20)
+    with pytest.raises(DataError, match=r"`ways` must be at most 14.*got 56"):
+        build(data_dir, ways=56, leave_out_small=True)
+
+
 @pytest.mark.parametrize(("clients", "most"), [("alphabet", 20), ("alphabet-drawers", 5), ("unstructured", 20)])
 def test_more_shots_than_drawers_are_refused(data_dir: Path, clients: str, most: int) -> None:
     build(data_dir, clients=clients, query_shots=most - 1)
