@@ -60,7 +60,6 @@ def plan(ways: int, shots: int) -> Plan:
 def main() -> None:
     arguments = parser("N-way K-shot Omniglot, one seed by default", "omniglot", seeds=(0,))
     arguments.add_argument("--cell", choices=[f"{w}w{s}s" for w, s in PUBLISHED], default="5w1s", help="default: %(default)s")
-    arguments.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once; default: %(default)s")
     chosen = arguments.parse_args()
     ways, shots = (int(part) for part in chosen.cell.rstrip("s").split("w"))
     the_plan = plan(ways, shots)

@@ -74,6 +74,7 @@ def parser(description: str, name: str, seeds: Sequence[int] = (0, 1, 2)) -> arg
         "runs/benchmarks and not repeated; --fresh repeats them.",
     )
     result.add_argument("--seeds", type=int, nargs="+", default=list(seeds), metavar="SEED", help="default: %(default)s")
+    result.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once; default: %(default)s")
     result.add_argument("--fresh", action="store_true", help="repeat runs that are finished as well")
     return result
 
