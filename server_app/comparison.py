@@ -19,6 +19,8 @@ STEPS = (1, 5, 10)
 _AVERAGED = ("validation", "before", *(f"after_{step}" for step in STEPS), "after", "worst10")
 _AVERAGED = (*_AVERAGED, "rounds_to_target", "bytes_to_target", "seconds")
 _BASELINE = "fedavg"
+_DIGITS = 7
+"""As in summary.json: history.jsonl has more, and a run has to reach the target that is its own last score."""
 
 Figures = dict[str, Any]
 
@@ -115,7 +117,7 @@ def curve(rounds: Sequence[Mapping[str, Any]], metric: str) -> list[list[float]]
         sent += record["bytes"]["up"] + record["bytes"]["down"]
         scores = [value for value in record.get("validation", {}).get(metric, [])[1:] if value is not None]
         if scores:
-            points.append([record["round"], best(scores), sent])
+            points.append([record["round"], round(best(scores), _DIGITS), sent])
     return points
 
 
@@ -127,7 +129,7 @@ def default_target(rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[floa
         return None, "no run has a score"
     worst = min if metric == "accuracy" else max
     name = _BASELINE if _BASELINE in known else worst(known, key=known.__getitem__)
-    return known[name], f"what {name} ends at, mean over seeds"
+    return round(known[name], _DIGITS), f"what {name} ends at, mean over seeds"
 
 
 def to_target(points: Sequence[Sequence[float]], target: float | None, metric: str) -> tuple[int | None, int | None]:

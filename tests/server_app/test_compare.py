@@ -256,6 +256,15 @@ def test_the_target_is_where_fedavg_ends_else_where_the_worst_ends() -> None:
     assert default_target([_row("maml", None)], "accuracy") == (None, "no run has a score")
 
 
+@pytest.mark.parametrize(("metric", "end"), [("accuracy", 2 / 3), ("mse", 4.02300004)])
+def test_a_run_reaches_the_target_that_is_its_own_last_score(metric: str, end: float) -> None:
+    # summary.json has seven digits: 0.6666667 is above 2/3, and 4.023 is below 4.02300004.
+    points = curve([{"round": 4, "bytes": {"up": 1, "down": 2}, "validation": {metric: [0.0, end]}}], metric)
+    for seeds in (1, 3):
+        target, _ = default_target([_row("fedavg", *[round(end, 7)] * seeds)], metric)
+        assert to_target(points, target, metric) == (4, 3)
+
+
 # ---- table
 
 
