@@ -1,10 +1,11 @@
 """What does mapping over tasks buy? The engine against a plain per-task PyTorch loop, in one process with one thread.
 
-A perceptron 32-64-64-10, batches of 32 or, as in few-shot learning, 10 examples. "SGD": 15 inner steps as in Reptile and FedAvg;
-the loop copies the module and runs torch.optim.SGD on the same minibatches. "MAML": 5 inner steps, exact; the loop goes through
-them with create_graph=True. Both sides also compute every task's query loss and the mean over tasks, from the same task data to the same
-result, which is checked first. Repetitions alternate between the two sides, and ratios are taken within a repetition, so that
-other work on the machine hits both sides alike. Memory is the growth of a fresh process's peak over one round of exact MAML.
+A perceptron 32-64-64-10, batches of 32 or, as in few-shot learning, 10 examples. "SGD": 15 inner steps as in Reptile and
+FedAvg; the loop copies the module and runs torch.optim.SGD on the same minibatches. "MAML": 5 inner steps, exact; the loop goes
+through them with create_graph=True. Both sides also compute every task's query loss and the mean over tasks, from the same task
+data to the same result, which is checked first. Repetitions alternate between the two sides, and ratios are taken within a
+repetition, so that other work on the machine hits both sides alike. Memory is the growth of a fresh process's peak over one
+round of exact MAML.
 """
 
 import argparse
@@ -62,7 +63,7 @@ def main() -> None:
         least = 5 if case["algorithm"] == "maml" else 6
         text = f"{case['case']}: at least {least} times as fast as the plain loop, default chunk-size"
         goal(result, text, ratio, met=ratio >= least)
-    few, many, whole = (entry["megabytes"] for entry in memory)
+    few, many, _ = (entry["megabytes"] for entry in memory)
     goal(
         result,
         "peak memory of 1024 tasks in chunks of 32 over that of 128 tasks: at most 1.5",
