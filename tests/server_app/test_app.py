@@ -67,7 +67,7 @@ def test_summary_has_exactly_the_documented_keys(tmp_path: Path, dataset: str, m
             assert summary[part][name].keys() == {"mean", "ci95", "worst10"}
             assert all(len(values) == 4 and np.isfinite(values).all() for values in summary[part][name].values())
     assert summary["tasks"].keys() == {"train", "validation", "test"}
-    assert summary["seconds"].keys() == {"total", "round_median"}
+    assert summary["seconds"].keys() == {"total", "cpu", "round_median"}
     assert summary["versions"].keys() == {"quickbloom", "flwr", "torch", "python"}
 
 
