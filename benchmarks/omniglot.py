@@ -46,10 +46,10 @@ def plan(ways: int, shots: int) -> Plan:
         rounds=8_000,
         variants=(
             variant("maml", MAML, 16_000),
-            variant("fomaml", MAML, 10_000),
+            variant("fomaml", MAML, 8_000),
             variant("protonet", ("adapt-steps=1", "outer-decay=true", "omniglot.query-shots=5"), 8_000),
-            variant("reptile", (*SGD, "inner-lr=0.2"), 6_000),
-            variant("fedavg", (*SGD, "inner-lr=0.2"), 1_500),
+            variant("reptile", (*SGD, "inner-lr=0.2"), 5_000),
+            variant("fedavg", (*SGD, "inner-lr=0.2"), 1_000),
         ),
         settings=(*COMMON, f"omniglot.ways={ways}", f"omniglot.shots={shots}"),
         nodes=1,
