@@ -23,7 +23,6 @@ PLAN = Plan(
     rounds=12_000,
     variants=(
         Variant("maml", "maml", (*ADAM, *FIXED, "inner-steps=1")),
-        Variant("fomaml", "fomaml", (*ADAM, *FIXED, "inner-steps=1")),
         Variant("metasgd", "metasgd", (*ADAM, *FIXED, "inner-steps=1")),
         Variant("reptile", "reptile", (*TUNED, "inner-lr=0.01")),
         Variant("fedavg", "fedavg", (*TUNED, "inner-lr=0.01")),
