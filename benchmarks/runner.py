@@ -192,14 +192,16 @@ def finish(result: Mapping[str, Any], text: str) -> None:
 
 def table(result: Mapping[str, Any]) -> str:
     """Accuracy before and after, worst tenth and seconds per round, as a Markdown table."""
-    lines = ["| variant | before, % | after, % | worst 10 %, % | s per round | reference, % |", "|---|---:|---:|---:|---:|---|"]
+    lines = ["| variant | before, % | after, % | worst 10 %, % | rounds | CPU s | reference, % |"]
+    lines.append("|---|---:|---:|---:|---:|---:|---|")
     for variant in result["variants"]:
         mean, sd = variant["mean"], variant["sd"]
         cells = [f"{percent(mean[name])} ± {percent(sd[name])}" for name in ("before", "after", "worst10")]
         known = "; ".join(f"{name} {percent(value)}" for name, value in variant["reference"].items())
-        lines.append(f"| {variant['label']} | {' | '.join(cells)} | {mean['round_median']:.3f} | {known} |")
+        spent = f"{variant['configuration']['rounds']} | {mean['cpu']:.0f}"
+        lines.append(f"| {variant['label']} | {' | '.join(cells)} | {spent} | {known} |")
     for name, floor in result["floors"].items():
-        lines.append(f"| {name} | | {percent(floor['mean']['after'])} ± {percent(floor['sd']['after'])} | | | |")
+        lines.append(f"| {name} | | {percent(floor['mean']['after'])} ± {percent(floor['sd']['after'])} | | | | |")
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ PLAN = Plan(
     name="shakespeare",
     claim="next-character accuracy on unseen roles, before and after adapting to what the role said before",
     dataset="shakespeare",
-    rounds=150,
+    rounds=100,
     variants=(
         Variant("fedavg", "fedavg", SGD),
         Variant("reptile", "reptile", SGD),
