@@ -1,8 +1,8 @@
 """Sinusoid regression, MAML's table: mean squared error of unseen waves after 1, 5 and 10 steps on 5 points.
 
-Every training episode is a new wave, 25 in a round, with 5 support and 10 query points; 600 waves are the test. MAML adapts with
-rate 0.01, as in the paper; the rate of the two baselines is chosen on validation waves. "Pretraining" is the paper's baseline,
-one model for all waves: FedAvg with a single full step and the server's Adam on its gradient.
+Every training episode is a new wave, 25 in a round, with 5 support and 10 query points; 600 waves are the test. MAML adapts
+with rate 0.01, as in the paper; the rate of the two baselines is chosen on validation waves. "Pretraining" is the paper's
+baseline, one model for all waves: FedAvg with a single full step and the server's Adam on its gradient.
 """
 
 from typing import Any

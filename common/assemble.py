@@ -1,17 +1,23 @@
 """From settings and the form of the data to the algorithm with its model: the same on the server and on every node."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
 from torch.nn.parameter import is_lazy
 
 from common.algorithms import ALGORITHMS, Algorithm
+from common.batch import Batch, TaskData
 from common.config import RunConfig
 from common.datasets.base import DataSpec
 from common.errors import ConfigError, in_one_line
 from common.learner import Learner
+from common.local_round import TaskWork, evaluate, run_round
 from common.models import MODELS, build_model
-from common.params import Params
+from common.options import Options
+from common.randomness import generator
 
 _CPU = torch.device("cpu")
 
@@ -21,9 +27,11 @@ def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _C
     chosen, options = ALGORITHMS[config.algorithm], config.table(config.algorithm)
     outputs = chosen.model_outputs(options, spec.outputs)
     _check_inputs(config.model, spec)
-    module = build_model(config.model, config.table(config.model), spec.input_shape, outputs, config.seed)
+    tokens = spec.outputs if spec.tokens else 0
+    module = build_model(config.model, config.table(config.model), spec.input_shape, outputs, config.seed, tokens)
     learner = Learner(module, spec.kind, spec.outputs)
     try_out(learner, config.model, spec, outputs)
+    try_out_with(chosen(_few_steps(options), learner), config.model, spec)
     module.to(device)
     return chosen(options, learner)
 
@@ -39,13 +47,12 @@ def _check_inputs(model: str, spec: DataSpec) -> None:
 
 
 def try_out(learner: Learner, model: str, spec: DataSpec, outputs: int) -> None:
-    """Run the model once on two made-up examples, alone and as the nodes do: a misfit is found before anything is trained.
+    """Run the model once on two made-up examples, so that a misfit is found before anything is trained.
 
-    Raises ConfigError with a sentence about the setting `model`. The global random state stays as it is.
+    It also finds out which layer is the last. Raises ConfigError with a sentence about the setting `model`. The global random
+    state stays as it is.
     """
-    shape = (2, *spec.input_shape)
-    # The largest id, which an embedding that is too small does not have.
-    x = torch.full(shape, spec.outputs - 1) if spec.tokens else torch.zeros(shape)
+    shape, x = (2, *spec.input_shape), _made_up(spec)
     subject = f'`model = "{model}"`'
     expected = f"{subject} must map {'int64 token ids' if spec.tokens else 'float32 inputs'} of shape {shape}"
     expected += f" to outputs of shape {(2, outputs)}"
@@ -56,28 +63,60 @@ def try_out(learner: Learner, model: str, spec: DataSpec, outputs: int) -> None:
     params = learner.initial()
     with torch.random.fork_rng(devices=[]):
         try:
-            result: object = learner.apply(params, x)
+            with _watching(learner):
+                result: object = learner.apply(params, x)
         except Exception as error:  # the user's code may raise anything
             raise ConfigError(f"{expected}, but it raised {in_one_line(error)}") from error
         if not isinstance(result, Tensor):
             raise ConfigError(f"{expected}, got a {type(result).__name__}")
         if result.shape != (2, outputs) or not result.is_floating_point():
             raise ConfigError(f"{expected}, got {result.dtype} of shape {tuple(result.shape)}")
+
+
+@contextmanager
+def _watching(learner: Learner) -> Iterator[None]:
+    """Tell the learner which layer with parameters has run last: that need not be the one that was made last."""
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            learner.last_layer = name
+
+        return hook
+
+    layers = [(name, module) for name, module in learner.module.named_modules() if list(module.parameters(recurse=False))]
+    handles = [module.register_forward_hook(note(name)) for name, module in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def try_out_with(algorithm: Algorithm, model: str, spec: DataSpec) -> None:
+    """Do once what a node does, in training and in scoring, with two made-up examples."""
+    y = torch.zeros(2, dtype=torch.int64) if spec.kind == "classification" else torch.zeros(2, spec.outputs)
+    batch = Batch.of(_made_up(spec), y)
+    data = TaskData(batch, batch, batch)
+    meta = algorithm.init()
+    with torch.random.fork_rng(devices=[]):
         try:
-            _outputs_and_slopes_of_a_stack(learner, params, x)
-        except Exception as error:  # see above
+            run_round(algorithm, meta, [TaskWork(data, generator(0, "try"))], chunk_size=1)
+            evaluate(algorithm, meta, [[data]], [algorithm.options.inner_lr], steps=1, chunk_size=1)
+        except Exception as error:  # the user's code may raise anything
             raise ConfigError(
-                f"{subject} must work under torch.func.vmap and grad, which compute all tasks of a node at once, but it raised "
-                f"{in_one_line(error)}: leave out dropout, changes in place and torch's own recurrent layers"
+                f'`model = "{model}"` must work under torch.func.vmap and be differentiable as often as '
+                f'`algorithm = "{algorithm.name}"` needs it, but it raised {in_one_line(error)}: leave out dropout, changes in '
+                "place, torch's own recurrent layers and fused attention"
             ) from error
 
 
-def _outputs_and_slopes_of_a_stack(learner: Learner, params: Params, x: Tensor) -> None:
-    """What a node computes, for one task: scores and gradients, with parameters and examples of the task's own."""
+def _made_up(spec: DataSpec) -> Tensor:
+    shape = (2, *spec.input_shape)
+    # The largest id, which an embedding that is too small does not have.
+    return torch.full(shape, spec.outputs - 1) if spec.tokens else torch.zeros(shape)
 
-    def outputs_and_slopes(params: Params, x: Tensor) -> tuple[Tensor, Params]:
-        return learner.apply(params, x), grad(lambda params: learner.apply(params, x).square().sum())(params)
 
-    # As for held-out tasks: without a graph around it torch takes other ways, which may not be mapped where the usual ones are.
-    with torch.no_grad():
-        vmap(outputs_and_slopes, randomness="error")({name: value[None] for name, value in params.items()}, x[None])
+def _few_steps(options: Options) -> Options:
+    """The same options with at most two steps of every kind: they show what a thousand would."""
+    few = {name: min(2, value) for name, value in options if name.endswith("_steps")}
+    return options.model_copy(update=few)

@@ -25,6 +25,8 @@ class Learner:
         self.module = module
         self.kind = kind
         self.outputs = outputs
+        self.last_layer: str | None = None
+        """The layer that runs last, once somebody has watched; until then the one that was made last counts as it."""
         # BatchNorm without running state takes its statistics over the batch: then padding would change the result.
         self.mixes_examples = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
 
@@ -43,7 +45,7 @@ class Learner:
         return next(self.module.parameters()).dtype
 
     def head(self, setting: str, names: str) -> list[str]:
-        """The parameters of the head. `names`: "auto" for those of the last layer, else their beginnings with commas between.
+        """The parameters of the head. `names`: "auto" for those of `last_layer`, else their beginnings with commas between.
 
         Raises ConfigError, which names `setting`, if that is none or all of the model's parameters.
         """
@@ -51,7 +53,8 @@ class Learner:
         starts = tuple(part.strip() for part in names.split(",") if part.strip())
         if names == "auto":
             layers = [name for name, module in self.module.named_modules() if list(module.parameters(recurse=False))]
-            starts = (f"{layers[-1]}." if layers[-1] else "",)
+            last = layers[-1] if self.last_layer is None else self.last_layer
+            starts = (f"{last}." if last else "",)
         head = [name for name in parameters if name.startswith(starts)]
         if not 0 < len(head) < len(parameters):
             raise ConfigError(

@@ -63,6 +63,8 @@ def run_federation(grid: Grid, config: RunConfig) -> dict[str, Any]:
     algorithm = build_algorithm(config, spec)
     outer = OuterOptimizer(algorithm.options, algorithm.init(), config.rounds)
     done, lineage = _resume(config, population, outer) if config.resume_from else (0, uuid.uuid4().hex)
+    if done and algorithm.fresh():
+        log(WARNING, "Task state is on the nodes: it goes on where `state-dir` has kept it, and starts afresh on other nodes")
     facts = {"config": config.flat(), "spec": [spec.kind, list(spec.input_shape), spec.outputs], "splits": population.splits}
     facts |= {"lineage": lineage}
 

@@ -18,14 +18,14 @@ from common.randomness import generator
 MODELS: dict[str, type[Model]] = {model.name: model for model in (Mlp, Conv4, Sine, Linear, Lstm)}
 
 
-def build_model(name: str, options: Any, input_shape: tuple[int, ...], outputs: int, seed: int) -> nn.Module:
+def build_model(name: str, options: Any, input_shape: tuple[int, ...], outputs: int, seed: int, tokens: int = 0) -> nn.Module:
     """The model `name`, initialised from `seed` alone: the global random state is neither read nor changed.
 
     A user's own model ("module:factory") has no options. Raises ConfigError if it cannot be built for these shapes.
     """
     with torch.random.fork_rng(devices=[]):
         # Imported before the seed is set: importing may draw numbers, and happens only once in a process.
-        build = own_factory(name) if is_own_model(name) else partial(MODELS[name].build, options)
+        build = own_factory(name) if is_own_model(name) else partial(MODELS[name].build, options, tokens=tokens)
         torch.manual_seed(int(generator(seed, "model").integers(2**62)))
         return build(input_shape, outputs)
 

@@ -15,12 +15,15 @@ class Model(ABC):
     name: ClassVar[str]
     Options: ClassVar[type[Options]]
     tokens: ClassVar[bool] = False
-    """Whether it reads int64 token ids of 0..outputs-1 instead of numbers."""
+    """Whether it reads int64 token ids instead of numbers."""
 
     @classmethod
     @abstractmethod
-    def build(cls, options: Any, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
-        """A freshly initialised module from inputs [n, *input_shape] to [n, outputs]. Raises ConfigError if it cannot."""
+    def build(cls, options: Any, input_shape: tuple[int, ...], outputs: int, tokens: int = 0) -> nn.Module:
+        """A freshly initialised module from inputs [n, *input_shape] to [n, outputs]. Raises ConfigError if it cannot.
+
+        `tokens`: how many ids there are, for a model that reads tokens; 0: as many as outputs.
+        """
 
 
 def parse_sizes(setting: str, text: str) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ class Conv4(Model):
     Options: ClassVar[type[Options]] = Conv4Options
 
     @classmethod
-    def build(cls, options: Conv4Options, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def build(cls, options: Conv4Options, input_shape: tuple[int, ...], outputs: int, tokens: int = 0) -> nn.Module:
         if len(input_shape) != 3 or min(input_shape[1:]) < 8:
             raise ConfigError(
                 f'`model = "conv4"` needs images of shape (channels, height, width) of at least 8 x 8 pixels, got inputs of '

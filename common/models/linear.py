@@ -21,5 +21,5 @@ class Linear(Model):
     Options: ClassVar[type[Options]] = LinearOptions
 
     @classmethod
-    def build(cls, options: LinearOptions, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def build(cls, options: LinearOptions, input_shape: tuple[int, ...], outputs: int, tokens: int = 0) -> nn.Module:
         return perceptron((prod(input_shape), outputs))

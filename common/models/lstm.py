@@ -34,23 +34,23 @@ class Lstm(Model):
     tokens = True
 
     @classmethod
-    def build(cls, options: LstmOptions, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def build(cls, options: LstmOptions, input_shape: tuple[int, ...], outputs: int, tokens: int = 0) -> nn.Module:
         if len(input_shape) != 1:
             raise ConfigError(
                 f'`model = "lstm"` needs sequences of tokens, inputs of shape (length,), got inputs of shape {input_shape}: '
                 'choose `model = "auto"`'
             )
-        return NextToken(outputs, options.embedding, options.hidden, options.layers)
+        return NextToken(tokens or outputs, outputs, options.embedding, options.hidden, options.layers)
 
 
 class NextToken(nn.Module):
-    """Token ids [n, length], each in 0..tokens-1 -> logits of the token that follows [n, tokens]."""
+    """Token ids [n, length], each in 0..tokens-1 -> [n, outputs]: logits of the token that follows, or an embedding."""
 
-    def __init__(self, tokens: int, embedding: int, hidden: int, layers: int) -> None:
+    def __init__(self, tokens: int, outputs: int, embedding: int, hidden: int, layers: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(tokens, embedding)
         self.lstm = LstmLayers(embedding, hidden, layers)
-        self.head = nn.Linear(hidden, tokens)
+        self.head = nn.Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         # What a token adds to the gates does not depend on its place: one row per token, looked up, not one per position.

@@ -22,7 +22,7 @@ class Mlp(Model):
     Options: ClassVar[type[Options]] = MlpOptions
 
     @classmethod
-    def build(cls, options: MlpOptions, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def build(cls, options: MlpOptions, input_shape: tuple[int, ...], outputs: int, tokens: int = 0) -> nn.Module:
         return perceptron((prod(input_shape), *parse_sizes("mlp.hidden", options.hidden), outputs))
 
 

@@ -21,5 +21,5 @@ class Sine(Model):
     Options: ClassVar[type[Options]] = SineOptions
 
     @classmethod
-    def build(cls, options: SineOptions, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def build(cls, options: SineOptions, input_shape: tuple[int, ...], outputs: int, tokens: int = 0) -> nn.Module:
         return perceptron((prod(input_shape), 40, 40, outputs))

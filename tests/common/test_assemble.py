@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.assemble import build_algorithm, try_out
+from common.algorithms import ALGORITHMS
+from common.assemble import build_algorithm, try_out, try_out_with
 from common.config import parse_run_config
 from common.datasets import DATASETS
 from common.datasets.base import DataSpec
@@ -22,12 +23,20 @@ TOKENS = DataSpec("classification", (6,), 7, tokens=True)
 
 
 def refusal(module: nn.Module, spec: DataSpec = NUMBERS, outputs: int = 0) -> str:
-    """What the trial says of a module that does not fit: one sentence."""
+    """What the trials say of a module that does not fit: one sentence."""
     with pytest.raises(ConfigError) as caught:
-        try_out(Learner(module, spec.kind), "mine:net", spec, outputs or spec.outputs)
+        try_both(module, spec, "maml", outputs)
     assert str(caught.value).startswith('`model = "mine:net"` must ')
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def try_both(module: nn.Module, spec: DataSpec, algorithm: str, outputs: int = 0) -> Learner:
+    learner = Learner(module, spec.kind, spec.outputs)
+    try_out(learner, "mine:net", spec, outputs or spec.outputs)
+    options = ALGORITHMS[algorithm].Options.model_validate({"inner-lr": 0.1})
+    try_out_with(ALGORITHMS[algorithm](options, learner), "mine:net", spec)
+    return learner
 
 
 class Through(nn.Module):
@@ -87,9 +96,10 @@ def test_an_embedding_without_the_last_token_is_refused() -> None:
     too_small = nn.Sequential(nn.Embedding(6, 2), nn.Flatten(), nn.Linear(12, 7))
     assert "but it raised IndexError: index out of range" in refusal(too_small, TOKENS)
     enough = nn.Sequential(nn.Embedding(7, 2), nn.Flatten(), nn.Linear(12, 7))
-    try_out(Learner(enough, "classification"), "mine:net", TOKENS, 7)
+    try_both(enough, TOKENS, "maml", 7)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize(
     ("module", "spec", "words"),
     [
@@ -103,8 +113,48 @@ def test_an_embedding_without_the_last_token_is_refused() -> None:
 def test_what_cannot_be_mapped_over_tasks_is_refused(module: nn.Module, spec: DataSpec, words: str) -> None:
     assert module(torch.zeros(2, 6, dtype=torch.int64 if spec.tokens else torch.float32)).shape == (2, spec.outputs)
     said = refusal(module, spec)
-    assert "must work under torch.func.vmap and grad" in said
+    assert 'must work under torch.func.vmap and be differentiable as often as `algorithm = "maml"` needs it' in said
     assert words in said
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_a_model_that_can_be_differentiated_once_is_enough_for_first_order_algorithms() -> None:
+    class Attention(nn.Module):
+        """Torch has no second derivative of the fused kernel that this takes on a CPU."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = self.linear(x)[:, None, None]
+            return nn.functional.scaled_dot_product_attention(rows, rows, rows)[:, 0, 0]
+
+    try_both(Attention(), NUMBERS, "fomaml")
+    assert "derivative" in refusal(Attention())
+
+
+class HeadFirst(nn.Module):
+    """Its head is made before its body."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body = nn.Linear(3, 2), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.body(x).tanh())
+
+
+def test_the_head_is_the_layer_that_runs_last_not_the_one_that_was_made_last() -> None:
+    learner = try_both(HeadFirst(), NUMBERS, "anil")
+    assert learner.head("anil.head", "auto") == ["head.weight", "head.bias"]
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_every_algorithm_that_is_for_classification_works_on_tokens(name: str) -> None:
+    config = parse_run_config({"algorithm": name, "model": "lstm", "lstm.hidden": 4, "dataset": "shakespeare"}).resolved()
+    algorithm = build_algorithm(config, TOKENS)
+    assert algorithm.learner.outputs == 7
 
 
 def test_a_model_without_parameters_is_refused() -> None:

@@ -31,7 +31,7 @@ def pair(layers: int) -> tuple[NextToken, Reference]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         reference = Reference(layers)
-    module = NextToken(TOKENS, 3, 5, layers)
+    module = NextToken(TOKENS, TOKENS, 3, 5, layers)
     module.load_state_dict(reference.state_dict())  # strict: it fails unless all names and shapes agree
     return module, reference
 
