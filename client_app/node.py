@@ -52,7 +52,7 @@ def node_of(context: Context) -> Node:
     return _cached(json.dumps(dict(context.run_config), sort_keys=True), json.dumps(dict(context.node_config), sort_keys=True))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)  # more than the nodes of one process: each would be built anew for every message
 def _cached(run_config: str, node_config: str) -> Node:
     flat_run: dict[str, Any] = json.loads(run_config)
     flat_node: dict[str, Any] = json.loads(node_config)

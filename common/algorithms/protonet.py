@@ -60,7 +60,7 @@ class ProtoNet(ObjectiveAlgorithm):
         """(loss, accuracy). A class without support cannot be recognised: its examples count as errors, not in the loss."""
         theta = {name: value for name, value in personal.items() if name not in (PROTOTYPES, KNOWN)}
         prototypes, known = personal[PROTOTYPES], personal[KNOWN]
-        # Before there is any prototype all classes are alike: chance.
+        # Before there is any prototype all classes are alike, and the first is named.
         within_reach = (known > 0) | (known.sum() == 0)
         # Distances do not change when everything moves; near zero the products below keep their digits.
         middle = prototypes.mean(dim=0)
