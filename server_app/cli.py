@@ -32,7 +32,7 @@ _WIDE = 200
 """Columns of a table that goes into a file or a pipe."""
 
 cli = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False)
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, emoji=False)
 
 
 @cli.callback()
@@ -93,7 +93,7 @@ def run(
     if json_:
         print(json.dumps(summary))
     else:
-        Console().print(result_table(summary))
+        Console(emoji=False).print(result_table(summary))
         console.print(f"Run directory: {summary['run_dir']}", markup=False, soft_wrap=True)
     _try_report(Path(str(summary["run_dir"])))
 
@@ -139,25 +139,27 @@ def compare(
         raise ConfigError(f"`--target` must be above 0, got {target:g}")
     plan.check()
     directory = output or Path("runs") / f"compare-{dataset}"
-    try:
-        entries = comparing.compare(plan, directory, jobs or (1 if simulation else len(os.sched_getaffinity(0))), console)
-    except KeyboardInterrupt:
-        console.print(
-            f"Stopped; repeat the command to go on: {directory} keeps what is finished.", markup=False, soft_wrap=True
-        )
-        raise typer.Exit(STOPPED) from None
-    except comparing.CompareError as error:
-        _say_error(str(error))
-        raise typer.Exit(FAILED) from None
-    result = comparison.assemble(plan, entries, target)
-    comparison.write(result, directory)
+    jobs = jobs or (1 if simulation else len(os.sched_getaffinity(0)))
+    with comparing.locked(directory):
+        try:
+            entries = comparing.compare(plan, directory, jobs, console)
+        except KeyboardInterrupt:
+            console.print(
+                f"Stopped; repeat the command to go on: {directory} keeps what is finished.", markup=False, soft_wrap=True
+            )
+            raise typer.Exit(STOPPED) from None
+        except comparing.CompareError as error:
+            _say_error(str(error))
+            raise typer.Exit(FAILED) from None
+        result = comparison.assemble(plan, entries, target)
+        comparison.write(result, directory)
+        _write_comparison_page(result, directory)
     if json_:
         print(to_json(result))
     else:
-        Console(width=None if sys.stdout.isatty() else _WIDE).print(comparison.rich_table(result))
+        Console(width=None if sys.stdout.isatty() else _WIDE, emoji=False).print(comparison.rich_table(result))
         for line in (*comparison.caption(result), *comparison.failures(result)):
-            Console().print(line, markup=False, highlight=False, soft_wrap=True)
-    _write_comparison_page(result, directory)
+            Console(emoji=False).print(line, markup=False, highlight=False, soft_wrap=True)
     if all(row["failed"] == len(row["runs"]) for row in result["algorithms"]):
         raise typer.Exit(FAILED)
 

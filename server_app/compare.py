@@ -1,8 +1,8 @@
 """Several algorithms on the same tasks, each with its inner rate chosen alike: which runs there are, and who is chosen.
 
-The first seed tries every inner rate of training; the rate with the best final score on the **validation** tasks wins, and the
-other seeds run with it. Test scores are never looked at here. Tasks and splits depend on the seed alone, so all algorithms of
-a seed have the same.
+Every seed tries every inner rate of training, and the rate with the best final score on that seed's own **validation** tasks
+wins. Seeds choose apart because splits depend on the seed: the validation tasks of one are test tasks of another. Test scores
+are never looked at here. Tasks and splits depend on the seed alone, so all algorithms of a seed have the same.
 """
 
 import fcntl
@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,27 @@ class Plan:
 
     def candidates(self, algorithm: str) -> list[Setup]:
         """One setup per inner rate; a single one if the rate is given, or is of no use to the algorithm."""
+        return [self._setup(algorithm, *rate, f"adapt-lrs={self.adapt_lrs}") for rate in self._rates(algorithm)]
+
+    @cached_property
+    def adapt_lrs(self) -> str:
+        """The rates of adaptation, the same for all runs: those that are set, and every inner rate that a run can have.
+
+        A run would add its own inner rate by itself, which the others then would not have.
+        """
+        rates = set(self.inner_lrs)
+        for algorithm in self.algorithms:
+            for rate in self._rates(algorithm):
+                config = self._setup(algorithm, *rate).config()
+                rates |= {*config.lrs, float(config.flat()[f"{algorithm}.inner-lr"])}
+        return ",".join(f"{lr!r}" for lr in sorted(rates))
+
+    def _rates(self, algorithm: str) -> list[tuple[str, ...]]:
+        """What each candidate has after `--set` for its inner rate: nothing where there is nothing to choose."""
         given = f"{algorithm}.inner-lr" in parse_assignments(list(self.settings), algorithm)
         if given or not ALGORITHMS[algorithm].tunes_inner_lr:
-            return [self._setup(algorithm)]
-        return [self._setup(algorithm, f"{algorithm}.inner-lr={lr!r}") for lr in self.inner_lrs]
+            return [()]
+        return [(f"{algorithm}.inner-lr={lr!r}",) for lr in self.inner_lrs]
 
     def _setup(self, algorithm: str, *settings: str) -> Setup:
         nodes = 2 if self.simulation else 1
@@ -92,53 +110,43 @@ class Plan:
 
 @dataclass(frozen=True)
 class Entry:
-    """One algorithm's part: the runs of the first seed with every rate, the chosen setup, and its runs, one per seed.
-
-    Where no rate led to a usable validation score, `chosen` is None and `results` is empty.
-    """
+    """One algorithm's part. `tried`: the runs with every inner rate, by seed."""
 
     algorithm: str
-    tried: list[Result]
-    chosen: Setup | None
-    results: list[Result]
+    tried: dict[int, list[Result]]
+
+    @property
+    def chosen(self) -> dict[int, Result | None]:
+        """The run of every seed that its own validation tasks chose; None where no rate led to a usable score."""
+        return {seed: choose(results) for seed, results in self.tried.items()}
 
 
 def compare(plan: Plan, directory: Path, jobs: int, console: Console) -> list[Entry]:
     """Do what is not finished of `plan` in `directory`, and return an entry per algorithm."""
-    first, *others = plan.seeds
-    candidates = {
-        algorithm: [Run(setup, first, directory) for setup in plan.candidates(algorithm)] for algorithm in plan.algorithms
-    }
-    searched = [run for runs in candidates.values() for run in runs]
-    with _locked(directory), progress_bar(console) as progress:
-        watch = _Watch(console, progress, len(searched) + len(others) * len(plan.algorithms))
-        results = perform(searched, jobs, on_start=watch.on_start, on_end=watch.on_end)
-        chosen = {name: choose([results[run] for run in runs]) for name, runs in candidates.items()}
-        wanted = [Run(setup, seed, directory) for seed in others for setup in chosen.values() if setup]
-        results |= perform(wanted, jobs, on_start=watch.on_start, on_end=watch.on_end)
-    return [
-        Entry(
-            name,
-            [results[run] for run in candidates[name]],
-            setup,
-            [results[Run(setup, seed, directory)] for seed in plan.seeds] if setup else [],
-        )
-        for name, setup in chosen.items()
-    ]
+    candidates = {name: plan.candidates(name) for name in plan.algorithms}
+
+    def runs(name: str, seed: int) -> list[Run]:
+        return [Run(setup, seed, directory) for setup in candidates[name]]
+
+    wanted = [run for seed in plan.seeds for name in plan.algorithms for run in runs(name, seed)]
+    with progress_bar(console) as progress:
+        watch = _Watch(console, progress, len(wanted))
+        results = perform(wanted, jobs, on_start=watch.on_start, on_end=watch.on_end)
+    return [Entry(name, {seed: [results[run] for run in runs(name, seed)] for seed in plan.seeds}) for name in plan.algorithms]
 
 
-def choose(results: Sequence[Result]) -> Setup | None:
-    """The setup with the best final validation score; ties go to the lower validation loss, then to the first.
+def choose(results: Sequence[Result]) -> Result | None:
+    """The one with the best final validation score; ties go to the lower validation loss, then to the first.
 
     A single one is chosen whatever became of it. None if none of several has a score.
     """
     if len(results) == 1:
-        return results[0].run.setup
+        return results[0]
     usable = [(scores, result) for result in results if (scores := validation_score(result)) is not None]
     if not usable:
         return None
     sign = -1 if metric_of(usable[0][1].summary) == "accuracy" else 1
-    return min(usable, key=lambda pair: (sign * pair[0][0], pair[0][1]))[1].run.setup
+    return min(usable, key=lambda pair: (sign * pair[0][0], pair[0][1]))[1]
 
 
 def validation_score(result: Result) -> tuple[float, float] | None:
@@ -238,7 +246,7 @@ def _outcome(result: Result) -> str:
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
     """One comparison at a time in a directory: another one would take its half-done runs for interrupted ones."""
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ _PAGE = """
 {% endblock %}
 {% block details %}
 <h2>To repeat it</h2><pre>{{ command }}</pre>
-<p class="note">Runs that are finished in its directory are not repeated. One run of each algorithm:</p>
+<p class="note">Runs that are finished in its directory are not repeated. The runs of the table, one by one:</p>
 <pre>{{ commands }}</pre>
 {% for name, settings in configurations %}
 <details><summary>Settings of {{ name }}</summary><pre>{{ settings }}</pre></details>
@@ -34,7 +34,6 @@ def write_comparison_page(result: Mapping[str, Any], path: Path) -> Path:
     """Write the page of a comparison (see `comparison.assemble`) and return its path. Raises DataError."""
     require_packages()
     headings, rows = table(result)
-    chosen = [row for row in result["algorithms"] if row["configuration"]]
     return write_page(
         path,
         _PAGE,
@@ -45,10 +44,10 @@ def write_comparison_page(result: Mapping[str, Any], path: Path) -> Path:
         plots=_plots(result),
         failures=failures(result),
         command=result["command"],
-        commands="\n".join(row["command"] for row in chosen),
+        commands="\n".join(run["command"] for row in result["algorithms"] for run in row["runs"]),
         configurations=[
             (row["algorithm"], "\n".join(f"{key} = {json.dumps(value)}" for key, value in row["configuration"].items()))
-            for row in chosen
+            for row in result["algorithms"]
         ],
     )
 
