@@ -131,16 +131,15 @@ def compare(
         comparing.parse_seeds(seeds),
         dataset,
         rounds,
-        comparing.parse_rates(inner_lrs) if inner_lrs else comparing.recommended_rates(dataset),
+        comparing.parse_rates(inner_lrs) if inner_lrs is not None else comparing.recommended_rates(dataset),
         tuple(set_ or ()),
         simulation,
     )
-    if target is not None and not target > 0:
-        raise ConfigError(f"`--target` must be above 0, got {target:g}")
-    plan.check()
+    plan.check(target)
     directory = output or Path("runs") / f"compare-{dataset}"
     jobs = jobs or (1 if simulation else len(os.sched_getaffinity(0)))
     with comparing.locked(directory):
+        console.print(plan.describe(), markup=False, soft_wrap=True)
         try:
             entries = comparing.compare(plan, directory, jobs, console)
         except KeyboardInterrupt:

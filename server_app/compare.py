@@ -21,7 +21,7 @@ from rich.progress import Progress, TaskID
 
 from common.algorithms import ALGORITHMS
 from common.config import parse_run_config
-from common.datasets import DATASETS
+from common.datasets import DATASETS, load_dataset
 from common.datasets.base import resolve_data_dir
 from common.errors import ConfigError
 from server_app.live import progress_bar
@@ -33,6 +33,7 @@ SHOTS = "test-shots=1,2,5,10"
 
 _ELSEWHERE = {"algorithm": "--algorithms", "dataset": "--dataset", "seed": "--seeds", "output-dir": "--output"}
 _FAILED, _WRONG_INPUT = 1, 2
+_MOST_SEEDS = 100
 
 
 class CompareError(Exception):
@@ -88,24 +89,58 @@ class Plan:
             words += ["--set", text]
         return shlex.join(words + ["--simulation"] * self.simulation)
 
-    def check(self) -> None:
+    def describe(self) -> str:
+        """How many runs there are, before any is started: "8 runs: fedavg (3 inner rates), protonet; 2 seeds each"."""
+        rates = {name: len(self.candidates(name)) for name in self.algorithms}
+        parts = [f"{name} ({number} inner rates)" if number > 1 else name for name, number in rates.items()]
+        total, seeds = sum(rates.values()) * len(self.seeds), len(self.seeds)
+        return f"{_count(total, 'run')}: {', '.join(parts)}; {_count(seeds, 'seed')} each"
+
+    def check(self, target: float | None = None) -> None:
         """Raise ConfigError or DataError for whatever would end a run: with the data, before anything starts."""
         for name in self.algorithms:
             parse_run_config({"algorithm": name, "dataset": self.dataset})
         for algorithm in self.algorithms:
-            assigned = parse_assignments(list(self.settings), algorithm)
-            for key, option in _ELSEWHERE.items():
-                if key in assigned:
-                    raise ConfigError(f"`{key}` cannot be set with `--set` here: use `{option}`")
-            if "resume-from" in assigned:
-                raise ConfigError("`resume-from` cannot be set here: a comparison goes on by itself when it is repeated")
+            self._check_settings(algorithm)
+        for algorithm in self.algorithms:
             for setup in self.candidates(algorithm):
-                for seed in self.seeds:
-                    config = setup.config(seed)
-                    splits = check_with_data(config, resolve_data_dir(config.data_dir))
-                    for split in ("validation", "test"):
-                        if not splits[split]:
-                            raise ConfigError(f"a comparison needs {split} tasks: set `{split}-tasks` above 0")
+                setup.config()
+        # Seeds decide the splits, algorithms the model; reading the data for every pair of them would take long.
+        pairs = [(self.algorithms[0], seed) for seed in self.seeds] + [(name, self.seeds[0]) for name in self.algorithms[1:]]
+        for algorithm, seed in pairs:
+            self._check_with_data(algorithm, seed)
+        self._check_target(target)
+
+    def _check_settings(self, algorithm: str) -> None:
+        assigned = parse_assignments(list(self.settings), algorithm)
+        for key, option in _ELSEWHERE.items():
+            if key in assigned:
+                raise ConfigError(f"`{key}` cannot be set with `--set` here: use `{option}`")
+        if "resume-from" in assigned:
+            raise ConfigError("`resume-from` cannot be set here: a comparison goes on by itself when it is repeated")
+        for key in assigned:
+            known = [name for name in self.algorithms if f"{name}.{key}" in parse_assignments([f"{key}=0"], name)]
+            if known and algorithm not in known:
+                raise ConfigError(
+                    f"`{key}` is no setting of `{algorithm}`: set it for one algorithm alone, as `{known[0]}.{key}`"
+                )
+
+    def _check_with_data(self, algorithm: str, seed: int) -> None:
+        config = self.candidates(algorithm)[0].config(seed)
+        splits = check_with_data(config, resolve_data_dir(config.data_dir))
+        for split in ("validation", "test"):
+            if not splits[split]:
+                raise ConfigError(f"a comparison needs {split} tasks: set `{split}-tasks` above 0")
+
+    def _check_target(self, target: float | None) -> None:
+        if target is None:
+            return
+        if not 0 < target < math.inf:
+            raise ConfigError(f"`--target` must be above 0, got {target:g}")
+        config = self.candidates(self.algorithms[0])[0].config()
+        spec = load_dataset(self.dataset, config.table(self.dataset), resolve_data_dir(config.data_dir)).spec
+        if spec.kind == "classification" and target > 1:
+            raise ConfigError(f"`--target` must be an accuracy between 0 and 1, got {target:g}: write 0.75 for 75 %")
 
 
 @dataclass(frozen=True)
@@ -179,7 +214,14 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         listed = [-1]
     if min(listed) < 0 or ("," not in text and listed == [0]):
         raise ConfigError(f"`--seeds` must be how many seeds, or the seeds with commas between them (0,1,5), got '{text}'")
-    return tuple(dict.fromkeys(listed)) if "," in text else tuple(range(listed[0]))
+    if "," in text:
+        return tuple(dict.fromkeys(listed))
+    if listed[0] > _MOST_SEEDS:
+        number = listed[0]
+        raise ConfigError(
+            f"`--seeds` must be at most {_MOST_SEEDS} seeds, got {number}: for seed {number} alone write '{number},'"
+        )
+    return tuple(range(listed[0]))
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
@@ -204,6 +246,10 @@ def inner_lr(setup: Setup) -> float | None:
     if not ALGORITHMS[setup.algorithm].tunes_inner_lr:
         return None
     return float(setup.effective()[f"{setup.algorithm}.inner-lr"])
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 class _Watch:

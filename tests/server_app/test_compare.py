@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -411,8 +412,22 @@ def test_if_every_run_fails_so_does_the_command(start: Any, tmp_path: Path, monk
         (["--seeds", "0,-1"], "`--seeds` must be"),
         (["--inner-lrs", "0.1,0"], "`--inner-lrs` must be positive numbers with commas between them, got '0.1,0'"),
         (["--inner-lrs", "a"], "`--inner-lrs` must be positive"),
+        (["--inner-lrs", ""], "`--inner-lrs` must be positive numbers with commas between them, got ''"),
+        (["--seeds", "101"], "`--seeds` must be at most 100 seeds, got 101: for seed 101 alone write '101,'"),
         (["--rounds", "0"], "`rounds` must be greater than or equal to 1"),
         (["--target", "-1"], "`--target` must be above 0, got -1"),
+        (["--target", "75"], "`--target` must be an accuracy between 0 and 1, got 75: write 0.75 for 75 %"),
+        (["--target", "nan"], "`--target` must be above 0, got nan"),
+        (
+            ["--algorithms", "maml,protonet", "--set", "inner-steps=3"],
+            "`inner-steps` is no setting of `protonet`: set it for one algorithm alone, as `maml.inner-steps`",
+        ),
+        (
+            ["--algorithms", "protonet,fedavg", "--set", "batch-size=3"],
+            "`batch-size` is no setting of `protonet`: set it for one algorithm alone, as `fedavg.batch-size`",
+        ),
+        (["--algorithms", "protonet", "--set", "inner-steps=3"], "there is no setting `inner-steps`"),
+        (["--set", "adapt-lrs=a"], "`adapt-lrs` must be positive numbers"),
         (["--set", "rats=1"], "there is no setting `rats`"),
         (["--set", "seed=3"], "`seed` cannot be set with `--set` here: use `--seeds`"),
         (["--set", "dataset=uji"], "`dataset` cannot be set with `--set` here: use `--dataset`"),
@@ -443,10 +458,24 @@ def test_wrong_input_is_refused_with_one_sentence_before_anything_runs(
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_number_of_runs_is_told_before_they_start(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(lambda algorithm, lr, seed: (0.5, 1.0))
+    assert plan("maml", "protonet").describe() == "8 runs: maml (3 inner rates), protonet; 2 seeds each"
+    assert run_command(monkeypatch, tmp_path, "--algorithms", "protonet", "--seeds", "1", "--json") == 0
+    assert capsys.readouterr().err.startswith("1 run: protonet; 1 seed each\n")
+
+
+def test_a_target_of_regression_may_be_above_1() -> None:
+    replace(plan("fedavg"), dataset="sinusoid").check(3.5)
+
+
 def test_seeds_and_rates_are_read_as_told() -> None:
     assert parse_seeds("3") == (0, 1, 2)
     assert parse_seeds("0,1,5") == (0, 1, 5)
     assert parse_seeds("5,") == (5,)
+    assert parse_seeds("101,") == (101,)
     assert parse_seeds("1,1") == (1,)
     assert parse_rates("0.1,1e-3,0.1") == (0.1, 0.001)
     # 0.3 / 3 = 0.1 and 3 * 0.3 = 0.9; 0.01 / 3 = 0.0033 is 0.003 with one digit.
