@@ -32,7 +32,7 @@ SHOTS = "test-shots=1,2,5,10"
 """Scored in every run; a run leaves out what its tasks do not have."""
 
 _ELSEWHERE = {"algorithm": "--algorithms", "dataset": "--dataset", "seed": "--seeds", "output-dir": "--output"}
-_FAILED, _WRONG_INPUT = 1, 2
+_WRONG_INPUT = 2
 _MOST_SEEDS = 100
 
 
@@ -272,7 +272,7 @@ class _Watch:
         self._number += 1
         if result.code == _WRONG_INPUT:
             raise ConfigError(result.failure)
-        if result.code not in (0, _FAILED) or "Traceback" in result.failure:
+        if result.broken:
             command = " ".join(result.run.setup.command(result.run.seed))
             raise CompareError(f"`{command}` ended with code {result.code}: {result.failure[-600:]}")
         took = "kept" if kept else f"{result.facts['wall']:.0f} s"

@@ -224,7 +224,8 @@ def test_a_seed_that_diverges_is_a_note_beside_the_mean_of_the_others(start: Any
     ("code", "says", "error", "sentence"),
     [
         (2, "`rounds` must be more", ConfigError, "^`rounds` must be more$"),
-        (1, "Traceback (most recent call last): ...", CompareError, "ended with code 1: Traceback"),
+        (1, "Traceback (most recent call last): ...", CompareError, "ended with code 1: (?s:.*)Traceback"),
+        (1, "a file could not be read or written (disk full)", CompareError, "ended with code 1: a file could not be read"),
         (-9, "", CompareError, "quickbloom run --algorithm protonet .* ended with code -9"),
     ],
 )
@@ -263,6 +264,28 @@ def test_two_comparisons_in_one_directory_are_refused(start: Any, tmp_path: Path
 
     start(scores)
     done(plan("local", seeds=(0,)), tmp_path)
+
+
+def test_the_directory_is_locked_until_all_files_are_written(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(lambda algorithm, lr, seed: (0.5, 1.0))
+    writers = {"write": comparison.write, "page": cli._write_comparison_page}
+    seen: list[str] = []
+
+    def refuses(name: str) -> Callable[[dict[str, Any], Path], None]:
+        def write(result: dict[str, Any], directory: Path) -> None:
+            with pytest.raises(ConfigError, match="another comparison is at work"), locked(directory):
+                pass
+            seen.append(name)
+            writers[name](result, directory)
+
+        return write
+
+    monkeypatch.setattr(comparison, "write", refuses("write"))
+    monkeypatch.setattr(cli, "_write_comparison_page", refuses("page"))
+    assert run_command(monkeypatch, tmp_path, "--algorithms", "protonet", "--seeds", "1", "--json") == 0
+    assert seen == ["write", "page"]
 
 
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
