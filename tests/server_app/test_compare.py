@@ -395,6 +395,25 @@ def test_the_page_has_the_table_and_three_plots_and_fetches_nothing(start: Any, 
     assert 'src="http' not in text
 
 
+def test_the_page_says_why_a_plot_is_missing(start: Any, tmp_path: Path) -> None:
+    start(lambda algorithm, lr, seed: (0.5, 1.0))
+    what = plan("protonet")
+    result = assemble(what, done(what, tmp_path)[0], None)
+    assert "No plot" not in write_comparison_page(result, tmp_path / "x.html").read_text()
+    for run in result["algorithms"][0]["runs"]:
+        run["shots"] = {}
+    text = write_comparison_page(result, tmp_path / "x.html").read_text()
+    assert text.count("data:image/png;base64,") == 2
+    assert "No plot &#34;Test tasks, with few examples&#34;: every number of `test-shots` is above" in text
+
+
+def test_the_page_of_runs_that_all_failed_has_no_plot_and_says_so(start: Any, tmp_path: Path) -> None:
+    start(lambda algorithm, lr, seed: "not finite")
+    what = plan("protonet")
+    text = write_comparison_page(assemble(what, done(what, tmp_path)[0], None), tmp_path / "x.html").read_text()
+    assert text.count("no run has scores") == 3
+
+
 # ---- the command line
 
 
