@@ -118,7 +118,8 @@ def figures(result: Result) -> Figures:
     return known | {
         "metric": metric,
         "tasks": summary["tasks"],
-        **summary["chosen"],
+        "adapt_lr": summary["chosen"]["adapt_lr"] if ALGORITHMS[run.setup.algorithm].uses_adapt_lr else None,
+        "adapt_steps": step,
         "validation": validation,
         "before": scores["mean"][0],
         **{f"after_{k}": scores["mean"][k] if k < len(scores["mean"]) else None for k in STEPS},
