@@ -13,6 +13,10 @@ class DataError(QuickbloomError):
     """A data file is missing or unreadable, or its content does not fit the settings."""
 
 
+FILE_TROUBLE = "a file could not be read or written"
+"""How the sentence begins that ends a command for a full disk and the like."""
+
+
 def in_one_line(error: BaseException) -> str:
     """An exception of somebody else's as part of a sentence: its type and its text, without line breaks."""
     text = " ".join(str(error).split())

@@ -163,11 +163,11 @@ def _describe(strategy: MetaStrategy, scores: Scores | None, lr: float) -> dict[
 def _score_shots(grid: Grid, strategy: MetaStrategy, lr: float, steps: int) -> dict[str, Any] | None:
     """The test tasks adapted on few examples, at the chosen step; None where `test-shots` asks for nothing that they have.
 
-    A number above what every test task has per class, on average over its classes, would score all examples: it is left out.
+    A number above `_most_shots` would score all examples: it is left out.
     """
     spec, test = strategy.population.spec, strategy.population.splits["test"]
-    classes = spec.outputs if spec.kind == "classification" else 1
-    most = max((strategy.population.tasks[task_id].num_support for task_id in test), default=0) / classes
+    support = max((strategy.population.tasks[task_id].num_support for task_id in test), default=0)
+    most = _most_shots(support, spec.outputs if spec.kind == "classification" else 1)
     scored: dict[int, Scores] = {}
     for shots in strategy.config.shots:
         if shots <= most:
@@ -186,6 +186,15 @@ def _score_shots(grid: Grid, strategy: MetaStrategy, lr: float, steps: int) -> d
         name: columns((scores.metrics for scores in scored.values()), higher_is_better=better),
         "loss": columns((scores.losses for scores in scored.values()), higher_is_better=False),
     }
+
+
+def _most_shots(support: int, classes: int) -> int:
+    """The largest number of examples per class that is worth a score, for tasks with at most so many support examples.
+
+    The server does not know how these are spread over the classes: taken to be evenly, unless there are more classes than
+    examples, as with characters of text; then all may be of one class. (10, 5) -> 2; (20, 76) -> 20.
+    """
+    return support // classes if support >= classes else support
 
 
 def _rows(population: Population, split: str, scores: Scores | None, lr: float) -> list[dict[str, Any]]:

@@ -14,16 +14,18 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import Progress
+from safetensors import SafetensorError
 
 from common.algorithms import ALGORITHMS
 from common.config import RunConfig, Scalar, parse_run_config
 from common.datasets import DATASETS
 from common.datasets.base import resolve_data_dir
-from common.errors import ConfigError, DataError, QuickbloomError
+from common.errors import FILE_TROUBLE, ConfigError, DataError, QuickbloomError, in_one_line
 from server_app import checkpoint
 from server_app.history import RunDirectory, to_json, unused
 from server_app.launch import LaunchError, LocalSuperLink, Run, bundle, connection_exists
 from server_app.live import LogReader, progress_bar, result_table
+from server_app.processes import ENDINGS
 from server_app.settings import check_with_data, own_modules, parse_assignments
 
 OK, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
@@ -32,7 +34,7 @@ _WIDE = 200
 """Columns of a table that goes into a file or a pipe."""
 
 cli = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False)
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, emoji=False)
 
 
 @cli.callback()
@@ -55,6 +57,7 @@ def run(
     in_process: Annotated[bool, typer.Option("--in-process", help="All nodes in this process: same result, sooner.")] = False,
     output: Annotated[Path | None, typer.Option(help="Directory of the run; by default a new one in ./runs.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the summary alone, as JSON, on stdout.")] = False,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's whole log.")] = False,
 ) -> None:
     """Train a starting point and test it on held-out tasks.
@@ -93,9 +96,10 @@ def run(
     if json_:
         print(json.dumps(summary))
     else:
-        Console().print(result_table(summary))
+        Console(emoji=False).print(result_table(summary))
         console.print(f"Run directory: {summary['run_dir']}", markup=False, soft_wrap=True)
-    _try_report(Path(str(summary["run_dir"])))
+    if not no_report:
+        _try_report(Path(str(summary["run_dir"])))
 
 
 @cli.command()
@@ -131,33 +135,34 @@ def compare(
         comparing.parse_seeds(seeds),
         dataset,
         rounds,
-        comparing.parse_rates(inner_lrs) if inner_lrs else comparing.recommended_rates(dataset),
+        comparing.parse_rates(inner_lrs) if inner_lrs is not None else comparing.recommended_rates(dataset),
         tuple(set_ or ()),
         simulation,
     )
-    if target is not None and not target > 0:
-        raise ConfigError(f"`--target` must be above 0, got {target:g}")
-    plan.check()
+    plan.check(target)
     directory = output or Path("runs") / f"compare-{dataset}"
-    try:
-        entries = comparing.compare(plan, directory, jobs or (1 if simulation else len(os.sched_getaffinity(0))), console)
-    except KeyboardInterrupt:
-        console.print(
-            f"Stopped; repeat the command to go on: {directory} keeps what is finished.", markup=False, soft_wrap=True
-        )
-        raise typer.Exit(STOPPED) from None
-    except comparing.CompareError as error:
-        _say_error(str(error))
-        raise typer.Exit(FAILED) from None
-    result = comparison.assemble(plan, entries, target)
-    comparison.write(result, directory)
+    jobs = jobs or (1 if simulation else len(os.sched_getaffinity(0)))
+    with comparing.locked(directory):
+        console.print(plan.describe(), markup=False, soft_wrap=True)
+        try:
+            entries = comparing.compare(plan, directory, jobs, console)
+        except KeyboardInterrupt:
+            console.print(
+                f"Stopped; repeat the command to go on: {directory} keeps what is finished.", markup=False, soft_wrap=True
+            )
+            raise typer.Exit(STOPPED) from None
+        except comparing.CompareError as error:
+            _say_error(str(error))
+            raise typer.Exit(FAILED) from None
+        result = comparison.assemble(plan, entries, target)
+        comparison.write(result, directory)
+        _write_comparison_page(result, directory)
     if json_:
         print(to_json(result))
     else:
-        Console(width=None if sys.stdout.isatty() else _WIDE).print(comparison.rich_table(result))
+        Console(width=None if sys.stdout.isatty() else _WIDE, emoji=False).print(comparison.rich_table(result))
         for line in (*comparison.caption(result), *comparison.failures(result)):
-            Console().print(line, markup=False, highlight=False, soft_wrap=True)
-    _write_comparison_page(result, directory)
+            Console(emoji=False).print(line, markup=False, highlight=False, soft_wrap=True)
     if all(row["failed"] == len(row["runs"]) for row in result["algorithms"]):
         raise typer.Exit(FAILED)
 
@@ -177,7 +182,7 @@ def report(
 
 
 def main() -> None:
-    """Entry point: every mistake that a user can mend ends in one sentence on stderr and exit code 2."""
+    """Entry point: a mistake in the input ends in one sentence on stderr and exit code 2, a full disk in one and code 1."""
     # Ended from outside (a time limit, a closed terminal) is like Ctrl-C: what was started must be ended, too.
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, signal.default_int_handler)
@@ -186,6 +191,11 @@ def main() -> None:
     except QuickbloomError as error:
         _say_error(str(error))
         sys.exit(WRONG_INPUT)
+    except (ConnectionError, TimeoutError):
+        raise  # not about files, and a defect
+    except (OSError, SafetensorError) as error:
+        _say_error(f"{FILE_TROUBLE} ({in_one_line(error)}): free some space, or choose another `--output`")
+        sys.exit(FAILED)
 
 
 def _new_directory(settings: dict[str, Scalar]) -> Path:
@@ -227,7 +237,8 @@ def _follow(
                 status, details = started.status()
             except BaseException:
                 # From here on nothing may interrupt: a second Ctrl-C would leave processes behind.
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                for ending in ENDINGS:
+                    signal.signal(ending, signal.SIG_IGN)
                 progress.update(task, description="stopping the run")
                 known = started.stop()
                 raise

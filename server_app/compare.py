@@ -1,8 +1,8 @@
 """Several algorithms on the same tasks, each with its inner rate chosen alike: which runs there are, and who is chosen.
 
-The first seed tries every inner rate of training; the rate with the best final score on the **validation** tasks wins, and the
-other seeds run with it. Test scores are never looked at here. Tasks and splits depend on the seed alone, so all algorithms of
-a seed have the same.
+Every seed tries every inner rate of training, and the rate with the best final score on that seed's own **validation** tasks
+wins. Seeds choose apart because splits depend on the seed: the validation tasks of one are test tasks of another. Test scores
+are never looked at here. Tasks and splits depend on the seed alone, so all algorithms of a seed have the same.
 """
 
 import fcntl
@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rich.progress import Progress, TaskID
 
 from common.algorithms import ALGORITHMS
 from common.config import parse_run_config
-from common.datasets import DATASETS
+from common.datasets import DATASETS, load_dataset
 from common.datasets.base import resolve_data_dir
 from common.errors import ConfigError
 from server_app.live import progress_bar
@@ -31,7 +32,8 @@ SHOTS = "test-shots=1,2,5,10"
 """Scored in every run; a run leaves out what its tasks do not have."""
 
 _ELSEWHERE = {"algorithm": "--algorithms", "dataset": "--dataset", "seed": "--seeds", "output-dir": "--output"}
-_FAILED, _WRONG_INPUT = 1, 2
+_WRONG_INPUT = 2
+_MOST_SEEDS = 100
 
 
 class CompareError(Exception):
@@ -52,10 +54,27 @@ class Plan:
 
     def candidates(self, algorithm: str) -> list[Setup]:
         """One setup per inner rate; a single one if the rate is given, or is of no use to the algorithm."""
+        return [self._setup(algorithm, *rate, f"adapt-lrs={self.adapt_lrs}") for rate in self._rates(algorithm)]
+
+    @cached_property
+    def adapt_lrs(self) -> str:
+        """The rates of adaptation, the same for all runs: those that are set, and every inner rate that a run can have.
+
+        A run would add its own inner rate by itself, which the others then would not have.
+        """
+        rates = set(self.inner_lrs)
+        for algorithm in self.algorithms:
+            for rate in self._rates(algorithm):
+                config = self._setup(algorithm, *rate).config()
+                rates |= {*config.lrs, float(config.flat()[f"{algorithm}.inner-lr"])}
+        return ",".join(f"{lr!r}" for lr in sorted(rates))
+
+    def _rates(self, algorithm: str) -> list[tuple[str, ...]]:
+        """What each candidate has after `--set` for its inner rate: nothing where there is nothing to choose."""
         given = f"{algorithm}.inner-lr" in parse_assignments(list(self.settings), algorithm)
         if given or not ALGORITHMS[algorithm].tunes_inner_lr:
-            return [self._setup(algorithm)]
-        return [self._setup(algorithm, f"{algorithm}.inner-lr={lr!r}") for lr in self.inner_lrs]
+            return [()]
+        return [(f"{algorithm}.inner-lr={lr!r}",) for lr in self.inner_lrs]
 
     def _setup(self, algorithm: str, *settings: str) -> Setup:
         nodes = 2 if self.simulation else 1
@@ -70,75 +89,99 @@ class Plan:
             words += ["--set", text]
         return shlex.join(words + ["--simulation"] * self.simulation)
 
-    def check(self) -> None:
+    def describe(self) -> str:
+        """How many runs there are, before any is started: "8 runs: fedavg (3 inner rates), protonet; 2 seeds each"."""
+        rates = {name: len(self.candidates(name)) for name in self.algorithms}
+        parts = [f"{name} ({number} inner rates)" if number > 1 else name for name, number in rates.items()]
+        total, seeds = sum(rates.values()) * len(self.seeds), len(self.seeds)
+        return f"{_count(total, 'run')}: {', '.join(parts)}; {_count(seeds, 'seed')} each"
+
+    def check(self, target: float | None = None) -> None:
         """Raise ConfigError or DataError for whatever would end a run: with the data, before anything starts."""
         for name in self.algorithms:
             parse_run_config({"algorithm": name, "dataset": self.dataset})
         for algorithm in self.algorithms:
-            assigned = parse_assignments(list(self.settings), algorithm)
-            for key, option in _ELSEWHERE.items():
-                if key in assigned:
-                    raise ConfigError(f"`{key}` cannot be set with `--set` here: use `{option}`")
-            if "resume-from" in assigned:
-                raise ConfigError("`resume-from` cannot be set here: a comparison goes on by itself when it is repeated")
+            self._check_settings(algorithm)
+        for algorithm in self.algorithms:
             for setup in self.candidates(algorithm):
-                for seed in self.seeds:
-                    config = setup.config(seed)
-                    splits = check_with_data(config, resolve_data_dir(config.data_dir))
-                    for split in ("validation", "test"):
-                        if not splits[split]:
-                            raise ConfigError(f"a comparison needs {split} tasks: set `{split}-tasks` above 0")
+                setup.config()
+        # Seeds decide the splits, algorithms the model; reading the data for every pair of them would take long.
+        pairs = [(self.algorithms[0], seed) for seed in self.seeds] + [(name, self.seeds[0]) for name in self.algorithms[1:]]
+        for algorithm, seed in pairs:
+            self._check_with_data(algorithm, seed)
+        self._check_target(target)
+
+    def _check_settings(self, algorithm: str) -> None:
+        assigned = parse_assignments(list(self.settings), algorithm)
+        for key, option in _ELSEWHERE.items():
+            if key in assigned:
+                raise ConfigError(f"`{key}` cannot be set with `--set` here: use `{option}`")
+        if "resume-from" in assigned:
+            raise ConfigError("`resume-from` cannot be set here: a comparison goes on by itself when it is repeated")
+        for key in assigned:
+            known = [name for name in self.algorithms if f"{name}.{key}" in parse_assignments([f"{key}=0"], name)]
+            if known and algorithm not in known:
+                raise ConfigError(
+                    f"`{key}` is no setting of `{algorithm}`: set it for one algorithm alone, as `{known[0]}.{key}`"
+                )
+
+    def _check_with_data(self, algorithm: str, seed: int) -> None:
+        config = self.candidates(algorithm)[0].config(seed)
+        splits = check_with_data(config, resolve_data_dir(config.data_dir))
+        for split in ("validation", "test"):
+            if not splits[split]:
+                raise ConfigError(f"a comparison needs {split} tasks: set `{split}-tasks` above 0")
+
+    def _check_target(self, target: float | None) -> None:
+        if target is None:
+            return
+        if not 0 < target < math.inf:
+            raise ConfigError(f"`--target` must be above 0, got {target:g}")
+        config = self.candidates(self.algorithms[0])[0].config()
+        spec = load_dataset(self.dataset, config.table(self.dataset), resolve_data_dir(config.data_dir)).spec
+        if spec.kind == "classification" and target > 1:
+            raise ConfigError(f"`--target` must be an accuracy between 0 and 1, got {target:g}: write 0.75 for 75 %")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One algorithm's part: the runs of the first seed with every rate, the chosen setup, and its runs, one per seed.
-
-    Where no rate led to a usable validation score, `chosen` is None and `results` is empty.
-    """
+    """One algorithm's part. `tried`: the runs with every inner rate, by seed."""
 
     algorithm: str
-    tried: list[Result]
-    chosen: Setup | None
-    results: list[Result]
+    tried: dict[int, list[Result]]
+
+    @property
+    def chosen(self) -> dict[int, Result | None]:
+        """The run of every seed that its own validation tasks chose; None where no rate led to a usable score."""
+        return {seed: choose(results) for seed, results in self.tried.items()}
 
 
 def compare(plan: Plan, directory: Path, jobs: int, console: Console) -> list[Entry]:
     """Do what is not finished of `plan` in `directory`, and return an entry per algorithm."""
-    first, *others = plan.seeds
-    candidates = {
-        algorithm: [Run(setup, first, directory) for setup in plan.candidates(algorithm)] for algorithm in plan.algorithms
-    }
-    searched = [run for runs in candidates.values() for run in runs]
-    with _locked(directory), progress_bar(console) as progress:
-        watch = _Watch(console, progress, len(searched) + len(others) * len(plan.algorithms))
-        results = perform(searched, jobs, on_start=watch.on_start, on_end=watch.on_end)
-        chosen = {name: choose([results[run] for run in runs]) for name, runs in candidates.items()}
-        wanted = [Run(setup, seed, directory) for seed in others for setup in chosen.values() if setup]
-        results |= perform(wanted, jobs, on_start=watch.on_start, on_end=watch.on_end)
-    return [
-        Entry(
-            name,
-            [results[run] for run in candidates[name]],
-            setup,
-            [results[Run(setup, seed, directory)] for seed in plan.seeds] if setup else [],
-        )
-        for name, setup in chosen.items()
-    ]
+    candidates = {name: plan.candidates(name) for name in plan.algorithms}
+
+    def runs(name: str, seed: int) -> list[Run]:
+        return [Run(setup, seed, directory) for setup in candidates[name]]
+
+    wanted = [run for seed in plan.seeds for name in plan.algorithms for run in runs(name, seed)]
+    with progress_bar(console) as progress:
+        watch = _Watch(console, progress, len(wanted))
+        results = perform(wanted, jobs, on_start=watch.on_start, on_end=watch.on_end)
+    return [Entry(name, {seed: [results[run] for run in runs(name, seed)] for seed in plan.seeds}) for name in plan.algorithms]
 
 
-def choose(results: Sequence[Result]) -> Setup | None:
-    """The setup with the best final validation score; ties go to the lower validation loss, then to the first.
+def choose(results: Sequence[Result]) -> Result | None:
+    """The one with the best final validation score; ties go to the lower validation loss, then to the first.
 
     A single one is chosen whatever became of it. None if none of several has a score.
     """
     if len(results) == 1:
-        return results[0].run.setup
+        return results[0]
     usable = [(scores, result) for result in results if (scores := validation_score(result)) is not None]
     if not usable:
         return None
     sign = -1 if metric_of(usable[0][1].summary) == "accuracy" else 1
-    return min(usable, key=lambda pair: (sign * pair[0][0], pair[0][1]))[1].run.setup
+    return min(usable, key=lambda pair: (sign * pair[0][0], pair[0][1]))[1]
 
 
 def validation_score(result: Result) -> tuple[float, float] | None:
@@ -171,7 +214,14 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         listed = [-1]
     if min(listed) < 0 or ("," not in text and listed == [0]):
         raise ConfigError(f"`--seeds` must be how many seeds, or the seeds with commas between them (0,1,5), got '{text}'")
-    return tuple(dict.fromkeys(listed)) if "," in text else tuple(range(listed[0]))
+    if "," in text:
+        return tuple(dict.fromkeys(listed))
+    if listed[0] > _MOST_SEEDS:
+        number = listed[0]
+        raise ConfigError(
+            f"`--seeds` must be at most {_MOST_SEEDS} seeds, got {number}: for seed {number} alone write '{number},'"
+        )
+    return tuple(range(listed[0]))
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
@@ -198,6 +248,10 @@ def inner_lr(setup: Setup) -> float | None:
     return float(setup.effective()[f"{setup.algorithm}.inner-lr"])
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 class _Watch:
     """Tells which runs go on and what came of each; ends everything for what is neither a result nor a divergence."""
 
@@ -218,7 +272,7 @@ class _Watch:
         self._number += 1
         if result.code == _WRONG_INPUT:
             raise ConfigError(result.failure)
-        if result.code not in (0, _FAILED) or "Traceback" in result.failure:
+        if result.broken:
             command = " ".join(result.run.setup.command(result.run.seed))
             raise CompareError(f"`{command}` ended with code {result.code}: {result.failure[-600:]}")
         took = "kept" if kept else f"{result.facts['wall']:.0f} s"
@@ -238,7 +292,7 @@ def _outcome(result: Result) -> str:
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
     """One comparison at a time in a directory: another one would take its half-done runs for interrupted ones."""
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """The result of a comparison: figures of every run, mean and deviation over seeds, the target, and the table."""
 
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from common import __version__
+from common.algorithms import ALGORITHMS
 from server_app.compare import Entry, Plan, inner_lr, metric_of, validation_score
 from server_app.history import RunDirectory
 from server_app.live import size
@@ -42,7 +44,8 @@ def assemble(plan: Plan, entries: Sequence[Entry], target: float | None) -> dict
         "seeds": list(plan.seeds),
         "tasks": done[0]["tasks"] if done else {},
         "nodes": 2 if plan.simulation else 1,
-        "evaluate_every": entries[0].tried[0].run.setup.config().evaluate_every,
+        "evaluate_every": plan.candidates(plan.algorithms[0])[0].config().evaluate_every,
+        "adapt_lrs": [float(lr) for lr in plan.adapt_lrs.split(",")],
         "target": {"validation": value, "origin": origin},
         "algorithms": rows,
         "command": plan.command() + (f" --target {target:g}" if target is not None else ""),
@@ -51,20 +54,42 @@ def assemble(plan: Plan, entries: Sequence[Entry], target: float | None) -> dict
 
 
 def _row(entry: Entry) -> dict[str, Any]:
-    setup = entry.chosen
-    tried = [
-        {"inner_lr": inner_lr(r.run.setup), "validation": (validation_score(r) or [None])[0], "failure": failure(r)}
-        for r in entry.tried
-    ]
+    results = [result for tried in entry.tried.values() for result in tried]
+    # Where no rate of a seed worked, the first shows why.
+    runs = [figures(chosen or entry.tried[seed][0]) for seed, chosen in entry.chosen.items()]
     return {
         "algorithm": entry.algorithm,
-        "inner_lr": inner_lr(setup) if setup else None,
-        "tried": tried,
-        "command": " ".join(setup.command("SEED")) if setup else None,
-        "configuration": setup.effective() if setup else None,
-        # Where no rate worked, those of the first seed show why.
-        "runs": [figures(result) for result in entry.results or entry.tried],
+        "rate": _origin(entry),
+        "tried": [_attempt(result) for result in results],
+        "edge": [run["seed"] for run in runs if _is_edge(run, results)],
+        "configuration": _shared([result.run.setup.effective() for result in results]),
+        "runs": runs,
     }
+
+
+def _attempt(result: Result) -> Figures:
+    run, score = result.run, validation_score(result)
+    tried: Figures = {"seed": run.seed, "inner_lr": inner_lr(run.setup), "validation": score[0] if score else None}
+    return tried | {"failure": failure(result)}
+
+
+def _origin(entry: Entry) -> str:
+    """Where the inner rate comes from: "chosen" among several, "given" as the only one, or "unused"."""
+    if any(len(tried) > 1 for tried in entry.tried.values()):
+        return "chosen"
+    return "given" if ALGORITHMS[entry.algorithm].tunes_inner_lr else "unused"
+
+
+def _is_edge(run: Figures, results: Sequence[Result]) -> bool:
+    """Whether the rate that was chosen is the lowest or the highest of several: a better one may lie beyond."""
+    rates = {rate for result in results if (rate := inner_lr(result.run.setup)) is not None}
+    return len(rates) > 1 and not run["failure"] and run["inner_lr"] in (min(rates), max(rates))
+
+
+def _shared(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The settings that are the same everywhere: all but the inner rate, if it was searched."""
+    first, *others = settings
+    return {key: value for key, value in first.items() if all(other[key] == value for other in others)}
 
 
 def failure(result: Result) -> str:
@@ -79,11 +104,11 @@ def failure(result: Result) -> str:
 def figures(result: Result) -> Figures:
     """What is told of one run: test scores as fractions or mse at the chosen step, times in seconds, the validation curve.
 
-    A run that failed has "failure", "seed", "inner_lr" and "directory" alone.
+    A run that failed has "failure", "seed", "inner_lr", "directory" and "command" alone.
     """
     run = result.run
     known: Figures = {"seed": run.seed, "inner_lr": inner_lr(run.setup), "directory": run.directory.name}
-    known["failure"] = failure(result)
+    known |= {"command": shlex.join(run.setup.command(run.seed)), "failure": failure(result)}
     if known["failure"]:
         return known
     summary = result.summary
@@ -93,7 +118,8 @@ def figures(result: Result) -> Figures:
     return known | {
         "metric": metric,
         "tasks": summary["tasks"],
-        **summary["chosen"],
+        "adapt_lr": summary["chosen"]["adapt_lr"] if ALGORITHMS[run.setup.algorithm].uses_adapt_lr else None,
+        "adapt_steps": step,
         "validation": validation,
         "before": scores["mean"][0],
         **{f"after_{k}": scores["mean"][k] if k < len(scores["mean"]) else None for k in STEPS},
@@ -129,7 +155,8 @@ def default_target(rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[floa
         return None, "no run has a score"
     worst = min if metric == "accuracy" else max
     name = _BASELINE if _BASELINE in known else worst(known, key=known.__getitem__)
-    return round(known[name], _DIGITS), f"what {name} ends at, mean over seeds"
+    over = ", mean over seeds" if any(len(row["runs"]) > 1 for row in rows) else ""
+    return round(known[name], _DIGITS), f"what {name} ends at{over}"
 
 
 def to_target(points: Sequence[Sequence[float]], target: float | None, metric: str) -> tuple[int | None, int | None]:
@@ -181,7 +208,7 @@ def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     scored = ["before", *(f"after_{k}" for k in steps), "after", "worst10"]
     rows = []
     for row in result["algorithms"]:
-        cells = [_name(row), "-" if row["inner_lr"] is None else f"{row['inner_lr']:g}", _adaptation(row["runs"])]
+        cells = [_name(row), _span(row["runs"], "inner_lr"), _adaptation(row["runs"])]
         cells += [_score(row, name, result["metric"]) for name in scored]
         reached = f" ({row['reached']} of {len(row['runs'])})" if row["reached"] and len(result["seeds"]) > 1 else ""
         cells.append(_plain(row, "rounds_to_target") + reached)
@@ -195,13 +222,8 @@ def caption(result: Mapping[str, Any]) -> list[str]:
     metric, seeds, target = result["metric"], result["seeds"], result["target"]["validation"]
     what = "accuracy in %" if metric == "accuracy" else "mse (lower is better)"
     over = f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
-    tried: list[Figures] = next((row["tried"] for row in result["algorithms"] if len(row["tried"]) > 1), [])
-    rates = ", ".join(f"{entry['inner_lr']:g}" for entry in tried)
-    searched = f"the inner rate of training (of {rates}; on seed {seeds[0]} alone), " if tried else ""
-    sentences = [
-        f"{result['dataset']}: {what} on {result['tasks'].get('test', 0)} held-out test tasks, {over}.",
-        f"Chosen on the validation tasks, for every algorithm alike: {searched}the rate and the number of steps of adaptation.",
-    ]
+    sentences = [f"{result['dataset']}: {what} on {result['tasks'].get('test', 0)} held-out test tasks, {over}."]
+    sentences += _choices(result)
     if target is not None:
         nodes = result["nodes"]
         sentences.append(
@@ -213,12 +235,44 @@ def caption(result: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
+def _choices(result: Mapping[str, Any]) -> list[str]:
+    """What was chosen, out of what, and for which algorithms it was not."""
+    rows, own = result["algorithms"], ", by each seed on its own" if len(result["seeds"]) > 1 else ""
+    grid = ", ".join(f"{lr:g}" for lr in result["adapt_lrs"])
+    sentences = [
+        f"Chosen on the validation tasks{own}, for every algorithm alike: "
+        f"the rate (of {grid}) and the number of steps of adaptation."
+    ]
+    by_origin = {origin: [row for row in rows if row["rate"] == origin] for origin in ("chosen", "given", "unused")}
+    if searched := by_origin["chosen"]:
+        rates = ", ".join(f"{lr:g}" for lr in dict.fromkeys(tried["inner_lr"] for tried in searched[0]["tried"]))
+        sentences.append(f"Chosen there as well, the inner rate of training (of {rates}): {_names(searched)}.")
+    if by_origin["given"]:
+        sentences.append(f"Inner rate given, not searched: {_names(by_origin['given'])}.")
+    if by_origin["unused"]:
+        sentences.append(f"Without an inner rate of training: {_names(by_origin['unused'])}.")
+    if edges := [row for row in searched if row["edge"]]:
+        sentences.append(
+            "At the lowest or highest of the inner rates that were tried, so that a wider range (`--inner-lrs`) may do better: "
+            + "; ".join(f"{row['algorithm']}, seed{'s' * (len(row['edge']) > 1)} {_listed(row['edge'])}" for row in edges)
+            + "."
+        )
+    return sentences
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> str:
+    return _listed([row["algorithm"] for row in rows])
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
 def failures(result: Mapping[str, Any]) -> list[str]:
     """A sentence for every run without scores."""
     lines = []
     for row in result["algorithms"]:
-        seen = [(t["inner_lr"], result["seeds"][0], t["failure"]) for t in row["tried"]]
-        seen += [(run["inner_lr"], run["seed"], run["failure"]) for run in row["runs"]]
+        seen = [(run["inner_lr"], run["seed"], run["failure"]) for run in (*row["tried"], *row["runs"])]
         for rate, seed, reason in dict.fromkeys(item for item in seen if item[2]):
             with_rate = "" if rate is None else f"inner lr {rate:g}, "
             lines.append(f"{row['algorithm']}, {with_rate}seed {seed}: {reason}")
@@ -261,13 +315,17 @@ def _name(row: Mapping[str, Any]) -> str:
 
 def _adaptation(runs: Sequence[Figures]) -> str:
     """Rates and numbers of steps of all seeds: "0.1-0.3 x 4-10"."""
-    done = [run for run in runs if not run["failure"]]
+    done = any(not run["failure"] for run in runs)
+    return f"{_span(runs, 'adapt_lr')} x {_span(runs, 'adapt_steps')}" if done else "-"
 
-    def span(values: list[float]) -> str:
-        low, high = min(values), max(values)
-        return f"{low:g}" if low == high else f"{low:g}-{high:g}"
 
-    return " x ".join(span([run[name] for run in done]) for name in ("adapt_lr", "adapt_steps")) if done else "-"
+def _span(runs: Sequence[Figures], name: str) -> str:
+    """The lowest and the highest over the runs that did not fail: "0.1-0.3", or "0.3" if they are equal."""
+    values = [run[name] for run in runs if not run["failure"] and run[name] is not None]
+    if not values:
+        return "-"
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g}-{high:g}"
 
 
 def _score(row: Mapping[str, Any], name: str, metric: str) -> str:

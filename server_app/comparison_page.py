@@ -14,11 +14,11 @@ _PAGE = """
 {% block result %}
 <table><tr>{% for heading in headings %}<th>{{ heading }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
-{% for sentence in caption %}<p class="note">{{ sentence }}</p>{% endfor %}
+{% for sentence in caption + missing %}<p class="note">{{ sentence }}</p>{% endfor %}
 {% endblock %}
 {% block details %}
 <h2>To repeat it</h2><pre>{{ command }}</pre>
-<p class="note">Runs that are finished in its directory are not repeated. One run of each algorithm:</p>
+<p class="note">Runs that are finished in its directory are not repeated. The runs of the table, one by one:</p>
 <pre>{{ commands }}</pre>
 {% for name, settings in configurations %}
 <details><summary>Settings of {{ name }}</summary><pre>{{ settings }}</pre></details>
@@ -34,7 +34,7 @@ def write_comparison_page(result: Mapping[str, Any], path: Path) -> Path:
     """Write the page of a comparison (see `comparison.assemble`) and return its path. Raises DataError."""
     require_packages()
     headings, rows = table(result)
-    chosen = [row for row in result["algorithms"] if row["configuration"]]
+    plots, missing = _plots(result)
     return write_page(
         path,
         _PAGE,
@@ -42,19 +42,20 @@ def write_comparison_page(result: Mapping[str, Any], path: Path) -> Path:
         headings=headings,
         rows=rows,
         caption=caption(result),
-        plots=_plots(result),
+        plots=plots,
+        missing=missing,
         failures=failures(result),
         command=result["command"],
-        commands="\n".join(row["command"] for row in chosen),
+        commands="\n".join(run["command"] for row in result["algorithms"] for run in row["runs"]),
         configurations=[
             (row["algorithm"], "\n".join(f"{key} = {json.dumps(value)}" for key, value in row["configuration"].items()))
-            for row in chosen
+            for row in result["algorithms"]
         ],
     )
 
 
-def _plots(result: Mapping[str, Any]) -> list[Plot]:
-    """What there are numbers for. Nothing is smoothed."""
+def _plots(result: Mapping[str, Any]) -> tuple[list[Plot], list[str]]:
+    """(plots of what there are numbers for, why the others are missing, in sentences). Nothing is smoothed."""
     metric = result["metric"]
     band = "Line: mean over seeds; band: one standard deviation." if len(result["seeds"]) > 1 else "One seed."
     described: list[tuple[str, str, str, Points]] = [
@@ -78,14 +79,24 @@ def _plots(result: Mapping[str, Any]) -> list[Plot]:
         ),
     ]
     target = result["target"]["validation"]
-    plots = []
+    plots, missing = [], []
     for number, (heading, text, label, points) in enumerate(described):
         lines = {row["algorithm"]: _over_seeds(row["runs"], points) for row in result["algorithms"]}
         lines = {name: line for name, line in lines.items() if line}
         if lines:
             figure = _figure(lines, label, metric, target if number == 0 else None)
             plots.append(Plot.of(heading, text, figure))
-    return plots
+        else:
+            missing.append(f'No plot "{heading}": {_why_missing(result, label)}.')
+    return plots, missing
+
+
+def _why_missing(result: Mapping[str, Any], label: str) -> str:
+    if all(run["failure"] for row in result["algorithms"] for run in row["runs"]):
+        return "no run has scores"
+    if label.startswith("support"):
+        return "every number of `test-shots` is above the support examples that the test tasks have, or there is none"
+    return "no evaluation has a score of every run"
 
 
 def _over_seeds(runs: Sequence[Row], points: Points) -> list[tuple[float, float, float]]:

@@ -4,8 +4,24 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What ends the command from outside: each raises KeyboardInterrupt there."""
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ignore what would end this process: a second Ctrl-C while children are ended would leave some behind."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDINGS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def end_group(process: subprocess.Popen[Any], patience: float = 10.0) -> None:

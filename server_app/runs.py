@@ -7,13 +7,12 @@ file is half done, and the run starts anew.
 import hashlib
 import json
 import os
+import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -22,14 +21,16 @@ from typing import Any
 
 from common import __version__
 from common.config import RunConfig, parse_run_config
+from common.errors import FILE_TROUBLE
 from common.models import is_own_model
 from server_app.history import read_history
 from server_app.launch import CPU_ENVIRONMENT
-from server_app.processes import end_group
+from server_app.processes import end_group, uninterrupted
 from server_app.settings import parse_assignments
 
 _NOT_COMPARED = ("output-dir", "data-dir", "resume-from", "seed")
 _FINISHED, _LOG = "finished.json", "command.log"
+_TRACEBACK = "Traceback (most recent call last)"
 _PATIENCE = 60.0
 """Seconds that a run has to end what it started when it is stopped: a SuperLink takes its time."""
 
@@ -102,6 +103,11 @@ class Result:
     failure: str = ""
 
     @property
+    def broken(self) -> bool:
+        """Whether it says nothing about the run's settings: a defect, a signal, or a disk that is full."""
+        return self.code not in (0, 1) or _TRACEBACK in self.failure or self.failure.startswith(FILE_TROUBLE)
+
+    @property
     def summary(self) -> dict[str, Any]:
         return dict(json.loads((self.run.directory / "summary.json").read_text()))
 
@@ -146,7 +152,7 @@ def perform(
                     on_end(results[run], False)
             time.sleep(0.02)
     finally:
-        with _uninterrupted():
+        with uninterrupted():
             for process, _ in running.values():
                 end_group(process, _PATIENCE)
     return {run: results[run] for run in wanted}
@@ -169,7 +175,7 @@ def _start(run: Run) -> subprocess.Popen[bytes]:
     script, *arguments = run.setup.command(run.seed)
     with (run.directory / _LOG).open("wb") as log:
         return subprocess.Popen(
-            [str(Path(sys.executable).parent / script), *arguments, "--output", str(run.directory.absolute())],
+            [str(Path(sys.executable).parent / script), *arguments, "--output", str(run.directory.absolute()), "--no-report"],
             env={**os.environ, **CPU_ENVIRONMENT},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -183,18 +189,13 @@ def _finish(run: Run, code: int, facts: dict[str, Any]) -> Result:
     if code:
         # A run that failed is not kept: what stood in its way may be gone the next time.
         said = (run.directory / _LOG).read_text(errors="replace").strip()
-        return Result(run, facts, code, said.rpartition("error: ")[2])
+        return Result(run, facts, code, _failure(said))
     partial = run.directory / f".{_FINISHED}.partial"
     partial.write_text(json.dumps(facts))
     partial.replace(run.directory / _FINISHED)
     return Result(run, facts)
 
 
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """A second Ctrl-C would leave processes behind."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _failure(said: str) -> str:
+    """The sentence behind the last "error: " that begins a line; of a defect, which leaves a traceback, everything."""
+    return said if _TRACEBACK in said else re.split(r"^error: ", said, flags=re.MULTILINE)[-1]

@@ -53,6 +53,8 @@ class Algorithm(ABC):
     """What the algorithm is defined for; data of another kind are refused after the roll call."""
     tunes_inner_lr: ClassVar[bool] = True
     """Whether `inner_lr` changes what is trained, so that a comparison has to choose it."""
+    uses_adapt_lr: ClassVar[bool] = True
+    """Whether `adaptation_path` looks at `lr`."""
 
     @classmethod
     def model_outputs(cls, options: Any, outputs: int) -> int:

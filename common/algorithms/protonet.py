@@ -33,6 +33,7 @@ class ProtoNet(ObjectiveAlgorithm):
     Options: ClassVar[type[AlgorithmOptions]] = ProtoNetOptions
     kinds = ("classification",)
     tunes_inner_lr = False
+    uses_adapt_lr = False
 
     @classmethod
     def model_outputs(cls, options: Any, outputs: int) -> int:

@@ -120,4 +120,4 @@ def test_the_result_file_has_what_it_promises_and_no_path(command: Command, caps
     assert second["mean"]["after"] == pytest.approx(0.11)
     assert second["sd"]["after"] == pytest.approx(0.2 / 2**0.5)
     assert second["curve"] == pytest.approx([0.1, 0.11, 0.12])
-    assert "| b | 10.0 ± 14.1 | 11.0 ± 14.1 | 5.5 ± 7.1 | 0.200 | paper 50.0 |" in capsys.readouterr().out
+    assert "| b | 10.0 ± 14.1 | 11.0 ± 14.1 | 5.5 ± 7.1 | 3 | 4 | paper 50.0 |" in capsys.readouterr().out

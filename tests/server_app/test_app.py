@@ -19,7 +19,7 @@ from common.errors import ConfigError
 from common.wire import EVALUATE, TRAIN, EvaluateRequest
 from server_app import app as server
 from server_app import checkpoint
-from server_app.app import run_federation
+from server_app.app import _most_shots, run_federation
 from server_app.history import read_history
 from server_app.strategy import RunError
 
@@ -127,6 +127,11 @@ def test_test_shots_scores_few_examples_at_the_chosen_step(tmp_path: Path) -> No
 @pytest.mark.parametrize("asked", ["", "5"])
 def test_without_shots_to_score_there_is_none(tmp_path: Path, asked: str) -> None:
     assert run(tmp_path, test_shots=asked)[0]["shots"] is None
+
+
+@pytest.mark.parametrize(("support", "classes", "most"), [(10, 5, 2), (11, 5, 2), (20, 76, 20), (10, 1, 10), (0, 5, 0)])
+def test_where_classes_outnumber_the_examples_all_may_be_of_one_class(support: int, classes: int, most: int) -> None:
+    assert _most_shots(support, classes) == most
 
 
 def test_for_regression_shots_are_examples(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from common.algorithms import ALGORITHMS
 from server_app import cli
@@ -139,6 +140,40 @@ def test_the_exit_code_is_that_of_the_run_and_json_stands_alone_on_stdout(
         cli.main()
     assert (end.value.code or 0) == code
     assert capsys.readouterr().out == (json.dumps(summary) + "\n" if summary else "")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "/full:b:"), SafetensorError("I/O error")])
+def test_a_full_disk_ends_the_command_with_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, error: Exception
+) -> None:
+    def full(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_follow", full)
+    monkeypatch.setattr("sys.argv", ["quickbloom", "run"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith("error: a file could not be read or written (")
+    # Not as an emoji either: ":b:" would be one.
+    assert str(error) in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("option", "reports"), [([], 1), (["--no-report"], 0)])
+def test_a_report_is_written_unless_it_is_not_wanted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: list[str], reports: int
+) -> None:
+    written: list[Path] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_follow", lambda *_: (0, SUMMARY))
+    monkeypatch.setattr(cli, "_try_report", written.append)
+    monkeypatch.setattr("sys.argv", ["quickbloom", "run", "--json", *option])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert len(written) == reports
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["compare"], ["report"]])

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from server_app.compare import (
     Plan,
     choose,
     compare,
+    inner_lr,
+    locked,
     parse_rates,
     parse_seeds,
     recommended_rates,
@@ -103,42 +106,89 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[[Scores], Command]:
 def done(what: Plan, directory: Path) -> tuple[list[Entry], str]:
     """(the entries, what was told on the way)."""
     said = io.StringIO()
-    return compare(what, directory, 1, Console(file=said, width=500)), said.getvalue()
+    with locked(directory):
+        return compare(what, directory, 1, Console(file=said, width=500)), said.getvalue()
 
 
 # ---- choices
 
 
+def chosen_rates(entry: Entry) -> dict[int, float | None]:
+    return {seed: inner_lr(result.run.setup) if result else None for seed, result in entry.chosen.items()}
+
+
 def test_the_rate_with_the_best_validation_score_wins_whatever_the_test_says(start: Any, tmp_path: Path) -> None:
     # The stub's test accuracy is 1 less the validation accuracy: whoever looked at it would choose 0.9.
     command = start(lambda algorithm, lr, seed: ({0.1: 0.5, 0.3: 0.8, 0.9: 0.2}[lr], 1.0))
-    (entry,), _ = done(plan("maml", seeds=(4, 5, 6)), tmp_path)
-    assert command.calls == [("maml", 0.1, 4), ("maml", 0.3, 4), ("maml", 0.9, 4), ("maml", 0.3, 5), ("maml", 0.3, 6)]
-    assert entry.chosen is not None
-    assert "maml.inner-lr=0.3" in entry.chosen.settings
-    assert [result.run.seed for result in entry.results] == [4, 5, 6]
-    assert entry.results[0] == entry.tried[1]
+    (entry,), _ = done(plan("maml", seeds=(4, 5)), tmp_path)
+    assert command.calls == [("maml", lr, seed) for seed in (4, 5) for lr in (0.1, 0.3, 0.9)]
+    assert chosen_rates(entry) == {4: 0.3, 5: 0.3}
+    assert entry.chosen[4] == entry.tried[4][1]
+
+
+def test_every_seed_chooses_by_its_own_validation_scores_alone(start: Any, tmp_path: Path) -> None:
+    # On the mean over seeds 0.3 would win everywhere: 0.6, against 0.5 and 0.47.
+    scores = {0: {0.1: 0.9, 0.3: 0.6, 0.9: 0.0}, 1: {0.1: 0.1, 0.3: 0.6, 0.9: 0.5}, 2: {0.1: 0.5, 0.3: 0.6, 0.9: 0.9}}
+    start(lambda algorithm, lr, seed: (scores[seed][lr], 1.0))
+    what = plan("maml", seeds=(0, 1, 2))
+    entries, _ = done(what, tmp_path)
+    assert chosen_rates(entries[0]) == {0: 0.1, 1: 0.3, 2: 0.9}
+    result = assemble(what, entries, None)
+    row = result["algorithms"][0]
+    assert [run["inner_lr"] for run in row["runs"]] == [0.1, 0.3, 0.9]
+    assert [(one["seed"], one["inner_lr"], one["validation"]) for one in row["tried"]] == [
+        (seed, lr, score) for seed, own in scores.items() for lr, score in own.items()
+    ]
+    assert table(result)[1][0][1] == "0.1-0.9"
+    assert row["edge"] == [0, 2]
+    assert any("wider range (`--inner-lrs`) may do better: maml, seeds 0, 2." in sentence for sentence in caption(result))
+
+
+def test_what_another_seed_scores_changes_no_choice(start: Any, tmp_path: Path) -> None:
+    own = {0.1: 0.5, 0.3: 0.8, 0.9: 0.2}
+    for folder, other in (("x", {0.1: 0.9, 0.3: 0.0, 0.9: 0.0}), ("y", {0.1: 0.0, 0.3: 0.0, 0.9: 0.9})):
+        start(lambda algorithm, lr, seed, other=other: ((other if seed else own)[lr], 1.0))
+        (entry,), _ = done(plan("maml"), tmp_path / folder)
+        assert chosen_rates(entry)[0] == 0.3
 
 
 def test_equal_scores_go_to_the_lower_loss_then_to_the_first(start: Any, tmp_path: Path) -> None:
     start(lambda algorithm, lr, seed: (0.5, {0.1: 1.0, 0.3: 0.9, 0.9: 0.9}[lr]))
     (entry,), _ = done(plan("maml", seeds=(0,)), tmp_path)
-    assert choose(entry.tried) == entry.tried[1].run.setup
+    assert choose(entry.tried[0]) == entry.tried[0][1]
 
 
 def test_a_rate_that_is_given_or_of_no_use_is_not_searched(start: Any, tmp_path: Path) -> None:
     command = start(lambda algorithm, lr, seed: (0.5, 1.0))
-    done(plan("maml", "protonet", "local", settings=("maml.inner-lr=0.7",)), tmp_path)
+    what = plan("maml", "protonet", "local", settings=("maml.inner-lr=0.7",))
+    entries, _ = done(what, tmp_path)
     assert command.calls == [(name, lr, seed) for seed in (0, 1) for name, lr in [("maml", 0.7), ("protonet", 0), ("local", 0)]]
+    text = " ".join(caption(assemble(what, entries, None)))
+    assert "Inner rate given, not searched: maml." in text
+    assert "Without an inner rate of training: protonet, local." in text
+    assert "Chosen there as well" not in text
+
+
+def test_all_runs_adapt_with_rates_of_one_grid() -> None:
+    # The default's five rates, 0.9 of the rates to choose from, 0.7 of fedavg; 0.3 of protonet is there.
+    what = plan("fedavg", "maml", "protonet", settings=("fedavg.inner-lr=0.7",))
+    setups = [setup for name in what.algorithms for setup in what.candidates(name)]
+    assert len(setups) == 1 + 3 + 1
+    assert {setup.effective()["adapt-lrs"] for setup in setups} == {"0.01,0.03,0.1,0.3,0.7,0.9,1.0"}
+
+
+def test_the_one_grid_holds_the_rates_that_are_set() -> None:
+    what = plan("maml", "local", settings=("adapt-lrs=0.2,2",))
+    assert {setup.config().lrs for name in what.algorithms for setup in what.candidates(name)} == {(0.1, 0.2, 0.3, 0.9, 2.0)}
 
 
 @pytest.mark.parametrize("bad", ["the model is not finite any more", (NAN, NAN)])
 def test_a_rate_that_diverges_is_told_and_not_chosen(start: Any, tmp_path: Path, bad: Any) -> None:
     start(lambda algorithm, lr, seed: bad if lr == 0.9 else (lr, 1.0))
-    what = plan("maml")
+    what = plan("maml", seeds=(0,))
     entries, said = done(what, tmp_path)
     result = assemble(what, entries, None)
-    assert result["algorithms"][0]["inner_lr"] == 0.3
+    assert result["algorithms"][0]["runs"][0]["inner_lr"] == 0.3
     assert result["algorithms"][0]["failed"] == 0
     (sentence,) = failures(result)
     assert sentence.startswith("maml, inner lr 0.9, seed 0: ")
@@ -146,13 +196,19 @@ def test_a_rate_that_diverges_is_told_and_not_chosen(start: Any, tmp_path: Path,
 
 
 def test_where_every_rate_diverges_the_others_go_on(start: Any, tmp_path: Path) -> None:
-    command = start(lambda algorithm, lr, seed: "not finite" if algorithm == "maml" else (0.5, 1.0))
+    start(lambda algorithm, lr, seed: "not finite" if algorithm == "maml" else (0.5, 1.0))
     what = plan("maml", "protonet")
-    entries, _ = done(what, tmp_path)
-    assert [call for call in command.calls if call[2] == 1] == [("protonet", 0, 1)]
-    first, second = table(assemble(what, entries, None))[1]
-    assert first[:4] == ["maml (3 of 3 failed)", "-", "-", "-"]
-    assert second[:4] == ["protonet", "-", "0.3 x 1", "10.0 ± 0.0"]
+    first, second = table(assemble(what, done(what, tmp_path)[0], None))[1]
+    assert first[:4] == ["maml (2 of 2 failed)", "-", "-", "-"]
+    assert second[:4] == ["protonet", "-", "- x 1", "10.0 ± 0.0"]
+
+
+def test_a_seed_whose_rates_all_diverge_is_no_part_of_the_mean(start: Any, tmp_path: Path) -> None:
+    start(lambda algorithm, lr, seed: "not finite" if seed else (lr, 1.0))
+    what = plan("maml")
+    result = assemble(what, done(what, tmp_path)[0], None)
+    assert table(result)[1][0][:2] == ["maml (1 of 2 failed)", "0.9"]
+    assert failures(result) == [f"maml, inner lr {lr}, seed 1: not finite" for lr in (0.1, 0.3, 0.9)]
 
 
 def test_a_seed_that_diverges_is_a_note_beside_the_mean_of_the_others(start: Any, tmp_path: Path) -> None:
@@ -168,7 +224,8 @@ def test_a_seed_that_diverges_is_a_note_beside_the_mean_of_the_others(start: Any
     ("code", "says", "error", "sentence"),
     [
         (2, "`rounds` must be more", ConfigError, "^`rounds` must be more$"),
-        (1, "Traceback (most recent call last): ...", CompareError, "ended with code 1: Traceback"),
+        (1, "Traceback (most recent call last): ...", CompareError, "ended with code 1: (?s:.*)Traceback"),
+        (1, "a file could not be read or written (disk full)", CompareError, "ended with code 1: a file could not be read"),
         (-9, "", CompareError, "quickbloom run --algorithm protonet .* ended with code -9"),
     ],
 )
@@ -189,14 +246,14 @@ def test_finished_runs_are_not_repeated_and_failed_ones_are(start: Any, tmp_path
     command = start(lambda algorithm, lr, seed: "not finite" if lr == 0.9 else (0.5, 1.0))
     what = plan("fedavg")
     first = assemble(what, done(what, tmp_path)[0], None)
-    assert len(command.calls) == 4
+    assert len(command.calls) == 6
     entries, said = done(what, tmp_path)
-    assert command.calls[4:] == [("fedavg", 0.9, 0)]
-    assert said.count("kept") == 3
+    assert command.calls[6:] == [("fedavg", 0.9, 0), ("fedavg", 0.9, 1)]
+    assert said.count("kept") == 4
     assert assemble(what, entries, None) == first
     done(plan("fedavg", "protonet", seeds=(0, 1, 2)), tmp_path)
-    new = [("fedavg", 0.9, 0), *(("protonet", 0, seed) for seed in (0, 1, 2)), ("fedavg", 0.1, 2)]
-    assert sorted(command.calls[5:]) == sorted(new)
+    new = [("fedavg", 0.9, 0), ("fedavg", 0.9, 1), *(("fedavg", lr, 2) for lr in (0.1, 0.3, 0.9))]
+    assert sorted(command.calls[8:]) == sorted([*new, *(("protonet", 0, seed) for seed in (0, 1, 2))])
 
 
 def test_two_comparisons_in_one_directory_are_refused(start: Any, tmp_path: Path) -> None:
@@ -207,6 +264,28 @@ def test_two_comparisons_in_one_directory_are_refused(start: Any, tmp_path: Path
 
     start(scores)
     done(plan("local", seeds=(0,)), tmp_path)
+
+
+def test_the_directory_is_locked_until_all_files_are_written(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(lambda algorithm, lr, seed: (0.5, 1.0))
+    writers = {"write": comparison.write, "page": cli._write_comparison_page}
+    seen: list[str] = []
+
+    def refuses(name: str) -> Callable[[dict[str, Any], Path], None]:
+        def write(result: dict[str, Any], directory: Path) -> None:
+            with pytest.raises(ConfigError, match="another comparison is at work"), locked(directory):
+                pass
+            seen.append(name)
+            writers[name](result, directory)
+
+        return write
+
+    monkeypatch.setattr(comparison, "write", refuses("write"))
+    monkeypatch.setattr(cli, "_write_comparison_page", refuses("page"))
+    assert run_command(monkeypatch, tmp_path, "--algorithms", "protonet", "--seeds", "1", "--json") == 0
+    assert seen == ["write", "page"]
 
 
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
@@ -298,7 +377,8 @@ def test_what_is_written_says_how_to_read_and_repeat_it(start: Any, tmp_path: Pa
     text = (tmp_path / "comparison.md").read_text()
     assert text == markdown(result)
     assert "| maml | 0.1 | 0.3 x 1 | 10.0 | 50.0 | 50.0 | 25.0 | - | - | 5 |" in text
-    assert "of 0.1, 0.3, 0.9; on seed 3 alone" in text
+    assert "the inner rate of training (of 0.1, 0.3, 0.9): maml." in text
+    assert "seeds" not in text.partition("To repeat it")[0]
     assert "every 2 rounds" in " ".join(caption(result))
     command = "quickbloom compare --algorithms maml --dataset digits --seeds 3, --rounds 4 --inner-lrs 0.1,0.3,0.9"
     assert f"    {command} --set evaluate-every=2 --target 0.75\n" in text
@@ -313,6 +393,25 @@ def test_the_page_has_the_table_and_three_plots_and_fetches_nothing(start: Any, 
     assert "maml.inner-steps = 5" in text
     assert "not &lt;b&gt;finite" in text
     assert 'src="http' not in text
+
+
+def test_the_page_says_why_a_plot_is_missing(start: Any, tmp_path: Path) -> None:
+    start(lambda algorithm, lr, seed: (0.5, 1.0))
+    what = plan("protonet")
+    result = assemble(what, done(what, tmp_path)[0], None)
+    assert "No plot" not in write_comparison_page(result, tmp_path / "x.html").read_text()
+    for run in result["algorithms"][0]["runs"]:
+        run["shots"] = {}
+    text = write_comparison_page(result, tmp_path / "x.html").read_text()
+    assert text.count("data:image/png;base64,") == 2
+    assert "No plot &#34;Test tasks, with few examples&#34;: every number of `test-shots` is above" in text
+
+
+def test_the_page_of_runs_that_all_failed_has_no_plot_and_says_so(start: Any, tmp_path: Path) -> None:
+    start(lambda algorithm, lr, seed: "not finite")
+    what = plan("protonet")
+    text = write_comparison_page(assemble(what, done(what, tmp_path)[0], None), tmp_path / "x.html").read_text()
+    assert text.count("no run has scores") == 3
 
 
 # ---- the command line
@@ -355,8 +454,22 @@ def test_if_every_run_fails_so_does_the_command(start: Any, tmp_path: Path, monk
         (["--seeds", "0,-1"], "`--seeds` must be"),
         (["--inner-lrs", "0.1,0"], "`--inner-lrs` must be positive numbers with commas between them, got '0.1,0'"),
         (["--inner-lrs", "a"], "`--inner-lrs` must be positive"),
+        (["--inner-lrs", ""], "`--inner-lrs` must be positive numbers with commas between them, got ''"),
+        (["--seeds", "101"], "`--seeds` must be at most 100 seeds, got 101: for seed 101 alone write '101,'"),
         (["--rounds", "0"], "`rounds` must be greater than or equal to 1"),
         (["--target", "-1"], "`--target` must be above 0, got -1"),
+        (["--target", "75"], "`--target` must be an accuracy between 0 and 1, got 75: write 0.75 for 75 %"),
+        (["--target", "nan"], "`--target` must be above 0, got nan"),
+        (
+            ["--algorithms", "maml,protonet", "--set", "inner-steps=3"],
+            "`inner-steps` is no setting of `protonet`: set it for one algorithm alone, as `maml.inner-steps`",
+        ),
+        (
+            ["--algorithms", "protonet,fedavg", "--set", "batch-size=3"],
+            "`batch-size` is no setting of `protonet`: set it for one algorithm alone, as `fedavg.batch-size`",
+        ),
+        (["--algorithms", "protonet", "--set", "inner-steps=3"], "there is no setting `inner-steps`"),
+        (["--set", "adapt-lrs=a"], "`adapt-lrs` must be positive numbers"),
         (["--set", "rats=1"], "there is no setting `rats`"),
         (["--set", "seed=3"], "`seed` cannot be set with `--set` here: use `--seeds`"),
         (["--set", "dataset=uji"], "`dataset` cannot be set with `--set` here: use `--dataset`"),
@@ -387,10 +500,24 @@ def test_wrong_input_is_refused_with_one_sentence_before_anything_runs(
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_number_of_runs_is_told_before_they_start(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(lambda algorithm, lr, seed: (0.5, 1.0))
+    assert plan("maml", "protonet").describe() == "8 runs: maml (3 inner rates), protonet; 2 seeds each"
+    assert run_command(monkeypatch, tmp_path, "--algorithms", "protonet", "--seeds", "1", "--json") == 0
+    assert capsys.readouterr().err.startswith("1 run: protonet; 1 seed each\n")
+
+
+def test_a_target_of_regression_may_be_above_1() -> None:
+    replace(plan("fedavg"), dataset="sinusoid").check(3.5)
+
+
 def test_seeds_and_rates_are_read_as_told() -> None:
     assert parse_seeds("3") == (0, 1, 2)
     assert parse_seeds("0,1,5") == (0, 1, 5)
     assert parse_seeds("5,") == (5,)
+    assert parse_seeds("101,") == (101,)
     assert parse_seeds("1,1") == (1,)
     assert parse_rates("0.1,1e-3,0.1") == (0.1, 0.001)
     # 0.3 / 3 = 0.1 and 3 * 0.3 = 0.9; 0.01 / 3 = 0.0033 is 0.003 with one digit.

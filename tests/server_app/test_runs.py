@@ -1,6 +1,7 @@
 """Runs of the command: named after what decides them, kept, not repeated, ended together. The processes are tiny scripts."""
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 
 from common.errors import ConfigError
 from server_app import runs
-from server_app.processes import processes_with
+from server_app.processes import ENDINGS, processes_with, uninterrupted
 from server_app.runs import Result, Run, Setup, perform
 
 SETUP = Setup("maml", "digits", 3, ("inner-lr=0.1",), nodes=1, in_process=True)
@@ -120,6 +121,35 @@ def test_a_failed_run_is_told_and_not_kept(tmp_path: Path) -> None:
         result = perform([run])[run]
         assert (result.code, result.failure) == (1, "seed 8 is\nno good")
     assert calls(tmp_path) == [8, 8]
+
+
+@pytest.mark.parametrize(
+    ("said", "failure", "broken"),
+    [
+        ("a\nerror: the first\nerror: value error: 3", "value error: 3", False),
+        ("WARNING: some error: x\nerror: lower it", "lower it", False),
+        ("some error: of a library", "some error: of a library", False),
+        ("Traceback (most recent call last):\n  x\nerror: y", "Traceback (most recent call last):\n  x\nerror: y", True),
+        ("error: a file could not be read or written (x)", "a file could not be read or written (x)", True),
+    ],
+)
+def test_a_failure_is_the_sentence_of_the_command_and_a_traceback_a_defect(
+    tmp_path: Path, said: str, failure: str, broken: bool
+) -> None:
+    run = Run(SETUP, 0, tmp_path)
+    run.directory.mkdir()
+    (run.directory / "command.log").write_text(said)
+    result = runs._finish(run, 1, {})
+    assert (result.failure, result.broken) == (failure, broken)
+
+
+def test_while_runs_are_ended_no_signal_interrupts() -> None:
+    before = [signal.getsignal(number) for number in ENDINGS]
+    assert set(ENDINGS) == {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    with uninterrupted():
+        for number in ENDINGS:
+            signal.raise_signal(number)
+    assert [signal.getsignal(number) for number in ENDINGS] == before
 
 
 def test_an_end_that_raises_ends_the_other_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,14 @@ def assert_same(one: RoundResult, other: RoundResult, atol: float) -> None:
     assert one.losses == pytest.approx(other.losses, abs=atol)
 
 
+def test_the_rate_of_adaptation_matters_where_the_algorithm_says_so(name: str, kind: str) -> None:
+    algorithm, support = build(name, kind), draw(kind, torch.float64, 6, 4, 0).support
+    meta = algorithm.init()
+    low, high = (list(algorithm.adaptation_path(meta, support, lr, 1))[-1] for lr in (0.1, 0.2))
+    same = all(torch.equal(low[key], high[key]) for key in low)
+    assert same is not algorithm.uses_adapt_lr
+
+
 def test_registry_key_is_the_name_and_no_two_algorithms_share_it(name: str) -> None:
     assert ALGORITHMS[name].name == name
 
