@@ -16,7 +16,7 @@ PLAN = Plan(
     name="alphabets",
     claim="20-way one-shot within unseen alphabets: at most 8 % errors",
     dataset="omniglot",
-    rounds=1_500,
+    rounds=1_200,
     variants=(
         Variant("protonet", "protonet", ("outer-decay=true", "adapt-steps=1"), KNOWN),
         Variant("fedavg", "fedavg", ("inner-lr=0.2", "adapt-steps=20", "adapt-lrs=0.1,0.2,0.4,0.8"), {}, 300),
