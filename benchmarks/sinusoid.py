@@ -54,14 +54,15 @@ def main() -> None:
 
 def table(result: dict[str, Any]) -> str:
     """Mean squared error at a few steps, as a Markdown table."""
-    lines = [
-        "| variant | before | 1 step | 5 steps | 10 steps | CPU s | paper, 1 / 5 / 10 |",
-        "|---|---:|---:|---:|---:|---:|---|",
-    ]
+    lines = ["| variant | before | 1 step | 5 steps | 10 steps | chosen rate x steps | there | CPU s | paper, 1 / 5 / 10 |"]
+    lines.append("|---|---:|---:|---:|---:|---:|---:|---:|---|")
     for variant in result["variants"]:
-        errors = " | ".join(f"{variant['curve'][step]:.3f}" for step in STEPS)
+        # A rate that suits few steps may be too large for many.
+        errors = " | ".join(f"{error:.3f}" if (error := variant["curve"][step]) < 1000 else "diverges" for step in STEPS)
+        chosen = variant["runs"][0]["chosen"]
+        rate = f"{chosen['adapt_lr']:g} x {chosen['adapt_steps']} | {variant['mean']['after']:.3f}"
         known = " / ".join(map(str, PAPER.get(variant["label"], ())))
-        lines.append(f"| {variant['label']} | {errors} | {variant['mean']['cpu']:.0f} | {known} |")
+        lines.append(f"| {variant['label']} | {errors} | {rate} | {variant['mean']['cpu']:.0f} | {known} |")
     return "\n".join(lines)
 
 
