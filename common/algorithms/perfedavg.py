@@ -23,7 +23,7 @@ from common.params import Params, add, subtract
 
 class PerFedAvgOptions(AlgorithmOptions):
     variant: Literal["fo", "hf"] = Field("hf", description="fo: first order; hf: with the Hessian-vector product")
-    local_steps: int = Field(10, ge=1, le=10_000, description="local meta-steps of a task in a round (tau)")
+    local_steps: int = Field(5, ge=1, le=10_000, description="local meta-steps of a task in a round (tau)")
     local_lr: float = Field(0.0, ge=0, description="learning rate of the local meta-steps (beta); 0: the same as `inner-lr`")
     outer_optimizer: Literal["sgd", "adam"] = Field("sgd", description="the server's optimizer")
     outer_lr: float = Field(1.0, gt=0, description="learning rate of the server; 1 replaces the model by the mean")
