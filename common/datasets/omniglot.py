@@ -11,6 +11,7 @@ the option `clients`:
   published benchmark; the other two are federations.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from pydantic import Field
+from torch.nn import functional as F
 
 from common.batch import Batch, TaskData
 from common.datasets.base import SPLITS, Dataset, DataSpec, TaskInfo, generator, read_npz, require_below
@@ -35,6 +37,7 @@ class OmniglotOptions(Options):
 
     clients: Literal["alphabet", "alphabet-drawers", "unstructured"] = Field("alphabet", description="what one task is")
     ways: int = Field(5, ge=2, le=1000, description="classes per episode")
+    train_ways: int = Field(0, ge=0, le=1000, description="classes per training episode; 0: `ways`. More help `protonet`")
     shots: int = Field(1, ge=1, le=19, description="support images per class")
     query_shots: int = Field(1, ge=1, le=19, description="query images per class, in testing the images to score")
     leave_out_small: bool = Field(False, description="leave out alphabets with fewer than `ways` characters, not refuse them")
@@ -42,6 +45,7 @@ class OmniglotOptions(Options):
     rotations: Literal["auto", "on", "off"] = Field(
         "auto", description="in training, turned characters are classes of their own; by default only for `unstructured`"
     )
+    distort: bool = Field(False, description="in training, every image is shifted, turned, sheared and scaled a little")
     official_split: bool = Field(False, description="train on the 30 background alphabets, test on the 20 evaluation ones")
     train_clients: int = Field(100, ge=1, le=10_000, description="training tasks, for `unstructured`")
     validation_clients: int = Field(20, ge=1, le=10_000, description="validation tasks, for `unstructured`")
@@ -77,6 +81,7 @@ class Omniglot(Dataset):
         arrays = _read(data_dir / FILE)
         self._images = arrays["images"]
         self._rotate = options.rotations == "on" or (options.rotations == "auto" and options.clients == "unstructured")
+        self._train_ways = options.train_ways or options.ways
         self._is_copy = _copies(self._images)
         pools = {"alphabet": _alphabets, "alphabet-drawers": _alphabet_drawers, "unstructured": _unstructured}[options.clients]
         self._pools = {task_id: self._drawable(pool) for task_id, pool in pools(arrays, options).items()}
@@ -87,21 +92,22 @@ class Omniglot(Dataset):
 
     @property
     def spec(self) -> DataSpec:
-        return DataSpec("classification", (1, SIDE, SIDE), self._options.ways)
+        return DataSpec("classification", (1, SIDE, SIDE), max(self._options.ways, self._train_ways))
 
     def tasks(self) -> list[TaskInfo]:
         support, query = self._options.ways * self._options.shots, self._options.ways * self._options.query_shots
         return [TaskInfo(name, support, query, query, pool.group, pool.split) for name, pool in self._pools.items()]
 
     def train_draw(self, task_id: str, rng: np.random.Generator) -> TaskData:
-        return self._episode(self._pools[task_id], rng, turns=4 if self._rotate else 1)
+        data = self._episode(self._pools[task_id], rng, self._train_ways, turns=4 if self._rotate else 1)
+        return TaskData(*(distorted(batch, rng) for batch in (data.support, data.query)), data.test) if self._options.distort else data
 
     def test_draws(self, task_id: str) -> list[TaskData]:
         rng = generator(self._options.data_seed, "omniglot", "test", task_id)
-        return [self._episode(self._pools[task_id], rng, turns=1) for _ in range(self._options.test_episodes)]
+        return [self._episode(self._pools[task_id], rng, self._options.ways, turns=1) for _ in range(self._options.test_episodes)]
 
-    def _episode(self, pool: Pool, rng: np.random.Generator, turns: int) -> TaskData:
-        ways, shots = self._options.ways, self._options.shots
+    def _episode(self, pool: Pool, rng: np.random.Generator, ways: int, turns: int) -> TaskData:
+        shots = self._options.shots
         turn, index = np.divmod(rng.choice(len(pool.characters) * turns, size=ways, replace=False), len(pool.characters))
         characters = pool.characters[index, None]
         order = rng.random((ways, len(pool.drawers)))
@@ -138,6 +144,20 @@ def _batch(images: Array) -> Batch:
     ways, count = images.shape[:2]
     x = torch.from_numpy(np.ascontiguousarray(images)).reshape(ways * count, 1, SIDE, SIDE).float().div_(255)
     return Batch.of(x, torch.arange(ways).repeat_interleave(count))
+
+
+def distorted(batch: Batch, rng: np.random.Generator) -> Batch:
+    """Every image [1, 28, 28] under a random affine map of its own: turned by up to 10 degrees, sheared by up to 0.2, scaled by
+    0.85 to 1.15 along each axis, shifted by up to 2 pixels; as Koch, Zemel, Salakhutdinov 2015, a little more gently.
+    """
+    low, high = np.array([[-math.radians(10), -0.2, 0.85, 0.85, -2, -2], [math.radians(10), 0.2, 1.15, 1.15, 2, 2]])
+    angle, shear, width, height, right, down = rng.uniform(low, high, size=(len(batch.x), 6)).T
+    # affine_grid wants the map from the new image to the old, with coordinates from -1 to 1.
+    cos, sin = np.cos(angle), np.sin(angle)
+    rows = [[cos * width, (shear - sin) * width, right * 2 / SIDE], [sin * height, cos * height, down * 2 / SIDE]]
+    maps = torch.from_numpy(np.moveaxis(np.array(rows), -1, 0)).to(batch.x.dtype)
+    grid = F.affine_grid(maps, list(batch.x.shape), align_corners=False)
+    return batch._replace(x=F.grid_sample(batch.x, grid, align_corners=False))
 
 
 def _alphabets(arrays: dict[str, Array], options: OmniglotOptions) -> dict[str, Pool]:
