@@ -37,13 +37,15 @@ class OmniglotOptions(Options):
 
     clients: Literal["alphabet", "alphabet-drawers", "unstructured"] = Field("alphabet", description="what one task is")
     ways: int = Field(5, ge=2, le=1000, description="classes per episode")
-    train_ways: int = Field(0, ge=0, le=1000, description="classes per training episode; 0: `ways`. More help `protonet`")
+    train_ways: int = Field(0, ge=0, le=1000, description="classes per training episode; 0: `ways`. More helps `protonet`")
     shots: int = Field(1, ge=1, le=19, description="support images per class")
     query_shots: int = Field(1, ge=1, le=19, description="query images per class, in testing the images to score")
     leave_out_small: bool = Field(False, description="leave out alphabets with fewer than `ways` characters, not refuse them")
     drawer_groups: Literal[1, 2, 4, 5, 10] = Field(4, description="groups of an alphabet's 20 drawers, for `alphabet-drawers`")
-    rotations: Literal["auto", "on", "off"] = Field(
-        "auto", description="in training, turned characters are classes of their own; by default only for `unstructured`"
+    rotations: Literal["auto", "on", "off", "together"] = Field(
+        "auto",
+        description="in training, turned characters are classes of their own, by default only for `unstructured`; `together`: "
+        "those of an episode are all turned alike",
     )
     distort: bool = Field(False, description="in training, every image is shifted, turned, sheared and scaled a little")
     official_split: bool = Field(False, description="train on the 30 background alphabets, test on the 20 evaluation ones")
@@ -80,7 +82,8 @@ class Omniglot(Dataset):
         self._options = options
         arrays = _read(data_dir / FILE)
         self._images = arrays["images"]
-        self._rotate = options.rotations == "on" or (options.rotations == "auto" and options.clients == "unstructured")
+        by_default = "on" if options.clients == "unstructured" else "off"
+        self._rotations = by_default if options.rotations == "auto" else options.rotations
         self._train_ways = options.train_ways or options.ways
         self._is_copy = _copies(self._images)
         pools = {"alphabet": _alphabets, "alphabet-drawers": _alphabet_drawers, "unstructured": _unstructured}[options.clients]
@@ -99,16 +102,22 @@ class Omniglot(Dataset):
         return [TaskInfo(name, support, query, query, pool.group, pool.split) for name, pool in self._pools.items()]
 
     def train_draw(self, task_id: str, rng: np.random.Generator) -> TaskData:
-        data = self._episode(self._pools[task_id], rng, self._train_ways, turns=4 if self._rotate else 1)
-        return TaskData(*(distorted(batch, rng) for batch in (data.support, data.query)), data.test) if self._options.distort else data
+        data = self._episode(self._pools[task_id], rng, self._train_ways, self._rotations)
+        if not self._options.distort:
+            return data
+        query = distorted(data.query, rng)
+        return TaskData(distorted(data.support, rng), query, query)
 
     def test_draws(self, task_id: str) -> list[TaskData]:
         rng = generator(self._options.data_seed, "omniglot", "test", task_id)
-        return [self._episode(self._pools[task_id], rng, self._options.ways, turns=1) for _ in range(self._options.test_episodes)]
+        return [self._episode(self._pools[task_id], rng, self._options.ways, "off") for _ in range(self._options.test_episodes)]
 
-    def _episode(self, pool: Pool, rng: np.random.Generator, ways: int, turns: int) -> TaskData:
+    def _episode(self, pool: Pool, rng: np.random.Generator, ways: int, rotations: str) -> TaskData:
         shots = self._options.shots
-        turn, index = np.divmod(rng.choice(len(pool.characters) * turns, size=ways, replace=False), len(pool.characters))
+        classes = len(pool.characters) * (4 if rotations == "on" else 1)
+        turn, index = np.divmod(rng.choice(classes, size=ways, replace=False), len(pool.characters))
+        if rotations == "together":
+            turn[:] = rng.integers(4)
         characters = pool.characters[index, None]
         order = rng.random((ways, len(pool.drawers)))
         order += self._is_copy[characters, pool.drawers]  # copies last: `_drawable` sees to it that they are never reached
