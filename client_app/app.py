@@ -79,7 +79,7 @@ def train(message: Message, node: Node, state: RecordDict) -> RecordDict:
         for episode in range(node.episodes):
             rng = generator(request.seed, "train", request.round, task_id, episode)
             work.append(TaskWork(node.dataset.train_draw(task_id, rng), rng, kept))
-    result = run_round(algorithm, meta, work, node.chunk_size)
+    result = run_round(algorithm, meta, work, node.chunk_size, compiled=node.compile)
     for t, task_id in enumerate(request.task_ids):
         episodes = result.kept[t * node.episodes : (t + 1) * node.episodes]
         store.save(task_id, weighted_mean((kept, 1.0) for kept in episodes))

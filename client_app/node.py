@@ -23,6 +23,7 @@ class Node:
     def __init__(self, run: RunConfig, config: NodeConfig) -> None:
         torch.set_num_threads(config.threads)
         self.chunk_size = config.chunk_size or run.chunk_size
+        self.compile = run.compile
         self.episodes = run.episodes
         self.state_dir = config.state_dir
         self.device = _device(config.device or run.device)

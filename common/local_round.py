@@ -6,6 +6,7 @@ A model that mixes the examples of a batch (batch norm) would see the padding, s
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -16,7 +17,10 @@ from torch.func import vmap
 
 from common.algorithms.base import Algorithm
 from common.batch import Batch, Episode, Minibatches, TaskData
+from common.errors import ConfigError, in_one_line
 from common.params import Params
+
+Contribute = Callable[[Params, Params, Episode, Minibatches], tuple[Params, Tensor, Params]]
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,15 @@ class RoundResult:
     kept: list[Params]
 
 
-def run_round(algorithm: Algorithm, meta: Params, work: Sequence[TaskWork], chunk_size: int) -> RoundResult:
-    """Mean meta-gradient over the tasks in `work`, of which at most `chunk_size` are mapped at once."""
+def run_round(
+    algorithm: Algorithm, meta: Params, work: Sequence[TaskWork], chunk_size: int, *, compiled: bool = False
+) -> RoundResult:
+    """Mean meta-gradient over the tasks in `work`, of which at most `chunk_size` are mapped at once.
+
+    `compiled`: by torch.compile, which gives the same numbers but for rounding. Raises ConfigError where that does not work.
+    """
     device = algorithm.learner.device
-    mapped = vmap(algorithm.contribute, in_dims=(None, 0, 0, 0), randomness="error")
+    mapped = _compiled(algorithm) if compiled else _mapped(algorithm)
     total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in meta.items()}
     total_weight = 0.0
     losses = [float("nan")] * len(work)
@@ -79,6 +88,30 @@ def run_round(algorithm: Algorithm, meta: Params, work: Sequence[TaskWork], chun
                 kept[position] = {name: value[t] for name, value in after.items()}
     gradient = {name: (value / max(total_weight, 1e-300)).to(meta[name].dtype) for name, value in total.items()}
     return RoundResult(gradient, total_weight, losses, kept)
+
+
+def _mapped(algorithm: Algorithm) -> Contribute:
+    """`algorithm.contribute` of many tasks at once: what is of one task has a leading task axis, the meta-parameters do not."""
+    return vmap(algorithm.contribute, in_dims=(None, 0, 0, 0), randomness="error")
+
+
+@lru_cache(maxsize=8)  # what is compiled is kept by the function that it came from: a new one in every round would start anew
+def _compiled(algorithm: Algorithm) -> Contribute:
+    # Not dynamic: code for any number of tasks is slower, and rounds usually have one shape.
+    compiled = torch.compile(_mapped(algorithm), dynamic=False)
+
+    def checked(*args: Any) -> tuple[Params, Tensor, Params]:
+        from torch._dynamo.exc import TorchDynamoException  # here, because it is slow to import
+
+        try:
+            return compiled(*args)
+        except TorchDynamoException as error:
+            raise ConfigError(
+                f"`compile = true` needs a C++ compiler and a model that torch.compile takes, but it raised "
+                f"{in_one_line(error)}: set `compile = false`"
+            ) from error
+
+    return checked
 
 
 def evaluate(

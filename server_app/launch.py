@@ -37,6 +37,7 @@ CPU_ENVIRONMENT = {
     # glibc would hand every activation above 32 MB back to the system and have it mapped and cleared anew in the next step.
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # for `compile`
 }
 """For processes that compute: one thread each, and freed memory is kept."""
 _PATIENCE = 120  # seconds without an answer of the SuperLink

@@ -45,7 +45,7 @@ class OmniglotOptions(Options):
     rotations: Literal["auto", "on", "off", "together"] = Field(
         "auto",
         description="in training, turned characters are classes of their own, by default only for `unstructured`; `together`: "
-        "those of an episode are all turned alike",
+        "those of an episode are all turned alike, every other time mirrored as well",
     )
     distort: bool = Field(False, description="in training, every image is shifted, turned, sheared and scaled a little")
     official_split: bool = Field(False, description="train on the 30 background alphabets, test on the 20 evaluation ones")
@@ -116,8 +116,9 @@ class Omniglot(Dataset):
         shots = self._options.shots
         classes = len(pool.characters) * (4 if rotations == "on" else 1)
         turn, index = np.divmod(rng.choice(classes, size=ways, replace=False), len(pool.characters))
+        mirrored = False
         if rotations == "together":
-            turn[:] = rng.integers(4)
+            turn[:], mirrored = rng.integers(4), bool(rng.integers(2))
         characters = pool.characters[index, None]
         order = rng.random((ways, len(pool.drawers)))
         order += self._is_copy[characters, pool.drawers]  # copies last: `_drawable` sees to it that they are never reached
@@ -125,6 +126,7 @@ class Omniglot(Dataset):
         images = self._images[characters, drawers]
         for way in np.flatnonzero(turn):
             images[way] = np.rot90(images[way], k=turn[way], axes=(1, 2))
+        images = images[..., ::-1] if mirrored else images
         query = _batch(images[:, shots:])
         return TaskData(_batch(images[:, :shots]), query, query)
 
