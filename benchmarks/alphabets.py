@@ -7,7 +7,7 @@ the batch at hand: scores are transductive.
 """
 
 from benchmarks.floor import NAME, floor
-from benchmarks.runner import Plan, Variant, finish, goal, parser, run_all, table
+from benchmarks.runner import Plan, Variant, finish, goal, parser, run_all, run_only, table
 
 KNOWN = {"people": 0.955, "simple ConvNet": 0.865, "modified Hausdorff distance": 0.612}
 """Accuracies in Lake et al. 2015, on trials of their own choice."""
@@ -34,6 +34,8 @@ PLAN = Plan(
 
 def main() -> None:
     arguments = parser(PLAN.claim, PLAN.name, seeds=(0,)).parse_args()
+    if arguments.only:
+        return run_only(PLAN, arguments.only, arguments.seeds, fresh=arguments.fresh, jobs=arguments.jobs)
     result = run_all(PLAN, arguments.seeds, fresh=arguments.fresh, jobs=arguments.jobs)
     result["floors"][NAME] = floor(PLAN, arguments.seeds)
     best = max(result["variants"], key=lambda variant: variant["mean"]["after"])

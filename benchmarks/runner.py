@@ -75,6 +75,7 @@ def parser(description: str, name: str, seeds: Sequence[int] = (0, 1, 2)) -> arg
     )
     result.add_argument("--seeds", type=int, nargs="+", default=list(seeds), metavar="SEED", help="default: %(default)s")
     result.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once; default: %(default)s")
+    result.add_argument("--only", nargs="+", default=[], metavar="LABEL", help="do only these variants, and write no result")
     result.add_argument("--fresh", action="store_true", help="repeat runs that are finished as well")
     return result
 
@@ -88,6 +89,14 @@ def run_all(plan: Plan, seeds: Sequence[int], *, fresh: bool = False, jobs: int 
         for variant in plan.variants:
             by_variant[variant.label].append(next(ordered))
     return assemble(plan, by_variant)
+
+
+def run_only(plan: Plan, labels: Sequence[str], seeds: Sequence[int], *, fresh: bool = False, jobs: int = 1) -> None:
+    """Do what is missing of some variants, for a result that is assembled later."""
+    if unknown := sorted(set(labels) - {variant.label for variant in plan.variants}):
+        known = ", ".join(variant.label for variant in plan.variants)
+        raise SystemExit(f"`--only` must name variants of this benchmark ({known}), got {unknown[0]}")
+    measure(plan, [(v, seed) for seed in seeds for v in plan.variants if v.label in labels], fresh=fresh, jobs=jobs)
 
 
 def measure(plan: Plan, wanted: Sequence[tuple[Variant, int]], *, fresh: bool = False, jobs: int = 1) -> list[Result]:

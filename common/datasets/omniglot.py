@@ -37,10 +37,10 @@ class OmniglotOptions(Options):
 
     clients: Literal["alphabet", "alphabet-drawers", "unstructured"] = Field("alphabet", description="what one task is")
     ways: int = Field(5, ge=2, le=1000, description="classes per episode")
-    train_ways: int = Field(0, ge=0, le=1000, description="classes per training episode; 0: `ways`. More helps `protonet`")
+    train_ways: int = Field(0, ge=0, le=1000, description="classes per training episode; 0: `ways`; more for `protonet`")
     shots: int = Field(1, ge=1, le=19, description="support images per class")
     query_shots: int = Field(1, ge=1, le=19, description="query images per class, in testing the images to score")
-    leave_out_small: bool = Field(False, description="leave out alphabets with fewer than `ways` characters, not refuse them")
+    leave_out_small: bool = Field(False, description="leave out alphabets that are too small for `ways` or `train-ways`, not refuse them")
     drawer_groups: Literal[1, 2, 4, 5, 10] = Field(4, description="groups of an alphabet's 20 drawers, for `alphabet-drawers`")
     rotations: Literal["auto", "on", "off", "together"] = Field(
         "auto",
@@ -89,7 +89,7 @@ class Omniglot(Dataset):
         pools = {"alphabet": _alphabets, "alphabet-drawers": _alphabet_drawers, "unstructured": _unstructured}[options.clients]
         self._pools = {task_id: self._drawable(pool) for task_id, pool in pools(arrays, options).items()}
         if options.leave_out_small:
-            large = {task_id: pool for task_id, pool in self._pools.items() if len(pool.characters) >= options.ways}
+            large = {task_id: pool for task_id, pool in self._pools.items() if self._is_large(pool)}
             self._pools = large or self._pools
         self._refuse_too_many_ways()
 
@@ -98,8 +98,14 @@ class Omniglot(Dataset):
         return DataSpec("classification", (1, SIDE, SIDE), max(self._options.ways, self._train_ways))
 
     def tasks(self) -> list[TaskInfo]:
-        support, query = self._options.ways * self._options.shots, self._options.ways * self._options.query_shots
-        return [TaskInfo(name, support, query, query, pool.group, pool.split) for name, pool in self._pools.items()]
+        """A task that may train announces what it has in training, where `train-ways` makes that more."""
+        shots, query_shots, ways = self._options.shots, self._options.query_shots, self._options.ways
+
+        def info(name: str, pool: Pool) -> TaskInfo:
+            used = self._train_ways if _may_train(pool) else ways
+            return TaskInfo(name, used * shots, used * query_shots, ways * query_shots, pool.group, pool.split)
+
+        return [info(name, pool) for name, pool in self._pools.items()]
 
     def train_draw(self, task_id: str, rng: np.random.Generator) -> TaskData:
         data = self._episode(self._pools[task_id], rng, self._train_ways, self._rotations)
@@ -114,8 +120,7 @@ class Omniglot(Dataset):
 
     def _episode(self, pool: Pool, rng: np.random.Generator, ways: int, rotations: str) -> TaskData:
         shots = self._options.shots
-        classes = len(pool.characters) * (4 if rotations == "on" else 1)
-        turn, index = np.divmod(rng.choice(classes, size=ways, replace=False), len(pool.characters))
+        turn, index = np.divmod(rng.choice(_classes(pool, rotations), size=ways, replace=False), len(pool.characters))
         mirrored = False
         if rotations == "together":
             turn[:], mirrored = rng.integers(4), bool(rng.integers(2))
@@ -141,13 +146,34 @@ class Omniglot(Dataset):
         distinct = (~self._is_copy[pool.characters[:, None], pool.drawers]).sum(axis=1)
         return pool._replace(characters=pool.characters[distinct >= needed])
 
+    def _is_large(self, pool: Pool) -> bool:
+        trains = not _may_train(pool) or self._train_ways <= _classes(pool, self._rotations)
+        return trains and self._options.ways <= len(pool.characters)
+
     def _refuse_too_many_ways(self) -> None:
-        task_id, pool = min(self._pools.items(), key=lambda item: len(item[1].characters))
-        if self._options.ways > len(pool.characters):
+        small = [(len(pool.characters), _classes(pool, self._rotations), name) for name, pool in self._pools.items()]
+        characters, _, task_id = min(small)
+        if self._options.ways > characters:
             raise DataError(
-                f"`ways` must be at most {len(pool.characters)}, the number of characters in the smallest task '{task_id}' of "
+                f"`ways` must be at most {characters}, the number of characters in the smallest task '{task_id}' of "
                 f"data set `omniglot`, got {self._options.ways}: lower it, or set `leave-out-small = true`"
             )
+        _, classes, task_id = min(entry for entry in small if _may_train(self._pools[entry[2]]))
+        if self._train_ways > classes:
+            raise DataError(
+                f"`train-ways` must be at most {classes}, the number of classes in the smallest training task '{task_id}' of "
+                f"data set `omniglot`, got {self._train_ways}: lower it, or set `leave-out-small = true`"
+            )
+
+
+def _may_train(pool: Pool) -> bool:
+    """Whether the split that is published, if any, lets a task train."""
+    return pool.split in ("", "train")
+
+
+def _classes(pool: Pool, rotations: str) -> int:
+    """From how many classes an episode of a task is drawn."""
+    return len(pool.characters) * (4 if rotations == "on" else 1)
 
 
 def _batch(images: Array) -> Batch:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.batch import Batch, TaskData
-from common.datasets.omniglot import FILE, Omniglot, OmniglotOptions
+from common.datasets.omniglot import FILE, Omniglot, OmniglotOptions, distorted
 from common.errors import DataError
 
 Arrays = dict[str, np.ndarray]
@@ -127,6 +127,107 @@ def test_rotations_can_be_switched_off(data_dir: Path, origin: Origin) -> None:
     assert all(sources(draw.support, origin) for draw in train_draws(dataset, "train-000", 20))
 
 
+def test_an_episode_turned_together_is_one_alphabet_in_one_position(data_dir: Path, origin: Origin) -> None:
+    dataset = build(data_dir, clients="alphabet", rotations="together", ways=10)
+    seen = set()
+    for draw in train_draws(dataset, "korean", 60):
+        images = ink(draw.support)
+        # Some characters look the same in two positions, ten never all do.
+        fits = {
+            (k, mirrored)
+            for k in range(4)
+            for mirrored in (False, True)
+            if all(np.rot90(image[:, ::-1] if mirrored else image, -k).tobytes() in origin for image in images)
+        }
+        assert len(fits) == 1
+        seen |= fits
+    assert len(seen) == 8
+    assert all(sources(draw.support, origin) for draw in dataset.test_draws("korean"))
+
+
+def test_a_distorted_image_is_ink_between_zero_and_one_and_every_copy_differs(data_dir: Path) -> None:
+    plain = build(data_dir).test_draws("latin")[0].support
+    copies = Batch.of(plain.x[:1].expand(50, -1, -1, -1), plain.y[:1].expand(50))
+    images = distorted(copies, np.random.default_rng(0)).x
+    assert images.shape == copies.x.shape
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert len({image.numpy().tobytes() for image in images}) == 50
+    # Nothing of the character is lost: ink changes with its area alone, by at most 1 / 0.85 ** 2 and a little for the edges.
+    share = images.sum(dim=(1, 2, 3)) / copies.x[0].sum()
+    assert 0.6 < share.min() < share.max() < 1.5
+
+
+def fixed(angle: float = 0, shear: float = 0, width: float = 1, height: float = 1, right: float = 0, down: float = 0) -> Any:
+    """A "random" generator that draws these parameters for every image."""
+
+    class Fixed:
+        def uniform(self, low: Any, high: Any, size: tuple[int, int]) -> np.ndarray:
+            return np.tile([angle, shear, width, height, right, down], (size[0], 1))
+
+    return Fixed()
+
+
+def test_distortion_by_nothing_keeps_the_images(data_dir: Path) -> None:
+    batch = build(data_dir).test_draws("latin")[0].support
+    same = distorted(batch, fixed())
+    torch.testing.assert_close(same.x, batch.x, atol=1e-4, rtol=0)
+    assert torch.equal(same.y, batch.y)
+
+
+def test_distortion_moves_pixels_as_worked_out_by_hand() -> None:
+    x = torch.zeros(1, 1, 28, 28)
+    x[0, 0, 10, 20] = 1
+    batch = Batch.of(x, torch.zeros(1, dtype=torch.int64))
+
+    def ink_at(**parameters: float) -> tuple[int, int]:
+        moved = distorted(batch, fixed(**parameters)).x[0, 0]
+        return divmod(int(moved.argmax()), 28)
+
+    # The new image is read two pixels further right and one further down: the ink goes left and up.
+    assert ink_at(right=2, down=1) == (9, 18)
+    # (10, 20) is 3.5 above and 6.5 right of the middle at (13.5, 13.5); a quarter turn takes it to 6.5 above and 3.5 left.
+    assert ink_at(angle=np.pi / 2) == (7, 10)
+    # Read at half the distance from the middle, the ink is at twice the distance: 6.5 * 2 = 13 right, at 26.5.
+    assert ink_at(width=0.5) in {(10, 26), (10, 27)}
+
+
+def test_distorted_draws_depend_on_the_generator_alone_and_leave_testing_alone(data_dir: Path) -> None:
+    plain, dataset = build(data_dir), build(data_dir, distort=True)
+    first, again = (dataset.train_draw("latin", np.random.default_rng(3)) for _ in range(2))
+    other = dataset.train_draw("latin", np.random.default_rng(4))
+    undistorted = plain.train_draw("latin", np.random.default_rng(3))
+    for part in ("support", "query"):
+        assert torch.equal(getattr(first, part).x, getattr(again, part).x)
+        assert not torch.equal(getattr(first, part).x, getattr(other, part).x)
+        # The same characters by the same drawers, moved a little: no pixel of ink is far from where it was.
+        near = torch.nn.functional.max_pool2d(getattr(undistorted, part).x, 13, stride=1, padding=6)
+        assert bool((near[getattr(first, part).x > 0.5] > 0).all())
+    for a, b in zip(dataset.test_draws("latin"), plain.test_draws("latin"), strict=True):
+        assert torch.equal(a.support.x, b.support.x)
+        assert torch.equal(a.test.x, b.test.x)
+
+
+def test_training_episodes_may_have_more_classes_than_testing_ones(data_dir: Path, origin: Origin) -> None:
+    dataset = build(data_dir, clients="unstructured", rotations="off", ways=5, train_ways=12, query_shots=2)
+    assert dataset.spec.outputs == 12
+    draw = dataset.train_draw("train-000", np.random.default_rng(0))
+    assert len({character for character, _ in sources(draw.support, origin)}) == 12
+    assert torch.equal(draw.query.y.unique(), torch.arange(12))
+    for held_out in dataset.test_draws("test-000"):
+        assert torch.equal(held_out.support.y.unique(), torch.arange(5))
+        assert len(held_out.test.x) == 10
+
+
+def test_announced_counts_are_those_of_the_draws(data_dir: Path) -> None:
+    dataset = build(data_dir, clients="unstructured", train_ways=12, shots=2, query_shots=3)
+    for task in dataset.tasks():
+        train = dataset.train_draw(task.task_id, np.random.default_rng(0)) if task.split == "train" else None
+        draw = train or dataset.test_draws(task.task_id)[0]
+        assert (task.num_support, task.num_query) == (len(draw.support.x), len(draw.query.x))
+        assert task.num_test == 15
+
+
 def test_the_second_copy_of_the_duplicate_is_never_drawn(data_dir: Path, arrays: Arrays) -> None:
     images = arrays["images"]
     assert np.array_equal(images[191, 2], images[191, 18])
@@ -156,6 +257,24 @@ def test_more_ways_than_the_smallest_alphabet_has_characters_are_refused(data_di
     build(data_dir, ways=14)
     with pytest.raises(DataError, match=r"`ways` must be at most 14.*got 15"):
         build(data_dir, ways=15)
+
+
+def test_more_training_ways_than_the_smallest_training_alphabet_has_classes_are_refused(data_dir: Path) -> None:
+    build(data_dir, ways=5, train_ways=14)
+    with pytest.raises(DataError, match=r"`train-ways` must be at most 14.*got 15"):
+        build(data_dir, ways=5, train_ways=15)
+    build(data_dir, ways=5, train_ways=56, rotations="on")
+    with pytest.raises(DataError, match=r"`train-ways` must be at most 56.*got 57"):
+        build(data_dir, ways=5, train_ways=57, rotations="on")
+    with pytest.raises(DataError, match=r"`ways` must be at most 14.*got 15"):
+        build(data_dir, ways=15, train_ways=5)
+
+
+def test_held_out_alphabets_need_not_have_the_training_ways(data_dir: Path) -> None:
+    # Of the 30 background alphabets 6 have more than 40 characters; every evaluation alphabet has at least 20.
+    splits = [t.split for t in build(data_dir, ways=5, train_ways=41, official_split=True, leave_out_small=True).tasks()]
+    assert splits.count("test") == 20
+    assert 0 < splits.count("train") < 30
 
 
 def test_alphabets_that_are_too_small_are_left_out_if_asked(data_dir: Path) -> None:
