@@ -1,16 +1,19 @@
 """Stacking, padding, chunks and evaluation: a node's round without Flower."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._inductor import config as inductor
 
 from common.algorithms.maml import Maml
 from common.algorithms.reptile import Reptile
 from common.batch import Batch, Episode, Minibatches, TaskData
+from common.errors import ConfigError
 from common.learner import Learner
 from common.local_round import TaskWork, chunks, evaluate, run_round, stack
 
@@ -175,3 +178,30 @@ def test_batch_norm_tasks_of_different_sizes_do_not_disturb_each_other() -> None
     assert losses[1, 0, 0] == pytest.approx(
         F.cross_entropy(algorithm.learner.module(tasks[1].test.x), tasks[1].test.y).item(), abs=1e-10
     )
+
+
+torchs_own = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+
+
+@compiler
+@torchs_own
+def test_a_compiled_round_gives_the_same_numbers() -> None:
+    algorithm = maml(nn.Tanh())
+    work = [TaskWork(task(4, 6, 1, seed), np.random.default_rng(seed)) for seed in range(3)]
+    plain = run_round(algorithm, algorithm.init(), work, chunk_size=8)
+    compiled = run_round(algorithm, algorithm.init(), work, chunk_size=8, compiled=True)
+    torch.testing.assert_close(compiled.gradient, plain.gradient)
+    assert compiled.losses == pytest.approx(plain.losses)
+    assert (compiled.weight, plain.weight) == (3, 3)
+
+
+@torchs_own
+def test_without_a_compiler_a_sentence_says_what_to_set() -> None:
+    algorithm = maml(nn.ELU())
+    work = [TaskWork(task(3, 5, 1, 0), np.random.default_rng(0))]
+    with (
+        inductor.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}),
+        pytest.raises(ConfigError, match=r"`compile = true` needs a C\+\+ compiler.*set `compile = false`"),
+    ):
+        run_round(algorithm, algorithm.init(), work, chunk_size=8, compiled=True)
