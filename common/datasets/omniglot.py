@@ -40,7 +40,9 @@ class OmniglotOptions(Options):
     train_ways: int = Field(0, ge=0, le=1000, description="classes per training episode; 0: `ways`; more for `protonet`")
     shots: int = Field(1, ge=1, le=19, description="support images per class")
     query_shots: int = Field(1, ge=1, le=19, description="query images per class, in testing the images to score")
-    leave_out_small: bool = Field(False, description="leave out alphabets that are too small for `ways` or `train-ways`, not refuse them")
+    leave_out_small: bool = Field(
+        False, description="leave out alphabets that are too small for `ways` or `train-ways`, not refuse them"
+    )
     drawer_groups: Literal[1, 2, 4, 5, 10] = Field(4, description="groups of an alphabet's 20 drawers, for `alphabet-drawers`")
     rotations: Literal["auto", "on", "off", "together"] = Field(
         "auto",

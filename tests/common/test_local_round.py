@@ -187,7 +187,7 @@ compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile
 @compiler
 @torchs_own
 def test_a_compiled_round_gives_the_same_numbers() -> None:
-    algorithm = maml(nn.Tanh())
+    algorithm = maml()
     work = [TaskWork(task(4, 6, 1, seed), np.random.default_rng(seed)) for seed in range(3)]
     plain = run_round(algorithm, algorithm.init(), work, chunk_size=8)
     compiled = run_round(algorithm, algorithm.init(), work, chunk_size=8, compiled=True)
