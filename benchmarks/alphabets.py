@@ -35,7 +35,8 @@ PLAN = Plan(
 def main() -> None:
     arguments = parser(PLAN.claim, PLAN.name, seeds=(0,)).parse_args()
     if arguments.only:
-        return run_only(PLAN, arguments.only, arguments.seeds, fresh=arguments.fresh, jobs=arguments.jobs)
+        run_only(PLAN, arguments.only, arguments.seeds, fresh=arguments.fresh, jobs=arguments.jobs)
+        return
     result = run_all(PLAN, arguments.seeds, fresh=arguments.fresh, jobs=arguments.jobs)
     result["floors"][NAME] = floor(PLAN, arguments.seeds)
     best = max(result["variants"], key=lambda variant: variant["mean"]["after"])

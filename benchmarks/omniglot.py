@@ -74,7 +74,8 @@ def main() -> None:
     ways, shots = (int(part) for part in chosen.cell.rstrip("s").split("w"))
     the_plan = plan(ways, shots)
     if chosen.only:
-        return run_only(the_plan, chosen.only, chosen.seeds, fresh=chosen.fresh, jobs=chosen.jobs)
+        run_only(the_plan, chosen.only, chosen.seeds, fresh=chosen.fresh, jobs=chosen.jobs)
+        return
     result = run_all(the_plan, chosen.seeds, fresh=chosen.fresh, jobs=chosen.jobs)
     for label, least in GOALS.items() if (ways, shots) == (5, 1) else ():
         mean = by_label(result, label)["mean"]
