@@ -56,7 +56,7 @@ def plan(ways: int, shots: int) -> Plan:
         rounds=8_000,
         variants=(
             variant("maml", MAML, 36_000),
-            variant("fomaml", FOMAML, 40_000),
+            variant("fomaml", FOMAML, 32_000),
             variant("protonet", PROTONET, 16_000),
             variant("reptile", (*SGD, "inner-lr=0.2"), 3_000),
             variant("fedavg", (*SGD, "inner-lr=0.2"), 3_000),
