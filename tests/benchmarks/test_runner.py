@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import runner
-from benchmarks.runner import BenchmarkError, Plan, Variant, average, figures, measure, run_all
+from benchmarks.runner import BenchmarkError, Plan, Variant, average, figures, measure, run_all, run_only
 
 PLAN = Plan("try", "it works", "digits", 3, (Variant("a", "maml"), Variant("b", "fedavg", ("inner-lr=0.1",), {"paper": 0.5})))
 
@@ -89,6 +89,19 @@ def test_finished_runs_are_not_repeated(command: Command) -> None:
     assert len(command.calls) == 6
     run_all(PLAN, [0], fresh=True)
     assert len(command.calls) == 8
+
+
+def test_single_variants_are_kept_for_the_whole(command: Command) -> None:
+    run_only(PLAN, ["b"], [0, 1])
+    assert [call[call.index("--algorithm") + 1] for call in command.calls] == ["fedavg", "fedavg"]
+    run_all(PLAN, [0, 1])
+    assert [call[call.index("--algorithm") + 1] for call in command.calls[2:]] == ["maml", "maml"]
+
+
+def test_a_variant_that_is_not_there_is_refused(command: Command) -> None:
+    with pytest.raises(SystemExit, match=r"`--only` must name variants of this benchmark \(a, b\), got c"):
+        run_only(PLAN, ["a", "c"], [0])
+    assert not command.calls
 
 
 def test_the_nodes_may_live_in_the_process_of_the_command(command: Command) -> None:
