@@ -31,8 +31,8 @@ PLAN = Plan(
     dataset="omniglot",
     rounds=1_200,
     variants=(
-        Variant("protonet", "protonet", PROTONET, KNOWN, 8_000),
-        Variant("fedavg", "fedavg", FEDAVG, {}, 600),
+        Variant("protonet", "protonet", PROTONET, KNOWN, 6_000),
+        Variant("fedavg", "fedavg", FEDAVG, {}, 200),
     ),
     settings=(
         *("omniglot.clients=alphabet", "omniglot.official-split=true", "omniglot.leave-out-small=true"),
