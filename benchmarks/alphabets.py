@@ -2,8 +2,8 @@
 
 A device is an alphabet. The 30 background alphabets train and choose (those with fewer than 20 characters are left out); the 20
 evaluation alphabets are the unseen devices. The 20 characters of an episode come from one alphabet, which makes it far harder
-than the unstructured benchmark. In training, characters turned by quarter turns are characters of their own. Batch norm uses
-the batch at hand: scores are transductive.
+than the unstructured benchmark. In training, characters are turned by quarter turns. Batch norm uses the batch at hand: scores
+are transductive. Rounds of `protonet` are compiled (`compile`), which needs a C++ compiler.
 """
 
 from benchmarks.floor import NAME, floor

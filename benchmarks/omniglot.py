@@ -1,8 +1,9 @@
 """Omniglot, the published benchmark: N-way K-shot on characters of the unstructured split, against MAML's and Reptile's tables.
 
-A round is 16 episodes, each from another virtual device; training characters are turned by quarter turns. The network is
-MAML's strided one with 32 filters. Its batch norm uses the statistics of the batch at hand, so **all scores are transductive**,
-like MAML's and unlike Reptile's first table. The rate and the steps of adaptation are chosen on the validation characters.
+Training characters are turned by quarter turns, and for `maml`, `fomaml` and `protonet` every image is distorted a little. The
+network is MAML's strided one, for `protonet` that with max-pooling. Its batch norm uses the statistics of the batch at hand, so
+**all scores are transductive**, like MAML's and unlike Reptile's first table. The validation characters chose the rate and the
+steps of adaptation, and these settings. Rounds are compiled (`compile`), which needs a C++ compiler.
 """
 
 from collections.abc import Mapping
