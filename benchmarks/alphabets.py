@@ -19,8 +19,8 @@ PROTONET = (
 )
 FEDAVG = (
     "inner-lr=0.2",
-    "adapt-steps=20",
-    "adapt-lrs=0.1,0.2,0.4",
+    "adapt-steps=5",
+    "adapt-lrs=0.1,0.3",
     "omniglot.rotations=on",
     "tasks-per-round=4",
     "chunk-size=4",
@@ -32,7 +32,7 @@ PLAN = Plan(
     rounds=1_200,
     variants=(
         Variant("protonet", "protonet", PROTONET, KNOWN, 6_000),
-        Variant("fedavg", "fedavg", FEDAVG, {}, 200),
+        Variant("fedavg", "fedavg", FEDAVG, {}, 150),
     ),
     settings=(
         *("omniglot.clients=alphabet", "omniglot.official-split=true", "omniglot.leave-out-small=true"),

@@ -65,7 +65,7 @@ def plan(ways: int, shots: int) -> Plan:
             variant("fomaml", FOMAML, 32_000),
             variant("protonet", PROTONET, 16_000),
             variant("reptile", REPTILE, 22_000),
-            variant("fedavg", ("inner-lr=0.2", *SGD), 3_000),
+            variant("fedavg", ("inner-lr=0.2", *SGD), 2_000),
         ),
         settings=(*COMMON, f"omniglot.ways={ways}", f"omniglot.shots={shots}"),
         nodes=1,
