@@ -174,7 +174,7 @@ def test_a_missing_device_becomes_one_sentence() -> None:
 
 
 def test_a_defect_is_raised_and_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def defect(*_: object) -> None:
+    def defect(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a defect")
 
     monkeypatch.setattr(client, "run_round", defect)
