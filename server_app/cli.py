@@ -201,7 +201,8 @@ def secrets(
 ) -> None:
     """Make what TLS and node authentication need: CA, server certificate, a key pair per node, the SuperExec's secret.
 
-    One folder for each machine. Overwrites nothing. Exit code: 0 done, 1 the SuperLink did not take a key, 2 wrong input.
+    One folder for each machine. What is there stays as it is, but for --renew-server.
+    Exit code: 0 done, 1 the SuperLink did not take a key, 2 wrong input.
 
     Example: quickbloom secrets --nodes 3 --host superlink --host fl.example.org --host 203.0.113.5
 
