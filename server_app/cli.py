@@ -181,6 +181,53 @@ def report(
     print(write_report(run_dir, output))
 
 
+@cli.command()
+def secrets(
+    output: Annotated[Path, typer.Option(help="Directory of the secrets.")] = Path("secrets"),
+    nodes: Annotated[int | None, typer.Option(help="Key pairs: node-1, node-2, ..; 3 by default.", min=0)] = None,
+    host: Annotated[list[str] | None, typer.Option(help="DNS name or IP address of the SuperLink; repeat.")] = None,
+    days: Annotated[int, typer.Option(help="Validity of the server certificate; the CA's: 10 years.", min=1, max=3650)] = 365,
+    if_missing: Annotated[bool, typer.Option("--if-missing", help="Make them unless they are there: no error then.")] = False,
+    add_node: Annotated[list[str] | None, typer.Option(metavar="NAME", help="One more key pair; repeat.")] = None,
+    renew_server: Annotated[
+        bool, typer.Option("--renew-server", help="New server certificate of the same CA; without --host for the same names.")
+    ] = False,
+    register: Annotated[
+        str | None, typer.Option(metavar="CONNECTION", help="Register the public keys of all nodes with this SuperLink.")
+    ] = None,
+    owner: Annotated[
+        int | None, typer.Option(metavar="UID", help="Give what is written to this user; needs root.", min=0)
+    ] = None,
+) -> None:
+    """Make what TLS and node authentication need: CA, server certificate, a key pair per node, the SuperExec's secret.
+
+    One folder for each machine. What is there stays as it is, but for --renew-server.
+    Exit code: 0 done, 1 the SuperLink did not take a key, 2 wrong input.
+
+    Example: quickbloom secrets --nodes 3 --host superlink --host fl.example.org --host 203.0.113.5
+
+    Later: quickbloom secrets --add-node ward-7; quickbloom secrets --renew-server; quickbloom secrets --register CONNECTION
+    """
+    from server_app.registration import RegistrationError
+    from server_app.registration import register as register_keys
+    from server_app.secrets import Request, carry_out, public_keys
+
+    request = Request(
+        output, nodes, tuple(host or ()), days, if_missing, tuple(add_node or ()), renew_server, bool(register), owner
+    )
+    if register and not connection_exists(register):
+        raise ConfigError(f"`--register` must be a [superlink.NAME] of Flower's config.toml, got '{register}'")
+    paper = Console(width=None if sys.stdout.isatty() else _WIDE, emoji=False, highlight=False)
+    for item in carry_out(request):
+        paper.print(item, markup=False, soft_wrap=isinstance(item, str))
+    try:
+        for line in register_keys(register, public_keys(output)) if register else ():
+            paper.print(line, markup=False, soft_wrap=True)
+    except RegistrationError as error:
+        _say_error(str(error))
+        raise typer.Exit(FAILED) from None
+
+
 def main() -> None:
     """Entry point: a mistake in the input ends in one sentence on stderr and exit code 2, a full disk in one and code 1."""
     # Ended from outside (a time limit, a closed terminal) is like Ctrl-C: what was started must be ended, too.
