@@ -2,7 +2,7 @@
 
 Every round: choose training tasks by (seed, round), send the meta-parameters to the nodes that host them, average the tasks'
 meta-gradients, take one outer step. Every few rounds held-out validation tasks adapt and are scored. Held-out tasks never
-contribute a gradient. The base class's `start` drives it.
+contribute a gradient.
 """
 
 import math
@@ -16,7 +16,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import Result, Strategy
 
 from common.algorithms import Algorithm
 from common.config import RunConfig
@@ -93,12 +93,48 @@ class MetaStrategy(Strategy):
         self.failures = 0
         self.bytes = {"up": 0, "down": 0}
         self.last_validation: Scores | None = None
+        self.best: dict[str, Any] | None = None
         self._on_round = on_round
         self._lineage = lineage
-        self._offset = first_round - 1
+        self._first_round = first_round
         self._round = _Round()
         self._sent: list[Message] = []
         self._asked: dict[int, list[str]] = {}
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float | None = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Train from `first_round` to `num_rounds`. As Flower's own, which can only count from 1."""
+        if evaluate_fn is not None:
+            raise ValueError("`evaluate_fn` is of no use here: the server has no data")
+        started, result, arrays = time.monotonic(), Result(), initial_arrays
+        train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
+        self.summary()
+        for number in range(self._first_round, num_rounds + 1):
+            log(INFO, "")
+            log(INFO, "[ROUND %s/%s]", number, num_rounds)
+            messages = self.configure_train(number, arrays, train_config, grid)
+            trained, metrics = self.aggregate_train(number, grid.send_and_receive(messages, timeout=timeout))
+            if trained is not None:
+                result.arrays = arrays = trained
+            if metrics is not None:
+                log(INFO, "\t└──> Aggregated MetricRecord: %s", metrics)
+                result.train_metrics_clientapp[number] = metrics
+            messages = self.configure_evaluate(number, arrays, evaluate_config, grid)
+            scored = self.aggregate_evaluate(number, grid.send_and_receive(messages, timeout=timeout))
+            if scored is not None:
+                log(INFO, "\t└──> Aggregated MetricRecord: %s", scored)
+                result.evaluate_metrics_clientapp[number] = scored
+        log(INFO, "")
+        log(INFO, "Strategy execution finished in %.2fs", time.monotonic() - started)
+        return result
 
     def summary(self) -> None:
         """Log what this run does."""
@@ -119,14 +155,13 @@ class MetaStrategy(Strategy):
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
         """One message to each node that hosts some of this round's tasks."""
-        number = server_round + self._offset
         self._round = _Round()
         meta = from_arrays(arrays)
         return self._address(
-            self.choose_tasks(number),
+            self.choose_tasks(server_round),
             TRAIN,
-            number,
-            lambda task_ids: TrainRequest(meta, number, self.config.seed, task_ids, self._lineage).to_records(),
+            server_round,
+            lambda task_ids: TrainRequest(meta, server_round, self.config.seed, task_ids, self._lineage).to_records(),
         )
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -149,24 +184,23 @@ class MetaStrategy(Strategy):
         self._receive(replies, read)
         if not sum(reply.weight for reply in usable) > 0:
             reasons = sorted({failure["reason"] for failure in self._round.failures})
-            raise RunError(f"round {server_round + self._offset}: no node sent a usable reply: {'; '.join(reasons)}")
-        meta = self.outer.step(mean_over_tasks(usable), server_round + self._offset)
+            raise RunError(f"round {server_round}: no node sent a usable reply: {'; '.join(reasons)}")
+        meta = self.outer.step(mean_over_tasks(usable), server_round)
         if not all_finite(meta):
-            raise RunError(f"round {server_round + self._offset}: the model is not finite any more: lower `outer-lr`")
+            raise RunError(f"round {server_round}: the model is not finite any more: lower `outer-lr`")
         losses = [loss for reply in usable for loss in reply.losses if math.isfinite(loss)]
         train = {"loss": float(np.mean(losses)), "tasks": len(losses)}
-        self._round.record = {"round": server_round + self._offset, "train": train}
+        self._round.record = {"round": server_round, "train": train}
         return to_arrays(meta), MetricRecord({"loss": train["loss"], "tasks": train["tasks"]})
 
     # ---- evaluation
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
         """Ask for the validation tasks every `evaluate-every` rounds and after the last one."""
-        number = server_round + self._offset
-        due = self.config.evaluate_every and number % self.config.evaluate_every == 0
-        if not due and number != self.config.rounds:
+        due = self.config.evaluate_every and server_round % self.config.evaluate_every == 0
+        if not due and server_round != self.config.rounds:
             return []
-        return self._ask_scores(from_arrays(arrays), self.population.splits["validation"], self.lrs, number)
+        return self._ask_scores(from_arrays(arrays), self.population.splits["validation"], self.lrs, server_round)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Collect the scores of validation tasks, and close the round's line of the history."""
@@ -184,8 +218,16 @@ class MetaStrategy(Strategy):
                     "tasks": len(scores.task_ids),
                 }
                 metrics = MetricRecord({f"{name}-before": float(curve[0]), f"{name}-after": float(curve[step])})
+                self._remember_best({"round": server_round, "adapt_lr": lr, "adapt_steps": step, name: float(curve[step])})
         self._close_round()
         return metrics
+
+    def _remember_best(self, scored: dict[str, Any]) -> None:
+        """The evaluation with the best validation score so far; of equal ones the first."""
+        name = "accuracy" if self.higher_is_better else "mse"
+        sign = -1 if self.higher_is_better else 1
+        if math.isfinite(scored[name]) and (self.best is None or sign * scored[name] < sign * self.best[name]):
+            self.best = scored
 
     def choose_rate(self, scores: Scores) -> tuple[float, int]:
         """(learning rate, steps >= 1) with the best mean metric; ties go to the lower loss, then to fewer steps."""
