@@ -5,7 +5,7 @@ waits about a tenth of the time that has passed, so it costs little both for rou
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -51,8 +51,17 @@ class PollingGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return self._grid.pull_messages(message_ids)
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Send, then return the replies that came within `timeout` seconds (None: all of them, however long it takes)."""
+    def send_and_receive(
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,
+        enough: Callable[[list[Message]], bool] = lambda replies: False,
+    ) -> list[Message]:
+        """Send, then return the replies that came within `timeout` seconds (None: all of them, however long it takes).
+
+        `enough` is asked after every look; True: the others are not waited for.
+        """
         started = time.monotonic()
         # None stands for a message that could not be delivered: there is no reply to wait for.
         waiting = {message_id for message_id in self.push_messages(list(messages)) if message_id}
@@ -62,7 +71,7 @@ class PollingGrid(Grid):
             replies += arrived
             waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
             passed = time.monotonic() - started
-            if not waiting or (timeout is not None and passed >= timeout):
+            if not waiting or enough(replies) or (timeout is not None and passed >= timeout):
                 break
             time.sleep(min(max(passed / 10, _SHORTEST), _LONGEST))
         return replies

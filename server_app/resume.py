@@ -27,7 +27,7 @@ from server_app.strategy import MetaStrategy, Scores
 # Settings that do not decide what is learned, so that a run may go on with others.
 _MAY_CHANGE = {
     *("output-dir", "resume-from", "data-dir", "device", "chunk-size", "min-nodes", "node-deadline", "round-deadline"),
-    *("evaluate-every", "checkpoint-every", "adapt-lrs", "adapt-steps", "test-shots"),
+    *("evaluate-every", "checkpoint-every", "adapt-lrs", "adapt-steps", "test-shots", "min-replies", "on-too-few"),
 }
 
 

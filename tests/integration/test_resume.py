@@ -31,7 +31,7 @@ def killed(folder: Path, arguments: list[str], more_rounds: int) -> None:
     """Start the command and kill it when the history has so many lines more."""
     goal = len(read_history(folder)) + more_rounds
     mark = f"QUICKBLOOM_TEST_MARK={folder}"
-    command = [SCRIPTS / "quickbloom", "run", *arguments]
+    command = [str(SCRIPTS / "quickbloom"), "run", *arguments]
     process = subprocess.Popen(
         command, env={**environment(), "QUICKBLOOM_TEST_MARK": str(folder)}, stderr=subprocess.DEVNULL, cwd=folder.parent
     )
