@@ -165,6 +165,7 @@ def _conclude(grid: Grid, strategy: MetaStrategy, directory: RunDirectory, clock
         "bytes": strategy.bytes,
         "seconds": {**clock.read(), "round_median": float(np.median([record["seconds"] for record in rounds]))},
         "failures": strategy.failures,
+        "late": strategy.late + strategy.nodes.late.total(),
         "resumed": resumed,
         "versions": {
             "quickbloom": __version__,

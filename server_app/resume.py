@@ -87,6 +87,7 @@ def counts(strategy: MetaStrategy, seconds: Mapping[str, float], resumed: int) -
         "so-far": {
             "bytes": dict(strategy.bytes),
             "failures": strategy.failures,
+            "late": strategy.late,
             "best": strategy.best,
             "seconds": dict(seconds),
             "resumed": resumed,
@@ -99,6 +100,7 @@ def restore_counts(checkpoint: Checkpoint, strategy: MetaStrategy) -> None:
     so_far = checkpoint.facts["so-far"]
     strategy.bytes = dict(so_far["bytes"])
     strategy.failures = int(so_far["failures"])
+    strategy.late = int(so_far["late"])
     strategy.best = so_far["best"]
     strategy.last_validation = _scores(checkpoint)
 

@@ -22,6 +22,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from common.algorithms import Algorithm
 from common.config import RunConfig
+from common.errors import ConfigError
 from common.params import Params, all_finite, mismatch
 from common.randomness import generator
 from common.wire import (
@@ -116,6 +117,11 @@ class MetaStrategy(Strategy):
         self._asked: dict[int, list[str]] = {}
         self.nodes = Reachability(population, config.node_deadline)
         self.late = 0
+        if self.least_replies > self.number_of_tasks:
+            raise ConfigError(
+                f"`min-replies` must be at most the {self.number_of_tasks} training tasks of a round, "
+                f"got {config.min_replies:g}"
+            )
 
     def start(
         self,
@@ -198,6 +204,12 @@ class MetaStrategy(Strategy):
         train = len(self.population.splits["train"])
         return min(train, self.config.tasks_per_round or math.ceil(self.config.fraction * train))
 
+    @property
+    def least_replies(self) -> int:
+        """How many training tasks must contribute to a round."""
+        least = self.config.min_replies
+        return max(1, math.ceil(least * self.number_of_tasks - 1e-9) if least < 1 else math.ceil(least))
+
     def choose_tasks(self, server_round: int) -> list[str]:
         """The training tasks of a round: a function of (seed, round) and of the task ids alone."""
         train = self.population.splits["train"]
@@ -219,10 +231,12 @@ class MetaStrategy(Strategy):
         )
 
     def _wait_for_hosts(self, grid: Grid, task_ids: list[str]) -> None:
-        """See who is there; if none of the tasks' nodes is, wait for one, up to `node-deadline` seconds."""
+        """See who is there; if that cannot be enough, wait for more, up to `node-deadline` seconds."""
+        # A round that may be skipped is not worth waiting for, as long as there is anybody.
+        least = 1 if self.config.on_too_few == "skip" else self.least_replies
         started = time.monotonic()
         self.nodes.refresh(grid)
-        while not any(self.nodes.can_be_asked(self.population.homes[task_id]) for task_id in task_ids):
+        while sum(self.nodes.can_be_asked(self.population.homes[task_id]) for task_id in task_ids) < least:
             if time.monotonic() - started > self.config.node_deadline:
                 return
             time.sleep(min(0.5, self.config.node_deadline))
@@ -256,15 +270,15 @@ class MetaStrategy(Strategy):
         return to_arrays(meta), MetricRecord({"loss": train["loss"], "tasks": train["tasks"]})
 
     def _check_enough(self, contributed: int) -> None:
-        least = self.config.min_replies
-        least = math.ceil(least * self.number_of_tasks - 1e-9) if least < 1 else least
-        if contributed and contributed >= least:
+        if contributed >= self.least_replies:
             return
         reasons = sorted({failure["reason"] for failure in self._round.failures})
         if away := self.nodes.away:
             reasons.append(f"{len(away)} nodes are away or left out, among them node {away[0]}")
-        few = f"{contributed} training tasks contributed, `min-replies` asks for {least:g}"
-        raise _TooFewError(f"{few if contributed else 'no node sent a usable reply'}: {'; '.join(reasons) or 'nothing was wrong'}")
+        few = f"{contributed} training tasks contributed, `min-replies` asks for {self.least_replies}"
+        raise _TooFewError(
+            f"{few if contributed else 'no node sent a usable reply'}: {'; '.join(reasons) or 'nothing was wrong'}"
+        )
 
     # ---- evaluation
 

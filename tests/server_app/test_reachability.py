@@ -1,5 +1,6 @@
 """Nodes that are late, dead, back, back under another id, or send nonsense: what each costs, and what it does not."""
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -13,7 +14,9 @@ from loopback import LoopbackGrid
 
 from common.assemble import build_algorithm
 from common.config import RunConfig, parse_run_config
-from common.wire import EVALUATE, ROLL_CALL, TRAIN, TrainRequest, to_arrays
+from common.datasets.base import TaskInfo
+from common.errors import ConfigError
+from common.wire import EVALUATE, ROLL_CALL, TRAIN, RollCallReply, TrainRequest, to_arrays
 from server_app.outer import OuterOptimizer
 from server_app.polling import PollingGrid
 from server_app.rollcall import call_roll
@@ -30,7 +33,6 @@ class Grid(LoopbackGrid):
         self.hold: Callable[[Message], bool] = lambda message: False
         self.held: dict[str, Message] = {}
         self.alias: dict[int, int] = {}
-        self.before_round: Callable[[int], None] = lambda number: None
 
     def answer(self, message: Message) -> Message | None:
         asked = message.metadata.dst_node_id
@@ -48,9 +50,9 @@ class Grid(LoopbackGrid):
         self._replies |= self.held
         self.held = {}
 
-    def push_messages(self, messages: Any) -> list[str]:
-        listed = list(messages)
-        return super().push_messages(listed)
+
+def _nothing(federation: "Federation") -> None:
+    """A round before which nothing happens."""
 
 
 class Federation:
@@ -72,10 +74,10 @@ class Federation:
 
     def _on_round(self, record: dict[str, Any]) -> None:
         self.records.append(record)
-        self._script.get(record["round"] + 1, lambda _: None)(self)
+        self._script.get(record["round"] + 1, _nothing)(self)
 
     def start(self, *, polling: bool = False) -> list[dict[str, Any]]:
-        self._script.get(1, lambda _: None)(self)
+        self._script.get(1, _nothing)(self)
         grid = PollingGrid(self.grid) if polling else self.grid
         meta = to_arrays(self.strategy.outer.meta)
         self.strategy.start(grid, meta, num_rounds=self.config.rounds, timeout=self.config.round_deadline)
@@ -199,20 +201,15 @@ def test_a_node_that_is_back_under_another_id_takes_its_tasks_with_it() -> None:
 
 
 def test_a_node_with_other_tasks_is_refused_once_and_named(caplog: pytest.LogCaptureFixture) -> None:
-    import logging
-
     federation = Federation(2)
-    other = Grid(4, {**federation.config.flat(), "digits.data-seed": 9})
     answer = federation.grid.answer
+    reply = RollCallReply(federation.population.spec, [TaskInfo("somebody-new", 10, 10, 10)], {})
 
     def stranger(message: Message) -> Message | None:
-        if message.metadata.dst_node_id != 777:
-            return answer(message)
-        return Message(other.answer(_to(message, 100)).content, reply_to=message)  # type: ignore[union-attr]
+        return Message(reply.to_records(), reply_to=message) if message.metadata.dst_node_id == 777 else answer(message)
 
     federation.grid.answer = stranger  # type: ignore[method-assign]
     federation.grid.node_ids = [100, 101, 777]
-    federation.population.tasks.pop("device-00")  # what 777 hosts is not what this run knows
     logging.getLogger("flwr").addHandler(caplog.handler)
     try:
         federation.start()
@@ -220,10 +217,8 @@ def test_a_node_with_other_tasks_is_refused_once_and_named(caplog: pytest.LogCap
         logging.getLogger("flwr").removeHandler(caplog.handler)
     assert federation.asked(ROLL_CALL)[0] == [777]
     assert all(777 not in ids for ids in federation.asked().values())
-
-
-def _to(message: Message, node_id: int) -> Message:
-    return Message(message.content, node_id, message.metadata.message_type)
+    said = {record.getMessage() for record in caplog.records if "777" in record.getMessage()}
+    assert said == {"Node 777 does not take part: it hosts none of the tasks of this run; it can take part in the next one"}
 
 
 # ---- bad replies
@@ -281,7 +276,7 @@ def test_the_result_depends_on_who_answered_alone() -> None:
     for order in (1, -1):
         federation = Federation(9, tasks_per_round=20, over_select=1.3, rounds=2)
         pull = federation.grid.pull_messages
-        federation.grid.pull_messages = lambda ids, pull=pull, order=order: pull(ids)[::order]  # type: ignore[misc,assignment]
+        federation.grid.pull_messages = lambda ids, pull=pull, order=order: pull(ids)[::order]  # type: ignore[misc,method-assign]
         federation.start(polling=True)
         metas.append(federation.strategy.outer.meta)
     assert all(torch.equal(value, metas[1][name]) for name, value in metas[0].items())
@@ -297,9 +292,30 @@ def silent(federation: Federation) -> None:
 @pytest.mark.parametrize("least", [0.9, 40])
 def test_too_few_contributions_stop_the_run_with_the_reasons(least: float) -> None:
     federation = Federation(script={2: silent}, min_replies=least)
-    with pytest.raises(RunError, match=r"round 2: 15 training tasks contributed, `min-replies` asks for 4\d: it sent no reply"):
+    with pytest.raises(RunError, match=r"round 2: 16 training tasks contributed, `min-replies` asks for 4\d: it sent no reply"):
         federation.start()
     assert len(federation.records) == 1
+
+
+def test_more_replies_than_a_round_has_tasks_are_refused_at_the_start() -> None:
+    with pytest.raises(ConfigError, match="`min-replies` must be at most the 10 training tasks of a round, got 11"):
+        Federation(tasks_per_round=10, min_replies=11)
+
+
+def test_a_repeated_round_waits_for_those_who_owe_an_answer() -> None:
+    federation = Federation(min_replies=0.9, on_too_few="repeat", rounds=2, node_deadline=20.0, script={2: holds(101)})
+    looks: list[int] = []
+
+    def look() -> list[int]:
+        looks.append(1)
+        if len(looks) == 5:
+            frees(federation)
+        return [100, 101, 102]
+
+    federation.grid.get_node_ids = look  # type: ignore[method-assign]
+    records = federation.start()
+    assert [m.metadata.group_id for m in federation.grid.requests if m.metadata.message_type == TRAIN].count("2") == 3 + 3
+    assert records[1]["nodes"]["answered"] == 2 + 3
 
 
 def test_as_many_as_asked_for_are_enough() -> None:
@@ -339,7 +355,8 @@ def test_a_repeated_round_gives_what_an_undisturbed_one_gives() -> None:
         if message.metadata.group_id == "2" and message.metadata.dst_node_id == 101 and len(tries) < 2:
             tries.append(1)
             return True
-        federation.grid.let_go()
+        if message.metadata.dst_node_id == 100:
+            federation.grid.let_go()
         return False
 
     federation.grid.hold = once
@@ -347,15 +364,15 @@ def test_a_repeated_round_gives_what_an_undisturbed_one_gives() -> None:
     calm = Federation(rounds=3)
     calm.start()
     assert [record["round"] for record in records] == [1, 2, 3]
-    assert [failure["who"] for failure in records[1]["failures"]] == ["node 101"] * len(tries)
-    assert records[1]["nodes"]["late"] == {"node 101": len(tries)}
+    assert [failure["who"] for failure in records[1]["failures"]] == ["node 101"] * 2
+    assert sum(record["nodes"]["late"].get("node 101", 0) for record in records) == federation.strategy.late == 2
     for name, value in federation.strategy.outer.meta.items():
         assert torch.equal(value, calm.strategy.outer.meta[name])
 
 
 def test_repeating_comes_to_an_end() -> None:
     federation = Federation(script={2: silent}, min_replies=0.9, on_too_few="repeat")
-    with pytest.raises(RunError, match=r"round 2: 15 training tasks contributed"):
+    with pytest.raises(RunError, match=r"round 2: 16 training tasks contributed"):
         federation.start()
     assert len([m for m in federation.grid.requests if m.metadata.group_id == "2"]) == 3 + 4
 
@@ -377,5 +394,7 @@ def test_without_anybody_to_ask_the_run_waits_for_a_node_and_goes_on() -> None:
 
 def test_without_anybody_for_too_long_the_run_ends_with_a_sentence() -> None:
     federation = Federation(1, {2: lambda f: setattr(f.grid, "node_ids", [])})
-    with pytest.raises(RunError, match="round 2: no node sent a usable reply: 1 nodes are away or left out, among them node 100"):
+    with pytest.raises(
+        RunError, match="round 2: no node sent a usable reply: 1 nodes are away or left out, among them node 100"
+    ):
         federation.start()
