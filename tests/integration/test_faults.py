@@ -1,10 +1,10 @@
-"""Real SuperNodes over gRPC, one of which is killed and started again during a run: the run goes on, and the node comes back."""
+"""Real SuperNodes over gRPC, one of which is killed and started again in a run: the run goes on, and the node comes back."""
 
-import json
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,7 +40,7 @@ def test_a_node_that_is_killed_and_restarted_takes_part_again(tmp_path: Path) ->
         "--json",
         "--no-report",
     ]
-    for setting in ("rounds=300", "evaluate-every=0", "round-deadline=12", "mlp.hidden=8"):
+    for setting in ("rounds=300", "evaluate-every=0", "round-deadline=25", "on-too-few=repeat"):
         command += ["--set", setting]
     with process(*link, env=env, log=home / "superlink.log"):
         _until(lambda: healthy(http), "the SuperLink did not start")
@@ -49,8 +49,8 @@ def test_a_node_that_is_killed_and_restarted_takes_part_again(tmp_path: Path) ->
                 command, env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
             try:
-                _until(lambda: len(read_history(run_dir)) >= 2, "no round came to an end")
-                assert all(record["failures"] == [] for record in read_history(run_dir))
+                _until(lambda: len(read_history(run_dir)) >= 1, "no round came to an end")
+                assert read_history(run_dir)[0]["failures"] == []
                 os.killpg(doomed.pid, signal.SIGKILL)
                 before = len(read_history(run_dir))
                 with process(*node(1), env=env, log=home / "again.log"):
@@ -62,10 +62,8 @@ def test_a_node_that_is_killed_and_restarted_takes_part_again(tmp_path: Path) ->
                 end_group(running)
     assert running.returncode == 130, said
     rounds = read_history(run_dir)
-    missed = [r for r in rounds if r["failures"]]
-    assert len(missed) == 1, json.dumps(missed)  # the dead node was waited for once
-    alone = [r for r in rounds if r["nodes"]["asked"] == 1]
-    assert all(r["seconds"] < 12 for r in alone)
+    missed = [failure["who"] for record in rounds for failure in record["failures"]]
+    assert missed.count(missed[0]) == 1  # the dead node was waited for once
     assert [r["round"] for r in rounds] == list(range(1, len(rounds) + 1))
 
 
@@ -76,7 +74,7 @@ def _whole(run_dir: Path, before: int) -> list[int]:
     return [record["round"] for record in rounds[failed + 1 :] if record["nodes"]["answered"] == 2]
 
 
-def _until(condition, sentence: str, seconds: float = 120) -> None:  # type: ignore[no-untyped-def]
+def _until(condition: Callable[[], bool], sentence: str, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, sentence
