@@ -68,7 +68,6 @@ class _Round:
     bytes_down: int = 0
     asked: int = 0
     answered: int = 0
-    skipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,6 @@ class MetaStrategy(Strategy):
             except _TooFewError as few:
                 if self.config.on_too_few == "skip":
                     log(WARNING, "Round %s is skipped, the model stays as it is: %s", number, few)
-                    self._round.skipped = True
                     self._round.record = {"round": number, "train": {"loss": math.nan, "tasks": 0}, "skipped": str(few)}
                     return None, None
                 if self.config.on_too_few == "stop" or attempt == _ATTEMPTS:
