@@ -30,6 +30,7 @@ from common.wire import (
     TrainRequest,
     WireError,
     error_records,
+    told_settings,
 )
 
 app = ClientApp()
@@ -43,7 +44,7 @@ def _replies(handler: Handler) -> Callable[[Message, Context], Message]:
     @wraps(handler)
     def wrapped(message: Message, context: Context) -> Message:
         try:
-            content = handler(message, node_of(context), context.state)
+            content = handler(message, node_of(context, told_settings(message.content)), context.state)
         except (QuickbloomError, WireError) as error:
             log(ERROR, "%s", error)
             content = error_records(str(error))

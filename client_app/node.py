@@ -1,6 +1,7 @@
 """What a node keeps in its process between messages: its settings, its data set, its model."""
 
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -48,9 +49,13 @@ class Node:
         return task_ids
 
 
-def node_of(context: Context) -> Node:
-    """The Node of this process for the settings in `context`; built once. Raises ConfigError or DataError."""
-    return _cached(json.dumps(dict(context.run_config), sort_keys=True), json.dumps(dict(context.node_config), sort_keys=True))
+def node_of(context: Context, told: Mapping[str, Any] | None = None) -> Node:
+    """The Node of this process for the settings in `context`; built once. Raises ConfigError or DataError.
+
+    `told`: settings that came with the message, which win over those of the run.
+    """
+    run_config = {**context.run_config, **(told or {})}
+    return _cached(json.dumps(run_config, sort_keys=True), json.dumps(dict(context.node_config), sort_keys=True))
 
 
 @lru_cache(maxsize=1024)  # more than the nodes of one process: each would be built anew for every message

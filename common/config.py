@@ -52,8 +52,15 @@ class RunConfig(Options):
     min_nodes: int = Field(2, ge=1, description="nodes that must answer the roll call")
     node_deadline: float = Field(60.0, gt=0, description="seconds to wait for `min-nodes` nodes")
     round_deadline: float = Field(600.0, gt=0, description="seconds to wait for the replies of a round")
-    checkpoint_every: int = Field(10, ge=0, description="rounds between two checkpoints; 0: only the last round")
-    resume_from: str = Field("", description='absolute run directory or checkpoint file to go on from; "": start anew')
+    over_select: float = Field(
+        1.0, ge=1, le=100, description="ask this many times the tasks of a round, go on when enough answered"
+    )
+    min_replies: float = Field(
+        0.0, ge=0, description="training tasks that must contribute: a part below 1, else a number; 0: one"
+    )
+    on_too_few: Literal["repeat", "skip", "stop"] = Field("stop", description="what becomes of a round with fewer than that")
+    checkpoint_every: int = Field(1, ge=0, description="rounds between two checkpoints; 0: only the last round")
+    resume_from: str = Field("", description='absolute run directory to go on with, or checkpoint file to go on from; "": anew')
     output_dir: str = Field("", description='absolute directory of the run; "": a new one in ~/quickbloom-runs')
     data_dir: str = Field("", description='where data files are; "": QUICKBLOOM_DATA_DIR, else the user\'s cache')
     device: Device = Field("auto", description="where nodes compute: auto takes CUDA where there is one")

@@ -4,7 +4,7 @@ Every message is a small dataclass with `to_records` and `from_records`. Reading
 be of another version or broken: whatever is wrong raises WireError with a reason in words, never anything else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -223,6 +223,18 @@ class EvaluateReply:
         scores = _floats(fields["scores"], "scores", length=length, finite=False)
         (seconds,) = _floats([fields["seconds"]], "seconds")
         return cls(np.array(losses).reshape(shape), np.array(scores).reshape(shape), seconds)
+
+
+def tell_settings(records: RecordDict, settings: Mapping[str, bool | int | float | str]) -> None:
+    """Add settings of the run to a request, for nodes that cannot know them: those of a run that goes on."""
+    if settings:
+        records["settings"] = ConfigRecord(dict(settings))
+
+
+@_reads
+def told_settings(records: RecordDict) -> dict[str, Any]:
+    """What `tell_settings` added to a request."""
+    return dict(_config(records, "settings")) if "settings" in records else {}
 
 
 def kept_to_records(records: RecordDict, owner: str, kept: Params) -> None:

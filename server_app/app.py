@@ -20,11 +20,12 @@ from flwr.serverapp import Grid, ServerApp
 from common import __version__
 from common.assemble import build_algorithm
 from common.config import RunConfig, parse_run_config
-from common.errors import ConfigError, QuickbloomError
-from common.params import mismatch
+from common.errors import QuickbloomError
 from common.wire import to_arrays
-from server_app import checkpoint
+from server_app import resume
+from server_app.checkpoint import Checkpoint, CheckpointWriter, load
 from server_app.history import RunDirectory, read_history, spread, to_json
+from server_app.inline import InlineGrid
 from server_app.live import SUMMARY, result_lines
 from server_app.outer import OuterOptimizer
 from server_app.polling import PollingGrid
@@ -33,18 +34,19 @@ from server_app.strategy import MetaStrategy, RunError, Scores
 
 app = ServerApp()
 
-# Settings that do not decide what is learned, so that a run may go on with others.
-_MAY_CHANGE = {
-    *("output-dir", "resume-from", "data-dir", "device", "chunk-size", "min-nodes", "node-deadline", "round-deadline"),
-    *("evaluate-every", "checkpoint-every", "adapt-lrs", "adapt-steps", "test-shots"),
-}
-
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one federation. Whatever a user can mend ends the run as failed, with one sentence and no traceback."""
     try:
-        run_federation(PollingGrid(grid), parse_run_config(context.run_config))
+        known = context.run_config
+        config = parse_run_config(known)
+        if config.resume_from:
+            given = resume.with_settings_of(load(Path(config.resume_from), lambda _: None), grid.run.override_config)
+            config = parse_run_config(given).resolved()
+        # Flower tells the nodes the settings that it knows; those that come from a checkpoint are told by the server.
+        unknown = {key: value for key, value in config.flat().items() if config.resume_from and known.get(key) != value}
+        run_federation(PollingGrid(grid, unknown), config)
     except (QuickbloomError, RunError):
         # Flower logs the exception; the sentence says it all, the stack says nothing to a user.
         sys.tracebacklimit = 0
@@ -53,54 +55,88 @@ def main(grid: Grid, context: Context) -> None:
 
 def run_federation(grid: Grid, config: RunConfig) -> dict[str, Any]:
     """Train, test, and leave everything in the run directory; returns the summary."""
-    started = time.monotonic(), _cpu_seconds()
+    clock = _Clock()
     config = config.resolved()
     torch.set_num_threads(1)
-    directory = RunDirectory.create(config.output_dir, f"{config.dataset}-{config.algorithm}-seed{config.seed}")
-    directory.write_json("config.json", config.flat())
+    checkpoint = resume.open_checkpoint(config) if config.resume_from else None
+    in_place = resume.goes_on_in_place(config)
+    setting = config.output_dir or (config.resume_from if in_place else "")
+    directory = RunDirectory.create(setting, f"{config.dataset}-{config.algorithm}-seed{config.seed}", again=in_place)
     log(INFO, "Run directory: %s", directory.path)
+    with directory.held():
+        return _run_in(directory, grid, config, checkpoint, clock)
+
+
+def _run_in(
+    directory: RunDirectory, grid: Grid, config: RunConfig, checkpoint: Checkpoint | None, clock: "_Clock"
+) -> dict[str, Any]:
+    if checkpoint is None:
+        directory.write_json("config.json", config.flat())
     population = call_roll(grid, config)
     spec = population.spec
     algorithm = build_algorithm(config, spec)
     outer = OuterOptimizer(algorithm.options, algorithm.init(), config.rounds)
-    done, lineage = _resume(config, population, outer) if config.resume_from else (0, uuid.uuid4().hex)
-    if done and algorithm.fresh():
-        log(WARNING, "Task state is on the nodes: it goes on where `state-dir` has kept it, and starts afresh on other nodes")
-    facts = {"config": config.flat(), "spec": [spec.kind, list(spec.input_shape), spec.outputs], "splits": population.splits}
-    facts |= {"lineage": lineage}
+    done, resumed, lineage = 0, 0, uuid.uuid4().hex
+    if checkpoint is not None:
+        # Only now is it known that the run can go on: until here nothing of it was touched.
+        done = resume.restore_model(checkpoint, population, outer)
+        resumed, lineage = checkpoint.facts["so-far"]["resumed"] + 1, str(checkpoint.facts["lineage"])
+        clock.add(checkpoint.facts["so-far"]["seconds"])
+        directory.write_json("config.json", config.flat())
+        resume.cut_history(checkpoint, Path(config.resume_from), directory)
+        if algorithm.fresh():
+            log(
+                WARNING,
+                "Task state is on the nodes: it goes on where `state-dir` has kept it, and starts afresh on other nodes",
+            )
+    writer = CheckpointWriter(
+        directory.checkpoints,
+        {
+            "config": config.flat(),
+            "spec": [spec.kind, list(spec.input_shape), spec.outputs],
+            "splits": population.splits,
+            "lineage": lineage,
+            "nodes": len(set(population.homes.values())),
+            "in-process": isinstance(grid, InlineGrid),
+        },
+    )
+
+    def save(number: int) -> None:
+        last = number == config.rounds
+        scores, said = resume.score_tensors(strategy.last_validation if last else None)
+        writer.write(number, outer.state() | scores, resume.counts(strategy, clock.read(), resumed) | said, last=last)
 
     def on_round(record: dict[str, Any]) -> None:
         directory.append_round(record)
         number = record["round"]
         if number == config.rounds or (config.checkpoint_every and number % config.checkpoint_every == 0):
-            checkpoint.save(directory.checkpoints, number, outer.state(), facts)
+            save(number)
 
     strategy = MetaStrategy(config, population, algorithm, outer, on_round, first_round=done + 1, lineage=lineage)
-    strategy.start(grid, to_arrays(outer.meta), num_rounds=config.rounds - done, timeout=config.round_deadline)
-    return _conclude(grid, strategy, directory, started)
+    if checkpoint is not None:
+        resume.restore_counts(checkpoint, strategy)
+    elif config.checkpoint_every:
+        save(0)  # so that the run can go on from its first moment
+    strategy.start(grid, to_arrays(outer.meta), num_rounds=config.rounds, timeout=config.round_deadline)
+    return _conclude(grid, strategy, directory, clock, resumed)
 
 
-def _resume(config: RunConfig, population: Population, outer: OuterOptimizer) -> tuple[int, str]:
-    """Put `outer` where the checkpoint `resume-from` left it; returns how many rounds are done, and the training's lineage."""
-    tensors, facts = checkpoint.load(Path(config.resume_from))
-    before, now = facts["config"], config.flat()
-    for key in sorted(before.keys() | now.keys()):
-        if key not in _MAY_CHANGE and before.get(key) != now.get(key):
-            raise ConfigError(f"`{key}` must be {before.get(key)!r} as in the run to go on from, got {now.get(key)!r}")
-    if population.splits != facts["splits"]:
-        # Otherwise tasks that were trained on could end up among those that are tested.
-        raise ConfigError("`resume-from` needs the tasks of the run to go on from: connect the same nodes with the same data")
-    if reason := mismatch({k.removeprefix("meta/"): v for k, v in tensors.items() if k.startswith("meta/")}, outer.meta):
-        raise ConfigError(f"`resume-from` names a checkpoint of another model: {reason}")
-    done = int(facts["round"])
-    if done >= config.rounds:
-        raise ConfigError(f"`resume-from` names a run that is finished: its checkpoint is of round {done} of {config.rounds}")
-    outer.restore(tensors)
-    log(INFO, "Going on after round %s of %s", done, config.rounds)
-    return done, str(facts["lineage"])
+class _Clock:
+    """Seconds of this process since now, and of the parts of the run before it."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic(), _cpu_seconds()
+        self._before = {"total": 0.0, "cpu": 0.0}
+
+    def add(self, before: dict[str, float]) -> None:
+        self._before = dict(before)
+
+    def read(self) -> dict[str, float]:
+        now = {"total": time.monotonic() - self._started[0], "cpu": _cpu_seconds() - self._started[1]}
+        return {name: round(value + self._before[name], 3) for name, value in now.items()}
 
 
-def _conclude(grid: Grid, strategy: MetaStrategy, directory: RunDirectory, started: tuple[float, float]) -> dict[str, Any]:
+def _conclude(grid: Grid, strategy: MetaStrategy, directory: RunDirectory, clock: _Clock, resumed: int) -> dict[str, Any]:
     """Choose the adaptation rate on the validation tasks, score the test tasks once, write the results."""
     config, population = strategy.config, strategy.population
     validation = strategy.last_validation
@@ -125,14 +161,13 @@ def _conclude(grid: Grid, strategy: MetaStrategy, directory: RunDirectory, start
         "chosen": {"adapt_lr": lr, "adapt_steps": steps},
         "test": _describe(strategy, test, lr),
         "validation": _describe(strategy, validation, lr),
+        "best_validation": strategy.best,
         "shots": _score_shots(grid, strategy, lr, steps),
         "bytes": strategy.bytes,
-        "seconds": {
-            "total": round(time.monotonic() - started[0], 3),
-            "cpu": round(_cpu_seconds() - started[1], 3),
-            "round_median": float(np.median([record["seconds"] for record in rounds])),
-        },
+        "seconds": {**clock.read(), "round_median": float(np.median([record["seconds"] for record in rounds]))},
         "failures": strategy.failures,
+        "late": strategy.late + strategy.nodes.late.total(),
+        "resumed": resumed,
         "versions": {
             "quickbloom": __version__,
             "flwr": flwr.__version__,

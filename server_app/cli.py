@@ -26,6 +26,7 @@ from server_app.history import RunDirectory, to_json, unused
 from server_app.launch import LaunchError, LocalSuperLink, Run, bundle, connection_exists
 from server_app.live import LogReader, progress_bar, result_table
 from server_app.processes import ENDINGS
+from server_app.resume import goes_on_in_place, open_checkpoint, with_settings_of
 from server_app.settings import check_with_data, own_modules, parse_assignments
 
 OK, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
@@ -56,6 +57,9 @@ def run(
     connection: Annotated[str | None, typer.Option(help="A SuperLink connection of Flower's config.toml.")] = None,
     in_process: Annotated[bool, typer.Option("--in-process", help="All nodes in this process: same result, sooner.")] = False,
     output: Annotated[Path | None, typer.Option(help="Directory of the run; by default a new one in ./runs.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN_DIR", help="Go on with a run that was cut off; its settings are taken over.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the summary alone, as JSON, on stdout.")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's whole log.")] = False,
@@ -65,29 +69,36 @@ def run(
     Exit code: 0 the run completed, 1 it failed, 2 wrong input, 130 stopped by Ctrl-C.
 
     Example: quickbloom run --algorithm maml --dataset digits --rounds 100 --set maml.inner-lr=0.3
+
+    Example: quickbloom run --resume runs/digits-maml-seed0-20260101-120000
     """
     named: dict[str, Scalar | None] = {"algorithm": algorithm, "dataset": dataset, "rounds": rounds, "seed": seed}
     settings = {key: value for key, value in named.items() if value is not None}
     if in_process and connection:
         raise ConfigError("`--in-process` and `--connection` exclude each other: leave one of them out")
-    nodes = nodes or (1 if in_process else 2)
-    if connection is None:
-        settings["min-nodes"] = nodes
     settings |= parse_assignments(set_ or [], str(settings.get("algorithm", RunConfig().algorithm)))
-    if connection is None and settings.get("resume-from"):
-        settings["resume-from"] = str(Path(str(settings["resume-from"])).expanduser().absolute())
-    if connection is None or output is not None:
-        settings["output-dir"] = str((output or _new_directory(settings)).expanduser().absolute())
+    if resume is not None:
+        settings["resume-from"] = str(resume)
+    if output is not None:
+        settings["output-dir"] = str(output.expanduser().absolute())
+    if connection is None:
+        if settings.get("resume-from"):
+            settings, nodes, in_process = _go_on(settings, nodes, in_process)
+        nodes = nodes or (1 if in_process else 2)
+        settings = {"min-nodes": nodes, **settings}
+        if not settings.get("output-dir"):
+            settings["output-dir"] = str(_new_directory(settings).absolute())
     config = parse_run_config(settings)
     if connection is None:
+        assert nodes is not None
         _check_locally(config, settings, nodes)
     elif not connection_exists(connection):
         raise ConfigError(f"`--connection` must be a [superlink.NAME] of Flower's config.toml, got '{connection}'")
     try:
         if in_process:
-            code, summary = _follow_here(parse_run_config(settings), nodes, verbose)
+            code, summary = _follow_here(parse_run_config(settings), nodes or 1, verbose)
         else:
-            code, summary = _follow(settings, connection, nodes, verbose)
+            code, summary = _follow(settings, connection, nodes or 2, verbose)
     except LaunchError as error:
         _say_error(str(error))
         raise typer.Exit(FAILED) from None
@@ -251,6 +262,16 @@ def _new_directory(settings: dict[str, Scalar]) -> Path:
     return unused(Path("runs") / f"{name}-seed{settings.get('seed', default.seed)}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
+def _go_on(settings: dict[str, Scalar], nodes: int | None, in_process: bool) -> tuple[dict[str, Scalar], int | None, bool]:
+    """(settings, nodes, in process) of the run to go on with here, where they are not given."""
+    path = Path(str(settings["resume-from"])).expanduser().absolute()
+    found = checkpoint.load(path, lambda _: None)  # a damaged file is told of when the run reads it
+    if nodes is not None:
+        settings = {"min-nodes": nodes, **settings}
+    merged = with_settings_of(found, settings | {"resume-from": str(path)})
+    return merged, nodes or int(found.facts["nodes"]), in_process or bool(found.facts["in-process"])
+
+
 def _check_locally(config: RunConfig, settings: dict[str, Scalar], nodes: int) -> None:
     """Find what is wrong with the data, the model, the split and the directories now, not after Flower has started."""
     if config.min_nodes > nodes:
@@ -259,8 +280,8 @@ def _check_locally(config: RunConfig, settings: dict[str, Scalar], nodes: int) -
     settings["data-dir"] = str(data_dir)
     check_with_data(config, data_dir)
     if config.resume_from:
-        checkpoint.load(Path(config.resume_from))
-    RunDirectory.create(config.output_dir, "")
+        open_checkpoint(config.resolved(), lambda _: None)
+    RunDirectory.create(config.output_dir, "", again=goes_on_in_place(config))
 
 
 def _follow(

@@ -1,14 +1,19 @@
 """The run directory: config.json, history.jsonl (a line per round, as it ends), summary.json, per_task.csv."""
 
 import csv
+import fcntl
 import json
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flwr.common import log
 
 from common.errors import ConfigError
 
@@ -21,14 +26,17 @@ class RunDirectory:
         self._synced = -math.inf
 
     @classmethod
-    def create(cls, setting: str, name: str) -> "RunDirectory":
-        """The directory `output-dir`, or a new one in ~/quickbloom-runs. Raises ConfigError if it cannot be used."""
+    def create(cls, setting: str, name: str, *, again: bool = False) -> "RunDirectory":
+        """The directory `output-dir`, or a new one in ~/quickbloom-runs. Raises ConfigError if it cannot be used.
+
+        `again`: the directory may hold a run, which is to go on.
+        """
         path = (
             Path(setting) if setting else unused(Path.home() / "quickbloom-runs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
         )
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if (path / "history.jsonl").exists():
+            if not again and (path / "history.jsonl").exists():
                 raise ConfigError(f"`output-dir` '{path}' already holds a run: choose another directory")
             probe = path / ".writable"
             probe.touch()
@@ -37,6 +45,22 @@ class RunDirectory:
             reason = error.strerror or error
             raise ConfigError(f"`output-dir` must be a directory that can be written, got '{path}' ({reason})") from None
         return cls(path)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else may work in this directory as long as this lasts. Raises ConfigError if somebody does."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ConfigError(f"a run is going on in '{self.path}': wait for its end, or choose another directory") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            os.close(descriptor)
 
     @property
     def checkpoints(self) -> Path:
@@ -60,6 +84,10 @@ class RunDirectory:
             if time.monotonic() - self._synced > 1:  # a sync costs milliseconds, as much as a small round
                 os.fsync(file.fileno())
                 self._synced = time.monotonic()
+
+    def write_rounds(self, records: list[dict[str, Any]]) -> None:
+        """Write history.jsonl anew with these lines, atomically."""
+        self.write_text("history.jsonl", "".join(to_json(record) + "\n" for record in records))
 
     def write_per_task(self, rows: list[dict[str, Any]]) -> None:
         """One line per held-out task: its scores after every step."""
@@ -91,6 +119,21 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     file = path / "history.jsonl"
     lines = file.read_text().split("\n")[:-1] if file.exists() else []
     return [json.loads(line) for line in lines]
+
+
+def history_until(path: Path, last_round: int) -> list[dict[str, Any]]:
+    """The lines of rounds 1..last_round of a run that was cut off. A line that cannot be read is missing, with a warning."""
+    file = path / "history.jsonl"
+    records: dict[int, dict[str, Any]] = {}
+    for line in file.read_bytes().split(b"\n") if file.exists() else []:
+        try:
+            record = json.loads(line)
+            records[int(record["round"])] = record
+        except (ValueError, KeyError, TypeError):  # the end of what a crash left
+            continue
+    if missing := [str(number) for number in range(1, last_round + 1) if number not in records]:
+        log(WARNING, "%s lacks rounds that are part of the model: %s", file, ", ".join(missing[:10]))
+    return [records[number] for number in sorted(records) if 1 <= number <= last_round]
 
 
 def spread(values: np.ndarray[Any, Any], *, higher_is_better: bool) -> dict[str, list[float]]:

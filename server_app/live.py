@@ -51,7 +51,7 @@ class LogReader:
             return self._line()
         elif text.startswith(SUMMARY):
             self.summary = json.loads(text.removeprefix(SUMMARY))
-        elif level == "WARNING" and re.match(r"(Node|Task) \S+( does|:| is)", text):
+        elif level == "WARNING" and re.match(r"(Node|Task|Checkpoint|Round) \S+( does|:| is)", text):
             self.warned = True
             return text
         return None

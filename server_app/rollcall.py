@@ -23,13 +23,17 @@ from common.wire import ROLL_CALL, RollCallReply, WireError, error_reason
 
 @dataclass
 class Population:
-    """Who takes part. `homes`: the node of every task. `splits`: task ids of "train", "validation" and "test", each sorted."""
+    """Who takes part. `homes`: the node of every task. `splits`: task ids of "train", "validation" and "test", each sorted.
+
+    `nodes`: all that answered the roll call, also those without tasks.
+    """
 
     spec: DataSpec
     homes: dict[str, int]
     splits: dict[str, list[str]]
     tasks: dict[str, TaskInfo]
     refused: dict[int, str] = field(default_factory=dict)
+    nodes: set[int] = field(default_factory=set)
 
 
 def call_roll(grid: Grid, config: RunConfig) -> Population:
@@ -55,7 +59,7 @@ def call_roll(grid: Grid, config: RunConfig) -> Population:
             homes[task.task_id], tasks[task.task_id] = node_id, task
     splits = split_tasks(list(tasks.values()), config)
     log(INFO, "%s nodes host %s tasks: %s", len(answers), len(tasks), {name: len(ids) for name, ids in splits.items()})
-    return Population(spec, homes, splits, tasks, refused)
+    return Population(spec, homes, splits, tasks, refused, set(answers))
 
 
 def ask(grid: Grid, node_ids: Sequence[int], deadline: float) -> tuple[dict[int, RollCallReply], dict[int, str]]:

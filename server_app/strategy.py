@@ -2,12 +2,13 @@
 
 Every round: choose training tasks by (seed, round), send the meta-parameters to the nodes that host them, average the tasks'
 meta-gradients, take one outer step. Every few rounds held-out validation tasks adapt and are scored. Held-out tasks never
-contribute a gradient. The base class's `start` drives it.
+contribute a gradient.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
 from typing import Any
@@ -15,11 +16,13 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common import log
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import Result, Strategy
 
 from common.algorithms import Algorithm
 from common.config import RunConfig
+from common.errors import ConfigError
 from common.params import Params, all_finite, mismatch
 from common.randomness import generator
 from common.wire import (
@@ -36,13 +39,22 @@ from common.wire import (
 )
 from server_app.aggregate import mean_over_tasks
 from server_app.outer import OuterOptimizer
+from server_app.polling import PollingGrid
+from server_app.reachability import Reachability
 from server_app.rollcall import Population, failure
+
+_ATTEMPTS = 5
+"""How often in all a round is tried with `on-too-few = "repeat"`."""
 
 OnRound = Callable[[dict[str, Any]], None]
 
 
 class RunError(Exception):
     """The run cannot go on; the text says why, for the user."""
+
+
+class _TooFewError(Exception):
+    """Too few training tasks contributed to a round; the text says how many, and why."""
 
 
 @dataclass
@@ -54,6 +66,8 @@ class _Round:
     failures: list[dict[str, str]] = field(default_factory=list)
     bytes_up: int = 0
     bytes_down: int = 0
+    asked: int = 0
+    answered: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,12 +107,86 @@ class MetaStrategy(Strategy):
         self.failures = 0
         self.bytes = {"up": 0, "down": 0}
         self.last_validation: Scores | None = None
+        self.best: dict[str, Any] | None = None
         self._on_round = on_round
         self._lineage = lineage
-        self._offset = first_round - 1
+        self._first_round = first_round
         self._round = _Round()
         self._sent: list[Message] = []
         self._asked: dict[int, list[str]] = {}
+        self.nodes = Reachability(population, config.node_deadline)
+        self.late = 0
+        if self.least_replies > self.number_of_tasks:
+            raise ConfigError(
+                f"`min-replies` must be at most the {self.number_of_tasks} training tasks of a round, "
+                f"got {config.min_replies:g}"
+            )
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float | None = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Train from `first_round` to `num_rounds`. As Flower's own, which can only count from 1."""
+        if evaluate_fn is not None:
+            raise ValueError("`evaluate_fn` is of no use here: the server has no data")
+        started, result, arrays = time.monotonic(), Result(), initial_arrays
+        train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
+        self.summary()
+        for number in range(self._first_round, num_rounds + 1):
+            log(INFO, "")
+            log(INFO, "[ROUND %s/%s]", number, num_rounds)
+            trained, metrics = self._train_round(grid, number, arrays, train_config, timeout)
+            if trained is not None:
+                result.arrays = arrays = trained
+            if metrics is not None:
+                log(INFO, "\t└──> Aggregated MetricRecord: %s", metrics)
+                result.train_metrics_clientapp[number] = metrics
+            messages = self.configure_evaluate(number, arrays, evaluate_config, grid)
+            scored = self.aggregate_evaluate(number, grid.send_and_receive(messages, timeout=timeout))
+            if scored is not None:
+                log(INFO, "\t└──> Aggregated MetricRecord: %s", scored)
+                result.evaluate_metrics_clientapp[number] = scored
+        log(INFO, "")
+        log(INFO, "Strategy execution finished in %.2fs", time.monotonic() - started)
+        return result
+
+    def _train_round(
+        self, grid: Grid, number: int, arrays: ArrayRecord, config: ConfigRecord, timeout: float | None
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Train one round, or what `on-too-few` says."""
+        self._round = _Round()
+        for attempt in range(1, _ATTEMPTS + 1):
+            messages = self.configure_train(number, arrays, config, grid)
+            try:
+                return self.aggregate_train(number, self._exchange(grid, messages, timeout))
+            except _TooFewError as few:
+                if self.config.on_too_few == "skip":
+                    log(WARNING, "Round %s is skipped, the model stays as it is: %s", number, few)
+                    self._round.record = {"round": number, "train": {"loss": math.nan, "tasks": 0}, "skipped": str(few)}
+                    return None, None
+                if self.config.on_too_few == "stop" or attempt == _ATTEMPTS:
+                    raise RunError(f"round {number}: {few}") from None
+                log(WARNING, "Round %s is repeated: %s", number, few)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _exchange(self, grid: Grid, messages: list[Message], timeout: float | None) -> list[Message]:
+        """Send and receive; with `over-select` only until enough tasks are answered for."""
+        if self.config.over_select == 1 or not isinstance(grid, PollingGrid):
+            return list(grid.send_and_receive(messages, timeout=timeout))
+
+        def enough(replies: list[Message]) -> bool:
+            # Not before: Flower gives a message its id when it is pushed.
+            tasks = {message.metadata.message_id: len(self._asked[message.metadata.dst_node_id]) for message in messages}
+            good = [reply for reply in replies if failure(reply) is None]
+            return sum(tasks[reply.metadata.reply_to_message_id] for reply in good) >= self.number_of_tasks
+
+        return grid.send_and_receive(messages, timeout=timeout, enough=enough)
 
     def summary(self) -> None:
         """Log what this run does."""
@@ -108,29 +196,52 @@ class MetaStrategy(Strategy):
 
     # ---- training
 
+    @property
+    def number_of_tasks(self) -> int:
+        """How many training tasks a round is meant to have."""
+        train = len(self.population.splits["train"])
+        return min(train, self.config.tasks_per_round or math.ceil(self.config.fraction * train))
+
+    @property
+    def least_replies(self) -> int:
+        """How many training tasks must contribute to a round."""
+        least = self.config.min_replies
+        return max(1, math.ceil(least * self.number_of_tasks - 1e-9) if least < 1 else math.ceil(least))
+
     def choose_tasks(self, server_round: int) -> list[str]:
         """The training tasks of a round: a function of (seed, round) and of the task ids alone."""
         train = self.population.splits["train"]
-        number = self.config.tasks_per_round or math.ceil(self.config.fraction * len(train))
+        number = math.ceil(self.config.over_select * self.number_of_tasks - 1e-9)
         if number >= len(train):
             return list(train)
         chosen = generator(self.config.seed, "tasks", server_round).choice(len(train), number, replace=False)
         return [train[i] for i in sorted(chosen)]
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
-        """One message to each node that hosts some of this round's tasks."""
-        number = server_round + self._offset
-        self._round = _Round()
-        meta = from_arrays(arrays)
+        """One message to each node that hosts some of this round's tasks and can be asked."""
+        meta, tasks = from_arrays(arrays), self.choose_tasks(server_round)
+        self._wait_for_hosts(grid, tasks)
         return self._address(
-            self.choose_tasks(number),
+            tasks,
             TRAIN,
-            number,
-            lambda task_ids: TrainRequest(meta, number, self.config.seed, task_ids, self._lineage).to_records(),
+            server_round,
+            lambda task_ids: TrainRequest(meta, server_round, self.config.seed, task_ids, self._lineage).to_records(),
         )
 
+    def _wait_for_hosts(self, grid: Grid, task_ids: list[str]) -> None:
+        """See who is there; if that cannot be enough, wait for more, up to `node-deadline` seconds."""
+        # A round that may be skipped is not worth waiting for, as long as there is anybody.
+        least = 1 if self.config.on_too_few == "skip" else self.least_replies
+        started = time.monotonic()
+        self.nodes.refresh(grid)
+        while sum(self.nodes.can_be_asked(self.population.homes[task_id]) for task_id in task_ids) < least:
+            if time.monotonic() - started > self.config.node_deadline:
+                return
+            time.sleep(min(0.5, self.config.node_deadline))
+            self.nodes.refresh(grid)
+
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Name and drop what is of no use, average the rest over tasks, take the outer step. RunError if none is left."""
+        """Name and drop what is of no use, average the rest over tasks, take the outer step. Raises if too few are left."""
         reference = self.outer.meta
         usable: list[TrainReply] = []
 
@@ -147,26 +258,34 @@ class MetaStrategy(Strategy):
                 self._fail(f"task {dropped[0]}", f"its numbers are not finite (and {len(dropped) - 1} more tasks)")
 
         self._receive(replies, read)
-        if not sum(reply.weight for reply in usable) > 0:
-            reasons = sorted({failure["reason"] for failure in self._round.failures})
-            raise RunError(f"round {server_round + self._offset}: no node sent a usable reply: {'; '.join(reasons)}")
-        meta = self.outer.step(mean_over_tasks(usable), server_round + self._offset)
-        if not all_finite(meta):
-            raise RunError(f"round {server_round + self._offset}: the model is not finite any more: lower `outer-lr`")
         losses = [loss for reply in usable for loss in reply.losses if math.isfinite(loss)]
+        self._check_enough(len(losses) if sum(reply.weight for reply in usable) > 0 else 0)
+        meta = self.outer.step(mean_over_tasks(usable), server_round)
+        if not all_finite(meta):
+            raise RunError(f"round {server_round}: the model is not finite any more: lower `outer-lr`")
         train = {"loss": float(np.mean(losses)), "tasks": len(losses)}
-        self._round.record = {"round": server_round + self._offset, "train": train}
+        self._round.record = {"round": server_round, "train": train}
         return to_arrays(meta), MetricRecord({"loss": train["loss"], "tasks": train["tasks"]})
+
+    def _check_enough(self, contributed: int) -> None:
+        if contributed >= self.least_replies:
+            return
+        reasons = sorted({failure["reason"] for failure in self._round.failures})
+        if away := self.nodes.away:
+            reasons.append(f"{len(away)} nodes are away or left out, among them node {away[0]}")
+        few = f"{contributed} training tasks contributed, `min-replies` asks for {self.least_replies}"
+        raise _TooFewError(
+            f"{few if contributed else 'no node sent a usable reply'}: {'; '.join(reasons) or 'nothing was wrong'}"
+        )
 
     # ---- evaluation
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
         """Ask for the validation tasks every `evaluate-every` rounds and after the last one."""
-        number = server_round + self._offset
-        due = self.config.evaluate_every and number % self.config.evaluate_every == 0
-        if not due and number != self.config.rounds:
+        due = self.config.evaluate_every and server_round % self.config.evaluate_every == 0
+        if not due and server_round != self.config.rounds:
             return []
-        return self._ask_scores(from_arrays(arrays), self.population.splits["validation"], self.lrs, number)
+        return self._ask_scores(from_arrays(arrays), self.population.splits["validation"], self.lrs, server_round)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Collect the scores of validation tasks, and close the round's line of the history."""
@@ -184,8 +303,16 @@ class MetaStrategy(Strategy):
                     "tasks": len(scores.task_ids),
                 }
                 metrics = MetricRecord({f"{name}-before": float(curve[0]), f"{name}-after": float(curve[step])})
+                self._remember_best({"round": server_round, "adapt_lr": lr, "adapt_steps": step, name: float(curve[step])})
         self._close_round()
         return metrics
+
+    def _remember_best(self, scored: dict[str, Any]) -> None:
+        """The evaluation with the best validation score so far; of equal ones the first."""
+        name = "accuracy" if self.higher_is_better else "mse"
+        sign = -1 if self.higher_is_better else 1
+        if math.isfinite(scored[name]) and (self.best is None or sign * scored[name] < sign * self.best[name]):
+            self.best = scored
 
     def choose_rate(self, scores: Scores) -> tuple[float, int]:
         """(learning rate, steps >= 1) with the best mean metric; ties go to the lower loss, then to fewer steps."""
@@ -201,18 +328,21 @@ class MetaStrategy(Strategy):
         `shots`: adapt on the first so many support examples of each class alone; 0: on all.
         """
         self._round = _Round()
-        messages = self._ask_scores(meta, task_ids, lrs, self.config.rounds, shots)
+        self.nodes.refresh(grid)
+        messages = self._ask_scores(meta, task_ids, lrs, self.config.rounds, shots, final=True)
         scores = self._read_scores(grid.send_and_receive(messages, timeout=self.config.round_deadline), lrs)
         self._count()
         return scores
 
     # ---- messages
 
-    def _ask_scores(self, meta: Params, task_ids: list[str], lrs: list[float], number: int, shots: int = 0) -> list[Message]:
+    def _ask_scores(
+        self, meta: Params, task_ids: list[str], lrs: list[float], number: int, shots: int = 0, *, final: bool = False
+    ) -> list[Message]:
         def request(part: list[str]) -> RecordDict:
             return EvaluateRequest(meta, lrs, self.config.adapt_steps, part, shots).to_records()
 
-        return self._address(task_ids, EVALUATE, number, request)
+        return self._address(task_ids, EVALUATE, number, request, final=final)
 
     def _read_scores(self, replies: Iterable[Message], lrs: list[float]) -> Scores:
         rows: dict[str, tuple[Any, Any]] = {}
@@ -228,14 +358,24 @@ class MetaStrategy(Strategy):
         return Scores(ids, lrs, losses, metrics)
 
     def _address(
-        self, task_ids: list[str], message_type: str, number: int, request: Callable[[list[str]], RecordDict]
+        self,
+        task_ids: list[str],
+        message_type: str,
+        number: int,
+        request: Callable[[list[str]], RecordDict],
+        *,
+        final: bool = False,
     ) -> list[Message]:
+        """One message to each node of these tasks that can be asked; `final`: to those that owe an answer as well."""
         by_node: dict[int, list[str]] = {}
         for task_id in task_ids:
-            by_node.setdefault(self.population.homes[task_id], []).append(task_id)
+            node_id = self.population.homes[task_id]
+            if self.nodes.can_be_asked(node_id) or (final and self.nodes.may_be_there(node_id)):
+                by_node.setdefault(node_id, []).append(task_id)
         self._sent, self._asked = [], by_node
         for node_id, part in by_node.items():
             message = Message(request(part), node_id, message_type, group_id=str(number))
+            self._round.asked += 1
             self._round.bytes_down += payload_bytes(message.content)
             self._sent.append(message)
         return list(self._sent)
@@ -246,19 +386,28 @@ class MetaStrategy(Strategy):
         Replies are taken in the order of the requests, so that sums do not depend on which node was faster.
         """
         by_request = {reply.metadata.reply_to_message_id: reply for reply in replies}
+        good = sum(len(self._asked[m.metadata.dst_node_id]) for m in self._sent if _good(by_request, m))
+        spare = self.config.over_select > 1 and good >= self.number_of_tasks
         for message in self._sent:
             node_id = message.metadata.dst_node_id
             reply = by_request.get(message.metadata.message_id)
             if reply is None:
+                self.nodes.owes(message)
+                if spare and message.metadata.message_type == TRAIN:
+                    continue  # there was no need to wait for it
                 self._fail(f"node {node_id}", f"it sent no reply within `round-deadline` ({self.config.round_deadline:g} s)")
             elif (reason := failure(reply)) is not None:
                 self._fail(f"node {node_id}", reason)
+                if reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE:
+                    self.nodes.lost(node_id)
             else:
+                self._round.answered += 1
                 self._round.bytes_up += payload_bytes(reply.content)
                 try:
                     read(reply.content, self._asked[node_id])
                 except WireError as error:
-                    self._fail(f"node {node_id}", f"its reply is of no use: {error}")
+                    more = self.nodes.sent_nonsense(node_id)
+                    self._fail(f"node {node_id}", f"its reply is of no use: {error}{more}")
         self._sent = []
 
     def _fail(self, who: str, reason: str) -> None:
@@ -272,14 +421,23 @@ class MetaStrategy(Strategy):
 
     def _close_round(self) -> None:
         self._count()
+        late, self.nodes.late = self.nodes.late, Counter()
+        self.late += late.total()
+        nodes = {"asked": self._round.asked, "answered": self._round.answered, "away": self.nodes.away}
         self._on_round(
             {
                 **self._round.record,
+                "nodes": {**nodes, "late": {f"node {node_id}": number for node_id, number in sorted(late.items())}},
                 "bytes": {"up": self._round.bytes_up, "down": self._round.bytes_down},
                 "seconds": round(time.monotonic() - self._round.started, 4),
                 "failures": self._round.failures,
             }
         )
+
+
+def _good(replies: Mapping[str, Message], message: Message) -> bool:
+    reply = replies.get(message.metadata.message_id)
+    return reply is not None and failure(reply) is None
 
 
 def _finite(value: float) -> float:

@@ -1,6 +1,8 @@
 """A real SuperLink and two real SuperNodes on loopback: the learning curve over gRPC equals the simulation's."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +10,9 @@ from pathlib import Path
 import pytest
 from real_processes import SCRIPTS, curve, numbers, process, quickbloom
 
+from server_app.history import read_history
 from server_app.launch import environment, free_port, healthy
+from server_app.processes import processes_with
 
 pytestmark = pytest.mark.grpc
 
@@ -43,6 +47,40 @@ def test_the_curve_over_grpc_equals_the_simulation(federation: Path, tmp_path: P
     assert numbers(curve(tmp_path / "real")) == pytest.approx(numbers(curve(tmp_path / "simulated")), abs=1e-5)
     results = [json.loads(done.stdout)["test"] for done in (real, simulated)]
     assert numbers(results[0]) == pytest.approx(numbers(results[1]), abs=1e-5)
+
+
+def test_a_run_whose_server_is_killed_goes_on_with_its_directory_alone(federation: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "cut"
+    settings = ["--algorithm", "fomaml", "--rounds", "3", "--set", "evaluate-every=1", "--seed", "3"]
+    command = [str(SCRIPTS / "quickbloom"), "run", *settings, "--connection", "loopback", "--output", str(run_dir)]
+    with process(*command, env=environment(federation), log=tmp_path / "first.log"):
+        deadline = time.monotonic() + 90
+        while not read_history(run_dir):
+            assert time.monotonic() < deadline, (tmp_path / "first.log").read_text()
+            time.sleep(0.1)
+        killed = _kill_server_app(federation)
+    assert killed
+    done = len(read_history(run_dir))
+    assert done < 3
+    resumed = quickbloom("run", "--resume", str(run_dir), "--connection", "loopback", cwd=tmp_path, flwr_home=federation)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"round {done + 1}/3" in resumed.stderr
+    assert json.loads((run_dir / "summary.json").read_text())["resumed"] == 1
+    whole = quickbloom("run", "--in-process", *settings, "--output", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    assert numbers(curve(run_dir)) == pytest.approx(numbers(curve(tmp_path / "whole")), abs=1e-5)
+
+
+def _kill_server_app(home: Path) -> list[int]:
+    """Kill the process in which Flower runs the server's part; returns the ids of what was killed."""
+    found = [
+        pid
+        for pid in processes_with(f"FLWR_HOME={home}")
+        if b"flwr-serverapp" in Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+    ]
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+    return found
 
 
 def test_too_few_nodes_end_the_run_at_the_deadline(federation: Path, tmp_path: Path) -> None:

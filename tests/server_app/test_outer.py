@@ -83,7 +83,7 @@ def test_a_restored_optimizer_goes_on_exactly(settings: dict[str, Any], through_
     path_of(first, range(1, 5))
     tensors = first.state()
     if through_file:
-        tensors, _ = checkpoint.load(checkpoint.save(tmp_path, 4, tensors, {}))
+        tensors = checkpoint.load(checkpoint.CheckpointWriter(tmp_path, {}).write(4, tensors, {})).tensors
     second = OuterOptimizer(options, {name: torch.full_like(value, 9.0) for name, value in start.items()}, 8)
     second.restore(tensors)
     for expected, found in zip(whole[4:], path_of(second, range(5, 9)), strict=True):

@@ -3,14 +3,18 @@
 import base64
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from flwr.app import Message
 from loopback import LoopbackGrid
 
 from common.config import parse_run_config
 from common.errors import DataError
+from common.wire import TRAIN
 from server_app.app import run_federation
+from server_app.history import read_history
 from server_app.report import write_report
 
 
@@ -41,6 +45,19 @@ def test_a_run_that_goes_on_has_a_report_too(run_dir: Path, tmp_path: Path) -> N
     text = write_report(tmp_path, tmp_path / "half.html").read_text()
     assert "2 rounds so far" in text
     assert text.count("data:image/png") == 1
+
+
+def test_a_run_with_skipped_rounds_has_a_report_too(tmp_path: Path) -> None:
+    def silent(message: Message, answer: Callable[[Message], Message]) -> Message | None:
+        return None if message.metadata.message_type == TRAIN and message.metadata.group_id == "1" else answer(message)
+
+    settings = {"rounds": 3, "min-replies": 0.9, "on-too-few": "skip", "output-dir": str(tmp_path), "adapt-steps": 1}
+    config = parse_run_config(settings)
+    summary = run_federation(LoopbackGrid(2, config.flat(), {1: silent}), config)
+    first, *others = read_history(tmp_path)
+    assert (first["train"], "`min-replies` asks for 34" in first["skipped"]) == ({"loss": None, "tasks": 0}, True)
+    assert all(line["train"]["tasks"] == summary["tasks"]["train"] for line in others[1:])
+    assert "round 1: node 101: it sent no reply" in write_report(tmp_path, None).read_text()
 
 
 def test_markup_in_a_failure_is_shown_not_run(run_dir: Path, tmp_path: Path) -> None:

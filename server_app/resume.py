@@ -1,0 +1,132 @@
+"""Going on with a run that was cut off: its settings, its model, its counts, its history.
+
+`resume-from` names a run directory, which is then gone on with in place, or a checkpoint file, from which a new directory goes
+on. Settings that are not given are the checkpoint's; of those that are given, only what does not decide what is learned may
+differ from it.
+"""
+
+from collections.abc import Mapping
+from logging import INFO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.common import log
+from torch import Tensor
+
+from common.config import RunConfig, Scalar, parse_run_config
+from common.errors import ConfigError
+from common.params import mismatch
+from server_app.checkpoint import Checkpoint, OnDamage, load, warn
+from server_app.history import RunDirectory, history_until
+from server_app.outer import OuterOptimizer
+from server_app.rollcall import Population
+from server_app.strategy import MetaStrategy, Scores
+
+# Settings that do not decide what is learned, so that a run may go on with others.
+_MAY_CHANGE = {
+    *("output-dir", "resume-from", "data-dir", "device", "chunk-size", "min-nodes", "node-deadline", "round-deadline"),
+    *("evaluate-every", "checkpoint-every", "adapt-lrs", "adapt-steps", "test-shots", "min-replies", "on-too-few"),
+}
+
+
+def with_settings_of(checkpoint: Checkpoint, given: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """All settings of the run to go on with: the checkpoint's, but for what is given. Raises ConfigError."""
+    before = _settings(checkpoint)
+    # In place where `resume-from` is a directory; the setting of the run before would also win over a file's new directory.
+    before["output-dir"] = str(given["resume-from"]) if Path(str(given["resume-from"])).is_dir() else ""
+    settings = {**before, **given}
+    _check_same(before, parse_run_config(settings).resolved())
+    return settings
+
+
+def open_checkpoint(config: RunConfig, on_damage: OnDamage = warn) -> Checkpoint:
+    """The checkpoint that `resume-from` names. Raises ConfigError if the run is finished, or has other settings."""
+    path = Path(config.resume_from)
+    if (path / "summary.json").exists() and goes_on_in_place(config):
+        raise ConfigError(f"`resume-from` names a run that is finished: its result is in '{path / 'summary.json'}'")
+    checkpoint = load(path, on_damage)
+    _check_same(_settings(checkpoint), config)
+    done = int(checkpoint.facts["round"])
+    if done >= config.rounds and not goes_on_in_place(config):
+        raise ConfigError(f"`resume-from` names a run that is finished: its checkpoint is of round {done} of {config.rounds}")
+    return checkpoint
+
+
+def goes_on_in_place(config: RunConfig) -> bool:
+    """Whether the run goes on in the directory that `resume-from` names."""
+    path = Path(config.resume_from)
+    return bool(config.resume_from) and path.is_dir() and Path(config.output_dir or path).resolve() == path.resolve()
+
+
+def cut_history(checkpoint: Checkpoint, source: Path, directory: RunDirectory) -> None:
+    """Give `directory` the rounds up to the checkpoint's, so that every round stands there once. `source`: `resume-from`."""
+    run = source if source.is_dir() else source.parent.parent
+    if records := history_until(run, int(checkpoint.facts["round"])):
+        directory.write_rounds(records)
+
+
+def restore_model(checkpoint: Checkpoint, population: Population, outer: OuterOptimizer) -> int:
+    """Put `outer` where the checkpoint left it; returns how many rounds are done. Raises ConfigError if it does not fit."""
+    if population.splits != checkpoint.facts["splits"]:
+        # Otherwise tasks that were trained on could end up among those that are tested.
+        raise ConfigError("`resume-from` needs the tasks of the run to go on from: connect the same nodes with the same data")
+    tensors = {name: value for name, value in checkpoint.tensors.items() if name.startswith(("meta/", "outer/"))}
+    if reason := mismatch({k.removeprefix("meta/"): v for k, v in tensors.items() if k.startswith("meta/")}, outer.meta):
+        raise ConfigError(f"`resume-from` names a checkpoint of another model: {reason}")
+    outer.restore(tensors)
+    done = int(checkpoint.facts["round"])
+    log(INFO, "Going on after round %s", done)
+    return done
+
+
+def counts(strategy: MetaStrategy, seconds: Mapping[str, float], resumed: int) -> dict[str, Any]:
+    """What a checkpoint says of the run so far, besides the model. `seconds`: "total" and "cpu", without pauses."""
+    return {
+        "so-far": {
+            "bytes": dict(strategy.bytes),
+            "failures": strategy.failures,
+            "late": strategy.late,
+            "best": strategy.best,
+            "seconds": dict(seconds),
+            "resumed": resumed,
+        }
+    }
+
+
+def restore_counts(checkpoint: Checkpoint, strategy: MetaStrategy) -> None:
+    """Let `strategy` count on from where the checkpoint left it."""
+    so_far = checkpoint.facts["so-far"]
+    strategy.bytes = dict(so_far["bytes"])
+    strategy.failures = int(so_far["failures"])
+    strategy.late = int(so_far["late"])
+    strategy.best = so_far["best"]
+    strategy.last_validation = _scores(checkpoint)
+
+
+def score_tensors(scores: Scores | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The scores of validation tasks as (tensors, facts) of a checkpoint: without them a finished training could not end."""
+    if scores is None:
+        return {}, {}
+    tensors = {"validation/losses": torch.from_numpy(scores.losses), "validation/metrics": torch.from_numpy(scores.metrics)}
+    return tensors, {"validation": {"tasks": scores.task_ids, "lrs": scores.lrs}}
+
+
+def _scores(checkpoint: Checkpoint) -> Scores | None:
+    if "validation" not in checkpoint.facts:
+        return None
+    facts = checkpoint.facts["validation"]
+    losses, metrics = (np.asarray(checkpoint.tensors[f"validation/{part}"].numpy()) for part in ("losses", "metrics"))
+    return Scores(list(facts["tasks"]), list(facts["lrs"]), losses, metrics)
+
+
+def _settings(checkpoint: Checkpoint) -> dict[str, Scalar]:
+    return dict(checkpoint.facts["config"])
+
+
+def _check_same(before: Mapping[str, Scalar], config: RunConfig) -> None:
+    now = config.flat()
+    for key in sorted(before.keys() | now.keys()):
+        if key not in _MAY_CHANGE and before.get(key) != now.get(key):
+            raise ConfigError(f"`{key}` must be {before.get(key)!r} as in the run to go on from, got {now.get(key)!r}")
