@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test format lint types tests config clean
+.PHONY: demo test test-docker format lint types tests config clean
 
 demo: $(VENV)/.user
 	$(BIN)/quickbloom run
@@ -22,7 +22,12 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 tests: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not docker"
+
+# With containers, in a real engine; as root on Debian it installs and starts one.
+test-docker: $(VENV)/.dev
+	sh docker/engine.sh
+	$(BIN)/python -m pytest tests/docker
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
@@ -39,11 +44,11 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.user: $(VENV)/.torch pyproject.toml
-	$(BIN)/pip install --quiet --editable ".[datasets,report]"
+	$(BIN)/pip install --quiet --editable ".[simulation,datasets,report]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.user pyproject.toml
-	$(BIN)/pip install --quiet --editable ".[datasets,report,dev]"
+	$(BIN)/pip install --quiet --editable ".[simulation,datasets,report,dev]"
 	touch $@
 
 clean:

@@ -63,7 +63,7 @@ def roll_call(message: Message, node: Node, state: RecordDict) -> RecordDict:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    return RollCallReply(node.dataset.spec, node.tasks, versions).to_records()
+    return RollCallReply(node.dataset.spec, node.tasks, versions, left_out=node.dataset.left_out).to_records()
 
 
 @app.train()

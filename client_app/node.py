@@ -14,6 +14,7 @@ from common.config import NodeConfig, RunConfig, parse_node_config, parse_run_co
 from common.datasets import load_dataset
 from common.datasets.base import TaskInfo, resolve_data_dir
 from common.errors import ConfigError
+from common.options import Options
 from common.params import Params, mismatch
 from common.wire import WireError
 
@@ -29,8 +30,10 @@ class Node:
         self.state_dir = config.state_dir
         self.device = _device(config.device or run.device)
         data_dir = resolve_data_dir(config.data_dir or run.data_dir)
-        self.dataset = load_dataset(run.dataset, run.table(run.dataset), data_dir)
-        self.tasks: list[TaskInfo] = self.dataset.tasks()[config.partition_id :: config.num_partitions]
+        self.dataset = load_dataset(run.dataset, _with_own_file(run, config), data_dir)
+        tasks = self.dataset.tasks()
+        # A node's own file is all its own: only a file that nodes share is dealt out.
+        self.tasks: list[TaskInfo] = tasks if config.data_path else tasks[config.partition_id :: config.num_partitions]
         self._run = run
         self._algorithm: Algorithm | None = None
 
@@ -63,6 +66,18 @@ def _cached(run_config: str, node_config: str) -> Node:
     flat_run: dict[str, Any] = json.loads(run_config)
     flat_node: dict[str, Any] = json.loads(node_config)
     return Node(parse_run_config(flat_run).resolved(), parse_node_config(flat_node))
+
+
+def _with_own_file(run: RunConfig, config: NodeConfig) -> Options:
+    """The settings of the data set, in which the node's own file and columns win."""
+    options = run.table(run.dataset)
+    named = {"path": config.data_path, "task_column": config.task_column, "target_column": config.target_column}
+    given = {key: value for key, value in named.items() if value}
+    if given and run.dataset != "own":
+        raise ConfigError(
+            f'node settings `data-path`, `task-column` and `target-column` need `dataset = "own"`, got {run.dataset!r}'
+        )
+    return options.model_copy(update=given)
 
 
 def _device(setting: str) -> torch.device:

@@ -16,6 +16,7 @@ from common.errors import ConfigError, in_one_line
 from common.learner import Learner
 from common.local_round import TaskWork, evaluate, run_round
 from common.models import MODELS, build_model
+from common.models.conv4 import SMALLEST_SIDE
 from common.options import Options
 from common.randomness import generator
 
@@ -24,16 +25,22 @@ _CPU = torch.device("cpu")
 
 def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _CPU) -> Algorithm:
     """The algorithm of `config` (resolved) on its freshly initialised model. Raises ConfigError if these do not go together."""
+    model = config.model if config.model != "auto" else _model_for(spec)
     chosen, options = ALGORITHMS[config.algorithm], config.table(config.algorithm)
     outputs = chosen.model_outputs(options, spec.outputs)
-    _check_inputs(config.model, spec)
+    _check_inputs(model, spec)
     tokens = spec.outputs if spec.tokens else 0
-    module = build_model(config.model, config.table(config.model), spec.input_shape, outputs, config.seed, tokens)
+    module = build_model(model, config.table(model), spec.input_shape, outputs, config.seed, tokens)
     learner = Learner(module, spec.kind, spec.outputs)
-    try_out(learner, config.model, spec, outputs)
-    try_out_with(chosen(_few_steps(options), learner), config.model, spec)
+    try_out(learner, model, spec, outputs)
+    try_out_with(chosen(_few_steps(options), learner), model, spec)
     module.to(device)
     return chosen(options, learner)
+
+
+def _model_for(spec: DataSpec) -> str:
+    """By the form of the inputs alone, which server and nodes know alike: conv4 for images of a size that it takes."""
+    return "conv4" if len(spec.input_shape) == 3 and min(spec.input_shape[1:]) >= SMALLEST_SIDE else "mlp"
 
 
 def _check_inputs(model: str, spec: DataSpec) -> None:

@@ -5,7 +5,7 @@ be of another version or broken: whatever is wrong raises WireError with a reaso
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -61,12 +61,16 @@ def from_arrays(record: ArrayRecord) -> Params:
 
 @dataclass(frozen=True)
 class RollCallReply:
-    """What a node says of itself before the first round: shapes, counts and versions, no example."""
+    """What a node says of itself before the first round: shapes, counts and versions, no example.
+
+    `left_out`: names of tasks that it cannot use, each with the reason.
+    """
 
     spec: DataSpec
     tasks: list[TaskInfo]
     versions: dict[str, str]
     protocol: int = PROTOCOL
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def to_records(self) -> RecordDict:
         fields: dict[str, Any] = {
@@ -75,9 +79,12 @@ class RollCallReply:
             "input-shape": list(self.spec.input_shape),
             "outputs": self.spec.outputs,
             "tokens": self.spec.tokens,
+            "schema": self.spec.schema,
             "packages": list(self.versions),
             "versions": list(self.versions.values()),
             "task-ids": [task.task_id for task in self.tasks],
+            "left-out": list(self.left_out),
+            "reasons": list(self.left_out.values()),
             "groups": [task.group for task in self.tasks],
             "splits": [task.split for task in self.tasks],
             "num-support": [task.num_support for task in self.tasks],
@@ -102,6 +109,7 @@ class RollCallReply:
         tokens = fields["tokens"]
         if not isinstance(tokens, bool):
             raise WireError(f"`tokens` must be true or false, got {_short(tokens)}")
+        (schema,) = _strings([fields["schema"]], "schema")
         columns = [_strings(fields[name], name) for name in ("task-ids", "groups", "splits")]
         counts = [_ints(fields[name], name) for name in ("num-support", "num-query", "num-test")]
         tasks = [
@@ -112,8 +120,9 @@ class RollCallReply:
             raise WireError(f"`splits` must be empty or one of {SPLITS}")
         if len({task.task_id for task in tasks}) != len(tasks):
             raise WireError("it names a task twice")
+        left_out = dict(zip(_strings(fields["left-out"], "left-out"), _strings(fields["reasons"], "reasons"), strict=True))
         packages = zip(_strings(fields["packages"], "packages"), _strings(fields["versions"], "versions"), strict=True)
-        return cls(DataSpec(kind, shape, outputs, tokens), tasks, dict(packages), PROTOCOL)
+        return cls(DataSpec(kind, shape, outputs, tokens, schema), tasks, dict(packages), PROTOCOL, left_out)
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,7 @@ def _run_in(
         {
             "config": config.flat(),
             "spec": [spec.kind, list(spec.input_shape), spec.outputs],
+            "schema": spec.schema,
             "splits": population.splits,
             "lineage": lineage,
             "nodes": len(set(population.homes.values())),

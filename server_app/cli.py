@@ -50,11 +50,17 @@ def _commands() -> None:
 def run(
     algorithm: Annotated[str | None, typer.Option(help=f"What to train: {', '.join(ALGORITHMS)}.")] = None,
     dataset: Annotated[str | None, typer.Option(help=f"Whose tasks: {', '.join(DATASETS)}.")] = None,
+    data: Annotated[str | None, typer.Option(help="Your own file; see docs/own-data.md.")] = None,
+    task: Annotated[str | None, typer.Option(help="Its column that says whose row it is.")] = None,
+    target: Annotated[str | None, typer.Option(help="Its column to predict.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Training rounds.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides the initial model, the task split and every draw.")] = None,
     nodes: Annotated[int | None, typer.Option(help="Simulated nodes; by default 2, or 1 with --in-process.", min=1)] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; repeat.")] = None,
-    connection: Annotated[str | None, typer.Option(help="A SuperLink connection of Flower's config.toml.")] = None,
+    connection: Annotated[
+        str | None,
+        typer.Option(help="A SuperLink connection of Flower's config.toml; by default $QUICKBLOOM_CONNECTION, if set."),
+    ] = None,
     in_process: Annotated[bool, typer.Option("--in-process", help="All nodes in this process: same result, sooner.")] = False,
     output: Annotated[Path | None, typer.Option(help="Directory of the run; by default a new one in ./runs.")] = None,
     resume: Annotated[
@@ -74,8 +80,11 @@ def run(
     """
     named: dict[str, Scalar | None] = {"algorithm": algorithm, "dataset": dataset, "rounds": rounds, "seed": seed}
     settings = {key: value for key, value in named.items() if value is not None}
+    settings |= _own_data(data, task, target, dataset)
     if in_process and connection:
         raise ConfigError("`--in-process` and `--connection` exclude each other: leave one of them out")
+    if connection is None and not in_process and nodes is None:
+        connection = os.environ.get("QUICKBLOOM_CONNECTION") or None
     settings |= parse_assignments(set_ or [], str(settings.get("algorithm", RunConfig().algorithm)))
     if resume is not None:
         settings["resume-from"] = str(resume)
@@ -179,6 +188,39 @@ def compare(
 
 
 @cli.command()
+def superlink(
+    secrets: Annotated[Path, typer.Option(help="The folder `superlink` of `quickbloom secrets`.")],
+    state: Annotated[Path, typer.Option(help="Directory of the SuperLink's database.")],
+    host: Annotated[str, typer.Option(help="Where runs are started; whoever reaches it can start one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The same, its port.", min=1, max=65535)] = 8000,
+    fleet_host: Annotated[str, typer.Option(help="Where nodes connect.")] = "0.0.0.0",  # noqa: S104 - nodes come from outside
+    fleet_port: Annotated[int, typer.Option(help="The same, its port.", min=1, max=65535)] = 9092,
+) -> None:
+    """Run a SuperLink with TLS and authenticated nodes, whose runs survive its restart; it needs a `superexec` beside it.
+
+    Example: quickbloom superlink --secrets secrets/superlink --state state
+    """
+    from server_app.serve import superlink as become_superlink
+
+    become_superlink(secrets, state, host, port, fleet_host, fleet_port)
+
+
+@cli.command()
+def superexec(
+    secrets: Annotated[Path, typer.Option(help="The folder `superexec` of `quickbloom secrets`.")],
+    address: Annotated[str, typer.Option("--superlink", metavar="HOST:PORT", help="Where the SuperLink starts runs.")],
+    runs: Annotated[Path, typer.Option(help="A directory for run directories, which must be writable.")] = Path("runs"),
+) -> None:
+    """Run the ServerApps of a SuperLink, in processes of their own: the server's half that computes.
+
+    Example: quickbloom superexec --secrets secrets/superexec --superlink 127.0.0.1:8000
+    """
+    from server_app.serve import superexec as become_superexec
+
+    become_superexec(secrets, address, runs)
+
+
+@cli.command()
 def report(
     run_dir: Annotated[Path, typer.Argument(help="Directory of a run.")],
     output: Annotated[Path | None, typer.Option(help="The file to write; by default report.html in the run directory.")] = None,
@@ -254,6 +296,21 @@ def main() -> None:
     except (OSError, SafetensorError) as error:
         _say_error(f"{FILE_TROUBLE} ({in_one_line(error)}): free some space, or choose another `--output`")
         sys.exit(FAILED)
+
+
+def _own_data(data: str | None, task: str | None, target: str | None, dataset: str | None) -> dict[str, Scalar]:
+    """The settings that `--data`, `--task` and `--target` stand for."""
+    if data is None:
+        if task or target:
+            raise ConfigError("`--task` and `--target` name columns of a file: use them with `--data`")
+        return {}
+    if dataset not in (None, "own"):
+        raise ConfigError(f"`--data` means the data set `own`, got `--dataset {dataset}`: leave one of them out")
+    path = Path(data).expanduser()
+    # Flower's processes run elsewhere.
+    settings: dict[str, Scalar] = {"dataset": "own", "own.path": str(path.absolute()) if path.exists() else data}
+    named = {"own.task-column": task, "own.target-column": target}
+    return settings | {key: value for key, value in named.items() if value}
 
 
 def _new_directory(settings: dict[str, Scalar]) -> Path:

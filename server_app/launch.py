@@ -99,7 +99,7 @@ class LocalSuperLink:
         config = {"superlink": {"default": self.name, self.name: connection}}
         (self.home / "config.toml").write_text(tomli_w.dumps(config))
         self._log = self.home / "superlink.log"
-        command = [_script("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
+        command = [script("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
         command += ["--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
@@ -146,7 +146,7 @@ class Run:
         self.run_id: str | None = None
         config = app.parent / "run-config.toml"
         config.write_text(tomli_w.dumps(nest(settings)))
-        command = [_script("flwr"), "run", str(app), self._connection, "--stream", "--run-config", str(config)]
+        command = [script("flwr"), "run", str(app), self._connection, "--stream", "--run-config", str(config)]
         if self._link:
             command += ["--federation-config", _simulation(nodes)]
         self._stream = self._start(command)
@@ -169,7 +169,7 @@ class Run:
             if self._has_ended():
                 return
             # The stream broke (the SuperLink was restarted, say), the run did not.
-            self._stream = self._start([_script("flwr"), "log", self.run_id, self._connection, "--stream"])
+            self._stream = self._start([script("flwr"), "log", self.run_id, self._connection, "--stream"])
 
     def _has_ended(self) -> bool:
         """Whether the run is over; False once Flower says that it goes on. Raises LaunchError if nobody can be asked."""
@@ -187,7 +187,7 @@ class Run:
 
     def status(self) -> tuple[str, str]:
         """(status, details) as Flower has it; status is one of pending, starting, running, finished:completed, ..."""
-        command = [_script("flwr"), "list", self._connection, "--run-id", str(self.run_id), "--format", "json"]
+        command = [script("flwr"), "list", self._connection, "--run-id", str(self.run_id), "--format", "json"]
         answer = self._ask(command)
         try:
             run: dict[str, Any] = json.loads(answer.stdout)["runs"][0]
@@ -198,7 +198,7 @@ class Run:
     def stop(self) -> bool:
         """Ask Flower to stop the run; False if it is not known whether the run had been taken."""
         if self.run_id is not None:
-            self._ask([_script("flwr"), "stop", self.run_id, self._connection])
+            self._ask([script("flwr"), "stop", self.run_id, self._connection])
         return self.run_id is not None
 
     def close(self) -> None:
@@ -262,7 +262,7 @@ def _simulation(nodes: int) -> str:
     return config
 
 
-def _script(name: str) -> str:
+def script(name: str) -> str:
     """A command of Flower: the one beside this Python, else the first on the PATH."""
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.is_file() else shutil.which(name)

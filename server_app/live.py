@@ -21,6 +21,8 @@ _FEW_ROUNDS = 200
 _ROUND = re.compile(r"\[ROUND (\d+)/(\d+)\]")
 _METRICS = re.compile(r"Aggregated MetricRecord: (\{.*\})")
 _PAIR = re.compile(r"'([\w-]+)': (-?(?:[\d.]+(?:e[+-]?\d+)?|inf)|nan)")
+_WARNING = re.compile(r"(Node|Task|Checkpoint|Round) \S+( does|:| is)|\d+ tasks? (is|are) left out:")
+"""What of the warnings a person is told."""
 _LEVEL = re.compile(r"^(INFO|WARNING|ERROR)\s*:\s*")
 
 
@@ -51,7 +53,7 @@ class LogReader:
             return self._line()
         elif text.startswith(SUMMARY):
             self.summary = json.loads(text.removeprefix(SUMMARY))
-        elif level == "WARNING" and re.match(r"(Node|Task|Checkpoint|Round) \S+( does|:| is)", text):
+        elif level == "WARNING" and _WARNING.match(text):
             self.warned = True
             return text
         return None

@@ -6,7 +6,7 @@ test. A federation that cannot work is refused here, with one sentence.
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
 
@@ -19,6 +19,8 @@ from common.datasets.base import SPLITS, DataSpec, TaskInfo
 from common.errors import ConfigError
 from common.randomness import generator
 from common.wire import ROLL_CALL, RollCallReply, WireError, error_reason
+
+_MOST_NAMED = 5
 
 
 @dataclass
@@ -45,6 +47,7 @@ def call_roll(grid: Grid, config: RunConfig) -> Population:
     answers = {node_id: answer for node_id, answer in answers.items() if node_id not in odd}
     for node_id, reason in refused.items():
         log(WARNING, "Node %s does not take part: %s", node_id, reason)
+    _name_left_out({name: why for answer in answers.values() for name, why in answer.left_out.items()})
     if spec is None or len(answers) < config.min_nodes:
         raise ConfigError(_too_few(config, len(answers), refused))
     homes: dict[str, int] = {}
@@ -113,7 +116,7 @@ def split_tasks(tasks: Sequence[TaskInfo], config: RunConfig) -> dict[str, list[
     if order and num_validation + num_test >= len(order):
         raise ConfigError(
             f"`validation-tasks` ({num_validation}) and `test-tasks` ({num_test}) leave none of the {len(order)} tasks for "
-            "training: lower them, or connect nodes with more tasks"
+            "training: lower them (such as `--set validation-tasks=0 --set test-tasks=1`), or connect nodes with more tasks"
         )
     for i, name in enumerate(order):
         split = "validation" if i < num_validation else "test" if i < num_validation + num_test else "train"
@@ -122,6 +125,15 @@ def split_tasks(tasks: Sequence[TaskInfo], config: RunConfig) -> dict[str, list[
     if not usable["train"]:
         raise ConfigError("no task is left to train on: every training task needs at least one support and one query example")
     return usable
+
+
+def _name_left_out(left_out: Mapping[str, str]) -> None:
+    """One line, however many there are: nodes that share a file say the same."""
+    if left_out:
+        told = [f"{name} ({reason})" for name, reason in sorted(left_out.items())[:_MOST_NAMED]]
+        more = f" and {len(left_out) - _MOST_NAMED} more" if len(left_out) > _MOST_NAMED else ""
+        count = "1 task is" if len(left_out) == 1 else f"{len(left_out)} tasks are"
+        log(WARNING, "%s left out: %s", count, " ".join(("; ".join(told) + more).split()))
 
 
 def _usable(task: TaskInfo, split: str) -> bool:
@@ -167,12 +179,17 @@ def _majority(answers: dict[int, RollCallReply]) -> tuple[DataSpec | None, dict[
         votes[answer.spec] += len(answer.tasks)
     if not votes:
         return None, {}
-    spec = max(votes, key=lambda spec: (votes[spec], spec.input_shape, spec.outputs, spec.kind, spec.tokens))
-    return spec, {
-        node_id: f"its data have the form {_describe(answer.spec)}, the other nodes' {_describe(spec)}"
-        for node_id, answer in answers.items()
-        if answer.spec != spec
-    }
+    spec = max(votes, key=lambda spec: (votes[spec], spec.input_shape, spec.outputs, spec.kind, spec.tokens, spec.schema))
+    return spec, {node_id: _difference(answer.spec, spec) for node_id, answer in answers.items() if answer.spec != spec}
+
+
+def _difference(odd: DataSpec, spec: DataSpec) -> str:
+    if odd.schema == spec.schema or _describe(odd) != _describe(spec):
+        return f"its data have the form {_describe(odd)}, the other nodes' {_describe(spec)}"
+    return (
+        f"its columns or classes are {odd.schema[:500]}, the other nodes' {spec.schema[:500]}: set `own.classes` and "
+        "`own.features`, or rename columns"
+    )
 
 
 def _describe(spec: DataSpec | None) -> str:

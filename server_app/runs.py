@@ -22,7 +22,7 @@ from typing import Any
 from common import __version__
 from common.config import RunConfig, parse_run_config
 from common.errors import FILE_TROUBLE
-from common.models import is_own_model
+from common.models import MODELS, is_own_model
 from server_app.history import read_history
 from server_app.launch import CPU_ENVIRONMENT
 from server_app.processes import end_group, uninterrupted
@@ -64,7 +64,8 @@ class Setup:
     def effective(self) -> dict[str, Any]:
         """Every setting that can matter, defaults included, and nothing that belongs to a machine or to one seed."""
         config = self.config()
-        tables = ("", config.algorithm, config.dataset, config.model)
+        models = MODELS if config.model == "auto" else [config.model]  # which one it is only the data say
+        tables = ("", config.algorithm, config.dataset, *models)
         flat = config.flat().items()
         return {key: value for key, value in flat if key.rpartition(".")[0] in tables and key not in _NOT_COMPARED}
 

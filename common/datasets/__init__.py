@@ -7,6 +7,7 @@ from common.datasets.base import Dataset, DataSpec, TaskInfo
 from common.datasets.digits import Digits
 from common.datasets.gaussian import Gaussian
 from common.datasets.omniglot import Omniglot
+from common.datasets.own import Own
 from common.datasets.shakespeare import Shakespeare
 from common.datasets.sinusoid import Sinusoid
 from common.datasets.uji import Uji
@@ -17,6 +18,7 @@ DATASETS: dict[str, type[Dataset]] = {
     "digits": Digits,
     "gaussian": Gaussian,
     "omniglot": Omniglot,
+    "own": Own,
     "shakespeare": Shakespeare,
     "sinusoid": Sinusoid,
     "uji": Uji,

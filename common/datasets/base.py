@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -42,13 +43,15 @@ class TaskInfo:
 class DataSpec:
     """The shape of every example of a data set. `outputs`: number of classes, or of regression targets.
 
-    `tokens`: the inputs are no numbers but int64 ids of 0..outputs-1, as for predicting the next character.
+    `tokens`: the inputs are no numbers but int64 ids of 0..outputs-1, as for predicting the next character. `schema`: JSON of
+    what else all nodes must agree on, such as columns and class labels; "": nothing.
     """
 
     kind: Kind
     input_shape: tuple[int, ...]
     outputs: int
     tokens: bool = False
+    schema: str = ""
 
 
 class Dataset(ABC):
@@ -57,9 +60,11 @@ class Dataset(ABC):
     name: ClassVar[str]
     Options: ClassVar[type[Options]]
     model: ClassVar[str]
-    """The model that `model = "auto"` picks for this data set."""
+    """The model that `model = "auto"` picks for this data set; "auto": conv4 for images, else mlp."""
     inner_lr: ClassVar[float]
     """The inner learning rate that `inner-lr = 0` picks: a step size that suits the scale of the inputs and of the loss."""
+    left_out: Mapping[str, str] = MappingProxyType({})
+    """Names of tasks that cannot be used, each with the reason."""
 
     @abstractmethod
     def __init__(self, options: Any, data_dir: Path) -> None:

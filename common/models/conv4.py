@@ -14,6 +14,9 @@ from common.errors import ConfigError
 from common.models.base import Model
 from common.options import Options
 
+SMALLEST_SIDE = 8
+"""Pixels that an image must have, each way."""
+
 
 class Conv4Options(Options):
     filters: int = Field(64, ge=1, le=1024, description="channels of every block")
@@ -32,10 +35,10 @@ class Conv4(Model):
 
     @classmethod
     def build(cls, options: Conv4Options, input_shape: tuple[int, ...], outputs: int, tokens: int = 0) -> nn.Module:
-        if len(input_shape) != 3 or min(input_shape[1:]) < 8:
+        if len(input_shape) != 3 or min(input_shape[1:]) < SMALLEST_SIDE:
             raise ConfigError(
-                f'`model = "conv4"` needs images of shape (channels, height, width) of at least 8 x 8 pixels, got inputs of '
-                f'shape {input_shape}: choose `model = "mlp"`'
+                f'`model = "conv4"` needs images of shape (channels, height, width) of at least {SMALLEST_SIDE} x '
+                f'{SMALLEST_SIDE} pixels, got inputs of shape {input_shape}: choose `model = "mlp"`'
             )
         channels = input_shape[0]
         blocks: list[nn.Module] = []

@@ -73,7 +73,18 @@ def test_every_model_is_built_for_data_that_fit_it_and_refused_in_one_sentence_f
             build_algorithm(config, spec)
 
 
-@pytest.mark.parametrize("name", sorted(DATASETS))
+@pytest.mark.parametrize(
+    ("shape", "model"), [((1, 28, 28), "conv4"), ((3, 8, 9), "conv4"), ((1, 7, 28), "mlp"), ((5,), "mlp")], ids=str
+)
+def test_the_form_of_the_inputs_chooses_where_a_data_set_leaves_it_to_them(shape: tuple[int, ...], model: str) -> None:
+    spec = DataSpec("classification", shape, 3)
+    settings = {"dataset": "own", "own.path": "unused", "conv4.filters": 4}
+    chosen = build_algorithm(parse_run_config(settings).resolved(), spec).init()
+    asked = build_algorithm(parse_run_config({**settings, "model": model}).resolved(), spec).init()
+    assert {name: value.shape for name, value in chosen.items()} == {name: value.shape for name, value in asked.items()}
+
+
+@pytest.mark.parametrize("name", sorted(set(DATASETS) - {"own"}))
 def test_the_model_that_a_data_set_recommends_reads_its_kind_of_inputs(name: str) -> None:
     assert MODELS[DATASETS[name].model].tokens == (name == "shakespeare")
 

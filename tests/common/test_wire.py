@@ -88,9 +88,11 @@ def test_a_tensor_that_needs_a_gradient_or_is_not_contiguous_can_be_sent() -> No
     assert from_arrays(to_arrays({"w": value}))["w"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
-@given(SPECS, TASKS, st.dictionaries(NAMES, NAMES, max_size=3))
-def test_roll_call_comes_back(spec: DataSpec, tasks: list[TaskInfo], versions: dict[str, str]) -> None:
-    reply = RollCallReply(spec, tasks, versions)
+@given(SPECS, TASKS, st.dictionaries(NAMES, NAMES, max_size=3), st.dictionaries(NAMES, NAMES, max_size=3))
+def test_roll_call_comes_back(
+    spec: DataSpec, tasks: list[TaskInfo], versions: dict[str, str], left_out: dict[str, str]
+) -> None:
+    reply = RollCallReply(spec, tasks, versions, left_out=left_out)
     assert RollCallReply.from_records(sent(reply.to_records())) == reply
 
 

@@ -12,6 +12,7 @@ from server_app.live import SUMMARY, LogReader, result_lines, result_table
 LOG = """INFO :      Run directory: /tmp/r
 WARNING :   Since flwr 1.32, default simulated SuperNodes changed from 10 to 2.
 WARNING :   Node 7 does not take part: it is asleep
+WARNING :   1 task is left out: E (it has 1 row)
 INFO :      [ROUND 1/2]
 INFO :      	└──> Aggregated MetricRecord: {'loss': 1.5, 'tasks': 37}
 INFO :
@@ -42,6 +43,7 @@ def test_a_line_is_said_for_every_round_and_every_warning_of_ours() -> None:
     said = [text for line in LOG.splitlines() if (text := reader.read(line))]
     assert said == [
         "Node 7 does not take part: it is asleep",
+        "1 task is left out: E (it has 1 row)",
         "round 1/2   query loss 1.5000",
         "round 2/2   query loss 1.2500   validation accuracy 20.0 % -> 75.5 %",
     ]

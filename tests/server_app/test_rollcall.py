@@ -124,6 +124,18 @@ def test_too_few_usable_nodes_are_refused_with_the_reasons(kind: str) -> None:
     assert words in str(caught.value)
 
 
+def test_tasks_that_nodes_cannot_use_are_named_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    def node(hosted: list[TaskInfo], left_out: dict[str, str]) -> Fault:
+        reply = RollCallReply(SPEC, hosted, {}, left_out=left_out)
+        return lambda message, _: Message(reply.to_records(), reply_to=message)
+
+    few = {f"ward {i}": "it has 1\nrow" for i in range(7)}
+    call_roll(federation(node(tasks(20)[:10], few), node(tasks(20)[10:], few)), config())
+    (line,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    named = "; ".join(f"ward {i} (it has 1 row)" for i in range(5))
+    assert line == f"7 tasks are left out: {named} and 2 more"
+
+
 def test_the_form_of_data_with_the_most_tasks_wins() -> None:
     other = DataSpec("regression", (3,), 1)
     many, few = tasks(20)[:12], tasks(20)[12:]

@@ -1,0 +1,90 @@
+"""The `quickbloom-edge` command: what somebody with a device and a file of their own types."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from common.errors import ConfigError, QuickbloomError
+
+FAILED, WRONG_INPUT = 1, 2
+
+cli = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False)
+console = Console(stderr=True, highlight=False, emoji=False)
+
+
+@cli.callback()
+def _commands() -> None:
+    """A device's side of a federation.
+
+    Example: quickbloom-edge check-data hospitals.csv --task hospital --target outcome
+    """
+
+
+@cli.command()
+def check_data(
+    path: Annotated[str, typer.Argument(help="A file, a folder of images, or module:function.")],
+    task: Annotated[str, typer.Option(help="Column that says whose row it is.")] = "task",
+    target: Annotated[str, typer.Option(help="Column to predict.")] = "",
+) -> None:
+    """Say what a file holds and what is wrong with it; nothing connects. Exit code: 0 usable, 2 not.
+
+    Example: quickbloom-edge check-data hospitals.csv --task hospital --target outcome
+    """
+    from client_app.check_data import describe  # imports torch, which takes seconds
+
+    for line in describe(path, task, target):
+        print(line)
+
+
+@cli.command()
+def join(
+    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the SuperLink takes nodes.")],
+    secrets: Annotated[Path, typer.Option(help="Folder with ca.crt and node.key, from `quickbloom secrets`.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A node setting; repeat.")] = None,
+    port: Annotated[int, typer.Option(help="Port on loopback for the node's own processes.", min=1, max=65535)] = 9094,
+) -> None:
+    """Take part in a federation until stopped; finds the server again by itself. Exit code: 0 stopped, 1 failed, 2 wrong input.
+
+    Example: quickbloom-edge join --server fl.example.org:9092 --secrets node-1 --set data-dir=/data
+    """
+    from client_app.join import JoinError
+    from client_app.join import join as take_part
+
+    settings = {}
+    for assignment in set_ or []:
+        key, equals, value = assignment.partition("=")
+        if not (equals and key):
+            raise ConfigError(f"`--set` must be KEY=VALUE, got '{assignment}'")
+        settings[key] = value
+    try:
+        raise typer.Exit(take_part(server, secrets, settings, port, _say))
+    except JoinError as error:
+        _say_error(str(error))
+        raise typer.Exit(FAILED) from None
+    except KeyboardInterrupt:  # while it waits for the server
+        raise typer.Exit(0) from None
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False, soft_wrap=True)
+
+
+def _say_error(sentence: str) -> None:
+    console.print("error:", style="bold red", end=" ")
+    console.print(sentence, markup=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point: a mistake in the input ends in one sentence on stderr and exit code 2."""
+    try:
+        cli()
+    except QuickbloomError as error:
+        _say_error(str(error))
+        sys.exit(WRONG_INPUT)
+
+
+if __name__ == "__main__":
+    main()

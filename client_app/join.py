@@ -1,0 +1,181 @@
+"""A device takes part: check what can be checked, then run Flower's SuperNode until stopped.
+
+The SuperNode finds its server again by itself after a restart or a network loss. What it cannot do is start while its key is
+refused, which is also the case for a minute after a device lost power: the server still takes it for online. So a refused
+node tries again for a while.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from common.config import parse_node_config
+from common.errors import ConfigError, QuickbloomError
+
+Say = Callable[[str], None]
+
+PATIENCE = 150.0
+"""Seconds for which a refused key is tried again: two of the server's heartbeats and some more."""
+_REFUSED = "code: 2004"
+_QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+class JoinError(QuickbloomError):
+    """This device cannot take part; the text says why and what mends it."""
+
+
+def join(server: str, secrets: Path, settings: Mapping[str, str], port: int, say: Say) -> int:
+    """Take part in the federation at `server` (HOST:PORT) until stopped; returns the exit code. Raises JoinError.
+
+    `secrets`: a folder with ca.crt and node.key. `settings`: node settings by name. `port`: where the SuperNode serves its own
+    computations, on loopback.
+    """
+    host, colon, number = server.rpartition(":")
+    if not (colon and host and number.isdigit()):
+        raise ConfigError(f"`--server` must be HOST:PORT, such as fl.example.org:9092, got '{server}'")
+    config = node_settings(settings)
+    parse_node_config(config)
+    check_files(secrets)
+    wait_for(host, int(number), secrets / "ca.crt", say)
+    command = [_program("flower-supernode"), "--superlink", server, "--port", str(port)]
+    command += ["--root-certificates", str(secrets / "ca.crt"), "--auth-supernode-private-key", str(secrets / "node.key")]
+    if config:
+        command += ["--node-config", " ".join(f"{key}={_toml(value)}" for key, value in config.items())]
+    return _supervise(command, server, say)
+
+
+def node_settings(settings: Mapping[str, str]) -> dict[str, int | str]:
+    """{"partition-id": "1", "data-dir": "/data"} with whole numbers as numbers, as Flower's `--node-config` reads them."""
+    return {key: int(value) if value.lstrip("-").isdigit() else value for key, value in settings.items()}
+
+
+def check_files(secrets: Path) -> None:
+    """Raise JoinError unless `secrets` holds a CA certificate and the private key of a node that can be read."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+    for name in ("ca.crt", "node.key"):
+        try:
+            content = (secrets / name).read_bytes()
+        except OSError as error:
+            raise JoinError(
+                f"the file '{secrets / name}' cannot be read ({error.strerror}): copy this node's folder of `quickbloom secrets` here"
+            ) from None
+    try:
+        usable = isinstance(load_ssh_private_key(content, password=None), ec.EllipticCurvePrivateKey)
+    except Exception:  # cryptography raises several types for damaged keys
+        usable = False
+    if not usable:
+        raise JoinError(
+            f"'{secrets / 'node.key'}' must be an elliptic-curve private key in OpenSSH's format without a passphrase: "
+            "take the one that `quickbloom secrets` made"
+        )
+    try:
+        ssl.create_default_context(cafile=str(secrets / "ca.crt"))
+    except ssl.SSLError:
+        raise JoinError(
+            f"'{secrets / 'ca.crt'}' is no certificate (PEM): take the one that `quickbloom secrets` made"
+        ) from None
+
+
+def wait_for(host: str, port: int, ca: Path, say: Say, pause: float = 3.0) -> None:
+    """Return once `host` answers with a certificate that `ca` vouches for. Raises JoinError where it answers with another."""
+    context = ssl.create_default_context(cafile=str(ca))
+    context.set_alpn_protocols(["h2"])
+    told = False
+    while True:
+        try:
+            with socket.create_connection((host, port), timeout=10) as raw, context.wrap_socket(raw, server_hostname=host):
+                return
+        except ssl.SSLCertVerificationError as error:
+            raise JoinError(_distrust(f"{host}:{port}", error, ca)) from None
+        except ssl.SSLError as error:
+            raise JoinError(
+                f"{host}:{port} does not speak TLS ({error.reason}): is this the port for nodes of a SuperLink?"
+            ) from None
+        except OSError as error:
+            if not told:
+                say(f"waiting for {host}:{port} ({error.strerror or error})")
+                told = True
+            time.sleep(pause)
+
+
+def _distrust(server: str, error: ssl.SSLCertVerificationError, ca: Path) -> str:
+    reason = error.verify_message
+    if "expired" in reason:
+        return f"the certificate of {server} has expired: renew it there with `quickbloom secrets --renew-server`"
+    if "not yet valid" in reason:
+        return f"the certificate of {server} is not valid yet: set this device's clock"
+    if "match" in reason:  # hostname mismatch, IP address mismatch
+        return f"the certificate of {server} is for other names: renew it there with `quickbloom secrets --renew-server --host NAME`"
+    return f"the certificate of {server} was not made by the CA in '{ca}' ({reason}): copy this federation's ca.crt here"
+
+
+def _supervise(command: list[str], server: str, say: Say) -> int:
+    """Run the SuperNode and show its log; start it again while the server refuses its key, for PATIENCE seconds."""
+    refused_since: float | None = None
+    while True:
+        started = time.monotonic()
+        refused, code = _run(command, say)
+        if not refused:
+            return code
+        if refused_since is None or time.monotonic() - started > PATIENCE:
+            refused_since = started
+            say(
+                f"{server} refuses this node's key: it is not registered (`quickbloom secrets --register`), or it is in use by "
+                f"another node, or this one's last connection has not lapsed; trying again for {PATIENCE:.0f} s"
+            )
+        if time.monotonic() - refused_since > PATIENCE:
+            raise JoinError(
+                f"{server} refuses this node's key: register it with `quickbloom secrets --register`, or stop the node that uses it"
+            )
+        time.sleep(5)
+
+
+def _run(command: list[str], say: Say) -> tuple[bool, int]:
+    """(whether the server refused the key, exit code) of one SuperNode, which gets the signals that end this process."""
+    child = subprocess.Popen(
+        command, env={**os.environ, **_QUIET}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    stopped = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal stopped
+        stopped = True
+        child.send_signal(signal.SIGTERM)  # the SuperNode then says goodbye to its server
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    refused = False
+    try:
+        assert child.stdout is not None
+        for line in child.stdout:
+            refused |= _REFUSED in line
+            if not refused:  # what follows is Flower's own account of the refusal, which `say` gives in one sentence
+                print(line, end="", flush=True)
+        code = child.wait()
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return refused and not stopped, 0 if stopped else code
+
+
+def _program(name: str) -> str:
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if found is None:
+        raise JoinError(f"the command `{name}` is not on the PATH: install Flower with pip install flwr")
+    return found
+
+
+def _toml(value: int | str) -> str:
+    return str(value) if isinstance(value, int) else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,238 @@
+"""Reading a user's own file into named columns: .npz, .csv, .parquet, .jsonl, a folder of images, or "module:function".
+
+Reading is pyarrow's, pillow's and NumPy's; what stands here are the limits. Nothing is unpickled, and sizes that a header
+claims are checked before memory is taken. Whatever is wrong with a file raises DataError, never anything else.
+"""
+
+import zipfile
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from math import prod
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from common.errors import DataError, QuickbloomError, in_one_line
+
+Array = np.ndarray[Any, Any]
+Table = dict[str, Array]
+"""Columns of equal length: float64 (missing: NaN) or objects (text; missing: None). `pixels`: [rows, channels, side, side]."""
+
+LIMIT = 2 * 2**30
+"""Bytes that a file may have, or claim to have once it is unpacked."""
+PIXELS = "pixels"
+_MOST_PIXELS = 50_000_000
+_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+_MISSING = {"", "na", "n/a", "nan", "-nan", "null", "none", "#n/a", "#na"}
+"""How files spell a missing value, in small letters."""
+_BLOCK = 2**31 - 1
+
+
+def read_table(path: str, image_side: int = 28) -> Table:
+    """The columns of `path`. Images become grey [1, side, side] in 0..1, with the columns `class` and `task`."""
+    try:
+        table = _read(path, image_side)
+    except QuickbloomError:
+        raise
+    except Exception as error:  # readers of damaged files raise a dozen types, MemoryError among them
+        raise DataError(f"the data '{path}' cannot be read ({in_one_line(error)}): check the file, or write it anew") from error
+    lengths = {name: len(column) for name, column in table.items()}
+    if not lengths or max(lengths.values()) == 0:
+        raise DataError(f"the data '{path}' hold no rows: at least one task with a few examples is needed")
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"the columns of '{path}' must have the same number of rows, got {lengths}")
+    return table
+
+
+def _read(path: str, image_side: int) -> Table:
+    file = Path(path).expanduser()
+    if not file.exists():
+        if ":" in path:
+            return _from_function(path)
+        raise DataError(f"the data '{path}' do not exist: name a file, a folder of images, or module:function")
+    if file.is_dir():
+        return _images(file, image_side)
+    readers: dict[str, Callable[[Path], Table]] = {".npz": _npz, ".csv": _csv, ".parquet": _parquet, ".jsonl": _jsonl}
+    reader = readers.get(file.suffix.lower())
+    if reader is None:
+        raise DataError(f"the data '{path}' must end in {', '.join(readers)}, be a folder of images, or module:function")
+    size = file.stat().st_size
+    if size == 0:
+        raise DataError(f"the data file '{path}' is empty: write it anew")
+    _check_size(path, size)
+    return reader(file)
+
+
+def _check_size(path: object, claimed: int) -> None:
+    if claimed > LIMIT:
+        raise DataError(
+            f"the data '{path}' claim {claimed / 1e9:.1f} GB, at most {LIMIT / 1e9:.1f} GB are read: split or thin them out"
+        )
+
+
+def _npz(path: Path) -> Table:
+    columns: Table = {}
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        for member in members:
+            name = PurePosixPath(member.filename.replace("\\", "/"))
+            if name.is_absolute() or ".." in name.parts or len(name.parts) != 1:
+                raise DataError(f"the archive '{path}' holds the path '{member.filename}' outside of itself: write it anew")
+        _check_size(path, sum(member.file_size for member in members))
+        for member in members:
+            # The header first: it is what NumPy would take memory by.
+            with archive.open(member) as stream:
+                version = np.lib.format.read_magic(stream)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(stream)
+            if dtype.hasobject:
+                raise DataError(
+                    f"the array `{member.filename}` in '{path}' holds pickled objects, which are never loaded: save numbers or "
+                    "fixed-width text"
+                )
+            _check_size(path, prod(shape) * dtype.itemsize)
+            if prod(shape) * dtype.itemsize > member.file_size:
+                raise DataError(f"the array `{member.filename}` in '{path}' claims more than the file holds: write it anew")
+            with archive.open(member) as stream:
+                array = np.lib.format.read_array(stream, allow_pickle=False)
+            columns |= _columns(member.filename.removesuffix(".npy"), array)
+    return columns
+
+
+def _columns(name: str, array: Array) -> Table:
+    """One column for [rows], one for each number of [rows, n] (`x_0`, `x_1`, ..), pixels for [rows, channels, side, side]."""
+    if array.ndim == 0:
+        raise DataError(f"the array `{name}` must have a row for each example, got a single value")
+    if array.ndim in (3, 4):
+        return {PIXELS: (array[:, None] if array.ndim == 3 else array).astype(np.float64)}
+    if array.ndim == 2:
+        return {f"{name}_{i}": _column(array[:, i]) for i in range(array.shape[1])}
+    if array.ndim > 4:
+        raise DataError(f"the array `{name}` must have at most 4 axes, got {array.ndim}")
+    return {name: _column(array)}
+
+
+def _column(array: Array) -> Array:
+    if array.dtype.kind in "biuf":
+        return array.astype(np.float64)
+    if array.dtype.kind not in "UO":
+        raise DataError(f"a column must hold numbers or text, got {array.dtype}")
+    return np.array([None if _is_missing(value) else str(value) for value in array], dtype=object)
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or str(value).strip().lower() in _MISSING
+
+
+def as_numbers(name: str, column: Array, advice: str) -> Array:
+    """A text column as float64 [rows] where all its values are numbers, as it came where most are words.
+
+    Where at least half are numbers, a word is taken for a mistake: DataError with its row and `advice` on how to mend it.
+    """
+    if column.dtype != object:
+        return column
+    numbers = np.array([np.nan if value is None else _number_in(value) for value in column], dtype=np.float64)
+    words = [row for row, value in enumerate(column) if value is not None and np.isnan(numbers[row])]
+    known = sum(value is not None for value in column)
+    if 2 * (known - len(words)) < known or not known:
+        return column
+    if words:
+        raise DataError(
+            f"the column `{name}` holds numbers, but row {words[0] + 1} (without the header) holds the text "
+            f"'{column[words[0]][:80]}': put a number there, leave it empty, or {advice}"
+        )
+    return numbers
+
+
+def _number_in(text: str) -> float:
+    """NaN for a word."""
+    try:
+        return float("nan" if "_" in text else text)
+    except ValueError:
+        return float("nan")
+
+
+def _csv(path: Path) -> Table:
+    csv = _needs("pyarrow.csv")
+    # In one block: the type of a column is guessed from the first block alone, and must be that of all its rows.
+    reading = csv.ReadOptions(block_size=min(_BLOCK, path.stat().st_size + 1))
+    return _from_arrow(csv.read_csv(path, reading, convert_options=csv.ConvertOptions(strings_can_be_null=True)))
+
+
+def _jsonl(path: Path) -> Table:
+    json = _needs("pyarrow.json")
+    return _from_arrow(json.read_json(path, json.ReadOptions(block_size=min(_BLOCK, path.stat().st_size + 1))))
+
+
+def _parquet(path: Path) -> Table:
+    with path.open("rb") as stream:
+        file = _needs("pyarrow.parquet").ParquetFile(stream)
+        facts = file.metadata
+        _check_size(path, sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups)))
+        _check_size(path, 8 * facts.num_rows * facts.num_columns)
+        return _from_arrow(file.read())
+
+
+def _from_arrow(table: Any) -> Table:
+    columns: Table = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if name in columns:
+            raise DataError(f"the column `{name}` stands twice in the data: rename one")
+        kind = str(column.type)
+        if kind.startswith(("int", "uint", "float", "double", "bool", "null", "halffloat")):
+            values = [np.nan if value is None else float(value) for value in column.to_pylist()]
+            columns[name] = np.array(values, dtype=np.float64)
+        elif kind.startswith(("list", "struct", "map", "binary")):
+            raise DataError(
+                f"the column `{name}` must hold numbers or text, got {kind}: leave it out or spread it over columns"
+            )
+        else:
+            columns[name] = _column(np.array(column.to_pylist(), dtype=object))
+    return columns
+
+
+def _images(folder: Path, side: int) -> Table:
+    """folder/TASK/CLASS/image, or folder/CLASS/image for a single task `all`."""
+    image_module = _needs("PIL.Image")
+    pixels, classes, tasks = [], [], []
+    for file in sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGES and path.is_file()):
+        parts = file.relative_to(folder).parts
+        if len(parts) not in (2, 3):
+            raise DataError(f"the image '{file}' must lie in '{folder}' as CLASS/image or as TASK/CLASS/image")
+        try:
+            with image_module.open(file) as image:
+                if prod(image.size) > _MOST_PIXELS:
+                    raise DataError(f"the image '{file}' claims {prod(image.size)} pixels, at most {_MOST_PIXELS} are read")
+                pixels.append(np.asarray(image.convert("L").resize((side, side)), dtype=np.float64)[None] / 255)
+        except DataError:
+            raise
+        except Exception as error:  # pillow raises a dozen types for damaged images
+            raise DataError(f"the image '{file}' cannot be read ({in_one_line(error)}): remove or replace it") from error
+        classes.append(parts[-2])
+        tasks.append(parts[0] if len(parts) == 3 else "all")
+    if not pixels:
+        raise DataError(f"the folder '{folder}' holds no images as CLASS/image or TASK/CLASS/image")
+    return {PIXELS: np.stack(pixels), "class": np.array(classes, object), "task": np.array(tasks, object)}
+
+
+def _from_function(name: str) -> Table:
+    module, _, attribute = name.partition(":")
+    found: object = getattr(import_module(module), attribute)
+    returned = found() if callable(found) else None
+    if not isinstance(returned, Mapping):
+        raise DataError(f"the data '{name}' must name a function without arguments that returns a dictionary of arrays")
+    columns: Table = {}
+    for key, value in returned.items():
+        columns |= _columns(str(key), np.asarray(value))
+    return columns
+
+
+def _needs(module: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = {"PIL": "pillow"}.get(module.split(".")[0], "pyarrow")
+        raise DataError(
+            f"this kind of data needs {package}, which is not installed: run pip install 'quickbloom[datasets]', or use .npz"
+        ) from error

@@ -1,0 +1,100 @@
+"""The server's two processes: Flower's SuperLink and SuperExec, with what can be wrong said before they start.
+
+Both become Flower's own program (exec), so that signals and the exit code are its own.
+"""
+
+import os
+import socket
+import tempfile
+from pathlib import Path
+from typing import NoReturn
+
+from common.errors import ConfigError, QuickbloomError
+from server_app.certificates import check_certificate, load_certificate
+from server_app.launch import environment, script
+
+
+class ServeError(QuickbloomError):
+    """The server cannot start as it was asked to; the text says why."""
+
+
+def superlink(secrets: Path, state: Path, host: str, port: int, fleet_host: str, fleet_port: int) -> NoReturn:
+    """Become a SuperLink with TLS, authenticated nodes and its database in `state`, ServerApps in a SuperExec elsewhere.
+
+    `secrets`: the folder `superlink/` of `quickbloom secrets`. `host`, `port`: whoever reaches them can start runs.
+    `fleet_host`, `fleet_port`: where nodes connect. Raises ServeError with one sentence.
+    """
+    files = {name: secrets / name for name in ("ca.crt", "server.crt", "server.key", "superexec.secret")}
+    if reason := check_certificate(files["server.crt"], files["ca.crt"], files["server.key"]):
+        raise ServeError(reason)
+    _readable(files["superexec.secret"])
+    _writable(state)
+    for address in ((host, port), (fleet_host, fleet_port)):
+        _free(*address)
+    _become(
+        "flower-superlink",
+        *("--host", host, "--port", str(port), "--fleet-api-address", f"{fleet_host}:{fleet_port}"),
+        *("--ssl-ca-certfile", files["ca.crt"], "--ssl-certfile", files["server.crt"], "--ssl-keyfile", files["server.key"]),
+        *("--enable-supernode-auth", "--database", state / "superlink.db", "--isolation", "process"),
+        *("--superexec-auth-secret-file", files["superexec.secret"], "--disable-runtime-dependency-installation"),
+    )
+
+
+def superexec(secrets: Path, address: str, runs: Path) -> NoReturn:
+    """Become a SuperExec, which runs the ServerApps of the SuperLink at `address` (HOST:PORT) in processes of its own.
+
+    `secrets`: the folder `superexec/` of `quickbloom secrets`. `runs`: where run directories go. Raises ServeError.
+    """
+    _readable(secrets / "ca.crt")
+    load_certificate(secrets / "ca.crt")
+    _readable(secrets / "superexec.secret")
+    _writable(runs)
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isdigit()):
+        raise ConfigError(f"`--superlink` must be HOST:PORT, such as superlink:8000, got '{address}'")
+    _become(
+        "flower-superexec",
+        *("--runtime-api-address", address, "--root-certificates", secrets / "ca.crt"),
+        *("--superexec-auth-secret-file", secrets / "superexec.secret"),
+    )
+
+
+def _become(name: str, *arguments: str | Path) -> NoReturn:
+    program = script(name)
+    os.execve(program, [program, *map(str, arguments)], environment())  # noqa: S606 - no shell is wanted
+
+
+def _readable(path: Path) -> None:
+    try:
+        path.read_bytes()
+    except FileNotFoundError:
+        raise ServeError(f"the file '{path}' is missing: make it with `quickbloom secrets`, or copy it here") from None
+    except OSError as error:
+        raise ServeError(
+            f"the file '{path}' cannot be read ({error.strerror}): it must be one that this user may read"
+        ) from None
+
+
+def _writable(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ServeError(
+            f"the directory '{directory}' must be one that user {os.getuid()} can write ({error.strerror}): "
+            "give it to that user, or mount it writable"
+        ) from None
+
+
+def _free(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ServeError(
+            f"cannot listen on {host}:{port} ({error.strerror}): choose another host or port, or free it"
+        ) from None

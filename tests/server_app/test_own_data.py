@@ -1,0 +1,132 @@
+"""A user's own data in whole runs: one file on the command line, or a file on every node."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from common.config import RunConfig, parse_run_config
+from common.errors import ConfigError
+from server_app import cli
+from server_app.app import run_federation
+from server_app.inline import InlineGrid
+from server_app.rollcall import call_roll
+
+SMALL = ["--in-process", "--no-report", "--json", "--set", "evaluate-every=0", "--set", "mlp.hidden=16"]
+
+
+def hospital(name: str, sign: float, rng: np.random.Generator, task: str = "hospital", target: str = "outcome") -> str:
+    """80 rows of a hospital whose outcome hangs on its own `sign` of the marker; every tenth age is missing."""
+    lines = [f"{task},age,marker,{target}"]
+    for row in range(80):
+        marker = rng.normal()
+        age = "" if row % 10 == 0 else f"{rng.normal(60, 10):.1f}"
+        lines.append(f"{name},{age},{marker * (1 + len(name)):.4f},{'ill' if sign * marker > 0 else 'well'}")
+    return "\n".join(lines)
+
+
+def hospitals(path: Path) -> Path:
+    """Two of four flip the marker; E has one row."""
+    rng = np.random.default_rng(0)
+    files = [hospital(name, sign, rng).split("\n") for name, sign in (("A", 1), ("B", -1), ("C", 1), ("D", -1))]
+    path.write_text("\n".join([files[0][0], *(line for file in files for line in file[1:]), "E,50,0.1,ill"]))
+    return path
+
+
+def run(*arguments: str) -> tuple[dict[str, Any], str]:
+    """(summary, what a person reads) of `quickbloom run`."""
+    result = CliRunner().invoke(cli.cli, ["run", *SMALL, *arguments])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout), result.stderr
+
+
+def test_hospitals_with_missing_values_are_personalised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--data", str(hospitals(tmp_path / "h.csv")), "--task", "hospital", "--target", "outcome"]
+    left = ["--set", "own.leave-out=D", "--rounds", "20", "--output", str(tmp_path / "run")]
+    summary, said = run(*data, *left)
+    accuracy = summary["test"]["accuracy"]["mean"]
+    # One of the others chooses the rate.
+    assert summary["tasks"] == {"train": 2, "validation": 1, "test": 1}
+    # One model for all cannot know which way the marker of D points; 32 examples of D tell.
+    assert accuracy[-1] > 0.75 > accuracy[0]
+    assert "1 task is left out: E (it has 1 row with a target" in " ".join((said + capsys.readouterr().err).split())
+    rows = (tmp_path / "run" / "per_task.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows if ",test," in row] == ["D"]
+
+
+def test_forty_patients_with_a_number_to_predict(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = ["patient,x,y"]
+    for patient in range(40):
+        for x in rng.normal(size=20):
+            # Every other patient reacts the other way round.
+            rows.append(f"P{patient:02d},{x:.4f},{(-1) ** patient * 3 * x + patient + 0.1 * rng.normal():.4f}")
+    (tmp_path / "p.csv").write_text("\n".join(rows))
+    summary, _ = run(
+        "--data",
+        str(tmp_path / "p.csv"),
+        "--task",
+        "patient",
+        "--target",
+        "y",
+        "--rounds",
+        "20",
+        "--output",
+        str(tmp_path / "run"),
+    )
+    mse = summary["test"]["mse"]["mean"]
+    assert summary["tasks"] == {"train": 26, "validation": 6, "test": 8}
+    # The target is standardised: 1 is what a constant reaches.
+    assert mse[summary["chosen"]["adapt_steps"]] < 0.3 < mse[0]
+
+
+def federation(first: str, second: str, **more: Any) -> tuple[InlineGrid, RunConfig]:
+    """Two nodes with these files, which name their columns in their own way."""
+    config = parse_run_config({"dataset": "own", "min-nodes": 2, "node-deadline": 1.0, "test-tasks": 1, **more})
+    nodes = {
+        0: {"data-path": first, "task-column": "hospital", "target-column": "outcome"},
+        1: {"data-path": second, "task-column": "ward", "target-column": "outcome"},
+    }
+    return InlineGrid(2, config.flat(), nodes), config
+
+
+def two_files(tmp_path: Path) -> tuple[str, str]:
+    rng = np.random.default_rng(0)
+    (tmp_path / "a.csv").write_text(hospital("A", 1, rng))
+    (tmp_path / "b.csv").write_text(hospital("B", -1, rng, task="ward"))
+    return str(tmp_path / "a.csv"), str(tmp_path / "b.csv")
+
+
+def test_nodes_have_files_and_columns_of_their_own(tmp_path: Path) -> None:
+    more: dict[str, Any] = {"rounds": 2, "validation-tasks": 0, "output-dir": str(tmp_path / "run"), "mlp.hidden": "8"}
+    grid, config = federation(*two_files(tmp_path), **more)
+    assert call_roll(grid, config).homes == {"A": 100, "B": 101}
+    assert run_federation(grid, config)["tasks"] == {"train": 1, "validation": 0, "test": 1}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [("ill", "dead", '"classes": ["dead", "well"]'), ("marker", "crp", '["crp", "number"]')],
+    ids=["classes", "columns"],
+)
+def test_a_node_with_other_columns_or_classes_is_refused_in_one_sentence(
+    tmp_path: Path, old: str, new: str, words: str
+) -> None:
+    first, second = two_files(tmp_path)
+    Path(second).write_text(Path(second).read_text().replace(old, new))
+    grid, config = federation(first, second)
+    with pytest.raises(ConfigError) as caught:
+        call_roll(grid, config)
+    assert words in str(caught.value)
+    assert "1 x its columns or classes are " in str(caught.value)
+    assert "set `own.classes` and `own.features`, or rename columns" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_node_keys_of_own_data_are_refused_for_other_data_sets() -> None:
+    config = parse_run_config({"min-nodes": 1, "node-deadline": 1.0})
+    with pytest.raises(ConfigError, match='`data-path`, `task-column` and `target-column` need `dataset = "own"`'):
+        call_roll(InlineGrid(1, config.flat(), {0: {"data-path": "/x.csv"}}), config)
