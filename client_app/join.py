@@ -66,7 +66,8 @@ def check_files(secrets: Path) -> None:
             content = (secrets / name).read_bytes()
         except OSError as error:
             raise JoinError(
-                f"the file '{secrets / name}' cannot be read ({error.strerror}): copy this node's folder of `quickbloom secrets` here"
+                f"the file '{secrets / name}' cannot be read ({error.strerror}): "
+                "copy this node's folder of `quickbloom secrets` here"
             ) from None
     try:
         usable = isinstance(load_ssh_private_key(content, password=None), ec.EllipticCurvePrivateKey)
@@ -114,7 +115,8 @@ def _distrust(server: str, error: ssl.SSLCertVerificationError, ca: Path) -> str
     if "not yet valid" in reason:
         return f"the certificate of {server} is not valid yet: set this device's clock"
     if "match" in reason:  # hostname mismatch, IP address mismatch
-        return f"the certificate of {server} is for other names: renew it there with `quickbloom secrets --renew-server --host NAME`"
+        mend = "renew it there with `quickbloom secrets --renew-server --host NAME`"
+        return f"the certificate of {server} is for other names: {mend}"
     return f"the certificate of {server} was not made by the CA in '{ca}' ({reason}): copy this federation's ca.crt here"
 
 
@@ -134,7 +136,8 @@ def _supervise(command: list[str], server: str, say: Say) -> int:
             )
         if time.monotonic() - refused_since > PATIENCE:
             raise JoinError(
-                f"{server} refuses this node's key: register it with `quickbloom secrets --register`, or stop the node that uses it"
+                f"{server} refuses this node's key: register it with `quickbloom secrets --register`, "
+                "or stop the node that uses it"
             )
         time.sleep(5)
 

@@ -193,7 +193,7 @@ def superlink(
     state: Annotated[Path, typer.Option(help="Directory of the SuperLink's database.")],
     host: Annotated[str, typer.Option(help="Where runs are started; whoever reaches it can start one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The same, its port.", min=1, max=65535)] = 8000,
-    fleet_host: Annotated[str, typer.Option(help="Where nodes connect.")] = "0.0.0.0",  # noqa: S104 - nodes come from outside
+    fleet_host: Annotated[str, typer.Option(help="Where nodes connect.")] = "0.0.0.0",
     fleet_port: Annotated[int, typer.Option(help="The same, its port.", min=1, max=65535)] = 9092,
 ) -> None:
     """Run a SuperLink with TLS and authenticated nodes, whose runs survive its restart; it needs a `superexec` beside it.

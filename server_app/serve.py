@@ -61,7 +61,7 @@ def superexec(secrets: Path, address: str, runs: Path) -> NoReturn:
 
 def _become(name: str, *arguments: str | Path) -> NoReturn:
     program = script(name)
-    os.execve(program, [program, *map(str, arguments)], environment())  # noqa: S606 - no shell is wanted
+    os.execve(program, [program, *map(str, arguments)], environment())
 
 
 def _readable(path: Path) -> None:
