@@ -45,6 +45,7 @@ def join(
     secrets: Annotated[Path, typer.Option(help="Folder with ca.crt and node.key, from `quickbloom secrets`.")],
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A node setting; repeat.")] = None,
     port: Annotated[int, typer.Option(help="Port on loopback for the node's own processes.", min=1, max=65535)] = 9094,
+    poll: Annotated[float, typer.Option(help="Seconds, at most, between two looks for work.", min=0.05, max=60)] = 3.0,
 ) -> None:
     """Take part in a federation until stopped; finds the server again by itself. Exit code: 0 stopped, 1 failed, 2 wrong input.
 
@@ -60,7 +61,7 @@ def join(
             raise ConfigError(f"`--set` must be KEY=VALUE, got '{assignment}'")
         settings[key] = value
     try:
-        raise typer.Exit(take_part(server, secrets, settings, port, _say))
+        raise typer.Exit(take_part(server, secrets, settings, port, _say, poll))
     except JoinError as error:
         _say_error(str(error))
         raise typer.Exit(FAILED) from None

@@ -6,16 +6,15 @@ node tries again for a while.
 """
 
 import os
-import shutil
 import signal
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from common import warm
 from common.config import parse_node_config
 from common.errors import ConfigError, QuickbloomError
 
@@ -31,11 +30,11 @@ class JoinError(QuickbloomError):
     """This device cannot take part; the text says why and what mends it."""
 
 
-def join(server: str, secrets: Path, settings: Mapping[str, str], port: int, say: Say) -> int:
+def join(server: str, secrets: Path, settings: Mapping[str, str], port: int, say: Say, poll: float = warm.LONGEST) -> int:
     """Take part in the federation at `server` (HOST:PORT) until stopped; returns the exit code. Raises JoinError.
 
     `secrets`: a folder with ca.crt and node.key. `settings`: node settings by name. `port`: where the SuperNode serves its own
-    computations, on loopback.
+    computations, on loopback. `poll`: seconds, at most, between two looks for work.
     """
     host, colon, number = server.rpartition(":")
     if not (colon and host and number.isdigit()):
@@ -44,11 +43,11 @@ def join(server: str, secrets: Path, settings: Mapping[str, str], port: int, say
     parse_node_config(config)
     check_files(secrets)
     wait_for(host, int(number), secrets / "ca.crt", say)
-    command = [_program("flower-supernode"), "--superlink", server, "--port", str(port)]
+    command = warm.command("flower-supernode", "--superlink", server, "--port", str(port))
     command += ["--root-certificates", str(secrets / "ca.crt"), "--auth-supernode-private-key", str(secrets / "node.key")]
     if config:
         command += ["--node-config", " ".join(f"{key}={_toml(value)}" for key, value in config.items())]
-    return _supervise(command, server, say)
+    return _supervise(command, {**_QUIET, warm.POLL: str(poll)}, server, say)
 
 
 def node_settings(settings: Mapping[str, str]) -> dict[str, int | str]:
@@ -120,12 +119,12 @@ def _distrust(server: str, error: ssl.SSLCertVerificationError, ca: Path) -> str
     return f"the certificate of {server} was not made by the CA in '{ca}' ({reason}): copy this federation's ca.crt here"
 
 
-def _supervise(command: list[str], server: str, say: Say) -> int:
+def _supervise(command: list[str], environment: Mapping[str, str], server: str, say: Say) -> int:
     """Run the SuperNode and show its log; start it again while the server refuses its key, for PATIENCE seconds."""
     refused_since: float | None = None
     while True:
         started = time.monotonic()
-        refused, code = _run(command, say)
+        refused, code = _run(command, environment, say)
         if not refused:
             return code
         if refused_since is None or time.monotonic() - started > PATIENCE:
@@ -142,11 +141,10 @@ def _supervise(command: list[str], server: str, say: Say) -> int:
         time.sleep(5)
 
 
-def _run(command: list[str], say: Say) -> tuple[bool, int]:
+def _run(command: list[str], environment: Mapping[str, str], say: Say) -> tuple[bool, int]:
     """(whether the server refused the key, exit code) of one SuperNode, which gets the signals that end this process."""
-    child = subprocess.Popen(
-        command, env={**os.environ, **_QUIET}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    )
+    env = {**os.environ, **environment}
+    child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     stopped = False
 
     def stop(number: int, frame: object) -> None:
@@ -170,14 +168,6 @@ def _run(command: list[str], say: Say) -> tuple[bool, int]:
         for number, handler in before.items():
             signal.signal(number, handler)
     return refused and not stopped, 0 if stopped else code
-
-
-def _program(name: str) -> str:
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.is_file() else shutil.which(name)
-    if found is None:
-        raise JoinError(f"the command `{name}` is not on the PATH: install Flower with pip install flwr")
-    return found
 
 
 def _toml(value: int | str) -> str:

@@ -6,9 +6,11 @@ Both become Flower's own program (exec), so that signals and the exit code are i
 import os
 import socket
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from common import warm
 from common.errors import ConfigError, QuickbloomError
 from server_app.certificates import check_certificate, load_certificate
 from server_app.launch import environment, script
@@ -31,13 +33,13 @@ def superlink(secrets: Path, state: Path, host: str, port: int, fleet_host: str,
     _writable(state)
     for address in ((host, port), (fleet_host, fleet_port)):
         _free(*address)
-    _become(
-        "flower-superlink",
+    arguments: list[str | Path] = [
         *("--host", host, "--port", str(port), "--fleet-api-address", f"{fleet_host}:{fleet_port}"),
         *("--ssl-ca-certfile", files["ca.crt"], "--ssl-certfile", files["server.crt"], "--ssl-keyfile", files["server.key"]),
         *("--enable-supernode-auth", "--database", state / "superlink.db", "--isolation", "process"),
         *("--superexec-auth-secret-file", files["superexec.secret"], "--disable-runtime-dependency-installation"),
-    )
+    ]
+    _become([script("flower-superlink"), *map(str, arguments)])
 
 
 def superexec(secrets: Path, address: str, runs: Path) -> NoReturn:
@@ -52,16 +54,13 @@ def superexec(secrets: Path, address: str, runs: Path) -> NoReturn:
     host, colon, port = address.rpartition(":")
     if not (colon and host and port.isdigit()):
         raise ConfigError(f"`--superlink` must be HOST:PORT, such as superlink:8000, got '{address}'")
-    _become(
-        "flower-superexec",
-        *("--runtime-api-address", address, "--root-certificates", secrets / "ca.crt"),
-        *("--superexec-auth-secret-file", secrets / "superexec.secret"),
-    )
+    arguments = ["--runtime-api-address", address, "--root-certificates", str(secrets / "ca.crt")]
+    arguments += ["--superexec-auth-secret-file", str(secrets / "superexec.secret")]
+    _become(warm.command("flower-superexec", *arguments))
 
 
-def _become(name: str, *arguments: str | Path) -> NoReturn:
-    program = script(name)
-    os.execve(program, [program, *map(str, arguments)], environment())
+def _become(command: Sequence[str]) -> NoReturn:
+    os.execve(command[0], list(command), environment())
 
 
 def _readable(path: Path) -> None:

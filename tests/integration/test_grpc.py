@@ -1,4 +1,7 @@
-"""A real SuperLink and two real SuperNodes on loopback: the learning curve over gRPC equals the simulation's."""
+"""A real SuperLink and two real SuperNodes on loopback: the learning curve over gRPC equals the simulation's.
+
+One node is as Flower starts it, the other has warm workers.
+"""
 
 import json
 import os
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 from real_processes import SCRIPTS, curve, numbers, process, quickbloom
 
+from common import warm
 from server_app.history import read_history
 from server_app.launch import environment, free_port, healthy
 from server_app.processes import processes_with
@@ -28,11 +32,23 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (home / "config.toml").write_text(f'[superlink.loopback]\naddress = "127.0.0.1:{http}"\ninsecure = true\n')
     link: list[str | Path] = [SCRIPTS / "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(http)]
     link += ["--fleet-api-address", f"127.0.0.1:{fleet}", "--disable-runtime-dependency-installation"]
-    node: list[str | Path] = [SCRIPTS / "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{fleet}", "--port"]
+    node = ["--insecure", "--superlink", f"127.0.0.1:{fleet}", "--port"]
     with process(*link, env=env, log=home / "superlink.log"):
         _wait_for(http)
-        first = [*node, str(free_port()), "--node-config", "partition-id=0 num-partitions=2"]
-        second = [*node, str(free_port()), "--node-config", "partition-id=1 num-partitions=2"]
+        first: list[str | Path] = [
+            SCRIPTS / "flower-supernode",
+            *node,
+            str(free_port()),
+            "--node-config",
+            "partition-id=0 num-partitions=2",
+        ]
+        second = [
+            *warm.command("flower-supernode"),
+            *node,
+            str(free_port()),
+            "--node-config",
+            "partition-id=1 num-partitions=2",
+        ]
         with process(*first, env=env, log=home / "node0.log"), process(*second, env=env, log=home / "node1.log"):
             yield home
 
@@ -45,6 +61,7 @@ def test_the_curve_over_grpc_equals_the_simulation(federation: Path, tmp_path: P
     simulated = quickbloom(*arguments, "--output", "simulated", cwd=tmp_path)
     assert simulated.returncode == 0, simulated.stderr
     assert numbers(curve(tmp_path / "real")) == pytest.approx(numbers(curve(tmp_path / "simulated")), abs=1e-5)
+    assert "new Python process" not in (federation / "node1.log").read_text()
     results = [json.loads(done.stdout)["test"] for done in (real, simulated)]
     assert numbers(results[0]) == pytest.approx(numbers(results[1]), abs=1e-5)
 

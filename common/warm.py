@@ -1,0 +1,164 @@
+"""Flower's SuperNode and SuperExec with warm workers and short polls.
+
+Flower starts a new Python process for every message, which costs seconds of CPU for the imports alone, and polls every 1 to 3
+seconds. Here each of these processes is forked from one that has imported torch and Flower already (the standard library's
+fork server), so every message still has a process of its own. Everything else is Flower's own code, called as its commands
+call it.
+
+This reaches into one release of Flower. With another, or where there is no fork server (Windows), Flower's own commands run
+instead, with a warning. The environment variable QUICKBLOOM_WARM=0 asks for that without one.
+"""
+
+import importlib
+import importlib.metadata
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Sequence
+from logging import WARNING
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+from common.errors import ConfigError
+
+RELEASE = "1.39."
+PRELOAD = (
+    *("torch", "torch._dynamo", "safetensors.torch", "pydantic", "flwr.supernode.cli", "flwr.superlink.cli"),
+    "sklearn.datasets",
+)
+"""What a worker has imported before its message comes, as far as it is installed; torch.func imports torch._dynamo at its first
+use. Not the app: its code comes with the run, and may be another version."""
+
+SHORTEST, LONGEST = 0.05, 3.0
+"""Seconds between two looks for work: a tenth of the time since the last work, within these bounds."""
+POLL = "QUICKBLOOM_POLL"
+"""Environment variable with another LONGEST."""
+_STOCK_REPLY = 0.5  # what a SuperNode sleeps while it waits for its ClientApp's reply
+_FIRST_BACKOFF = 0.05  # seconds; a worker starts before its message's arrays are there, and would sleep for Flower's 1 s
+
+# Run in the fork. It must not import this package: a run's app brings its own `common`.
+_WORK = """
+import importlib, os, sys
+sys.argv = {arguments!r}
+if {quiet!r}:
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 1), os.dup2(nowhere, 2)
+from flwr.supercore.inflatable import inflatable_utils as pulling
+for pull in (pulling.pull_objects, pulling.pull_and_inflate_object_from_tree):
+    pull.__kwdefaults__["initial_backoff"] = {backoff!r}
+getattr(importlib.import_module({module!r}), {function!r})()
+"""
+
+
+class Pace:
+    """Stands for the module `time` in Flower's loops: sleeps for a tenth of the time since there was work."""
+
+    def __init__(self, longest: float) -> None:
+        self._longest = longest
+        self._worked = time.monotonic()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def work(self) -> None:
+        """There is work: look again soon."""
+        self._worked = time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        if seconds == _STOCK_REPLY:
+            self.work()
+        passed = time.monotonic() - self._worked
+        time.sleep(min(max(passed / 10, SHORTEST), max(self._longest, SHORTEST)))
+
+
+def command(program: str, *arguments: str) -> list[str]:
+    """The command line that starts `program` (flower-supernode or flower-superexec) warm."""
+    # -P: nothing is imported from the working directory. -c: a fork would import a main module again.
+    return [sys.executable, "-P", "-c", "from common.warm import main; main()", program, *arguments]
+
+
+def main() -> None:
+    """Run the program that the first argument names, with the arguments that follow."""
+    program, *arguments = sys.argv[1:]
+    sys.argv = [program, *arguments]
+    # Flower's own processes look for each other there.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    if os.environ.get("QUICKBLOOM_WARM", "1") != "0":
+        if why_not := reason_against():
+            from flwr.supercore import log
+
+            log(WARNING, "%s: every message starts a new Python process, which is slower", why_not)
+        else:
+            try:
+                pause = longest_pause()
+            except ConfigError as error:
+                sys.exit(f"error: {error}")
+            {"flower-supernode": warm_supernode, "flower-superexec": warm_superexec}[program](pause)
+    _entry_point(program).load()()
+
+
+def reason_against() -> str | None:
+    """Why there can be no warm workers here; None: there can."""
+    version = importlib.metadata.version("flwr")
+    if not version.startswith(RELEASE):
+        return f"warm workers need Flower {RELEASE}x, and this is {version}"
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return "this system has no fork server for warm workers"
+    return None
+
+
+def longest_pause() -> float:
+    """Seconds, from the environment variable POLL."""
+    given = os.environ.get(POLL, str(LONGEST))
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0.01 <= seconds <= 60:
+        raise ConfigError(f"{POLL} must be a number of seconds between 0.01 and 60, got '{given}'")
+    return seconds
+
+
+def warm_supernode(longest: float) -> None:
+    """Make this process's SuperNode poll by Pace and start a warm SuperExec."""
+    node: Any = importlib.import_module("flwr.supernode.start_client_internal")
+    node.time = Pace(longest)
+
+    def start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command(*arguments))
+
+    node.subprocess = types.SimpleNamespace(Popen=start)
+
+
+def warm_superexec(longest: float) -> None:
+    """Make this process's SuperExec poll by Pace and fork its tasks from a server that has imported PRELOAD."""
+    loop: Any = importlib.import_module("flwr.supercore.superexec.run_superexec")
+    executor: Any = importlib.import_module("flwr.supercore.superexec.executor.subprocess_executor")
+    loop.time = pace = Pace(min(longest, 1.0))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOAD))
+    forkserver.ensure_running()
+
+    def start(arguments: Sequence[str], stdout: int | None = None, stderr: int | None = None) -> None:
+        pace.work()
+        multiprocessing.active_children()  # reaps those that have ended
+        entry = _entry_point(arguments[0])
+        work = _WORK.format(
+            arguments=list(arguments),
+            quiet=stdout == subprocess.DEVNULL,
+            backoff=_FIRST_BACKOFF,
+            module=entry.module,
+            function=entry.attr,
+        )
+        context.Process(target=exec, args=(work, {"__name__": "__main__"})).start()
+
+    executor.subprocess = types.SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL)
+
+
+def _entry_point(program: str) -> importlib.metadata.EntryPoint:
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name=program)
+    return entry

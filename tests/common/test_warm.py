@@ -1,0 +1,132 @@
+"""Warm workers: the pace of looking for work, the fork in which a task runs, and when Flower's own way is taken."""
+
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from common import warm
+from common.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """[now], and every sleep that follows; sleeping lets the time pass."""
+    history = [100.0]
+
+    def sleep(seconds: float) -> None:
+        history[0] += seconds
+        history.append(seconds)
+
+    monkeypatch.setattr(time, "monotonic", lambda: history[0])
+    monkeypatch.setattr(time, "sleep", sleep)
+    return history
+
+
+def test_a_node_looks_again_after_a_tenth_of_the_time_without_work(clock: list[float]) -> None:
+    pace = warm.Pace(3.0)
+    clock[0] += 8.0
+    pace.sleep(3)
+    assert clock[-1] == pytest.approx(0.8)
+    clock[0] += 1000.0
+    pace.sleep(3)
+    assert clock[-1] == 3.0  # no longer than Flower itself
+    pace.work()
+    pace.sleep(3)
+    assert clock[-1] == warm.SHORTEST
+
+
+def test_waiting_for_a_reply_is_work(clock: list[float]) -> None:
+    pace = warm.Pace(3.0)
+    clock[0] += 1000.0
+    pace.sleep(0.5)  # Flower's pause between two looks for the reply of its ClientApp
+    assert clock[-1] == warm.SHORTEST
+    pace.sleep(3)
+    assert clock[-1] == warm.SHORTEST
+    assert pace.perf_counter is time.perf_counter  # everything else is the module's own
+
+
+@pytest.mark.parametrize("given", ["0", "61", "often", "nan"])
+def test_a_pause_out_of_range_is_refused_in_one_sentence(given: str) -> None:
+    done = subprocess.run(
+        warm.command("flower-superexec", "--help"),
+        env={**os.environ, "PYTHONPATH": str(ROOT), warm.POLL: given},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"error: {warm.POLL} must be a number of seconds between 0.01 and 60, got '{given}'\n"
+
+
+def test_the_pause_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(warm.POLL, raising=False)
+    assert warm.longest_pause() == warm.LONGEST
+    monkeypatch.setenv(warm.POLL, "0.5")
+    assert warm.longest_pause() == 0.5
+    monkeypatch.setenv(warm.POLL, "")
+    with pytest.raises(ConfigError):
+        warm.longest_pause()
+
+
+def test_another_release_of_flower_runs_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert warm.reason_against() is None
+    with monkeypatch.context() as patched:
+        patched.setattr(importlib.metadata, "version", lambda name: "1.41.0")
+        assert "1.41.0" in str(warm.reason_against())
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    assert "fork server" in str(warm.reason_against())
+
+
+PROBE = """
+import json, os, sys
+def main():
+    from flwr.supercore.inflatable import inflatable_utils
+    print("said")
+    facts = {"pid": os.getpid(), "argv": sys.argv, "torch": "torch" in sys.modules, "ours": "common" in sys.modules}
+    facts["backoff"] = inflatable_utils.pull_objects.__kwdefaults__["initial_backoff"]
+    with open(os.environ["FACTS"] + sys.argv[1], "w") as file:
+        json.dump(facts, file)
+"""
+SERVER = """
+import importlib.metadata, subprocess, sys, time
+from pathlib import Path
+from common import warm
+warm.PRELOAD = ("torch",)
+warm._entry_point = lambda program: importlib.metadata.EntryPoint(program, "probe:main", "console_scripts")
+warm.warm_superexec(3.0)
+from flwr.supercore.superexec.executor import subprocess_executor
+start = subprocess_executor.subprocess.Popen
+start(["flwr-clientapp", "one"])
+start(["flwr-serverapp", "two"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+import multiprocessing
+deadline = time.monotonic() + 100
+while multiprocessing.active_children() and time.monotonic() < deadline:
+    time.sleep(0.05)
+"""
+
+
+def test_every_task_has_a_fork_of_its_own_that_knows_torch_but_not_our_code(tmp_path: Path) -> None:
+    (tmp_path / "probe.py").write_text(PROBE)
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "FACTS": f"{tmp_path}/"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", SERVER], env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one", "two"))
+    assert one["pid"] != two["pid"]
+    assert one["argv"] == ["flwr-clientapp", "one"]
+    for facts in (one, two):
+        assert facts["torch"]
+        assert not facts["ours"]
+        assert facts["backoff"] < 1
+    assert done.stdout == "said\n"  # the second was asked to be quiet
