@@ -23,7 +23,7 @@ def quickbloom(*arguments: str, cwd: Path, flwr_home: Path | None = None) -> sub
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=240,
+        timeout=600,
         check=False,
     )
 

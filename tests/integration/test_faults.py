@@ -57,7 +57,7 @@ def test_a_node_that_is_killed_and_restarted_takes_part_again(tmp_path: Path) ->
                     _until(lambda: any(r["failures"] for r in read_history(run_dir)[before:]), "nobody was missed")
                     _until(lambda: len(_whole(run_dir, before)) > 1, "the node did not come back")
                     running.send_signal(signal.SIGINT)
-                    _, said = running.communicate(timeout=60)
+                    _, said = running.communicate(timeout=300)
             finally:
                 end_group(running)
     assert running.returncode == 130, said
@@ -74,7 +74,7 @@ def _whole(run_dir: Path, before: int) -> list[int]:
     return [record["round"] for record in rounds[failed + 1 :] if record["nodes"]["answered"] == 2]
 
 
-def _until(condition: Callable[[], bool], sentence: str, seconds: float = 90) -> None:
+def _until(condition: Callable[[], bool], sentence: str, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, sentence

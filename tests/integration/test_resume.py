@@ -36,7 +36,7 @@ def killed(folder: Path, arguments: list[str], more_rounds: int) -> None:
         command, env={**environment(), "QUICKBLOOM_TEST_MARK": str(folder)}, stderr=subprocess.DEVNULL, cwd=folder.parent
     )
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while len(read_history(folder)) < goal:
             assert process.poll() is None, "the run ended by itself"
             assert time.monotonic() < deadline

@@ -113,7 +113,7 @@ def _healthy(port: int, ca: Path) -> bool:
 
 
 def _until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not holds():
         assert time.monotonic() < deadline, "not within 60 s"
         time.sleep(0.2)

@@ -143,7 +143,7 @@ def test_plain_flwr_run_works_from_any_directory_without_network_or_environment(
     command = f"flwr run {REPOSITORY} --stream --run-config 'rounds=2'; flwr list --format json"
     try:
         done = subprocess.run(
-            _without_network(command), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False
+            _without_network(command), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False
         )
         assert '"status": "finished:completed"' in done.stdout, done.stdout + done.stderr
         (run_dir,) = runs.iterdir()

@@ -1,0 +1,145 @@
+"""How long does a round take in a real deployment? A SuperLink and two SuperNodes on loopback gRPC, a small model.
+
+Three sides, one after the other in every repetition, so that other work on the machine hits all of them alike; ratios are taken
+within a repetition. "Flower": its own FedAvg, grid and SuperNodes (benchmarks/stock_flower). "quickbloom, Flower's nodes": our
+server, the nodes as `flower-supernode` starts them. "quickbloom": our server, and the nodes as `quickbloom-edge join` starts
+them, with warm workers. The first round of a run, which waits for idle nodes to look for work, is told apart.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.runner import ROOT, commit, finish, goal, machine, say
+from common import warm
+from server_app.history import read_history
+from server_app.launch import environment, free_port, healthy, script
+from server_app.processes import end_group
+from server_app.runs import today
+
+FLOWER, MIXED, OURS = "Flower", "quickbloom, Flower's nodes", "quickbloom"
+SIDES = (FLOWER, MIXED, OURS)
+RUN = ["--algorithm", "fedavg", "--dataset", "digits", "--set", "evaluate-every=0", "--set", "inner-steps=15", "--no-report"]
+GOAL_SECONDS, GOAL_RATIO = 1.5, 6.0
+
+
+def main() -> None:
+    claim = "a round of two nodes over loopback gRPC takes at most 1.5 s, and a sixth of the time that Flower's own parts take"
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.deployment", description=claim, epilog="Example: python -m benchmarks.deployment --rounds 10"
+    )
+    parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=8, metavar="N", help="of every run; default: %(default)s")
+    chosen = parser.parse_args()
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    for _ in range(chosen.repetitions):
+        for side in SIDES:
+            runs[side].append(measure(side, chosen.rounds))
+            say(f"{side}: {runs[side][-1]}")
+    result: dict[str, Any] = {"schema": 1, "benchmark": "deployment", "claim": claim, "goals": [], "rounds": chosen.rounds}
+    result["sides"] = [{"label": side, "runs": runs[side], "median": middle(runs[side])} for side in SIDES]
+    ratios = [flower["round"] / ours["round"] for flower, ours in zip(runs[FLOWER], runs[OURS], strict=True)]
+    result |= {"ratios": ratios, "machine": machine(), "commit": commit(), "date": today()}
+    seconds = result["sides"][-1]["median"]["round"]
+    goal(result, f"median round at most {GOAL_SECONDS} s", seconds, met=seconds <= GOAL_SECONDS)
+    ratio = statistics.median(ratios)
+    goal(result, f"at least {GOAL_RATIO:.0f} times faster than Flower's own", ratio, met=ratio >= GOAL_RATIO)
+    finish(result, table(result))
+
+
+def measure(side: str, rounds: int) -> dict[str, float]:
+    """Seconds of a run's first and median later round, CPU seconds per round of one node, and its memory when idle, in MB."""
+    with tempfile.TemporaryDirectory() as folder, federation(Path(folder), warm_nodes=side == OURS) as node:
+        home = Path(folder)
+        time.sleep(10)  # until the nodes have started, and a fork server has imported what it should
+        idle, before = memory(node), cpu(node)
+        if side == FLOWER:
+            file = home / "seconds.json"
+            config = f'rounds={rounds} seconds-file="{file}"'
+            command = [script("flwr"), "run", str(ROOT / "benchmarks" / "stock_flower"), "loopback", "--run-config", config]
+            subprocess.run([*command, "--stream"], env=environment(home), check=True, capture_output=True, timeout=600)
+            seconds = json.loads(file.read_text())
+        else:
+            command = [script("quickbloom"), "run", *RUN, "--rounds", str(rounds), "--connection", "loopback"]
+            command += ["--output", str(home / "run")]
+            subprocess.run(command, env=environment(home), check=True, capture_output=True, timeout=600)
+            seconds = [record["seconds"] for record in read_history(home / "run")]
+        spent = (cpu(node) - before) / rounds
+    return {"first": seconds[0], "round": statistics.median(seconds[1:]), "cpu": spent, "idle_megabytes": idle}
+
+
+@contextmanager
+def federation(home: Path, *, warm_nodes: bool) -> Iterator[psutil.Process]:
+    """FLWR_HOME with the connection `loopback` to a SuperLink with two SuperNodes; gives the first of these."""
+    env = environment(home)
+    http, fleet = free_port(), free_port()
+    (home / "config.toml").write_text(f'[superlink.loopback]\naddress = "127.0.0.1:{http}"\ninsecure = true\n')
+    link = [script("flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(http), "--fleet-api-address"]
+    link += [f"127.0.0.1:{fleet}", "--disable-runtime-dependency-installation"]
+    node = warm.command("flower-supernode") if warm_nodes else [script("flower-supernode")]
+    node += ["--insecure", "--superlink", f"127.0.0.1:{fleet}"]
+    started = [_start(link, env, home)]
+    try:
+        while not healthy(http):
+            time.sleep(0.2)
+        for i in range(2):
+            own = ["--port", str(free_port()), "--node-config", f"partition-id={i} num-partitions=2"]
+            started.append(_start([*node, *own], env, home))
+        yield psutil.Process(started[1].pid)
+    finally:
+        for process in reversed(started):
+            end_group(process)
+
+
+def _start(command: list[str], env: dict[str, str], home: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        env=env,
+        cwd=home,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def memory(node: psutil.Process) -> float:
+    """Of a node and all that it started, in MB; what processes share counts once (proportional set size)."""
+    return float(sum(process.memory_full_info().pss for process in [node, *node.children(recursive=True)])) / 1e6
+
+
+def cpu(node: psutil.Process) -> float:
+    """Seconds that a node, and all that it started and that has ended, has computed."""
+    times = [process.cpu_times() for process in [node, *node.children(recursive=True)]]
+    return float(sum(t.user + t.system + t.children_user + t.children_system for t in times))
+
+
+def middle(runs: list[dict[str, float]]) -> dict[str, float]:
+    """The median of every figure over the repetitions."""
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = ["| side | round, s (range) | first round, s | CPU of a node per round, s | a node's memory when idle, MB |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    for side in result["sides"]:
+        rounds = [run["round"] for run in side["runs"]]
+        at = side["median"]
+        lines.append(
+            f"| {side['label']} | {at['round']:.2f} ({min(rounds):.2f}-{max(rounds):.2f}) | {at['first']:.2f} "
+            f"| {at['cpu']:.2f} | {at['idle_megabytes']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
