@@ -12,12 +12,14 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from common.config import parse_node_config
 from common.errors import ConfigError, QuickbloomError
+from common.tls import distrust
 
 Say = Callable[[str], None]
 
@@ -41,7 +43,7 @@ def join(server: str, secrets: Path, settings: Mapping[str, str], port: int, say
     if not (colon and host and number.isdigit()):
         raise ConfigError(f"`--server` must be HOST:PORT, such as fl.example.org:9092, got '{server}'")
     config = node_settings(settings)
-    parse_node_config(config)
+    check_state_dir(parse_node_config(config).state_dir)
     check_files(secrets)
     wait_for(host, int(number), secrets / "ca.crt", say)
     command = [_program("flower-supernode"), "--superlink", server, "--port", str(port)]
@@ -54,6 +56,22 @@ def join(server: str, secrets: Path, settings: Mapping[str, str], port: int, say
 def node_settings(settings: Mapping[str, str]) -> dict[str, int | str]:
     """{"partition-id": "1", "data-dir": "/data"} with whole numbers as numbers, as Flower's `--node-config` reads them."""
     return {key: int(value) if value.lstrip("-").isdigit() else value for key, value in settings.items()}
+
+
+def check_state_dir(setting: str) -> None:
+    """Raise JoinError unless the node setting `state-dir` is "" or names a directory, made if need be, that can be written."""
+    if not setting:
+        return
+    directory = Path(setting).expanduser()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise JoinError(
+            f"`state-dir` must be a directory that user {os.getuid()} can write, got '{directory}' ({error.strerror}): "
+            "give it to that user, or mount it writable"
+        ) from None
 
 
 def check_files(secrets: Path) -> None:
@@ -96,7 +114,7 @@ def wait_for(host: str, port: int, ca: Path, say: Say, pause: float = 3.0) -> No
             with socket.create_connection((host, port), timeout=10) as raw, context.wrap_socket(raw, server_hostname=host):
                 return
         except ssl.SSLCertVerificationError as error:
-            raise JoinError(_distrust(f"{host}:{port}", error, ca)) from None
+            raise JoinError(distrust(f"{host}:{port}", error, ca)) from None
         except ssl.SSLError as error:
             raise JoinError(
                 f"{host}:{port} does not speak TLS ({error.reason}): is this the port for nodes of a SuperLink?"
@@ -106,18 +124,6 @@ def wait_for(host: str, port: int, ca: Path, say: Say, pause: float = 3.0) -> No
                 say(f"waiting for {host}:{port} ({error.strerror or error})")
                 told = True
             time.sleep(pause)
-
-
-def _distrust(server: str, error: ssl.SSLCertVerificationError, ca: Path) -> str:
-    reason = error.verify_message
-    if "expired" in reason:
-        return f"the certificate of {server} has expired: renew it there with `quickbloom secrets --renew-server`"
-    if "not yet valid" in reason:
-        return f"the certificate of {server} is not valid yet: set this device's clock"
-    if "match" in reason:  # hostname mismatch, IP address mismatch
-        mend = "renew it there with `quickbloom secrets --renew-server --host NAME`"
-        return f"the certificate of {server} is for other names: {mend}"
-    return f"the certificate of {server} was not made by the CA in '{ca}' ({reason}): copy this federation's ca.crt here"
 
 
 def _supervise(command: list[str], server: str, say: Say) -> int:
@@ -144,8 +150,15 @@ def _supervise(command: list[str], server: str, say: Say) -> int:
 
 def _run(command: list[str], say: Say) -> tuple[bool, int]:
     """(whether the server refused the key, exit code) of one SuperNode, which gets the signals that end this process."""
+    # Flower's program looks for another one of its own on the PATH.
+    path = f"{Path(command[0]).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     child = subprocess.Popen(
-        command, env={**os.environ, **_QUIET}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        env={**os.environ, **_QUIET, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
     )
     stopped = False
 
