@@ -18,6 +18,7 @@ from server_app.launch import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE = f"quickbloom:{__version__}"
+BASE_IMAGE = os.environ.get("BASE_IMAGE", "python:3.11-slim-bookworm")
 # A newer client elsewhere on the PATH may lack what the engine's own has.
 PATH = f"/usr/bin:{os.environ['PATH']}"
 NODES = ("supernode-1", "supernode-2", "supernode-3")
@@ -36,7 +37,7 @@ class Federation:
             own["TORCH_INDEX"] = ""
         self.env = {**os.environ, **own, **env}
         files = [ROOT / "docker-compose.yml", *(ROOT / "docker" / f"{overlay}.yml" for overlay in overlays)]
-        self._command = [_compose(), "-p", name, *(part for file in files for part in ("-f", str(file)))]
+        self._command = [*compose_command(), "-p", name, *(part for file in files for part in ("-f", str(file)))]
 
     def compose(self, *arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -122,13 +123,23 @@ def federation(name: str, home: Path, overlays: Sequence[str] = (), **env: str) 
 
 
 def needs_engine() -> None:
-    """Skip the test where there is no engine or no docker-compose."""
-    if (
-        shutil.which("docker-compose", path=PATH) is None
-        or shutil.which("docker", path=PATH) is None
-        or docker("info").returncode
-    ):
-        pytest.skip("needs a Docker engine that answers and docker-compose: install them, or run `make test-docker` as root")
+    """Skip the test where there is no engine, no Compose or no base image."""
+    if shutil.which("docker", path=PATH) is None or docker("info").returncode:
+        pytest.skip("needs a Docker engine that answers: install one, or run `make test-docker` as root on Debian")
+    if not compose_command():
+        pytest.skip("needs Compose: install docker-compose")
+    if docker("image", "inspect", BASE_IMAGE).returncode:
+        pytest.skip(f"needs the image {BASE_IMAGE}: fetch it with `docker pull`, or run `make test-docker`")
+
+
+def compose_command() -> list[str]:
+    """The command of Compose, 1.29 or 2; QUICKBLOOM_COMPOSE names another program. Empty if there is none."""
+    own = os.environ.get("QUICKBLOOM_COMPOSE") or shutil.which("docker-compose", path=PATH)
+    if own:
+        return [own]
+    if shutil.which("docker", path=PATH) and docker("compose", "version").returncode == 0:
+        return ["docker", "compose"]
+    return []
 
 
 def docker(*arguments: str | Path, timeout: float = 180) -> subprocess.CompletedProcess[str]:
@@ -163,8 +174,3 @@ def until(condition: Callable[[], bool], seconds: float) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(1)
-
-
-def _compose() -> str:
-    """The command of Compose, 1.29 or 2; QUICKBLOOM_COMPOSE names another one."""
-    return os.environ.get("QUICKBLOOM_COMPOSE") or shutil.which("docker-compose", path=PATH) or "docker-compose"

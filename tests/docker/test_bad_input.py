@@ -111,7 +111,8 @@ def test_another_federations_ca_for_the_command_line(secrets: Path, network: str
     assert others.returncode == 0, others.stderr
     command = ["quickbloom", "run", "--rounds", "1"]
     sentence = said(command, tmp_path / "others" / "cli", "--network", network)
-    assert "certificate" in sentence
+    assert "the certificate of the SuperLink at superlink-control:8000 is not trusted" in sentence
+    assert "`root-certificates` of the connection `superlink` must be the ca.crt of this federation" in sentence
 
 
 def test_a_key_that_is_none(secrets: Path) -> None:
@@ -134,19 +135,19 @@ def test_a_port_that_is_in_use(secrets: Path, port: int) -> None:
     assert f"cannot listen on 0.0.0.0:{port} (Address already in use)" in sentence
 
 
-def test_a_state_volume_that_cannot_be_written(secrets: Path, tmp_path: Path) -> None:
-    sentence = said(SUPERLINK, secrets / "superlink", "-v", f"{tmp_path}:/app/state:ro")
+def test_a_state_volume_that_cannot_be_written(secrets: Path) -> None:
+    sentence = said(SUPERLINK, secrets / "superlink", "--tmpfs", "/app/state:ro")
     assert "'/app/state' must be one that user 49999 can write (Read-only file system)" in sentence
 
 
-def test_a_directory_of_runs_that_cannot_be_written(secrets: Path, tmp_path: Path) -> None:
-    sentence = said(SUPEREXEC, secrets / "superexec", "-v", f"{tmp_path}:/app/quickbloom-runs:ro")
+def test_a_directory_of_runs_that_cannot_be_written(secrets: Path) -> None:
+    sentence = said(SUPEREXEC, secrets / "superexec", "--tmpfs", "/app/quickbloom-runs:ro")
     assert "'/app/quickbloom-runs' must be one that user 49999 can write (Read-only file system)" in sentence
 
 
-def test_a_data_volume_that_cannot_be_written(secrets: Path, tmp_path: Path) -> None:
+def test_a_data_volume_that_cannot_be_written(secrets: Path) -> None:
     role = [*SUPERNODE, "--set", "state-dir=/app/data/state"]
-    sentence = said(role, secrets / "nodes" / "node-1", "-v", f"{tmp_path}:/app/data:ro")
+    sentence = said(role, secrets / "nodes" / "node-1", "--tmpfs", "/app/data:ro")
     assert (
         "`state-dir` must be a directory that user 49999 can write, got '/app/data/state' (Read-only file system)" in sentence
     )

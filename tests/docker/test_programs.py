@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from containers import compose_command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common import __version__
@@ -40,12 +40,15 @@ def test_image_and_compose_files_have_the_version_of_the_project() -> None:
 
 @pytest.mark.parametrize("overlays", [["gpu"], ["scale"], ["monitor"], ["scale", "monitor"]])
 def test_compose_takes_the_overlays(overlays: list[str]) -> None:
-    compose = shutil.which("docker-compose")
-    if compose is None:
-        pytest.skip("needs docker-compose")
+    if not compose_command():
+        pytest.skip("needs Compose: install docker-compose")
     files = [part for name in overlays for part in ("-f", f"docker/{name}.yml")]
     done = subprocess.run(
-        [compose, "-f", "docker-compose.yml", *files, "config"], cwd=ROOT, capture_output=True, text=True, check=False
+        [*compose_command(), "-f", "docker-compose.yml", *files, "config"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert ("driver: nvidia" in done.stdout) == (overlays == ["gpu"])
