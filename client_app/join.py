@@ -13,8 +13,10 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from common.config import parse_node_config
@@ -151,15 +153,11 @@ def _supervise(command: list[str], server: str, say: Say) -> int:
 def _run(command: list[str], say: Say) -> tuple[bool, int]:
     """(whether the server refused the key, exit code) of one SuperNode, which gets the signals that end this process."""
     # Flower's program looks for another one of its own on the PATH.
-    path = f"{Path(command[0]).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    env = {**os.environ, **_QUIET, "PATH": f"{Path(command[0]).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     child = subprocess.Popen(
-        command,
-        env={**os.environ, **_QUIET, "PATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
     )
+    threading.Thread(target=_end_what_it_started, args=(child,), daemon=True).start()
     stopped = False
 
     def stop(number: int, frame: object) -> None:
@@ -169,8 +167,8 @@ def _run(command: list[str], say: Say) -> tuple[bool, int]:
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     refused = False
+    assert child.stdout is not None
     try:
-        assert child.stdout is not None
         for line in child.stdout:
             refused |= _REFUSED in line
             if not refused:  # what follows is Flower's own account of the refusal, which `say` gives in one sentence
@@ -180,9 +178,17 @@ def _run(command: list[str], say: Say) -> tuple[bool, int]:
         if child.poll() is None:
             child.kill()
             child.wait()
+        child.stdout.close()
         for number, handler in before.items():
             signal.signal(number, handler)
     return refused and not stopped, 0 if stopped else code
+
+
+def _end_what_it_started(child: subprocess.Popen[str]) -> None:
+    """Once the SuperNode has ended, end its SuperExec: that may live on, and hold the pipe from which the log is read."""
+    child.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def _program(name: str) -> str:
