@@ -27,7 +27,7 @@ tests: $(VENV)/.dev
 # With containers, in a real engine; as root on Debian it installs and starts one.
 test-docker: $(VENV)/.dev
 	sh docker/engine.sh
-	$(BIN)/python -m pytest tests/docker
+	$(BIN)/python -m pytest tests/docker -rs
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

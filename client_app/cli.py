@@ -42,7 +42,7 @@ def check_data(
 @cli.command()
 def join(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the SuperLink takes nodes.")],
-    secrets: Annotated[Path, typer.Option(help="Folder with ca.crt and node.key, from `quickbloom secrets`.")],
+    secrets: Annotated[Path, typer.Option(help="Folder with ca.crt and node.key, from `quickbloom secrets`.", readable=False)],
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A node setting; repeat.")] = None,
     port: Annotated[int, typer.Option(help="Port on loopback for the node's own processes.", min=1, max=65535)] = 9094,
     poll: Annotated[float, typer.Option(help="Seconds, at most, between two looks for work.", min=0.05, max=60)] = 3.0,

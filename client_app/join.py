@@ -10,13 +10,17 @@ import signal
 import socket
 import ssl
 import subprocess
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from common import warm
 from common.config import parse_node_config
 from common.errors import ConfigError, QuickbloomError
+from common.tls import distrust
 
 Say = Callable[[str], None]
 
@@ -40,7 +44,7 @@ def join(server: str, secrets: Path, settings: Mapping[str, str], port: int, say
     if not (colon and host and number.isdigit()):
         raise ConfigError(f"`--server` must be HOST:PORT, such as fl.example.org:9092, got '{server}'")
     config = node_settings(settings)
-    parse_node_config(config)
+    check_state_dir(parse_node_config(config).state_dir)
     check_files(secrets)
     wait_for(host, int(number), secrets / "ca.crt", say)
     command = warm.command("flower-supernode", "--superlink", server, "--port", str(port))
@@ -53,6 +57,22 @@ def join(server: str, secrets: Path, settings: Mapping[str, str], port: int, say
 def node_settings(settings: Mapping[str, str]) -> dict[str, int | str]:
     """{"partition-id": "1", "data-dir": "/data"} with whole numbers as numbers, as Flower's `--node-config` reads them."""
     return {key: int(value) if value.lstrip("-").isdigit() else value for key, value in settings.items()}
+
+
+def check_state_dir(setting: str) -> None:
+    """Raise JoinError unless the node setting `state-dir` is "" or names a directory, made if need be, that can be written."""
+    if not setting:
+        return
+    directory = Path(setting).expanduser()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise JoinError(
+            f"`state-dir` must be a directory that user {os.getuid()} can write, got '{directory}' ({error.strerror}): "
+            "give it to that user, or mount it writable"
+        ) from None
 
 
 def check_files(secrets: Path) -> None:
@@ -95,7 +115,7 @@ def wait_for(host: str, port: int, ca: Path, say: Say, pause: float = 3.0) -> No
             with socket.create_connection((host, port), timeout=10) as raw, context.wrap_socket(raw, server_hostname=host):
                 return
         except ssl.SSLCertVerificationError as error:
-            raise JoinError(_distrust(f"{host}:{port}", error, ca)) from None
+            raise JoinError(distrust(f"{host}:{port}", error, ca)) from None
         except ssl.SSLError as error:
             raise JoinError(
                 f"{host}:{port} does not speak TLS ({error.reason}): is this the port for nodes of a SuperLink?"
@@ -105,18 +125,6 @@ def wait_for(host: str, port: int, ca: Path, say: Say, pause: float = 3.0) -> No
                 say(f"waiting for {host}:{port} ({error.strerror or error})")
                 told = True
             time.sleep(pause)
-
-
-def _distrust(server: str, error: ssl.SSLCertVerificationError, ca: Path) -> str:
-    reason = error.verify_message
-    if "expired" in reason:
-        return f"the certificate of {server} has expired: renew it there with `quickbloom secrets --renew-server`"
-    if "not yet valid" in reason:
-        return f"the certificate of {server} is not valid yet: set this device's clock"
-    if "match" in reason:  # hostname mismatch, IP address mismatch
-        mend = "renew it there with `quickbloom secrets --renew-server --host NAME`"
-        return f"the certificate of {server} is for other names: {mend}"
-    return f"the certificate of {server} was not made by the CA in '{ca}' ({reason}): copy this federation's ca.crt here"
 
 
 def _supervise(command: list[str], environment: Mapping[str, str], server: str, say: Say) -> int:
@@ -144,7 +152,10 @@ def _supervise(command: list[str], environment: Mapping[str, str], server: str, 
 def _run(command: list[str], environment: Mapping[str, str], say: Say) -> tuple[bool, int]:
     """(whether the server refused the key, exit code) of one SuperNode, which gets the signals that end this process."""
     env = {**os.environ, **environment}
-    child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    child = subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+    )
+    threading.Thread(target=_end_what_it_started, args=(child,), daemon=True).start()
     stopped = False
 
     def stop(number: int, frame: object) -> None:
@@ -154,8 +165,8 @@ def _run(command: list[str], environment: Mapping[str, str], say: Say) -> tuple[
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     refused = False
+    assert child.stdout is not None
     try:
-        assert child.stdout is not None
         for line in child.stdout:
             refused |= _REFUSED in line
             if not refused:  # what follows is Flower's own account of the refusal, which `say` gives in one sentence
@@ -165,9 +176,17 @@ def _run(command: list[str], environment: Mapping[str, str], say: Say) -> tuple[
         if child.poll() is None:
             child.kill()
             child.wait()
+        child.stdout.close()
         for number, handler in before.items():
             signal.signal(number, handler)
     return refused and not stopped, 0 if stopped else code
+
+
+def _end_what_it_started(child: subprocess.Popen[str]) -> None:
+    """Once the SuperNode has ended, end its SuperExec: that may live on, and hold the pipe from which the log is read."""
+    child.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def _toml(value: int | str) -> str:

@@ -6,17 +6,22 @@ cd "$(dirname "$0")/.."
 IMAGE=python:3.11-slim-bookworm
 export DEBIAN_FRONTEND=noninteractive
 
+skipped() {
+    echo "$1: the tests with containers will be skipped"
+    exit 0
+}
+
 if ! docker info > /dev/null 2>&1; then
     if [ "$(id -u)" -ne 0 ] || ! command -v apt-get > /dev/null; then
-        echo "no Docker engine answers, and only root on Debian can install one here: the tests with containers will be skipped"
-        exit 0
+        skipped "no Docker engine answers, and only root on Debian can install one here"
     fi
-    [ -x /usr/bin/dockerd ] || [ -x /usr/sbin/dockerd ] || {
-        apt-get update -qq
-        apt-get install -y -qq --no-install-recommends docker.io docker-compose iptables > /dev/null
-    }
+    if ! command -v dockerd > /dev/null || ! command -v docker-compose > /dev/null; then
+        { apt-get update -qq && apt-get install -y -qq --no-install-recommends docker.io docker-compose iptables; } > /dev/null \
+            || skipped "no Docker engine answers, and Debian's packages docker.io and docker-compose cannot be installed"
+    fi
     setsid nohup dockerd > /var/log/dockerd.log 2>&1 < /dev/null &
     for _ in $(seq 60); do /usr/bin/docker info > /dev/null 2>&1 && break || sleep 1; done
+    /usr/bin/docker info > /dev/null 2>&1 || skipped "dockerd does not start here, see /var/log/dockerd.log"
 fi
 
 # A newer client elsewhere on the PATH may lack what the engine's own has.
@@ -25,6 +30,8 @@ if ! docker image inspect "$IMAGE" > /dev/null 2>&1 && ! timeout 60 docker pull 
     if [ -f ../shared/docker/make-base-image.sh ]; then
         command -v mmdebstrap > /dev/null || apt-get install -y -qq --no-install-recommends mmdebstrap > /dev/null
         bash ../shared/docker/make-base-image.sh "$IMAGE" > /dev/null
+    else
+        skipped "the image $IMAGE can neither be pulled nor made"
     fi
 fi
 

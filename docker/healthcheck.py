@@ -1,4 +1,7 @@
-"""Exit code 0 if this container does its work: healthcheck.py superlink | superexec | supernode. Standard library alone."""
+"""Exit code 0 if this container does its work: healthcheck.py superlink | superexec | supernode | monitor.
+
+Uses the standard library alone.
+"""
 
 import ssl
 import sys
@@ -34,6 +37,7 @@ CHECKS = {
     "superlink": lambda: answers("https://superlink-control:8000/health"),
     "superexec": lambda: runs("flower-superexec"),
     "supernode": lambda: answers("http://127.0.0.1:9094/health"),
+    "monitor": lambda: answers("http://127.0.0.1:6006"),
 }
 
 if __name__ == "__main__":

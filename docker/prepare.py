@@ -13,43 +13,60 @@ from pathlib import Path
 ALL = Path("/vault/secrets")
 """Everything, on a volume that only these services see."""
 PARTS = Path("/parts")
-"""One volume for each container, mounted here under its name."""
+"""One volume for each container, mounted here under its name; `nodes` is for containers that take any node's key."""
 APP = 49999
 RUNS = Path("/app/quickbloom-runs")
 
 
-def make(nodes: str) -> int:
+def make(nodes: int) -> int:
     """Make what is missing, and hand every container its part."""
     hosts = ["superlink", "superlink-control", *os.environ.get("QUICKBLOOM_HOSTS", "").split()]
-    command = ["quickbloom", "secrets", "--output", str(ALL), "--nodes", nodes, "--if-missing"]
-    code = subprocess.run([*command, *(part for host in hosts for part in ("--host", host))], check=False).returncode
+    code = _secrets("--nodes", str(nodes), "--if-missing", *(part for host in hosts for part in ("--host", host)))
+    names = [f"node-{number}" for number in range(1, nodes + 1)]
+    if not code and (new := [name for name in names if not (ALL / "nodes" / name).exists()]):
+        code = _secrets(*(part for name in new for part in ("--add-node", name)))
     if code:
         return code
-    folders = {name: ALL / name for name in ("superlink", "superexec", "cli")}
+    folders = {name: ALL / name for name in ("superlink", "superexec", "cli", "nodes")}
     folders |= {folder.name: folder for folder in sorted((ALL / "nodes").iterdir())}
     for part in sorted(PARTS.iterdir()):
         if part.name not in folders:
-            print(
-                f"error: there are no secrets for '{part.name}': remove the volume `vault`, or add the node with `--add-node`"
-            )
+            add = f"quickbloom secrets --output {ALL} --add-node {part.name}"
+            print(f"error: there are no secrets for '{part.name}': add it with `docker compose run --rm secrets {add}`")
             return 2
-        for file in sorted(folders[part.name].iterdir()):
-            target = part / file.name
-            if not target.exists() or target.read_bytes() != file.read_bytes():
-                shutil.copyfile(file, target)
-            target.chmod(0o400)
-            os.chown(target, APP, APP)
-        os.chown(part, APP, APP)
+        hand_over(folders[part.name], part)
     # Made by the engine if it was not there, and then root's.
     if RUNS.is_dir() and RUNS.stat().st_uid == 0:
         os.chown(RUNS, APP, APP)
     return 0
 
 
+def hand_over(source: Path, target: Path) -> None:
+    """Give the containers' user a copy of the files in `source`, and take away what is no longer there."""
+    os.chown(target, APP, APP)
+    for old in target.iterdir():
+        if not (source / old.name).exists():
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    for entry in sorted(source.iterdir()):
+        copy = target / entry.name
+        if entry.is_dir():
+            copy.mkdir(mode=0o500, exist_ok=True)
+            hand_over(entry, copy)
+            continue
+        if not copy.exists() or copy.read_bytes() != entry.read_bytes():
+            shutil.copyfile(entry, copy)
+        copy.chmod(0o400)
+        os.chown(copy, APP, APP)
+
+
 def register() -> int:
     """Register the nodes; those that are registered stay so."""
-    return subprocess.run(["quickbloom", "secrets", "--output", str(ALL), "--register", "superlink"], check=False).returncode
+    return _secrets("--register", "superlink")
+
+
+def _secrets(*arguments: str) -> int:
+    return subprocess.run(["quickbloom", "secrets", "--output", str(ALL), *arguments], check=False).returncode
 
 
 if __name__ == "__main__":
-    sys.exit(make(sys.argv[2]) if sys.argv[1] == "secrets" else register())
+    sys.exit(make(int(sys.argv[2])) if sys.argv[1] == "secrets" else register())

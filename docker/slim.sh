@@ -6,6 +6,7 @@ site=$(echo "$1"/lib/python3*/site-packages)
 # Not those in NAME.libs: they were repacked, and do not survive it.
 find "$site" -name "*.so*" -type f -not -path "*.libs/*" -exec strip --strip-unneeded {} + 2>/dev/null || true
 rm -rf "$site"/torch/include "$site"/torch/share "$site"/torch/test "$site"/torch/lib/*test*.so
+find "$site"/torch/bin -type f -not -name torch_shm_manager -delete
 rm -rf "$site"/torch/testing/_internal/opinfo "$site"/torch/testing/_internal/generated \
     "$site"/torch/testing/_internal/common_methods_invocations.py "$site"/torch/testing/_internal/__pycache__
 rm -rf "$site"/pyarrow/include "$site"/pyarrow/tests "$site"/pyarrow/src

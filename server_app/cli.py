@@ -189,8 +189,8 @@ def compare(
 
 @cli.command()
 def superlink(
-    secrets: Annotated[Path, typer.Option(help="The folder `superlink` of `quickbloom secrets`.")],
-    state: Annotated[Path, typer.Option(help="Directory of the SuperLink's database.")],
+    secrets: Annotated[Path, typer.Option(help="The folder `superlink` of `quickbloom secrets`.", readable=False)],
+    state: Annotated[Path, typer.Option(help="Directory of the SuperLink's database.", readable=False)],
     host: Annotated[str, typer.Option(help="Where runs are started; whoever reaches it can start one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The same, its port.", min=1, max=65535)] = 8000,
     fleet_host: Annotated[str, typer.Option(help="Where nodes connect.")] = "0.0.0.0",
@@ -207,9 +207,11 @@ def superlink(
 
 @cli.command()
 def superexec(
-    secrets: Annotated[Path, typer.Option(help="The folder `superexec` of `quickbloom secrets`.")],
+    secrets: Annotated[Path, typer.Option(help="The folder `superexec` of `quickbloom secrets`.", readable=False)],
     address: Annotated[str, typer.Option("--superlink", metavar="HOST:PORT", help="Where the SuperLink starts runs.")],
-    runs: Annotated[Path, typer.Option(help="A directory for run directories, which must be writable.")] = Path("runs"),
+    runs: Annotated[Path, typer.Option(help="A directory that it can write, for those of runs.", readable=False)] = Path(
+        "runs"
+    ),
 ) -> None:
     """Run the ServerApps of a SuperLink, in processes of their own: the server's half that computes.
 

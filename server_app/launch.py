@@ -30,6 +30,7 @@ import torch
 from common.config import Scalar
 from common.errors import QuickbloomError
 from server_app.processes import end_all_with, end_group
+from server_app.registration import trouble
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 CPU_ENVIRONMENT = {
@@ -165,11 +166,18 @@ class Run:
                 yield plain
             self._stream.wait()
             if self.run_id is None:
-                raise LaunchError(f"Flower did not take the run: {' '.join(' '.join(refusal).split())}")
+                raise LaunchError(self._refusal(refusal))
             if self._has_ended():
                 return
             # The stream broke (the SuperLink was restarted, say), the run did not.
             self._stream = self._start([script("flwr"), "log", self.run_id, self._connection, "--stream"])
+
+    def _refusal(self, said: list[str]) -> str:
+        """Why Flower did not take the run; its own account of a failed connection is the same for every cause."""
+        if not self._link and (reason := trouble(self._connection)):
+            return reason
+        words = re.sub("[\u2500-\u257f]+", " ", " ".join(said)).split()  # it draws a frame around them
+        return f"Flower did not take the run: {' '.join(words)}"
 
     def _has_ended(self) -> bool:
         """Whether the run is over; False once Flower says that it goes on. Raises LaunchError if nobody can be asked."""

@@ -67,6 +67,23 @@ def register(connection: str, keys: Mapping[str, Path]) -> Iterator[str]:
         )
 
 
+def trouble(connection: str) -> str:
+    """Why the SuperLink of the user's `connection` cannot be asked, in one sentence; "" if it answers."""
+    try:
+        with _translated(connection):
+            settings = read_superlink_connection(connection)
+            with redirect_stdout(io.StringIO()):
+                client = init_http_client_from_connection(settings)
+        try:
+            with _translated(connection, settings.address or ""):
+                client.ListNodes(ListNodesRequest())
+        finally:
+            client.close()
+    except RegistrationError as error:
+        return str(error)
+    return ""
+
+
 def _as_pem(path: Path) -> bytes:
     """The public key as the SuperLink keeps it."""
     try:
@@ -102,7 +119,11 @@ def _translated(connection: str, address: str = "") -> Iterator[None]:
         ) from None
     except click.exceptions.Exit:
         raise RegistrationError(f"Flower refuses the connection `{connection}`: look with `flwr list {connection}`") from None
-    except (click.ClickException, FlowerError) as error:
+    except click.ClickException as error:
+        raise RegistrationError(
+            f"Flower refuses the connection `{connection}`: {error.message}; mend it in Flower's config.toml"
+        ) from None
+    except FlowerError as error:
         raise RegistrationError(in_one_line(error)) from None
     except (ValueError, ssl.SSLError) as error:
         if address:

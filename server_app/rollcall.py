@@ -12,6 +12,7 @@ from logging import INFO, WARNING
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common import log
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from common.config import RunConfig
@@ -21,6 +22,10 @@ from common.randomness import generator
 from common.wire import ROLL_CALL, RollCallReply, WireError, error_reason
 
 _MOST_NAMED = 5
+_PAUSE = 1.0
+"""Seconds after which nodes that were gone are asked again."""
+_GONE = f"error {ErrorCode.NODE_UNAVAILABLE}:"
+"""How the reason begins why a node did not answer that Flower does not reach."""
 
 
 @dataclass
@@ -40,8 +45,7 @@ class Population:
 
 def call_roll(grid: Grid, config: RunConfig) -> Population:
     """Wait for `min-nodes` nodes, ask all that are there, and split their tasks. Raises ConfigError if that cannot work."""
-    node_ids = _wait_for_nodes(grid, config)
-    answers, refused = ask(grid, node_ids, config.node_deadline)
+    answers, refused = _ask_until_enough(grid, config)
     spec, odd = _majority(answers)
     refused |= odd
     answers = {node_id: answer for node_id, answer in answers.items() if node_id not in odd}
@@ -63,6 +67,28 @@ def call_roll(grid: Grid, config: RunConfig) -> Population:
     splits = split_tasks(list(tasks.values()), config)
     log(INFO, "%s nodes host %s tasks: %s", len(answers), len(tasks), {name: len(ids) for name, ids in splits.items()})
     return Population(spec, homes, splits, tasks, refused, set(answers))
+
+
+def _ask_until_enough(grid: Grid, config: RunConfig) -> tuple[dict[int, RollCallReply], dict[int, str]]:
+    """What `ask` gives for all nodes that are there, once `min-nodes` of them answered or `node-deadline` is over.
+
+    A SuperLink that was started again lists nodes that are still on their way back, and says of them that they are gone: those
+    are asked again, as are nodes that have come since.
+    """
+    answers: dict[int, RollCallReply] = {}
+    refused: dict[int, str] = {}
+    node_ids = _wait_for_nodes(grid, config)
+    deadline = time.monotonic() + config.node_deadline
+    while True:
+        asked = [node_id for node_id in node_ids if node_id not in answers and refused.get(node_id, _GONE).startswith(_GONE)]
+        more, reasons = ask(grid, asked, config.node_deadline)
+        answers |= more
+        refused = {node_id: why for node_id, why in (refused | reasons).items() if node_id not in answers}
+        gone = any(reason.startswith(_GONE) for reason in refused.values())
+        if len(answers) >= config.min_nodes or not gone or time.monotonic() + _PAUSE > deadline:
+            return answers, refused
+        time.sleep(_PAUSE)
+        node_ids = list(grid.get_node_ids())
 
 
 def ask(grid: Grid, node_ids: Sequence[int], deadline: float) -> tuple[dict[int, RollCallReply], dict[int, str]]:

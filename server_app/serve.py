@@ -5,6 +5,7 @@ Both become Flower's own program (exec), so that signals and the exit code are i
 
 import os
 import socket
+import ssl
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import NoReturn
 
 from common import warm
 from common.errors import ConfigError, QuickbloomError
+from common.tls import distrust
 from server_app.certificates import check_certificate, load_certificate
 from server_app.launch import environment, script
 
@@ -54,6 +56,7 @@ def superexec(secrets: Path, address: str, runs: Path) -> NoReturn:
     host, colon, port = address.rpartition(":")
     if not (colon and host and port.isdigit()):
         raise ConfigError(f"`--superlink` must be HOST:PORT, such as superlink:8000, got '{address}'")
+    _trusted(host, int(port), secrets / "ca.crt")
     arguments = ["--runtime-api-address", address, "--root-certificates", str(secrets / "ca.crt")]
     arguments += ["--superexec-auth-secret-file", str(secrets / "superexec.secret")]
     _become(warm.command("flower-superexec", *arguments))
@@ -84,6 +87,18 @@ def _writable(directory: Path) -> None:
             f"the directory '{directory}' must be one that user {os.getuid()} can write ({error.strerror}): "
             "give it to that user, or mount it writable"
         ) from None
+
+
+def _trusted(host: str, port: int, ca: Path) -> None:
+    """Refuse a SuperLink whose certificate `ca` does not vouch for. One that does not answer yet is waited for by Flower."""
+    context = ssl.create_default_context(cafile=str(ca))
+    try:
+        with socket.create_connection((host, port), timeout=10) as raw, context.wrap_socket(raw, server_hostname=host):
+            pass
+    except ssl.SSLCertVerificationError as error:
+        raise ServeError(distrust(f"{host}:{port}", error, ca)) from None
+    except OSError:
+        return
 
 
 def _free(host: str, port: int) -> None:

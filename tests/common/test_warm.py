@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,17 @@ def test_another_release_of_flower_runs_its_own_way(monkeypatch: pytest.MonkeyPa
         assert "1.41.0" in str(warm.reason_against())
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
     assert "fork server" in str(warm.reason_against())
+
+
+def test_flowers_programs_are_found_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str | list[str]] = []
+    probe = types.SimpleNamespace(load=lambda: lambda: seen.extend([os.environ["PATH"], sys.argv]))
+    monkeypatch.setattr(warm, "_entry_point", lambda program: probe)
+    monkeypatch.setattr(sys, "argv", ["-c", "flower-supernode", "--insecure"])
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("QUICKBLOOM_WARM", "0")
+    warm.main()
+    assert seen == [f"{Path(sys.executable).parent}{os.pathsep}/nowhere", ["flower-supernode", "--insecure"]]
 
 
 PROBE = """

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from flwr.proto.control_pb2 import ListNodesResponse
 
 from server_app import secrets as making
 from server_app.launch import free_port
-from server_app.registration import RegistrationError, register
+from server_app.registration import RegistrationError, register, trouble
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +140,26 @@ def test_a_public_key_in_another_format_is_told(secrets: Path, tmp_path: Path) -
         list(register("link", {"a": secrets / "ca" / "ca.crt"}))
     with pytest.raises(RegistrationError, match=r"cannot be read \(No such file or directory\)"):
         list(register("link", {"a": tmp_path / "none"}))
+
+
+def test_before_a_run_the_same_is_said_of_a_connection_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: Path
+) -> None:
+    making.create(tmp_path / "other", [], [], 30)
+    with server(secrets) as port:
+        for ca, sentence in (
+            (tmp_path / "other" / "cli" / "ca.crt", f"the certificate of the SuperLink at 127.0.0.1:{port} is not trusted"),
+            (tmp_path / "none.crt", "Flower refuses the connection `link`: Failed to read certificate file"),
+        ):
+            settings = {"address": f"127.0.0.1:{port}", "root-certificates": str(ca)}
+            monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+            (tmp_path / "config.toml").write_text(tomli_w.dumps({"superlink": {"link": settings}}))
+            assert trouble("link").startswith(sentence)
+
+
+def test_nothing_is_said_of_a_connection_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secrets: Path) -> None:
+    with server(secrets, status=200, body=ListNodesResponse().SerializeToString()) as port:
+        settings = {"address": f"127.0.0.1:{port}", "root-certificates": str(secrets / "cli" / "ca.crt")}
+        monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+        (tmp_path / "config.toml").write_text(tomli_w.dumps({"superlink": {"link": settings}}))
+        assert trouble("link") == ""

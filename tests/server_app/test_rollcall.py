@@ -84,6 +84,27 @@ def test_nodes_that_come_late_but_in_time_are_waited_for() -> None:
     assert len(set(call_roll(grid, config(min_nodes=3)).homes.values())) == 3
 
 
+def test_a_node_that_is_on_its_way_back_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server_app.rollcall._PAUSE", 0.01)
+    asked = []
+
+    def gone_at_first(message: Message, answer: Callable[[Message], Message]) -> Message:
+        asked.append(message)
+        back = len(asked) == 3
+        return says(tasks(20)[10:])(message, answer) if back else Message(Error(code=5, reason="gone"), reply_to=message)  # type: ignore[return-value]
+
+    population = call_roll(federation(says(tasks(20)[:10]), gone_at_first), config(node_deadline=60))
+    assert len(asked) == 3
+    assert population.refused == {}
+    assert set(population.homes.values()) == {100, 101}
+
+
+def test_a_node_that_is_gone_is_not_waited_for_where_there_are_enough() -> None:
+    gone: Fault = lambda message, _: Message(Error(code=5, reason="gone"), reply_to=message)  # noqa: E731
+    population = call_roll(federation(says(tasks(20)[:10]), says(tasks(20)[10:]), gone), config(node_deadline=60))
+    assert population.refused == {102: "error 5: gone"}
+
+
 BAD: dict[str, tuple[Fault, str]] = {
     "silent": (lambda message, _: None, "it did not answer the roll call within 0.3 s"),
     "error": (

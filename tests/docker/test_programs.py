@@ -1,0 +1,119 @@
+"""The small programs in docker/, without an engine, and what the compose files say."""
+
+import importlib.util
+import json
+import re
+import subprocess
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from containers import compose_command
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from common import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def program(name: str) -> ModuleType:
+    """One of the programs in docker/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docker" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_image_and_compose_files_have_the_version_of_the_project() -> None:
+    said = {}
+    for path in (ROOT / "docker-compose.yml", *(ROOT / "docker").glob("*.yml")):
+        for version in re.findall(r"image: quickbloom:\$\{QUICKBLOOM_VERSION:-([^}]*)\}", path.read_text()):
+            said[path.name] = version
+    for version in re.findall(r"^ARG VERSION=(.*)$", (ROOT / "docker" / "Dockerfile").read_text(), re.MULTILINE):
+        said["Dockerfile"] = version
+    assert said == dict.fromkeys(["docker-compose.yml", "gpu.yml", "scale.yml", "monitor.yml", "Dockerfile"], __version__)
+
+
+@pytest.mark.parametrize("overlays", [["gpu"], ["scale"], ["monitor"], ["scale", "monitor"]])
+def test_compose_takes_the_overlays(overlays: list[str]) -> None:
+    if not compose_command():
+        pytest.skip("needs Compose: install docker-compose")
+    files = [part for name in overlays for part in ("-f", f"docker/{name}.yml")]
+    done = subprocess.run(
+        [*compose_command(), "-f", "docker-compose.yml", *files, "config"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("driver: nvidia" in done.stdout) == (overlays == ["gpu"])
+
+
+def test_every_replica_takes_another_key_until_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_key = program("take_key")
+    for name in ("node-1", "node-2", "node-10"):
+        (tmp_path / "secrets" / name).mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(take_key, "KEYS", tmp_path / "secrets")
+    monkeypatch.setattr(take_key, "DATA", tmp_path / "data")
+    assert [take_key.take() for _ in range(4)] == [(1, 3), (2, 3), (10, 3), None]
+
+
+def test_containers_get_copies_of_what_is_theirs_and_lose_what_was_taken_away(tmp_path: Path, monkeypatch: Any) -> None:
+    prepare = program("prepare")
+    monkeypatch.setattr(prepare.os, "chown", lambda path, user, group: None)  # only root can
+    source, target = tmp_path / "nodes", tmp_path / "part"
+    (source / "node-1").mkdir(parents=True)
+    (source / "node-1" / "node.key").write_text("new")
+    (target / "node-2").mkdir(parents=True)
+    (target / "node-2" / "node.key").write_text("of a node that left")
+    prepare.hand_over(source, target)
+    (source / "node-1" / "node.key").write_text("renewed")
+    prepare.hand_over(source, target)
+    assert sorted(path.relative_to(target).as_posix() for path in target.rglob("*")) == ["node-1", "node-1/node.key"]
+    assert (target / "node-1" / "node.key").read_text() == "renewed"
+    assert (target / "node-1" / "node.key").stat().st_mode & 0o777 == 0o400
+
+
+def line(number: int, loss: float | None) -> str:
+    record = {"round": number, "train": {"loss": loss, "tasks": 4}, "bytes": {"up": 10, "down": 20}, "seconds": 0.5}
+    validation = {"adapt_lr": 0.1, "accuracy": [0.2, 0.6], "loss": [2.0, 1.0], "tasks": 2} if number == 2 else None
+    return json.dumps(record | {"failures": [], "nodes": {"answered": 3}, "validation": validation}) + "\n"
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Path:
+    return tmp_path / "history.jsonl"
+
+
+def test_tensorboard_reads_what_the_rounds_said_while_the_run_goes_on(history: Path, tmp_path: Path) -> None:
+    history.write_text(line(1, 2.0) + line(2, 1.5)[:20])
+    follower = program("monitor").Follower(history, tmp_path / "events")
+    follower.read()
+    history.write_text(line(1, 2.0) + line(2, 1.5) + line(3, None))
+    follower.read()
+    assert curve(tmp_path / "events", "train/loss") == [(1, 2.0), (2, 1.5)]
+    assert curve(tmp_path / "events", "round/nodes") == [(1, 3.0), (2, 3.0), (3, 3.0)]
+    assert curve(tmp_path / "events", "validation/accuracy_after") == [(2, float(np.float32(0.6)))]
+
+
+def test_a_round_that_was_done_again_stands_there_once(history: Path, tmp_path: Path) -> None:
+    history.write_text(line(1, 2.0) + line(2, 1.5) + line(3, 1.25))
+    follower = program("monitor").Follower(history, tmp_path / "events")
+    follower.read()
+    history.write_text(line(1, 2.0))  # cut to the checkpoint by a resume
+    follower.read()
+    history.write_text(line(1, 2.0) + line(2, 1.75))
+    follower.read()
+    assert curve(tmp_path / "events", "train/loss") == [(1, 2.0), (2, 1.75)]
+
+
+def curve(events: Path, name: str) -> list[tuple[int, float]]:
+    accumulator = EventAccumulator(str(events))
+    accumulator.Reload()
+    return [(event.step, event.value) for event in accumulator.Scalars(name)]
