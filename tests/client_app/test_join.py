@@ -2,10 +2,11 @@
 
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
-from client_app.join import _run
+from client_app.join import JoinError, _run, join
 
 
 def said(capfd: pytest.CaptureFixture[str]) -> list[str]:
@@ -15,10 +16,8 @@ def said(capfd: pytest.CaptureFixture[str]) -> list[str]:
 def test_it_ends_with_its_program_even_if_a_child_of_that_would_live_on() -> None:
     child = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)"
     parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}]); sys.exit(7)"
-    assert _run([sys.executable, "-c", parent], {}, print) == (
-        False,
-        7,
-    )  # not after ten minutes: the child holds the log's pipe
+    # Not after ten minutes: the child holds the log's pipe.
+    assert _run([sys.executable, "-c", parent], {}, print) == (False, 7)
 
 
 def test_a_refusal_is_found_in_the_log_and_not_repeated(capfd: pytest.CaptureFixture[str]) -> None:
