@@ -237,6 +237,27 @@ def report(
 
 
 @cli.command()
+def watch(
+    run_dir: Annotated[Path | None, typer.Argument(help="Directory of a run; by default the newest in ./runs.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Say how it stands and end.")] = False,
+) -> None:
+    """Follow a run that goes on, from its directory alone: rounds, accuracy, nodes, failures, time left.
+
+    Exit code: 0 it came to its end or goes on, 1 it stopped before its end, 2 there is no run, 130 Ctrl-C.
+
+    Example: quickbloom watch runs/digits-maml-seed0-20260101-120000
+    """
+    from server_app import watch as watching
+
+    try:
+        fine = watching.watch(run_dir or watching.newest(Path("runs")), Console(highlight=False, emoji=False), once=once)
+    except KeyboardInterrupt:
+        raise typer.Exit(STOPPED) from None
+    if not fine:
+        raise typer.Exit(FAILED)
+
+
+@cli.command()
 def secrets(
     output: Annotated[Path, typer.Option(help="Directory of the secrets.")] = Path("secrets"),
     nodes: Annotated[int | None, typer.Option(help="Key pairs: node-1, node-2, ..; 3 by default.", min=0)] = None,
