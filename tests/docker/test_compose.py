@@ -154,16 +154,17 @@ def test_a_run_goes_on_with_one_command_after_its_server_died_and_after_a_restar
         run = three_nodes.start("quickbloom", "run", *settings, *NOTHING_LOST)
         until(lambda: rounds(directory()) >= 1, 300)
         three_nodes.kill("superexec")
-        run.communicate(timeout=300)
+        _, said = run.communicate(timeout=300)
         assert run.returncode == 1
-        resume = ["quickbloom", "run", "--resume", f"/app/quickbloom-runs/{directory().name}", "--json"]
+        resume = ["quickbloom", "run", "--resume", f"/app/quickbloom-runs/{directory().name}"]
+        assert f"to go on: {' '.join(resume)}" in said
         run = three_nodes.start(*resume)
         done = rounds(directory())
         until(lambda: rounds(directory()) > done, 300)
         three_nodes.compose("down")  # with everything but the volumes
         run.communicate(timeout=300)
         three_nodes.up()
-        assert completed(three_nodes.start(*resume), 600)["resumed"] == 2
+        assert completed(three_nodes.start(*resume, "--json"), 600)["resumed"] == 2
         assert [line["round"] for line in read_history(directory())] == [1, 2, 3, 4]
         assert numbers(curve(directory())) == pytest.approx(simulated(tmp_path, settings), abs=1e-5)
 
