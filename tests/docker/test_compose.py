@@ -143,6 +143,7 @@ def test_nothing_is_lost_when_nodes_are_cut_off_for_30_and_for_120_seconds(three
             assert network.returncode == 0, network.stderr
         completed(run, 600)
         assert numbers(curve(directory())) == pytest.approx(simulated(tmp_path, settings), abs=1e-5)
+        assert len((directory() / "per_task.csv").read_text().splitlines()) == 1 + 8 + 11  # validation and test tasks
     assert all(inspect(three_nodes.container(node), "{{.State.Health.Status}}") == "healthy" for node in NODES)
 
 
