@@ -3,8 +3,8 @@
 set -eu
 site=$(echo "$1"/lib/python3*/site-packages)
 "$1/bin/pip" uninstall --quiet --yes pip setuptools
-# Not those in NAME.libs: they were repacked, and do not survive it.
-find "$site" -name "*.so*" -type f -not -path "*.libs/*" -exec strip --strip-unneeded {} + 2>/dev/null || true
+# Not those in NAME.libs: they were repacked, and do not survive it; nor NVIDIA's, which come stripped.
+find "$site" -name "*.so*" -type f -not -path "*.libs/*" -not -path "*/nvidia/*" -exec strip --strip-unneeded {} + 2>/dev/null || true
 rm -rf "$site"/torch/include "$site"/torch/share "$site"/torch/test "$site"/torch/lib/*test*.so
 find "$site"/torch/bin -type f -not -name torch_shm_manager -delete
 rm -rf "$site"/torch/testing/_internal/opinfo "$site"/torch/testing/_internal/generated \

@@ -398,6 +398,13 @@ def _follow(
         return STOPPED, None
     if status != "finished:completed":
         _say_error(_reason(status, details, log))
+        if reader.run_dir and reader.round > 1:
+            told = f" --connection {connection}" if connection else ""
+            console.print(
+                f"The rounds before are kept; to go on: quickbloom run --resume {reader.run_dir}{told}",
+                markup=False,
+                soft_wrap=True,
+            )
         return FAILED, None
     if reader.summary is None:
         _say_error("the run completed, but its log holds no summary: read summary.json in the run directory on the server")

@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 SUMMARY = "Summary: "
+_DIRECTORY = "Run directory: "
 _FEW_ROUNDS = 200
 _ROUND = re.compile(r"\[ROUND (\d+)/(\d+)\]")
 _METRICS = re.compile(r"Aggregated MetricRecord: (\{.*\})")
@@ -35,6 +36,7 @@ class LogReader:
         self.warned = False
         """Whether the line read last was a warning."""
         self.metrics: dict[str, float] = {}
+        self.run_dir = ""
         self.summary: dict[str, Any] | None = None
 
     def read(self, line: str) -> str | None:
@@ -51,6 +53,8 @@ class LogReader:
             self.metrics |= {name: float(value) for name, value in _PAIR.findall(found[1])}
         elif text.startswith("Strategy execution finished"):
             return self._line()
+        elif text.startswith(_DIRECTORY):
+            self.run_dir = text.removeprefix(_DIRECTORY)
         elif text.startswith(SUMMARY):
             self.summary = json.loads(text.removeprefix(SUMMARY))
         elif level == "WARNING" and _WARNING.match(text):

@@ -79,6 +79,13 @@ class Scores:
     losses: np.ndarray[Any, Any]
     metrics: np.ndarray[Any, Any]
 
+    def joined(self, other: "Scores") -> "Scores":
+        """These tasks and the `other` ones, in the order of their ids."""
+        ids = self.task_ids + other.task_ids
+        order = sorted(range(len(ids)), key=ids.__getitem__)
+        losses, metrics = np.concatenate([self.losses, other.losses]), np.concatenate([self.metrics, other.metrics])
+        return Scores([ids[i] for i in order], self.lrs, losses[order], metrics[order])
+
 
 class MetaStrategy(Strategy):
     """Flower Strategy for every algorithm of `ALGORITHMS`: what differs between them is on the tasks' side.
@@ -115,6 +122,7 @@ class MetaStrategy(Strategy):
         self._sent: list[Message] = []
         self._asked: dict[int, list[str]] = {}
         self.nodes = Reachability(population, config.node_deadline)
+        self._grid: Grid | None = None
         self.late = 0
         if self.least_replies > self.number_of_tasks:
             raise ConfigError(
@@ -135,6 +143,7 @@ class MetaStrategy(Strategy):
         """Train from `first_round` to `num_rounds`. As Flower's own, which can only count from 1."""
         if evaluate_fn is not None:
             raise ValueError("`evaluate_fn` is of no use here: the server has no data")
+        self._grid = grid
         started, result, arrays = time.monotonic(), Result(), initial_arrays
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         self.summary()
@@ -291,7 +300,10 @@ class MetaStrategy(Strategy):
         """Collect the scores of validation tasks, and close the round's line of the history."""
         metrics = None
         if self._sent:
-            self.last_validation = scores = self._read_scores(replies, self.lrs)
+            scores = self._read_scores(replies, self.lrs)
+            if self._grid is not None:
+                scores = self._wait_for_scores(self._grid, scores, self.outer.meta, self.population.splits["validation"])
+            self.last_validation = scores
             if scores.task_ids:
                 lr, step = self.choose_rate(scores)
                 curve = scores.metrics[:, self.lrs.index(lr)].mean(axis=0)
@@ -331,7 +343,24 @@ class MetaStrategy(Strategy):
         self.nodes.refresh(grid)
         messages = self._ask_scores(meta, task_ids, lrs, self.config.rounds, shots, final=True)
         scores = self._read_scores(grid.send_and_receive(messages, timeout=self.config.round_deadline), lrs)
+        scores = self._wait_for_scores(grid, scores, meta, task_ids, shots)
         self._count()
+        return scores
+
+    def _wait_for_scores(self, grid: Grid, scores: Scores, meta: Params, wanted: list[str], shots: int = 0) -> Scores:
+        """With `on-too-few = "repeat"`, ask again for tasks whose nodes were away and come back within `node-deadline`."""
+        started = time.monotonic()
+        while self.config.on_too_few == "repeat":
+            homes = {task_id: self.population.homes[task_id] for task_id in set(wanted) - set(scores.task_ids)}
+            away = [task for task, node in homes.items() if not (self.nodes.can_be_asked(node) or self.nodes.left_out(node))]
+            if not away or time.monotonic() - started > self.config.node_deadline:
+                break
+            time.sleep(min(0.5, self.config.node_deadline))
+            self.nodes.refresh(grid)
+            if back := sorted(task for task in away if self.nodes.can_be_asked(self.population.homes[task])):
+                messages = self._ask_scores(meta, back, scores.lrs, self.config.rounds, shots)
+                replies = grid.send_and_receive(messages, timeout=self.config.round_deadline)
+                scores = scores.joined(self._read_scores(replies, scores.lrs))
         return scores
 
     # ---- messages

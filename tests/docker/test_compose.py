@@ -143,6 +143,7 @@ def test_nothing_is_lost_when_nodes_are_cut_off_for_30_and_for_120_seconds(three
             assert network.returncode == 0, network.stderr
         completed(run, 600)
         assert numbers(curve(directory())) == pytest.approx(simulated(tmp_path, settings), abs=1e-5)
+        assert len((directory() / "per_task.csv").read_text().splitlines()) == 1 + 8 + 11  # validation and test tasks
     assert all(inspect(three_nodes.container(node), "{{.State.Health.Status}}") == "healthy" for node in NODES)
 
 
@@ -154,16 +155,17 @@ def test_a_run_goes_on_with_one_command_after_its_server_died_and_after_a_restar
         run = three_nodes.start("quickbloom", "run", *settings, *NOTHING_LOST)
         until(lambda: rounds(directory()) >= 1, 300)
         three_nodes.kill("superexec")
-        run.communicate(timeout=300)
+        _, said = run.communicate(timeout=300)
         assert run.returncode == 1
-        resume = ["quickbloom", "run", "--resume", f"/app/quickbloom-runs/{directory().name}", "--json"]
+        resume = ["quickbloom", "run", "--resume", f"/app/quickbloom-runs/{directory().name}"]
+        assert f"to go on: {' '.join(resume)}" in said
         run = three_nodes.start(*resume)
         done = rounds(directory())
         until(lambda: rounds(directory()) > done, 300)
         three_nodes.compose("down")  # with everything but the volumes
         run.communicate(timeout=300)
         three_nodes.up()
-        assert completed(three_nodes.start(*resume), 600)["resumed"] == 2
+        assert completed(three_nodes.start(*resume, "--json"), 600)["resumed"] == 2
         assert [line["round"] for line in read_history(directory())] == [1, 2, 3, 4]
         assert numbers(curve(directory())) == pytest.approx(simulated(tmp_path, settings), abs=1e-5)
 

@@ -50,6 +50,12 @@ def test_a_line_is_said_for_every_round_and_every_warning_of_ours() -> None:
     assert (reader.round, reader.total, reader.summary) == (2, 2, None)
 
 
+def test_the_run_directory_is_found_in_the_log() -> None:
+    reader = LogReader()
+    assert reader.read("INFO :      Run directory: /data/my runs/digits-maml") is None
+    assert reader.run_dir == "/data/my runs/digits-maml"
+
+
 def test_the_summary_is_found_in_the_log() -> None:
     reader = LogReader()
     assert reader.read(f"INFO :      {SUMMARY}{json.dumps(summary())}") is None

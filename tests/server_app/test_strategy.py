@@ -253,6 +253,44 @@ def test_a_node_that_only_fails_to_score_leaves_the_scores_of_the_others() -> No
     assert [failure["who"] for failure in record["failures"]] == ["node 101"]
 
 
+def gone_for(times: int) -> Fault:
+    """A node that Flower does not reach for so many requests of scores, and that is back at the next roll call."""
+    left = [times]
+
+    def fault(message: Message, answer: Answer) -> Message:
+        if message.metadata.message_type == EVALUATE and left[0]:
+            left[0] -= 1
+            return Message(Error(code=5, reason="gone"), reply_to=message)
+        return answer(message)
+
+    return fault
+
+
+def test_scores_of_a_node_that_comes_back_are_waited_for_where_nothing_may_be_lost() -> None:
+    undisturbed, run = Run(3, rounds=1), Run(3, {1: gone_for(2)}, rounds=1, on_too_few="repeat")
+    expected, record = undisturbed.start()[-1], run.start()[-1]
+    assert record["validation"] == expected["validation"]
+    assert [failure["who"] for failure in record["failures"]] == ["node 101", "node 101"]
+    run.grid._faults[1] = gone_for(1)
+    test = run.population.splits["test"]
+    scores = run.strategy.score_tasks(run.grid, run.strategy.outer.meta, test, [0.1])
+    reference = undisturbed.strategy.score_tasks(undisturbed.grid, undisturbed.strategy.outer.meta, test, [0.1])
+    assert scores.task_ids == reference.task_ids == test
+    assert np.allclose(scores.losses, reference.losses, rtol=0, atol=1e-6)
+
+
+def test_scores_of_a_node_that_stays_away_are_waited_for_until_the_deadline() -> None:
+    run = Run(3, {1: gone_for(10**6)}, rounds=1, on_too_few="repeat", node_deadline=0.2)
+    kept = [task_id for task_id in run.population.splits["validation"] if run.population.homes[task_id] != 101]
+    assert run.start()[-1]["validation"]["tasks"] == len(kept)
+
+
+def test_scores_are_not_waited_for_by_default() -> None:
+    run = Run(3, {1: gone_for(1)}, rounds=1)
+    assert run.start()[-1]["validation"]["tasks"] < 8
+    assert len(run.asked(EVALUATE)) == 3
+
+
 def test_a_task_that_did_not_contribute_is_named() -> None:
     run = Run(2, {0: replaced(losses=[math.nan, *[0.5] * 18])}, rounds=1, seed=2)
     asked = [task_id for task_id in run.strategy.choose_tasks(1) if run.population.homes[task_id] == 100]
