@@ -17,6 +17,7 @@ from flwr.common import log
 
 from client_app.kept import KeptState
 from client_app.node import Node, node_of
+from client_app.personal import keep_all
 from common import __version__
 from common.errors import QuickbloomError
 from common.local_round import TaskWork, evaluate, run_round
@@ -25,10 +26,13 @@ from common.randomness import generator
 from common.wire import (
     EvaluateReply,
     EvaluateRequest,
+    KeepReply,
+    KeepRequest,
     RollCallReply,
     TrainReply,
     TrainRequest,
     WireError,
+    check_roll_call,
     error_records,
     told_settings,
 )
@@ -57,13 +61,15 @@ def _replies(handler: Handler) -> Callable[[Message, Context], Message]:
 @_replies
 def roll_call(message: Message, node: Node, state: RecordDict) -> RecordDict:
     """Which tasks this node hosts, and what their examples look like."""
+    check_roll_call(message.content)
     versions = {
         "quickbloom": __version__,
         "flwr": flwr.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    return RollCallReply(node.dataset.spec, node.tasks, versions, left_out=node.dataset.left_out).to_records()
+    left_out, keeps = node.dataset.left_out, bool(node.state_dir)
+    return RollCallReply(node.dataset.spec, node.tasks, versions, left_out=left_out, keeps=keeps).to_records()
 
 
 @app.train()
@@ -102,6 +108,16 @@ def evaluate_tasks(message: Message, node: Node, state: RecordDict) -> RecordDic
     ]
     losses, metrics = evaluate(algorithm, meta, draws, request.lrs, request.steps, node.chunk_size)
     return EvaluateReply(losses, metrics, time.perf_counter() - started).to_records()
+
+
+@app.query("keep")
+@_replies
+def keep(message: Message, node: Node, state: RecordDict) -> RecordDict:
+    """Adapt the final model to this node's own tasks and keep what comes of it here; how many is all that is sent."""
+    started = time.perf_counter()
+    request = KeepRequest.from_records(message.content)
+    kept = keep_all(node, request, KeptState(state, node.state_dir, request.lineage))
+    return KeepReply(kept, time.perf_counter() - started).to_records()
 
 
 def _mean_of_finite(losses: np.ndarray[Any, Any]) -> list[float]:

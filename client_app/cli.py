@@ -40,6 +40,48 @@ def check_data(
 
 
 @cli.command()
+def adapt(
+    checkpoint: Annotated[Path, typer.Option(help="A checkpoint, a run directory, or the state-dir of a node.")],
+    data: Annotated[str, typer.Option(help="Your own file; see docs/own-data.md.")],
+    output: Annotated[Path, typer.Option(help="Folder of the personal models, one for each task; or one .safetensors file.")],
+    task: Annotated[str, typer.Option(help="Its column that says whose row it is; by default as in the run.")] = "",
+    target: Annotated[str, typer.Option(help="Its column to predict; by default as in the run.")] = "",
+) -> None:
+    """Make a trained model your own, offline: adapt it to your file. Exit code: 0 done, 2 wrong input.
+
+    Example: quickbloom-edge adapt --checkpoint runs/r --data ward.csv --output mine
+    """
+    from client_app.personal import in_words
+    from client_app.personalize import adapt as make_personal  # imports torch, which takes seconds
+
+    for model in make_personal(checkpoint, data, output, task, target, _say):
+        print(in_words(model))
+
+
+@cli.command()
+def predict(
+    model: Annotated[Path, typer.Option(help="A personal model, or a folder of them, such as STATE/personal.")],
+    input_: Annotated[str, typer.Option("--input", help="A file with the columns of the training data.")],
+    output: Annotated[Path | None, typer.Option(help="CSV file of the predictions; by default they are printed.")] = None,
+) -> None:
+    """Use a personal model, offline; where the file holds targets, say what it is worth. Exit code: 0 done, 2 wrong input.
+
+    Example: quickbloom-edge predict --model mine --input new-patients.csv --output predictions.csv
+    """
+    from client_app.personalize import predict as use
+
+    found = use(model, input_)
+    if output is None:
+        found.write_csv(sys.stdout)
+    else:
+        with output.open("w", newline="") as file:
+            found.write_csv(file)
+    for score in found.scores:
+        which = "test rows of the data that it was adapted to" if score.part == "test" else "rows with a target"
+        _say(f"{score.task}: {score.name} {score.value:.6g} on {score.examples} {which}")
+
+
+@cli.command()
 def join(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the SuperLink takes nodes.")],
     secrets: Annotated[Path, typer.Option(help="Folder with ca.crt and node.key, from `quickbloom secrets`.")],
@@ -84,6 +126,9 @@ def main() -> None:
     except QuickbloomError as error:
         _say_error(str(error))
         sys.exit(WRONG_INPUT)
+    except OSError as error:
+        _say_error(f"a file could not be written ({error}): free some space, or choose another `--output`")
+        sys.exit(FAILED)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message
 from flwr.common import log
 from flwr.serverapp import Grid
 
@@ -18,7 +18,7 @@ from common.config import RunConfig
 from common.datasets.base import SPLITS, DataSpec, TaskInfo
 from common.errors import ConfigError
 from common.randomness import generator
-from common.wire import ROLL_CALL, RollCallReply, WireError, error_reason
+from common.wire import ROLL_CALL, RollCallReply, WireError, error_reason, roll_call_request
 
 _MOST_NAMED = 5
 
@@ -27,7 +27,7 @@ _MOST_NAMED = 5
 class Population:
     """Who takes part. `homes`: the node of every task. `splits`: task ids of "train", "validation" and "test", each sorted.
 
-    `nodes`: all that answered the roll call, also those without tasks.
+    `nodes`: all that answered the roll call, also those without tasks. `keepers`: those with a place for personal models.
     """
 
     spec: DataSpec
@@ -36,6 +36,7 @@ class Population:
     tasks: dict[str, TaskInfo]
     refused: dict[int, str] = field(default_factory=dict)
     nodes: set[int] = field(default_factory=set)
+    keepers: set[int] = field(default_factory=set)
 
 
 def call_roll(grid: Grid, config: RunConfig) -> Population:
@@ -62,12 +63,13 @@ def call_roll(grid: Grid, config: RunConfig) -> Population:
             homes[task.task_id], tasks[task.task_id] = node_id, task
     splits = split_tasks(list(tasks.values()), config)
     log(INFO, "%s nodes host %s tasks: %s", len(answers), len(tasks), {name: len(ids) for name, ids in splits.items()})
-    return Population(spec, homes, splits, tasks, refused, set(answers))
+    keepers = {node_id for node_id, answer in answers.items() if answer.keeps and answer.tasks}
+    return Population(spec, homes, splits, tasks, refused, set(answers), keepers)
 
 
 def ask(grid: Grid, node_ids: Sequence[int], deadline: float) -> tuple[dict[int, RollCallReply], dict[int, str]]:
     """Send the roll call to `node_ids`: (answers, reasons of those without a usable one), both by node id."""
-    messages = [Message(RecordDict({"request": ConfigRecord()}), node_id, ROLL_CALL) for node_id in node_ids]
+    messages = [Message(roll_call_request(), node_id, ROLL_CALL) for node_id in node_ids]
     replies = list(grid.send_and_receive(messages, timeout=deadline))
     sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
     answers: dict[int, RollCallReply] = {}
