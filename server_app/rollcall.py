@@ -119,6 +119,7 @@ def split_tasks(tasks: Sequence[TaskInfo], config: RunConfig) -> dict[str, list[
         raise ConfigError(
             f"`validation-tasks` ({num_validation}) and `test-tasks` ({num_test}) leave none of the {len(order)} tasks for "
             "training: lower them (such as `--set validation-tasks=0 --set test-tasks=1`), or connect nodes with more tasks"
+            + _instead(config, len(order))
         )
     for i, name in enumerate(order):
         split = "validation" if i < num_validation else "test" if i < num_validation + num_test else "train"
@@ -127,6 +128,15 @@ def split_tasks(tasks: Sequence[TaskInfo], config: RunConfig) -> dict[str, list[
     if not usable["train"]:
         raise ConfigError("no task is left to train on: every training task needs at least one support and one query example")
     return usable
+
+
+def _instead(config: RunConfig, number: int) -> str:
+    """What else is possible with so few tasks of a user's own."""
+    if config.dataset != "own":
+        return ""
+    if number > 1:
+        return "; to test every task on a model of the others, use `quickbloom run --leave-one-out`"
+    return "; of a single task nothing can be held out: name the column that tells tasks apart with `--task`"
 
 
 def _name_left_out(left_out: Mapping[str, str]) -> None:
