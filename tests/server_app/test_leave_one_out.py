@@ -6,18 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_own_data import SMALL, hospital
 from typer.testing import CliRunner, Result
 
 from common.errors import ConfigError
 from server_app import cli
 
+SMALL = ["--in-process", "--no-report", "--json", "--set", "evaluate-every=0", "--set", "mlp.hidden=16"]
+
 
 def file(path: Path, names: str) -> list[str]:
-    """The options for a file with one task for each letter."""
+    """The options for a file with one task of 40 rows for each letter; every other one has its marker turned round."""
     rng = np.random.default_rng(0)
-    parts = [hospital(name, (-1) ** i, rng).split("\n") for i, name in enumerate(names)]
-    path.write_text("\n".join([parts[0][0], *(line for part in parts for line in part[1:])]))
+    lines = ["hospital,marker,outcome"]
+    for i, name in enumerate(names):
+        for marker in rng.normal(size=40):
+            lines.append(f"{name},{marker:.4f},{'ill' if (-1) ** i * marker > 0 else 'well'}")
+    path.write_text("\n".join(lines))
     return ["--data", str(path), "--task", "hospital", "--target", "outcome", "--rounds", "2"]
 
 
