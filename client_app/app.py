@@ -15,6 +15,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common import log
 
+from client_app import show
 from client_app.kept import KeptState
 from client_app.node import Node, node_of
 from client_app.personal import keep_all
@@ -34,6 +35,7 @@ from common.wire import (
     WireError,
     check_roll_call,
     error_records,
+    payload_bytes,
     told_settings,
 )
 
@@ -92,7 +94,11 @@ def train(message: Message, node: Node, state: RecordDict) -> RecordDict:
         store.save(task_id, weighted_mean((kept, 1.0) for kept in episodes))
     losses = _mean_of_finite(np.reshape(result.losses, (-1, node.episodes)))
     seconds = time.perf_counter() - started
-    return TrainReply(result.gradient, result.weight / node.episodes, losses, seconds).to_records()
+    reply = TrainReply(result.gradient, result.weight / node.episodes, losses, seconds).to_records()
+    scores = show.own_scores(node, algorithm, meta, request.task_ids)
+    received, sent = payload_bytes(message.content), payload_bytes(reply)
+    show.tell(node, f"Round {request.round}, training", request.task_ids, scores, seconds, received, sent)
+    return reply
 
 
 @app.evaluate()
@@ -107,7 +113,12 @@ def evaluate_tasks(message: Message, node: Node, state: RecordDict) -> RecordDic
         for task_id in node.check_hosted(request.task_ids)
     ]
     losses, metrics = evaluate(algorithm, meta, draws, request.lrs, request.steps, node.chunk_size)
-    return EvaluateReply(losses, metrics, time.perf_counter() - started).to_records()
+    seconds = time.perf_counter() - started
+    number, at = message.metadata.group_id, _nearest(request.lrs, algorithm.options.inner_lr)
+    scores = show.in_words(node, metrics[:, at, 0].mean(), metrics[:, at, -1].mean()) + f" at rate {request.lrs[at]:g}"
+    received = payload_bytes(message.content)
+    show.tell(node, f"Round {number}, evaluation", request.task_ids, scores, seconds, received, 0)
+    return EvaluateReply(losses, metrics, seconds).to_records()
 
 
 @app.query("keep")
@@ -118,6 +129,11 @@ def keep(message: Message, node: Node, state: RecordDict) -> RecordDict:
     request = KeepRequest.from_records(message.content)
     kept = keep_all(node, request, KeptState(state, node.state_dir, request.lineage))
     return KeepReply(kept, time.perf_counter() - started).to_records()
+
+
+def _nearest(lrs: list[float], wanted: float) -> int:
+    """The position of the rate that is closest to `wanted`."""
+    return min(range(len(lrs)), key=lambda i: abs(lrs[i] - wanted))
 
 
 def _mean_of_finite(losses: np.ndarray[Any, Any]) -> list[float]:

@@ -85,25 +85,45 @@ def predict(
 def join(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the SuperLink takes nodes.")],
     secrets: Annotated[Path, typer.Option(help="Folder with ca.crt and node.key, from `quickbloom secrets`.")],
+    data: Annotated[str, typer.Option(help="Your own file; it is checked before anything connects.")] = "",
+    task: Annotated[str, typer.Option(help="Its column that says whose row it is.")] = "",
+    target: Annotated[str, typer.Option(help="Its column to predict.")] = "",
+    state: Annotated[
+        Path | None, typer.Option(help="Folder for what never leaves this device; by default one in ~/.local/state/quickbloom.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    chunk_size: Annotated[
+        int | None, typer.Option(help="Tasks computed at once: lower it where memory is short.", min=1)
+    ] = None,
+    quiet_hours: Annotated[
+        str, typer.Option(metavar="HH:MM-HH:MM", help="Take no part in these hours of the day, in local time.")
+    ] = "",
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A node setting; repeat.")] = None,
     port: Annotated[int, typer.Option(help="Port on loopback for the node's own processes.", min=1, max=65535)] = 9094,
 ) -> None:
     """Take part in a federation until stopped; finds the server again by itself. Exit code: 0 stopped, 1 failed, 2 wrong input.
 
-    Example: quickbloom-edge join --server fl.example.org:9092 --secrets node-1 --set data-dir=/data
+    Example: quickbloom-edge join --server fl.example.org:9092 --secrets node-1 --data ward.csv --task ward --target outcome
     """
+    from client_app.clock import ClockError
     from client_app.join import JoinError
     from client_app.join import join as take_part
+    from client_app.quiet import QuietHours
 
-    settings = {}
+    # Flower's processes run elsewhere.
+    file = str(Path(data).expanduser().absolute()) if data and Path(data).expanduser().exists() else data
+    folder = str(state.expanduser().absolute()) if state else ""
+    named = {"data-path": file, "task-column": task, "target-column": target, "state-dir": folder}
+    limits = {"threads": threads, "chunk-size": chunk_size}
+    settings = {key: str(value) for key, value in {**named, **limits}.items() if value}
     for assignment in set_ or []:
         key, equals, value = assignment.partition("=")
         if not (equals and key):
             raise ConfigError(f"`--set` must be KEY=VALUE, got '{assignment}'")
         settings[key] = value
     try:
-        raise typer.Exit(take_part(server, secrets, settings, port, _say))
-    except JoinError as error:
+        raise typer.Exit(take_part(server, secrets, settings, port, _say, QuietHours.parse(quiet_hours)))
+    except (JoinError, ClockError) as error:
         _say_error(str(error))
         raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:  # while it waits for the server

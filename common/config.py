@@ -120,6 +120,7 @@ class NodeConfig(Options):
     device: Literal["", "auto", "cpu", "cuda"] = Field("", description='where this node computes; "": as the run says')
     chunk_size: int = Field(0, ge=0, description="tasks computed at once on this node; 0: as the run says")
     threads: int = Field(1, ge=1, description="CPU threads of this node")
+    show_rounds: bool = Field(False, description="say in this node's log what each round did, with its own scores")
 
 
 @cache
