@@ -82,6 +82,21 @@ def predict(
 
 
 @cli.command()
+def export(
+    model: Annotated[Path, typer.Option(help="A personal model.")],
+    output: Annotated[Path, typer.Option(help="The file to write, such as mine.onnx or mine.pt2.")],
+    format_: Annotated[str, typer.Option("--format", help="onnx, or torch (torch.export).")] = "onnx",
+) -> None:
+    """Write a personal model for other programs, and check that it says the same. Exit code: 0 done, 2 wrong input.
+
+    Example: quickbloom-edge export --model mine --format onnx --output mine.onnx
+    """
+    from client_app.export import export as write
+
+    print(write(model, output, format_))
+
+
+@cli.command()
 def join(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the SuperLink takes nodes.")],
     secrets: Annotated[Path, typer.Option(help="Folder with ca.crt and node.key, from `quickbloom secrets`.")],

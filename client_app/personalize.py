@@ -146,9 +146,9 @@ def _predict(model: Personal, data: str, *, alone: bool) -> tuple[list[dict[str,
     x = torch.from_numpy(preparation.encode({name: table[name][rows] for name in preparation.features}))
     if list(x.shape[1:]) != list(card["spec"][1]):
         raise DataError(f"the inputs of '{data}' have the shape {tuple(x.shape[1:])}, the model needs {tuple(card['spec'][1])}")
-    outputs = torch.cat([model.outputs(x[at : at + _CHUNK]) for at in range(0, len(x), _CHUNK)])
     y, texts = _targets(table, schema, preparation, rows, data)
     parts = _parts(model, options, card)
+    outputs = _outputs(model, x, [parts.get(int(row), "") for row in rows])
     said = _in_words(outputs, schema["classes"], preparation)
     listed = [
         {"row": int(row) + 1, "task": model.task, "part": parts.get(int(row), ""), "target": texts[i], **said[i]}
@@ -157,6 +157,18 @@ def _predict(model: Personal, data: str, *, alone: bool) -> tuple[list[dict[str,
     tested = np.array([parts.get(int(row)) == "test" for row in rows])
     chosen = ~np.isnan(y) & (tested if parts else True)
     return listed, [_score(model, x, y, chosen, "test" if parts else "all")] if chosen.any() else []
+
+
+def _outputs(model: Personal, x: torch.Tensor, parts: list[str]) -> torch.Tensor:
+    """The model's outputs [n, ...], by chunks. One that mixes the examples of a batch sees each part by itself, as in a run."""
+    mixes = model.algorithm.learner.mixes_examples
+    groups = [np.flatnonzero([part == one for part in parts]) for one in sorted(set(parts))] if mixes else [np.arange(len(x))]
+    chunks = [torch.from_numpy(group[at : at + _CHUNK]) for group in groups for at in range(0, len(group), _CHUNK)]
+    found = [model.outputs(x[chunk]) for chunk in chunks]
+    result = torch.empty(len(x), *found[0].shape[1:])
+    for chunk, outputs in zip(chunks, found, strict=True):
+        result[chunk] = outputs
+    return result
 
 
 def _score(model: Personal, x: torch.Tensor, y: Array, chosen: Array, part: str) -> Score:
@@ -231,6 +243,14 @@ def _own_options(options: Any) -> OwnOptions:
 
 def _load(path: Path, say: Callable[[str], None]) -> checkpoint.Checkpoint:
     return checkpoint.load(path / META if (path / META).is_file() else path, say)
+
+
+def one_model(path: Path) -> Personal:
+    """The personal model at `path`, a file or a folder that holds one. Raises DataError."""
+    models = _models(path)
+    if len(models) > 1:
+        raise DataError(f"the folder '{path}' holds {len(models)} personal models: name the file of one")
+    return models[0]
 
 
 def _models(path: Path) -> list[Personal]:

@@ -96,6 +96,25 @@ def test_predict_reproduces_the_mse_of_a_regression_and_speaks_in_the_unit_of_th
         assert (errors**2).mean() / support.var() == pytest.approx(found.scores[0].value, rel=1e-4)
 
 
+def test_images_of_a_model_whose_answers_hang_on_the_batch_are_predicted_as_they_were_scored(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tasks, light = np.repeat(list("ABCDE"), 20), np.tile([0.0, 1.0], 50)
+    pixels = np.clip(rng.normal(120 + 25 * light[:, None, None], 60, size=(100, 8, 8)), 0, 255).astype(np.uint8)
+    np.savez(tmp_path / "own.npz", task=tasks, image=pixels, target=np.where(light > 0, "day", "night"))
+    settings: dict[str, Any] = {"dataset": "own", "min-nodes": 1, "rounds": 2, "conv4.filters": 4, "evaluate-every": 0}
+    config = parse_run_config({**settings, "algorithm": "fomaml", "adapt-steps": 3, "output-dir": str(tmp_path / "run")})
+    node = {"data-path": str(tmp_path / "own.npz"), "state-dir": str(tmp_path)}
+    step = run_federation(LoopbackGrid(1, config.flat(), node_configs={0: node}), config)["chosen"]["adapt_steps"]
+    rows = per_task(tmp_path / "run")
+    found = predict(tmp_path / "personal", tmp_path / "own.npz")
+    assert len(rows) == 2
+    for score in found.scores:
+        test = [row for row in found.rows if row["task"] == score.task and row["part"] == "test"]
+        assert sum(row["prediction"] == row["target"] for row in test) / len(test) == pytest.approx(score.value, abs=1e-6)
+        if score.task in rows:
+            assert score.value == float(rows[score.task][f"accuracy_step{step}"])
+
+
 def test_nothing_of_a_personal_model_is_sent(tmp_path: Path) -> None:
     grid, more = federation(tmp_path)
     run_federation(grid, more["config"])
