@@ -195,6 +195,8 @@ def _run(command: list[str], say: Say) -> tuple[bool, int]:
         if child.poll() is None:
             child.kill()
             child.wait()
+        if child.stdout:
+            child.stdout.close()
         for number, handler in before.items():
             signal.signal(number, handler)
     return refused and not stopped, 0 if stopped else code
