@@ -22,6 +22,8 @@ from common.errors import DataError
 from common.options import Options, Text
 
 _MOST_CLASSES = 20
+_LARGEST = 1e30
+"""Of the numbers in a column."""
 _PARTS = (0.4, 0.7)
 """Where the support and the query part of a task end, if `own.shots` is 0."""
 
@@ -236,10 +238,14 @@ def fit(table: Table, kinds: Mapping[str, str], reserved: set[str], path: str) -
 
 
 def refuse_infinite(table: Table, names: list[str]) -> None:
-    """Raise DataError if one of these columns holds infinity."""
+    """Raise DataError if one of these columns holds infinity, or numbers whose squares would become that."""
     for name in names:
-        if table[name].dtype != object and np.isinf(table[name]).any():
+        if table[name].dtype == object:
+            continue
+        if np.isinf(table[name]).any():
             raise DataError(f"the column `{name}` holds infinite values: remove them or leave them empty")
+        if (np.abs(table[name]) > _LARGEST).any():
+            raise DataError(f"the column `{name}` holds numbers beyond {_LARGEST:g}: give it in a larger unit")
 
 
 def _batch(x: Array, y: Array, kind: str) -> Batch:
@@ -277,6 +283,8 @@ def _kind(target: Array, options: OwnOptions) -> Literal["classification", "regr
     text = target.dtype == object
     if not text and np.isinf(target).any():
         raise DataError("the target holds infinite values: remove them or leave them empty")
+    if not text and options.kind != "classification" and (np.abs(target) > _LARGEST).any():
+        raise DataError(f"the target holds numbers beyond {_LARGEST:g}: give it in a larger unit")
     if options.kind == "regression" and text:
         example = next((value for value in target if value is not None), None)
         raise DataError(f"the target must hold numbers for regression, got the text '{example}'")
