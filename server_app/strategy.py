@@ -111,6 +111,7 @@ class MetaStrategy(Strategy):
         self.bytes = {"up": 0, "down": 0}
         self.last_validation: Scores | None = None
         self.best: dict[str, Any] | None = None
+        self._chosen: tuple[Scores, tuple[float, int]] | None = None
         self._on_round = on_round
         self._lineage = lineage
         self._first_round = first_round
@@ -339,9 +340,12 @@ class MetaStrategy(Strategy):
 
     def chosen_rate(self) -> tuple[float, int]:
         """(learning rate, steps) by the validation tasks as they were scored last; without any the inner rate, all steps."""
-        if self.last_validation is not None and self.last_validation.task_ids:
-            return self.choose_rate(self.last_validation)
-        return self.algorithm.options.inner_lr, self.config.adapt_steps
+        scores = self.last_validation
+        if scores is None or not scores.task_ids:
+            return self.algorithm.options.inner_lr, self.config.adapt_steps
+        if self._chosen is None or self._chosen[0] is not scores:  # every checkpoint asks, and there may be thousands of steps
+            self._chosen = scores, self.choose_rate(scores)
+        return self._chosen[1]
 
     def let_keep(self, grid: Grid, meta: Params, lr: float, steps: int, run: str) -> int:
         """Let nodes that have a place for it adapt `meta` to their own tasks and keep it there; returns how many kept.
