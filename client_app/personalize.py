@@ -55,7 +55,7 @@ def adapt(
         raise DataError(
             f"the checkpoint was trained on the data set `{config.dataset}`, and no file fits it: train with --data"
         )
-    options = config.table("own").model_copy(update={"path": str(data), "split_column": "", "leave_out": ""})
+    options = config.table("own").model_copy(update={"path": str(data), "leave_out": ""})
     named = {"task_column": task, "target_column": target}
     own = Own(_own_options(options.model_copy(update={key: name for key, name in named.items() if name})), Path(), spec.schema)
     if own.spec != spec:

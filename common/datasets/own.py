@@ -61,8 +61,10 @@ class Own(FixedSplitDataset):
         if not options.path:
             raise DataError("the data set `own` needs a file: use `--data PATH`, or set `own.path` or the node's `data-path`")
         self.table = read_table(options.path, options.image_side)
-        self.options = options
         self._agreed: dict[str, Any] = json.loads(schema) if schema else {}
+        if self._agreed and options.split_column not in self.table:  # of the others' files
+            options = options.model_copy(update={"split_column": ""})
+        self.options = options
         self._target = options.target_column or self._agreed.get("target") or _pick_target(self.table, options)
         for column in filter(None, (self._target, options.task_column, options.split_column)):
             _require(self.table, column, options.path)
