@@ -15,12 +15,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback import LoopbackGrid
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from client_app.cli import cli
 from client_app.personalize import adapt, predict
 from common import checkpoint, personal
 from common.config import parse_run_config
+from common.datasets.own import Own, OwnOptions
 from common.errors import ConfigError, DataError
 from common.wire import KEEP, KeepRequest, error_reason, payload_bytes
 from server_app.app import run_federation
@@ -184,6 +186,22 @@ def test_a_full_disk_leaves_what_adapt_wrote_before(tmp_path: Path) -> None:
     with no_file_above(500), pytest.raises(ConfigError, match=r"cannot be written to .* an old one stays"):
         adapt(tmp_path / "state-0", tmp_path / "AB.csv", tmp_path / "mine")
     assert {file.name: file.read_bytes() for file in (tmp_path / "mine").iterdir()} == before
+
+
+def test_a_task_that_trained_starts_from_the_head_that_it_kept(tmp_path: Path) -> None:
+    grid, more = federation(tmp_path, algorithm="heads")
+    run_federation(grid, more["config"])
+    trained = next(path for path in sorted(tmp_path.glob("state-*/*/*.safetensors")) if path.parent.name != "personal")
+    state, task = trained.parents[1], trained.stem
+    params = {**checkpoint.load(state / "meta.safetensors", print).meta, **load_file(trained)}
+    (file,) = (path for path in tmp_path.glob("??.csv") if task in path.stem)
+    test = Own(OwnOptions(path=str(file), task_column="hospital", target_column="outcome"), Path()).test_draws(task)[0].test
+    # The model by hand: two layers with ReLU between them.
+    hidden = torch.relu(test.x @ params["1.weight"].T + params["1.bias"])
+    labels = (hidden @ params["3.weight"].T + params["3.bias"]).argmax(dim=1)
+    before = json.loads((state / "personal" / f"{task}.json").read_text())["score"]["before"]
+    assert before == pytest.approx(float((labels == test.y).float().mean()), abs=1e-6)
+    assert trained.parent.name == json.loads((state / "personal" / f"{task}.json").read_text())["run"]["lineage"]
 
 
 def test_it_outlives_a_restart_and_is_replaced_by_the_next_run_that_ends(tmp_path: Path) -> None:
