@@ -50,7 +50,7 @@ def adapt(
     Raises DataError or ConfigError.
     """
     found = _load(Path(checkpoint_path).expanduser(), say)
-    config, spec = parse_run_config(found.facts.get("config", {})), personal.spec_of(found.facts)
+    config, spec = parse_run_config(found.facts.get("config", {})).resolved(), personal.spec_of(found.facts)
     if config.dataset != "own":
         raise DataError(
             f"the checkpoint was trained on the data set `{config.dataset}`, and no file fits it: train with --data"
@@ -118,6 +118,9 @@ def predict(model: str | Path, data: str | Path) -> Predictions:
     other data. Raises DataError or ConfigError.
     """
     models = _models(Path(model).expanduser())
+    for one in models:
+        if (name := one.card["config"].get("dataset")) != "own":
+            raise DataError(f"the personal model of '{one.task}' is for the data set `{name}`, and no file fits it")
     rows: list[dict[str, Any]] = []
     scores: list[Score] = []
     for one in models:

@@ -21,14 +21,15 @@ from torch import Tensor
 from common import __version__, checkpoint
 from common.algorithms import Algorithm
 from common.assemble import build_algorithm
-from common.batch import TaskData
+from common.batch import Batch, TaskData
 from common.config import RunConfig, parse_run_config
 from common.datasets import Dataset
 from common.datasets.base import DataSpec
-from common.datasets.own import Own
+from common.datasets.own import Own, OwnOptions
+from common.datasets.preparation import Preparation
 from common.errors import DataError, QuickbloomError, in_one_line
 from common.models import MODELS
-from common.params import Params, all_finite
+from common.params import Params, all_finite, mismatch
 
 PERSONAL = "quickbloom-personal-1"
 SUFFIX = ".safetensors"
@@ -41,7 +42,7 @@ _MACHINES = ("output-dir", "resume-from", "data-dir", "own.path", "own.leave-out
 class Origin:
     """The model to adapt: its round, the training it comes from, and the rate and steps to adapt it with.
 
-    `run`: the directory of the run, for a person.
+    `run`: the name of the run's directory, for a person.
     """
 
     round: int
@@ -172,7 +173,20 @@ def load(path: Path) -> Personal:
         raise DataError(f"the personal model '{path}' lacks `{min(missing)}` in its card: adapt anew")
     personal = Personal(found.tensors, found.facts)
     try:
-        _ = personal.algorithm
+        wanted = next(iter(personal.algorithm.adaptation_path(personal.algorithm.init(), _nothing(personal), 0.1, 0)))
+        reason = mismatch(dict(personal.tensors), wanted)
+        Preparation.from_json(found.facts["preparation"])
+        OwnOptions.model_validate(found.facts["columns"])
     except QuickbloomError as error:
-        raise DataError(f"the personal model '{path}' cannot be built: {error}") from error
+        reason = str(error)
+    except Exception as error:  # a card that somebody has written by hand
+        reason = in_one_line(error)
+    if reason:
+        raise DataError(f"the personal model '{path}' cannot be used: {reason}")
     return personal
+
+
+def _nothing(personal: Personal) -> Batch:
+    """No examples: a path of no steps only says which tensors there are."""
+    spec = personal.card["spec"]
+    return Batch.of(torch.zeros(0, *spec[1]), torch.zeros(0, dtype=torch.int64))

@@ -258,7 +258,7 @@ class EvaluateReply:
 class KeepRequest:
     """Adapt the model of this round to the node's own tasks with rate `lr` in `steps` steps, and keep what comes of it there.
 
-    `lineage` names the training, `run` its directory, for a person.
+    `lineage` names the training, `run` its directory (the last part alone), for a person.
     """
 
     meta: Params

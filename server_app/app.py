@@ -150,7 +150,7 @@ def _conclude(grid: Grid, strategy: MetaStrategy, directory: RunDirectory, clock
     if population.splits["test"] and not test.task_ids:
         raise RunError("no node sent a usable score of the test tasks: the log above names the reasons")
     shots = _score_shots(grid, strategy, lr, steps)
-    strategy.let_keep(grid, strategy.outer.meta, lr, steps, str(directory.path))
+    strategy.let_keep(grid, strategy.outer.meta, lr, steps, directory.path.name)
     rounds = read_history(directory.path)
     summary = {
         "schema": 1,

@@ -133,7 +133,7 @@ def test_nothing_of_a_personal_model_is_sent(tmp_path: Path) -> None:
     assert {key for record in reply.content.values() for key in record} == {"kept", "seconds"}
     card = json.loads((tmp_path / "state-0" / "personal" / "A.json").read_text())
     assert card["run"]["round"] == 3
-    assert card["run"]["directory"] == str(tmp_path / "run")
+    assert card["run"]["directory"] == "run"
     assert card["score"].keys() == {"name", "before", "after", "test"}
 
 
@@ -213,7 +213,7 @@ def test_it_outlives_a_restart_and_is_replaced_by_the_next_run_that_ends(tmp_pat
     assert card.read_bytes() == first
     run_federation(again, more["config"])
     now = json.loads(card.read_text())["run"]
-    assert (now["round"], now["directory"]) == (2, str(tmp_path / "again"))
+    assert (now["round"], now["directory"]) == (2, "again")
     assert now["lineage"] != json.loads(first)["run"]["lineage"]
 
 
@@ -271,6 +271,35 @@ def test_data_that_do_not_fit_the_model_are_refused_in_one_sentence(tmp_path: Pa
         return
     with pytest.raises(DataError, match=words):
         predict(model, tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"spec": [1]}, "does not say what the data look like"),
+        ({"config": {"algorithm": "maml", "dataset": "own", "maml.inner-lr": 0.1}}, "the tensor `5.bias` is missing"),
+        ({"config": {"algorithm": "none"}}, "`algorithm` must be one of"),
+        ({"preparation": {"features": 3}}, "cannot be used: KeyError"),
+        ({"columns": {"shots": "many"}}, "cannot be used: ValidationError"),
+    ],
+)
+def test_a_card_that_somebody_changed_is_refused_in_one_sentence(
+    kept: Path, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    model = personal.load(kept / "state-0" / "personal" / "A.safetensors")
+    checkpoint.write(tmp_path / "x.safetensors", model.tensors, {**model.card, **change}, personal.PERSONAL, wait=False)
+    with pytest.raises(DataError, match=words) as caught:
+        predict(tmp_path / "x.safetensors", kept / "AB.csv")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_another_data_set_fits_no_file(tmp_path: Path, kept: Path) -> None:
+    settings: dict[str, Any] = {"rounds": 1, "min-nodes": 1, "evaluate-every": 0, "output-dir": str(tmp_path / "digits")}
+    config = parse_run_config(settings)
+    run_federation(LoopbackGrid(1, config.flat(), node_configs={0: {"state-dir": str(tmp_path)}}), config)
+    assert len(list((tmp_path / "personal").glob("*.safetensors"))) == 56
+    with pytest.raises(DataError, match="is for the data set `digits`, and no file fits it"):
+        predict(tmp_path / "personal", kept / "AB.csv")
 
 
 def test_damaged_models_and_foreign_checkpoints_are_refused_in_one_sentence(tmp_path: Path) -> None:
