@@ -15,8 +15,10 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common import log
 
+from client_app import show
 from client_app.kept import KeptState
 from client_app.node import Node, node_of
+from client_app.personal import keep_all
 from common import __version__
 from common.errors import QuickbloomError
 from common.local_round import TaskWork, evaluate, run_round
@@ -25,11 +27,15 @@ from common.randomness import generator
 from common.wire import (
     EvaluateReply,
     EvaluateRequest,
+    KeepReply,
+    KeepRequest,
     RollCallReply,
     TrainReply,
     TrainRequest,
     WireError,
+    check_roll_call,
     error_records,
+    payload_bytes,
     told_settings,
 )
 
@@ -57,13 +63,15 @@ def _replies(handler: Handler) -> Callable[[Message, Context], Message]:
 @_replies
 def roll_call(message: Message, node: Node, state: RecordDict) -> RecordDict:
     """Which tasks this node hosts, and what their examples look like."""
+    check_roll_call(message.content)
     versions = {
         "quickbloom": __version__,
         "flwr": flwr.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    return RollCallReply(node.dataset.spec, node.tasks, versions, left_out=node.dataset.left_out).to_records()
+    left_out, keeps = node.dataset.left_out, bool(node.state_dir)
+    return RollCallReply(node.dataset.spec, node.tasks, versions, left_out=left_out, keeps=keeps).to_records()
 
 
 @app.train()
@@ -86,7 +94,11 @@ def train(message: Message, node: Node, state: RecordDict) -> RecordDict:
         store.save(task_id, weighted_mean((kept, 1.0) for kept in episodes))
     losses = _mean_of_finite(np.reshape(result.losses, (-1, node.episodes)))
     seconds = time.perf_counter() - started
-    return TrainReply(result.gradient, result.weight / node.episodes, losses, seconds).to_records()
+    reply = TrainReply(result.gradient, result.weight / node.episodes, losses, seconds).to_records()
+    scores = show.own_scores(node, algorithm, meta, request.task_ids)
+    received, sent = payload_bytes(message.content), payload_bytes(reply)
+    show.tell(node, f"Round {request.round}, training", request.task_ids, scores, seconds, received, sent)
+    return reply
 
 
 @app.evaluate()
@@ -101,7 +113,27 @@ def evaluate_tasks(message: Message, node: Node, state: RecordDict) -> RecordDic
         for task_id in node.check_hosted(request.task_ids)
     ]
     losses, metrics = evaluate(algorithm, meta, draws, request.lrs, request.steps, node.chunk_size)
-    return EvaluateReply(losses, metrics, time.perf_counter() - started).to_records()
+    seconds = time.perf_counter() - started
+    number, at = message.metadata.group_id, _nearest(request.lrs, algorithm.options.inner_lr)
+    scores = show.in_words(node, metrics[:, at, 0].mean(), metrics[:, at, -1].mean()) + f" at rate {request.lrs[at]:g}"
+    received = payload_bytes(message.content)
+    show.tell(node, f"Round {number}, evaluation", request.task_ids, scores, seconds, received, 0)
+    return EvaluateReply(losses, metrics, seconds).to_records()
+
+
+@app.query("keep")
+@_replies
+def keep(message: Message, node: Node, state: RecordDict) -> RecordDict:
+    """Adapt the final model to this node's own tasks and keep what comes of it here; how many is all that is sent."""
+    started = time.perf_counter()
+    request = KeepRequest.from_records(message.content)
+    kept = keep_all(node, request, KeptState(state, node.state_dir, request.lineage))
+    return KeepReply(kept, time.perf_counter() - started).to_records()
+
+
+def _nearest(lrs: list[float], wanted: float) -> int:
+    """The position of the rate that is closest to `wanted`."""
+    return min(range(len(lrs)), key=lambda i: abs(lrs[i] - wanted))
 
 
 def _mean_of_finite(losses: np.ndarray[Any, Any]) -> list[float]:

@@ -40,29 +40,106 @@ def check_data(
 
 
 @cli.command()
+def adapt(
+    checkpoint: Annotated[Path, typer.Option(help="A checkpoint, a run directory, or the state-dir of a node.")],
+    data: Annotated[str, typer.Option(help="Your own file; see docs/own-data.md.")],
+    output: Annotated[Path, typer.Option(help="Folder of the personal models, one for each task; or one .safetensors file.")],
+    task: Annotated[str, typer.Option(help="Its column that says whose row it is; by default as in the run.")] = "",
+    target: Annotated[str, typer.Option(help="Its column to predict; by default as in the run.")] = "",
+) -> None:
+    """Make a trained model your own, offline: adapt it to your file. Exit code: 0 done, 2 wrong input.
+
+    Example: quickbloom-edge adapt --checkpoint runs/r --data ward.csv --output mine
+    """
+    from client_app.personal import in_words
+    from client_app.personalize import adapt as make_personal  # imports torch, which takes seconds
+
+    for model in make_personal(checkpoint, data, output, task, target, _say):
+        print(in_words(model))
+
+
+@cli.command()
+def predict(
+    model: Annotated[Path, typer.Option(help="A personal model, or a folder of them, such as STATE/personal.")],
+    input_: Annotated[str, typer.Option("--input", help="A file with the columns of the training data.")],
+    output: Annotated[Path | None, typer.Option(help="CSV file of the predictions; by default they are printed.")] = None,
+) -> None:
+    """Use a personal model, offline; where the file holds targets, say what it is worth. Exit code: 0 done, 2 wrong input.
+
+    Example: quickbloom-edge predict --model mine --input new-patients.csv --output predictions.csv
+    """
+    from client_app.personalize import predict as use
+
+    found = use(model, input_)
+    if output is None:
+        found.write_csv(sys.stdout)
+    else:
+        with output.open("w", newline="") as file:
+            found.write_csv(file)
+    for score in found.scores:
+        which = "test rows of the data that it was adapted to" if score.part == "test" else "rows with a target"
+        _say(f"{score.task}: {score.name} {score.value:.6g} on {score.examples} {which}")
+
+
+@cli.command()
+def export(
+    model: Annotated[Path, typer.Option(help="A personal model.")],
+    output: Annotated[Path, typer.Option(help="The file to write, such as mine.onnx or mine.pt2.")],
+    format_: Annotated[str, typer.Option("--format", help="onnx, or torch (torch.export).")] = "onnx",
+) -> None:
+    """Write a personal model for other programs, and check that it says the same. Exit code: 0 done, 2 wrong input.
+
+    Example: quickbloom-edge export --model mine --format onnx --output mine.onnx
+    """
+    from client_app.export import export as write
+
+    print(write(model, output, format_))
+
+
+@cli.command()
 def join(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the SuperLink takes nodes.")],
     secrets: Annotated[Path, typer.Option(help="Folder with ca.crt and node.key, from `quickbloom secrets`.", readable=False)],
+    data: Annotated[str, typer.Option(help="Your own file; it is checked before anything connects.")] = "",
+    task: Annotated[str, typer.Option(help="Its column that says whose row it is.")] = "",
+    target: Annotated[str, typer.Option(help="Its column to predict.")] = "",
+    state: Annotated[
+        Path | None, typer.Option(help="Folder for what never leaves this device; by default one in ~/.local/state/quickbloom.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    chunk_size: Annotated[
+        int | None, typer.Option(help="Tasks computed at once: lower it where memory is short.", min=1)
+    ] = None,
+    quiet_hours: Annotated[
+        str, typer.Option(metavar="HH:MM-HH:MM", help="Take no part in these hours of the day, in local time.")
+    ] = "",
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A node setting; repeat.")] = None,
     port: Annotated[int, typer.Option(help="Port on loopback for the node's own processes.", min=1, max=65535)] = 9094,
     poll: Annotated[float, typer.Option(help="Seconds, at most, between two looks for work.", min=0.05, max=60)] = 3.0,
 ) -> None:
     """Take part in a federation until stopped; finds the server again by itself. Exit code: 0 stopped, 1 failed, 2 wrong input.
 
-    Example: quickbloom-edge join --server fl.example.org:9092 --secrets node-1 --set data-dir=/data
+    Example: quickbloom-edge join --server fl.example.org:9092 --secrets node-1 --data ward.csv --task ward --target outcome
     """
+    from client_app.clock import ClockError
     from client_app.join import JoinError
     from client_app.join import join as take_part
+    from client_app.quiet import QuietHours
 
-    settings = {}
+    # Flower's processes run elsewhere.
+    file = str(Path(data).expanduser().absolute()) if data and Path(data).expanduser().exists() else data
+    folder = str(state.expanduser().absolute()) if state else ""
+    named = {"data-path": file, "task-column": task, "target-column": target, "state-dir": folder}
+    limits = {"threads": threads, "chunk-size": chunk_size}
+    settings = {key: str(value) for key, value in {**named, **limits}.items() if value}
     for assignment in set_ or []:
         key, equals, value = assignment.partition("=")
         if not (equals and key):
             raise ConfigError(f"`--set` must be KEY=VALUE, got '{assignment}'")
         settings[key] = value
     try:
-        raise typer.Exit(take_part(server, secrets, settings, port, _say, poll))
-    except JoinError as error:
+        raise typer.Exit(take_part(server, secrets, settings, port, _say, poll, QuietHours.parse(quiet_hours)))
+    except (JoinError, ClockError) as error:
         _say_error(str(error))
         raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:  # while it waits for the server
@@ -85,6 +162,9 @@ def main() -> None:
     except QuickbloomError as error:
         _say_error(str(error))
         sys.exit(WRONG_INPUT)
+    except OSError as error:
+        _say_error(f"a file could not be written ({error}): free some space, or choose another `--output`")
+        sys.exit(FAILED)
 
 
 if __name__ == "__main__":

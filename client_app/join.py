@@ -6,6 +6,7 @@ node tries again for a while.
 """
 
 import os
+import re
 import signal
 import socket
 import ssl
@@ -15,10 +16,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
+from client_app.clock import check_against_ca, check_against_server
+from client_app.quiet import QuietHours, outside
 from common import warm
-from common.config import parse_node_config
+from common.config import NodeConfig, parse_node_config
 from common.errors import ConfigError, QuickbloomError
 from common.tls import distrust
 
@@ -34,29 +38,64 @@ class JoinError(QuickbloomError):
     """This device cannot take part; the text says why and what mends it."""
 
 
-def join(server: str, secrets: Path, settings: Mapping[str, str], port: int, say: Say, poll: float = warm.LONGEST) -> int:
+def join(
+    server: str,
+    secrets: Path,
+    settings: Mapping[str, str],
+    port: int,
+    say: Say,
+    poll: float = warm.LONGEST,
+    quiet: QuietHours | None = None,
+) -> int:
     """Take part in the federation at `server` (HOST:PORT) until stopped; returns the exit code. Raises JoinError.
 
     `secrets`: a folder with ca.crt and node.key. `settings`: node settings by name. `port`: where the SuperNode serves its own
-    computations, on loopback. `poll`: seconds, at most, between two looks for work.
+    computations, on loopback. `poll`: seconds, at most, between two looks for work. Before anything connects, the settings, the
+    user's own file, the secrets and the clock are looked at.
     """
+    # Being ended is like Ctrl-C, also while this waits.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     host, colon, number = server.rpartition(":")
     if not (colon and host and number.isdigit()):
         raise ConfigError(f"`--server` must be HOST:PORT, such as fl.example.org:9092, got '{server}'")
-    config = node_settings(settings)
-    check_state_dir(parse_node_config(config).state_dir)
+    config = node_settings({"show-rounds": "true", "state-dir": str(default_state(server)), **settings})
+    parsed = parse_node_config(config)
+    check_state_dir(parsed.state_dir)
+    _check_data(parsed, say)
     check_files(secrets)
+    check_against_ca(secrets / "ca.crt", datetime.now(UTC))
     wait_for(host, int(number), secrets / "ca.crt", say)
+    check_against_server(server, secrets)
     command = warm.command("flower-supernode", "--superlink", server, "--port", str(port))
     command += ["--root-certificates", str(secrets / "ca.crt"), "--auth-supernode-private-key", str(secrets / "node.key")]
     if config:
         command += ["--node-config", " ".join(f"{key}={_toml(value)}" for key, value in config.items())]
-    return _supervise(command, {**_QUIET, warm.POLL: str(poll)}, server, say)
+    environment = {**_QUIET, warm.POLL: str(poll)}
+    return outside(quiet or QuietHours(), lambda: _supervise(command, environment, server, say), say)
 
 
-def node_settings(settings: Mapping[str, str]) -> dict[str, int | str]:
+def node_settings(settings: Mapping[str, str]) -> dict[str, bool | int | str]:
     """{"partition-id": "1", "data-dir": "/data"} with whole numbers as numbers, as Flower's `--node-config` reads them."""
-    return {key: int(value) if value.lstrip("-").isdigit() else value for key, value in settings.items()}
+    truths = {"true": True, "false": False}
+    return {
+        key: truths[value] if value in truths else int(value) if value.lstrip("-").isdigit() else value
+        for key, value in settings.items()
+    }
+
+
+def default_state(server: str) -> Path:
+    """Where this user's device keeps what belongs to the federation at `server`, such as personal models."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return state / "quickbloom" / re.sub(r"[^\w.-]", "_", server)
+
+
+def _check_data(config: NodeConfig, say: Say) -> None:
+    """Raise DataError for what is wrong with the user's own file, if there is one."""
+    if config.data_path:
+        from client_app.check_data import describe  # imports torch, which takes seconds
+
+        for line in describe(config.data_path, config.task_column or "task", config.target_column):
+            say(line)
 
 
 def check_state_dir(setting: str) -> None:
@@ -189,5 +228,5 @@ def _end_what_it_started(child: subprocess.Popen[str]) -> None:
         os.killpg(child.pid, signal.SIGKILL)
 
 
-def _toml(value: int | str) -> str:
-    return str(value) if isinstance(value, int) else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def _toml(value: bool | int | str) -> str:
+    return str(value).lower() if isinstance(value, int) else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

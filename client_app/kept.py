@@ -23,7 +23,7 @@ class KeptState:
 
     def __init__(self, records: RecordDict, state_dir: str, lineage: str) -> None:
         self._records = records
-        self._lineage = _as_name(lineage)
+        self._lineage = as_name(lineage)
         self._directory = Path(state_dir).expanduser() / self._lineage if state_dir else None
 
     def load(self, task_id: str, fresh: Params) -> Params | None:
@@ -68,10 +68,10 @@ class KeptState:
         return load_file(file) if self._directory and file.is_file() else None
 
     def _file(self, task_id: str) -> Path:
-        return (self._directory or Path()) / f"{_as_name(task_id)}.safetensors"
+        return (self._directory or Path()) / f"{as_name(task_id)}.safetensors"
 
 
-def _as_name(text: str) -> str:
+def as_name(text: str) -> str:
     """`text` as the name of one file or folder: quote() alone would let "." and ".." through."""
     return quote(text, safe="").replace(".", "%2E")
 

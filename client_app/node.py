@@ -28,19 +28,20 @@ class Node:
         self.compile = run.compile
         self.episodes = run.episodes
         self.state_dir = config.state_dir
+        self.show_rounds = config.show_rounds
         self.device = _device(config.device or run.device)
         data_dir = resolve_data_dir(config.data_dir or run.data_dir)
         self.dataset = load_dataset(run.dataset, _with_own_file(run, config), data_dir)
         tasks = self.dataset.tasks()
         # A node's own file is all its own: only a file that nodes share is dealt out.
         self.tasks: list[TaskInfo] = tasks if config.data_path else tasks[config.partition_id :: config.num_partitions]
-        self._run = run
+        self.run = run
         self._algorithm: Algorithm | None = None
 
     def algorithm_for(self, meta: Params) -> tuple[Algorithm, Params]:
         """The run's algorithm on this node's device, and `meta` there. Raises WireError if `meta` does not fit the model."""
         if self._algorithm is None:
-            self._algorithm = build_algorithm(self._run, self.dataset.spec, self.device)
+            self._algorithm = build_algorithm(self.run, self.dataset.spec, self.device)
         if reason := mismatch(meta, self._algorithm.init()):
             raise WireError(f"the model that the server sent does not fit this node's data: {reason}")
         return self._algorithm, {name: value.to(self.device) for name, value in meta.items()}

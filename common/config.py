@@ -59,6 +59,9 @@ class RunConfig(Options):
         0.0, ge=0, description="training tasks that must contribute: a part below 1, else a number; 0: one"
     )
     on_too_few: Literal["repeat", "skip", "stop"] = Field("stop", description="what becomes of a round with fewer than that")
+    personal: bool = Field(
+        True, description="at the end, nodes with a `state-dir` adapt the model to their own tasks and keep it there"
+    )
     checkpoint_every: int = Field(1, ge=0, description="rounds between two checkpoints; 0: only the last round")
     resume_from: str = Field("", description='absolute run directory to go on with, or checkpoint file to go on from; "": anew')
     output_dir: str = Field("", description='absolute directory of the run; "": a new one in ~/quickbloom-runs')
@@ -117,6 +120,7 @@ class NodeConfig(Options):
     device: Literal["", "auto", "cpu", "cuda"] = Field("", description='where this node computes; "": as the run says')
     chunk_size: int = Field(0, ge=0, description="tasks computed at once on this node; 0: as the run says")
     threads: int = Field(1, ge=1, description="CPU threads of this node")
+    show_rounds: bool = Field(False, description="say in this node's log what each round did, with its own scores")
 
 
 @cache

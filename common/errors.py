@@ -4,6 +4,10 @@
 class QuickbloomError(Exception):
     """Base of the errors whose message is written for the user: one sentence that says what to change."""
 
+    def __str__(self) -> str:
+        # A name from a user's file, which the sentence quotes, may hold line breaks.
+        return " ".join(super().__str__().splitlines())
+
 
 class ConfigError(QuickbloomError):
     """A setting is unknown, has a wrong type, or has a value that cannot work."""

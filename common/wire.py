@@ -16,12 +16,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from common.datasets.base import SPLITS, DataSpec, TaskInfo
 from common.params import Params
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised whenever a node of the old form could not work with a server of the new one."""
 
 ROLL_CALL = "query.roll_call"
 TRAIN = "train"
 EVALUATE = "evaluate"
+KEEP = "query.keep"
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,6 +49,19 @@ def _reads(function: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
+def roll_call_request() -> RecordDict:
+    """What the server asks every node before the first round."""
+    return RecordDict({"request": ConfigRecord({"protocol": PROTOCOL})})
+
+
+@_reads
+def check_roll_call(records: RecordDict) -> None:
+    """Raise WireError if the server that calls the roll speaks another protocol than this node."""
+    theirs = _config(records, "request").get("protocol", PROTOCOL)
+    if theirs != PROTOCOL:
+        raise WireError(f"the server speaks protocol {theirs!r}, this node speaks {PROTOCOL}: install the same release")
+
+
 def to_arrays(params: Params) -> ArrayRecord:
     """Named tensors as an ArrayRecord; dtype and shape are kept."""
     return ArrayRecord({name: Array(value.detach().cpu().numpy()) for name, value in params.items()})
@@ -63,7 +77,7 @@ def from_arrays(record: ArrayRecord) -> Params:
 class RollCallReply:
     """What a node says of itself before the first round: shapes, counts and versions, no example.
 
-    `left_out`: names of tasks that it cannot use, each with the reason.
+    `left_out`: names of tasks that it cannot use, each with the reason. `keeps`: whether it has a place for personal models.
     """
 
     spec: DataSpec
@@ -71,6 +85,7 @@ class RollCallReply:
     versions: dict[str, str]
     protocol: int = PROTOCOL
     left_out: Mapping[str, str] = field(default_factory=dict)
+    keeps: bool = False
 
     def to_records(self) -> RecordDict:
         fields: dict[str, Any] = {
@@ -83,6 +98,7 @@ class RollCallReply:
             "packages": list(self.versions),
             "versions": list(self.versions.values()),
             "task-ids": [task.task_id for task in self.tasks],
+            "keeps": self.keeps,
             "left-out": list(self.left_out),
             "reasons": list(self.left_out.values()),
             "groups": [task.group for task in self.tasks],
@@ -109,6 +125,9 @@ class RollCallReply:
         tokens = fields["tokens"]
         if not isinstance(tokens, bool):
             raise WireError(f"`tokens` must be true or false, got {_short(tokens)}")
+        keeps = fields["keeps"]
+        if not isinstance(keeps, bool):
+            raise WireError(f"`keeps` must be true or false, got {_short(keeps)}")
         (schema,) = _strings([fields["schema"]], "schema")
         columns = [_strings(fields[name], name) for name in ("task-ids", "groups", "splits")]
         counts = [_ints(fields[name], name) for name in ("num-support", "num-query", "num-test")]
@@ -122,7 +141,8 @@ class RollCallReply:
             raise WireError("it names a task twice")
         left_out = dict(zip(_strings(fields["left-out"], "left-out"), _strings(fields["reasons"], "reasons"), strict=True))
         packages = zip(_strings(fields["packages"], "packages"), _strings(fields["versions"], "versions"), strict=True)
-        return cls(DataSpec(kind, shape, outputs, tokens, schema), tasks, dict(packages), PROTOCOL, left_out)
+        spec = DataSpec(kind, shape, outputs, tokens, schema)
+        return cls(spec, tasks, dict(packages), PROTOCOL, left_out, keeps)
 
 
 @dataclass(frozen=True)
@@ -232,6 +252,53 @@ class EvaluateReply:
         scores = _floats(fields["scores"], "scores", length=length, finite=False)
         (seconds,) = _floats([fields["seconds"]], "seconds")
         return cls(np.array(losses).reshape(shape), np.array(scores).reshape(shape), seconds)
+
+
+@dataclass(frozen=True)
+class KeepRequest:
+    """Adapt the model of this round to the node's own tasks with rate `lr` in `steps` steps, and keep what comes of it there.
+
+    `lineage` names the training, `run` its directory (the last part alone), for a person.
+    """
+
+    meta: Params
+    lr: float
+    steps: int
+    round: int
+    lineage: str = ""
+    run: str = ""
+
+    def to_records(self) -> RecordDict:
+        numbers: dict[str, Any] = {"lr": self.lr, "steps": self.steps, "round": self.round}
+        request = ConfigRecord({**numbers, "lineage": self.lineage, "run": self.run})
+        return RecordDict({"meta": to_arrays(self.meta), "request": request})
+
+    @classmethod
+    @_reads
+    def from_records(cls, records: RecordDict) -> "KeepRequest":
+        fields = _config(records, "request")
+        (lr,) = _floats([fields["lr"]], "lr")
+        steps, round_ = _ints([fields["steps"], fields["round"]], "steps and round")
+        lineage, run = _strings([fields["lineage"], fields["run"]], "lineage and run")
+        return cls(_arrays(records, "meta"), lr, steps, round_, lineage, run)
+
+
+@dataclass(frozen=True)
+class KeepReply:
+    """How many personal models the node has kept, and nothing of them."""
+
+    kept: int
+    seconds: float
+
+    def to_records(self) -> RecordDict:
+        return RecordDict({"metrics": MetricRecord({"kept": self.kept, "seconds": self.seconds})})
+
+    @classmethod
+    @_reads
+    def from_records(cls, records: RecordDict) -> "KeepReply":
+        fields = _metrics(records)
+        (kept,), (seconds,) = _ints([fields["kept"]], "kept"), _floats([fields["seconds"]], "seconds")
+        return cls(kept, seconds)
 
 
 def tell_settings(records: RecordDict, settings: Mapping[str, bool | int | float | str]) -> None:

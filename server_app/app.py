@@ -21,6 +21,7 @@ from common import __version__
 from common.assemble import build_algorithm
 from common.config import RunConfig, parse_run_config
 from common.errors import QuickbloomError
+from common.personal import description
 from common.wire import to_arrays
 from server_app import resume
 from server_app.checkpoint import Checkpoint, CheckpointWriter, load
@@ -92,9 +93,8 @@ def _run_in(
     writer = CheckpointWriter(
         directory.checkpoints,
         {
+            **description(config, spec),
             "config": config.flat(),
-            "spec": [spec.kind, list(spec.input_shape), spec.outputs],
-            "schema": spec.schema,
             "splits": population.splits,
             "lineage": lineage,
             "nodes": len(set(population.homes.values())),
@@ -105,6 +105,8 @@ def _run_in(
     def save(number: int) -> None:
         last = number == config.rounds
         scores, said = resume.score_tensors(strategy.last_validation if last else None)
+        lr, steps = strategy.chosen_rate()
+        said["adapt"] = {"lr": lr, "steps": steps}
         writer.write(number, outer.state() | scores, resume.counts(strategy, clock.read(), resumed) | said, last=last)
 
     def on_round(record: dict[str, Any]) -> None:
@@ -141,15 +143,14 @@ def _conclude(grid: Grid, strategy: MetaStrategy, directory: RunDirectory, clock
     """Choose the adaptation rate on the validation tasks, score the test tasks once, write the results."""
     config, population = strategy.config, strategy.population
     validation = strategy.last_validation
-    if validation is not None and validation.task_ids:
-        lr, steps = strategy.choose_rate(validation)
-    else:
-        if population.splits["validation"]:
-            log(WARNING, "No validation task could be scored: the inner rate and all %s steps are used", config.adapt_steps)
-        lr, steps = strategy.algorithm.options.inner_lr, config.adapt_steps
+    if population.splits["validation"] and (validation is None or not validation.task_ids):
+        log(WARNING, "No validation task could be scored: the inner rate and all %s steps are used", config.adapt_steps)
+    lr, steps = strategy.chosen_rate()
     test = strategy.score_tasks(grid, strategy.outer.meta, population.splits["test"], [lr])
     if population.splits["test"] and not test.task_ids:
         raise RunError("no node sent a usable score of the test tasks: the log above names the reasons")
+    shots = _score_shots(grid, strategy, lr, steps)
+    strategy.let_keep(grid, strategy.outer.meta, lr, steps, directory.path.name)
     rounds = read_history(directory.path)
     summary = {
         "schema": 1,
@@ -163,7 +164,7 @@ def _conclude(grid: Grid, strategy: MetaStrategy, directory: RunDirectory, clock
         "test": _describe(strategy, test, lr),
         "validation": _describe(strategy, validation, lr),
         "best_validation": strategy.best,
-        "shots": _score_shots(grid, strategy, lr, steps),
+        "shots": shots,
         "bytes": strategy.bytes,
         "seconds": {**clock.read(), "round_median": float(np.median([record["seconds"] for record in rounds]))},
         "failures": strategy.failures,

@@ -62,6 +62,9 @@ def run(
         typer.Option(help="A SuperLink connection of Flower's config.toml; by default $QUICKBLOOM_CONNECTION, if set."),
     ] = None,
     in_process: Annotated[bool, typer.Option("--in-process", help="All nodes in this process: same result, sooner.")] = False,
+    leave_one_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="Few tasks: hold each out once, one run for each; in this process.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Directory of the run; by default a new one in ./runs.")] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN_DIR", help="Go on with a run that was cut off; its settings are taken over.")
@@ -86,6 +89,13 @@ def run(
     if connection is None and not in_process and nodes is None:
         connection = os.environ.get("QUICKBLOOM_CONNECTION") or None
     settings |= parse_assignments(set_ or [], str(settings.get("algorithm", RunConfig().algorithm)))
+    if leave_one_out:
+        if connection or nodes or resume or "own.leave-out" in settings:
+            raise ConfigError(
+                "`--leave-one-out` excludes `--connection`, `--nodes`, `--resume` and `own.leave-out`: it runs here"
+            )
+        _leave_one_out(settings, output, json_, verbose)
+        return
     if resume is not None:
         settings["resume-from"] = str(resume)
     if output is not None:
@@ -126,6 +136,8 @@ def run(
 def compare(
     algorithms: Annotated[str, typer.Option(help=f"With commas between them: {', '.join(ALGORITHMS)}.")],
     dataset: Annotated[str, typer.Option(help=f"Whose tasks: {', '.join(DATASETS)}.")] = _DEFAULT.dataset,
+    data: Annotated[str | None, typer.Option(help="Your own file; its target column is `--set own.target-column=`.")] = None,
+    task: Annotated[str | None, typer.Option(help="Its column that says whose row it is.")] = None,
     seeds: Annotated[str, typer.Option(help="How many (3: seeds 0, 1, 2), or which (0,1,5).")] = "3",
     rounds: Annotated[int, typer.Option(help="Training rounds.")] = _DEFAULT.rounds,
     inner_lrs: Annotated[
@@ -150,13 +162,16 @@ def compare(
     from server_app import compare as comparing
     from server_app import comparison
 
+    own = _own_data(data, task, None, None if dataset == _DEFAULT.dataset else dataset)
+    dataset = str(own.pop("dataset", dataset))
+    set_ = [*(f"{key}={value}" for key, value in own.items()), *(set_ or [])]
     plan = comparing.Plan(
         tuple(dict.fromkeys(name.strip() for name in algorithms.split(","))),
         comparing.parse_seeds(seeds),
         dataset,
         rounds,
         comparing.parse_rates(inner_lrs) if inner_lrs is not None else comparing.recommended_rates(dataset),
-        tuple(set_ or ()),
+        tuple(set_),
         simulation,
     )
     plan.check(target)
@@ -334,6 +349,34 @@ def _own_data(data: str | None, task: str | None, target: str | None, dataset: s
     settings: dict[str, Scalar] = {"dataset": "own", "own.path": str(path.absolute()) if path.exists() else data}
     named = {"own.task-column": task, "own.target-column": target}
     return settings | {key: value for key, value in named.items() if value}
+
+
+def _leave_one_out(settings: dict[str, Scalar], output: Path | None, json_: bool, verbose: bool) -> None:
+    """One run for each task, which it leaves out; then one table over them."""
+    from server_app import leave_one_out as folds
+
+    settings = {"min-nodes": 1, **settings}
+    tasks = folds.tasks_of(parse_run_config(settings))
+    directory = (
+        output.expanduser() if output else unused(Path("runs") / f"leave-one-out-{time.strftime('%Y%m%d-%H%M%S')}")
+    ).absolute()
+    summaries = []
+    for task in tasks:
+        own = folds.fold(settings, task, len(tasks), directory)
+        _check_locally(parse_run_config(own), own, 1)
+        console.print(f"Leaving out {task}", markup=False, soft_wrap=True)
+        code, summary = _follow_here(parse_run_config(own), 1, verbose)
+        if summary is None:
+            raise typer.Exit(code)
+        summaries.append(summary)
+    listed = folds.rows(tasks, summaries)
+    found = folds.result(listed, folds.metric(summaries[0]))
+    folds.write(directory, found)
+    if json_:
+        print(to_json(found))
+    else:
+        Console(width=None if sys.stdout.isatty() else _WIDE, emoji=False).print(folds.table(found))
+        console.print(f"Directory: {directory}", markup=False, soft_wrap=True)
 
 
 def _new_directory(settings: dict[str, Scalar]) -> Path:

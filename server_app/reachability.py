@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterable
 from logging import INFO, WARNING
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message
 from flwr.common import log
 from flwr.serverapp import Grid
 
-from common.wire import ROLL_CALL, RollCallReply, WireError
+from common.wire import ROLL_CALL, RollCallReply, WireError, roll_call_request
 from server_app.rollcall import Population, failure
 
 _MOST_BAD_REPLIES = 3
@@ -116,6 +116,7 @@ class Reachability:
                 self._refuse(node_id, "it hosts none of the tasks of this run; it can take part in the next one")
             elif not any(self.can_be_asked(other) for other in taken):
                 homes.update(dict.fromkeys(mine, node_id))
+                self._population.keepers |= {node_id} if answer.keeps else set()
                 self._back(node_id)
             else:
                 continue  # it waits until the node in its place is known to be away
@@ -132,7 +133,7 @@ class Reachability:
         ]
         if not wanted:
             return
-        messages = [Message(RecordDict({"request": ConfigRecord()}), node_id, ROLL_CALL) for node_id in wanted]
+        messages = [Message(roll_call_request(), node_id, ROLL_CALL) for node_id in wanted]
         for message_id, node_id in zip(grid.push_messages(messages), wanted, strict=False):
             if message_id:
                 self._called[message_id] = node_id, time.monotonic()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message
 from flwr.common import log
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
@@ -19,7 +19,7 @@ from common.config import RunConfig
 from common.datasets.base import SPLITS, DataSpec, TaskInfo
 from common.errors import ConfigError
 from common.randomness import generator
-from common.wire import ROLL_CALL, RollCallReply, WireError, error_reason
+from common.wire import ROLL_CALL, RollCallReply, WireError, error_reason, roll_call_request
 
 _MOST_NAMED = 5
 _PAUSE = 1.0
@@ -32,7 +32,7 @@ _GONE = f"error {ErrorCode.NODE_UNAVAILABLE}:"
 class Population:
     """Who takes part. `homes`: the node of every task. `splits`: task ids of "train", "validation" and "test", each sorted.
 
-    `nodes`: all that answered the roll call, also those without tasks.
+    `nodes`: all that answered the roll call, also those without tasks. `keepers`: those with a place for personal models.
     """
 
     spec: DataSpec
@@ -41,6 +41,7 @@ class Population:
     tasks: dict[str, TaskInfo]
     refused: dict[int, str] = field(default_factory=dict)
     nodes: set[int] = field(default_factory=set)
+    keepers: set[int] = field(default_factory=set)
 
 
 def call_roll(grid: Grid, config: RunConfig) -> Population:
@@ -66,7 +67,8 @@ def call_roll(grid: Grid, config: RunConfig) -> Population:
             homes[task.task_id], tasks[task.task_id] = node_id, task
     splits = split_tasks(list(tasks.values()), config)
     log(INFO, "%s nodes host %s tasks: %s", len(answers), len(tasks), {name: len(ids) for name, ids in splits.items()})
-    return Population(spec, homes, splits, tasks, refused, set(answers))
+    keepers = {node_id for node_id, answer in answers.items() if answer.keeps and answer.tasks}
+    return Population(spec, homes, splits, tasks, refused, set(answers), keepers)
 
 
 def _ask_until_enough(grid: Grid, config: RunConfig) -> tuple[dict[int, RollCallReply], dict[int, str]]:
@@ -93,7 +95,7 @@ def _ask_until_enough(grid: Grid, config: RunConfig) -> tuple[dict[int, RollCall
 
 def ask(grid: Grid, node_ids: Sequence[int], deadline: float) -> tuple[dict[int, RollCallReply], dict[int, str]]:
     """Send the roll call to `node_ids`: (answers, reasons of those without a usable one), both by node id."""
-    messages = [Message(RecordDict({"request": ConfigRecord()}), node_id, ROLL_CALL) for node_id in node_ids]
+    messages = [Message(roll_call_request(), node_id, ROLL_CALL) for node_id in node_ids]
     replies = list(grid.send_and_receive(messages, timeout=deadline))
     sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
     answers: dict[int, RollCallReply] = {}
@@ -143,6 +145,7 @@ def split_tasks(tasks: Sequence[TaskInfo], config: RunConfig) -> dict[str, list[
         raise ConfigError(
             f"`validation-tasks` ({num_validation}) and `test-tasks` ({num_test}) leave none of the {len(order)} tasks for "
             "training: lower them (such as `--set validation-tasks=0 --set test-tasks=1`), or connect nodes with more tasks"
+            + _instead(config, len(order))
         )
     for i, name in enumerate(order):
         split = "validation" if i < num_validation else "test" if i < num_validation + num_test else "train"
@@ -151,6 +154,15 @@ def split_tasks(tasks: Sequence[TaskInfo], config: RunConfig) -> dict[str, list[
     if not usable["train"]:
         raise ConfigError("no task is left to train on: every training task needs at least one support and one query example")
     return usable
+
+
+def _instead(config: RunConfig, number: int) -> str:
+    """What else is possible with so few tasks of a user's own."""
+    if config.dataset != "own":
+        return ""
+    if number > 1:
+        return "; to test every task on a model of the others, use `quickbloom run --leave-one-out`"
+    return "; of a single task nothing can be held out: name the column that tells tasks apart with `--task`"
 
 
 def _name_left_out(left_out: Mapping[str, str]) -> None:

@@ -81,7 +81,14 @@ class Run:
     @property
     def directory(self) -> Path:
         settings = self.setup.effective()
-        decisive = [settings, _own_code(settings["model"]), self.setup.nodes, self.setup.in_process, self.seed, __version__]
+        decisive = [
+            settings,
+            _own_code(settings["model"]) + _own_data(settings),
+            self.setup.nodes,
+            self.setup.in_process,
+            self.seed,
+            __version__,
+        ]
         key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
         return self.root / f"{self.setup.algorithm}-seed{self.seed}-{key}"
 
@@ -167,6 +174,12 @@ def _own_code(model: str) -> str:
     """The file of a user's own model: it decides the result as the settings do. "" for any other model."""
     spec = find_spec(model.partition(":")[0]) if is_own_model(model) else None
     return Path(spec.origin).read_text() if spec and spec.origin else ""
+
+
+def _own_data(settings: Mapping[str, Any]) -> str:
+    """A digest of the user's own file, which decides the result as well. "" for any other data set, a folder or a function."""
+    file = Path(str(settings.get("own.path", "")))
+    return hashlib.sha256(file.read_bytes()).hexdigest() if settings["dataset"] == "own" and file.is_file() else ""
 
 
 def _start(run: Run) -> subprocess.Popen[bytes]:

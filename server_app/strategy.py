@@ -27,9 +27,12 @@ from common.params import Params, all_finite, mismatch
 from common.randomness import generator
 from common.wire import (
     EVALUATE,
+    KEEP,
     TRAIN,
     EvaluateReply,
     EvaluateRequest,
+    KeepReply,
+    KeepRequest,
     TrainReply,
     TrainRequest,
     WireError,
@@ -115,6 +118,7 @@ class MetaStrategy(Strategy):
         self.bytes = {"up": 0, "down": 0}
         self.last_validation: Scores | None = None
         self.best: dict[str, Any] | None = None
+        self._chosen: tuple[Scores, tuple[float, int]] | None = None
         self._on_round = on_round
         self._lineage = lineage
         self._first_round = first_round
@@ -363,6 +367,39 @@ class MetaStrategy(Strategy):
                 scores = scores.joined(self._read_scores(replies, scores.lrs))
         return scores
 
+    def chosen_rate(self) -> tuple[float, int]:
+        """(learning rate, steps) by the validation tasks as they were scored last; without any the inner rate, all steps."""
+        scores = self.last_validation
+        if scores is None or not scores.task_ids:
+            return self.algorithm.options.inner_lr, self.config.adapt_steps
+        if self._chosen is None or self._chosen[0] is not scores:  # every checkpoint asks, and there may be thousands of steps
+            self._chosen = scores, self.choose_rate(scores)
+        return self._chosen[1]
+
+    def let_keep(self, grid: Grid, meta: Params, lr: float, steps: int, run: str) -> int:
+        """Let nodes that have a place for it adapt `meta` to their own tasks and keep it there; returns how many kept.
+
+        Nothing of these comes back. A node that fails is named in the log.
+        """
+        keepers = sorted(node_id for node_id in self.population.keepers if self.nodes.may_be_there(node_id))
+        if not self.config.personal or not keepers:
+            return 0
+        self._round, kept = _Round(), 0
+        number = self.config.rounds
+        self._sent, self._asked = [], {node_id: [] for node_id in keepers}
+        for node_id in keepers:
+            records = KeepRequest(meta, lr, steps, number, self._lineage, run).to_records()
+            self._send(Message(records, node_id, KEEP, group_id=str(number)))
+
+        def read(records: RecordDict, _: list[str]) -> None:
+            nonlocal kept
+            kept += KeepReply.from_records(records).kept
+
+        self._receive(grid.send_and_receive(list(self._sent), timeout=self.config.round_deadline), read)
+        self._count()
+        log(INFO, "%s personal models are kept on %s nodes", kept, len(keepers))
+        return kept
+
     # ---- messages
 
     def _ask_scores(
@@ -403,11 +440,13 @@ class MetaStrategy(Strategy):
                 by_node.setdefault(node_id, []).append(task_id)
         self._sent, self._asked = [], by_node
         for node_id, part in by_node.items():
-            message = Message(request(part), node_id, message_type, group_id=str(number))
-            self._round.asked += 1
-            self._round.bytes_down += payload_bytes(message.content)
-            self._sent.append(message)
+            self._send(Message(request(part), node_id, message_type, group_id=str(number)))
         return list(self._sent)
+
+    def _send(self, message: Message) -> None:
+        self._round.asked += 1
+        self._round.bytes_down += payload_bytes(message.content)
+        self._sent.append(message)
 
     def _receive(self, replies: Iterable[Message], read: Callable[[RecordDict, list[str]], None]) -> None:
         """Hand every reply to `read` with the task ids that were asked for; count and name what is of no use.

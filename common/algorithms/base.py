@@ -105,6 +105,14 @@ class Algorithm(ABC):
         """Personal parameters after 0, 1, .. `steps` gradient steps on the whole support set. The last one is personal."""
         return descend(self.learner.loss, meta, iter([support] * steps), lr)
 
+    def personal_path(self, meta: Params, kept: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
+        """As `adaptation_path`, for a task that kept something on its node in training; `kept`: `fresh()` if it did not."""
+        return self.adaptation_path(meta, support, lr, steps)
+
+    def predict(self, personal: Params, x: Tensor) -> Tensor:
+        """Outputs of personal parameters for the inputs `x` [n, ...]: the largest of [n, classes], or values [n, outputs]."""
+        return self.learner.apply(personal, x)
+
     def score(self, personal: Params, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss, accuracy or mean squared error) of personal parameters on `batch`; two scalars."""
         return self.learner.score(personal, batch)

@@ -72,12 +72,16 @@ class Heads(LocalSgd):
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Full parameters after 0, 1, .. `steps` steps from a fresh head: of the head alone for FedRep, of all for FedPer."""
+        return self.personal_path(meta, self.fresh(), support, lr, steps)
+
+    def personal_path(self, meta: Params, kept: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
+        """The same from the head that the task kept."""
         batches = [support] * steps
         if self.options.head_steps:
-            for head in self._descend_part(self.fresh(), meta, batches, lr):
+            for head in self._descend_part(kept, meta, batches, lr):
                 yield {**meta, **head}
         else:
-            yield from self._descend_part({**meta, **self.fresh()}, {}, batches, lr)
+            yield from self._descend_part({**meta, **kept}, {}, batches, lr)
 
     def _descend_part(self, moving: Params, fixed: Params, batches: list[Batch], lr: float | Tensor) -> Iterator[Params]:
         def loss(part: Params, batch: Batch) -> Tensor:

@@ -57,18 +57,26 @@ class ProtoNet(ObjectiveAlgorithm):
             for _ in range(steps):
                 yield personal
 
-    def score(self, personal: Params, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(loss, accuracy). A class without support cannot be recognised: its examples count as errors, not in the loss."""
+    def predict(self, personal: Params, x: Tensor) -> Tensor:
+        """Negative squared distances to the prototypes, but for what is the same for all; -1e30 for a class without one."""
         theta = {name: value for name, value in personal.items() if name not in (PROTOTYPES, KNOWN)}
-        prototypes, known = personal[PROTOTYPES], personal[KNOWN]
-        # Before there is any prototype all classes are alike, and the first is named.
-        within_reach = (known > 0) | (known.sum() == 0)
+        prototypes = personal[PROTOTYPES]
         # Distances do not change when everything moves; near zero the products below keep their digits.
         middle = prototypes.mean(dim=0)
-        embedded, prototypes = self.learner.apply(theta, batch.x) - middle, prototypes - middle
+        embedded, prototypes = self.learner.apply(theta, x) - middle, prototypes - middle
         # -||x - p||^2 without ||x||^2, which is the same for all classes and cancels in the softmax.
         logits = 2 * embedded @ prototypes.T - prototypes.square().sum(dim=-1)
-        logits = torch.where(within_reach, logits, -1e30)
+        return torch.where(_within_reach(personal), logits, -1e30)
+
+    def score(self, personal: Params, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(loss, accuracy). A class without support cannot be recognised: its examples count as errors, not in the loss."""
+        logits, within_reach = self.predict(personal, batch.x), _within_reach(personal)
         weight = torch.where(within_reach[batch.y], batch.weight, 0.0)
         loss = (cross_entropy(logits, batch.y) * weight).sum() / weight.sum().clamp(min=1)
         return loss, mean_over_examples(hits(logits, batch.y), batch.weight)
+
+
+def _within_reach(personal: Params) -> Tensor:
+    """Which classes can be recognised [classes]. Before there is any prototype all are alike, and the first is named."""
+    known = personal[KNOWN]
+    return (known > 0) | (known.sum() == 0)

@@ -87,6 +87,10 @@ class Dataset(ABC):
     def test_draws(self, task_id: str) -> list[TaskData]:
         """The draws on which a held-out task is scored: the same in every run, whatever the seed of the run."""
 
+    def preparation(self, task_id: str) -> Mapping[str, Any]:
+        """How raw examples of this task become inputs, as JSON, for its personal model; {}: they are inputs already."""
+        return {}
+
 
 class FixedSplitDataset(Dataset):
     """A data set whose tasks have a fixed support / query / test split (a real user's own examples).

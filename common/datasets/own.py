@@ -4,10 +4,11 @@ The rules are in docs/own-data.md. What must be equal on all nodes (names and ki
 `DataSpec.schema`; what is measured on examples (means, deviations) comes from a task's own support part alone.
 """
 
-import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,11 +16,14 @@ from pydantic import Field
 
 from common.batch import Batch, TaskData
 from common.datasets.base import SPLITS, DataSpec, FixedSplitDataset, TaskInfo, generator
+from common.datasets.preparation import Preparation, measure
 from common.datasets.tables import PIXELS, Array, Table, as_numbers, read_table
 from common.errors import DataError
 from common.options import Options, Text
 
 _MOST_CLASSES = 20
+_LARGEST = 1e30
+"""Of the numbers in a column."""
 _PARTS = (0.4, 0.7)
 """Where the support and the query part of a task end, if `own.shots` is 0."""
 
@@ -52,40 +56,53 @@ class Own(FixedSplitDataset):
     """The form of the inputs decides: images have conv4."""
     inner_lr = 0.03  # 0.1 diverges on standardised numbers
 
-    def __init__(self, options: OwnOptions, data_dir: Path) -> None:
+    def __init__(self, options: OwnOptions, data_dir: Path, schema: str = "") -> None:
+        """`schema`: what other nodes agreed on (`DataSpec.schema`), which this file then must fit; "": the file decides."""
         if not options.path:
             raise DataError("the data set `own` needs a file: use `--data PATH`, or set `own.path` or the node's `data-path`")
         self.table = read_table(options.path, options.image_side)
-        self._options = options
-        self._target = _pick_target(self.table, options)
-        for column in filter(None, (options.task_column, options.split_column)):
+        self._agreed: dict[str, Any] = json.loads(schema) if schema else {}
+        if self._agreed and options.split_column not in self.table:  # of the others' files
+            options = options.model_copy(update={"split_column": ""})
+        self.options = options
+        self._target = options.target_column or self._agreed.get("target") or _pick_target(self.table, options)
+        for column in filter(None, (self._target, options.task_column, options.split_column)):
             _require(self.table, column, options.path)
+        self._width = int(self._agreed.get("category-width", options.category_width))
         self._read_numbers()
         self.kind = _kind(self.table[self._target], options)
-        self.classes = _classes(self.table[self._target], options) if self.kind == "classification" else []
+        if self._agreed:
+            self.kind = "classification" if self._agreed["classes"] else "regression"
+        classification, agreed = self.kind == "classification", self._agreed.get("classes", [])
+        self.classes = _classes(self.table[self._target], options, agreed) if classification else []
         self._features = self._pick_features()
         self.left_out: dict[str, str] = {}
         self._splits: dict[str, str] = {}
+        self._preparations: dict[str, Preparation] = {}
+        self.rows: dict[str, list[Array]] = {}
+        """The rows of every task's support, query and test part, counted from 0 in the file."""
         self._data = self._build()
 
     def _read_numbers(self) -> None:
         """Make numbers of text columns that hold nothing else, text of `own.categorical`; DataError for a mixture."""
-        options, table = self._options, self.table
-        categorical = _listed(options.categorical)
-        for name in categorical:
-            _require(table, name, options.path)
-            table[name] = np.array(_as_text(table[name]), dtype=object)
-        used = _listed(options.features) or list(table)
-        for name in sorted(set(used) & set(table) - {self._target, options.task_column, options.split_column, *categorical}):
-            table[name] = as_numbers(name, table[name], f"set `own.categorical={name}`")
-        if options.kind != "classification" and self._target not in categorical:
+        options, table = self.options, self.table
+        agreed: dict[str, str] = dict(self._agreed.get("features", []))
+        categorical = _listed(options.categorical) + [name for name, kind in agreed.items() if kind == "text"]
+        used = list(agreed) or _listed(options.features) or list(table)
+        fit(table, {**dict.fromkeys(used, ""), **agreed, **dict.fromkeys(categorical, "text")}, self._reserved, options.path)
+        if options.kind != "classification" and self._target not in categorical and not self._agreed.get("classes"):
             advice = "set `own.kind=classification`" if options.kind == "auto" else "leave the row out"
             table[self._target] = as_numbers(self._target, table[self._target], advice)
 
+    @property
+    def _reserved(self) -> set[str]:
+        """Columns that nothing is predicted from."""
+        return {self._target, self.options.task_column, self.options.split_column}
+
     def _pick_features(self) -> list[str]:
-        options = self._options
-        reserved = {self._target, options.task_column, options.split_column}
-        names = _listed(options.features) or sorted(set(self.table) - reserved)
+        options, reserved = self.options, self._reserved
+        agreed = [name for name, _ in self._agreed.get("features", [])]
+        names = agreed or _listed(options.features) or sorted(set(self.table) - reserved)
         for name in names:
             _require(self.table, name, options.path)
         if clash := reserved & set(names):
@@ -94,22 +111,19 @@ class Own(FixedSplitDataset):
             raise DataError(f"the data '{options.path}' have no column to predict from beside the target and the task")
         if PIXELS in names and names != [PIXELS]:
             raise DataError("images cannot be mixed with other columns: set `own.features=pixels`")
-        for name in names:
-            column = self.table[name]
-            if column.dtype != object and np.isinf(column).any():
-                raise DataError(f"the column `{name}` holds infinite values: remove them or leave them empty")
+        refuse_infinite(self.table, names)
         return names
 
     @property
     def spec(self) -> DataSpec:
         images = self._features == [PIXELS]
-        shape = tuple(self.table[PIXELS].shape[1:]) if images else (sum(self._width(name) for name in self._features),)
+        shape = tuple(self.table[PIXELS].shape[1:]) if images else (sum(self._inputs(name) for name in self._features),)
         kinds = [[name, "text" if self.table[name].dtype == object else "number"] for name in self._features]
         facts = {
             "target": self._target,
             "classes": self.classes,
             "features": kinds,
-            "category-width": self._options.category_width,
+            "category-width": self._width,
         }
         return DataSpec(self.kind, shape, len(self.classes) or 1, schema=json.dumps(facts, sort_keys=True))
 
@@ -117,11 +131,14 @@ class Own(FixedSplitDataset):
         infos = super().tasks()
         return [TaskInfo(i.task_id, i.num_support, i.num_query, i.num_test, split=self._splits[i.task_id]) for i in infos]
 
-    def _width(self, name: str) -> int:
-        return self._options.category_width if self.table[name].dtype == object else 1
+    def preparation(self, task_id: str) -> Mapping[str, Any]:
+        return self._preparations[task_id].to_json()
+
+    def _inputs(self, name: str) -> int:
+        return self._width if self.table[name].dtype == object else 1
 
     def _build(self) -> dict[str, TaskData]:
-        options, names = self._options, _as_text(self.table[self._options.task_column])
+        options, names = self.options, as_text(self.table[self.options.task_column])
         found = [name for name in dict.fromkeys(names) if name is not None]
         if options.leave_out and options.leave_out not in found:
             raise DataError(f"`own.leave-out` must be one of the tasks {', '.join(found[:10])}, got '{options.leave_out}'")
@@ -142,13 +159,19 @@ class Own(FixedSplitDataset):
         known = ~np.isnan(y)
         rows, y = rows[known], y[known]
         forced, self._splits[name] = self._published(rows)
-        if self._options.leave_out:
-            self._splits[name] = "test" if name == self._options.leave_out else "train"
+        if self.options.leave_out:
+            self._splits[name] = "test" if name == self.options.leave_out else "train"
         parts = self._cut(name, y, forced)
         if isinstance(parts, str):
             return parts
-        x, y = self._encode(rows, parts[0]), self._scaled(y, parts[0])
+        table = {column: self.table[column][rows] for column in self._features}
+        numbers = y if self.kind == "regression" else None
+        preparation = measure(table, self._features, parts[0], self._width, numbers)
+        if preparation.images:
+            preparation = replace(preparation, brightest=255.0 if self.table[PIXELS].max() > 1 else 1.0)
+        x, y = preparation.encode(table), preparation.target.apply(y) if preparation.target else y
         data[name] = TaskData(*(_batch(x[part], y[part], self.kind) for part in parts))
+        self._preparations[name], self.rows[name] = preparation, [rows[part] for part in parts]
         return ""
 
     def _labels(self, rows: Array) -> Array:
@@ -157,16 +180,16 @@ class Own(FixedSplitDataset):
         if self.kind == "regression":
             return np.asarray(column, dtype=np.float64)
         position = {label: float(i) for i, label in enumerate(self.classes)}
-        return np.array([np.nan if label is None else position[label] for label in _as_text(column)])
+        return np.array([np.nan if label is None else position[label] for label in as_text(column)])
 
     def _published(self, rows: Array) -> tuple[Array, str]:
         """Which rows are test rows, and the split of the whole task: it has one if all its rows say the same."""
         nothing = np.zeros(len(rows), dtype=bool)
-        if not self._options.split_column:
+        if not self.options.split_column:
             return nothing, ""
-        said = _as_text(self.table[self._options.split_column][rows])
+        said = as_text(self.table[self.options.split_column][rows])
         if wrong := sorted({str(value) for value in said} - set(SPLITS)):
-            raise DataError(f"the column `{self._options.split_column}` must hold train, validation or test, got '{wrong[0]}'")
+            raise DataError(f"the column `{self.options.split_column}` must hold train, validation or test, got '{wrong[0]}'")
         if len(set(said)) == 1:
             return nothing, str(said[0])
         return np.array([value == "test" for value in said]), ""
@@ -175,7 +198,7 @@ class Own(FixedSplitDataset):
         """Positions of support, query and test; a reason if the task has too few rows."""
         rng = generator(0, "own", name)
         strata = y if self.kind == "classification" else np.zeros(len(y))
-        shots = self._options.shots
+        shots = self.options.shots
         if shots and self.kind == "classification" and len(set(y)) < len(self.classes):
             return f"it has examples of {len(set(y))} of {len(self.classes)} classes, `own.shots` needs {shots} + 2 of each"
         parts: list[list[int]] = [[], [], []]
@@ -197,40 +220,34 @@ class Own(FixedSplitDataset):
             return f"it has {count} with a target, too few for support, query and test: 3 of a class are the least"
         return [np.array(sorted(part)) for part in parts]
 
-    def _encode(self, rows: Array, support: Array) -> Array:
-        if self._features == [PIXELS]:
-            pixels = self.table[PIXELS][rows]
-            return (pixels / 255 if self.table[PIXELS].max() > 1 else pixels).astype(np.float32)
-        blocks = []
-        for name in self._features:
-            column = self.table[name][rows]
-            if column.dtype == object:
-                blocks.append(hashed(name, column, self._options.category_width))
-            else:
-                # A missing value becomes the support's mean, which is 0 after standardisation.
-                blocks.append(np.nan_to_num(_standardised(column, support))[:, None])
-        return np.concatenate(blocks, axis=1).astype(np.float32)
 
-    def _scaled(self, y: Array, support: Array) -> Array:
-        return y if self.kind == "classification" else _standardised(y, support)
+def fit(table: Table, kinds: Mapping[str, str], reserved: set[str], path: str) -> None:
+    """Make the columns that `kinds` names text ("text") or numbers ("number"), or numbers where they are ("").
 
-
-def hashed(name: str, column: Array, width: int) -> Array:
-    """One-hot [rows, width] of a text column by the hash of its values: the same on every node; missing is all zeros."""
-    result = np.zeros((len(column), width))
-    for row, value in enumerate(column):
-        if value is not None:
-            digest = hashlib.blake2b(f"{name}\x1f{value}".encode(), digest_size=8).digest()
-            result[row, int.from_bytes(digest, "big") % width] = 1.0
-    return result
+    Columns of `reserved` stay as they are unless they are to be text. Raises DataError for words among numbers.
+    """
+    for name, kind in sorted(kinds.items()):
+        if kind:
+            _require(table, name, path)
+        if kind == "text":
+            table[name] = np.array(as_text(table[name]), dtype=object)
+        elif name in table and name not in reserved:
+            table[name] = as_numbers(name, table[name], f"set `own.categorical={name}`")
+            if kind == "number" and table[name].dtype == object and any(value is not None for value in table[name]):
+                raise DataError(f"the column `{name}` of '{path}' must hold numbers, as it did in training, got text")
+            if kind == "number" and table[name].dtype == object:
+                table[name] = np.full(len(table[name]), np.nan)
 
 
-def _standardised(column: Array, support: Array) -> Array:
-    known = column[support][~np.isnan(column[support])]
-    mean = known.mean() if len(known) else 0.0
-    deviation = known.std() if len(known) else 0.0
-    # Clipped: a column that hardly varies in a small support would blow up elsewhere.
-    return np.clip((column - mean) / (deviation if deviation > 1e-12 else 1.0), -10, 10)
+def refuse_infinite(table: Table, names: list[str]) -> None:
+    """Raise DataError if one of these columns holds infinity, or numbers whose squares would become that."""
+    for name in names:
+        if table[name].dtype == object:
+            continue
+        if np.isinf(table[name]).any():
+            raise DataError(f"the column `{name}` holds infinite values: remove them or leave them empty")
+        if (np.abs(table[name]) > _LARGEST).any():
+            raise DataError(f"the column `{name}` holds numbers beyond {_LARGEST:g}: give it in a larger unit")
 
 
 def _batch(x: Array, y: Array, kind: str) -> Batch:
@@ -268,6 +285,8 @@ def _kind(target: Array, options: OwnOptions) -> Literal["classification", "regr
     text = target.dtype == object
     if not text and np.isinf(target).any():
         raise DataError("the target holds infinite values: remove them or leave them empty")
+    if not text and options.kind != "classification" and (np.abs(target) > _LARGEST).any():
+        raise DataError(f"the target holds numbers beyond {_LARGEST:g}: give it in a larger unit")
     if options.kind == "regression" and text:
         example = next((value for value in target if value is not None), None)
         raise DataError(f"the target must hold numbers for regression, got the text '{example}'")
@@ -278,13 +297,13 @@ def _kind(target: Array, options: OwnOptions) -> Literal["classification", "regr
     return "classification" if text or (whole and len(np.unique(known)) <= _MOST_CLASSES) else "regression"
 
 
-def _classes(target: Array, options: OwnOptions) -> list[str]:
-    labels = {label for label in _as_text(target) if label is not None}
-    if options.classes:
-        listed = _listed(options.classes)
+def _classes(target: Array, options: OwnOptions, agreed: list[str]) -> list[str]:
+    labels = {label for label in as_text(target) if label is not None}
+    if agreed or options.classes:
+        listed = agreed or _listed(options.classes)
         if extra := sorted(labels - set(listed)):
             raise DataError(
-                f"`own.classes` must name every class of the data, '{extra[0]}' is missing from {options.classes!r}"
+                f"`own.classes` must name every class of the data, '{extra[0]}' is missing from {','.join(listed)!r}"
             )
     else:
         listed = sorted(labels, key=lambda label: (_number(label), label))
@@ -300,7 +319,8 @@ def _number(label: str) -> float:
         return float("inf")
 
 
-def _as_text(column: Array) -> list[str | None]:
+def as_text(column: Array) -> list[str | None]:
+    """The values as text, None where missing; whole numbers without a point."""
     if column.ndim != 1:
         raise DataError("tasks, targets and splits must be columns, got images")
     if column.dtype == object:

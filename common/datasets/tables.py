@@ -4,6 +4,8 @@ Reading is pyarrow's, pillow's and NumPy's; what stands here are the limits. Not
 claims are checked before memory is taken. Whatever is wrong with a file raises DataError, never anything else.
 """
 
+import json
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -24,6 +26,7 @@ LIMIT = 2 * 2**30
 PIXELS = "pixels"
 _MOST_PIXELS = 50_000_000
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 _MISSING = {"", "na", "n/a", "nan", "-nan", "null", "none", "#n/a", "#na"}
 """How files spell a missing value, in small letters."""
 _BLOCK = 2**31 - 1
@@ -35,7 +38,7 @@ def read_table(path: str, image_side: int = 28) -> Table:
         table = _read(path, image_side)
     except QuickbloomError:
         raise
-    except Exception as error:  # readers of damaged files raise a dozen types, MemoryError among them
+    except (Exception, SystemExit) as error:  # readers of damaged files raise a dozen types, and a user's function any
         raise DataError(f"the data '{path}' cannot be read ({in_one_line(error)}): check the file, or write it anew") from error
     lengths = {name: len(column) for name, column in table.items()}
     if not lengths or max(lengths.values()) == 0:
@@ -161,8 +164,30 @@ def _csv(path: Path) -> Table:
 
 
 def _jsonl(path: Path) -> Table:
-    json = _needs("pyarrow.json")
-    return _from_arrow(json.read_json(path, json.ReadOptions(block_size=min(_BLOCK, path.stat().st_size + 1))))
+    """Python's own reader: pyarrow's has crashed, not only failed, on lines that are no objects."""
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            row = json.loads(line) if line.strip() else {}
+            if not isinstance(row, dict):
+                raise DataError(
+                    f"line {number} of '{path}' must be a JSON object, a name and a value for each column, got {line[:40]!r}"
+                )
+            if row:
+                rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: _json_column(name, [row.get(name) for row in rows]) for name in names}
+
+
+def _json_column(name: str, values: list[Any]) -> Array:
+    if strange := next((value for value in values if isinstance(value, list | dict)), None):
+        raise DataError(
+            f"the column `{name}` must hold numbers or text, got a {type(strange).__name__}: leave it out or spread it "
+            "over columns"
+        )
+    if all(value is None or isinstance(value, bool | int | float) for value in values):
+        return np.array([np.nan if value is None else float(value) for value in values], dtype=np.float64)
+    return _column(np.array(values, dtype=object))
 
 
 def _parquet(path: Path) -> Table:
@@ -181,8 +206,7 @@ def _from_arrow(table: Any) -> Table:
             raise DataError(f"the column `{name}` stands twice in the data: rename one")
         kind = str(column.type)
         if kind.startswith(("int", "uint", "float", "double", "bool", "null", "halffloat")):
-            values = [np.nan if value is None else float(value) for value in column.to_pylist()]
-            columns[name] = np.array(values, dtype=np.float64)
+            columns[name] = column.cast("float64", safe=False).to_numpy().astype(np.float64)
         elif kind.startswith(("list", "struct", "map", "binary")):
             raise DataError(
                 f"the column `{name}` must hold numbers or text, got {kind}: leave it out or spread it over columns"
@@ -194,14 +218,21 @@ def _from_arrow(table: Any) -> Table:
 
 def _images(folder: Path, side: int) -> Table:
     """folder/TASK/CLASS/image, or folder/CLASS/image for a single task `all`."""
-    image_module = _needs("PIL.Image")
+    with warnings.catch_warnings(action="ignore"):  # pillow's remarks; what it would warn of as too large is refused below
+        return _read_images(_needs("PIL.Image"), folder, side)
+
+
+def _read_images(image_module: Any, folder: Path, side: int) -> Table:
     pixels, classes, tasks = [], [], []
-    for file in sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGES and path.is_file()):
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGES and path.is_file())
+    _check_size(folder, len(files) * side * side * np.dtype(np.float64).itemsize)
+    for file in files:
         parts = file.relative_to(folder).parts
         if len(parts) not in (2, 3):
             raise DataError(f"the image '{file}' must lie in '{folder}' as CLASS/image or as TASK/CLASS/image")
         try:
-            with image_module.open(file) as image:
+            # Other formats start other programs (EPS), whatever the name of the file says.
+            with image_module.open(file, formats=_FORMATS) as image:
                 if prod(image.size) > _MOST_PIXELS:
                     raise DataError(f"the image '{file}' claims {prod(image.size)} pixels, at most {_MOST_PIXELS} are read")
                 pixels.append(np.asarray(image.convert("L").resize((side, side)), dtype=np.float64)[None] / 255)

@@ -23,6 +23,7 @@ from common.models import build_model
 from common.randomness import generator
 from common.wire import (
     EVALUATE,
+    PROTOCOL,
     ROLL_CALL,
     TRAIN,
     EvaluateReply,
@@ -32,6 +33,7 @@ from common.wire import (
     TrainRequest,
     error_reason,
     payload_bytes,
+    roll_call_request,
 )
 
 CONFIG = parse_run_config({"mlp.hidden": "6", "seed": 4}).resolved()
@@ -75,6 +77,14 @@ def test_roll_call_tells_shapes_counts_and_versions_and_no_example() -> None:
     assert answer.tasks == DIGITS.tasks()[::4]
     assert answer.versions.keys() == {"quickbloom", "flwr", "torch", "python"}
     assert payload_bytes(reply.content) == 0
+
+
+def test_a_server_of_another_protocol_is_refused_in_one_sentence() -> None:
+    records = roll_call_request()
+    assert error_reason(ask(records, ROLL_CALL).content) is None
+    records["request"] = ConfigRecord({"protocol": PROTOCOL + 1})
+    words = f"the server speaks protocol {PROTOCOL + 1}, this node speaks {PROTOCOL}: install the same release"
+    assert reason(ask(records, ROLL_CALL)) == words
 
 
 @pytest.mark.parametrize("nodes", [1, 3, 60])

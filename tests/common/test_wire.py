@@ -19,6 +19,8 @@ from common.wire import (
     PROTOCOL,
     EvaluateReply,
     EvaluateRequest,
+    KeepReply,
+    KeepRequest,
     RollCallReply,
     TrainReply,
     TrainRequest,
@@ -140,6 +142,8 @@ MESSAGES: dict[str, tuple[Callable[[], RecordDict], Callable[[RecordDict], objec
         EvaluateReply(np.ones((1, 2, 4)), np.ones((1, 2, 4)), 0.5).to_records,
         lambda records: EvaluateReply.from_records(records, 1, 2, 3),
     ),
+    "keep request": (KeepRequest(META, 0.1, 3, 7, "l", "/run").to_records, KeepRequest.from_records),
+    "keep reply": (KeepReply(2, 0.5).to_records, KeepReply.from_records),
 }
 VALUES = st.one_of(
     st.integers(-(2**63), 2**63 - 1), st.floats(), st.booleans(), st.text(max_size=4), st.binary(max_size=4),
@@ -231,6 +235,10 @@ def test_every_record_and_every_field_is_needed(kind: str) -> None:
         ("evaluate request", "request", "steps", -1, "`steps` must be whole numbers of at least 0"),
         ("evaluate request", "request", "shots", 1.5, "`shots` must be whole numbers of at least 0"),
         ("evaluate request", "request", "lrs", [float("inf")], "`lrs` must be finite"),
+        ("roll call", "roll-call", "keeps", 1, "`keeps` must be true or false, got 1"),
+        ("keep request", "request", "lr", "0.1", "`lr` must be numbers"),
+        ("keep request", "request", "steps", -1, "`steps and round` must be whole numbers"),
+        ("keep reply", "metrics", "kept", 0.5, "`kept` must be whole numbers"),
         ("evaluate reply", "metrics", "scores", [1.0] * 7, "`scores` must have 8 entries, got 7"),
     ],
 )

@@ -46,7 +46,7 @@ def test_the_newest_one_that_is_surely_on_the_disk_is_kept(tmp_path: Path, monke
     now = [100.0]
     synced: list[int] = []
     monkeypatch.setattr("server_app.checkpoint.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("server_app.checkpoint.os.fsync", synced.append)
+    monkeypatch.setattr("common.checkpoint.os.fsync", synced.append)
     writer = CheckpointWriter(tmp_path, {})
     for number in range(1, 8):  # 0.4 s apart: the 1st, 4th and 7th are waited for, each with its name
         writer.write(number, TENSORS, {})
@@ -76,7 +76,7 @@ def test_a_failing_write_leaves_the_older_checkpoint_whole(
             args[1].write_bytes(b"half of it")
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(f"server_app.checkpoint.{moment}", fail)
+    monkeypatch.setattr(f"common.checkpoint.{moment}", fail)
     for number in (1, 2):
         with pytest.raises(OSError, match="the disk is full"):
             save(tmp_path, number, {"meta/w": torch.zeros(1)}, {})

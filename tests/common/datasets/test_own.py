@@ -1,9 +1,11 @@
 """A user's own data: what is read, how it is cut and scaled, and what is refused in one sentence."""
 
 import io
-import os
+import pickle
 import re
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,6 @@ import pytest
 from common.datasets.own import Own, OwnOptions
 from common.datasets.tables import read_table
 from common.errors import DataError
-
-FUZZ = int(os.environ.get("QUICKBLOOM_FUZZ", "100"))
-"""Damaged inputs for every format."""
 
 
 def own(path: Path, **options: object) -> Own:
@@ -49,6 +48,17 @@ def _npy(array: object, shape: str | None = None) -> bytes:
     return file.getvalue().replace(b"(3,)", shape.encode()) if shape else file.getvalue()
 
 
+class _Bomb:
+    """What a pickle would do if it were loaded."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return _go_off, ("loaded",)
+
+
+def _go_off(word: str) -> None:
+    raise AssertionError(f"the pickle was {word}")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
@@ -56,8 +66,13 @@ def _npy(array: object, shape: str | None = None) -> bytes:
         ("a.csv", b"task,x,y\n", "hold no rows"),
         ("a.csv", b"task,x,y\n1,2,a\n1,3,a\n", "at least two classes"),
         ("a.csv", b"task,x,y\n1,inf,a\n1,3,b\n", "infinite values"),
+        ("a.csv", b"task,x,y\n1,1e31,a\n1,3,b\n", "numbers beyond 1e"),
+        ("a.csv", b"task,x,y\n1,2,1e31\n1,3,2.5\n", "target holds numbers beyond 1e"),
         ("a.csv", b"task,x,y\n1,2,a\n1,3,b\n", "too few for support, query and test"),
         ("a.npz", _member("x.npy", _npy(np.array([{}], dtype=object))), "never loaded"),
+        ("a.npz", _member("/x.npy", _npy([1.0, 2, 3])), "outside of itself"),
+        ("a.npz", _member("x.npy", _npy([1.0, 2, 3], "(300,)")), "claims more than the file holds"),
+        ("a.npz", _member("x.pkl", pickle.dumps(_Bomb())), "cannot be read"),
         ("a.npz", _member("../x.npy", _npy([1.0, 2, 3])), "outside of itself"),
         ("a.npz", _member("x.npy", _npy([1.0, 2, 3], "(1250000000,)")), "claim 10.0 GB"),
     ],
@@ -127,36 +142,44 @@ def test_fewer_examples_than_ways_times_shots_are_refused(tmp_path: Path) -> Non
         own(hospitals(tmp_path), shots=50)
 
 
-def _valid(kind: str, folder: Path) -> bytes:
-    pa = pytest.importorskip("pyarrow")
-    import pyarrow.parquet as pq
+def _png(width: int, height: int) -> bytes:
+    """A PNG whose header claims this size, and that holds one row."""
 
-    path = folder / f"valid.{kind}"
-    columns = {"task": ["A", "B"] * 6, "x": [float(i) for i in range(12)], "y": ["a", "a", "b", "b"] * 3}
-    if kind == "npz":
-        np.savez(path, task=np.array(columns["task"]), x=np.array(columns["x"]), y=np.array(columns["y"]))
-    elif kind == "parquet":
-        pq.write_table(pa.table(columns), path)
-    elif kind == "csv":
-        path.write_text("task,x,y\n" + "\n".join(f"{t},{x},{y}" for t, x, y in zip(*columns.values(), strict=True)))
-    else:
-        path.write_text("\n".join(f'{{"task":"{t}","x":{x},"y":"{y}"}}' for t, x, y in zip(*columns.values(), strict=True)))
-    return path.read_bytes()
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * (width + 1))) + chunk(b"IEND", b"")
+    )
 
 
-@pytest.mark.parametrize("kind", ["npz", "csv", "parquet", "jsonl"])
-def test_damaged_files_raise_data_errors_alone(kind: str, tmp_path: Path) -> None:
-    rng, valid, refused = np.random.default_rng(0), _valid(kind, tmp_path), 0
-    assert len(read_table(str(tmp_path / f"valid.{kind}"))["x"]) == 12
-    for number in range(FUZZ):
-        damaged = np.frombuffer(valid, np.uint8).copy() if number % 4 else rng.integers(0, 256, 200, dtype=np.uint8)
-        places = rng.integers(0, len(damaged), rng.integers(1, 9))
-        damaged[places] = rng.integers(0, 256, len(places))
-        path = tmp_path / f"{number}.{kind}"
-        path.write_bytes(damaged[: rng.integers(1, len(damaged) + 1)].tobytes() if number % 3 == 0 else damaged.tobytes())
-        try:
-            own(path)
-        except DataError:
-            refused += 1
-        path.unlink()
-    assert refused
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (_png(20_000, 20_000), "pixels|bomb"),
+        (_png(9_000, 9_000), "claims 81000000 pixels"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot be read"),
+        (b"", "cannot be read"),
+    ],
+)
+def test_an_image_that_claims_too_much_or_is_none_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
+    pytest.importorskip("PIL")
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "a.png").write_bytes(content)
+    with pytest.raises(DataError, match=sentence):
+        read_table(str(tmp_path))
+
+
+def test_a_schema_of_others_decides_about_classes_columns_and_their_kinds(tmp_path: Path) -> None:
+    first = own(hospitals(tmp_path))
+    rows = [f"Z,{i}.5,{i % 2},a" for i in range(12)]  # one class, and a text column that looks like numbers
+    (tmp_path / "z.csv").write_text("\n".join(["task,age,sex,y", *rows]))
+    options = OwnOptions(path=str(tmp_path / "z.csv"))
+    with pytest.raises(DataError, match="at least two classes"):
+        Own(options, Path())
+    second = Own(options, Path(), first.spec.schema)
+    assert second.spec == first.spec
+    (tmp_path / "z.csv").write_text("task,age,sex,y\nZ,old,x,a\nZ,young,x,b")
+    with pytest.raises(DataError, match=r"the column `age` of .* must hold numbers, as it did in training, got text"):
+        Own(options, Path(), first.spec.schema)

@@ -1,0 +1,148 @@
+"""A personal model for other programs: ONNX, or PyTorch's own exported program (.pt2).
+
+    input   float32 [n, ...]: rows as the model's preparation makes them (`preparation` in the card: scales, one-hots)
+    output  float32 [n, classes] probabilities, or [n, 1] the target in its own unit
+
+What is written is read back and compared with the model before it takes its place.
+"""
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from client_app.personalize import one_model
+from common.datasets.preparation import Preparation
+from common.errors import ConfigError, DataError, in_one_line
+from common.personal import Personal
+
+TOLERANCE = 1e-5
+"""How far an output of the exported model may be from the model's own: of 1, or of its size where that is larger."""
+
+
+class PersonalModule(nn.Module):
+    """A personal model as one torch module."""
+
+    def __init__(self, model: Personal) -> None:
+        super().__init__()
+        self._algorithm = deepcopy(model.algorithm)
+        self.module = self._algorithm.learner.module
+        own = dict(self.module.named_parameters())
+        self.module.load_state_dict({name: value for name, value in model.tensors.items() if name in own})
+        # What a personal model has beside the module, such as prototypes.
+        self._extra = [name for name in model.tensors if name not in own]
+        for name in self._extra:
+            self.register_buffer(name, model.tensors[name])
+        self.requires_grad_(False)
+        target = Preparation.from_json(model.card["preparation"]).target
+        self._scale = None if target is None else (target.mean, target.deviation)
+        self._classes = model.card["spec"][0] == "classification"
+
+    def forward(self, x: Tensor) -> Tensor:
+        params = dict(self.module.named_parameters()) | {name: getattr(self, name) for name in self._extra}
+        outputs = self._algorithm.predict(params, x)
+        if self._classes:
+            return outputs.softmax(dim=-1)
+        return outputs if self._scale is None else outputs * self._scale[1] + self._scale[0]
+
+
+def export(model: str | Path, output: str | Path, form: str) -> Path:
+    """Write the personal model `model` to `output` as "onnx" or "torch" (torch.export); returns the path.
+
+    Raises ConfigError or DataError, among others where the copy does not say the same as the model, to 1e-5.
+    """
+    if form not in _WRITERS:
+        raise ConfigError(f"`--format` must be {' or '.join(_WRITERS)}, got '{form}'")
+    personal = one_model(Path(model).expanduser())
+    path, write, read = Path(output).expanduser(), *_WRITERS[form]
+    module = PersonalModule(personal).eval()
+    spec = personal.card["spec"]
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(5, *spec[1], generator=draw)
+    if personal.card["tokens"]:
+        x = torch.randint(spec[2], (5, *spec[1]), generator=draw)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _silence(), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        partial = Path(folder) / "model.pt2"  # the only ending that PyTorch takes
+        try:
+            write(module, x, partial)
+        except ConfigError:
+            raise
+        except Exception as error:  # of the exporters, which raise a dozen types
+            raise DataError(f"the model cannot be written as {form} ({in_one_line(error)}): use the other format") from error
+        for number in (5, 1, 3):
+            _compare(module(x[:number]), read(partial, x[:number]), form)
+        partial.replace(path)
+    return path
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Without the exporters' remarks about themselves."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _compare(expected: Tensor, came: Tensor, form: str) -> None:
+    if not torch.allclose(came, expected, rtol=TOLERANCE, atol=TOLERANCE):
+        worst = float((came - expected).abs().max())
+        raise DataError(
+            f"the model written as {form} says something else than the model itself, by {worst:.2g}: it is not kept"
+        )
+
+
+def _write_torch(module: nn.Module, x: Tensor, path: Path) -> None:
+    torch.export.save(torch.export.export(module, (x,), dynamic_shapes=_SHAPES), path)
+
+
+def _read_torch(path: Path, x: Tensor) -> Tensor:
+    result: Tensor = torch.export.load(path).module()(x)
+    return result
+
+
+def _write_onnx(module: nn.Module, x: Tensor, path: Path) -> None:
+    _needs_onnx()
+    program = torch.onnx.export(
+        module, (x,), dynamo=True, dynamic_shapes=_SHAPES, verbose=False, input_names=["x"], output_names=["outputs"]
+    )
+    assert program is not None
+    program.save(str(path), external_data=False)
+
+
+def _read_onnx(path: Path, x: Tensor) -> Tensor:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    (outputs,) = session.run(None, {"x": x.numpy()})
+    return torch.from_numpy(outputs)
+
+
+def _needs_onnx() -> None:
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript
+    except ImportError as error:
+        raise ConfigError(
+            f"`--format onnx` needs {error.name}, which is not installed: run pip install 'quickbloom[export]'"
+        ) from error
+    del onnx, onnxruntime, onnxscript
+
+
+_SHAPES = ({0: torch.export.Dim("examples")},)
+_WRITERS: dict[str, tuple[Callable[[nn.Module, Tensor, Path], None], Callable[[Path, Tensor], Any]]] = {
+    "onnx": (_write_onnx, _read_onnx),
+    "torch": (_write_torch, _read_torch),
+}

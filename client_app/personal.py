@@ -1,0 +1,73 @@
+"""The personal models of a node, in the folder `personal` of its `state-dir`: one file for each of its tasks, never sent.
+
+Beside it lies the model that they were adapted from, `meta.safetensors`, a checkpoint for `quickbloom-edge adapt`. A new model
+replaces an old one whole; where it cannot be written, the old one stays.
+"""
+
+from logging import INFO, WARNING
+from pathlib import Path
+
+from flwr.common import log
+from safetensors import SafetensorError
+
+from client_app.kept import KeptState, as_name
+from client_app.node import Node
+from common import checkpoint
+from common.errors import ConfigError, DataError, in_one_line
+from common.personal import SUFFIX, Origin, Personal, adapt, description, save
+from common.wire import KeepRequest
+
+FOLDER, META = "personal", "meta.safetensors"
+
+
+def keep_all(node: Node, request: KeepRequest, store: KeptState) -> int:
+    """Adapt the model of `request` to every task of the node and keep what comes of it; returns how many were kept.
+
+    Raises ConfigError if `state-dir` cannot be written; what was there stays.
+    """
+    if not node.state_dir:
+        return 0
+    algorithm, meta = node.algorithm_for(request.meta)
+    fresh, count = algorithm.fresh(), 0
+    origin = Origin(request.round, request.lineage, request.run, request.lr, request.steps)
+    directory = Path(node.state_dir).expanduser()
+    facts = {**description(node.run, node.dataset.spec), "round": request.round, "lineage": request.lineage}
+    facts |= {"run": request.run, "adapt": {"lr": request.lr, "steps": request.steps}}
+    try:
+        (directory / FOLDER).mkdir(parents=True, exist_ok=True)
+        checkpoint.write(directory / META, {f"meta/{n}": v for n, v in request.meta.items()}, facts, wait=True)
+        for task in node.tasks:
+            if not task.num_support or not task.num_test:
+                continue
+            kept = store.load(task.task_id, fresh) or fresh
+            kept = {name: value.to(node.device) for name, value in kept.items()}
+            try:
+                personal = adapt(algorithm, meta, kept, node.dataset, task.task_id, node.run, origin)
+            except DataError as error:
+                log(WARNING, "%s", error)
+                continue
+            save(personal, path_of(directory / FOLDER, task.task_id))
+            log(INFO, "%s", in_words(personal))
+            count += 1
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"the personal model cannot be written to the node setting `state-dir` '{directory}' ({in_one_line(error)}): free "
+            "some space there; the old one stays"
+        ) from None
+    return count
+
+
+def path_of(folder: Path, task_id: str) -> Path:
+    """The file of a task's personal model."""
+    return folder / f"{as_name(task_id)}{SUFFIX}"
+
+
+def in_words(personal: Personal) -> str:
+    """One line for a person: "Personal model of ward-7 (round 100): accuracy 0.41 before, 0.83 after 10 steps, 24 examples"."""
+    score = personal.card["score"]
+    before, after = (f"{score[when]:.4g}" if score[when] is not None else "not finite" for when in ("before", "after"))
+    steps = personal.card["adapted"]["steps"]
+    return (
+        f"Personal model of {personal.task} (round {personal.card['run']['round']}): {score['name']} {before} before, {after} "
+        f"after {steps} steps, on {score['test']} test examples of its own"
+    )

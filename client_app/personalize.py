@@ -1,0 +1,283 @@
+"""Offline: adapt a checkpoint to one's own file, and use the personal model. The same functions for Python and the command.
+
+    from client_app.personalize import adapt, predict
+    (mine,) = adapt("runs/r/checkpoints", "ward.csv", "mine")
+    predict("mine", "new-patients.csv").rows
+
+A checkpoint and a personal model describe their own model, classes and columns: nothing of it is given again.
+"""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from client_app.personal import META, path_of
+from common import checkpoint, personal
+from common.assemble import build_algorithm
+from common.batch import Batch
+from common.config import parse_run_config
+from common.datasets.own import Own, OwnOptions, as_text, fit, refuse_infinite
+from common.datasets.preparation import Preparation
+from common.datasets.tables import Array, Table, as_numbers, read_table
+from common.errors import ConfigError, DataError, in_one_line
+from common.params import mismatch
+from common.personal import SUFFIX, Origin, Personal
+
+_CHUNK = 1024
+
+
+def adapt(
+    checkpoint_path: str | Path,
+    data: str | Path,
+    output: str | Path,
+    task: str = "",
+    target: str = "",
+    say: Callable[[str], None] = lambda sentence: None,
+) -> list[Personal]:
+    """Adapt a checkpoint to every task of one's own file, and write a personal model for each; returns them.
+
+    `checkpoint_path`: a checkpoint, a run directory, or a node's `state-dir`. `data`: as for `quickbloom run --data`; its
+    columns are those of the run unless `task` and `target` name others. `output`: a folder, or a file that ends in
+    .safetensors if the data have one task. `say` is told of tasks that cannot be used. Each task is cut into support, query
+    and test part as in a run: it adapts on the support part alone, and the test part says what it was worth.
+    Raises DataError or ConfigError.
+    """
+    found = _load(Path(checkpoint_path).expanduser(), say)
+    config, spec = parse_run_config(found.facts.get("config", {})).resolved(), personal.spec_of(found.facts)
+    if config.dataset != "own":
+        raise DataError(
+            f"the checkpoint was trained on the data set `{config.dataset}`, and no file fits it: train with --data"
+        )
+    options = config.table("own").model_copy(update={"path": str(data), "leave_out": ""})
+    named = {"task_column": task, "target_column": target}
+    own = Own(_own_options(options.model_copy(update={key: name for key, name in named.items() if name})), Path(), spec.schema)
+    if own.spec != spec:
+        raise DataError(
+            f"the data '{data}' have inputs of shape {own.spec.input_shape}, the checkpoint needs {spec.input_shape}"
+        )
+    algorithm = build_algorithm(config, spec)
+    if reason := mismatch(found.meta, algorithm.init()):
+        raise DataError(f"the checkpoint '{found.path}' does not fit its own settings: {reason}")
+    chosen = found.facts.get("adapt", {"lr": algorithm.options.inner_lr, "steps": config.adapt_steps})
+    run, lineage = str(found.facts.get("run", found.path)), str(found.facts.get("lineage", ""))
+    origin = Origin(int(found.facts["round"]), lineage, run, float(chosen["lr"]), int(chosen["steps"]))
+    for name, why in own.left_out.items():
+        say(f"Task {name} is left out: {why}")
+    models = [
+        personal.adapt(algorithm, found.meta, algorithm.fresh(), own, info.task_id, config, origin) for info in own.tasks()
+    ]
+    _write(models, Path(output).expanduser())
+    return models
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model was worth on `examples` rows of its task. `part`: "test", or "all" where the file is another one.
+
+    `value`: accuracy in 0..1, or the mse in standardised units, as in per_task.csv.
+    """
+
+    task: str
+    name: str
+    value: float
+    examples: int
+    part: str
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """`rows`: one dictionary for each row of the file that belongs to a model, in its order; `scores`: where there are targets.
+
+    The keys: "row" (counted from 1), "task", "part" (support, query or test, if these are the data that the model was adapted
+    to), "target", "prediction", and "probability" of the predicted class.
+    """
+
+    rows: list[dict[str, Any]]
+    scores: list[Score]
+
+    def write_csv(self, file: TextIO) -> None:
+        """As a table with a header."""
+        columns = list(self.rows[0]) if self.rows else ["row", "task", "part", "target", "prediction"]
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+
+
+def predict(model: str | Path, data: str | Path) -> Predictions:
+    """Predict the rows of a file with a personal model, or with the models of a folder, each for the rows of its own task.
+
+    A file without the task column is all of one model's task. Where the file holds targets, it says what the model is worth:
+    on the test part of the data that it was adapted to, which is what the server's per_task.csv shows, or on all rows of
+    other data. Raises DataError or ConfigError.
+    """
+    models = _models(Path(model).expanduser())
+    for one in models:
+        if (name := one.card["config"].get("dataset")) != "own":
+            raise DataError(f"the personal model of '{one.task}' is for the data set `{name}`, and no file fits it")
+    rows: list[dict[str, Any]] = []
+    scores: list[Score] = []
+    for one in models:
+        found, score = _predict(one, str(data), alone=len(models) == 1)
+        rows += found
+        scores += score
+    if not rows:
+        raise DataError(
+            f"the data '{data}' hold no row of the task '{models[0].task}': leave the column "
+            f"`{models[0].card['columns']['task-column']}` out to predict all rows"
+        )
+    return Predictions(sorted(rows, key=lambda row: int(row["row"])), scores)
+
+
+def _predict(model: Personal, data: str, *, alone: bool) -> tuple[list[dict[str, Any]], list[Score]]:
+    card = model.card
+    options = OwnOptions.model_validate({**card["columns"], "path": data})
+    preparation, schema = Preparation.from_json(card["preparation"]), json.loads(card["schema"])
+    table = read_table(data, options.image_side)
+    rows = _rows_of(model.task, table, options, alone=alone)
+    if not len(rows):
+        return [], []
+    kinds = dict(schema["features"])
+    fit(table, kinds, {schema["target"], options.task_column}, data)
+    refuse_infinite(table, list(kinds))
+    x = torch.from_numpy(preparation.encode({name: table[name][rows] for name in preparation.features}))
+    if list(x.shape[1:]) != list(card["spec"][1]):
+        raise DataError(f"the inputs of '{data}' have the shape {tuple(x.shape[1:])}, the model needs {tuple(card['spec'][1])}")
+    y, texts = _targets(table, schema, preparation, rows, data)
+    parts = _parts(model, options, card)
+    outputs = _outputs(model, x, [parts.get(int(row), "") for row in rows])
+    said = _in_words(outputs, schema["classes"], preparation)
+    listed = [
+        {"row": int(row) + 1, "task": model.task, "part": parts.get(int(row), ""), "target": texts[i], **said[i]}
+        for i, row in enumerate(rows)
+    ]
+    tested = np.array([parts.get(int(row)) == "test" for row in rows])
+    chosen = ~np.isnan(y) & (tested if parts else True)
+    return listed, [_score(model, x, y, chosen, "test" if parts else "all")] if chosen.any() else []
+
+
+def _outputs(model: Personal, x: torch.Tensor, parts: list[str]) -> torch.Tensor:
+    """The model's outputs [n, ...], by chunks. One that mixes the examples of a batch sees each part by itself, as in a run."""
+    mixes = model.algorithm.learner.mixes_examples
+    groups = [np.flatnonzero([part == one for part in parts]) for one in sorted(set(parts))] if mixes else [np.arange(len(x))]
+    chunks = [torch.from_numpy(group[at : at + _CHUNK]) for group in groups for at in range(0, len(group), _CHUNK)]
+    found = [model.outputs(x[chunk]) for chunk in chunks]
+    result = torch.empty(len(x), *found[0].shape[1:])
+    for chunk, outputs in zip(chunks, found, strict=True):
+        result[chunk] = outputs
+    return result
+
+
+def _score(model: Personal, x: torch.Tensor, y: Array, chosen: Array, part: str) -> Score:
+    """By the same function as in a run, so that the numbers are the same."""
+    classes = model.card["score"]["name"] == "accuracy"
+    labels = torch.from_numpy(y[chosen].astype(np.int64 if classes else np.float32))
+    batch = Batch.of(x[torch.from_numpy(chosen)], labels if classes else labels[:, None])
+    with torch.no_grad():
+        value = float(model.algorithm.score(dict(model.tensors), batch)[1])
+    return Score(model.task, model.card["score"]["name"], value, int(chosen.sum()), part)
+
+
+def _rows_of(task: str, table: Table, options: OwnOptions, *, alone: bool) -> Array:
+    """Positions of the task's rows; all where nothing says whose they are, and there is but one model."""
+    length = len(next(iter(table.values())))
+    if options.task_column not in table:
+        if not alone:
+            raise DataError(
+                f"the data '{options.path}' have no column `{options.task_column}`, which says whose row it is: name the model "
+                "of one task"
+            )
+        return np.arange(length)
+    names = as_text(table[options.task_column])
+    return np.flatnonzero([name == task for name in names])
+
+
+def _targets(table: Table, schema: dict[str, Any], preparation: Preparation, rows: Array, data: str) -> tuple[Array, list[str]]:
+    """(class positions or standardised numbers, NaN where unknown; the same as text) of the rows."""
+    name, classes = schema["target"], schema["classes"]
+    if name not in table:
+        return np.full(len(rows), np.nan), [""] * len(rows)
+    column = table[name] if classes else as_numbers(name, table[name], "leave the row out")
+    texts = ["" if text is None else text for text in as_text(column[rows])]
+    if not classes:
+        numbers = np.full(len(rows), np.nan) if column.dtype == object else column[rows]
+        return preparation.target.apply(numbers) if preparation.target else numbers, texts
+    if strange := sorted(set(texts) - {"", *classes}):
+        raise DataError(f"the column `{name}` of '{data}' holds the class '{strange[0]}', the model knows {', '.join(classes)}")
+    position = {label: float(i) for i, label in enumerate(classes)}
+    return np.array([position.get(text, np.nan) for text in texts]), texts
+
+
+def _parts(model: Personal, options: OwnOptions, card: Any) -> dict[int, str]:
+    """The part of every row if the file is the one that the model was adapted to; {} for any other."""
+    try:
+        own = Own(options, Path(), card["schema"])
+        if model.task not in own.rows or personal.digest(own.test_draws(model.task)[0]) != card["data"]:
+            return {}
+    except DataError:  # it lacks targets, say: it is another file
+        return {}
+    names = ("support", "query", "test")
+    return {int(row): name for name, rows in zip(names, own.rows[model.task], strict=True) for row in rows}
+
+
+def _in_words(outputs: torch.Tensor, classes: list[str], preparation: Preparation) -> list[dict[str, Any]]:
+    """What the outputs say: a class and its probability, or a number in the unit of the target."""
+    if not classes:
+        values = outputs[:, 0].double().numpy()
+        return [{"prediction": f"{value:.9g}"} for value in (preparation.target.undo(values) if preparation.target else values)]
+    probabilities = torch.softmax(outputs.double(), dim=1)
+    best = outputs.argmax(dim=1)  # as the score: of equal ones the first
+    return [
+        {"prediction": classes[int(label)], "probability": f"{float(probabilities[i, label]):.6f}"}
+        for i, label in enumerate(best)
+    ]
+
+
+def _own_options(options: Any) -> OwnOptions:
+    assert isinstance(options, OwnOptions)
+    return options
+
+
+def _load(path: Path, say: Callable[[str], None]) -> checkpoint.Checkpoint:
+    return checkpoint.load(path / META if (path / META).is_file() else path, say)
+
+
+def one_model(path: Path) -> Personal:
+    """The personal model at `path`, a file or a folder that holds one. Raises DataError."""
+    models = _models(path)
+    if len(models) > 1:
+        raise DataError(f"the folder '{path}' holds {len(models)} personal models: name the file of one")
+    return models[0]
+
+
+def _models(path: Path) -> list[Personal]:
+    if not path.is_dir():
+        return [personal.load(path)]
+    files = sorted(path.glob(f"*{SUFFIX}"))
+    if not files:
+        raise DataError(
+            f"the folder '{path}' holds no personal model: name the output of `adapt`, or `personal` of a state-dir"
+        )
+    return [personal.load(file) for file in files]
+
+
+def _write(models: list[Personal], output: Path) -> None:
+    single = output.suffix == SUFFIX
+    if single and len(models) > 1:
+        names = ", ".join(model.task for model in models[:5])
+        raise ConfigError(f"`--output` must be a folder for the {len(models)} tasks {names}, got '{output}'")
+    try:
+        (output.parent if single else output).mkdir(parents=True, exist_ok=True)
+        for model in models:
+            personal.save(model, output if single else path_of(output, model.task))
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"the personal model cannot be written to '{output}' ({in_one_line(error)}): free some space, or choose another "
+            "`--output`; an old one stays"
+        ) from None
