@@ -59,6 +59,13 @@ class RunConfig(Options):
         0.0, ge=0, description="training tasks that must contribute: a part below 1, else a number; 0: one"
     )
     on_too_few: Literal["repeat", "skip", "stop"] = Field("stop", description="what becomes of a round with fewer than that")
+    aggregate: Literal["mean", "median", "trimmed-mean", "krum", "multi-krum", "geometric-median"] = Field(
+        "mean", description="how the nodes' replies become one meta-gradient; all but `mean` count every node the same"
+    )
+    malicious: float = Field(
+        0.2, ge=0, lt=0.5, description="part of a round's nodes that may lie; decides what all rules but `mean` leave out"
+    )
+    max_update_norm: float = Field(0.0, ge=0, description="a reply with a larger meta-gradient is of no use; 0: any is taken")
     checkpoint_every: int = Field(1, ge=0, description="rounds between two checkpoints; 0: only the last round")
     resume_from: str = Field("", description='absolute run directory to go on with, or checkpoint file to go on from; "": anew')
     output_dir: str = Field("", description='absolute directory of the run; "": a new one in ~/quickbloom-runs')

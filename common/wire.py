@@ -4,9 +4,11 @@ Every message is a small dataclass with `to_records` and `from_records`. Reading
 be of another version or broken: whatever is wrong raises WireError with a reason in words, never anything else.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
+from io import BytesIO
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from common.datasets.base import SPLITS, DataSpec, TaskInfo
+from common.errors import as_told
 from common.params import Params
 
 PROTOCOL = 2
@@ -25,6 +28,15 @@ EVALUATE = "evaluate"
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+_LARGEST = float(np.finfo(np.float32).max)
+"""Of a loss: what nodes compute with has no larger numbers, and sums of these cannot overflow in float64."""
+
+_ROUNDING = 1e-3
+"""Losses and errors are not negative, but for rounding."""
 
 
 class WireError(Exception):
@@ -55,8 +67,23 @@ def to_arrays(params: Params) -> ArrayRecord:
 
 @_reads
 def from_arrays(record: ArrayRecord) -> Params:
-    """The tensors of an ArrayRecord, as copies that may be changed. Never unpickles."""
-    return {name: torch.from_numpy(np.array(array.numpy(), copy=True)) for name, array in record.items()}
+    """The tensors of an ArrayRecord, as copies that may be changed.
+
+    Never unpickles, and takes no more memory than came: the size that an array claims is compared with its bytes first.
+    """
+    return {name: _tensor(name, array) for name, array in record.items()}
+
+
+def _tensor(name: str, array: Array) -> torch.Tensor:
+    stream = BytesIO(array.data)
+    version = np.lib.format.read_magic(stream)  # raises for everything but a single array: a pickle, an archive
+    if version not in _HEADERS:
+        raise WireError(f"the tensor `{name}` has the format {version}, expected 1.0 or 2.0")
+    shape, _, dtype = _HEADERS[version](stream)
+    claimed, came = math.prod(shape) * dtype.itemsize, len(array.data) - stream.tell()
+    if dtype.hasobject or claimed != came:
+        raise WireError(f"the tensor `{name}` claims {claimed} bytes of {dtype} and has {came}")
+    return torch.from_numpy(np.array(array.numpy(), copy=True))
 
 
 @dataclass(frozen=True)
@@ -168,11 +195,16 @@ class TrainReply:
     @classmethod
     @_reads
     def from_records(cls, records: RecordDict, num_tasks: int) -> "TrainReply":
+        _nothing_else(records, {"gradient", "metrics"})
         fields = _metrics(records)
+        _nothing_else(fields, {"weight", "losses", "seconds"})
         weight, seconds = _floats([fields["weight"], fields["seconds"]], "weight and seconds")
-        losses = _floats(fields["losses"], "losses", length=num_tasks, finite=False)
-        if weight < 0:
-            raise WireError(f"`weight` must not be negative, got {weight}")
+        losses = _losses(fields["losses"], "losses", num_tasks)
+        for name, value in (("weight", weight), ("seconds", seconds)):
+            if value < 0:
+                raise WireError(f"`{name}` must not be negative, got {value}")
+        if (weight > 0) != any(map(math.isfinite, losses)):
+            raise WireError(f"`weight` is {weight}, but {np.isfinite(losses).sum()} of its tasks contributed")
         gradient = _arrays(records, "gradient")
         for name, value in gradient.items():
             # The squares, because an optimizer squares it: 1e30 would stop Adam's weights for good.
@@ -225,11 +257,12 @@ class EvaluateReply:
     @classmethod
     @_reads
     def from_records(cls, records: RecordDict, num_tasks: int, num_lrs: int, steps: int) -> "EvaluateReply":
+        _nothing_else(records, {"metrics"})
         fields = _metrics(records)
+        _nothing_else(fields, {"losses", "scores", "seconds"})
         shape = (num_tasks, num_lrs, steps + 1)
         length = num_tasks * num_lrs * (steps + 1)
-        losses = _floats(fields["losses"], "losses", length=length, finite=False)
-        scores = _floats(fields["scores"], "scores", length=length, finite=False)
+        losses, scores = (_losses(fields[name], name, length) for name in ("losses", "scores"))
         (seconds,) = _floats([fields["seconds"]], "seconds")
         return cls(np.array(losses).reshape(shape), np.array(scores).reshape(shape), seconds)
 
@@ -265,7 +298,10 @@ def error_records(reason: str) -> RecordDict:
 def error_reason(records: RecordDict) -> str | None:
     """The reason of a node that cannot do what was asked; None if the reply is none of that."""
     record = records.get("error")
-    return str(record.get("reason", "no reason given")) if isinstance(record, ConfigRecord) else None
+    if not isinstance(record, ConfigRecord):
+        return None
+    reason = record.get("reason")
+    return as_told(reason) if isinstance(reason, str) and reason else "no reason given"
 
 
 def payload_bytes(records: RecordDict) -> int:
@@ -308,6 +344,19 @@ def _floats(values: Any, name: str, length: int | None = None, *, finite: bool =
     return [float(v) for v in values]
 
 
+def _losses(values: Any, name: str, length: int) -> list[float]:
+    """Losses, errors or accuracies. NaN and infinity may stand among them: a task can diverge."""
+    numbers = _floats(values, name, length, finite=False)
+    if not all(-_ROUNDING <= number <= _LARGEST or math.isnan(number) or number == math.inf for number in numbers):
+        raise WireError(f"`{name}` must be numbers from 0 to {_LARGEST:.3g}, got {_short(values)}")
+    return numbers
+
+
+def _nothing_else(fields: Mapping[str, Any], known: set[str]) -> None:
+    if foreign := sorted(fields.keys() - known):
+        raise WireError(f"there is an unexpected field `{foreign[0]}`")
+
+
 def _strings(values: Any, name: str) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
         raise WireError(f"`{name}` must be a list of texts, got {_short(values)}")
@@ -315,5 +364,4 @@ def _strings(values: Any, name: str) -> list[str]:
 
 
 def _short(values: Any) -> str:
-    text = repr(values)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return as_told(repr(values[:80] if isinstance(values, list | str | bytes) else values), 80)

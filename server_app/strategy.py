@@ -22,8 +22,8 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from common.algorithms import Algorithm
 from common.config import RunConfig
-from common.errors import ConfigError
-from common.params import Params, all_finite, mismatch
+from common.errors import ConfigError, as_told
+from common.params import Params, all_finite
 from common.randomness import generator
 from common.wire import (
     EVALUATE,
@@ -37,10 +37,11 @@ from common.wire import (
     payload_bytes,
     to_arrays,
 )
-from server_app.aggregate import mean_over_tasks
+from server_app.aggregate import aggregate, too_few
 from server_app.outer import OuterOptimizer
 from server_app.polling import PollingGrid
 from server_app.reachability import Reachability
+from server_app.replies import check_scores, check_update, most_weight
 from server_app.rollcall import Population, failure
 
 _ATTEMPTS = 5
@@ -120,6 +121,19 @@ class MetaStrategy(Strategy):
             raise ConfigError(
                 f"`min-replies` must be at most the {self.number_of_tasks} training tasks of a round, "
                 f"got {config.min_replies:g}"
+            )
+        self._check_rule()
+
+    def _check_rule(self) -> None:
+        """Refuse a rule of aggregation that would have too few nodes in some round."""
+        if self.config.aggregate == "mean":
+            return
+        rounds = range(self._first_round, self.config.rounds + 1)
+        nodes, number = min((len({self.population.homes[t] for t in self.choose_tasks(number)}), number) for number in rounds)
+        if reason := too_few(self.config.aggregate, self.config.malicious, nodes):
+            raise ConfigError(
+                f'`aggregate = "{self.config.aggregate}"` cannot work in round {number}: {reason}, since every node is one '
+                "vote; connect more nodes, let more tasks take part, or lower `malicious`"
             )
 
     def start(
@@ -247,20 +261,20 @@ class MetaStrategy(Strategy):
 
         def read(records: RecordDict, task_ids: list[str]) -> None:
             reply = TrainReply.from_records(records, len(task_ids))
-            if reason := mismatch(reply.gradient, reference):
-                raise WireError(reason)
-            announced = (self.population.tasks[task_id] for task_id in task_ids)
-            most = sum(self.algorithm.weight(task.num_support + task.num_query) for task in announced)
-            if reply.weight > most * (1 + 1e-9):
-                raise WireError(f"`weight` is {reply.weight:g}, but the tasks asked for can have at most {most:g}")
+            announced = [self.population.tasks[task_id] for task_id in task_ids]
+            most = most_weight(self.algorithm, announced, reply.losses)
+            check_update(reply, reference, most, self.config.max_update_norm)
             usable.append(reply)
             if dropped := [task for task, loss in zip(task_ids, reply.losses, strict=True) if not math.isfinite(loss)]:
                 self._fail(f"task {dropped[0]}", f"its numbers are not finite (and {len(dropped) - 1} more tasks)")
 
         self._receive(replies, read)
         losses = [loss for reply in usable for loss in reply.losses if math.isfinite(loss)]
-        self._check_enough(len(losses) if sum(reply.weight for reply in usable) > 0 else 0)
-        meta = self.outer.step(mean_over_tasks(usable), server_round)
+        self._check_enough(len(losses))
+        voters = sum(reply.weight > 0 for reply in usable)
+        if reason := too_few(self.config.aggregate, self.config.malicious, voters):
+            raise _TooFewError(reason)
+        meta = self.outer.step(aggregate(self.config.aggregate, self.config.malicious, usable), server_round)
         if not all_finite(meta):
             raise RunError(f"round {server_round}: the model is not finite any more: lower `outer-lr`")
         train = {"loss": float(np.mean(losses)), "tasks": len(losses)}
@@ -349,6 +363,7 @@ class MetaStrategy(Strategy):
 
         def read(records: RecordDict, task_ids: list[str]) -> None:
             reply = EvaluateReply.from_records(records, len(task_ids), len(lrs), self.config.adapt_steps)
+            check_scores(reply, self.population.spec)
             rows.update(zip(task_ids, zip(reply.losses, reply.metrics, strict=True), strict=True))
 
         self._receive(replies, read)
@@ -385,7 +400,13 @@ class MetaStrategy(Strategy):
 
         Replies are taken in the order of the requests, so that sums do not depend on which node was faster.
         """
-        by_request = {reply.metadata.reply_to_message_id: reply for reply in replies}
+        asked = {message.metadata.message_id: message.metadata.dst_node_id for message in self._sent}
+        by_request: dict[str, Message] = {}
+        for reply in replies:
+            request = reply.metadata.reply_to_message_id
+            # Nobody answers for somebody else; that a node is not there is said in its place.
+            if reply.has_error() or reply.metadata.src_node_id == asked.get(request):
+                by_request[request] = reply
         good = sum(len(self._asked[m.metadata.dst_node_id]) for m in self._sent if _good(by_request, m))
         spare = self.config.over_select > 1 and good >= self.number_of_tasks
         for message in self._sent:
@@ -411,6 +432,7 @@ class MetaStrategy(Strategy):
         self._sent = []
 
     def _fail(self, who: str, reason: str) -> None:
+        who, reason = as_told(who), as_told(reason, 600)
         log(WARNING, "%s: %s", who.capitalize(), reason)
         self._round.failures.append({"who": who, "reason": reason})
 
