@@ -119,7 +119,7 @@ def test_at_the_geometric_median_the_unit_vectors_to_the_replies_cancel(seed: in
     assert np.linalg.norm(pull) < 1e-4
 
 
-@pytest.mark.parametrize("lie", [-1.0, 100.0, -1e12])
+@pytest.mark.parametrize("lie", [-4.0, 100.0, -1e12])
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_liars_that_agree_do_not_move_a_rule_out_of_the_honest_replies(rule: str, lie: float) -> None:
     honest = np.random.default_rng(0).normal(loc=1.0, scale=0.1, size=(16, 8))
@@ -127,7 +127,8 @@ def test_liars_that_agree_do_not_move_a_rule_out_of_the_honest_replies(rule: str
     got = np.array(combined(rule, 0.2, *np.concatenate([liars, honest]).tolist()))
     radius = np.linalg.norm(honest - honest.mean(axis=0), axis=1).max()
     assert np.linalg.norm(got - honest.mean(axis=0)) < radius
-    assert abs(combined("mean", 0.2, *np.concatenate([liars, honest]).tolist())[0] - 1) > radius
+    plain = np.concatenate([liars, honest]).mean(axis=0)
+    assert np.linalg.norm(plain - honest.mean(axis=0)) > radius
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))
