@@ -63,7 +63,7 @@ PLANS: dict[str, dict[str, Any]] = {
 }
 
 Attack = Callable[[Tensor, Tensor, int], Tensor]
-"""(the liars' true meta-gradients [liars, ..], the honest ones [honest, ..], seed) -> what the liars send; one tensor's part."""
+"""(the liars' true meta-gradients [liars, ..], the honest ones [honest, ..], seed) -> what the liars send, tensor by tensor."""
 
 
 def _noise(own: Tensor, honest: Tensor, seed: int) -> Tensor:
@@ -181,7 +181,13 @@ def assemble(seeds: list[int], *, fresh: bool, only: list[str]) -> dict[str, Any
             for rule in RULES:
                 runs = [run(dataset, rule, attack, seed) for seed in seeds]
                 lost = [{"after": one["after"] - before} for one, before in zip(runs, clean, strict=True)]
-                row = {"dataset": dataset, "attack": attack, "aggregate": rule, "runs": runs, **average(runs, ["after", "cpu"])}
+                row: dict[str, Any] = {
+                    "dataset": dataset,
+                    "attack": attack,
+                    "aggregate": rule,
+                    "runs": runs,
+                    **average(runs, ["after", "cpu"]),
+                }
                 rows.append({**row, "against_clean_mean": average(lost, ["after"])})
                 say(f"{dataset}, {attack}, {rule}: {percent(row['mean']['after'])}")
     facts = {"schema": 1, "benchmark": "robust", "claim": CLAIM, "seeds": seeds, "settings": {"common": COMMON, **PLANS}}
@@ -212,7 +218,10 @@ def main() -> None:
 def table(result: dict[str, Any]) -> str:
     """Accuracy after adaptation in per cent, one line for every attack, one column for every rule and data set."""
     columns = [(dataset, rule) for dataset in PLANS for rule in RULES]
-    lines = ["| attack | " + " | ".join(f"{dataset}: {rule}" for dataset, rule in columns) + " |", "|---|" + "---:|" * len(columns)]
+    lines = [
+        "| attack | " + " | ".join(f"{dataset}: {rule}" for dataset, rule in columns) + " |",
+        "|---|" + "---:|" * len(columns),
+    ]
     for attack in ATTACKS:
         cells = []
         for dataset, rule in columns:

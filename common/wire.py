@@ -200,9 +200,9 @@ class TrainReply:
         _nothing_else(fields, {"weight", "losses", "seconds"})
         weight, seconds = _floats([fields["weight"], fields["seconds"]], "weight and seconds")
         losses = _losses(fields["losses"], "losses", num_tasks)
-        for name, value in (("weight", weight), ("seconds", seconds)):
-            if value < 0:
-                raise WireError(f"`{name}` must not be negative, got {value}")
+        for name, number in (("weight", weight), ("seconds", seconds)):
+            if number < 0:
+                raise WireError(f"`{name}` must not be negative, got {number}")
         if (weight > 0) != any(map(math.isfinite, losses)):
             raise WireError(f"`weight` is {weight}, but {np.isfinite(losses).sum()} of its tasks contributed")
         gradient = _arrays(records, "gradient")
@@ -264,6 +264,8 @@ class EvaluateReply:
         length = num_tasks * num_lrs * (steps + 1)
         losses, scores = (_losses(fields[name], name, length) for name in ("losses", "scores"))
         (seconds,) = _floats([fields["seconds"]], "seconds")
+        if seconds < 0:
+            raise WireError(f"`seconds` must not be negative, got {seconds}")
         return cls(np.array(losses).reshape(shape), np.array(scores).reshape(shape), seconds)
 
 

@@ -118,7 +118,7 @@ def aggregate(rule: str, malicious: float, replies: Sequence[TrainReply]) -> Par
     # By name, since every node puts them in an order of its own.
     updates = torch.stack([torch.cat([gradient[name].double().flatten() for name in like]) for gradient in gradients])
     combined = RULES[rule].combine(updates, _liars(malicious, len(updates)))
-    parts = combined.split([value.numel() for value in like.values()])
+    parts = torch.split(combined, [value.numel() for value in like.values()])
     return {name: part.view(like[name].shape).to(like[name].dtype) for name, part in zip(like, parts, strict=True)}
 
 

@@ -187,8 +187,8 @@ def _difference(odd: DataSpec, spec: DataSpec) -> str:
     if odd.schema == spec.schema or _describe(odd) != _describe(spec):
         return f"its data have the form {_describe(odd)}, the other nodes' {_describe(spec)}"
     return (
-        f"its columns or classes are {as_told(odd.schema, 500)}, the other nodes' {as_told(spec.schema, 500)}: set `own.classes` and "
-        "`own.features`, or rename columns"
+        f"its columns or classes are {as_told(odd.schema, 500)}, the other nodes' {as_told(spec.schema, 500)}: set "
+        "`own.classes` and `own.features`, or rename columns"
     )
 
 

@@ -402,11 +402,11 @@ class MetaStrategy(Strategy):
         """
         asked = {message.metadata.message_id: message.metadata.dst_node_id for message in self._sent}
         by_request: dict[str, Message] = {}
-        for reply in replies:
-            request = reply.metadata.reply_to_message_id
+        for came in replies:
+            request = came.metadata.reply_to_message_id
             # Nobody answers for somebody else; that a node is not there is said in its place.
-            if reply.has_error() or reply.metadata.src_node_id == asked.get(request):
-                by_request[request] = reply
+            if came.has_error() or came.metadata.src_node_id == asked.get(request):
+                by_request[request] = came
         good = sum(len(self._asked[m.metadata.dst_node_id]) for m in self._sent if _good(by_request, m))
         spare = self.config.over_select > 1 and good >= self.number_of_tasks
         for message in self._sent:
