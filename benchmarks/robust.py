@@ -14,7 +14,7 @@ One task is one node. The liars follow the protocol (same keys, shapes, counts) 
                    "Fall of Empires")
 
 The attackers are in this file; the server, its checks and its rules are the product's, as are settings and scoring. Nodes live
-in this process, and the honest meta-gradients of a round come from one vectorised computation instead of one for each node.
+in this process, and what a round needs of them comes from one vectorised computation instead of one for each node.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from statistics import NormalDist
 from typing import Any
 
 import torch
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from torch import Tensor
 
 from benchmarks.runner import RAW, average, commit, finish, goal, machine, parser, percent, say
@@ -44,13 +44,14 @@ from common.datasets.base import resolve_data_dir
 from common.local_round import TaskWork, contributions
 from common.params import Params
 from common.randomness import generator
-from common.wire import TRAIN, TrainReply, TrainRequest
+from common.wire import EVALUATE, ROLL_CALL, TRAIN, EvaluateReply, EvaluateRequest, RollCallReply, TrainReply, TrainRequest
 from server_app.app import run_federation
 from server_app.inline import InlineGrid
 from server_app.rollcall import split_tasks
 from server_app.runs import today
 
 SHARE = 0.2
+_FIRST_NODE = 1000
 RULES = ("mean", "multi-krum", "geometric-median")
 CLEAN = "no attack"
 COMMON: dict[str, Any] = {"validation-tasks": 0, "evaluate-every": 0, "checkpoint-every": 0, "malicious": SHARE}
@@ -92,23 +93,43 @@ ATTACKS: dict[str, Attack] = {
 
 
 class HostileFederation(InlineGrid):
-    """Every task on a node of its own; the nodes of `liars` (task ids) attack in training and are honest otherwise."""
+    """Every task on a node of its own; the nodes of `liars` (task ids) attack in training and are honest otherwise.
 
-    def __init__(self, config: RunConfig, attack: str, liars: set[str], tasks: int) -> None:
-        super().__init__(tasks, config.flat(), {})
-        (whole,) = InlineGrid(1, config.flat(), {})._contexts.values()
-        self._host = node_of(whole)
+    What the nodes compute is computed by one real node that hosts all tasks, and dealt out.
+    """
+
+    def __init__(self, config: RunConfig, attack: str, liars: set[str]) -> None:
+        super().__init__(1, config.flat(), {})
+        ((self._host_id, context),) = self._contexts.items()
+        self._host = node_of(context)
         self._attack, self._liars = attack, liars
+
+    def get_node_ids(self) -> list[int]:
+        return [_FIRST_NODE + i for i in range(len(self._host.tasks))]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         listed = list(messages)
-        if not listed or listed[0].metadata.message_type != TRAIN:
-            return super().push_messages(listed)
-        requests = [TrainRequest.from_records(message.content) for message in listed]
-        for message, reply in zip(listed, self._replies_to(requests), strict=True):
+        deal = {ROLL_CALL: self._roll_call, TRAIN: self._train, EVALUATE: self._evaluate}
+        for message, content in zip(listed, deal[listed[0].metadata.message_type](listed) if listed else [], strict=True):
             message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
-            self._replies[message.metadata.message_id] = Message(reply.to_records(), reply_to=message)
+            self._replies[message.metadata.message_id] = Message(content, reply_to=message)
         return [message.metadata.message_id for message in listed]
+
+    def _roll_call(self, messages: list[Message]) -> list[RecordDict]:
+        own = [[self._host.tasks[message.metadata.dst_node_id - _FIRST_NODE]] for message in messages]
+        return [RollCallReply(self._host.dataset.spec, tasks, {}).to_records() for tasks in own]
+
+    def _evaluate(self, messages: list[Message]) -> list[RecordDict]:
+        requests = [EvaluateRequest.from_records(message.content) for message in messages]
+        whole = replace(requests[0], task_ids=[task_id for request in requests for task_id in request.task_ids])
+        answer = self.answer(Message(whole.to_records(), self._host_id, EVALUATE))
+        assert answer is not None
+        scores = EvaluateReply.from_records(answer.content, len(requests), len(whole.lrs), whole.steps)
+        return [EvaluateReply(scores.losses[[i]], scores.metrics[[i]], 0.0).to_records() for i in range(len(requests))]
+
+    def _train(self, messages: list[Message]) -> list[RecordDict]:
+        requests = [TrainRequest.from_records(message.content) for message in messages]
+        return [reply.to_records() for reply in self._replies_to(requests)]
 
     def _replies_to(self, requests: list[TrainRequest]) -> list[TrainReply]:
         task_ids = [task_id for request in requests for task_id in request.task_ids]
@@ -160,7 +181,7 @@ def run(dataset: str, rule: str, attack: str, seed: int, *, fresh: bool = False)
     chosen = generator(seed, "liars").permutation(len(train))[: int(SHARE * len(train))]
     started = time.process_time()
     try:
-        grid = HostileFederation(config, attack, {train[i] for i in chosen}, len(data.tasks()))
+        grid = HostileFederation(config, attack, {train[i] for i in chosen})
         summary = run_federation(grid, config)
         after = summary["test"]["accuracy"]["mean"][summary["chosen"]["adapt_steps"]]
         found = {"after": after, "failures": summary["failures"], "error": "", "tasks": summary["tasks"]}

@@ -19,7 +19,7 @@ from common.datasets.base import SPLITS, DataSpec, TaskInfo
 from common.errors import as_told
 from common.params import Params
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised whenever a node of the old form could not work with a server of the new one."""
 
 ROLL_CALL = "query.roll_call"
@@ -157,6 +157,7 @@ class TrainRequest:
     """Compute the meta-gradient of these tasks in this round.
 
     `lineage` names the training to which belongs what tasks keep on their node: a resumed run has that of the run before it.
+    `clip`: scale every task's meta-gradient down to this norm and let all tasks weigh 1; 0: neither.
     """
 
     meta: Params
@@ -164,10 +165,11 @@ class TrainRequest:
     seed: int
     task_ids: list[str]
     lineage: str = ""
+    clip: float = 0.0
 
     def to_records(self) -> RecordDict:
         fields: dict[str, Any] = {"round": self.round, "seed": self.seed, "task-ids": self.task_ids, "lineage": self.lineage}
-        request = ConfigRecord(fields)
+        request = ConfigRecord({**fields, "clip": self.clip})
         return RecordDict({"meta": to_arrays(self.meta), "request": request})
 
     @classmethod
@@ -176,20 +178,28 @@ class TrainRequest:
         fields = _config(records, "request")
         round_, seed = _ints([fields["round"], fields["seed"]], "round and seed")
         (lineage,) = _strings([fields["lineage"]], "lineage")
-        return cls(_arrays(records, "meta"), round_, seed, _strings(fields["task-ids"], "task-ids"), lineage)
+        (clip,) = _floats([fields["clip"]], "clip")
+        if clip < 0:
+            raise WireError(f"`clip` must not be negative, got {clip}")
+        return cls(_arrays(records, "meta"), round_, seed, _strings(fields["task-ids"], "task-ids"), lineage, clip)
 
 
 @dataclass(frozen=True)
 class TrainReply:
-    """A node's weighted mean meta-gradient. `losses`: per task in the order asked for, NaN for one that did not contribute."""
+    """A node's weighted mean meta-gradient. `losses`: per task in the order asked for, NaN for one that did not contribute.
+
+    `within`: how many tasks did not have to be clipped, where clipping was asked for.
+    """
 
     gradient: Params
     weight: float
     losses: list[float]
     seconds: float
+    within: float = 0.0
 
     def to_records(self) -> RecordDict:
-        metrics = MetricRecord({"weight": self.weight, "losses": self.losses, "seconds": self.seconds})
+        fields: dict[str, Any] = {"weight": self.weight, "losses": self.losses, "seconds": self.seconds, "within": self.within}
+        metrics = MetricRecord(fields)
         return RecordDict({"gradient": to_arrays(self.gradient), "metrics": metrics})
 
     @classmethod
@@ -197,12 +207,16 @@ class TrainReply:
     def from_records(cls, records: RecordDict, num_tasks: int) -> "TrainReply":
         _nothing_else(records, {"gradient", "metrics"})
         fields = _metrics(records)
-        _nothing_else(fields, {"weight", "losses", "seconds"})
-        weight, seconds = _floats([fields["weight"], fields["seconds"]], "weight and seconds")
+        _nothing_else(fields, {"weight", "losses", "seconds", "within"})
+        names = ("weight", "seconds", "within")
+        numbers = _floats([fields[name] for name in names], "weight, seconds and within")
         losses = _losses(fields["losses"], "losses", num_tasks)
-        for name, number in (("weight", weight), ("seconds", seconds)):
+        for name, number in zip(names, numbers, strict=True):
             if number < 0:
                 raise WireError(f"`{name}` must not be negative, got {number}")
+        weight, seconds, within = numbers
+        if within > weight:
+            raise WireError(f"`within` is {within}, more than the `weight` of all its tasks, {weight}")
         if (weight > 0) != any(map(math.isfinite, losses)):
             raise WireError(f"`weight` is {weight}, but {np.isfinite(losses).sum()} of its tasks contributed")
         gradient = _arrays(records, "gradient")
@@ -210,7 +224,7 @@ class TrainReply:
             # The squares, because an optimizer squares it: 1e30 would stop Adam's weights for good.
             if not torch.isfinite(value.square().sum()):
                 raise WireError(f"the tensor `{name}` holds NaN, infinity or numbers that are too large")
-        return cls(gradient, weight, losses, seconds)
+        return cls(gradient, weight, losses, seconds, within)
 
 
 @dataclass(frozen=True)

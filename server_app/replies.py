@@ -27,10 +27,13 @@ def check_update(reply: TrainReply, model: Params, most_weight: float, max_norm:
         raise WireError(f"its meta-gradient has norm {length:.6g}, above the {max_norm:g} that is allowed")
 
 
-def most_weight(algorithm: Algorithm, tasks: Sequence[TaskInfo], losses: Sequence[float]) -> float:
-    """What these tasks can weigh together, by the counts of the roll call; those without a loss weigh nothing."""
-    pairs = zip(tasks, losses, strict=True)
-    return sum(algorithm.weight(task.num_support + task.num_query) for task, loss in pairs if math.isfinite(loss))
+def most_weight(algorithm: Algorithm, tasks: Sequence[TaskInfo], losses: Sequence[float], *, alike: bool = False) -> float:
+    """What these tasks can weigh together, by the counts of the roll call; those without a loss weigh nothing.
+
+    `alike`: every task weighs 1, as under privacy.
+    """
+    taking_part = [task for task, loss in zip(tasks, losses, strict=True) if math.isfinite(loss)]
+    return sum(1.0 if alike else algorithm.weight(task.num_support + task.num_query) for task in taking_part)
 
 
 def check_scores(reply: EvaluateReply, spec: DataSpec) -> None:

@@ -231,7 +231,7 @@ def test_every_record_and_every_field_is_needed(kind: str) -> None:
         ("train request", "request", "task-ids", "ab", "`task-ids` must be a list of texts"),
         ("train reply", "metrics", "losses", [0.1], "`losses` must have 2 entries, got 1"),
         ("train reply", "metrics", "weight", -1.0, "`weight` must not be negative"),
-        ("train reply", "metrics", "weight", float("nan"), "`weight and seconds` must be finite"),
+        ("train reply", "metrics", "weight", float("nan"), "`weight, seconds and within` must be finite"),
         ("evaluate request", "request", "steps", -1, "`steps` must be whole numbers of at least 0"),
         ("evaluate request", "request", "shots", 1.5, "`shots` must be whole numbers of at least 0"),
         ("evaluate request", "request", "lrs", [float("inf")], "`lrs` must be finite"),
@@ -319,7 +319,7 @@ def changed(records: RecordDict, **fields: Any) -> RecordDict:
         ({"weight": 0.0}, "`weight` is 0.0, but 2 of its tasks contributed"),
         ({"seconds": -1.0}, "`seconds` must not be negative"),
         ({"more": 1.0}, "unexpected field `more`"),
-        ({"weight": [1.0]}, "`weight and seconds` must be numbers"),
+        ({"weight": [1.0]}, "`weight, seconds and within` must be numbers"),
     ],
 )
 def test_implausible_numbers_of_a_train_reply_are_refused(fields: dict[str, Any], words: str) -> None:
