@@ -220,10 +220,10 @@ def _check_privacy(config: RunConfig) -> None:
         ("over-select", config.over_select, 1, "with it, who is heard depends on who else takes part"),
         ("min-replies", config.min_replies, 0, "a round that is skipped for want of replies tells who took part"),
     )
-    for key, value, needed, why in forbidden:
-        if value != needed:
+    for key, came, needed, why in forbidden:
+        if came != needed:
             raise ConfigError(
-                f"`{key}` must be {needed!r} with `privacy.noise-multiplier` above 0, because {why}, got {value!r}"
+                f"`{key}` must be {needed!r} with `privacy.noise-multiplier` above 0, because {why}, got {came!r}"
             )
 
 
