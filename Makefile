@@ -48,7 +48,7 @@ $(VENV)/.user: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.user pyproject.toml
-	$(BIN)/pip install --quiet --editable ".[simulation,datasets,report,dev]"
+	$(BIN)/pip install --quiet --editable ".[simulation,datasets,report,privacy,dev]"
 	touch $@
 
 clean:

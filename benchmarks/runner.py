@@ -144,6 +144,7 @@ def figures(result: Result) -> dict[str, Any]:
         "wall": result.facts["wall"],
         "bytes": summary["bytes"],
         "failures": summary["failures"],
+        "privacy": summary.get("privacy"),
         "commit": result.facts["commit"],
         "date": result.facts["date"],
     }

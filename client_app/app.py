@@ -88,13 +88,14 @@ def train(message: Message, node: Node, state: RecordDict) -> RecordDict:
         for episode in range(node.episodes):
             rng = generator(request.seed, "train", request.round, task_id, episode)
             work.append(TaskWork(node.dataset.train_draw(task_id, rng), rng, kept))
-    result = run_round(algorithm, meta, work, node.chunk_size, compiled=node.compile)
+    result = run_round(algorithm, meta, work, node.chunk_size, compiled=node.compile, clip=request.clip)
     for t, task_id in enumerate(request.task_ids):
         episodes = result.kept[t * node.episodes : (t + 1) * node.episodes]
         store.save(task_id, weighted_mean((kept, 1.0) for kept in episodes))
     losses = _mean_of_finite(np.reshape(result.losses, (-1, node.episodes)))
     seconds = time.perf_counter() - started
-    reply = TrainReply(result.gradient, result.weight / node.episodes, losses, seconds).to_records()
+    weight, within = result.weight / node.episodes, result.within / node.episodes
+    reply = TrainReply(result.gradient, weight, losses, seconds, within).to_records()
     scores = show.own_scores(node, algorithm, meta, request.task_ids)
     received, sent = payload_bytes(message.content), payload_bytes(reply)
     show.tell(node, f"Round {request.round}, training", request.task_ids, scores, seconds, received, sent)

@@ -6,6 +6,7 @@ one sentence that names the key, what was expected and what came. Every key and 
 because Flower only lets declared keys be overridden; a test keeps the two equal.
 """
 
+import math
 from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -20,10 +21,13 @@ from common.datasets import DATASETS
 from common.errors import ConfigError
 from common.models import MODELS, is_own_model
 from common.options import Options, Text
+from common.privacy import PrivacyOptions
 
 T = TypeVar("T", bound=Options)
 Scalar = bool | int | float | str
 Device = Literal["auto", "cpu", "cuda"]
+PRIVACY = "privacy"
+"""The settings table that belongs to no algorithm, data set or model."""
 
 
 class RunConfig(Options):
@@ -62,6 +66,13 @@ class RunConfig(Options):
     personal: bool = Field(
         True, description="at the end, nodes with a `state-dir` adapt the model to their own tasks and keep it there"
     )
+    aggregate: Literal["mean", "median", "trimmed-mean", "krum", "multi-krum", "geometric-median"] = Field(
+        "mean", description="how the nodes' replies become one meta-gradient; all but `mean` count every node the same"
+    )
+    malicious: float = Field(
+        0.2, ge=0, lt=0.5, description="part of a round's nodes that may lie; decides what all rules but `mean` leave out"
+    )
+    max_update_norm: float = Field(0.0, ge=0, description="a reply with a larger meta-gradient is of no use; 0: any is taken")
     checkpoint_every: int = Field(1, ge=0, description="rounds between two checkpoints; 0: only the last round")
     resume_from: str = Field("", description='absolute run directory to go on with, or checkpoint file to go on from; "": anew')
     output_dir: str = Field("", description='absolute directory of the run; "": a new one in ~/quickbloom-runs')
@@ -82,6 +93,17 @@ class RunConfig(Options):
     def shots(self) -> tuple[int, ...]:
         """`test-shots` as numbers, ascending."""
         return tuple(sorted({int(part) for part in self.test_shots.split(",")})) if self.test_shots else ()
+
+    @property
+    def privacy(self) -> PrivacyOptions:
+        """The table `privacy`."""
+        table = self.table(PRIVACY)
+        assert isinstance(table, PrivacyOptions)
+        return table
+
+    def tasks_in_round(self, train: int) -> int:
+        """How many of `train` training tasks a round is meant to have."""
+        return min(train, self.tasks_per_round or math.ceil(self.fraction * train))
 
     def resolved(self) -> "RunConfig":
         """The same settings with what the data set recommends in place of `model = "auto"` and `inner-lr = 0`."""
@@ -125,8 +147,9 @@ class NodeConfig(Options):
 
 @cache
 def table_types() -> dict[str, type[Options]]:
-    """The settings model of every table: one for each algorithm, data set and model."""
-    return {name: part.Options for registry in (ALGORITHMS, DATASETS, MODELS) for name, part in registry.items()}
+    """The settings model of every table: one for each algorithm, data set and model, and that of privacy."""
+    parts = {name: part.Options for registry in (ALGORITHMS, DATASETS, MODELS) for name, part in registry.items()}
+    return {PRIVACY: PrivacyOptions, **parts}
 
 
 def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
@@ -179,6 +202,33 @@ def _check_choices(config: RunConfig) -> None:
     for key, path in (("output-dir", config.output_dir), ("resume-from", config.resume_from)):
         if path and not Path(path).is_absolute():
             raise ConfigError(f"`{key}` must be an absolute path, because the server runs elsewhere, got {path!r}")
+    _check_privacy(config)
+
+
+def _check_privacy(config: RunConfig) -> None:
+    """Refuse settings that differential privacy does not hold with."""
+    privacy = config.privacy
+    if not privacy.on:
+        for key, value in (("clip", privacy.clip), ("epsilon", privacy.epsilon), ("clip-quantile", privacy.clip_quantile)):
+            if value:
+                raise ConfigError(
+                    f"`privacy.{key}` does nothing without noise, got {value:g}: set `privacy.noise-multiplier` too"
+                )
+        return
+    if privacy.clip == 0:
+        raise ConfigError(
+            "`privacy.clip` must be above 0 where `privacy.noise-multiplier` is: noise hides only what is bounded"
+        )
+    forbidden: tuple[tuple[str, Scalar, Scalar, str], ...] = (
+        ("aggregate", config.aggregate, "mean", "noise is accounted for on a sum"),
+        ("over-select", config.over_select, 1, "with it, who is heard depends on who else takes part"),
+        ("min-replies", config.min_replies, 0, "a round that is skipped for want of replies tells who took part"),
+    )
+    for key, came, needed, why in forbidden:
+        if came != needed:
+            raise ConfigError(
+                f"`{key}` must be {needed!r} with `privacy.noise-multiplier` above 0, because {why}, got {came!r}"
+            )
 
 
 def _check_own_model(value: str) -> None:

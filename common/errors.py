@@ -21,6 +21,14 @@ FILE_TROUBLE = "a file could not be read or written"
 """How the sentence begins that ends a command for a full disk and the like."""
 
 
+def as_told(text: str, most: int = 300) -> str:
+    """What another machine said, as part of a sentence: printable, on one line, at most `most` characters."""
+    # Cut before it is looked at: it may be as long as a message can be.
+    printable = "".join(sign if sign.isprintable() else " " for sign in text[: 4 * most])
+    words = " ".join(printable.split())
+    return words if len(words) <= most and len(text) <= 4 * most else words[: most - 3] + "..."
+
+
 def in_one_line(error: BaseException) -> str:
     """An exception of somebody else's as part of a sentence: its type and its text, without line breaks."""
     text = " ".join(str(error).split())

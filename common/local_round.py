@@ -45,27 +45,76 @@ class RoundResult:
 
     `losses`: every task's query loss after adaptation, in the order asked for; NaN marks a task whose numbers were not finite,
     which contributes nothing else. Where no task contributed, `weight` is 0 and `gradient` is zero. `kept`: what every task
-    keeps on its node from now on; that of a task whose numbers were not finite is what it had.
+    keeps on its node from now on; that of a task whose numbers were not finite is what it had. `within`: how many tasks did not
+    have to be clipped; 0 without `clip`.
     """
 
     gradient: Params
     weight: float
     losses: list[float]
     kept: list[Params]
+    within: float = 0.0
 
 
 def run_round(
-    algorithm: Algorithm, meta: Params, work: Sequence[TaskWork], chunk_size: int, *, compiled: bool = False
+    algorithm: Algorithm,
+    meta: Params,
+    work: Sequence[TaskWork],
+    chunk_size: int,
+    *,
+    compiled: bool = False,
+    clip: float = 0.0,
 ) -> RoundResult:
     """Mean meta-gradient over the tasks in `work`, of which at most `chunk_size` are mapped at once.
 
     `compiled`: by torch.compile, which gives the same numbers but for rounding. Raises ConfigError where that does not work.
+    `clip`: a task whose meta-gradient has a larger norm is scaled down to it, and all tasks weigh 1; 0: neither.
     """
+    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in meta.items()}
+    total_weight, within = 0.0, 0.0
+    losses = [float("nan")] * len(work)
+    kept = [algorithm.fresh() if w.kept is None else w.kept for w in work]
+    for part in contributions(algorithm, meta, work, chunk_size, compiled=compiled):
+        numbers = [1.0 if clip else algorithm.weight(work[i].num_examples) for i in part.positions]
+        weights = torch.tensor(numbers, dtype=torch.float64, device=part.finite.device) * part.finite
+        gradients = {name: value.double() for name, value in part.gradients.items()}
+        if clip:
+            norms = task_norms(gradients)
+            weights_of_sum = weights * (clip / norms.clamp(min=clip))
+            within += float((weights * (norms <= clip)).sum())
+        else:
+            weights_of_sum = weights
+        for name, value in gradients.items():
+            total[name] += torch.tensordot(weights_of_sum, value, dims=1)
+        total_weight += float(weights.sum())
+        for t, position in enumerate(part.positions):
+            if part.finite[t]:
+                losses[position] = float(part.losses[t])
+                kept[position] = {name: value[t] for name, value in part.kept.items()}
+    gradient = {name: (value / max(total_weight, 1e-300)).to(meta[name].dtype) for name, value in total.items()}
+    return RoundResult(gradient, total_weight, losses, kept, within)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What some of a round's tasks contribute, each with a leading task axis: `positions` says which tasks these are.
+
+    `finite`: false for a task whose numbers are not finite; its gradients are zero here.
+    """
+
+    positions: list[int]
+    gradients: Params
+    losses: Tensor
+    kept: Params
+    finite: Tensor
+
+
+def contributions(
+    algorithm: Algorithm, meta: Params, work: Sequence[TaskWork], chunk_size: int, *, compiled: bool = False
+) -> Iterator[Part]:
+    """Every task's meta-gradient by itself, before anything is weighed, clipped or averaged; `chunk_size` tasks at once."""
     device = algorithm.learner.device
     mapped = _compiled(algorithm) if compiled else _mapped(algorithm)
-    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in meta.items()}
-    total_weight = 0.0
-    losses = [float("nan")] * len(work)
     # What was kept comes from a record or a file, hence on the CPU; a fresh start is where the model is.
     kept = [algorithm.fresh() if w.kept is None else {name: value.to(device) for name, value in w.kept.items()} for w in work]
     for positions in chunks([_sizes(w.data) for w in work], chunk_size, exact=algorithm.learner.mixes_examples):
@@ -76,18 +125,22 @@ def run_round(
         before = {name: torch.stack([kept[i][name] for i in positions]) for name in kept[positions[0]]}
         gradients, loss, after = mapped(meta, before, episode, minibatches)
         finite = _finite_tasks(gradients, after, loss)
-        weights = torch.tensor([algorithm.weight(w.num_examples) for w in chosen], dtype=torch.float64, device=device) * finite
-        for name, value in gradients.items():
-            # where(), because 0 * NaN is NaN: a task that is left out must leave no trace.
-            usable = torch.where(finite.view(-1, *[1] * (value.ndim - 1)), value, 0.0)
-            total[name] += torch.tensordot(weights, usable.double(), dims=1)
-        total_weight += float(weights.sum())
-        for t, position in enumerate(positions):
-            if finite[t]:
-                losses[position] = float(loss[t])
-                kept[position] = {name: value[t] for name, value in after.items()}
-    gradient = {name: (value / max(total_weight, 1e-300)).to(meta[name].dtype) for name, value in total.items()}
-    return RoundResult(gradient, total_weight, losses, kept)
+        # where(), because 0 * NaN is NaN: a task that is left out must leave no trace.
+        gradients = {name: torch.where(_over(finite, value), value, 0.0) for name, value in gradients.items()}
+        yield Part(positions, gradients, loss, after, finite)
+
+
+def task_norms(gradients: Params) -> Tensor:
+    """The Euclidean norm of every task's gradient over all tensors, each of which has a leading task axis: [tasks], float64.
+
+    Without any tensor a single zero.
+    """
+    squares = [value.double().reshape(len(value), -1).square().sum(dim=1) for value in gradients.values()]
+    return torch.stack(squares).sum(dim=0).sqrt() if squares else torch.zeros(1, dtype=torch.float64)
+
+
+def _over(mask: Tensor, values: Tensor) -> Tensor:
+    return mask.view(-1, *[1] * (values.ndim - 1))
 
 
 def _mapped(algorithm: Algorithm) -> Contribute:
@@ -205,5 +258,5 @@ def _finite_tasks(gradients: Params, kept: Params, loss: Tensor) -> Tensor:
     finite = torch.isfinite(loss)
     for value in [*gradients.values(), *kept.values()]:
         # The squares, because a gradient of 1e26 would overflow in Adam's second moment and stop its weights for good.
-        finite &= torch.isfinite(value.flatten(1).square().sum(dim=1))
+        finite &= torch.isfinite(value.reshape(len(value), -1).square().sum(dim=1))
     return finite

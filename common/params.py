@@ -1,5 +1,6 @@
 """Named parameters as plain dictionaries, and the little arithmetic that meta-learning needs on them."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -24,6 +25,11 @@ def subtract(a: Params, b: Params) -> Params:
 def dot(a: Params, b: Params) -> Tensor:
     """Inner product over all keys; a scalar."""
     return torch.stack([(value * b[name]).sum() for name, value in a.items()]).sum()
+
+
+def norm(params: Params) -> float:
+    """Euclidean norm over all keys, summed in float64."""
+    return math.sqrt(sum(float(value.double().square().sum()) for value in params.values()))
 
 
 def all_finite(params: Params) -> bool:

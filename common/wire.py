@@ -4,9 +4,11 @@ Every message is a small dataclass with `to_records` and `from_records`. Reading
 be of another version or broken: whatever is wrong raises WireError with a reason in words, never anything else.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
+from io import BytesIO
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from common.datasets.base import SPLITS, DataSpec, TaskInfo
+from common.errors import as_told
 from common.params import Params
 
 PROTOCOL = 3
@@ -26,6 +29,15 @@ KEEP = "query.keep"
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+_LARGEST = float(np.finfo(np.float32).max)
+"""Of a loss: what nodes compute with has no larger numbers, and sums of these cannot overflow in float64."""
+
+_ROUNDING = 1e-3
+"""Losses and errors are not negative, but for rounding."""
 
 
 class WireError(Exception):
@@ -69,8 +81,23 @@ def to_arrays(params: Params) -> ArrayRecord:
 
 @_reads
 def from_arrays(record: ArrayRecord) -> Params:
-    """The tensors of an ArrayRecord, as copies that may be changed. Never unpickles."""
-    return {name: torch.from_numpy(np.array(array.numpy(), copy=True)) for name, array in record.items()}
+    """The tensors of an ArrayRecord, as copies that may be changed.
+
+    Never unpickles, and takes no more memory than came: the size that an array claims is compared with its bytes first.
+    """
+    return {name: _tensor(name, array) for name, array in record.items()}
+
+
+def _tensor(name: str, array: Array) -> torch.Tensor:
+    stream = BytesIO(array.data)
+    version = np.lib.format.read_magic(stream)  # raises for everything but a single array: a pickle, an archive
+    if version not in _HEADERS:
+        raise WireError(f"the tensor `{name}` has the format {version}, expected 1.0 or 2.0")
+    shape, _, dtype = _HEADERS[version](stream)
+    claimed, came = math.prod(shape) * dtype.itemsize, len(array.data) - stream.tell()
+    if dtype.hasobject or claimed != came:
+        raise WireError(f"the tensor `{name}` claims {claimed} bytes of {dtype} and has {came}")
+    return torch.from_numpy(np.array(array.numpy(), copy=True))
 
 
 @dataclass(frozen=True)
@@ -150,6 +177,7 @@ class TrainRequest:
     """Compute the meta-gradient of these tasks in this round.
 
     `lineage` names the training to which belongs what tasks keep on their node: a resumed run has that of the run before it.
+    `clip`: scale every task's meta-gradient down to this norm and let all tasks weigh 1; 0: neither.
     """
 
     meta: Params
@@ -157,10 +185,11 @@ class TrainRequest:
     seed: int
     task_ids: list[str]
     lineage: str = ""
+    clip: float = 0.0
 
     def to_records(self) -> RecordDict:
         fields: dict[str, Any] = {"round": self.round, "seed": self.seed, "task-ids": self.task_ids, "lineage": self.lineage}
-        request = ConfigRecord(fields)
+        request = ConfigRecord({**fields, "clip": self.clip})
         return RecordDict({"meta": to_arrays(self.meta), "request": request})
 
     @classmethod
@@ -169,36 +198,53 @@ class TrainRequest:
         fields = _config(records, "request")
         round_, seed = _ints([fields["round"], fields["seed"]], "round and seed")
         (lineage,) = _strings([fields["lineage"]], "lineage")
-        return cls(_arrays(records, "meta"), round_, seed, _strings(fields["task-ids"], "task-ids"), lineage)
+        (clip,) = _floats([fields["clip"]], "clip")
+        if clip < 0:
+            raise WireError(f"`clip` must not be negative, got {clip}")
+        return cls(_arrays(records, "meta"), round_, seed, _strings(fields["task-ids"], "task-ids"), lineage, clip)
 
 
 @dataclass(frozen=True)
 class TrainReply:
-    """A node's weighted mean meta-gradient. `losses`: per task in the order asked for, NaN for one that did not contribute."""
+    """A node's weighted mean meta-gradient. `losses`: per task in the order asked for, NaN for one that did not contribute.
+
+    `within`: how many tasks did not have to be clipped, where clipping was asked for.
+    """
 
     gradient: Params
     weight: float
     losses: list[float]
     seconds: float
+    within: float = 0.0
 
     def to_records(self) -> RecordDict:
-        metrics = MetricRecord({"weight": self.weight, "losses": self.losses, "seconds": self.seconds})
+        fields: dict[str, Any] = {"weight": self.weight, "losses": self.losses, "seconds": self.seconds, "within": self.within}
+        metrics = MetricRecord(fields)
         return RecordDict({"gradient": to_arrays(self.gradient), "metrics": metrics})
 
     @classmethod
     @_reads
     def from_records(cls, records: RecordDict, num_tasks: int) -> "TrainReply":
+        _nothing_else(records, {"gradient", "metrics"})
         fields = _metrics(records)
-        weight, seconds = _floats([fields["weight"], fields["seconds"]], "weight and seconds")
-        losses = _floats(fields["losses"], "losses", length=num_tasks, finite=False)
-        if weight < 0:
-            raise WireError(f"`weight` must not be negative, got {weight}")
+        _nothing_else(fields, {"weight", "losses", "seconds", "within"})
+        names = ("weight", "seconds", "within")
+        numbers = _floats([fields[name] for name in names], "weight, seconds and within")
+        losses = _losses(fields["losses"], "losses", num_tasks)
+        for name, number in zip(names, numbers, strict=True):
+            if number < 0:
+                raise WireError(f"`{name}` must not be negative, got {number}")
+        weight, seconds, within = numbers
+        if within > weight:
+            raise WireError(f"`within` is {within}, more than the `weight` of all its tasks, {weight}")
+        if (weight > 0) != any(map(math.isfinite, losses)):
+            raise WireError(f"`weight` is {weight}, but {np.isfinite(losses).sum()} of its tasks contributed")
         gradient = _arrays(records, "gradient")
         for name, value in gradient.items():
             # The squares, because an optimizer squares it: 1e30 would stop Adam's weights for good.
             if not torch.isfinite(value.square().sum()):
                 raise WireError(f"the tensor `{name}` holds NaN, infinity or numbers that are too large")
-        return cls(gradient, weight, losses, seconds)
+        return cls(gradient, weight, losses, seconds, within)
 
 
 @dataclass(frozen=True)
@@ -245,12 +291,15 @@ class EvaluateReply:
     @classmethod
     @_reads
     def from_records(cls, records: RecordDict, num_tasks: int, num_lrs: int, steps: int) -> "EvaluateReply":
+        _nothing_else(records, {"metrics"})
         fields = _metrics(records)
+        _nothing_else(fields, {"losses", "scores", "seconds"})
         shape = (num_tasks, num_lrs, steps + 1)
         length = num_tasks * num_lrs * (steps + 1)
-        losses = _floats(fields["losses"], "losses", length=length, finite=False)
-        scores = _floats(fields["scores"], "scores", length=length, finite=False)
+        losses, scores = (_losses(fields[name], name, length) for name in ("losses", "scores"))
         (seconds,) = _floats([fields["seconds"]], "seconds")
+        if seconds < 0:
+            raise WireError(f"`seconds` must not be negative, got {seconds}")
         return cls(np.array(losses).reshape(shape), np.array(scores).reshape(shape), seconds)
 
 
@@ -332,7 +381,10 @@ def error_records(reason: str) -> RecordDict:
 def error_reason(records: RecordDict) -> str | None:
     """The reason of a node that cannot do what was asked; None if the reply is none of that."""
     record = records.get("error")
-    return str(record.get("reason", "no reason given")) if isinstance(record, ConfigRecord) else None
+    if not isinstance(record, ConfigRecord):
+        return None
+    reason = record.get("reason")
+    return as_told(reason) if isinstance(reason, str) and reason else "no reason given"
 
 
 def payload_bytes(records: RecordDict) -> int:
@@ -375,6 +427,19 @@ def _floats(values: Any, name: str, length: int | None = None, *, finite: bool =
     return [float(v) for v in values]
 
 
+def _losses(values: Any, name: str, length: int) -> list[float]:
+    """Losses, errors or accuracies. NaN and infinity may stand among them: a task can diverge."""
+    numbers = _floats(values, name, length, finite=False)
+    if not all(-_ROUNDING <= number <= _LARGEST or math.isnan(number) or number == math.inf for number in numbers):
+        raise WireError(f"`{name}` must be numbers from 0 to {_LARGEST:.3g}, got {_short(values)}")
+    return numbers
+
+
+def _nothing_else(fields: Mapping[str, Any], known: set[str]) -> None:
+    if foreign := sorted(fields.keys() - known):
+        raise WireError(f"there is an unexpected field `{foreign[0]}`")
+
+
 def _strings(values: Any, name: str) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
         raise WireError(f"`{name}` must be a list of texts, got {_short(values)}")
@@ -382,5 +447,4 @@ def _strings(values: Any, name: str) -> list[str]:
 
 
 def _short(values: Any) -> str:
-    text = repr(values)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return as_told(repr(values[:80] if isinstance(values, list | str | bytes) else values), 80)

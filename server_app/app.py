@@ -20,7 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 from common import __version__
 from common.assemble import build_algorithm
 from common.config import RunConfig, parse_run_config
-from common.errors import QuickbloomError
+from common.errors import ConfigError, QuickbloomError
 from common.personal import description
 from common.wire import to_arrays
 from server_app import resume
@@ -30,10 +30,13 @@ from server_app.inline import InlineGrid
 from server_app.live import SUMMARY, result_lines
 from server_app.outer import OuterOptimizer
 from server_app.polling import PollingGrid
+from server_app.privacy import Ledger, TaskPrivacy
 from server_app.rollcall import Population, call_roll
 from server_app.strategy import MetaStrategy, RunError, Scores
 
 app = ServerApp()
+
+LEDGER = "privacy.jsonl"
 
 
 @app.main()
@@ -74,13 +77,16 @@ def _run_in(
     if checkpoint is None:
         directory.write_json("config.json", config.flat())
     population = call_roll(grid, config)
-    spec = population.spec
+    spec, done = population.spec, int(checkpoint.facts["round"]) if checkpoint else 0
+    if checkpoint is not None and config.privacy.on:
+        Ledger(directory.path / LEDGER).take_over(Ledger(resume.run_of(Path(config.resume_from)) / LEDGER))
+    privacy, config = _with_privacy(config, population, directory, done)
     algorithm = build_algorithm(config, spec)
     outer = OuterOptimizer(algorithm.options, algorithm.init(), config.rounds)
-    done, resumed, lineage = 0, 0, uuid.uuid4().hex
+    resumed, lineage = 0, uuid.uuid4().hex
     if checkpoint is not None:
         # Only now is it known that the run can go on: until here nothing of it was touched.
-        done = resume.restore_model(checkpoint, population, outer)
+        resume.restore_model(checkpoint, population, outer)
         resumed, lineage = checkpoint.facts["so-far"]["resumed"] + 1, str(checkpoint.facts["lineage"])
         clock.add(checkpoint.facts["so-far"]["seconds"])
         directory.write_json("config.json", config.flat())
@@ -115,13 +121,39 @@ def _run_in(
         if number == config.rounds or (config.checkpoint_every and number % config.checkpoint_every == 0):
             save(number)
 
-    strategy = MetaStrategy(config, population, algorithm, outer, on_round, first_round=done + 1, lineage=lineage)
+    strategy = MetaStrategy(config, population, algorithm, outer, on_round, done + 1, lineage, privacy)
     if checkpoint is not None:
         resume.restore_counts(checkpoint, strategy)
     elif config.checkpoint_every:
         save(0)  # so that the run can go on from its first moment
     strategy.start(grid, to_arrays(outer.meta), num_rounds=config.rounds, timeout=config.round_deadline)
     return _conclude(grid, strategy, directory, clock, resumed)
+
+
+def _with_privacy(
+    config: RunConfig, population: Population, directory: RunDirectory, done: int
+) -> tuple[TaskPrivacy | None, RunConfig]:
+    """The privacy of a run of which so many rounds are done, and its settings with as many rounds as the budget allows."""
+    if not config.privacy.on:
+        return None, config
+    train = len(population.splits["train"])
+    privacy = TaskPrivacy(config.privacy, train, config.tasks_in_round(train), Ledger(directory.path / LEDGER))
+    if config.privacy.noise_seed >= 0:
+        log(WARNING, "Privacy noise is seeded (`privacy.noise-seed`): anybody can subtract it, so this run protects nobody")
+    if config.privacy.delta > 1 / train:
+        log(WARNING, "Privacy delta is %g, above 1 / %s training tasks: it should be well below", config.privacy.delta, train)
+    allowed = privacy.steps_within_budget(config.rounds - done)
+    if allowed < config.rounds - done:
+        if not done + allowed:
+            raise ConfigError(
+                f"`privacy.epsilon` must be at least {privacy.epsilon(privacy.released + 1):.3g} for a single round with these "
+                f"settings, got {config.privacy.epsilon:g}: raise it or `privacy.noise-multiplier`, or let fewer tasks in"
+            )
+        log(WARNING, "Privacy budget is %g, so training ends after round %s", config.privacy.epsilon, done + allowed)
+        config = config.model_copy(update={"rounds": done + allowed})
+        if not done:  # a run that goes on writes its settings once it is known that it can
+            directory.write_json("config.json", config.flat())
+    return privacy, config
 
 
 class _Clock:
@@ -167,6 +199,7 @@ def _conclude(grid: Grid, strategy: MetaStrategy, directory: RunDirectory, clock
         "shots": shots,
         "bytes": strategy.bytes,
         "seconds": {**clock.read(), "round_median": float(np.median([record["seconds"] for record in rounds]))},
+        "privacy": strategy.privacy.record() if strategy.privacy else None,
         "failures": strategy.failures,
         "late": strategy.late + strategy.nodes.late.total(),
         "resumed": resumed,

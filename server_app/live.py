@@ -22,7 +22,7 @@ _FEW_ROUNDS = 200
 _ROUND = re.compile(r"\[ROUND (\d+)/(\d+)\]")
 _METRICS = re.compile(r"Aggregated MetricRecord: (\{.*\})")
 _PAIR = re.compile(r"'([\w-]+)': (-?(?:[\d.]+(?:e[+-]?\d+)?|inf)|nan)")
-_WARNING = re.compile(r"(Node|Task|Checkpoint|Round) \S+( does|:| is)|\d+ tasks? (is|are) left out:")
+_WARNING = re.compile(r"(Node|Task|Checkpoint|Round|Privacy) \S+( does|:| is)|\d+ tasks? (is|are) left out:")
 """What of the warnings a person is told."""
 _LEVEL = re.compile(r"^(INFO|WARNING|ERROR)\s*:\s*")
 
@@ -96,6 +96,7 @@ def result_table(summary: dict[str, Any]) -> Table:
             f"({'chosen on validation tasks' if summary['validation'] else 'no validation tasks to choose on'}); "
             f"{seconds['total']:.1f} s in all, {seconds['round_median']:.2f} s a round; "
             f"{size(sent['up'])} up, {size(sent['down'])} down; {summary['failures']} failures"
+            + (f"; {privacy_line(summary['privacy'])}" if summary.get("privacy") else "")
         ),
     )
     for heading in ("held-out tasks", "", "before", "after", "worst 10 % after"):
@@ -121,7 +122,18 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
             f"{summary['tasks'][split]} {split} tasks: {name} {before} before, {after} after "
             f"{summary['chosen']['adapt_steps']} steps, worst 10 % {worst}"
         )
+    if privacy := summary.get("privacy"):
+        lines.append(privacy_line(privacy))
     return lines
+
+
+def privacy_line(privacy: dict[str, Any]) -> str:
+    """What the noise is worth, in words."""
+    epsilon = privacy["epsilon"]
+    found = "unbounded" if epsilon is None else f"{epsilon:.4g}"
+    return (
+        f"differential privacy of a training task: epsilon {found}, delta {privacy['delta']:g}, after {privacy['steps']} steps"
+    )
 
 
 def _cells(scores: dict[str, list[float | None]], name: str, step: int) -> tuple[str, str, str]:

@@ -63,13 +63,17 @@ def goes_on_in_place(config: RunConfig) -> bool:
 
 def cut_history(checkpoint: Checkpoint, source: Path, directory: RunDirectory) -> None:
     """Give `directory` the rounds up to the checkpoint's, so that every round stands there once. `source`: `resume-from`."""
-    run = source if source.is_dir() else source.parent.parent
-    if records := history_until(run, int(checkpoint.facts["round"])):
+    if records := history_until(run_of(source), int(checkpoint.facts["round"])):
         directory.write_rounds(records)
 
 
-def restore_model(checkpoint: Checkpoint, population: Population, outer: OuterOptimizer) -> int:
-    """Put `outer` where the checkpoint left it; returns how many rounds are done. Raises ConfigError if it does not fit."""
+def run_of(source: Path) -> Path:
+    """The run directory of `resume-from`, which may name a checkpoint file in it."""
+    return source if source.is_dir() else source.parent.parent
+
+
+def restore_model(checkpoint: Checkpoint, population: Population, outer: OuterOptimizer) -> None:
+    """Put `outer` where the checkpoint left it. Raises ConfigError if it does not fit."""
     if population.splits != checkpoint.facts["splits"]:
         # Otherwise tasks that were trained on could end up among those that are tested.
         raise ConfigError("`resume-from` needs the tasks of the run to go on from: connect the same nodes with the same data")
@@ -77,9 +81,7 @@ def restore_model(checkpoint: Checkpoint, population: Population, outer: OuterOp
     if reason := mismatch({k.removeprefix("meta/"): v for k, v in tensors.items() if k.startswith("meta/")}, outer.meta):
         raise ConfigError(f"`resume-from` names a checkpoint of another model: {reason}")
     outer.restore(tensors)
-    done = int(checkpoint.facts["round"])
-    log(INFO, "Going on after round %s", done)
-    return done
+    log(INFO, "Going on after round %s", checkpoint.facts["round"])
 
 
 def counts(strategy: MetaStrategy, seconds: Mapping[str, float], resumed: int) -> dict[str, Any]:
@@ -92,6 +94,7 @@ def counts(strategy: MetaStrategy, seconds: Mapping[str, float], resumed: int) -
             "best": strategy.best,
             "seconds": dict(seconds),
             "resumed": resumed,
+            "clip": strategy.privacy.clip if strategy.privacy else 0.0,
         }
     }
 
@@ -103,6 +106,8 @@ def restore_counts(checkpoint: Checkpoint, strategy: MetaStrategy) -> None:
     strategy.failures = int(so_far["failures"])
     strategy.late = int(so_far["late"])
     strategy.best = so_far["best"]
+    if strategy.privacy:
+        strategy.privacy.clip = float(so_far["clip"])
     strategy.last_validation = _scores(checkpoint)
 
 

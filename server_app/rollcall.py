@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from common.config import RunConfig
 from common.datasets.base import SPLITS, DataSpec, TaskInfo
-from common.errors import ConfigError
+from common.errors import ConfigError, as_told
 from common.randomness import generator
 from common.wire import ROLL_CALL, RollCallReply, WireError, error_reason, roll_call_request
 
@@ -110,7 +110,7 @@ def ask(grid: Grid, node_ids: Sequence[int], deadline: float) -> tuple[dict[int,
         try:
             answers[node_id] = RollCallReply.from_records(reply.content)
         except WireError as error:
-            reasons[node_id] = f"its answer to the roll call is of no use: {error}"
+            reasons[node_id] = as_told(f"its answer to the roll call is of no use: {error}", 600)
         else:
             del reasons[node_id]
     return answers, reasons
@@ -120,7 +120,7 @@ def failure(reply: Message) -> str | None:
     """Why a reply carries no result, in words; None if it may carry one."""
     if reply.has_error():
         lines = [line.strip() for line in (reply.error.reason or "").splitlines() if line.strip()]
-        return f"error {reply.error.code}: {lines[-1] if lines else 'no reason given'}"
+        return f"error {reply.error.code}: {as_told(lines[-1]) if lines else 'no reason given'}"
     return error_reason(reply.content)
 
 
@@ -168,7 +168,7 @@ def _instead(config: RunConfig, number: int) -> str:
 def _name_left_out(left_out: Mapping[str, str]) -> None:
     """One line, however many there are: nodes that share a file say the same."""
     if left_out:
-        told = [f"{name} ({reason})" for name, reason in sorted(left_out.items())[:_MOST_NAMED]]
+        told = [as_told(f"{name} ({reason})") for name, reason in sorted(left_out.items())[:_MOST_NAMED]]
         more = f" and {len(left_out) - _MOST_NAMED} more" if len(left_out) > _MOST_NAMED else ""
         count = "1 task is" if len(left_out) == 1 else f"{len(left_out)} tasks are"
         log(WARNING, "%s left out: %s", count, " ".join(("; ".join(told) + more).split()))
@@ -225,12 +225,12 @@ def _difference(odd: DataSpec, spec: DataSpec) -> str:
     if odd.schema == spec.schema or _describe(odd) != _describe(spec):
         return f"its data have the form {_describe(odd)}, the other nodes' {_describe(spec)}"
     return (
-        f"its columns or classes are {odd.schema[:500]}, the other nodes' {spec.schema[:500]}: set `own.classes` and "
-        "`own.features`, or rename columns"
+        f"its columns or classes are {as_told(odd.schema, 500)}, the other nodes' {as_told(spec.schema, 500)}: set "
+        "`own.classes` and `own.features`, or rename columns"
     )
 
 
 def _describe(spec: DataSpec | None) -> str:
     if spec is None:
         return "missing"
-    return f"{spec.kind} of {'tokens' if spec.tokens else 'inputs'} {spec.input_shape} into {spec.outputs}"
+    return as_told(f"{spec.kind} of {'tokens' if spec.tokens else 'inputs'} {spec.input_shape} into {spec.outputs}")

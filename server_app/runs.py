@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from common import __version__
-from common.config import RunConfig, parse_run_config
+from common.config import PRIVACY, RunConfig, parse_run_config
 from common.errors import FILE_TROUBLE
 from common.models import MODELS, is_own_model
 from server_app.history import read_history
@@ -65,7 +65,7 @@ class Setup:
         """Every setting that can matter, defaults included, and nothing that belongs to a machine or to one seed."""
         config = self.config()
         models = MODELS if config.model == "auto" else [config.model]  # which one it is only the data say
-        tables = ("", config.algorithm, config.dataset, *models)
+        tables = ("", PRIVACY, config.algorithm, config.dataset, *models)
         flat = config.flat().items()
         return {key: value for key, value in flat if key.rpartition(".")[0] in tables and key not in _NOT_COMPARED}
 

@@ -22,8 +22,8 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from common.algorithms import Algorithm
 from common.config import RunConfig
-from common.errors import ConfigError
-from common.params import Params, all_finite, mismatch
+from common.errors import ConfigError, as_told
+from common.params import Params, all_finite
 from common.randomness import generator
 from common.wire import (
     EVALUATE,
@@ -40,10 +40,12 @@ from common.wire import (
     payload_bytes,
     to_arrays,
 )
-from server_app.aggregate import mean_over_tasks
+from server_app.aggregate import aggregate, too_few
 from server_app.outer import OuterOptimizer
 from server_app.polling import PollingGrid
+from server_app.privacy import TaskPrivacy
 from server_app.reachability import Reachability
+from server_app.replies import check_scores, check_update, most_weight
 from server_app.rollcall import Population, failure
 
 _ATTEMPTS = 5
@@ -94,7 +96,8 @@ class MetaStrategy(Strategy):
     """Flower Strategy for every algorithm of `ALGORITHMS`: what differs between them is on the tasks' side.
 
     `on_round` gets one dictionary per round: what history.jsonl holds. `first_round` is the round that follows a checkpoint.
-    `lineage` names the training, so that nodes know what their tasks keep of it.
+    `lineage` names the training, so that nodes know what their tasks keep of it. With `privacy` the tasks of a round are a
+    secret sample, all weigh the same, and their mean is noisy.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class MetaStrategy(Strategy):
         on_round: OnRound = lambda record: None,
         first_round: int = 1,
         lineage: str = "",
+        privacy: TaskPrivacy | None = None,
     ) -> None:
         self.config = config
         self.population = population
@@ -121,6 +125,8 @@ class MetaStrategy(Strategy):
         self._chosen: tuple[Scores, tuple[float, int]] | None = None
         self._on_round = on_round
         self._lineage = lineage
+        self.privacy = privacy
+        self._sampled = 0
         self._first_round = first_round
         self._round = _Round()
         self._sent: list[Message] = []
@@ -132,6 +138,19 @@ class MetaStrategy(Strategy):
             raise ConfigError(
                 f"`min-replies` must be at most the {self.number_of_tasks} training tasks of a round, "
                 f"got {config.min_replies:g}"
+            )
+        self._check_rule()
+
+    def _check_rule(self) -> None:
+        """Refuse a rule of aggregation that would have too few nodes in some round."""
+        if self.config.aggregate == "mean":
+            return
+        rounds = range(self._first_round, self.config.rounds + 1)
+        nodes, number = min((len({self.population.homes[t] for t in self.choose_tasks(number)}), number) for number in rounds)
+        if reason := too_few(self.config.aggregate, self.config.malicious, nodes):
+            raise ConfigError(
+                f'`aggregate = "{self.config.aggregate}"` cannot work in round {number}: {reason}, since every node is one '
+                "vote; connect more nodes, let more tasks take part, or lower `malicious`"
             )
 
     def start(
@@ -212,8 +231,7 @@ class MetaStrategy(Strategy):
     @property
     def number_of_tasks(self) -> int:
         """How many training tasks a round is meant to have."""
-        train = len(self.population.splits["train"])
-        return min(train, self.config.tasks_per_round or math.ceil(self.config.fraction * train))
+        return self.config.tasks_in_round(len(self.population.splits["train"]))
 
     @property
     def least_replies(self) -> int:
@@ -222,7 +240,7 @@ class MetaStrategy(Strategy):
         return max(1, math.ceil(least * self.number_of_tasks - 1e-9) if least < 1 else math.ceil(least))
 
     def choose_tasks(self, server_round: int) -> list[str]:
-        """The training tasks of a round: a function of (seed, round) and of the task ids alone."""
+        """The training tasks of a round without privacy: a function of (seed, round) and of the task ids alone."""
         train = self.population.splits["train"]
         number = math.ceil(self.config.over_select * self.number_of_tasks - 1e-9)
         if number >= len(train):
@@ -232,19 +250,22 @@ class MetaStrategy(Strategy):
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
         """One message to each node that hosts some of this round's tasks and can be asked."""
-        meta, tasks = from_arrays(arrays), self.choose_tasks(server_round)
+        meta = from_arrays(arrays)
+        tasks = self.privacy.choose(self.population.splits["train"]) if self.privacy else self.choose_tasks(server_round)
+        self._sampled = len(tasks)
         self._wait_for_hosts(grid, tasks)
+        clip = self.privacy.clip if self.privacy else 0.0
         return self._address(
             tasks,
             TRAIN,
             server_round,
-            lambda task_ids: TrainRequest(meta, server_round, self.config.seed, task_ids, self._lineage).to_records(),
+            lambda task_ids: TrainRequest(meta, server_round, self.config.seed, task_ids, self._lineage, clip).to_records(),
         )
 
     def _wait_for_hosts(self, grid: Grid, task_ids: list[str]) -> None:
         """See who is there; if that cannot be enough, wait for more, up to `node-deadline` seconds."""
         # A round that may be skipped is not worth waiting for, as long as there is anybody.
-        least = 1 if self.config.on_too_few == "skip" else self.least_replies
+        least = min(len(task_ids), 1 if self.config.on_too_few == "skip" else self.least_replies)
         started = time.monotonic()
         self.nodes.refresh(grid)
         while sum(self.nodes.can_be_asked(self.population.homes[task_id]) for task_id in task_ids) < least:
@@ -256,29 +277,43 @@ class MetaStrategy(Strategy):
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Name and drop what is of no use, average the rest over tasks, take the outer step. Raises if too few are left."""
         reference = self.outer.meta
+        # A mean of clipped meta-gradients is no longer than one of them: who sends more has not clipped.
+        bounds = [self.config.max_update_norm, self.privacy.clip if self.privacy else 0.0]
+        largest = min((bound for bound in bounds if bound), default=0.0)
         usable: list[TrainReply] = []
 
         def read(records: RecordDict, task_ids: list[str]) -> None:
             reply = TrainReply.from_records(records, len(task_ids))
-            if reason := mismatch(reply.gradient, reference):
-                raise WireError(reason)
-            announced = (self.population.tasks[task_id] for task_id in task_ids)
-            most = sum(self.algorithm.weight(task.num_support + task.num_query) for task in announced)
-            if reply.weight > most * (1 + 1e-9):
-                raise WireError(f"`weight` is {reply.weight:g}, but the tasks asked for can have at most {most:g}")
+            announced = [self.population.tasks[task_id] for task_id in task_ids]
+            most = most_weight(self.algorithm, announced, reply.losses, alike=self.privacy is not None)
+            check_update(reply, reference, most, largest)
             usable.append(reply)
             if dropped := [task for task, loss in zip(task_ids, reply.losses, strict=True) if not math.isfinite(loss)]:
                 self._fail(f"task {dropped[0]}", f"its numbers are not finite (and {len(dropped) - 1} more tasks)")
 
         self._receive(replies, read)
         losses = [loss for reply in usable for loss in reply.losses if math.isfinite(loss)]
-        self._check_enough(len(losses) if sum(reply.weight for reply in usable) > 0 else 0)
-        meta = self.outer.step(mean_over_tasks(usable), server_round)
+        meta = self.outer.step(self._combine(usable, len(losses), reference), server_round)
         if not all_finite(meta):
             raise RunError(f"round {server_round}: the model is not finite any more: lower `outer-lr`")
-        train = {"loss": float(np.mean(losses)), "tasks": len(losses)}
+        train = {"loss": float(np.mean(losses)) if losses else math.nan, "tasks": len(losses)}
         self._round.record = {"round": server_round, "train": train}
+        if self.privacy:
+            self._round.record["privacy"] = self.privacy.record()
         return to_arrays(meta), MetricRecord({"loss": train["loss"], "tasks": train["tasks"]})
+
+    def _combine(self, replies: list[TrainReply], contributed: int, like: Params) -> Params:
+        """One meta-gradient from the usable replies of a round to which so many tasks contributed."""
+        if self.privacy:
+            # That nobody was drawn or that no task was of use is a secret; that nobody could be reached is none.
+            if self._sampled and not replies:
+                self._check_enough(0)
+            return self.privacy.mean(replies, like)
+        self._check_enough(contributed)
+        voters = sum(reply.weight > 0 for reply in replies)
+        if reason := too_few(self.config.aggregate, self.config.malicious, voters):
+            raise _TooFewError(reason)
+        return aggregate(self.config.aggregate, self.config.malicious, replies)
 
     def _check_enough(self, contributed: int) -> None:
         if contributed >= self.least_replies:
@@ -415,6 +450,7 @@ class MetaStrategy(Strategy):
 
         def read(records: RecordDict, task_ids: list[str]) -> None:
             reply = EvaluateReply.from_records(records, len(task_ids), len(lrs), self.config.adapt_steps)
+            check_scores(reply, self.population.spec)
             rows.update(zip(task_ids, zip(reply.losses, reply.metrics, strict=True), strict=True))
 
         self._receive(replies, read)
@@ -453,7 +489,13 @@ class MetaStrategy(Strategy):
 
         Replies are taken in the order of the requests, so that sums do not depend on which node was faster.
         """
-        by_request = {reply.metadata.reply_to_message_id: reply for reply in replies}
+        asked = {message.metadata.message_id: message.metadata.dst_node_id for message in self._sent}
+        by_request: dict[str, Message] = {}
+        for came in replies:
+            request = came.metadata.reply_to_message_id
+            # Nobody answers for somebody else; that a node is not there is said in its place.
+            if came.has_error() or came.metadata.src_node_id == asked.get(request):
+                by_request[request] = came
         good = sum(len(self._asked[m.metadata.dst_node_id]) for m in self._sent if _good(by_request, m))
         spare = self.config.over_select > 1 and good >= self.number_of_tasks
         for message in self._sent:
@@ -479,6 +521,7 @@ class MetaStrategy(Strategy):
         self._sent = []
 
     def _fail(self, who: str, reason: str) -> None:
+        who, reason = as_told(who), as_told(reason, 600)
         log(WARNING, "%s: %s", who.capitalize(), reason)
         self._round.failures.append({"who": who, "reason": reason})
 

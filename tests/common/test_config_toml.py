@@ -43,7 +43,7 @@ def test_declared_settings_parse_to_the_defaults() -> None:
 
 
 def test_table_names_are_unique_and_clash_with_no_setting_of_the_run() -> None:
-    names = Counter([*ALGORITHMS, *DATASETS, *MODELS])
+    names = Counter(["privacy", *ALGORITHMS, *DATASETS, *MODELS])
     assert [name for name, count in names.items() if count > 1] == []
     assert names.keys() & {field.alias for field in RunConfig.model_fields.values()} == set()
     assert names.keys() == table_types().keys()

@@ -105,8 +105,12 @@ def test_train_request_comes_back(meta: Params, number: int, seed: int, task_ids
     assert same(back.meta, meta)
 
 
-@given(PARAMS, st.floats(0, 1e9), st.lists(st.floats(), max_size=4), st.floats(0, 1e9))
+LOSSES = st.lists(st.floats(0, 3e38) | st.sampled_from([float("nan"), float("inf")]), max_size=4)
+
+
+@given(PARAMS, st.floats(1e-9, 1e9), LOSSES, st.floats(0, 1e9))
 def test_train_reply_comes_back(gradient: Params, weight: float, losses: list[float], seconds: float) -> None:
+    weight = weight if np.isfinite(losses).any() else 0.0
     back = TrainReply.from_records(sent(TrainReply(gradient, weight, losses, seconds).to_records()), len(losses))
     assert (back.weight, back.seconds) == (weight, seconds)
     assert np.array_equal(back.losses, losses, equal_nan=True)
@@ -122,7 +126,7 @@ def test_evaluate_request_comes_back(meta: Params, lrs: list[float], steps: int,
 
 @given(st.integers(0, 3), st.integers(1, 3), st.integers(0, 3), st.integers(0, 9))
 def test_evaluate_reply_comes_back(tasks: int, lrs: int, steps: int, seed: int) -> None:
-    losses, metrics = np.random.default_rng(seed).normal(size=(2, tasks, lrs, steps + 1))
+    losses, metrics = np.random.default_rng(seed).exponential(size=(2, tasks, lrs, steps + 1))
     losses[losses > 1] = np.nan
     back = EvaluateReply.from_records(sent(EvaluateReply(losses, metrics, 0.5).to_records()), tasks, lrs, steps)
     assert np.array_equal(back.losses, losses, equal_nan=True)
@@ -231,7 +235,7 @@ def test_every_record_and_every_field_is_needed(kind: str) -> None:
         ("train request", "request", "task-ids", "ab", "`task-ids` must be a list of texts"),
         ("train reply", "metrics", "losses", [0.1], "`losses` must have 2 entries, got 1"),
         ("train reply", "metrics", "weight", -1.0, "`weight` must not be negative"),
-        ("train reply", "metrics", "weight", float("nan"), "`weight and seconds` must be finite"),
+        ("train reply", "metrics", "weight", float("nan"), "`weight, seconds and within` must be finite"),
         ("evaluate request", "request", "steps", -1, "`steps` must be whole numbers of at least 0"),
         ("evaluate request", "request", "shots", 1.5, "`shots` must be whole numbers of at least 0"),
         ("evaluate request", "request", "lrs", [float("inf")], "`lrs` must be finite"),
@@ -285,7 +289,7 @@ class Bomb:
     ids=["objects", "pickle", "cut short", "empty", "no zip", "bytes for petabytes", "texts", "structs"],
 )
 def test_arrays_that_are_no_numbers_are_refused_and_never_unpickled(data: bytes) -> None:
-    with pytest.raises(WireError, match=r"cannot be read|is missing"):
+    with pytest.raises(WireError, match=r"cannot be read|is missing|the tensor `w` claims"):
         from_arrays(ArrayRecord({"w": Array("float32", (2,), "numpy.ndarray", data)}))
 
 
@@ -307,3 +311,43 @@ def test_payload_is_the_size_of_the_tensors_as_sent() -> None:
     records = TrainReply({"w": torch.zeros(100), "b": torch.zeros(())}, 1.0, [0.5], 0.1).to_records()
     assert payload_bytes(records) == len(npy(np.zeros(100, np.float32))) + len(npy(np.zeros((), np.float32)))
     assert payload_bytes(error_records("x")) == 0
+
+
+def changed(records: RecordDict, **fields: Any) -> RecordDict:
+    """The same message with some of its metrics changed."""
+    return RecordDict({**records, "metrics": MetricRecord({**records.metric_records["metrics"], **fields})})
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"losses": [-1.0, 0.5]}, "`losses` must be numbers from 0 to 3.4e"),
+        ({"losses": [1e300, 0.5]}, "`losses` must be numbers from 0 to 3.4e"),
+        ({"losses": [float("nan"), float("nan")]}, "`weight` is 2.0, but 0 of its tasks contributed"),
+        ({"weight": 0.0}, "`weight` is 0.0, but 2 of its tasks contributed"),
+        ({"seconds": -1.0}, "`seconds` must not be negative"),
+        ({"more": 1.0}, "unexpected field `more`"),
+        ({"weight": [1.0]}, "`weight, seconds and within` must be numbers"),
+    ],
+)
+def test_implausible_numbers_of_a_train_reply_are_refused(fields: dict[str, Any], words: str) -> None:
+    reply = TrainReply({"w": torch.ones(2)}, 2.0, [0.5, 0.5], 0.1).to_records()
+    assert TrainReply.from_records(reply, 2).weight == 2.0
+    with pytest.raises(WireError) as caught:
+        TrainReply.from_records(changed(reply, **fields), 2)
+    assert words in str(caught.value)
+
+
+def test_records_that_nobody_asked_for_are_refused() -> None:
+    reply = TrainReply({"w": torch.ones(2)}, 1.0, [0.5], 0.1).to_records()
+    with pytest.raises(WireError, match="unexpected field `smuggled`"):
+        TrainReply.from_records(RecordDict({**reply, "smuggled": ConfigRecord({"a": 1})}), 1)
+
+
+def test_what_a_node_gives_as_its_reason_is_one_short_printable_line() -> None:
+    reason = error_reason(error_records("a\n\x1b[31mb\u202e" + "x" * 10_000_000))
+    assert reason is not None
+    assert reason.startswith("a [31mb x")
+    assert len(reason) == 300
+    assert reason.isprintable()
+    assert error_reason(RecordDict({"error": ConfigRecord({"reason": [1, 2]})})) == "no reason given"

@@ -40,6 +40,8 @@ class Grid(LoopbackGrid):
             reply = super().answer(message)
         finally:
             message.metadata.__dict__["_dst_node_id"] = asked
+        if reply is not None:
+            reply.metadata.__dict__["_src_node_id"] = asked
         if reply is not None and self.hold(message):
             self.held[message.metadata.message_id] = reply
             return None

@@ -294,7 +294,7 @@ def test_scores_are_not_waited_for_by_default() -> None:
 def test_a_task_that_did_not_contribute_is_named() -> None:
     run = Run(2, {0: replaced(losses=[math.nan, *[0.5] * 18])}, rounds=1, seed=2)
     asked = [task_id for task_id in run.strategy.choose_tasks(1) if run.population.homes[task_id] == 100]
-    run.grid._faults[0] = replaced(losses=[math.nan, *[0.5] * (len(asked) - 1)])
+    run.grid._faults[0] = replaced(losses=[math.nan, *[0.5] * (len(asked) - 1)], weight=len(asked) - 1.0)
     (record,) = run.start()
     assert [failure["who"] for failure in record["failures"]] == [f"task {asked[0]}"]
     assert record["train"]["tasks"] == 36

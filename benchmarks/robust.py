@@ -1,0 +1,256 @@
+"""Do lying nodes spoil the model? 20 % of the training nodes attack in every round, on `digits` and `uji`, under three rules.
+
+One task is one node. The liars follow the protocol (same keys, shapes, counts) and send, in every round:
+
+    sign flip      minus their true meta-gradient
+    scaling        100 times it
+    noise          Gaussian noise, 10 times as large as it
+    NaN            nothing but NaN, as a defect would
+    label flip     the true meta-gradient of tasks whose query labels are shifted by one (the support labels are right)
+    collusion      all the same: minus 10 times the mean of the honest nodes, which they know
+    little         all the same: the honest mean less z honest standard deviations in every number, z as large as still hides in
+                   the crowd (Baruch, Baruch, Goldberg 2019, "A Little Is Enough", Algorithm 3)
+    inner product  all the same: minus twice the honest mean, hidden by the spread of honest nodes (Xie, Koyejo, Gupta 2020,
+                   "Fall of Empires")
+
+The attackers are in this file; the server, its checks and its rules are the product's, as are settings and scoring. Nodes live
+in this process, and what a round needs of them comes from one vectorised computation instead of one for each node.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from flwr.app import Message, RecordDict
+from torch import Tensor
+
+from benchmarks.runner import RAW, average, commit, finish, goal, machine, parser, percent, say
+from client_app.node import node_of
+from common import __version__
+from common.batch import TaskData
+from common.config import RunConfig, parse_run_config
+from common.datasets import load_dataset
+from common.datasets.base import resolve_data_dir
+from common.local_round import TaskWork, contributions
+from common.params import Params
+from common.randomness import generator
+from common.wire import EVALUATE, ROLL_CALL, TRAIN, EvaluateReply, EvaluateRequest, RollCallReply, TrainReply, TrainRequest
+from server_app.app import run_federation
+from server_app.inline import InlineGrid
+from server_app.rollcall import split_tasks
+from server_app.runs import today
+
+SHARE = 0.2
+_FIRST_NODE = 1000
+RULES = ("mean", "multi-krum", "geometric-median")
+CLEAN = "no attack"
+COMMON: dict[str, Any] = {"validation-tasks": 0, "evaluate-every": 0, "checkpoint-every": 0, "malicious": SHARE}
+PLANS: dict[str, dict[str, Any]] = {
+    "digits": {"algorithm": "maml", "dataset": "digits", "rounds": 100, "test-tasks": 19},
+    "uji": {
+        **{"algorithm": "protonet", "dataset": "uji", "rounds": 30, "test-tasks": 20, "adapt-steps": 1},
+        **{"model": "conv4", "conv4.filters": 32, "uji.augment": True, "chunk-size": 16},
+    },
+}
+
+Attack = Callable[[Tensor, Tensor, int], Tensor]
+"""(the liars' true meta-gradients [liars, ..], the honest ones [honest, ..], seed) -> what the liars send, tensor by tensor."""
+
+
+def _noise(own: Tensor, honest: Tensor, seed: int) -> Tensor:
+    noise = torch.randn(own.shape, generator=torch.Generator().manual_seed(seed), dtype=own.dtype)
+    return 10 * own.square().mean().sqrt() * noise
+
+
+def _little(own: Tensor, honest: Tensor, seed: int) -> Tensor:
+    n, f = len(own) + len(honest), len(own)
+    supporters = n // 2 + 1 - f
+    z = NormalDist().inv_cdf((n - f - supporters) / (n - f))
+    return (honest.mean(dim=0) - z * honest.std(dim=0)).expand_as(own)
+
+
+ATTACKS: dict[str, Attack] = {
+    CLEAN: lambda own, honest, seed: own,
+    "sign flip": lambda own, honest, seed: -own,
+    "scaling": lambda own, honest, seed: 100 * own,
+    "noise": _noise,
+    "NaN": lambda own, honest, seed: own * math.nan,
+    "label flip": lambda own, honest, seed: own,  # it is in their data
+    "collusion": lambda own, honest, seed: (-10 * honest.mean(dim=0)).expand_as(own),
+    "little": _little,
+    "inner product": lambda own, honest, seed: (-2 * honest.mean(dim=0)).expand_as(own),
+}
+
+
+class HostileFederation(InlineGrid):
+    """Every task on a node of its own; the nodes of `liars` (task ids) attack in training and are honest otherwise.
+
+    What the nodes compute is computed by one real node that hosts all tasks, and dealt out.
+    """
+
+    def __init__(self, config: RunConfig, attack: str, liars: set[str]) -> None:
+        super().__init__(1, config.flat(), {})
+        ((self._host_id, context),) = self._contexts.items()
+        self._host = node_of(context)
+        self._attack, self._liars = attack, liars
+
+    def get_node_ids(self) -> list[int]:
+        return [_FIRST_NODE + i for i in range(len(self._host.tasks))]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        listed = list(messages)
+        deal = {ROLL_CALL: self._roll_call, TRAIN: self._train, EVALUATE: self._evaluate}
+        for message, content in zip(listed, deal[listed[0].metadata.message_type](listed) if listed else [], strict=True):
+            message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
+            self._replies[message.metadata.message_id] = Message(content, reply_to=message)
+        return [message.metadata.message_id for message in listed]
+
+    def _roll_call(self, messages: list[Message]) -> list[RecordDict]:
+        own = [[self._host.tasks[message.metadata.dst_node_id - _FIRST_NODE]] for message in messages]
+        return [RollCallReply(self._host.dataset.spec, tasks, {}).to_records() for tasks in own]
+
+    def _evaluate(self, messages: list[Message]) -> list[RecordDict]:
+        requests = [EvaluateRequest.from_records(message.content) for message in messages]
+        whole = replace(requests[0], task_ids=[task_id for request in requests for task_id in request.task_ids])
+        answer = self.answer(Message(whole.to_records(), self._host_id, EVALUATE))
+        assert answer is not None
+        scores = EvaluateReply.from_records(answer.content, len(requests), len(whole.lrs), whole.steps)
+        return [EvaluateReply(scores.losses[[i]], scores.metrics[[i]], 0.0).to_records() for i in range(len(requests))]
+
+    def _train(self, messages: list[Message]) -> list[RecordDict]:
+        requests = [TrainRequest.from_records(message.content) for message in messages]
+        return [reply.to_records() for reply in self._replies_to(requests)]
+
+    def _replies_to(self, requests: list[TrainRequest]) -> list[TrainReply]:
+        task_ids = [task_id for request in requests for task_id in request.task_ids]
+        gradients, losses = self._honest(requests[0], task_ids)
+        lying = torch.tensor([task_id in self._liars for task_id in task_ids])
+        for i, name in enumerate(gradients):
+            own, honest = gradients[name][lying], gradients[name][~lying]
+            gradients[name][lying] = ATTACKS[self._attack](own, honest, 1000 * requests[0].round + i)
+        return [
+            TrainReply({name: value[t].clone() for name, value in gradients.items()}, 1.0, [losses[t]], 0.0)
+            for t in range(len(task_ids))
+        ]
+
+    def _honest(self, request: TrainRequest, task_ids: list[str]) -> tuple[Params, list[float]]:
+        """Every task's meta-gradient, stacked in the order of `task_ids`, and its loss: as the nodes would compute them."""
+        algorithm, meta = self._host.algorithm_for(request.meta)
+        work = []
+        for task_id in task_ids:
+            rng = generator(request.seed, "train", request.round, task_id, 0)
+            work.append(TaskWork(self._draw(task_id, rng), rng))
+        gradients = {name: torch.zeros(len(work), *value.shape) for name, value in meta.items()}
+        losses = [math.nan] * len(work)
+        for part in contributions(algorithm, meta, work, self._host.chunk_size):
+            for name, value in part.gradients.items():
+                gradients[name][part.positions] = value
+            for t, position in enumerate(part.positions):
+                losses[position] = float(part.losses[t])
+        return gradients, losses
+
+    def _draw(self, task_id: str, rng: Any) -> TaskData:
+        data = self._host.dataset.train_draw(task_id, rng)
+        if self._attack != "label flip" or task_id not in self._liars:
+            return data
+        return replace(data, query=data.query._replace(y=(data.query.y + 1) % self._host.dataset.spec.outputs))
+
+
+def run(dataset: str, rule: str, attack: str, seed: int, *, fresh: bool = False) -> dict[str, Any]:
+    """Accuracy on held-out tasks after adaptation, kept in runs/benchmarks once it is known."""
+    settings = {**COMMON, **PLANS[dataset], "aggregate": rule, "seed": seed}
+    key = hashlib.sha256(json.dumps([settings, attack, __version__], sort_keys=True).encode()).hexdigest()[:10]
+    directory = RAW / "robust" / f"{dataset}-{rule}-{attack.replace(' ', '-')}-seed{seed}-{key}"
+    file = directory / "finished.json"
+    if file.exists() and not fresh:
+        return dict(json.loads(file.read_text()))
+    shutil.rmtree(directory, ignore_errors=True)
+    config = parse_run_config({**settings, "output-dir": str(directory)})
+    data = load_dataset(config.dataset, config.table(config.dataset), resolve_data_dir(""))
+    train = split_tasks(data.tasks(), config)["train"]
+    chosen = generator(seed, "liars").permutation(len(train))[: int(SHARE * len(train))]
+    started = time.process_time()
+    try:
+        grid = HostileFederation(config, attack, {train[i] for i in chosen})
+        summary = run_federation(grid, config)
+        after = summary["test"]["accuracy"]["mean"][summary["chosen"]["adapt_steps"]]
+        found = {"after": after, "failures": summary["failures"], "error": "", "tasks": summary["tasks"]}
+    except Exception as error:  # a run that an attack has ended is a result, too
+        found = {"after": math.nan, "failures": 0, "error": f"{type(error).__name__}: {error}", "tasks": {}}
+    spent = {"seed": seed, "liars": len(chosen), "cpu": time.process_time() - started, "commit": commit(), "date": today()}
+    directory.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({**found, **spent}))
+    return {**found, **spent}
+
+
+def assemble(seeds: list[int], *, fresh: bool, only: list[str]) -> dict[str, Any]:
+    """The result file: accuracy of every (data set, rule, attack) and its difference to the clean mean of the same seed."""
+    rows = []
+    for dataset in only or PLANS:
+        clean = [run(dataset, "mean", CLEAN, seed, fresh=fresh)["after"] for seed in seeds]
+        for attack in ATTACKS:
+            for rule in RULES:
+                runs = [run(dataset, rule, attack, seed) for seed in seeds]
+                lost = [{"after": one["after"] - before} for one, before in zip(runs, clean, strict=True)]
+                row: dict[str, Any] = {
+                    "dataset": dataset,
+                    "attack": attack,
+                    "aggregate": rule,
+                    "runs": runs,
+                    **average(runs, ["after", "cpu"]),
+                }
+                rows.append({**row, "against_clean_mean": average(lost, ["after"])})
+                say(f"{dataset}, {attack}, {rule}: {percent(row['mean']['after'])}")
+    facts = {"schema": 1, "benchmark": "robust", "claim": CLAIM, "seeds": seeds, "settings": {"common": COMMON, **PLANS}}
+    commits = sorted({one["commit"] for row in rows for one in row["runs"]})
+    return {**facts, "rows": rows, "goals": [], "machine": machine(), "commit": ", ".join(commits), "date": today()}
+
+
+CLAIM = "20 % lying nodes cost less than 3 points with multi-krum or geometric-median"
+
+
+def main() -> None:
+    arguments = parser(CLAIM, "robust", seeds=range(3)).parse_args()
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    result = assemble(arguments.seeds, fresh=arguments.fresh, only=arguments.only)
+    if arguments.only:
+        return
+    for dataset in PLANS:
+        rows = [row for row in result["rows"] if row["dataset"] == dataset]
+        for attack in list(ATTACKS)[1:]:
+            by_rule = {row["aggregate"]: row["against_clean_mean"]["mean"]["after"] for row in rows if row["attack"] == attack}
+            best = max(by_rule["multi-krum"], by_rule["geometric-median"])
+            goal(result, f"{dataset}, {attack}: the better of both rules within 0.03 of clean", best, met=best >= -0.03)
+    finish(result, table(result))
+
+
+def table(result: dict[str, Any]) -> str:
+    """Accuracy after adaptation in per cent, one line for every attack, one column for every rule and data set."""
+    columns = [(dataset, rule) for dataset in PLANS for rule in RULES]
+    lines = [
+        "| attack | " + " | ".join(f"{dataset}: {rule}" for dataset, rule in columns) + " |",
+        "|---|" + "---:|" * len(columns),
+    ]
+    for attack in ATTACKS:
+        cells = []
+        for dataset, rule in columns:
+            (row,) = (r for r in result["rows"] if (r["dataset"], r["aggregate"], r["attack"]) == (dataset, rule, attack))
+            cells.append(f"{percent(row['mean']['after'])} ± {percent(row['sd']['after'])}")
+        lines.append(f"| {attack} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
