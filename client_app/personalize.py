@@ -58,7 +58,7 @@ def adapt(
     options = config.table("own").model_copy(update={"path": str(data), "leave_out": ""})
     named = {"task_column": task, "target_column": target}
     own = Own(_own_options(options.model_copy(update={key: name for key, name in named.items() if name})), Path(), spec.schema)
-    if own.spec != spec:
+    if own.spec.input_shape != spec.input_shape:
         raise DataError(
             f"the data '{data}' have inputs of shape {own.spec.input_shape}, the checkpoint needs {spec.input_shape}"
         )

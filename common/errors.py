@@ -4,10 +4,6 @@
 class QuickbloomError(Exception):
     """Base of the errors whose message is written for the user: one sentence that says what to change."""
 
-    def __str__(self) -> str:
-        # A name from a user's file, which the sentence quotes, may hold line breaks.
-        return " ".join(super().__str__().splitlines())
-
 
 class ConfigError(QuickbloomError):
     """A setting is unknown, has a wrong type, or has a value that cannot work."""
@@ -15,6 +11,10 @@ class ConfigError(QuickbloomError):
 
 class DataError(QuickbloomError):
     """A data file is missing or unreadable, or its content does not fit the settings."""
+
+    def __str__(self) -> str:
+        # A name from a user's file, which the sentence quotes, may hold line breaks.
+        return " ".join(super().__str__().splitlines())
 
 
 FILE_TROUBLE = "a file could not be read or written"

@@ -227,9 +227,9 @@ def test_a_device_adapts_again_from_what_it_kept_and_from_a_run_directory(tmp_pa
         assert all(torch.equal(value, kept.tensors[name]) for name, value in models[0].tensors.items())
         assert models[0].card["score"] == kept.card["score"]
     # A file of somebody who was never part of it, with other names for its columns.
-    text = patients(tmp_path / "new.csv", "GH", seed=9).read_text().replace("hospital", "ward", 1)
+    text = patients(tmp_path / "new.csv", "GH", seed=9).read_text().replace("hospital", "ward", 1).replace("outcome", "end", 1)
     (tmp_path / "new.csv").write_text(text)
-    models = adapt(tmp_path / "run", tmp_path / "new.csv", tmp_path / "new", task="ward")
+    models = adapt(tmp_path / "run", tmp_path / "new.csv", tmp_path / "new", task="ward", target="end")
     assert {file.name for file in (tmp_path / "new").iterdir()} == {f"{n}.{e}" for n in "GH" for e in ("json", "safetensors")}
     scores = predict(tmp_path / "new" / "G.safetensors", tmp_path / "new.csv").scores
     assert [(score.value, score.part) for score in scores] == [(models[0].card["score"]["after"], "test")]
