@@ -104,7 +104,8 @@ def too_few(rule: str, malicious: float, replies: int) -> str | None:
     least = RULES[rule].least(f)
     if replies >= least:
         return None
-    return f"with {replies} nodes `malicious = {malicious:g}` means {f}, and `{rule}` then needs at least {least} nodes"
+    counted = f"{replies} node{'s' * (replies != 1)}"
+    return f"with {counted} `malicious = {malicious:g}` means {f}, and `{rule}` then needs at least {least} nodes"
 
 
 def aggregate(rule: str, malicious: float, replies: Sequence[TrainReply]) -> Params:

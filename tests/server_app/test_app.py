@@ -25,7 +25,7 @@ from server_app.strategy import RunError
 
 KEYS = {
     *("schema", "algorithm", "dataset", "seed", "rounds", "run_dir", "tasks", "chosen", "test", "validation", "shots", "bytes"),
-    *("seconds", "failures", "versions", "resumed", "best_validation", "late"),
+    *("seconds", "failures", "versions", "resumed", "best_validation", "late", "privacy"),
 }
 
 
