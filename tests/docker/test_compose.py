@@ -52,7 +52,7 @@ def test_the_image_is_small_runs_as_nobody_in_particular_and_installs_nothing(th
 
 def test_a_run_has_the_curve_of_the_simulation_and_lands_on_the_host(three_nodes: Federation, tmp_path: Path) -> None:
     settings = [*SEED, "--rounds", "3"]
-    run = three_nodes.start("quickbloom", "run", *settings, "--set", "min-nodes=3", "--json")
+    run = three_nodes.start("quickbloom", "run", *settings, "--set", "min-nodes=3", "--set", "node-deadline=300", "--json")
     out, said = run.communicate(timeout=600)
     assert run.returncode == 0, said
     summary = json.loads(out)
