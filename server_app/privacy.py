@@ -161,7 +161,7 @@ def epsilon(noise_multiplier: float, sampling: float, steps: int, delta: float) 
     from absl import logging
     from dp_accounting.rdp import RdpAccountant
 
-    # It warns of every order of Renyi whose series does not converge and that it leaves out: epsilon is the least of the others.
+    # It warns of every order that it leaves out because a series does not converge: epsilon is the least of the others.
     logging.set_verbosity(logging.ERROR)
     if steps == 0:
         return 0.0
