@@ -77,15 +77,14 @@ def run_round(
     for part in contributions(algorithm, meta, work, chunk_size, compiled=compiled):
         numbers = [1.0 if clip else algorithm.weight(work[i].num_examples) for i in part.positions]
         weights = torch.tensor(numbers, dtype=torch.float64, device=part.finite.device) * part.finite
-        gradients = {name: value.double() for name, value in part.gradients.items()}
         if clip:
-            norms = task_norms(gradients)
+            norms = task_norms(part.gradients)
             weights_of_sum = weights * (clip / norms.clamp(min=clip))
             within += float((weights * (norms <= clip)).sum())
         else:
             weights_of_sum = weights
-        for name, value in gradients.items():
-            total[name] += torch.tensordot(weights_of_sum, value, dims=1)
+        for name, value in part.gradients.items():
+            total[name] += torch.tensordot(weights_of_sum, value.double(), dims=1)
         total_weight += float(weights.sum())
         for t, position in enumerate(part.positions):
             if part.finite[t]:

@@ -158,8 +158,11 @@ def require_accountant() -> None:
 def epsilon(noise_multiplier: float, sampling: float, steps: int, delta: float) -> float:
     """Epsilon of `steps` Gaussian mechanisms on Poisson samples, by Renyi divergences (Mironov, Talwar, Zhang 2019)."""
     import dp_accounting
+    from absl import logging
     from dp_accounting.rdp import RdpAccountant
 
+    # It warns of every order that it leaves out because a series does not converge: epsilon is the least of the others.
+    logging.set_verbosity(logging.ERROR)
     if steps == 0:
         return 0.0
     accountant = RdpAccountant()

@@ -7,6 +7,7 @@ from typing import Any
 
 from common.errors import DataError
 from server_app.history import read_history
+from server_app.live import privacy_line
 from server_app.page import Plot, nan_for_null, require_packages, write_page
 
 _PAGE = """
@@ -17,6 +18,7 @@ Rate {{ summary.chosen.adapt_lr }}, {{ summary.chosen.adapt_steps }} steps
 ({{ "chosen on the validation tasks" if summary.validation else "there were no validation tasks to choose on" }}).</p>
 <table><tr><th>tasks</th><th>measure</th><th>before</th><th>after</th><th>worst 10 % after</th></tr>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
+{% if summary.privacy %}<p>{{ privacy(summary.privacy) }}</p>{% endif %}
 {% else %}<p class="note">The run has not finished: {{ num_rounds }} rounds so far.</p>{% endif %}
 {% endblock %}
 {% block details %}
@@ -43,6 +45,7 @@ def write_report(run_dir: Path, output: Path | None) -> Path:
         summary=summary,
         summary_text=text,
         rows=_rows(summary) if summary else [],
+        privacy=lambda account: privacy_line(account).capitalize() + ".",
         num_rounds=len(rounds),
         plots=_plots(rounds, summary, run_dir),
         failures=[f"round {r['round']}: {f['who']}: {f['reason']}" for r in rounds for f in r["failures"]],

@@ -78,3 +78,13 @@ def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_refused(run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be written"):
         write_report(run_dir, tmp_path / "missing" / "report.html")
+
+
+def test_the_report_of_a_private_run_says_what_it_is_worth(tmp_path: Path) -> None:
+    pytest.importorskip("dp_accounting")
+    private = {"privacy.noise-multiplier": 1.0, "privacy.clip": 1.0, "privacy.delta": 0.01}
+    config = parse_run_config({"rounds": 1, "output-dir": str(tmp_path), "adapt-steps": 1, **private})
+    summary = run_federation(LoopbackGrid(2, config.flat()), config)
+    text = write_report(tmp_path, None).read_text()
+    epsilon = f"{summary['privacy']['epsilon']:.4g}"
+    assert f"Differential privacy of a training task: epsilon {epsilon}, delta 0.01, after 1 steps." in text
