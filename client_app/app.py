@@ -20,9 +20,10 @@ from client_app.kept import KeptState
 from client_app.node import Node, node_of
 from client_app.personal import keep_all
 from common import __version__
+from common.compression import FLOAT32, encode, with_feedback
 from common.errors import QuickbloomError
 from common.local_round import TaskWork, evaluate, run_round
-from common.params import weighted_mean
+from common.params import Params, weighted_mean
 from common.randomness import generator
 from common.wire import (
     EvaluateReply,
@@ -42,6 +43,9 @@ from common.wire import (
 app = ClientApp()
 
 Handler = Callable[[Message, Node, RecordDict], RecordDict]
+
+_LOST = "\0what coding lost"
+"""Under this name, which no task has, a node keeps what `update-dtype` cost its last meta-gradient."""
 
 
 def _replies(handler: Handler) -> Callable[[Message, Context], Message]:
@@ -95,11 +99,23 @@ def train(message: Message, node: Node, state: RecordDict) -> RecordDict:
     losses = _mean_of_finite(np.reshape(result.losses, (-1, node.episodes)))
     seconds = time.perf_counter() - started
     weight, within = result.weight / node.episodes, result.within / node.episodes
-    reply = TrainReply(result.gradient, weight, losses, seconds, within).to_records()
+    reply = TrainReply(_coded(node, store, result.gradient, request), weight, losses, seconds, within).to_records()
     scores = show.own_scores(node, algorithm, meta, request.task_ids)
     received, sent = payload_bytes(message.content), payload_bytes(reply)
     show.tell(node, f"Round {request.round}, training", request.task_ids, scores, seconds, received, sent)
     return reply
+
+
+def _coded(node: Node, store: KeptState, gradient: Params, request: TrainRequest) -> Params:
+    """The gradient as `update-dtype` wants it sent; what is lost stays on this node for its next one."""
+    kind, share = node.run.update_dtype, node.run.update_share
+    rng = generator(request.seed, "coding", request.round, *request.task_ids)
+    if kind == FLOAT32:
+        return encode(gradient, kind, share, rng)
+    gradient = {name: value.cpu() for name, value in gradient.items()}
+    coded, lost = with_feedback(gradient, store.load(_LOST, gradient), kind, share, rng)
+    store.save(_LOST, lost)
+    return coded
 
 
 @app.evaluate()

@@ -73,6 +73,10 @@ class RunConfig(Options):
         0.2, ge=0, lt=0.5, description="part of a round's nodes that may lie; decides what all rules but `mean` leave out"
     )
     max_update_norm: float = Field(0.0, ge=0, description="a reply with a larger meta-gradient is of no use; 0: any is taken")
+    update_dtype: Literal["float32", "bfloat16", "float16", "int8", "top-k"] = Field(
+        "float32", description="how nodes send their meta-gradients; what that loses is added to the next one"
+    )
+    update_share: float = Field(0.05, gt=0, le=1, description="part of the numbers that `top-k` sends: the largest")
     checkpoint_every: int = Field(1, ge=0, description="rounds between two checkpoints; 0: only the last round")
     resume_from: str = Field("", description='absolute run directory to go on with, or checkpoint file to go on from; "": anew')
     output_dir: str = Field("", description='absolute directory of the run; "": a new one in ~/quickbloom-runs')
@@ -220,6 +224,7 @@ def _check_privacy(config: RunConfig) -> None:
             "`privacy.clip` must be above 0 where `privacy.noise-multiplier` is: noise hides only what is bounded"
         )
     forbidden: tuple[tuple[str, Scalar, Scalar, str], ...] = (
+        ("update-dtype", config.update_dtype, "float32", "what coding loses would come back unclipped"),
         ("aggregate", config.aggregate, "mean", "noise is accounted for on a sum"),
         ("over-select", config.over_select, 1, "with it, who is heard depends on who else takes part"),
         ("min-replies", config.min_replies, 0, "a round that is skipped for want of replies tells who took part"),

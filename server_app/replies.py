@@ -5,13 +5,23 @@ Who sends something else is broken or hostile: the reply is dropped and named, a
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from common.algorithms import Algorithm
+from common.compression import CodingError, decode
 from common.datasets.base import DataSpec, TaskInfo
 from common.params import Params, mismatch, norm
 from common.wire import EvaluateReply, TrainReply, WireError
 
 _ROUNDING = 1e-6
+
+
+def decoded(reply: TrainReply, kind: str, model: Params) -> TrainReply:
+    """The reply with its meta-gradient as it was before it was coded for the wire. Raises WireError if it was not, or badly."""
+    try:
+        return replace(reply, gradient=decode(reply.gradient, kind, model))
+    except CodingError as error:
+        raise WireError(str(error)) from None
 
 
 def check_update(reply: TrainReply, model: Params, most_weight: float, max_norm: float) -> None:

@@ -45,7 +45,7 @@ from server_app.outer import OuterOptimizer
 from server_app.polling import PollingGrid
 from server_app.privacy import TaskPrivacy
 from server_app.reachability import Reachability
-from server_app.replies import check_scores, check_update, most_weight
+from server_app.replies import check_scores, check_update, decoded, most_weight
 from server_app.rollcall import Population, failure
 
 _ATTEMPTS = 5
@@ -283,7 +283,7 @@ class MetaStrategy(Strategy):
         usable: list[TrainReply] = []
 
         def read(records: RecordDict, task_ids: list[str]) -> None:
-            reply = TrainReply.from_records(records, len(task_ids))
+            reply = decoded(TrainReply.from_records(records, len(task_ids)), self.config.update_dtype, reference)
             announced = [self.population.tasks[task_id] for task_id in task_ids]
             most = most_weight(self.algorithm, announced, reply.losses, alike=self.privacy is not None)
             check_update(reply, reference, most, largest)

@@ -143,7 +143,7 @@ TRAIN_CHANGES: st.SearchStrategy[Change] = st.one_of(
         [
             each(lambda tensor: tensor.unsqueeze(0)),
             each(lambda tensor: tensor.flatten()[:-1]),
-            each(lambda tensor: tensor.new_zeros(0)),
+            each(lambda tensor: tensor.new_zeros(0, 1)),  # [0] alone stands for a tensor of zeros
             each(lambda tensor: tensor.sum()),
             with_gradient(lambda gradient: dict(list(gradient.items())[1:])),
             with_gradient(lambda gradient: {}),
