@@ -162,7 +162,7 @@ def test_a_run_goes_on_with_one_command_after_its_server_died_and_after_a_restar
         run = three_nodes.start(*resume)
         done = rounds(directory())
         until(lambda: rounds(directory()) > done, 300)
-        three_nodes.compose("down")  # with everything but the volumes
+        three_nodes.compose("down", "--remove-orphans")  # of everything but the volumes; the orphan is the command line
         run.communicate(timeout=300)
         three_nodes.up()
         assert completed(three_nodes.start(*resume, "--json"), 600)["resumed"] == 2
