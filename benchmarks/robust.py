@@ -227,12 +227,11 @@ def main() -> None:
     result = assemble(arguments.seeds, fresh=arguments.fresh, only=arguments.only)
     if arguments.only:
         return
-    for dataset in PLANS:
-        rows = [row for row in result["rows"] if row["dataset"] == dataset]
-        for attack in list(ATTACKS)[1:]:
-            by_rule = {row["aggregate"]: row["against_clean_mean"]["mean"]["after"] for row in rows if row["attack"] == attack}
-            best = max(by_rule["multi-krum"], by_rule["geometric-median"])
-            goal(result, f"{dataset}, {attack}: the better of both rules within 0.03 of clean", best, met=best >= -0.03)
+    for row in result["rows"]:
+        if row["aggregate"] != "mean":
+            lost = -row["against_clean_mean"]["mean"]["after"]
+            text = f"{row['dataset']}, {row['attack']}, {row['aggregate']}: at most 0.03 below the mean without an attack"
+            goal(result, text, lost, met=lost <= 0.03)
     finish(result, table(result))
 
 
