@@ -7,7 +7,8 @@ One task is one node. The liars follow the protocol (same keys, shapes, counts) 
     noise          Gaussian noise, 10 times as large as it
     NaN            nothing but NaN, as a defect would
     label flip     the true meta-gradient of tasks whose query labels are shifted by one (the support labels are right)
-    collusion      all the same: minus 10 times the mean of the honest nodes, which they know
+    collusion, far all the same: the direction opposite to the honest mean, 10 times as long as an honest meta-gradient
+    collusion      all the same: minus 10 times the mean of the honest nodes, which they know; hidden where nodes differ much
     little         all the same: the honest mean less z honest standard deviations in every number, z as large as still hides in
                    the crowd (Baruch, Baruch, Goldberg 2019, "A Little Is Enough", Algorithm 3)
     inner product  all the same: minus twice the honest mean, hidden by the spread of honest nodes (Xie, Koyejo, Gupta 2020,
@@ -72,6 +73,11 @@ def _noise(own: Tensor, honest: Tensor, seed: int) -> Tensor:
     return 10 * own.square().mean().sqrt() * noise
 
 
+def _far(own: Tensor, honest: Tensor, seed: int) -> Tensor:
+    mean, size = honest.mean(dim=0), honest.flatten(1).norm(dim=1).mean()
+    return (-10 * size / mean.norm().clamp(min=1e-30) * mean).expand_as(own)
+
+
 def _little(own: Tensor, honest: Tensor, seed: int) -> Tensor:
     n, f = len(own) + len(honest), len(own)
     supporters = n // 2 + 1 - f
@@ -86,6 +92,7 @@ ATTACKS: dict[str, Attack] = {
     "noise": _noise,
     "NaN": lambda own, honest, seed: own * math.nan,
     "label flip": lambda own, honest, seed: own,  # it is in their data
+    "collusion, far": _far,
     "collusion": lambda own, honest, seed: (-10 * honest.mean(dim=0)).expand_as(own),
     "little": _little,
     "inner product": lambda own, honest, seed: (-2 * honest.mean(dim=0)).expand_as(own),
