@@ -74,8 +74,10 @@ def _noise(own: Tensor, honest: Tensor, seed: int) -> Tensor:
 
 
 def _far(own: Tensor, honest: Tensor, seed: int) -> Tensor:
-    mean, size = honest.mean(dim=0), honest.flatten(1).norm(dim=1).mean()
-    return (-10 * size / mean.norm().clamp(min=1e-30) * mean).expand_as(own)
+    mean: Tensor = honest.mean(dim=0)
+    size = float(torch.linalg.vector_norm(honest.flatten(1), dim=1).mean())
+    length = max(float(torch.linalg.vector_norm(mean)), 1e-30)
+    return (-10 * size / length * mean).expand_as(own)
 
 
 def _little(own: Tensor, honest: Tensor, seed: int) -> Tensor:

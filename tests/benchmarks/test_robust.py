@@ -49,6 +49,8 @@ def test_attacks_by_hand() -> None:
     sent = {name: attack(own, honest, 0).flatten().tolist() for name, attack in ATTACKS.items()}
     assert sent["sign flip"] == [-1.0, -2.0]
     assert sent["scaling"] == [100.0, 200.0]
+    # Against the mean 2, ten times the mean length 2.
+    assert sent["collusion, far"] == pytest.approx([-20.0, -20.0])
     assert sent["collusion"] == [-20.0, -20.0]
     assert sent["inner product"] == [-4.0, -4.0]
     assert all(map(math.isnan, sent["NaN"]))
