@@ -7,7 +7,8 @@ One task is one node. The liars follow the protocol (same keys, shapes, counts) 
     noise          Gaussian noise, 10 times as large as it
     NaN            nothing but NaN, as a defect would
     label flip     the true meta-gradient of tasks whose query labels are shifted by one (the support labels are right)
-    collusion      all the same: minus 10 times the mean of the honest nodes, which they know
+    collusion, far all the same: the direction opposite to the honest mean, 10 times as long as an honest meta-gradient
+    collusion      all the same: minus 10 times the mean of the honest nodes, which they know; hidden where nodes differ much
     little         all the same: the honest mean less z honest standard deviations in every number, z as large as still hides in
                    the crowd (Baruch, Baruch, Goldberg 2019, "A Little Is Enough", Algorithm 3)
     inner product  all the same: minus twice the honest mean, hidden by the spread of honest nodes (Xie, Koyejo, Gupta 2020,
@@ -72,6 +73,13 @@ def _noise(own: Tensor, honest: Tensor, seed: int) -> Tensor:
     return 10 * own.square().mean().sqrt() * noise
 
 
+def _far(own: Tensor, honest: Tensor, seed: int) -> Tensor:
+    mean: Tensor = honest.mean(dim=0)
+    size = float(torch.linalg.vector_norm(honest.flatten(1), dim=1).mean())
+    length = max(float(torch.linalg.vector_norm(mean)), 1e-30)
+    return (-10 * size / length * mean).expand_as(own)
+
+
 def _little(own: Tensor, honest: Tensor, seed: int) -> Tensor:
     n, f = len(own) + len(honest), len(own)
     supporters = n // 2 + 1 - f
@@ -86,6 +94,7 @@ ATTACKS: dict[str, Attack] = {
     "noise": _noise,
     "NaN": lambda own, honest, seed: own * math.nan,
     "label flip": lambda own, honest, seed: own,  # it is in their data
+    "collusion, far": _far,
     "collusion": lambda own, honest, seed: (-10 * honest.mean(dim=0)).expand_as(own),
     "little": _little,
     "inner product": lambda own, honest, seed: (-2 * honest.mean(dim=0)).expand_as(own),
@@ -227,12 +236,11 @@ def main() -> None:
     result = assemble(arguments.seeds, fresh=arguments.fresh, only=arguments.only)
     if arguments.only:
         return
-    for dataset in PLANS:
-        rows = [row for row in result["rows"] if row["dataset"] == dataset]
-        for attack in list(ATTACKS)[1:]:
-            by_rule = {row["aggregate"]: row["against_clean_mean"]["mean"]["after"] for row in rows if row["attack"] == attack}
-            best = max(by_rule["multi-krum"], by_rule["geometric-median"])
-            goal(result, f"{dataset}, {attack}: the better of both rules within 0.03 of clean", best, met=best >= -0.03)
+    for row in result["rows"]:
+        if row["aggregate"] != "mean":
+            lost = -row["against_clean_mean"]["mean"]["after"]
+            text = f"{row['dataset']}, {row['attack']}, {row['aggregate']}: at most 0.03 below the mean without an attack"
+            goal(result, text, lost, met=lost <= 0.03)
     finish(result, table(result))
 
 
