@@ -27,11 +27,11 @@ from common.errors import ConfigError
 
 RELEASE = "1.39."
 PRELOAD = (
-    *("torch", "torch._dynamo", "safetensors.torch", "pydantic", "flwr.supernode.cli", "flwr.superlink.cli"),
+    *("torch", "torch._dynamo", "safetensors.torch", "pydantic", "flwr.supernode.cli", "flwr.superlink.cli", "httpcore"),
     "sklearn.datasets",
 )
 """What a worker has imported before its message comes, as far as it is installed; torch.func imports torch._dynamo at its first
-use. Not the app: its code comes with the run, and may be another version."""
+use, and httpx httpcore. Not the app: its code comes with the run, and may be another version."""
 
 SHORTEST, LONGEST = 0.05, 3.0
 """Seconds between two looks for work: a tenth of the time since the last work, within these bounds."""
@@ -44,6 +44,7 @@ _FIRST_BACKOFF = 0.05  # seconds; a worker starts before its message's arrays ar
 _WORK = """
 import importlib, os, sys
 sys.argv = {arguments!r}
+sys.dont_write_bytecode = False  # else the app would be compiled anew for every message
 if {quiet!r}:
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 1), os.dup2(nowhere, 2)
