@@ -20,7 +20,7 @@ from client_app.kept import KeptState
 from client_app.node import Node, node_of
 from client_app.personal import keep_all
 from common import __version__
-from common.compression import FLOAT32, encode, with_feedback
+from common.compression import FLOAT32, CodingError, encode, with_feedback
 from common.errors import QuickbloomError
 from common.local_round import TaskWork, evaluate, run_round
 from common.params import Params, weighted_mean
@@ -113,7 +113,10 @@ def _coded(node: Node, store: KeptState, gradient: Params, request: TrainRequest
     if kind == FLOAT32:
         return encode(gradient, kind, share, rng)
     gradient = {name: value.cpu() for name, value in gradient.items()}
-    coded, lost = with_feedback(gradient, store.load(_LOST, gradient), kind, share, rng)
+    try:
+        coded, lost = with_feedback(gradient, store.load(_LOST, gradient), kind, share, rng)
+    except CodingError as error:
+        raise WireError(f"this node's meta-gradient cannot be sent as {kind}: {error}") from None
     store.save(_LOST, lost)
     return coded
 

@@ -74,8 +74,11 @@ def predict(
     if output is None:
         found.write_csv(sys.stdout)
     else:
-        with output.open("w", newline="") as file:
-            found.write_csv(file)
+        try:
+            with output.open("w", newline="") as file:
+                found.write_csv(file)
+        except OSError as error:
+            raise ConfigError(f"`--output` must be a file that can be written, got '{output}' ({error.strerror})") from None
     for score in found.scores:
         which = "test rows of the data that it was adapted to" if score.part == "test" else "rows with a target"
         _say(f"{score.task}: {score.name} {score.value:.6g} on {score.examples} {which}")

@@ -31,6 +31,7 @@ Say = Callable[[str], None]
 PATIENCE = 150.0
 """Seconds for which a refused key is tried again: two of the server's heartbeats and some more."""
 _REFUSED = "code: 2004"
+_ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
@@ -54,7 +55,9 @@ def join(
     user's own file, the secrets and the clock are looked at.
     """
     # Being ended is like Ctrl-C, also while this waits.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(ending) != signal.SIG_IGN:
+            signal.signal(ending, signal.default_int_handler)
     host, colon, number = server.rpartition(":")
     if not (colon and host and number.isdigit()):
         raise ConfigError(f"`--server` must be HOST:PORT, such as fl.example.org:9092, got '{server}'")
@@ -155,11 +158,12 @@ def wait_for(host: str, port: int, ca: Path, say: Say, pause: float = 3.0) -> No
                 return
         except ssl.SSLCertVerificationError as error:
             raise JoinError(distrust(f"{host}:{port}", error, ca)) from None
-        except ssl.SSLError as error:
-            raise JoinError(
-                f"{host}:{port} does not speak TLS ({error.reason}): is this the port for nodes of a SuperLink?"
-            ) from None
         except OSError as error:
+            # One that ends without a word may be a proxy, such as Docker's, whose server is not there yet.
+            if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+                raise JoinError(
+                    f"{host}:{port} does not speak TLS ({error.reason}): is this the port for nodes of a SuperLink?"
+                ) from None
             if not told:
                 say(f"waiting for {host}:{port} ({error.strerror or error})")
                 told = True
@@ -191,21 +195,25 @@ def _supervise(command: list[str], environment: Mapping[str, str], server: str, 
 def _run(command: list[str], environment: Mapping[str, str], say: Say) -> tuple[bool, int]:
     """(whether the server refused the key, exit code) of one SuperNode, which gets the signals that end this process."""
     env = {**os.environ, **environment}
-    child = subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
-    )
-    threading.Thread(target=_end_what_it_started, args=(child,), daemon=True).start()
-    stopped = False
+    child: subprocess.Popen[str] | None = None
+    stopped = refused = False
 
     def stop(number: int, frame: object) -> None:
         nonlocal stopped
         stopped = True
-        child.send_signal(signal.SIGTERM)  # the SuperNode then says goodbye to its server
+        if child:
+            child.send_signal(signal.SIGTERM)  # the SuperNode then says goodbye to its server
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    refused = False
+    # Before the child is there: in a session of its own it would live on without this process.
+    before = {number: signal.signal(number, stop) for number in _ENDINGS if signal.getsignal(number) != signal.SIG_IGN}
+    child = subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+    )
+    threading.Thread(target=_end_what_it_started, args=(child,), daemon=True).start()
     assert child.stdout is not None
     try:
+        if stopped:
+            child.send_signal(signal.SIGTERM)
         for line in child.stdout:
             refused |= _REFUSED in line
             if not refused:  # what follows is Flower's own account of the refusal, which `say` gives in one sentence

@@ -30,9 +30,10 @@ class QuietHours:
             return cls()
         found = re.fullmatch(r"(\d\d?):(\d\d)-(\d\d?):(\d\d)", text.strip())
         hours = [int(part) for part in found.groups()] if found else [99]
-        if max(hours[::2]) > 24 or max(hours[1::2], default=0) > 59:
-            raise ConfigError(f"`--quiet-hours` must be HH:MM-HH:MM, such as 22:30-06:00, got '{text}'")
-        return cls((60 * hours[0] + hours[1]) % _DAY, (60 * hours[2] + hours[3]) % _DAY)
+        minutes = [60 * hour + minute for hour, minute in zip(hours[::2], hours[1::2], strict=False)]
+        if max(hours[1::2], default=99) > 59 or max(minutes) > _DAY or abs(minutes[0] - minutes[1]) == _DAY:
+            raise ConfigError(f"`--quiet-hours` must be HH:MM-HH:MM, less than a whole day, such as 22:30-06:00, got '{text}'")
+        return cls(minutes[0] % _DAY, minutes[1] % _DAY)
 
     def now(self, at: datetime) -> bool:
         """Whether it is quiet at this time of the day."""

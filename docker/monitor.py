@@ -73,7 +73,7 @@ def main(runs: Path, port: str) -> int:
                 follower = followers.setdefault(name, Follower(history, Path(events) / name))
                 try:
                     follower.read()
-                except (OSError, ValueError, KeyError) as error:
+                except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                     print(f"cannot show '{history}': {error}", flush=True)
             time.sleep(PAUSE)
         return board.returncode

@@ -30,6 +30,8 @@ def make(nodes: int) -> int:
     folders = {name: ALL / name for name in ("superlink", "superexec", "cli", "nodes")}
     folders |= {folder.name: folder for folder in sorted((ALL / "nodes").iterdir())}
     for part in sorted(PARTS.iterdir()):
+        if part.name not in folders and (PARTS / "nodes").is_dir():
+            continue  # of docker-compose.yml, which docker/scale.yml does not start
         if part.name not in folders:
             add = f"quickbloom secrets --output {ALL} --add-node {part.name}"
             print(f"error: there are no secrets for '{part.name}': add it with `docker compose run --rm secrets {add}`")

@@ -1,7 +1,7 @@
-"""A replica of docker/scale.yml, take_key.py SERVER: takes a key that no other replica holds, and that key's part of the tasks.
+"""A replica of docker/scale.yml, take_key.py SERVER NODES: takes a key that no other replica holds, and its part of the tasks.
 
-Every replica sees all keys. Which are taken is told by locks on files that they share; a lock ends with its process, however
-that ends.
+Every replica sees all keys; those of the first NODES are used. Which are taken is told by locks on files that they share; a
+lock ends with its process, however that ends.
 """
 
 import fcntl
@@ -15,9 +15,10 @@ DATA = Path("/app/data")
 """A volume that all replicas share."""
 
 
-def take() -> tuple[int, int] | None:
+def take(nodes: int) -> tuple[int, int] | None:
     """(number of the node whose key is taken now, how many nodes there are), or None if all are taken."""
-    numbers = sorted(int(folder.name.removeprefix("node-")) for folder in KEYS.glob("node-*"))
+    names = [folder.name.removeprefix("node-") for folder in KEYS.glob("node-*")]
+    numbers = sorted(int(name) for name in names if name.isdigit())[:nodes]
     (DATA / "taken").mkdir(exist_ok=True)
     for number in numbers:
         lock = os.open(DATA / "taken" / f"node-{number}", os.O_RDWR | os.O_CREAT, 0o600)
@@ -31,9 +32,9 @@ def take() -> tuple[int, int] | None:
     return None
 
 
-def main(server: str) -> None:
+def main(server: str, nodes: int) -> None:
     """Become the node whose key is taken; exits with 1 if there is none."""
-    taken = take()
+    taken = take(nodes)
     if taken is None:
         sys.exit("error: every node's key is taken by another replica: set QUICKBLOOM_NODES to the number of replicas")
     number, nodes = taken
@@ -44,4 +45,4 @@ def main(server: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

@@ -323,7 +323,8 @@ def main() -> None:
     """Entry point: a mistake in the input ends in one sentence on stderr and exit code 2, a full disk in one and code 1."""
     # Ended from outside (a time limit, a closed terminal) is like Ctrl-C: what was started must be ended, too.
     for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, signal.default_int_handler)
+        if signal.getsignal(ending) != signal.SIG_IGN:  # as under nohup
+            signal.signal(ending, signal.default_int_handler)
     try:
         cli()
     except QuickbloomError as error:

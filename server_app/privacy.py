@@ -171,9 +171,9 @@ def epsilon(noise_multiplier: float, sampling: float, steps: int, delta: float) 
 
 
 def uniform(count: int, source: Bytes) -> np.ndarray[Any, Any]:
-    """Numbers strictly between 0 and 1, of 53 bits each."""
-    bits = np.frombuffer(source(8 * count), dtype=np.uint64) >> np.uint64(11)
-    return (bits + 0.5) * 2.0**-53
+    """Numbers strictly between 0 and 1, of 52 bits each: with one more, half a step below 1 would be rounded to 1."""
+    bits = np.frombuffer(source(8 * count), dtype=np.uint64) >> np.uint64(12)
+    return (bits + 0.5) * 2.0**-52
 
 
 def normal(count: int, source: Bytes) -> np.ndarray[Any, Any]:

@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from common.errors import ConfigError
+from common.errors import ConfigError, in_one_line
 from server_app.live import result_table, size
 
 _PACE = 30  # newest rounds whose median says how long the rest will take
@@ -43,15 +43,20 @@ class Watched:
     """Bytes up and down of all rounds."""
     summary: dict[str, Any] | None = None
     _offset: int = 0
+    _inode: int = 0
 
     def read(self) -> list[dict[str, Any]]:
         """Take in what has been written since; returns the new rounds. A line that is still being written waits."""
         if not self.total and (config := _json(self.directory / "config.json")):
-            self.total = int(config["rounds"])
-            self.name = f"{config['algorithm']} on {config['dataset']}, seed {config['seed']}"
-        new = [json.loads(line) for line in self._lines()]
-        for record in new:
-            self._take(record)
+            self.total = int(config.get("rounds", 0))
+            self.name = f"{config.get('algorithm')} on {config.get('dataset')}, seed {config.get('seed')}"
+        try:
+            new = [json.loads(line) for line in self._lines()]
+            for record in new:
+                self._take(record)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            file = self.directory / "history.jsonl"
+            raise ConfigError(f"'{file}' holds a line that is no round ({in_one_line(error)}): it is damaged") from None
         self.summary = _json(self.directory / "summary.json")
         return new
 
@@ -59,10 +64,12 @@ class Watched:
         file = self.directory / "history.jsonl"
         if not file.exists():
             return []
-        if file.stat().st_size < self._offset:  # a resumed run writes the history anew
-            kept = Watched(self.directory, self.total, self.name)
-            self.__dict__.update(kept.__dict__)
         with file.open("rb") as opened:
+            facts = os.fstat(opened.fileno())
+            if (
+                facts.st_ino != self._inode or facts.st_size < self._offset
+            ):  # a resumed run writes the history anew, into another file
+                self.__dict__.update(Watched(self.directory, self.total, self.name, _inode=facts.st_ino).__dict__)
             opened.seek(self._offset)
             whole, newline, _ = opened.read().rpartition(b"\n")
         self._offset += len(whole) + len(newline)

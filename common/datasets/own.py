@@ -68,6 +68,8 @@ class Own(FixedSplitDataset):
         self._target = options.target_column or self._agreed.get("target") or _pick_target(self.table, options)
         for column in filter(None, (self._target, options.task_column, options.split_column)):
             _require(self.table, column, options.path)
+        if self._target == options.task_column:
+            raise DataError(f"`--task` and `--target` must be two columns, got '{self._target}' for both")
         self._width = int(self._agreed.get("category-width", options.category_width))
         self._read_numbers()
         self.kind = _kind(self.table[self._target], options)

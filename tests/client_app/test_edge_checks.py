@@ -189,7 +189,9 @@ def test_the_window_of_quiet_hours_may_span_midnight(text: str, quiet: list[str]
             assert hours.now(datetime.strptime(time, "%H:%M")) is expected, time
 
 
-@pytest.mark.parametrize("text", ["22-6", "25:00-06:00", "22:60-06:00", "night", "22:30", "22:30-06:00-07:00"])
+@pytest.mark.parametrize(
+    "text", ["22-6", "25:00-06:00", "22:60-06:00", "night", "22:30", "22:30-06:00-07:00", "24:30-06:00", "00:00-24:00"]
+)
 def test_quiet_hours_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="`--quiet-hours` must be HH:MM-HH:MM"):
         QuietHours.parse(text)

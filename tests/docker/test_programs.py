@@ -61,7 +61,19 @@ def test_every_replica_takes_another_key_until_there_is_none(tmp_path: Path, mon
     (tmp_path / "data").mkdir()
     monkeypatch.setattr(take_key, "KEYS", tmp_path / "secrets")
     monkeypatch.setattr(take_key, "DATA", tmp_path / "data")
-    assert [take_key.take() for _ in range(4)] == [(1, 3), (2, 3), (10, 3), None]
+    assert [take_key.take(3) for _ in range(4)] == [(1, 3), (2, 3), (10, 3), None]
+
+
+def test_replicas_share_the_tasks_by_how_many_they_are_not_by_how_many_keys_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_key = program("take_key")
+    for name in ("node-1", "node-2", "node-3", "node-kitchen"):
+        (tmp_path / "secrets" / name).mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(take_key, "KEYS", tmp_path / "secrets")
+    monkeypatch.setattr(take_key, "DATA", tmp_path / "data")
+    assert [take_key.take(2) for _ in range(3)] == [(1, 2), (2, 2), None]
 
 
 def test_containers_get_copies_of_what_is_theirs_and_lose_what_was_taken_away(tmp_path: Path, monkeypatch: Any) -> None:

@@ -64,6 +64,23 @@ def test_a_history_that_is_written_anew_is_read_anew(run: Path) -> None:
     assert watched.total == 10
 
 
+def test_another_history_is_read_anew_even_if_it_is_longer(run: Path) -> None:
+    watched = Watched(run)
+    append(run, record(1), record(2))
+    watched.read()
+    RunDirectory(run).write_rounds([record(number, seconds=12.345678) for number in range(1, 8)])
+    assert [line["round"] for line in watched.read()] == list(range(1, 8))
+    assert watched.traffic == 280
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"round": 3}', "5"])
+def test_a_damaged_history_is_one_sentence(run: Path, line: str) -> None:
+    append(run, record(1))
+    (run / "history.jsonl").write_text((run / "history.jsonl").read_text() + line + "\n")
+    with pytest.raises(ConfigError, match=r"history.jsonl' holds a line that is no round"):
+        Watched(run).read()
+
+
 def test_time_left_goes_by_the_newest_rounds(run: Path) -> None:
     watched = Watched(run, total=0)
     append(run, record(1, seconds=1000.0), *(record(number, seconds=3.0) for number in range(2, 9)))

@@ -28,6 +28,12 @@ def hospitals(tmp_path: Path) -> Path:
     return path
 
 
+def test_one_column_cannot_be_task_and_target(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text("task,x\na,1\nb,2\n")
+    with pytest.raises(DataError, match="`--task` and `--target` must be two columns, got 'task' for both"):
+        Own(OwnOptions(path=str(tmp_path / "f.csv"), target_column="task"), tmp_path)
+
+
 def test_inputs_are_standardised_from_the_support_part_alone(tmp_path: Path) -> None:
     data = own(hospitals(tmp_path)).test_draws("B")[0]
     assert float(data.support.x[:, 0].mean()) == pytest.approx(0, abs=1e-5)
