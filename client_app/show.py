@@ -8,6 +8,7 @@ from client_app.node import Node
 from common.algorithms import Algorithm
 from common.local_round import evaluate
 from common.params import Params
+from common.units import size
 
 _MOST_NAMED = 3
 _MOST_SCORED = 16
@@ -36,12 +37,3 @@ def own_scores(node: Node, algorithm: Algorithm, meta: Params, task_ids: list[st
 def in_words(node: Node, before: float, after: float) -> str:
     name = "accuracy" if node.dataset.spec.kind == "classification" else "mse"
     return f"{name} {before:.4g} -> {after:.4g} on its own test part"
-
-
-def size(count: float) -> str:
-    """Bytes with a unit: 12_345 -> "12.3 kB"."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from common import __version__
 from common.algorithms import ALGORITHMS
+from common.units import size
 from server_app.compare import Entry, Plan, inner_lr, metric_of, validation_score
 from server_app.history import RunDirectory
-from server_app.live import size
 from server_app.runs import Result
 
 STEPS = (1, 5, 10)

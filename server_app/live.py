@@ -16,6 +16,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from common.units import size
+
 SUMMARY = "Summary: "
 _DIRECTORY = "Run directory: "
 _FEW_ROUNDS = 200
@@ -151,12 +153,3 @@ def _cells(scores: dict[str, list[float | None]], name: str, step: int) -> tuple
 def _split(line: str) -> tuple[str, str]:
     found = _LEVEL.match(line.strip())
     return (found[1], line.strip()[found.end() :].strip(" \t│├└─>")) if found else ("", line.strip())
-
-
-def size(count: float) -> str:
-    """Bytes with a unit: 12_345 -> "12.3 kB"."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"

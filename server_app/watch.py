@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from common.errors import ConfigError, in_one_line
-from server_app.live import result_table, size
+from common.units import size
+from server_app.live import result_table
 
 _PACE = 30  # newest rounds whose median says how long the rest will take
 _TOLD = 5  # newest failures that are shown
