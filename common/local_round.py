@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.nn.utils.rnn import pad_sequence
 
 from common.algorithms.base import Algorithm
 from common.batch import Batch, Episode, Minibatches, TaskData
@@ -139,7 +140,7 @@ def task_norms(gradients: Params) -> Tensor:
 
 
 def _over(mask: Tensor, values: Tensor) -> Tensor:
-    return mask.view(-1, *[1] * (values.ndim - 1))
+    return mask.view(*mask.shape, *[1] * (values.ndim - mask.ndim))
 
 
 def _mapped(algorithm: Algorithm) -> Contribute:
@@ -216,18 +217,10 @@ def chunks(sizes: Sequence[Any], chunk_size: int, *, exact: bool) -> Iterator[li
 
 def stack(batches: Sequence[Batch], device: torch.device) -> Batch:
     """Batches of several tasks as one with a leading task axis, padded to the largest with weight 0."""
-    size = max(len(batch.x) for batch in batches)
-    padded = [_pad(batch, size) for batch in batches]
-    return Batch(*(torch.stack(values).to(device) for values in zip(*padded, strict=True)))
-
-
-def _pad(batch: Batch, size: int) -> Batch:
-    missing = size - len(batch.x)
-    if missing == 0:
-        return batch
-    # Repeats an example rather than zeros: it cannot make a model overflow where the task itself does not.
-    x, y = (torch.cat([values, values[:1].expand(missing, *values.shape[1:])]) for values in (batch.x, batch.y))
-    return Batch(x, y, torch.cat([batch.weight, batch.weight.new_zeros(missing)]))
+    x, y, weight = (pad_sequence(list(values), batch_first=True) for values in zip(*batches, strict=True))
+    # Padding repeats an example rather than zeros: it cannot make a model overflow where the task itself does not.
+    x, y = (torch.where(_over(weight > 0, values), values, values[:, :1]) for values in (x, y))
+    return Batch(x.to(device), y.to(device), weight.to(device))
 
 
 def _stack_minibatches(

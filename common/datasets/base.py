@@ -117,13 +117,19 @@ def redraw(data: TaskData, rng: np.random.Generator) -> TaskData:
     """Draw support and query anew from their union; for class labels every class keeps its counts in both parts."""
     x = torch.cat([data.support.x, data.query.x])
     y = torch.cat([data.support.y, data.query.y])
-    in_support = np.arange(len(x)) < len(data.support.x)
+    num_support = len(data.support.x)
     strata = y.numpy() if y.dtype == torch.int64 else np.zeros(len(y), dtype=np.int64)
+    # Thousands of tasks are drawn in a round: every member of a class is found by one sort.
+    by_stratum = strata.argsort(kind="stable")
+    ends = [*(np.diff(strata[by_stratum]).nonzero()[0] + 1).tolist(), len(strata)]
+    keep = (by_stratum < num_support).cumsum()
     chosen = np.zeros(len(x), dtype=bool)
-    for stratum in np.unique(strata):
-        members = rng.permutation(np.flatnonzero(strata == stratum))
-        chosen[members[: int(in_support[members].sum())]] = True
-    support, query = torch.from_numpy(np.flatnonzero(chosen)), torch.from_numpy(np.flatnonzero(~chosen))
+    start, before = 0, 0
+    for end in ends:
+        upto = int(keep[end - 1])
+        chosen[rng.permutation(by_stratum[start:end])[: upto - before]] = True
+        start, before = end, upto
+    support, query = (torch.from_numpy(part.nonzero()[0]) for part in (chosen, ~chosen))
     return TaskData(Batch.of(x[support], y[support]), Batch.of(x[query], y[query]), data.test)
 
 
