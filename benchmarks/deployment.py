@@ -28,7 +28,8 @@ from server_app.runs import today
 
 FLOWER, MIXED, OURS = "Flower", "quickbloom, Flower's nodes", "quickbloom"
 SIDES = (FLOWER, MIXED, OURS)
-RUN = ["--algorithm", "fedavg", "--dataset", "digits", "--set", "evaluate-every=0", "--set", "inner-steps=15", "--no-report"]
+JOB = ("evaluate-every=0", "inner-steps=15", "batch-size=32")
+RUN = ["--algorithm", "fedavg", "--dataset", "gaussian", *(word for part in JOB for word in ("--set", part)), "--no-report"]
 GOAL_SECONDS, GOAL_RATIO = 1.5, 6.0
 
 

@@ -24,6 +24,7 @@ class GaussianOptions(Options):
     """Settings of the data set `gaussian`."""
 
     clients: int = Field(30, ge=1, le=100_000, description="number of tasks")
+    rows: int = Field(0, ge=0, le=100_000, description="rows of every client; 0: between 50 and 149, drawn for each")
     # One row of the smallest client (50 rows) is 0.02 of it: no part may be empty.
     support_fraction: float = Field(0.4, ge=0.02, le=0.96, description="share of a client's rows in its support part")
     query_fraction: float = Field(
@@ -42,7 +43,7 @@ class GaussianOptions(Options):
 
 
 class Gaussian(FixedSplitDataset):
-    """50..149 rows per client of 32 features ~ N(0, 1); the feature of the true class (0..9) gets +2."""
+    """50..149 rows per client (`rows`) of 32 features ~ N(0, 1); the feature of the true class (0..9) gets +2."""
 
     name = "gaussian"
     Options = GaussianOptions
@@ -60,6 +61,7 @@ class Gaussian(FixedSplitDataset):
 def _client(index: int, options: GaussianOptions) -> TaskData:
     rng = generator(options.data_seed, "gaussian", index)
     rows = int(rng.integers(MIN_ROWS, MAX_ROWS + 1))
+    rows = options.rows or rows
     labels = rng.integers(0, CLASSES, size=rows)
     features = rng.standard_normal((rows, FEATURES))
     features[np.arange(rows), labels] += SHIFT

@@ -1,0 +1,209 @@
+"""How many clients does a simulation get through in a second, and does its memory grow? `quickbloom run`, beside stock Flower.
+
+A client has 64 training rows of 32 features and 10 classes; its job is 15 SGD steps of batch 32 on a perceptron 32-64-64-10.
+Many tasks per node, one node per core, is our way; "Flower" is its own FedAvg with one client per node, as its users do it
+(benchmarks/stock_flower). Both are run in turn in every repetition, and ratios are taken within it. Clients per second are
+those of the median round after the first, which starts the processes. Memory is that of the run's processes together (what
+they share counts once), looked at every half second.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from benchmarks.runner import ROOT, commit, finish, goal, machine, say
+from server_app.history import read_history
+from server_app.launch import LocalSuperLink, environment, script
+from server_app.processes import processes_with
+from server_app.runs import today
+
+TRAIN_ROWS = 64
+JOB = ("inner-steps=15", "batch-size=32", "inner-lr=0.05", "evaluate-every=0", "compile=auto")
+# 80 rows, of which 0.4 and 0.4 are trained on: 64.
+DATA = ("gaussian.rows=80", "validation-tasks=0.05", "test-tasks=0.05")
+GOAL_RATE, GOAL_STOCK, GOAL_MEMORY = 3000.0, 40.0, 1.05
+
+
+@dataclass(frozen=True)
+class Case:
+    """`clients`: in all, `training` of which are neither validation nor test tasks."""
+
+    label: str
+    clients: int
+    training: int
+    per_round: int
+    nodes: int
+    rounds: int
+
+
+CASES = (
+    Case("1,000 clients, 1,000 a round", 1112, 1000, 1000, 2, 40),
+    Case("1,000 clients, 100 a round", 1112, 1000, 100, 2, 60),
+    Case("10,000 clients, 1,000 a round", 11112, 10000, 1000, 2, 60),
+    Case("1,000 nodes with one client each, 50 a round", 1000, 900, 50, 1000, 100),
+)
+STOCK = "stock Flower: 200 nodes with one client each, 100 a round"
+STOCK_NODES, STOCK_ROUNDS = 200, 6
+
+
+def main() -> None:
+    claim = "a simulation gets through 3,000 clients a second, 40 times as many as stock Flower, and its memory does not grow"
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.simulation",
+        description=claim,
+        epilog="Example: python -m benchmarks.simulation --repetitions 5",
+    )
+    parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="default: %(default)s")
+    parser.add_argument("--nodes", type=int, default=2, metavar="N", help="one per core; default: %(default)s")
+    chosen = parser.parse_args()
+    runs: dict[str, list[dict[str, float]]] = {label: [] for label in [STOCK, *(case.label for case in CASES)]}
+    for repetition in range(chosen.repetitions):
+        runs[STOCK].append(stock())
+        say(f"{STOCK}: {runs[STOCK][-1]}")
+        for case in CASES:
+            # The long one, which has no rate to tell, is run once.
+            if repetition == 0 or case.nodes == 2:
+                runs[case.label].append(measure(case, repetition, chosen.nodes))
+                say(f"{case.label}: {runs[case.label][-1]}")
+    result: dict[str, Any] = {"schema": 1, "benchmark": "simulation", "claim": claim, "goals": []}
+    result["sides"] = [{"label": label, "runs": of, "median": middle(of)} for label, of in runs.items()]
+    result |= {"machine": machine(), "versions": {"torch": torch.__version__}, "commit": commit(), "date": today()}
+    first, _, many, nodes = (case.label for case in CASES)
+    rate = middle(runs[first])["rate"]
+    goal(result, f"{first}: at least {GOAL_RATE:.0f} clients per second", rate, met=rate >= GOAL_RATE)
+    times = statistics.median(ours["rate"] / flower["rate"] for ours, flower in zip(runs[first], runs[STOCK], strict=True))
+    goal(result, f"the same: at least {GOAL_STOCK:.0f} times stock Flower", times, met=times >= GOAL_STOCK)
+    share = statistics.median(m["rate"] / f["rate"] for m, f in zip(runs[many], runs[first], strict=True))
+    goal(result, f"{many}: at least 0.9 of the rate of {first}", share, met=share >= 0.9)
+    for label in (many, nodes):
+        growth = middle(runs[label])["growth"]
+        goal(
+            result, f"{label}: memory at the end over that at round 20 at most {GOAL_MEMORY}", growth, met=growth <= GOAL_MEMORY
+        )
+    finish(result, table(result))
+
+
+def measure(case: Case, seed: int, cores: int) -> dict[str, float]:
+    """Clients per second, seconds of the first and of the median later round, memory at the end, and over that at round 20."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        settings = (*JOB, *DATA, f"gaussian.clients={case.clients}", f"tasks-per-round={case.per_round}")
+        command = [script("quickbloom"), "run", "--algorithm", "reptile", "--dataset", "gaussian", "--seed", str(seed)]
+        command += ["--rounds", str(case.rounds), "--nodes", str(cores if case.nodes == 2 else case.nodes), "--no-report"]
+        command += ["--output", str(run)]
+        for setting in settings:
+            command += ["--set", setting]
+        marker = f"QUICKBLOOM_BENCHMARK={folder}"
+        sizes = watch(command, marker, lambda: rounds_of(run))
+        history = read_history(run)
+    short = [record["train"]["tasks"] for record in history if record["train"]["tasks"] != case.per_round]
+    if short:
+        raise SystemExit(f"{case.label}: a round had {short[0]} tasks instead of {case.per_round}")
+    seconds = [record["seconds"] for record in history]
+    later = statistics.median(seconds[1:])
+    # The last round counts no more: its processes end.
+    from_20 = [size for number, size in sizes if 20 <= number < case.rounds]
+    if not from_20:
+        raise SystemExit(f"{case.label}: the run was over before its memory was looked at after round 20")
+    return {
+        "rate": case.per_round / later,
+        "first": seconds[0],
+        "round": later,
+        "megabytes": from_20[-1],
+        "growth": from_20[-1] / from_20[0],
+    }
+
+
+def watch(command: list[str], marker: str, rounds: Callable[[], int]) -> list[tuple[int, float]]:
+    """Run a command to its end; (rounds done, megabytes of all processes that bear `marker`) while there are rounds."""
+    name, _, value = marker.partition("=")
+    sizes = []
+    process = subprocess.Popen(
+        command,
+        env={**environment(), name: value},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None:
+        time.sleep(0.5)
+        if (done := rounds()) and (found := processes_with(marker)):
+            sizes.append((done, sum(map(memory, found))))
+    _, said = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"this failed: {' '.join(command)}\n{said[-2000:]}")
+    return sizes
+
+
+def rounds_of(run: Path) -> int:
+    """How many rounds a run has written down so far."""
+    try:
+        return len(read_history(run))
+    except OSError:
+        return 0
+
+
+def memory(pid: int) -> float:
+    """Megabytes of a process; what it shares counts by its part (proportional set size). 0 for one that has ended."""
+    try:
+        return float(psutil.Process(pid).memory_full_info().pss) / 1e6
+    except psutil.Error:
+        return 0.0
+
+
+def stock() -> dict[str, float]:
+    """The same of Flower's own strategy and grid, with one client per node."""
+    with tempfile.TemporaryDirectory() as folder, LocalSuperLink() as link:
+        file = Path(folder) / "seconds.json"
+        config = f'rounds={STOCK_ROUNDS} nodes={STOCK_NODES} nodes-per-round=100 seconds-file="{file}"'
+        command = [
+            script("flwr"),
+            "run",
+            str(ROOT / "benchmarks" / "stock_flower"),
+            link.name,
+            "--run-config",
+            config,
+            "--stream",
+        ]
+        command += ["--federation-config", f"num-supernodes={STOCK_NODES} client-resources-num-cpus=1"]
+        done = subprocess.run(command, env=environment(link.home), capture_output=True, text=True, timeout=900, check=False)
+        if not file.is_file():
+            raise SystemExit(f"Flower's own run failed: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+        seconds = json.loads(file.read_text())
+    later = statistics.median(seconds[1:])
+    return {"rate": 100 / later, "first": seconds[0], "round": later}
+
+
+def middle(runs: list[dict[str, float]]) -> dict[str, float]:
+    """The median of every figure over the repetitions."""
+    return {name: float(np.median([run[name] for run in runs])) for name in runs[0]}
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = ["| simulation | clients per second (range) | round, s | first round, s | memory, MB | over that at round 20 |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
+    for side in result["sides"]:
+        rates = [run["rate"] for run in side["runs"]]
+        at = side["median"]
+        size = f"{at['megabytes']:.0f} | {at['growth']:.2f}" if "growth" in at else "- | -"
+        lines.append(
+            f"| {side['label']} | {at['rate']:.0f} ({min(rates):.0f}-{max(rates):.0f}) | {at['round']:.2f} "
+            f"| {at['first']:.1f} | {size} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
