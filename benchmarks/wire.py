@@ -1,0 +1,53 @@
+"""What smaller updates cost: the same run with every `update-dtype`, on `uji` and on Omniglot, and the bytes that went up.
+
+`uji`: MAML on writers as in benchmarks/uji.py. Omniglot: 5-way 1-shot prototypical networks as in benchmarks/omniglot.py, for a
+quarter of its rounds. What the server sends stays float32, so only the bytes up get fewer. Scores differ between two runs of
+the same accuracy as well, since every rounding sends the training another way: the spread over seeds says how much.
+"""
+
+from typing import Any
+
+from benchmarks import omniglot, uji
+from benchmarks.runner import Plan, Variant, finish, goal, parser, percent, run_all
+
+KINDS = ("float32", "bfloat16", "float16", "int8", "top-k")
+MOST = 0.005
+"""By which fraction the accuracy may fall."""
+HELD_TO_IT = ("bfloat16", "int8")
+
+
+def plan(name: str, of: Plan, label: str, rounds: int) -> Plan:
+    """One variant of another benchmark's plan with each `update-dtype`."""
+    like = next(variant for variant in of.variants if variant.label == label)
+    variants = tuple(Variant(kind, like.algorithm, (*like.settings, f"update-dtype={kind}")) for kind in KINDS)
+    claim = "bfloat16 and int8 cost at most half a point of accuracy"
+    return Plan(name, claim, of.dataset, rounds, variants, of.settings, of.nodes, of.in_process)
+
+
+def main() -> None:
+    arguments = parser("what smaller updates cost in accuracy, and what they save", "wire").parse_args()
+    plans = {
+        "uji": plan("wire-uji", uji.PLAN, "maml", uji.PLAN.rounds),
+        "omniglot": plan("wire-omniglot", omniglot.plan(5, 1), "protonet", 4000),
+    }
+    result: dict[str, Any] = {"schema": 1, "benchmark": "wire", "goals": []}
+    lines = ["| data | update-dtype | after, % | against float32, points | up, bytes per round | times fewer |"]
+    lines.append("|---|---|---:|---:|---:|---:|")
+    for name, of in plans.items():
+        part = run_all(of, arguments.seeds, fresh=arguments.fresh, jobs=arguments.jobs)
+        result[name] = part
+        result |= {fact: part[fact] for fact in ("machine", "versions", "commit", "date")}
+        plain = part["variants"][0]
+        for variant in part["variants"]:
+            rounds = variant["configuration"]["rounds"]
+            up, most = (sum(run["bytes"]["up"] for run in of["runs"]) / len(of["runs"]) / rounds for of in (variant, plain))
+            lost = plain["mean"]["after"] - variant["mean"]["after"]
+            score = f"{percent(variant['mean']['after'])} ± {percent(variant['sd']['after'])}"
+            lines.append(f"| {name} | {variant['label']} | {score} | {-100 * lost:+.1f} | {up:.0f} | {most / up:.1f} |")
+            if variant["label"] in HELD_TO_IT:
+                goal(result, f"{name}, {variant['label']}: loses at most {100 * MOST:g} points", 100 * lost, met=lost <= MOST)
+    finish(result, "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
