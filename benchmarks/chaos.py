@@ -1,0 +1,274 @@
+"""Does a federation stand what happens to one? Real nodes over gRPC with TLS, faults from a seeded schedule, a run beside it.
+
+Every few seconds something befalls a node: it is killed (and started again after a while), paused, cut off, or gets a slow
+link; now and then the SuperLink is killed and started again with its database. The same run without any fault, in one process,
+is what the outcome is held against. A round that too few answered is repeated.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import tomli_w
+
+from benchmarks.flaky_link import FlakyLink
+from benchmarks.runner import commit, finish, goal, machine, say
+from server_app.history import read_history
+from server_app.launch import environment, free_port, script
+from server_app.processes import end_all_with, processes_with
+from server_app.runs import today
+from server_app.secrets import create
+
+SETTINGS = ("evaluate-every=0", "round-deadline=30", "node-deadline=120", "on-too-few=repeat", "min-replies=0.5")
+POINT, MEMORY = 0.01, 1.05
+MARK = "QUICKBLOOM_CHAOS"
+
+
+def main() -> None:
+    claim = "nodes die, sleep, are cut off or slow, the SuperLink dies: the run comes to its end, as good as an undisturbed one"
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.chaos", description=claim, epilog="Example: python -m benchmarks.chaos --nodes 5 --rounds 20"
+    )
+    parser.add_argument("--nodes", type=int, default=20, metavar="N", help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=100, metavar="N", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the run and of the faults; default: %(default)s")
+    parser.add_argument(
+        "--pause", type=float, default=6.0, metavar="S", help="seconds between two faults; default: %(default)s"
+    )
+    chosen = parser.parse_args()
+    result: dict[str, Any] = {"schema": 1, "benchmark": "chaos", "claim": claim, "goals": [], **vars(chosen)}
+    with tempfile.TemporaryDirectory() as folder:
+        calm = run(Path(folder) / "calm", chosen, ["--in-process", "--nodes", str(chosen.nodes)], dict(os.environ))
+        say(f"undisturbed: {calm['after']:.4f}")
+        result["undisturbed"] = calm
+        result["disturbed"] = disturbed = chaos(Path(folder), chosen)
+    result |= {"machine": machine(), "commit": commit(), "date": today()}
+    lost = calm["after"] - disturbed["after"]
+    goal(result, "accuracy at most 1 point below that of the undisturbed run, in points", 100 * lost, met=lost <= POINT)
+    rounds = disturbed["rounds"]
+    goal(result, f"all {chosen.rounds} rounds came to an end", rounds, met=rounds == chosen.rounds)
+    growth = disturbed["memory_growth"]
+    goal(
+        result,
+        f"memory of the run's process at the end over that at a third of the rounds at most {MEMORY}",
+        growth,
+        met=growth <= MEMORY,
+    )
+    finish(result, table(result))
+
+
+def run(directory: Path, chosen: argparse.Namespace, how: list[str], env: dict[str, str]) -> dict[str, Any]:
+    """`quickbloom run` to its end: the test accuracy, the rounds and what they missed."""
+    command = [script("quickbloom"), "run", "--algorithm", "reptile", "--dataset", "digits", "--seed", str(chosen.seed), *how]
+    command += ["--rounds", str(chosen.rounds), "--output", str(directory), "--no-report", "--json"]
+    for setting in SETTINGS:
+        command += ["--set", setting]
+    done = subprocess.run(
+        command, env=env, cwd=directory.parent, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    if done.returncode:
+        raise SystemExit(f"the run ended with code {done.returncode}: {done.stderr[-3000:]}")
+    summary = json.loads(done.stdout)
+    history = read_history(directory)
+    scores = summary["test"]["accuracy"]["mean"]
+    return {
+        "after": scores[summary["chosen"]["adapt_steps"]],
+        "rounds": len(history),
+        "seconds": summary["seconds"]["total"],
+        "missed": sum(len(record["failures"]) for record in history),
+        "answered": sum(record["nodes"]["answered"] for record in history) / len(history),
+        "command": " ".join(["quickbloom", *command[1:]]),
+    }
+
+
+def chaos(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
+    """The same over gRPC with faults."""
+    with ExitStack() as stack:
+        federation = stack.enter_context(federated(folder, chosen.nodes))
+        over = threading.Event()
+        sizes: list[tuple[int, float]] = []
+        watcher = threading.Thread(target=_watch, args=(folder / "run", sizes, over))
+        faults = threading.Thread(target=federation.disturb, args=(random.Random(chosen.seed), chosen.pause, over))
+        watcher.start()
+        faults.start()
+        try:
+            outcome = run(folder / "run", chosen, ["--connection", "loopback"], federation.env)
+        finally:
+            over.set()
+            faults.join()
+            watcher.join()
+    early = [size for number, size in sizes if number >= chosen.rounds / 3]
+    return {**outcome, "faults": dict(federation.counted), "memory_growth": early[-1] / early[0], "megabytes": early[-1]}
+
+
+def _watch(run_dir: Path, sizes: list[tuple[int, float]], over: threading.Event) -> None:
+    """(rounds done, megabytes) of the ServerApp's process, while there are rounds."""
+    while not over.wait(2):
+        rounds = len(read_history(run_dir)) if run_dir.exists() else 0
+        found = [p for p in processes_with(f"{MARK}=server") if _is_server_app(p)]
+        if rounds and found:
+            sizes.append((rounds, max(psutil.Process(pid).memory_full_info().uss for pid in found) / 1e6))
+
+
+def _is_server_app(pid: int) -> bool:
+    """Whether this is the fork of the SuperExec that computes: the largest of them is taken."""
+    try:
+        return bool(psutil.Process(pid).memory_info().rss > 5e7)
+    except psutil.Error:
+        return False
+
+
+class Federation:
+    """A SuperLink, its SuperExec and nodes behind flaky links, as processes that can be disturbed."""
+
+    def __init__(self, folder: Path, nodes: int) -> None:
+        self.folder = folder
+        self.counted: Counter[str] = Counter()
+        self.http, self.fleet = free_port(), free_port()
+        self.secrets = folder / "secrets"
+        self.names = [f"node-{i:02d}" for i in range(nodes)]
+        create(self.secrets, self.names, [], days=1)
+        self.env = environment(folder)
+        connection = {"address": f"127.0.0.1:{self.http}", "root-certificates": str(self.secrets / "cli" / "ca.crt")}
+        (folder / "config.toml").write_text(tomli_w.dumps({"superlink": {"loopback": connection}}))
+        self.links = {name: FlakyLink(self.fleet) for name in self.names}
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str) -> None:
+        """Start "superlink", "superexec" or a node."""
+        at = f"127.0.0.1:{self.http}"
+        if name == "superlink":
+            command = [
+                script("quickbloom"),
+                "superlink",
+                "--secrets",
+                self.secrets / "superlink",
+                "--state",
+                self.folder / "state",
+            ]
+            command += ["--port", self.http, "--fleet-host", "127.0.0.1", "--fleet-port", self.fleet]
+        elif name == "superexec":
+            command = [script("quickbloom"), "superexec", "--secrets", self.secrets / "superexec", "--superlink", at]
+            command += ["--runs", self.folder / "runs"]
+        else:
+            server = f"127.0.0.1:{self.links[name].port}"
+            command = [script("quickbloom-edge"), "join", "--server", server, "--secrets", self.secrets / "nodes" / name]
+            command += ["--port", free_port(), "--set", f"partition-id={self.names.index(name)}"]
+            command += ["--set", f"num-partitions={len(self.names)}", "--set", f"state-dir={self.folder / name}"]
+        env = {**self.env, MARK: "server" if name == "superexec" else name}
+        with (self.folder / f"{name}.log").open("a") as log:
+            self.running[name] = subprocess.Popen(
+                list(map(str, command)),
+                env=env,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """To all processes of a node or of the SuperLink."""
+        for pid in processes_with(f"{MARK}={name}"):
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+
+    def disturb(self, rng: random.Random, pause: float, over: threading.Event) -> None:
+        """One fault after another until `over`; every one is mended in the end."""
+        mends: list[tuple[float, str, Callable[[], None]]] = []
+        hurt: set[str] = set()
+
+        def later(seconds: float, name: str, mend: Callable[[], None]) -> None:
+            mends.append((time.monotonic() + seconds, name, mend))
+
+        while not over.wait(rng.uniform(0.5, 1.5) * pause):
+            for entry in [entry for entry in mends if entry[0] <= time.monotonic()]:
+                mends.remove(entry)
+                entry[2]()
+                hurt.discard(entry[1])
+            what = rng.choices(("kill", "pause", "cut", "slow", "superlink"), (3, 3, 3, 3, 1))[0]
+            fit = [name for name in self.names if name not in hurt]
+            # Half of the nodes must answer, so a quarter may be away by our doing.
+            if what != "superlink" and (not fit or len(hurt) >= max(1, len(self.names) // 4)):
+                continue
+            name = "superlink" if what == "superlink" else rng.choice(fit)
+            seconds = rng.uniform(2, 40)
+            self.counted[what] += 1
+            hurt.add(name)
+            if what in ("kill", "superlink"):
+                self.signal(name, signal.SIGKILL)
+                self.running.pop(name).wait()
+                later(min(seconds, 5) if name == "superlink" else seconds, name, partial(self.start, name))
+            elif what == "pause":
+                self.signal(name, signal.SIGSTOP)
+                later(seconds, name, partial(self.signal, name, signal.SIGCONT))
+            elif what == "cut":
+                self.links[name].cut()
+                later(seconds, name, self.links[name].mend)
+            else:
+                self.links[name].delay = rng.uniform(0.05, 0.3)
+                later(seconds, name, partial(setattr, self.links[name], "delay", 0.0))
+        for _, _, mend in mends:
+            mend()
+
+    def end(self) -> None:
+        for name in ("superexec", "superlink", *self.names):
+            self.signal(name, signal.SIGCONT)
+            end_all_with(f"{MARK}={'server' if name == 'superexec' else name}")
+        for process in self.running.values():
+            process.wait()
+        for link in self.links.values():
+            link.close()
+
+
+@contextmanager
+def federated(folder: Path, nodes: int) -> Iterator[Federation]:
+    """A federation whose nodes are all registered and online, or are about to be."""
+    federation = Federation(folder, nodes)
+    try:
+        federation.start("superlink")
+        federation.start("superexec")
+        command = [script("quickbloom"), "secrets", "--output", str(federation.secrets), "--register", "loopback"]
+        deadline = time.monotonic() + 120
+        while subprocess.run(command, env=federation.env, capture_output=True, check=False).returncode:
+            if time.monotonic() > deadline:
+                raise SystemExit(
+                    "the SuperLink does not take the nodes' keys: " + (folder / "superlink.log").read_text()[-2000:]
+                )
+            time.sleep(1)
+        for name in federation.names:
+            federation.start(name)
+            time.sleep(0.5)
+        yield federation
+    finally:
+        federation.end()
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = ["| run | accuracy after, % | rounds | nodes that answered, of a round | replies missed | seconds |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
+    for name in ("undisturbed", "disturbed"):
+        of = result[name]
+        figures = f"{100 * of['after']:.1f} | {of['rounds']} | {of['answered']:.1f} | {of['missed']} | {of['seconds']:.0f}"
+        lines.append(f"| {name} | {figures} |")
+    faults = ", ".join(f"{what} {times}" for what, times in sorted(result["disturbed"]["faults"].items()))
+    return "\n".join([*lines, "", f"Faults: {faults}."])
+
+
+if __name__ == "__main__":
+    main()
