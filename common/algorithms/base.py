@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.func import grad_and_value
@@ -44,6 +45,18 @@ class InnerLoopOptions(AlgorithmOptions):
     inner_steps: int = Field(5, ge=1, le=10_000, description="gradient steps of the inner loop in training (k)")
 
 
+class ZeroHeadOptions(Options):
+    """The setting of an algorithm that can leave the head out of the starting point.
+
+    Which class is which differs from task to task, so what tasks do to a head that they share is mostly noise, and that noise
+    reaches the body with the first step (Kao, Chiu, Chen 2022, "MAML is a Noisy Contrastive Learner in Classification").
+    """
+
+    zero_head: bool = Field(
+        False, description="every task starts from a head of zeros, which the server never moves: helps where classes are drawn"
+    )
+
+
 class Algorithm(ABC):
     """One algorithm. Adding one is a new file with a subclass and one line in `ALGORITHMS`."""
 
@@ -71,10 +84,18 @@ class Algorithm(ABC):
             raise ConfigError("`inner-lr` must be above 0 here: 0 stands for what a data set recommends, and none was asked")
         self.options = options
         self.learner = learner
+        self._zeroed = learner.head(f"{self.name}.zero-head", "auto") if getattr(options, "zero_head", False) else []
 
     def init(self) -> Params:
         """The meta-parameters before the first round: all that travels."""
-        return self.learner.initial()
+        return self.initial()
+
+    def initial(self) -> Params:
+        """The parameters of the freshly made model, with zeros for its head if `zero_head`."""
+        return self._with_zero_head(self.learner.initial())
+
+    def _with_zero_head(self, params: Params) -> Params:
+        return params | {name: torch.zeros_like(params[name]) for name in self._zeroed}
 
     def fresh(self) -> Params:
         """What a task that is new to its node starts to keep there from round to round; {}: nothing, no state."""
@@ -99,7 +120,8 @@ class Algorithm(ABC):
         self, meta: Params, kept: Params, episode: Episode, minibatches: Minibatches
     ) -> tuple[Params, Tensor, Params]:
         """(g, loss, kept): `meta_gradient` of a task that may keep something on its node, and what it keeps from now on."""
-        return *self.meta_gradient(meta, episode, minibatches), kept
+        gradient, loss = self.meta_gradient(meta, episode, minibatches)
+        return self._with_zero_head(gradient), loss, kept
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Personal parameters after 0, 1, .. `steps` gradient steps on the whole support set. The last one is personal."""

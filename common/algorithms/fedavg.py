@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from common.algorithms.base import AlgorithmOptions
+from common.algorithms.base import AlgorithmOptions, ZeroHeadOptions
 from common.algorithms.local_sgd import LocalSgd, LocalSgdOptions
 
 
-class FedAvgOptions(LocalSgdOptions):
+class FedAvgOptions(LocalSgdOptions, ZeroHeadOptions):
     outer_optimizer: Literal["sgd", "adam"] = Field("sgd", description="the server's optimizer")
     outer_lr: float = Field(1.0, gt=0, description="learning rate of the server; 1 replaces the model by the mean")
 

@@ -11,13 +11,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.func import grad_and_value
 
-from common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions
+from common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions, ZeroHeadOptions
 from common.batch import Episode, Minibatches
 from common.inner import last
 from common.params import Params
 
 
-class FoMamlOptions(InnerLoopOptions):
+class FoMamlOptions(InnerLoopOptions, ZeroHeadOptions):
     inner_steps: int = Field(10, ge=1, le=10_000, description="gradient steps of the inner loop in training (k)")
 
 

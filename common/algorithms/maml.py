@@ -8,13 +8,13 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from common.algorithms.base import AlgorithmOptions, InnerLoopOptions, ObjectiveAlgorithm
+from common.algorithms.base import AlgorithmOptions, InnerLoopOptions, ObjectiveAlgorithm, ZeroHeadOptions
 from common.batch import Episode
 from common.inner import last
 from common.params import Params
 
 
-class MamlOptions(InnerLoopOptions):
+class MamlOptions(InnerLoopOptions, ZeroHeadOptions):
     outer_lr: float = Field(1e-2, gt=0, description="learning rate of the server's optimizer")
     outer_decay: bool = Field(True, description="let the server's learning rate fall linearly to 0 over the rounds")
 

@@ -34,7 +34,7 @@ class MetaSgd(Maml):
 
     def init(self) -> Params:
         """Theta, and a rate for each of its numbers under "rate/" and its name."""
-        theta = self.learner.initial()
+        theta = self.initial()
         return theta | {RATE + name: torch.full_like(value, self.options.inner_lr) for name, value in theta.items()}
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:

@@ -10,11 +10,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from common.algorithms.base import AlgorithmOptions
+from common.algorithms.base import AlgorithmOptions, ZeroHeadOptions
 from common.algorithms.local_sgd import LocalSgd, LocalSgdOptions
 
 
-class ReptileOptions(LocalSgdOptions):
+class ReptileOptions(LocalSgdOptions, ZeroHeadOptions):
     outer_optimizer: Literal["sgd", "adam"] = Field("sgd", description="the server's optimizer")
     outer_lr: float = Field(1.0, gt=0, description="epsilon: how far the server moves towards the mean of the adapted tasks")
     outer_decay: bool = Field(True, description="let epsilon fall linearly to 0 over the rounds, as in the paper")
