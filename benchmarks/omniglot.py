@@ -28,10 +28,10 @@ COMMON = (
 # with five smaller ones, and in an eighth of the rounds from a head of zeros.
 GRADIENT = (
     *("adapt-steps=5", "adapt-lrs=0.05,0.1,0.2,0.4", "omniglot.query-shots=5", "outer-lr=0.003", "outer-decay=true"),
-    *("tasks-per-round=4", "chunk-size=4", "omniglot.distort=true", "evaluate-every=5000"),
+    *("tasks-per-round=4", "chunk-size=4", "omniglot.distort=true"),
 )
-MAML = ("conv4.filters=64", "inner-lr=0.4", "inner-steps=1", *GRADIENT)
-FOMAML = ("conv4.filters=32", "inner-lr=0.1", "inner-steps=5", "zero-head=true", *GRADIENT)
+MAML = ("conv4.filters=64", "inner-lr=0.4", "inner-steps=1", "evaluate-every=1000", *GRADIENT)
+FOMAML = ("conv4.filters=32", "inner-lr=0.1", "inner-steps=5", "zero-head=true", "evaluate-every=5000", *GRADIENT)
 # As Prototypical Networks: one episode in a round, of more ways than in testing; and their max-pooling.
 PROTONET = (
     *("adapt-steps=1", "outer-decay=true", "omniglot.query-shots=5", "omniglot.train-ways=20"),
