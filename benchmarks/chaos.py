@@ -32,7 +32,7 @@ from server_app.processes import end_all_with, processes_with
 from server_app.runs import today
 from server_app.secrets import create
 
-SETTINGS = ("evaluate-every=0", "round-deadline=30", "node-deadline=120", "on-too-few=repeat", "min-replies=0.5")
+SETTINGS = ("evaluate-every=0", "round-deadline=15", "node-deadline=120", "on-too-few=repeat", "min-replies=0.5")
 POINT, MEMORY = 0.01, 1.05
 MARK = "QUICKBLOOM_CHAOS"
 
@@ -43,7 +43,7 @@ def main() -> None:
         prog="python -m benchmarks.chaos", description=claim, epilog="Example: python -m benchmarks.chaos --nodes 5 --rounds 20"
     )
     parser.add_argument("--nodes", type=int, default=20, metavar="N", help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=100, metavar="N", help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=60, metavar="N", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the run and of the faults; default: %(default)s")
     parser.add_argument(
         "--pause", type=float, default=6.0, metavar="S", help="seconds between two faults; default: %(default)s"
@@ -118,17 +118,17 @@ def _watch(run_dir: Path, sizes: list[tuple[int, float]], over: threading.Event)
     """(rounds done, megabytes) of the ServerApp's process, while there are rounds."""
     while not over.wait(2):
         rounds = len(read_history(run_dir)) if run_dir.exists() else 0
-        found = [p for p in processes_with(f"{MARK}=server") if _is_server_app(p)]
-        if rounds and found:
-            sizes.append((rounds, max(psutil.Process(pid).memory_full_info().uss for pid in found) / 1e6))
+        # It is a fork of the SuperExec's fork server, and the largest, since it has all that the others have.
+        if rounds and (found := [_resident(pid) for pid in processes_with(f"{MARK}=server")]):
+            sizes.append((rounds, max(found) / 1e6))
 
 
-def _is_server_app(pid: int) -> bool:
-    """Whether this is the fork of the SuperExec that computes: the largest of them is taken."""
+def _resident(pid: int) -> int:
+    """Bytes; 0 for a process that has ended."""
     try:
-        return bool(psutil.Process(pid).memory_info().rss > 5e7)
+        return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
-        return False
+        return 0
 
 
 class Federation:

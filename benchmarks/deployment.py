@@ -79,8 +79,8 @@ def measure(side: str, rounds: int) -> dict[str, float]:
 
 
 @contextmanager
-def federation(home: Path, *, warm_nodes: bool) -> Iterator[psutil.Process]:
-    """FLWR_HOME with the connection `loopback` to a SuperLink with two SuperNodes; gives the first of these."""
+def federation(home: Path, *, warm_nodes: bool, nodes: int = 2) -> Iterator[psutil.Process]:
+    """FLWR_HOME with the connection `loopback` to a SuperLink with SuperNodes; gives the first of these."""
     env = environment(home)
     http, fleet = free_port(), free_port()
     (home / "config.toml").write_text(f'[superlink.loopback]\naddress = "127.0.0.1:{http}"\ninsecure = true\n')
@@ -92,8 +92,8 @@ def federation(home: Path, *, warm_nodes: bool) -> Iterator[psutil.Process]:
     try:
         while not healthy(http):
             time.sleep(0.2)
-        for i in range(2):
-            own = ["--port", str(free_port()), "--node-config", f"partition-id={i} num-partitions=2"]
+        for i in range(nodes):
+            own = ["--port", str(free_port()), "--node-config", f"partition-id={i} num-partitions={nodes}"]
             started.append(_start([*node, *own], env, home))
         yield psutil.Process(started[1].pid)
     finally:

@@ -1,0 +1,100 @@
+"""How much memory does a large model take? A model of about 100 MB, three nodes over loopback gRPC with warm workers.
+
+What counts is how far the resident memory of a process rises above what it had before the run, or, for one that is made for the
+run, above that of the process it was forked from; looked at ten times a second, by the kernel's own high-water mark.
+"""
+
+import argparse
+import itertools
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.deployment import federation
+from benchmarks.runner import commit, finish, goal, machine
+from server_app.history import read_history
+from server_app.launch import environment, script
+from server_app.processes import processes_with
+from server_app.runs import today
+
+HIDDEN = (4992, 4992)
+MOST = 4.0
+SETTINGS = ("evaluate-every=0", "inner-steps=1", "batch-size=32", "chunk-size=1", "checkpoint-every=0", "tasks-per-round=3")
+
+
+def main() -> None:
+    claim = "a model of 100 MB goes round in three nodes, and no process takes more than four times its size for it"
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.large_model",
+        description=claim,
+        epilog="Example: python -m benchmarks.large_model --rounds 3",
+    )
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
+    rounds = parser.parse_args().rounds
+    sizes = (32, *HIDDEN, 10)
+    model = sum((a + 1) * b for a, b in itertools.pairwise(sizes)) * 4 / 1e6
+    with tempfile.TemporaryDirectory() as folder, federation(Path(folder), warm_nodes=True, nodes=3):
+        home = Path(folder)
+        time.sleep(15)  # until the fork servers have imported what they should
+        before = {pid: peak for pid, (_, peak) in look(home).items()}
+        over, peaks = threading.Event(), dict[int, tuple[str, float]]()
+        watcher = threading.Thread(target=watch, args=(home, peaks, over))
+        watcher.start()
+        command = [script("quickbloom"), "run", "--algorithm", "fedavg", "--dataset", "gaussian", "--connection", "loopback"]
+        command += ["--rounds", str(rounds), "--output", str(home / "run"), "--no-report"]
+        for setting in (*SETTINGS, f"mlp.hidden={','.join(map(str, HIDDEN))}"):
+            command += ["--set", setting]
+        done = subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False, timeout=1800)
+        over.set()
+        watcher.join()
+        if done.returncode:
+            raise SystemExit(f"the run failed: {done.stderr[-2000:]}")
+        history = read_history(home / "run")
+    # What a process that is new in the run had at its start: what the fork servers have.
+    start = max(before.values())
+    roles: dict[str, float] = {}
+    for pid, (role, peak) in peaks.items():
+        fresh = 60.0 if role in ("quickbloom", "flwr") else start
+        roles[role] = max(roles.get(role, 0.0), peak - before.get(pid, fresh))
+    result: dict[str, Any] = {"schema": 1, "benchmark": "large_model", "claim": claim, "goals": [], "model_megabytes": model}
+    result["risen_megabytes"] = roles
+    result["bytes"] = [record["bytes"] for record in history]
+    result["seconds"] = [record["seconds"] for record in history]
+    result |= {"machine": machine(), "commit": commit(), "date": today()}
+    worst = max(roles.values()) / model
+    goal(result, f"no process rises by more than {MOST:g} times the model's size", worst, met=worst <= MOST)
+    payload = 3 * model * 1e6
+    most = max(max(record["bytes"].values()) for record in history) / payload
+    goal(result, "bytes of a round at most 1.02 times the payload, either way", most, met=most <= 1.02)
+    lines = ["| process | rises by, MB | times the model |", "|---|---:|---:|"]
+    lines += [f"| {role} | {size:.0f} | {size / model:.1f} |" for role, size in sorted(roles.items())]
+    finish(result, "\n".join(lines))
+
+
+def watch(home: Path, peaks: dict[int, tuple[str, float]], over: threading.Event) -> None:
+    """Keep the last account of every process of the federation, until `over`."""
+    while not over.wait(0.1):
+        peaks.update(look(home))
+
+
+def look(home: Path) -> dict[int, tuple[str, float]]:
+    """(what it is, highest resident memory in MB) of every process that has this FLWR_HOME."""
+    found = {}
+    for pid in processes_with(f"FLWR_HOME={home}"):
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        names = [Path(word).name for word in words if word]
+        role = next((name for name in names if name.startswith(("flower-", "flwr", "quickbloom"))), " ".join(names)[:40])
+        peak = next((int(line.split()[1]) / 1e3 for line in status.splitlines() if line.startswith("VmHWM")), 0.0)
+        found[pid] = (role, peak)
+    return found
+
+
+if __name__ == "__main__":
+    main()
