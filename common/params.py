@@ -8,6 +8,8 @@ from torch import Tensor
 
 Params = dict[str, Tensor]
 
+_BLOCK = 2**20  # numbers
+
 
 def add(a: Params, b: Params, scale: float | Tensor = 1.0) -> Params:
     """a + scale * b, key by key."""
@@ -54,13 +56,23 @@ def mismatch(params: Params, reference: Params) -> str | None:
 
 def weighted_mean(items: Iterable[tuple[Params, float]]) -> Params:
     """Sum of weight * params over the sum of weights. Summed in float64, so that the order hardly matters."""
-    total, weights = None, 0.0
+    total: Params = {}
+    weights = 0.0
     dtypes: dict[str, torch.dtype] = {}
     for params, weight in items:
         dtypes = dtypes or {name: value.dtype for name, value in params.items()}
-        scaled = {name: value.double() * weight for name, value in params.items()}
-        total = scaled if total is None else add(total, scaled)
+        total = total or {name: torch.zeros_like(value, dtype=torch.float64) for name, value in params.items()}
+        for name, value in params.items():
+            add_in_blocks(total[name], value, weight)
         weights += weight
-    if total is None or weights <= 0:
+    if weights <= 0:
         raise ValueError("a weighted mean needs at least one item with a positive weight")
-    return {name: (value / weights).to(dtypes[name]) for name, value in total.items()}
+    return {name: value.div_(weights).to(dtypes[name]) for name, value in total.items()}
+
+
+def add_in_blocks(total: Tensor, value: Tensor, weight: float) -> None:
+    """total += weight * value, in place, for a contiguous float64 `total`. A large model is not copied as float64 for it."""
+    flat, other = total.view(-1), value.reshape(-1)
+    for start in range(0, len(flat), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        flat[part] += other[part].double() * weight
