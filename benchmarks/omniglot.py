@@ -1,8 +1,7 @@
 """Omniglot, the published benchmark: N-way K-shot on characters of the unstructured split, against MAML's and Reptile's tables.
 
-Training characters are turned by quarter turns, and for all but `fedavg` every image is distorted a little. The
-network is MAML's strided one, for `protonet` that with max-pooling. Its batch norm uses the statistics of the batch at hand, so
-**all scores are transductive**, like MAML's and unlike Reptile's first table. The validation characters chose the rate and the
+Training characters are turned by quarter turns, and for all but `fedavg` every image is distorted a little. The network is
+MAML's strided one, for `protonet` that with max-pooling. Its batch norm uses the statistics of the batch at hand, so **all scores are transductive**, like MAML's and unlike Reptile's first table. The validation characters chose the rate and the
 steps of adaptation, and these settings. Rounds are compiled (`compile`), which needs a C++ compiler.
 """
 
@@ -43,7 +42,8 @@ SGD = (
     *("inner-steps=5", "batch-size=10", "omniglot.query-shots=9", "adapt-steps=20", "adapt-lrs=0.05,0.1,0.2"),
     *("tasks-per-round=5", "chunk-size=5", "conv4.filters=32", "evaluate-every=10000"),
 )
-# A server's Adam got further than the paper's epsilon in the same rounds, and heads of zeros five times as fast. FedAvg stays what it is: the server takes the mean.
+# A server's Adam got further than the paper's epsilon in the same rounds, and heads of zeros as far in a fifth of them. FedAvg
+# stays what it is: the server takes the mean.
 REPTILE = ("inner-lr=0.1", "outer-optimizer=adam", "outer-lr=0.003", "zero-head=true", "omniglot.distort=true", *SGD)
 
 
