@@ -1,8 +1,9 @@
 """Omniglot, the published benchmark: N-way K-shot on characters of the unstructured split, against MAML's and Reptile's tables.
 
 Training characters are turned by quarter turns, and for all but `fedavg` every image is distorted a little. The network is
-MAML's strided one, for `protonet` that with max-pooling. Its batch norm uses the statistics of the batch at hand, so **all scores are transductive**, like MAML's and unlike Reptile's first table. The validation characters chose the rate and the
-steps of adaptation, and these settings. Rounds are compiled (`compile`), which needs a C++ compiler.
+MAML's strided one, for `protonet` that with max-pooling. Its batch norm uses the statistics of the batch at hand, so **all
+scores are transductive**, like MAML's and unlike Reptile's first table. The validation characters chose the rate and the steps
+of adaptation, and these settings. Rounds are compiled (`compile`), which needs a C++ compiler.
 """
 
 from collections.abc import Mapping
