@@ -10,6 +10,7 @@ from flwr.app import Context
 
 from common.algorithms import Algorithm
 from common.assemble import build_algorithm
+from common.compiling import Auto
 from common.config import NodeConfig, RunConfig, parse_node_config, parse_run_config
 from common.datasets import load_dataset
 from common.datasets.base import TaskInfo, resolve_data_dir
@@ -25,7 +26,7 @@ class Node:
     def __init__(self, run: RunConfig, config: NodeConfig) -> None:
         torch.set_num_threads(config.threads)
         self.chunk_size = config.chunk_size or run.chunk_size
-        self.compile = run.compile
+        self.compile = Auto(run.rounds) if run.compile == "auto" else run.compile
         self.episodes = run.episodes
         self.state_dir = config.state_dir
         self.show_rounds = config.show_rounds

@@ -42,6 +42,7 @@ class Heads(LocalSgd):
     def __init__(self, options: Any, learner: Learner) -> None:
         super().__init__(options, learner)
         self._head = learner.head("heads.head", options.head)
+        self.first_order = options.head_steps == 0
 
     def init(self) -> Params:
         return {name: value for name, value in self.learner.initial().items() if name not in self._head}

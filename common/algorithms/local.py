@@ -20,6 +20,7 @@ class Local(Algorithm):
 
     name = "local"
     Options: ClassVar[type[AlgorithmOptions]] = InnerLoopOptions
+    first_order = True
     tunes_inner_lr = False
 
     def init(self) -> Params:

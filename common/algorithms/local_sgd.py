@@ -20,6 +20,8 @@ class LocalSgdOptions(InnerLoopOptions):
 class LocalSgd(Algorithm):
     """g = theta - phi_k after k SGD steps on minibatches of support and query together."""
 
+    first_order = True
+
     def minibatch_indices(self, num_examples: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
         return shuffled_epochs(num_examples, self.options.inner_steps, self.options.batch_size, rng)
 
