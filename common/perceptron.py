@@ -22,7 +22,10 @@ from common.learner import Learner
 from common.params import Params
 
 Layers = list[tuple[Tensor, Tensor]]
-"""(weight [tasks, outputs, inputs], bias [tasks, outputs]) of every layer."""
+"""(weight [tasks, outputs, inputs], bias [tasks, 1, outputs]) of every layer."""
+
+TOGETHER = 40
+"""Tasks at once on a CPU: few enough that their parameters and activations stay in its cache from one step to the next."""
 
 
 def end_of_descent(learner: Learner, start: Params, batches: Batch, lr: float) -> Params:
@@ -86,43 +89,60 @@ def descend_together(lr: float, x: Tensor, y: Tensor, weight: Tensor, start: Seq
     steps, n]; `start`: weight [tasks, outputs, inputs] and bias [tasks, outputs] of one layer after the other.
     """
     end = [value.clone(memory_format=torch.contiguous_format) for value in start]
-    layers = list(zip(end[::2], end[1::2], strict=True))
-    tasks, steps, n = weight.shape
-    x = x.reshape(tasks, steps, n, -1)
     weight = weight / weight.sum(dim=-1, keepdim=True)
-    # Room for every layer's outputs, and for the gradients with respect to them.
-    hidden = [x.new_empty(tasks, n, bias.shape[1]) for _, bias in layers[:-1]]
-    deltas = [torch.empty_like(values) for values in hidden]
-    for step in range(steps):
-        outputs = _forward(layers, x[:, step], hidden)
-        delta = _slope(outputs, y[:, step]) * weight[:, step].unsqueeze(1)
-        _backward(layers, [x[:, step], *hidden], delta.mT, deltas, lr)
+    x = x.flatten(3) if x.ndim > 3 else x.unsqueeze(3)
+    size = TOGETHER if x.device.type == "cpu" else len(x)
+    for i in range(0, len(x), size):
+        part = slice(i, i + size)
+        layers = [(w[part], b[part].unsqueeze(1)) for w, b in zip(end[::2], end[1::2], strict=True)]
+        _descend(layers, lr, x[part], *_slope(y[part], weight[part].unsqueeze(2), end[-1].shape[-1]))
     return end
+
+
+def _slope(y: Tensor, share: Tensor, outputs: int) -> tuple[Tensor, Tensor, bool]:
+    """(a, b, softmax) with which a step's gradient with respect to the outputs z [tasks, outputs, n] is a z + b.
+
+    If `softmax`, it is a softmax(z) + b. `share` [tasks, steps, 1, n]: weights that add up to 1.
+    """
+    if y.is_floating_point():
+        share = share * (2 / outputs)
+        return share, -y.mT * share, False
+    nothing = share.new_zeros(*share.shape[:2], outputs, share.shape[-1])
+    return share, nothing.scatter_(2, y.unsqueeze(2), -share), True
+
+
+def _descend(layers: Layers, lr: float, x: Tensor, a: Tensor, b: Tensor, softmax: bool) -> None:
+    """Every step in place, for `x` [tasks, steps, n, inputs]; the rest as from `_slope`."""
+    tasks, _, n, _ = x.shape
+    # Room for every layer's outputs, and for the gradients with respect to them.
+    hidden = [x.new_empty(tasks, n, bias.shape[2]) for _, bias in layers[:-1]]
+    deltas = [torch.empty_like(values) for values in hidden]
+    ones = x.new_ones(tasks, 1, n)
+    for now, factor, offset in zip(x.unbind(1), a.unbind(1), b.unbind(1), strict=True):
+        outputs = _forward(layers, now, hidden)
+        outputs = torch.softmax(outputs, dim=1) if softmax else outputs
+        delta = torch.addcmul(offset, outputs, factor)
+        _backward(layers, [now, *hidden], delta.mT, deltas, ones, lr)
 
 
 def _forward(layers: Layers, x: Tensor, hidden: Sequence[Tensor]) -> Tensor:
     """Fill `hidden` with the outputs of the layers before the last; those of the last are returned: [tasks, outputs, n]."""
-    for (weight, bias), before, after in zip(layers[:-1], [x, *hidden], hidden, strict=False):
-        torch.baddbmm(bias.unsqueeze(1), before, weight.mT, out=after).relu_()
+    for (weight, bias), after in zip(layers[:-1], hidden, strict=True):
+        x = torch.baddbmm(bias, x, weight.mT, out=after).relu_()
     weight, bias = layers[-1]
     # Examples last: products with a handful of columns are several times slower than those with a handful of rows.
-    return torch.baddbmm(bias.unsqueeze(2), weight, [x, *hidden][-1].mT)
+    return torch.baddbmm(bias.mT, weight, x.mT)
 
 
-def _slope(outputs: Tensor, y: Tensor) -> Tensor:
-    """Gradient of every example's loss with respect to the model's outputs for it: [tasks, outputs, n]."""
-    if y.is_floating_point():
-        return (outputs - y.mT) * (2 / outputs.shape[1])
-    return torch.softmax(outputs, dim=1).scatter_add_(1, y.unsqueeze(1), outputs.new_tensor(-1.0).expand_as(y.unsqueeze(1)))
-
-
-def _backward(layers: Layers, inputs: Sequence[Tensor], delta: Tensor, deltas: Sequence[Tensor], lr: float) -> None:
+def _backward(
+    layers: Layers, inputs: Sequence[Tensor], delta: Tensor, deltas: Sequence[Tensor], ones: Tensor, lr: float
+) -> None:
     """From the last layer to the first: hand the gradient down, then take the step. `delta` [tasks, n, outputs]."""
     for (weight, bias), before, below in zip(reversed(layers), reversed(inputs), [*reversed(deltas), None], strict=True):
         if below is not None:  # with the weights before their step
             torch.bmm(delta, weight, out=below)
             torch.ops.aten.threshold_backward.grad_input(below, before, 0, grad_input=below)  # times relu'
         weight.baddbmm_(delta.mT, before, alpha=-lr)
-        bias.sub_(delta.sum(dim=1), alpha=lr)
+        bias.baddbmm_(ones, delta, alpha=-lr)
         if below is not None:
             delta = below
