@@ -1,4 +1,4 @@
-"""One environment's side of `benchmarks.peers`: a process that computes a round of the common workload by the library asked for.
+"""One environment's sides of `benchmarks.peers`: a process that computes the common workload by the library asked for.
 
 It imports nothing of this project but for the side `engine`, so that any Python with the library can run it. Protocol: argv is
 the workload's file and the names of the sides; a line on stdin is the name of a side, a line on stdout what it took, as JSON.
@@ -7,11 +7,13 @@ The final parameters of a side are written beside the workload's file, for whoev
 
 import contextlib
 import copy
+import hashlib
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ def main() -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     work = dict(np.load(path))
     sides: dict[str, Callable[[], Arrays]] = {}
-    report = {}
+    report: dict[str, dict[str, Any]] = {}
     for name in names:
         started = time.perf_counter()
         try:
@@ -38,7 +40,7 @@ def main() -> None:
         except Exception as error:
             report[name] = {"missing": f"{type(error).__name__}: {error}".splitlines()[0]}
             continue
-        np.savez(f"{path}.{name}.npz", **end)
+        np.savez(f"{path}.{name}.npz", **end)  # type: ignore[arg-type]
         report[name] = {"first": time.perf_counter() - started, "versions": versions(name)}
     print(json.dumps(report), flush=True)
     for line in sys.stdin:
@@ -48,11 +50,14 @@ def main() -> None:
 
 
 def versions(side: str) -> dict[str, str]:
-    libraries = {"jax": ["jax"], "fedjax": ["jax", "fedjax"], "engine": ["torch"], "learn2learn": ["torch", "learn2learn"]}
+    libraries = {
+        **{"engine": ["torch"], "plain-optim": ["torch"], "plain-grad": ["torch"]},
+        **{"jax": ["jax"], "jax-given": ["jax"], "fedjax": ["jax", "fedjax"]},
+    }
     result = {}
     for library in libraries.get(side, ["torch", side]):
-        with contextlib.suppress(ImportError):
-            result[library] = str(getattr(__import__(library), "__version__", "unknown"))
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            result[library] = metadata.version(library)
     return result
 
 
@@ -64,13 +69,29 @@ def prepare(name: str, work: Arrays) -> Callable[[], Arrays]:
         theta = begin()
         for number in range(len(work["clients"])):
             theta = one_round(theta, number)
-        return finish(theta)
+        end: Arrays = finish(theta)
+        return end
 
     return rounds
 
 
 def start(work: Arrays) -> Arrays:
     return {name: work[name] for name in NAMES}
+
+
+def minibatches(work: Arrays, number: int) -> np.ndarray:
+    """[clients, steps, batch] rows of round `number`: every side draws them anew, in the way that the engine draws its own."""
+    _, _, steps, size = work["rows"].shape
+    num_rows = work["x"].shape[1]
+    per_epoch = num_rows // size
+    result = []
+    for k in work["clients"][number]:
+        text = "\x1f".join(("0", "peers", str(number), str(k)))
+        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        rng = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+        walk = [rng.permutation(num_rows)[: per_epoch * size] for _ in range(-(-steps // per_epoch))]
+        result.append(np.concatenate(walk).reshape(-1, size)[:steps])
+    return np.stack(result)
 
 
 def engine(work: Arrays) -> tuple[Callable[[], Any], Round, Callable[[Any], Arrays]]:
@@ -121,7 +142,7 @@ def torch_loop(work: Arrays, local: Callable[..., Any]) -> tuple[Callable[[], An
     def one_round(theta: Any, number: int) -> Any:
         model.load_state_dict(theta)
         total = {name: torch.zeros_like(value) for name, value in theta.items()}
-        for k, rows in zip(work["clients"][number], torch.from_numpy(work["rows"][number]), strict=True):
+        for k, rows in zip(work["clients"][number], torch.from_numpy(minibatches(work, number)), strict=True):
             after = local(model, [(x[k, row], y[k, row]) for row in rows])
             with torch.no_grad():
                 for (name, before), value in zip(theta.items(), after, strict=True):
@@ -141,7 +162,7 @@ def plain_optim(work: Arrays) -> Any:
         optimizer = torch.optim.SGD(own.parameters(), lr=LR)
         for x, y in batches:
             optimizer.zero_grad()
-            F.cross_entropy(own(x), y).backward()
+            F.cross_entropy(own(x), y).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         return list(own.parameters())
 
@@ -217,7 +238,7 @@ def jax_loss(theta: Any, x: Any, y: Any) -> Any:
     return -logits[jax.numpy.arange(len(y)), y].mean()
 
 
-def jax_side(work: Arrays) -> Any:
+def jax_side(work: Arrays, draw: Callable[[Arrays, int], np.ndarray] = minibatches) -> Any:
     """jit(vmap(scan)) over the clients of a round."""
     import jax
 
@@ -230,16 +251,21 @@ def jax_side(work: Arrays) -> Any:
 
         return jax.lax.scan(step, theta, rows)[0]
 
-    @jax.jit
+    @jax.jit  # type: ignore[untyped-decorator]
     def together(theta: Any, x: Any, y: Any, rows: Any) -> Any:
         ends = jax.vmap(local, in_axes=(None, 0, 0, 0))(theta, x, y, rows)
         return jax.tree.map(lambda before, after: before + (after - before).mean(axis=0), theta, ends)
 
     def one_round(theta: Any, number: int) -> Any:
         chosen = work["clients"][number]
-        return jax.block_until_ready(together(theta, x[chosen], y[chosen], work["rows"][number].astype(np.int32)))
+        return jax.block_until_ready(together(theta, x[chosen], y[chosen], draw(work, number).astype(np.int32)))
 
     return lambda: start(work), one_round, lambda theta: {name: np.asarray(value) for name, value in theta.items()}
+
+
+def jax_given(work: Arrays) -> Any:
+    """The same, spared of drawing minibatches: they are there."""
+    return jax_side(work, lambda work, number: work["rows"][number])
 
 
 def fedjax(work: Arrays) -> Any:
@@ -257,8 +283,8 @@ def fedjax(work: Arrays) -> Any:
         each = library.for_each_client(lambda theta, _: theta, step, lambda theta, phi: phi)
 
     def one_round(theta: Any, number: int) -> Any:
-        chosen = zip(work["clients"][number], work["rows"][number], strict=True)
-        clients = [(k, [{"x": x[k, row], "y": y[k, row]} for row in rows], {}) for k, rows in chosen]
+        chosen = zip(work["clients"][number], minibatches(work, number), strict=True)
+        clients: list[Any] = [(k, [{"x": x[k, row], "y": y[k, row]} for row in rows], {}) for k, rows in chosen]
         ends = [end for _, end in each(theta, clients)]
         return jax.block_until_ready(jax.tree.map(lambda *values: sum(values) / len(values), *ends))
 
@@ -273,6 +299,7 @@ SIDES: dict[str, Callable[[Arrays], Any]] = {
     "higher": higher,
     "torchopt": torchopt,
     "jax": jax_side,
+    "jax-given": jax_given,
     "fedjax": fedjax,
 }
 

@@ -1,13 +1,13 @@
 """The engine beside other libraries on one workload: clients adapted per second on one core, one thread.
 
-1,000 clients of 64 rows with 32 features, 10 classes; a perceptron 32-64-64-10; a client's job is 15 SGD steps on batches of 32
-with rate 0.05; 100 clients a round; the mean of (local - global) goes to the model. A repetition is a few rounds from the common
-start. Every side begins with the same numbers and goes through the same batches; that all end at the same loss, to 4 decimals,
+1,000 clients of 64 rows with 32 features, 10 classes; a perceptron 32-64-64-10; a client's job is 15 SGD steps on batches of
+32 with rate 0.05; 100 clients a round; the mean of (local - global) goes to the model. A repetition is a few rounds from the
+common start. Every side begins with the same numbers and draws the same batches; that all end at the same loss, to 4 decimals,
 is checked first. Repetitions go round all sides in turn, and ratios are taken within a repetition.
 
-The engine also draws the minibatches and scores every client, which the others are spared. Other libraries have needs of their
-own: install them into environments of their own (`python -m venv; pip install jax fedjax`, `pip install torch higher torchopt`)
-and name their Pythons with --peer-python.
+The engine also scores every client, which the others are spared; `jax-given` is spared of drawing batches, too. Other libraries
+have needs of their own: install them into environments of their own (`python -m venv; pip install jax fedjax`, `pip install
+torch higher torchopt`) and name their Pythons with --peer-python.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ LABELS = {
     "plain-optim": "PyTorch loop, torch.optim",
     "plain-grad": "PyTorch loop, autograd.grad",
     "jax": "JAX, jit(vmap(scan))",
+    "jax-given": "the same, batches given",
     "fedjax": "FedJAX, for_each_client, jit",
     "torchopt": "TorchOpt",
 }
@@ -94,7 +96,8 @@ class Worker:
         assert self._process.stdin
         self._process.stdin.write(f"{name}\n")
         self._process.stdin.flush()
-        return self._answer()
+        taken: dict[str, float] = self._answer()
+        return taken
 
     def _answer(self) -> Any:
         assert self._process.stdout
@@ -189,8 +192,6 @@ def flops() -> float:
 
 def flops_per_second(size: int = 1024) -> float:
     """What one thread reaches in one large product: the best of five."""
-    import time
-
     torch.set_num_threads(1)
     a, b, c = (torch.randn(size, size) for _ in range(3))
     best = 0.0
@@ -208,9 +209,9 @@ def table(result: dict[str, Any]) -> str:
     sides = sorted(result["sides"].items(), key=lambda item: -item[1]["clients_per_second"]["median"])
     for name, side in sides:
         rate, times = side["clients_per_second"], side["times"]
-        version = "".join(f" {side['versions'][name]}" for _ in range(name in side["versions"]))
+        what = f"{LABELS.get(name, name)} {side['versions'].get(name, '')}".strip()
         lines.append(
-            f"| {LABELS.get(name, name)}{version} | {rate['median']:,.0f} ({rate['quartile1']:,.0f}-{rate['quartile3']:,.0f}) | "
+            f"| {what} | {rate['median']:,.0f} ({rate['quartile1']:,.0f}-{rate['quartile3']:,.0f}) | "
             f"{times['median']:.2f} ({times['quartile1']:.2f}-{times['quartile3']:.2f}) | {side['cpu_times']['median']:.2f} | "
             f"{side['first']:.1f} |"
         )

@@ -134,7 +134,7 @@ def evaluate_tasks(message: Message, node: Node, state: RecordDict) -> RecordDic
         [replace(draw, support=draw.support.first(request.shots)) for draw in node.dataset.test_draws(task_id)]
         for task_id in node.check_hosted(request.task_ids)
     ]
-    losses, metrics = evaluate(algorithm, meta, draws, request.lrs, request.steps, node.chunk_size)
+    losses, metrics = evaluate(algorithm, meta, draws, request.lrs, request.steps, node.chunk_size_scoring)
     seconds = time.perf_counter() - started
     number, at = message.metadata.group_id, _nearest(request.lrs, algorithm.options.inner_lr)
     scores = show.in_words(node, metrics[:, at, 0].mean(), metrics[:, at, -1].mean()) + f" at rate {request.lrs[at]:g}"

@@ -4,9 +4,8 @@ Tasks of different sizes are padded with examples of weight 0, and go through `t
 A model that mixes the examples of a batch (batch norm) would see the padding, so its tasks are grouped by exact size instead.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch.func import vmap
 
 from common.algorithms.base import Algorithm
 from common.batch import Batch, Episode, Minibatches, TaskData
+from common.chunking import AutoChunks, chunks
 from common.compiling import Auto, Contribute, compiled, mapped
 from common.params import Params
 
@@ -58,7 +58,7 @@ def run_round(
     algorithm: Algorithm,
     meta: Params,
     work: Sequence[TaskWork],
-    chunk_size: int,
+    chunk_size: int | AutoChunks,
     *,
     compile: bool | Auto = False,
     clip: float = 0.0,
@@ -108,7 +108,7 @@ class Part:
 
 
 def contributions(
-    algorithm: Algorithm, meta: Params, work: Sequence[TaskWork], chunk_size: int, *, compile: bool | Auto = False
+    algorithm: Algorithm, meta: Params, work: Sequence[TaskWork], chunk_size: int | AutoChunks, *, compile: bool | Auto = False
 ) -> Iterator[Part]:
     """Every task's meta-gradient by itself, before anything is weighed, clipped or averaged; `chunk_size` tasks at once."""
     device = algorithm.learner.device
@@ -148,7 +148,12 @@ def _over(mask: Tensor, values: Tensor) -> Tensor:
 
 
 def evaluate(
-    algorithm: Algorithm, meta: Params, tasks: Sequence[Sequence[TaskData]], lrs: Sequence[float], steps: int, chunk_size: int
+    algorithm: Algorithm,
+    meta: Params,
+    tasks: Sequence[Sequence[TaskData]],
+    lrs: Sequence[float],
+    steps: int,
+    chunk_size: int | AutoChunks,
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Adapt on the support, score on the test part: (loss, metric), each [tasks, learning rates, steps + 1].
 
@@ -173,7 +178,7 @@ def evaluate(
     rates = torch.tensor(list(lrs), dtype=algorithm.learner.dtype, device=device)
     result = np.full((2, len(draws), len(lrs), steps + 1), np.nan)
     sizes = [(len(d.support.x), len(d.test.x)) for d in draws]
-    per_chunk = max(1, chunk_size // len(lrs))
+    per_chunk = max(1, chunk_size // len(lrs)) if isinstance(chunk_size, int) else chunk_size
     with torch.no_grad():
         for positions in chunks(sizes, per_chunk, exact=algorithm.learner.mixes_examples):
             support = stack([draws[i].support for i in positions], device)
@@ -182,17 +187,6 @@ def evaluate(
                 result[part, positions] = values.double().cpu().numpy()
     means = np.stack([result[:, owner == task].mean(axis=1) for task in range(len(tasks))], axis=1)
     return means[0], means[1]
-
-
-def chunks(sizes: Sequence[Any], chunk_size: int, *, exact: bool) -> Iterator[list[int]]:
-    """Positions of tasks to map together: at most `chunk_size`, similar sizes together, equal sizes only if `exact`."""
-    order = sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
-    key: Callable[[int], Any] = (lambda i: sizes[i]) if exact else (lambda i: None)
-    for _, group in groupby(order, key):
-        members = list(group)
-        # Even chunks: 100 tasks with room for 64 are two times 50, since a small chunk costs nearly as much time as a full one.
-        size = -(-len(members) // -(-len(members) // chunk_size))
-        yield from (members[i : i + size] for i in range(0, len(members), size))
 
 
 def stack(batches: Sequence[Batch], device: torch.device) -> Batch:

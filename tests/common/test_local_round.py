@@ -13,9 +13,10 @@ from torch._inductor import config as inductor
 from common.algorithms.maml import Maml
 from common.algorithms.reptile import Reptile
 from common.batch import Batch, Episode, Minibatches, TaskData
+from common.chunking import chunks
 from common.errors import ConfigError
 from common.learner import Learner
-from common.local_round import TaskWork, chunks, evaluate, run_round, stack
+from common.local_round import TaskWork, evaluate, run_round, stack
 
 CPU = torch.device("cpu")
 
