@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-docker format lint types tests config clean
+.PHONY: demo test test-docker format lint types tests bench config clean
 
 demo: $(VENV)/.user
 	$(BIN)/quickbloom run
@@ -28,6 +28,13 @@ tests: $(VENV)/.dev
 test-docker: $(VENV)/.dev
 	sh docker/engine.sh
 	$(BIN)/python -m pytest tests/docker -rs
+
+# Speed, on a machine that does nothing else: the engine against plain loops and other libraries, and rounds. The Pythons of
+# environments with other libraries: make bench PEERS="PATH PATH" (docs/performance.md).
+bench: $(VENV)/.dev
+	MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824 $(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.peers $(addprefix --peer-python ,$(PEERS))
+	$(BIN)/python -m benchmarks.rounds
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

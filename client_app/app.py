@@ -20,6 +20,7 @@ from client_app.kept import KeptState
 from client_app.node import Node, node_of
 from client_app.personal import keep_all
 from common import __version__
+from common.compiling import Auto
 from common.compression import FLOAT32, CodingError, encode, with_feedback
 from common.errors import QuickbloomError
 from common.local_round import TaskWork, evaluate, run_round
@@ -92,7 +93,8 @@ def train(message: Message, node: Node, state: RecordDict) -> RecordDict:
         for episode in range(node.episodes):
             rng = generator(request.seed, "train", request.round, task_id, episode)
             work.append(TaskWork(node.dataset.train_draw(task_id, rng), rng, kept))
-    result = run_round(algorithm, meta, work, node.chunk_size, compiled=node.compile, clip=request.clip)
+    compile = node.compile.round(request.round) if isinstance(node.compile, Auto) else node.compile
+    result = run_round(algorithm, meta, work, node.chunk_size, compile=compile, clip=request.clip)
     for t, task_id in enumerate(request.task_ids):
         episodes = result.kept[t * node.episodes : (t + 1) * node.episodes]
         store.save(task_id, weighted_mean((kept, 1.0) for kept in episodes))
@@ -132,7 +134,7 @@ def evaluate_tasks(message: Message, node: Node, state: RecordDict) -> RecordDic
         [replace(draw, support=draw.support.first(request.shots)) for draw in node.dataset.test_draws(task_id)]
         for task_id in node.check_hosted(request.task_ids)
     ]
-    losses, metrics = evaluate(algorithm, meta, draws, request.lrs, request.steps, node.chunk_size)
+    losses, metrics = evaluate(algorithm, meta, draws, request.lrs, request.steps, node.chunk_size_scoring)
     seconds = time.perf_counter() - started
     number, at = message.metadata.group_id, _nearest(request.lrs, algorithm.options.inner_lr)
     scores = show.in_words(node, metrics[:, at, 0].mean(), metrics[:, at, -1].mean()) + f" at rate {request.lrs[at]:g}"

@@ -10,6 +10,8 @@ from flwr.app import Context
 
 from common.algorithms import Algorithm
 from common.assemble import build_algorithm
+from common.chunking import AutoChunks
+from common.compiling import Auto
 from common.config import NodeConfig, RunConfig, parse_node_config, parse_run_config
 from common.datasets import load_dataset
 from common.datasets.base import TaskInfo, resolve_data_dir
@@ -24,12 +26,14 @@ class Node:
 
     def __init__(self, run: RunConfig, config: NodeConfig) -> None:
         torch.set_num_threads(config.threads)
-        self.chunk_size = config.chunk_size or run.chunk_size
-        self.compile = run.compile
+        self.compile = Auto(run.rounds) if run.compile == "auto" else run.compile
         self.episodes = run.episodes
         self.state_dir = config.state_dir
         self.show_rounds = config.show_rounds
         self.device = _device(config.device or run.device)
+        # Training and scoring take different memory.
+        self.chunk_size = config.chunk_size or run.chunk_size or AutoChunks(self.device)
+        self.chunk_size_scoring = config.chunk_size or run.chunk_size or AutoChunks(self.device)
         data_dir = resolve_data_dir(config.data_dir or run.data_dir)
         self.dataset = load_dataset(run.dataset, _with_own_file(run, config), data_dir)
         tasks = self.dataset.tasks()

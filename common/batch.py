@@ -39,6 +39,14 @@ class Batch(NamedTuple):
         before = same.tril(-1).sum(dim=1)  # how many examples of the same class stand before each
         return Batch(*(values[before < shots] for values in self))
 
+    def times(self, steps: int) -> "Batch":
+        """The same batch for every one of `steps` steps, with a leading axis of steps; nothing is copied."""
+        return Batch(*(values.expand(steps, *values.shape) for values in self))
+
+    def unbind(self) -> Iterator["Batch"]:
+        """One batch for every entry of the leading axis."""
+        return map(Batch, *(values.unbind() for values in self))
+
 
 class Episode(NamedTuple):
     """One (support, query) draw from a task."""
@@ -69,9 +77,13 @@ class Minibatches(NamedTuple):
     rows: Tensor
     weight: Tensor
 
-    def batches(self, episode: Episode) -> Iterator[Batch]:
-        """One batch for every step."""
+    def stacked(self, episode: Episode) -> Batch:
+        """The batches of all steps, with a leading axis of steps."""
         # All batches in one gather: a gather in every step costs a tenth of the inner loop.
         x = torch.cat([episode.support.x, episode.query.x])[self.rows]
         y = torch.cat([episode.support.y, episode.query.y])[self.rows]
-        yield from map(Batch, x.unbind(), y.unbind(), self.weight.unbind())
+        return Batch(x, y, self.weight)
+
+    def batches(self, episode: Episode) -> Iterator[Batch]:
+        """One batch for every step."""
+        return self.stacked(episode).unbind()

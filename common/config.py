@@ -82,9 +82,11 @@ class RunConfig(Options):
     output_dir: str = Field("", description='absolute directory of the run; "": a new one in ~/quickbloom-runs')
     data_dir: str = Field("", description='where data files are; "": QUICKBLOOM_DATA_DIR, else the user\'s cache')
     device: Device = Field("auto", description="where nodes compute: auto takes CUDA where there is one")
-    chunk_size: int = Field(128, ge=1, description="tasks computed at once on a node: bounds its memory")
-    compile: bool = Field(
-        False, description="compile rounds with torch.compile, once per size of tasks: takes a minute and a C++ compiler"
+    chunk_size: int = Field(
+        128, ge=0, description="tasks computed at once on a node: bounds its memory; 0: as many as its free memory allows"
+    )
+    compile: Literal["auto", True, False] = Field(
+        "auto", description="compile rounds with torch.compile, once per size of tasks; auto: where that pays within the run"
     )
     _tables: dict[str, Options] = PrivateAttr(default_factory=dict)
 

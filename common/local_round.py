@@ -4,10 +4,8 @@ Tasks of different sizes are padded with examples of weight 0, and go through `t
 A model that mixes the examples of a batch (batch norm) would see the padding, so its tasks are grouped by exact size instead.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -18,10 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from common.algorithms.base import Algorithm
 from common.batch import Batch, Episode, Minibatches, TaskData
-from common.errors import ConfigError, in_one_line
+from common.chunking import AutoChunks, chunks
+from common.compiling import Auto, Contribute, compiled, mapped
 from common.params import Params
-
-Contribute = Callable[[Params, Params, Episode, Minibatches], tuple[Params, Tensor, Params]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,8 @@ class TaskWork:
 
     @property
     def num_examples(self) -> int:
-        return len(self.data.support.x) + len(self.data.query.x)
+        # By `shape`, here and below: len() of a tensor takes 50 times as long, which shows with a hundred small tasks.
+        return self.data.support.x.shape[0] + self.data.query.x.shape[0]
 
 
 @dataclass(frozen=True)
@@ -61,21 +59,22 @@ def run_round(
     algorithm: Algorithm,
     meta: Params,
     work: Sequence[TaskWork],
-    chunk_size: int,
+    chunk_size: int | AutoChunks,
     *,
-    compiled: bool = False,
+    compile: bool | Auto = False,
     clip: float = 0.0,
 ) -> RoundResult:
     """Mean meta-gradient over the tasks in `work`, of which at most `chunk_size` are mapped at once.
 
-    `compiled`: by torch.compile, which gives the same numbers but for rounding. Raises ConfigError where that does not work.
+    `compile`: by torch.compile, or when `Auto` says so, which gives the same numbers but for rounding. True raises ConfigError
+    where that does not work.
     `clip`: a task whose meta-gradient has a larger norm is scaled down to it, and all tasks weigh 1; 0: neither.
     """
     total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in meta.items()}
     total_weight, within = 0.0, 0.0
     losses = [float("nan")] * len(work)
     kept = [algorithm.fresh() if w.kept is None else w.kept for w in work]
-    for part in contributions(algorithm, meta, work, chunk_size, compiled=compiled):
+    for part in contributions(algorithm, meta, work, chunk_size, compile=compile):
         numbers = [1.0 if clip else algorithm.weight(work[i].num_examples) for i in part.positions]
         weights = torch.tensor(numbers, dtype=torch.float64, device=part.finite.device) * part.finite
         if clip:
@@ -110,24 +109,30 @@ class Part:
 
 
 def contributions(
-    algorithm: Algorithm, meta: Params, work: Sequence[TaskWork], chunk_size: int, *, compiled: bool = False
+    algorithm: Algorithm, meta: Params, work: Sequence[TaskWork], chunk_size: int | AutoChunks, *, compile: bool | Auto = False
 ) -> Iterator[Part]:
     """Every task's meta-gradient by itself, before anything is weighed, clipped or averaged; `chunk_size` tasks at once."""
     device = algorithm.learner.device
-    mapped = _compiled(algorithm) if compiled else _mapped(algorithm)
+    contribute = _contribute(algorithm, compile)
     # What was kept comes from a record or a file, hence on the CPU; a fresh start is where the model is.
     kept = [algorithm.fresh() if w.kept is None else {name: value.to(device) for name, value in w.kept.items()} for w in work]
     for positions in chunks([_sizes(w.data) for w in work], chunk_size, exact=algorithm.learner.mixes_examples):
         chosen = [work[i] for i in positions]
         episode = Episode(stack([w.data.support for w in chosen], device), stack([w.data.query for w in chosen], device))
         indices = [algorithm.minibatch_indices(w.num_examples, w.rng) for w in chosen]
-        minibatches = _stack_minibatches(indices, [len(w.data.support.x) for w in chosen], episode, device)
+        minibatches = _stack_minibatches(indices, [w.data.support.x.shape[0] for w in chosen], episode, device)
         before = {name: torch.stack([kept[i][name] for i in positions]) for name in kept[positions[0]]}
-        gradients, loss, after = mapped(meta, before, episode, minibatches)
+        gradients, loss, after = contribute(meta, before, episode, minibatches)
         finite = _finite_tasks(gradients, after, loss)
         # where(), because 0 * NaN is NaN: a task that is left out must leave no trace.
         gradients = {name: torch.where(_over(finite, value), value, 0.0) for name, value in gradients.items()}
         yield Part(positions, gradients, loss, after, finite)
+
+
+def _contribute(algorithm: Algorithm, compile: bool | Auto) -> Contribute:
+    if isinstance(compile, Auto):
+        return compile.mapped(algorithm)
+    return compiled(algorithm) if compile else mapped(algorithm)
 
 
 def task_norms(gradients: Params) -> Tensor:
@@ -143,32 +148,13 @@ def _over(mask: Tensor, values: Tensor) -> Tensor:
     return mask.view(*mask.shape, *[1] * (values.ndim - mask.ndim))
 
 
-def _mapped(algorithm: Algorithm) -> Contribute:
-    """`algorithm.contribute` of many tasks at once: what is of one task has a leading task axis, the meta-parameters do not."""
-    return vmap(algorithm.contribute, in_dims=(None, 0, 0, 0), randomness="error")
-
-
-@lru_cache(maxsize=8)  # what is compiled is kept by the function that it came from: a new one in every round would start anew
-def _compiled(algorithm: Algorithm) -> Contribute:
-    # Not dynamic: code for any number of tasks is slower, and rounds usually have one shape.
-    compiled = torch.compile(_mapped(algorithm), dynamic=False)
-
-    def checked(*args: Any) -> tuple[Params, Tensor, Params]:
-        from torch._dynamo.exc import TorchDynamoException  # here, because it is slow to import
-
-        try:
-            return compiled(*args)
-        except TorchDynamoException as error:
-            raise ConfigError(
-                f"`compile = true` needs a C++ compiler and a model that torch.compile takes, but it raised "
-                f"{in_one_line(error)}: set `compile = false`"
-            ) from error
-
-    return checked
-
-
 def evaluate(
-    algorithm: Algorithm, meta: Params, tasks: Sequence[Sequence[TaskData]], lrs: Sequence[float], steps: int, chunk_size: int
+    algorithm: Algorithm,
+    meta: Params,
+    tasks: Sequence[Sequence[TaskData]],
+    lrs: Sequence[float],
+    steps: int,
+    chunk_size: int | AutoChunks,
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Adapt on the support, score on the test part: (loss, metric), each [tasks, learning rates, steps + 1].
 
@@ -189,30 +175,19 @@ def evaluate(
         return torch.stack(losses), torch.stack(metrics)
 
     over_rates = vmap(scores, in_dims=(None, 0, None, None))
-    mapped = vmap(over_rates, in_dims=(None, None, 0, 0))
+    over_tasks = vmap(over_rates, in_dims=(None, None, 0, 0))
     rates = torch.tensor(list(lrs), dtype=algorithm.learner.dtype, device=device)
     result = np.full((2, len(draws), len(lrs), steps + 1), np.nan)
     sizes = [(len(d.support.x), len(d.test.x)) for d in draws]
-    per_chunk = max(1, chunk_size // len(lrs))
+    per_chunk = max(1, chunk_size // len(lrs)) if isinstance(chunk_size, int) else chunk_size
     with torch.no_grad():
         for positions in chunks(sizes, per_chunk, exact=algorithm.learner.mixes_examples):
             support = stack([draws[i].support for i in positions], device)
             test = stack([draws[i].test for i in positions], device)
-            for part, values in enumerate(mapped(meta, rates, support, test)):
+            for part, values in enumerate(over_tasks(meta, rates, support, test)):
                 result[part, positions] = values.double().cpu().numpy()
     means = np.stack([result[:, owner == task].mean(axis=1) for task in range(len(tasks))], axis=1)
     return means[0], means[1]
-
-
-def chunks(sizes: Sequence[Any], chunk_size: int, *, exact: bool) -> Iterator[list[int]]:
-    """Positions of tasks to map together: at most `chunk_size`, similar sizes together, equal sizes only if `exact`."""
-    order = sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
-    key: Callable[[int], Any] = (lambda i: sizes[i]) if exact else (lambda i: None)
-    for _, group in groupby(order, key):
-        members = list(group)
-        # Even chunks: 100 tasks with room for 64 are two times 50, since a small chunk costs nearly as much time as a full one.
-        size = -(-len(members) // -(-len(members) // chunk_size))
-        yield from (members[i : i + size] for i in range(0, len(members), size))
 
 
 def stack(batches: Sequence[Batch], device: torch.device) -> Batch:
@@ -243,7 +218,7 @@ def _stack_minibatches(
 
 
 def _sizes(data: TaskData) -> tuple[int, int]:
-    return len(data.support.x), len(data.query.x)
+    return data.support.x.shape[0], data.query.x.shape[0]
 
 
 def _finite_tasks(gradients: Params, kept: Params, loss: Tensor) -> Tensor:

@@ -69,6 +69,9 @@ class Algorithm(ABC):
     uses_adapt_lr: ClassVar[bool] = True
     """Whether `adaptation_path` looks at `lr`."""
 
+    first_order: bool = False
+    """Whether a round's inner loop is `perceptron.end_of_descent`: then perceptrons have a way that needs no compiler."""
+
     @classmethod
     def model_outputs(cls, options: Any, outputs: int) -> int:
         """How many outputs the model must have on data with `outputs` classes or targets."""

@@ -13,8 +13,8 @@ from torch.func import grad_and_value
 
 from common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions, ZeroHeadOptions
 from common.batch import Episode, Minibatches
-from common.inner import last
 from common.params import Params
+from common.perceptron import end_of_descent
 
 
 class FoMamlOptions(InnerLoopOptions, ZeroHeadOptions):
@@ -26,8 +26,9 @@ class FoMaml(Algorithm):
 
     name = "fomaml"
     Options: ClassVar[type[AlgorithmOptions]] = FoMamlOptions
+    first_order = True
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
-        phi = last(self.adaptation_path(meta, episode.support, self.options.inner_lr, self.options.inner_steps))
+        phi = end_of_descent(self.learner, meta, episode.support.times(self.options.inner_steps), self.options.inner_lr)
         gradient, loss = grad_and_value(self.learner.loss)(phi, episode.query)
         return gradient, loss

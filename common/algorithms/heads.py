@@ -19,6 +19,7 @@ from common.inner import descend, last
 from common.learner import Learner
 from common.options import Text
 from common.params import Params, subtract
+from common.perceptron import end_of_descent
 
 
 class HeadsOptions(LocalSgdOptions):
@@ -41,6 +42,7 @@ class Heads(LocalSgd):
     def __init__(self, options: Any, learner: Learner) -> None:
         super().__init__(options, learner)
         self._head = learner.head("heads.head", options.head)
+        self.first_order = options.head_steps == 0
 
     def init(self) -> Params:
         return {name: value for name, value in self.learner.initial().items() if name not in self._head}
@@ -59,14 +61,14 @@ class Heads(LocalSgd):
     def contribute(
         self, meta: Params, kept: Params, episode: Episode, minibatches: Minibatches
     ) -> tuple[Params, Tensor, Params]:
-        batches = list(minibatches.batches(episode))
-        head_batches, rest = batches[: self.options.head_steps], batches[self.options.head_steps :]
-        head = last(self._descend_part(kept, meta, head_batches, self.options.inner_lr))
-        if head_batches:
-            body = last(self._descend_part(meta, head, rest, self.options.inner_lr))
+        lr, of_head = self.options.inner_lr, self.options.head_steps
+        if of_head:
+            batches = list(minibatches.batches(episode))
+            head = last(self._descend_part(kept, meta, batches[:of_head], lr))
+            body = last(self._descend_part(meta, head, batches[of_head:], lr))
         else:
-            phi = last(self._descend_part({**meta, **head}, {}, rest, self.options.inner_lr))
-            body, head = ({name: phi[name] for name in part} for part in (meta, head))
+            phi = end_of_descent(self.learner, {**meta, **kept}, minibatches.stacked(episode), lr)
+            body, head = ({name: phi[name] for name in part} for part in (meta, kept))
         # The query examples were trained on as well, so this is a training loss.
         return subtract(meta, body), self.learner.loss({**body, **head}, episode.query), head
 

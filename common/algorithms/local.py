@@ -10,8 +10,9 @@ from torch import Tensor
 
 from common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions
 from common.batch import Batch, Episode, Minibatches
-from common.inner import descend, last
+from common.inner import descend
 from common.params import Params
+from common.perceptron import end_of_descent
 
 
 class Local(Algorithm):
@@ -19,14 +20,16 @@ class Local(Algorithm):
 
     name = "local"
     Options: ClassVar[type[AlgorithmOptions]] = InnerLoopOptions
+    first_order = True
     tunes_inner_lr = False
 
     def init(self) -> Params:
         return {}
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
-        path = self.adaptation_path(meta, episode.support, self.options.inner_lr, self.options.inner_steps)
-        return {}, self.learner.loss(last(path), episode.query)
+        batches = episode.support.times(self.options.inner_steps)
+        phi = end_of_descent(self.learner, self.learner.initial(), batches, self.options.inner_lr)
+        return {}, self.learner.loss(phi, episode.query)
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         return descend(self.learner.loss, self.learner.initial(), iter([support] * steps), lr)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from common.algorithms.base import Algorithm, InnerLoopOptions
 from common.batch import Episode, Minibatches
-from common.inner import descend, last
 from common.params import Params, subtract
+from common.perceptron import end_of_descent
 
 
 class LocalSgdOptions(InnerLoopOptions):
@@ -20,12 +20,13 @@ class LocalSgdOptions(InnerLoopOptions):
 class LocalSgd(Algorithm):
     """g = theta - phi_k after k SGD steps on minibatches of support and query together."""
 
+    first_order = True
+
     def minibatch_indices(self, num_examples: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
         return shuffled_epochs(num_examples, self.options.inner_steps, self.options.batch_size, rng)
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
-        batches = minibatches.batches(episode)
-        phi = last(descend(self.learner.loss, meta, batches, self.options.inner_lr))
+        phi = end_of_descent(self.learner, meta, minibatches.stacked(episode), self.options.inner_lr)
         # The query examples were trained on as well, so this is a training loss.
         return subtract(meta, phi), self.learner.loss(phi, episode.query)
 

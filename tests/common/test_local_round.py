@@ -13,9 +13,10 @@ from torch._inductor import config as inductor
 from common.algorithms.maml import Maml
 from common.algorithms.reptile import Reptile
 from common.batch import Batch, Episode, Minibatches, TaskData
+from common.chunking import chunks
 from common.errors import ConfigError
 from common.learner import Learner
-from common.local_round import TaskWork, chunks, evaluate, run_round, stack
+from common.local_round import TaskWork, evaluate, run_round, stack
 
 CPU = torch.device("cpu")
 
@@ -190,7 +191,7 @@ def test_a_compiled_round_gives_the_same_numbers() -> None:
     algorithm = maml()
     work = [TaskWork(task(4, 6, 1, seed), np.random.default_rng(seed)) for seed in range(3)]
     plain = run_round(algorithm, algorithm.init(), work, chunk_size=8)
-    compiled = run_round(algorithm, algorithm.init(), work, chunk_size=8, compiled=True)
+    compiled = run_round(algorithm, algorithm.init(), work, chunk_size=8, compile=True)
     torch.testing.assert_close(compiled.gradient, plain.gradient)
     assert compiled.losses == pytest.approx(plain.losses)
     assert (compiled.weight, plain.weight) == (3, 3)
@@ -204,4 +205,4 @@ def test_without_a_compiler_a_sentence_says_what_to_set() -> None:
         inductor.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}),
         pytest.raises(ConfigError, match=r"`compile = true` needs a C\+\+ compiler.*set `compile = false`"),
     ):
-        run_round(algorithm, algorithm.init(), work, chunk_size=8, compiled=True)
+        run_round(algorithm, algorithm.init(), work, chunk_size=8, compile=True)

@@ -1,0 +1,308 @@
+"""One environment's sides of `benchmarks.peers`: a process that computes the common workload by the library asked for.
+
+It imports nothing of this project but for the side `engine`, so that any Python with the library can run it. Protocol: argv is
+the workload's file and the names of the sides; a line on stdin is the name of a side, a line on stdout what it took, as JSON.
+The final parameters of a side are written beside the workload's file, for whoever checks that all are the same.
+"""
+
+import contextlib
+import copy
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+Round = Callable[[Any, int], Any]
+"""(global parameters, number of the round) -> global parameters after it."""
+LR = 0.05
+NAMES = ("1.weight", "1.bias", "3.weight", "3.bias", "5.weight", "5.bias")
+
+
+def main() -> None:
+    path, *names = sys.argv[1:]
+    # One core for everybody, whatever threads a library starts.
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    work = dict(np.load(path))
+    sides: dict[str, Callable[[], Arrays]] = {}
+    report: dict[str, dict[str, Any]] = {}
+    for name in names:
+        started = time.perf_counter()
+        try:
+            sides[name] = prepare(name, work)
+            end = sides[name]()  # compiles and warms up, too
+        except Exception as error:
+            report[name] = {"missing": f"{type(error).__name__}: {error}".splitlines()[0]}
+            continue
+        np.savez(f"{path}.{name}.npz", **end)  # type: ignore[arg-type]
+        report[name] = {"first": time.perf_counter() - started, "versions": versions(name)}
+    print(json.dumps(report), flush=True)
+    for line in sys.stdin:
+        wall, cpu = time.perf_counter(), time.process_time()
+        sides[line.strip()]()
+        print(json.dumps({"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}), flush=True)
+
+
+def versions(side: str) -> dict[str, str]:
+    libraries = {
+        **{"engine": ["torch"], "plain-optim": ["torch"], "plain-grad": ["torch"]},
+        **{"jax": ["jax"], "jax-given": ["jax"], "fedjax": ["jax", "fedjax"]},
+    }
+    result = {}
+    for library in libraries.get(side, ["torch", side]):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            result[library] = metadata.version(library)
+    return result
+
+
+def prepare(name: str, work: Arrays) -> Callable[[], Arrays]:
+    """All rounds of one side, from the common start to the final parameters."""
+    begin, one_round, finish = SIDES[name](work)
+
+    def rounds() -> Arrays:
+        theta = begin()
+        for number in range(len(work["clients"])):
+            theta = one_round(theta, number)
+        end: Arrays = finish(theta)
+        return end
+
+    return rounds
+
+
+def start(work: Arrays) -> Arrays:
+    return {name: work[name] for name in NAMES}
+
+
+def minibatches(work: Arrays, number: int) -> np.ndarray:
+    """[clients, steps, batch] rows of round `number`: every side draws them anew, in the way that the engine draws its own."""
+    _, _, steps, size = work["rows"].shape
+    num_rows = work["x"].shape[1]
+    per_epoch = num_rows // size
+    result = []
+    for k in work["clients"][number]:
+        text = "\x1f".join(("0", "peers", str(number), str(k)))
+        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        rng = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+        walk = [rng.permutation(num_rows)[: per_epoch * size] for _ in range(-(-steps // per_epoch))]
+        result.append(np.concatenate(walk).reshape(-1, size)[:steps])
+    return np.stack(result)
+
+
+def engine(work: Arrays) -> tuple[Callable[[], Any], Round, Callable[[Any], Arrays]]:
+    """This project: a node's round of `fedavg`, minibatches drawn and query losses scored inside."""
+    import torch
+
+    from common.algorithms import ALGORITHMS
+    from common.batch import Batch, TaskData
+    from common.learner import Learner
+    from common.local_round import TaskWork, run_round
+    from common.models.mlp import perceptron
+    from common.params import subtract
+    from common.randomness import generator
+
+    torch.set_num_threads(1)
+    steps, size = work["rows"].shape[2:]
+    options = ALGORITHMS["fedavg"].Options.model_validate({"inner-lr": LR, "inner-steps": steps, "batch-size": size})
+    features, classes = work["x"].shape[-1], len(work["5.bias"])
+    algorithm = ALGORITHMS["fedavg"](options, Learner(perceptron((features, 64, 64, classes)), "classification", classes))
+    half = work["x"].shape[1] // 2
+    tasks = []
+    for x, y in zip(torch.from_numpy(work["x"]), torch.from_numpy(work["y"]), strict=True):
+        query = Batch.of(x[half:], y[half:])
+        tasks.append(TaskData(Batch.of(x[:half], y[:half]), query, query))
+
+    def one_round(theta: Any, number: int) -> Any:
+        chosen = [TaskWork(tasks[k], generator(0, "peers", number, int(k))) for k in work["clients"][number]]
+        return subtract(theta, run_round(algorithm, theta, chosen, chunk_size=128).gradient)
+
+    return lambda: {n: torch.from_numpy(v) for n, v in start(work).items()}, one_round, lambda theta: to_numpy(theta)
+
+
+def to_numpy(theta: Any) -> Arrays:
+    return {name: value.detach().numpy() for name, value in theta.items()}
+
+
+def torch_loop(work: Arrays, local: Callable[..., Any]) -> tuple[Callable[[], Any], Round, Callable[[Any], Arrays]]:
+    """One client after the other in PyTorch; `local(model, batches)` gives the parameters after its steps, in order."""
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(1)
+    features, classes = work["x"].shape[-1], len(work["5.bias"])
+    hidden = [nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, classes)]
+    model = nn.Sequential(nn.Flatten(), *hidden)
+    x, y = torch.from_numpy(work["x"]), torch.from_numpy(work["y"])
+
+    def one_round(theta: Any, number: int) -> Any:
+        model.load_state_dict(theta)
+        total = {name: torch.zeros_like(value) for name, value in theta.items()}
+        for k, rows in zip(work["clients"][number], torch.from_numpy(minibatches(work, number)), strict=True):
+            after = local(model, [(x[k, row], y[k, row]) for row in rows])
+            with torch.no_grad():
+                for (name, before), value in zip(theta.items(), after, strict=True):
+                    total[name] += (value - before) / len(work["clients"][number])
+        return {name: value + total[name] for name, value in theta.items()}
+
+    return lambda: {n: torch.from_numpy(v) for n, v in start(work).items()}, one_round, lambda theta: to_numpy(theta)
+
+
+def plain_optim(work: Arrays) -> Any:
+    """A copy of the module and torch.optim.SGD for every client, as tutorials write it."""
+    import torch
+    import torch.nn.functional as F
+
+    def local(model: Any, batches: Any) -> Any:
+        own = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(own.parameters(), lr=LR)
+        for x, y in batches:
+            optimizer.zero_grad()
+            F.cross_entropy(own(x), y).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        return list(own.parameters())
+
+    return torch_loop(work, local)
+
+
+def plain_grad(work: Arrays) -> Any:
+    """Parameters as tensors and torch.autograd.grad."""
+    import torch
+    import torch.nn.functional as F
+    from torch.func import functional_call
+
+    def local(model: Any, batches: Any) -> Any:
+        phi = {name: value.detach().requires_grad_() for name, value in model.named_parameters()}
+        for x, y in batches:
+            gradients = torch.autograd.grad(F.cross_entropy(functional_call(model, phi, (x,)), y), list(phi.values()))
+            phi = {n: (v - LR * g).detach().requires_grad_() for (n, v), g in zip(phi.items(), gradients, strict=True)}
+        return list(phi.values())
+
+    return torch_loop(work, local)
+
+
+def learn2learn(work: Arrays) -> Any:
+    import learn2learn as l2l
+    import torch.nn.functional as F
+
+    def local(model: Any, batches: Any) -> Any:
+        learner = l2l.algorithms.MAML(model, lr=LR, first_order=True).clone()
+        for x, y in batches:
+            learner.adapt(F.cross_entropy(learner(x), y))
+        return list(learner.parameters())
+
+    return torch_loop(work, local)
+
+
+def higher(work: Arrays) -> Any:
+    import higher as library
+    import torch
+    import torch.nn.functional as F
+
+    def local(model: Any, batches: Any) -> Any:
+        optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+        with library.innerloop_ctx(model, optimizer, track_higher_grads=False) as (fast, fast_optimizer):
+            for x, y in batches:
+                fast_optimizer.step(F.cross_entropy(fast(x), y))
+            return [value.detach() for value in fast.parameters()]
+
+    return torch_loop(work, local)
+
+
+def torchopt(work: Arrays) -> Any:
+    import torch.nn.functional as F
+    import torchopt as library
+    from torch.func import functional_call
+
+    def local(model: Any, batches: Any) -> Any:
+        phi = {name: value.detach().requires_grad_() for name, value in model.named_parameters()}
+        optimizer = library.FuncOptimizer(library.sgd(lr=LR))
+        for x, y in batches:
+            phi = optimizer.step(F.cross_entropy(functional_call(model, phi, (x,)), y), phi)
+            phi = {name: value.detach().requires_grad_() for name, value in phi.items()}
+        return list(phi.values())
+
+    return torch_loop(work, local)
+
+
+def jax_loss(theta: Any, x: Any, y: Any) -> Any:
+    import jax
+
+    h = jax.nn.relu(x @ theta["1.weight"].T + theta["1.bias"])
+    h = jax.nn.relu(h @ theta["3.weight"].T + theta["3.bias"])
+    logits = jax.nn.log_softmax(h @ theta["5.weight"].T + theta["5.bias"])
+    return -logits[jax.numpy.arange(len(y)), y].mean()
+
+
+def jax_side(work: Arrays, draw: Callable[[Arrays, int], np.ndarray] = minibatches) -> Any:
+    """jit(vmap(scan)) over the clients of a round."""
+    import jax
+
+    x, y = work["x"], work["y"].astype(np.int32)
+
+    def local(theta: Any, x: Any, y: Any, rows: Any) -> Any:
+        def step(phi: Any, row: Any) -> Any:
+            gradient = jax.grad(jax_loss)(phi, x[row], y[row])
+            return jax.tree.map(lambda value, g: value - LR * g, phi, gradient), None
+
+        return jax.lax.scan(step, theta, rows)[0]
+
+    @jax.jit  # type: ignore[untyped-decorator]
+    def together(theta: Any, x: Any, y: Any, rows: Any) -> Any:
+        ends = jax.vmap(local, in_axes=(None, 0, 0, 0))(theta, x, y, rows)
+        return jax.tree.map(lambda before, after: before + (after - before).mean(axis=0), theta, ends)
+
+    def one_round(theta: Any, number: int) -> Any:
+        chosen = work["clients"][number]
+        return jax.block_until_ready(together(theta, x[chosen], y[chosen], draw(work, number).astype(np.int32)))
+
+    return lambda: start(work), one_round, lambda theta: {name: np.asarray(value) for name, value in theta.items()}
+
+
+def jax_given(work: Arrays) -> Any:
+    """The same, spared of drawing minibatches: they are there."""
+    return jax_side(work, lambda work, number: work["rows"][number])
+
+
+def fedjax(work: Arrays) -> Any:
+    """`for_each_client` with its backend for one device, compiled; batches in the given order."""
+    import fedjax as library
+    import jax
+
+    x, y = work["x"], work["y"].astype(np.int32)
+
+    def step(phi: Any, batch: Any) -> Any:
+        gradient = jax.grad(jax_loss)(phi, batch["x"], batch["y"])
+        return jax.tree.map(lambda value, g: value - LR * g, phi, gradient)
+
+    with library.for_each_client_backend("jit"):
+        each = library.for_each_client(lambda theta, _: theta, step, lambda theta, phi: phi)
+
+    def one_round(theta: Any, number: int) -> Any:
+        chosen = zip(work["clients"][number], minibatches(work, number), strict=True)
+        clients: list[Any] = [(k, [{"x": x[k, row], "y": y[k, row]} for row in rows], {}) for k, rows in chosen]
+        ends = [end for _, end in each(theta, clients)]
+        return jax.block_until_ready(jax.tree.map(lambda *values: sum(values) / len(values), *ends))
+
+    return lambda: start(work), one_round, lambda theta: {name: np.asarray(value) for name, value in theta.items()}
+
+
+SIDES: dict[str, Callable[[Arrays], Any]] = {
+    "engine": engine,
+    "plain-optim": plain_optim,
+    "plain-grad": plain_grad,
+    "learn2learn": learn2learn,
+    "higher": higher,
+    "torchopt": torchopt,
+    "jax": jax_side,
+    "jax-given": jax_given,
+    "fedjax": fedjax,
+}
+
+
+if __name__ == "__main__":
+    main()
