@@ -18,7 +18,7 @@ from common.algorithms.base import Algorithm
 from common.batch import Batch, Episode, Minibatches, TaskData
 from common.chunking import AutoChunks, chunks
 from common.compiling import Auto, Contribute, compiled, mapped
-from common.params import Params
+from common.params import Params, add_weighted
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ def run_round(
         else:
             weights_of_sum = weights
         for name, value in part.gradients.items():
-            total[name] += torch.tensordot(weights_of_sum, value.double(), dims=1)
+            add_weighted(total[name], value, weights_of_sum)
         total_weight += float(weights.sum())
         for t, position in enumerate(part.positions):
             if part.finite[t]:
                 losses[position] = float(part.losses[t])
                 kept[position] = {name: value[t] for name, value in part.kept.items()}
-    gradient = {name: (value / max(total_weight, 1e-300)).to(meta[name].dtype) for name, value in total.items()}
+    gradient = {name: value.div_(max(total_weight, 1e-300)).to(meta[name].dtype) for name, value in total.items()}
     return RoundResult(gradient, total_weight, losses, kept, within)
 
 
@@ -124,8 +124,9 @@ def contributions(
         before = {name: torch.stack([kept[i][name] for i in positions]) for name in kept[positions[0]]}
         gradients, loss, after = contribute(meta, before, episode, minibatches)
         finite = _finite_tasks(gradients, after, loss)
-        # where(), because 0 * NaN is NaN: a task that is left out must leave no trace.
-        gradients = {name: torch.where(_over(finite, value), value, 0.0) for name, value in gradients.items()}
+        if not finite.all():
+            # where(), because 0 * NaN is NaN: a task that is left out must leave no trace.
+            gradients = {name: torch.where(_over(finite, value), value, 0.0) for name, value in gradients.items()}
         yield Part(positions, gradients, loss, after, finite)
 
 
@@ -179,13 +180,17 @@ def evaluate(
     rates = torch.tensor(list(lrs), dtype=algorithm.learner.dtype, device=device)
     result = np.full((2, len(draws), len(lrs), steps + 1), np.nan)
     sizes = [(len(d.support.x), len(d.test.x)) for d in draws]
-    per_chunk = max(1, chunk_size // len(lrs)) if isinstance(chunk_size, int) else chunk_size
+    # Every rate of every task has parameters of its own, which `chunk_size` bounds.
+    rates_at_once = min(len(lrs), chunk_size) if isinstance(chunk_size, int) else len(lrs)
+    per_chunk = chunk_size // rates_at_once if isinstance(chunk_size, int) else chunk_size
     with torch.no_grad():
         for positions in chunks(sizes, per_chunk, exact=algorithm.learner.mixes_examples):
             support = stack([draws[i].support for i in positions], device)
             test = stack([draws[i].test for i in positions], device)
-            for part, values in enumerate(over_tasks(meta, rates, support, test)):
-                result[part, positions] = values.double().cpu().numpy()
+            for i in range(0, len(lrs), rates_at_once):
+                some = slice(i, i + rates_at_once)
+                for part, values in enumerate(over_tasks(meta, rates[some], support, test)):
+                    result[part, positions, some] = values.double().cpu().numpy()
     means = np.stack([result[:, owner == task].mean(axis=1) for task in range(len(tasks))], axis=1)
     return means[0], means[1]
 
@@ -225,5 +230,5 @@ def _finite_tasks(gradients: Params, kept: Params, loss: Tensor) -> Tensor:
     finite = torch.isfinite(loss)
     for value in [*gradients.values(), *kept.values()]:
         # The squares, because a gradient of 1e26 would overflow in Adam's second moment and stop its weights for good.
-        finite &= torch.isfinite(value.reshape(len(value), -1).square().sum(dim=1))
+        finite &= torch.isfinite(value.reshape(value.shape[0], -1).square().sum(dim=1))
     return finite

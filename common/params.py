@@ -63,16 +63,20 @@ def weighted_mean(items: Iterable[tuple[Params, float]]) -> Params:
         dtypes = dtypes or {name: value.dtype for name, value in params.items()}
         total = total or {name: torch.zeros_like(value, dtype=torch.float64) for name, value in params.items()}
         for name, value in params.items():
-            add_in_blocks(total[name], value, weight)
+            add_weighted(total[name], value.unsqueeze(0), torch.tensor([weight], dtype=torch.float64, device=value.device))
         weights += weight
     if weights <= 0:
         raise ValueError("a weighted mean needs at least one item with a positive weight")
     return {name: value.div_(weights).to(dtypes[name]) for name, value in total.items()}
 
 
-def add_in_blocks(total: Tensor, value: Tensor, weight: float) -> None:
-    """total += weight * value, in place, for a contiguous float64 `total`. A large model is not copied as float64 for it."""
-    flat, other = total.view(-1), value.reshape(-1)
-    for start in range(0, len(flat), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        flat[part] += other[part].double() * weight
+def add_weighted(total: Tensor, values: Tensor, weights: Tensor) -> None:
+    """total += sum over i of weights[i] * values[i], in place, for a contiguous float64 `total` and float64 `weights` [n].
+
+    In pieces, so that `values` [n, ...] of a large model are not copied as float64 as a whole.
+    """
+    flat, rows = total.view(-1), values.reshape(len(weights), -1)
+    width = max(1, _BLOCK // max(1, len(weights)))
+    for start in range(0, flat.numel(), width):
+        part = slice(start, start + width)
+        flat[part] += weights @ rows[:, part].double()
