@@ -35,7 +35,7 @@ format: $(VENV)/.dev
 
 # The pages of docs/ as a site in ./site, readable from disk; every warning is an error.
 docs: $(VENV)/.dev
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Write every setting and its default into pyproject.toml and docs/configuration.md, after a change of the settings models.
 config: $(VENV)/.user

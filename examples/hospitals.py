@@ -30,7 +30,7 @@ def patients(name: str, number: int) -> list[tuple[str | float, ...]]:
 
 def write(path: Path, rows: list[tuple[str | float, ...]], header: tuple[str, ...] = HEADER) -> None:
     with path.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
     print(f"{path}: {len(rows)} rows")
 
 
