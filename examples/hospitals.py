@@ -34,8 +34,7 @@ def write(path: Path, rows: list[tuple[str | float, ...]], header: tuple[str, ..
     print(f"{path}: {len(rows)} rows")
 
 
-def main() -> None:
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
+def write_all(folder: Path) -> None:
     write(folder / "hospitals.csv", [row for letter in "ABCDEFGH" for row in patients(f"hospital-{letter}", 60)])
     ward = patients("ward-7", 80)
     write(folder / "ward.csv", ward[:60])
@@ -44,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    write_all(Path(sys.argv[1] if len(sys.argv) > 1 else "."))

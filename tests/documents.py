@@ -10,12 +10,13 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of code on a page. `language`: what stands behind the fence; "" for an indented block, which has none."""
+    """A piece of code on a page. `language` and `title`: what stands behind the fence; "" for an indented block."""
 
     page: str
     line: int
     language: str
     text: str
+    title: str = ""
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -28,11 +29,11 @@ def blocks(page: Path) -> list[Block]:
     i = 0
     while i < len(lines):
         start = i
-        if fence := re.match(r"^( *)```(\w*)", lines[i]):
+        if fence := re.match(r'^( *)```(\w*)(?: title="([^"]+)")?', lines[i]):
             i += 1
             while not lines[i].lstrip().startswith("```"):
                 i += 1
-            found.append(Block(name, start + 1, fence[2], _dedented(lines[start + 1 : i], len(fence[1]))))
+            found.append(Block(name, start + 1, fence[2], _dedented(lines[start + 1 : i], len(fence[1])), fence[3] or ""))
         elif _indented(lines[i]) and (i == 0 or not lines[i - 1].strip()):
             while i < len(lines) and (_indented(lines[i]) or not lines[i].strip()):
                 i += 1

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -56,9 +57,10 @@ def test_the_own_algorithm_trains_with_its_own_setting(tmp_path: Path) -> None:
 
 
 @pytest.mark.simulation
-def test_the_other_app_trains_with_the_strategy_under_flowers_own_runtime() -> None:
+def test_the_other_app_trains_with_the_strategy_under_flowers_own_runtime(tmp_path: Path) -> None:
+    app = shutil.copytree(EXAMPLES / "flower_app", tmp_path / "flower_app")
     with LocalSuperLink(ROOT) as link:
-        run = Run(EXAMPLES / "flower_app", link, {"rounds": 3, "seed": 1}, 2)
+        run = Run(app, link, {"rounds": 3, "seed": 1}, 2)
         try:
             log = list(run.lines())
             status, details = run.status()
