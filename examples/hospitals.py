@@ -2,7 +2,7 @@
 
     python examples/hospitals.py            # into the current directory
 
-Eight hospitals with 60 patients each. A patient is ill if a marker is high, but what is high differs from hospital to
+Sixteen hospitals with 50 patients each. A patient is ill if a marker is high, but what is high differs from hospital to
 hospital, and in half of them the scale runs the other way: no single model fits all. The ward is one more such place.
 """
 
@@ -18,7 +18,7 @@ HEADER = ("hospital", "age", "marker", "sex", "outcome")
 def patients(name: str, number: int) -> list[tuple[str | float, ...]]:
     """Rows of one hospital; every twelfth age is missing. Names that sort evenly have the scale the usual way round."""
     rng = np.random.default_rng(list(name.encode()))
-    sign, middle = (1 if sum(name.encode()) % 2 else -1), rng.normal(0, 0.5)
+    sign, middle = (1 if sum(name.encode()) % 2 else -1), rng.normal(0, 0.25)
     rows: list[tuple[str | float, ...]] = []
     for i in range(number):
         marker = rng.normal()
@@ -35,7 +35,7 @@ def write(path: Path, rows: list[tuple[str | float, ...]], header: tuple[str, ..
 
 
 def write_all(folder: Path) -> None:
-    write(folder / "hospitals.csv", [row for letter in "ABCDEFGH" for row in patients(f"hospital-{letter}", 60)])
+    write(folder / "hospitals.csv", [row for letter in "ABCDEFGHIJKLMNOP" for row in patients(f"hospital-{letter}", 50)])
     ward = patients("ward-7", 80)
     write(folder / "ward.csv", ward[:60])
     # What is not known of new patients is the outcome.

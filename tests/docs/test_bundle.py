@@ -1,6 +1,5 @@
 """What `flwr build` makes of this app: small, the app alone, and enough to run elsewhere."""
 
-import os
 import subprocess
 import tomllib
 import warnings
@@ -31,7 +30,11 @@ def test_the_bundle_is_small_and_holds_the_app_alone(fab: Path) -> None:
     assert fab.stat().st_size < MEGABYTE
     names = [name for name in ZipFile(fab).namelist() if not name.startswith(".info/")]
     assert {name.split("/")[0] for name in names} == {"common", "server_app", "client_app", "pyproject.toml", "README.md"}
-    wanted = {str(path.relative_to(ROOT)) for package in ("common", "server_app", "client_app") for path in (ROOT / package).rglob("*.py")}
+    wanted = {
+        str(path.relative_to(ROOT))
+        for package in ("common", "server_app", "client_app")
+        for path in (ROOT / package).rglob("*.py")
+    }
     assert wanted <= set(names)
 
 
@@ -69,4 +72,10 @@ def test_what_the_command_line_sends_is_the_same_app() -> None:
         from flwr.cli.build import build_fab_from_disk
 
         assert len(build_fab_from_disk(app)) < MEGABYTE
-        assert sorted(os.listdir(app)) == ["README.md", "client_app", "common", "pyproject.toml", "server_app"]
+        assert sorted(path.name for path in app.iterdir()) == [
+            "README.md",
+            "client_app",
+            "common",
+            "pyproject.toml",
+            "server_app",
+        ]

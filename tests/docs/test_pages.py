@@ -1,4 +1,4 @@
-"""What the pages say exists: links and anchors, flags, settings, variables, messages, figures; and the site is built of them."""
+"""What the pages say exists: links, anchors, flags, settings, variables, messages, figures; and the site is built of them."""
 
 import ast
 import json
@@ -35,7 +35,11 @@ def settings() -> set[str]:
     """All keys of runs and nodes, those of tables with and without the table's name."""
     own = {str(field.alias) for model in (RunConfig, NodeConfig) for field in model.model_fields.values()}
     tables = {name: [str(field.alias) for field in model.model_fields.values()] for name, model in table_types().items()}
-    return own | {f"{name}.{key}" for name, keys in tables.items() for key in keys} | {key for keys in tables.values() for key in keys}
+    return (
+        own
+        | {f"{name}.{key}" for name, keys in tables.items() for key in keys}
+        | {key for keys in tables.values() for key in keys}
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
