@@ -57,7 +57,7 @@ NAMES = [(r" \[--host NAME \.\.\.\]", ""), (r"\bSEED\b", "0"), (r"\bID\b", "1")]
 """What stands on a page for a name of the reader's own."""
 
 LOOKED_AT = [
-    (r"quickbloom run .*--connection ", "needs a SuperLink: tests/integration/test_grpc.py"),
+    (r"quickbloom run .*(--connection |--set mlflow=)", "needs a server: tests/integration/test_grpc.py"),
     (r"quickbloom run .*--resume ", "needs a run that was cut off: tests/integration/test_resume.py"),
     (r"quickbloom run .*--leave-one-out", "a run for each task: tests/server_app/test_leave_one_out.py"),
     (r"quickbloom run .*--dataset uji ", "two minutes: tests/common/datasets, and its figures are of benchmarks/uji.py"),
@@ -73,7 +73,7 @@ LOOKED_AT = [
     (r"make ", "installs; `make test` is what runs this"),
     (r"docker ", "containers: tests/docker"),
     (r"pip install ", "the package index"),
-    (r"(source|export|cd|git|tar|sudo|ssh|systemctl|openssl|journalctl) ?", "the shell's, or the system's own"),
+    (r"(source|export|cd|git|tar|sudo|ssh|systemctl|openssl|journalctl|tensorboard) ?", "the shell's, or the system's own"),
 ]
 """Commands that are not run, by how they begin, each with the reason and where it is run if anywhere."""
 
@@ -184,8 +184,8 @@ def look_at(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
             if inner[0].startswith("quickbloom"):
                 look_at(shlex.join(inner), monkeypatch)
         case ["export", *assignments]:
-            for name, _, value in (assignment.partition("=") for assignment in assignments):
-                if name == "COMPOSE_FILE":
+            for variable, _, value in (assignment.partition("=") for assignment in assignments):
+                if variable == "COMPOSE_FILE":
                     assert all(yaml.safe_load((ROOT / file).read_text()) for file in value.split(":")), command
 
 
@@ -251,7 +251,14 @@ def of_edge(reader: Reader) -> None:
     run_federation(InlineGrid(1, config.flat(), {0: {"state-dir": str(reader.folder / "STATE")}}), config)
 
 
-PREPARED = {"own-data.md": of_own_data, "edge.md": of_edge}
+def of_report(reader: Reader) -> None:
+    """Two runs of the names that the page gives them."""
+    for name in ("maml-seed0-20260101-120000", "reptile-seed0-20260101-121500"):
+        algorithm, _, _ = name.partition("-")
+        reader.run(f"quickbloom run --algorithm {algorithm} --output runs/digits-{name}")
+
+
+PREPARED = {"report.md": of_report, "own-data.md": of_own_data, "edge.md": of_edge}
 
 
 def is_shell(block: Block) -> bool:

@@ -57,7 +57,7 @@ def test_the_bundle_runs_in_an_empty_directory(fab: Path, tmp_path: Path) -> Non
     home = tmp_path / "home"
     home.mkdir()
     with LocalSuperLink() as link:
-        run = Run(app, link, {"rounds": 2, "output-dir": str(home / "run")}, 2)
+        run = Run(app, link, {"rounds": 2, "node-deadline": 300.0, "output-dir": str(home / "run")}, 2)
         try:
             log = list(run.lines())
             status, details = run.status()

@@ -60,7 +60,7 @@ def test_the_own_algorithm_trains_with_its_own_setting(tmp_path: Path) -> None:
 def test_the_other_app_trains_with_the_strategy_under_flowers_own_runtime(tmp_path: Path) -> None:
     app = shutil.copytree(EXAMPLES / "flower_app", tmp_path / "flower_app")
     with LocalSuperLink(ROOT) as link:
-        run = Run(app, link, {"rounds": 3, "seed": 1}, 2)
+        run = Run(app, link, {"rounds": 3, "seed": 1, "node-deadline": 300.0}, 2)
         try:
             log = list(run.lines())
             status, details = run.status()
