@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-docker format lint types tests bench config clean
+.PHONY: demo test test-docker format lint types tests docs bench config clean
 
 demo: $(VENV)/.user
 	$(BIN)/quickbloom run
@@ -40,9 +40,14 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Write every setting and its default into pyproject.toml, after a change of the settings models.
+# The pages of docs/ as a site in ./site, readable from disk; every warning is an error.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Write every setting and its default into pyproject.toml and docs/configuration.md, after a change of the settings models.
 config: $(VENV)/.user
 	$(BIN)/python -m common.config_toml
+	$(BIN)/python -m common.config_reference
 
 # torch first and by itself: with it in place, nothing that follows fetches another build of it.
 $(VENV)/.torch:
@@ -55,7 +60,7 @@ $(VENV)/.user: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.user pyproject.toml
-	$(BIN)/pip install --quiet --editable ".[simulation,datasets,report,privacy,dev]"
+	$(BIN)/pip install --quiet --editable ".[simulation,datasets,report,privacy,docs,dev]"
 	touch $@
 
 clean:

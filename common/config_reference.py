@@ -1,0 +1,76 @@
+"""Every setting as a page: `python -m common.config_reference` writes docs/configuration.md (`make config`)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from common.algorithms import ALGORITHMS
+from common.config import PRIVACY, NodeConfig, RunConfig, table_types
+from common.datasets import DATASETS
+from common.models import MODELS
+from common.options import Options
+
+PAGE = Path("docs") / "configuration.md"
+_INTRODUCTION = """# Configuration reference
+
+Generated from the models in `common` by `make config`; a test compares. A setting of the first table is given as
+`--set KEY=VALUE` (`rounds`, `seed`, `algorithm` and `dataset` have options of their own), one of another table as
+`--set TABLE.KEY=VALUE`. The table of the algorithm that is trained may be left out: `--set inner-lr=0.1`. With plain Flower
+the same keys go into `--run-config`. What is wrong is refused in one sentence before anything runs.
+
+What a node can be told, with `--node-config` or the options and `--set` of `quickbloom-edge join`, stands at the end.
+"""
+
+
+def render() -> str:
+    """The whole page: one table per settings model, one row per setting."""
+    sections = [_INTRODUCTION, _section("The run", RunConfig)]
+    parts = {"The table `privacy`": [PRIVACY], "Algorithms": ALGORITHMS, "Data sets": DATASETS, "Models": MODELS}
+    for title, names in parts.items():
+        models = {name: table_types()[name] for name in names}
+        if list(names) == [PRIVACY]:
+            sections.append(_section(title, models[PRIVACY], f"{PRIVACY}."))
+            continue
+        sections.append(f"## {title}\n")
+        sections += [_section(f"`{name}`", model, f"{name}.", "###") for name, model in models.items() if model.model_fields]
+        if empty := [f"`{name}`" for name, model in models.items() if not model.model_fields]:
+            sections.append(f"Without settings: {', '.join(empty)}.\n")
+    return "\n".join([*sections, _section("A node", NodeConfig)])
+
+
+def _section(title: str, model: type[Options], prefix: str = "", level: str = "##") -> str:
+    defaults = model().model_dump(by_alias=True)
+    schema = model.model_json_schema()["properties"]
+    rows = [
+        f"| `{prefix}{key}` | `{json.dumps(value)}` | {_expected(schema[key])} | {_escaped(field)} |"
+        for (key, value), field in zip(defaults.items(), model.model_fields.values(), strict=True)
+    ]
+    return "\n".join([f"{level} {title}\n", "| setting | default | values | meaning |", "| --- | --- | --- | --- |", *rows]) + "\n"
+
+
+def _expected(schema: dict[str, Any]) -> str:
+    """What a value may be, in words: its kind and its range, or the choices."""
+    if "enum" in schema:
+        return ", ".join(f"`{json.dumps(choice)}`" for choice in schema["enum"])
+    kinds = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {schema[name]:g}" for name, sign in signs.items() if name in schema]
+    return " ".join([kinds[schema["type"]], ", ".join(limits)]).rstrip()
+
+
+def _escaped(field: FieldInfo) -> str:
+    return str(field.description).replace("|", "\\|")
+
+
+def main() -> None:
+    """Write the page in the current directory, that of the repository."""
+    if not PAGE.parent.is_dir():
+        raise SystemExit(f"there is no directory {PAGE.parent.resolve()}: run this in the repository")
+    PAGE.write_text(render())
+    print(f"wrote {len(render().splitlines())} lines into {PAGE}")
+
+
+if __name__ == "__main__":
+    main()

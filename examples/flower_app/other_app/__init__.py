@@ -1,0 +1,1 @@
+"""A Flower app of its own that trains with quickbloom's MetaStrategy."""

@@ -1,0 +1,126 @@
+"""Every example runs as a user would run it, and does what it says."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+import torch
+from nbclient import NotebookClient
+
+from common.algorithms import ALGORITHMS
+from common.batch import Batch, Episode, Minibatches
+from common.learner import Learner
+from common.params import Params
+from server_app.launch import LocalSuperLink, Run, environment
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+NOTEBOOK = EXAMPLES / "new_writer.ipynb"
+
+
+def python(*arguments: str | Path, cwd: Path) -> str:
+    """What a program in a Python process of its own prints on stdout."""
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=environment(modules=ROOT), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_tables_say_what_their_header_promises_and_are_the_same_every_time(tmp_path: Path) -> None:
+    (tmp_path / "again").mkdir()
+    for folder in (tmp_path, tmp_path / "again"):
+        python(EXAMPLES / "hospitals.py", folder, cwd=tmp_path)
+    rows = list(csv.DictReader((tmp_path / "hospitals.csv").read_text().splitlines()))
+    assert {row["hospital"] for row in rows} == {f"hospital-{letter}" for letter in "ABCDEFGHIJKLMNOP"}
+    assert {row["outcome"] for row in rows} == {"ill", "well"}
+    assert sum(row["age"] == "" for row in rows) == 16 * 5
+    assert (tmp_path / "new-patients.csv").read_text().startswith("hospital,age,marker,sex\n")
+    for name in ("hospitals.csv", "ward.csv", "new-patients.csv"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_the_own_algorithm_trains_with_its_own_setting(tmp_path: Path) -> None:
+    settings = ["--rounds", "20", "--set", "prox.mu=0.1", "--set", "evaluate-every=0", "--no-report", "--json"]
+    said = python(EXAMPLES / "own_algorithm.py", "run", "--algorithm", "prox", "--in-process", *settings, cwd=tmp_path)
+    summary = json.loads(said)
+    accuracy = summary["test"]["accuracy"]["mean"]
+    # Chance is 20 %.
+    assert accuracy[-1] > 0.5 > accuracy[0]
+    assert json.loads((Path(summary["run_dir"]) / "config.json").read_text())["prox.mu"] == 0.1
+
+
+@pytest.mark.simulation
+def test_the_other_app_trains_with_the_strategy_under_flowers_own_runtime(tmp_path: Path) -> None:
+    app = shutil.copytree(EXAMPLES / "flower_app", tmp_path / "flower_app")
+    with LocalSuperLink(ROOT) as link:
+        run = Run(app, link, {"rounds": 3, "seed": 1, "node-deadline": 300.0}, 2)
+        try:
+            log = list(run.lines())
+            status, details = run.status()
+        finally:
+            run.close()
+    assert status == "finished:completed", details + "\n".join(log)
+    (said,) = (line for line in log if "new users" in line)
+    assert "11 new users: accuracy 0." in said
+    assert "[ROUND 3/3]" in "\n".join(log)
+
+
+@pytest.mark.parametrize("data", ["digits", "uji"])
+def test_the_notebook_runs_and_the_new_writer_gains(data: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder = request.getfixturevalue("data_dir") if data == "uji" else tmp_path
+    rounds = {"digits": "40", "uji": "2"}[data]
+    variables = {"ROUNDS": rounds, "QUICKBLOOM_DATA_DIR": str(folder), "TMPDIR": str(tmp_path)}
+    variables["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # as in a notebook, whatever this machine has set
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(EXAMPLES)}})
+    client.execute(env={**environment(modules=ROOT), **variables})
+    outputs: list[Any] = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    (said,) = (output["text"] for output in outputs if "right before" in output.get("text", ""))
+    before, after = (int(part.split()[0]) for part in said.split("right before: ")[1].split("after: "))
+    assert after > before
+
+
+def test_the_notebook_is_kept_without_outputs() -> None:
+    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+        assert not cell.get("outputs"), cell.source
+        assert cell.get("execution_count") is None, cell.source
+
+
+class Quadratic(Learner):
+    """L(w) = (w - 3)^2 / 2, whatever the examples."""
+
+    def loss(self, params: Params, batch: Batch) -> torch.Tensor:
+        return (params["w"] - 3).square().sum() / 2
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The file of the own algorithm as a module; what it registers is forgotten afterwards."""
+    monkeypatch.setattr("common.algorithms.ALGORITHMS", dict(ALGORITHMS))
+    spec = spec_from_file_location("own_algorithm", EXAMPLES / "own_algorithm.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("mu", "end"), [(2.0, 1.625), (0.0, 2.5)])
+def test_the_own_algorithm_lands_where_a_hand_says(own: Any, mu: float, end: float) -> None:
+    """From 1 at rate 1/2: phi <- (phi - (phi - 3) / 2 + mu / 2) / (1 + mu / 2), so 1.5, 1.625 and without mu 2, 2.5."""
+    learner = Quadratic(torch.nn.Linear(1, 1), "regression")
+    batch = Batch.of(torch.zeros(1, 1), torch.zeros(1, 1))
+    minibatches = Minibatches(torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1))
+    algorithm = own.Prox(own.ProxOptions(inner_lr=0.5, mu=mu, inner_steps=2), learner)
+    gradient, loss = algorithm.meta_gradient({"w": torch.tensor([1.0])}, Episode(batch, batch), minibatches)
+    torch.testing.assert_close(gradient, {"w": torch.tensor([1 - end])})
+    torch.testing.assert_close(loss, torch.tensor((end - 3) ** 2 / 2))
+    assert algorithm.weight(7) == 7
