@@ -239,16 +239,23 @@ def superexec(
 
 @cli.command()
 def report(
-    run_dir: Annotated[Path, typer.Argument(help="Directory of a run.")],
-    output: Annotated[Path | None, typer.Option(help="The file to write; by default report.html in the run directory.")] = None,
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Directory of a run; several are compared.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="The file to write; by default report.html: of one run in its directory, of several in the current one."
+        ),
+    ] = None,
 ) -> None:
-    """Write one self-contained HTML file with the results and plots of a run, also of one that is still going on.
+    """Write one self-contained HTML file with the results and pictures of a run, also of one that is still going on.
+
+    Several runs are compared in one file; for algorithms with their rates chosen alike, there is `quickbloom compare`.
 
     Example: quickbloom report runs/digits-maml-seed0-20260101-120000
     """
     from server_app.report import write_report
 
-    print(write_report(run_dir, output))
+    print(write_report(run_dirs, output))
 
 
 @cli.command()
