@@ -221,7 +221,7 @@ def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 def caption(result: Mapping[str, Any]) -> list[str]:
     """What one has to know to read the table, in sentences."""
     metric, seeds, target = result["metric"], result["seeds"], result["target"]["validation"]
-    what = "accuracy in %" if metric == "accuracy" else f"{metric_name(metric, result['dataset'])} (lower is better)"
+    what = "accuracy in %" if metric == "accuracy" else f"{metric_name(metric)} (lower is better)"
     over = f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
     sentences = [f"{result['dataset']}: {what} on {result['tasks'].get('test', 0)} held-out test tasks, {over}."]
     sentences += _choices(result)

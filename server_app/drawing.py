@@ -47,6 +47,8 @@ _STYLE: dict[Any, Any] = {
     **{"font.size": 10.5, "legend.fontsize": 9.5, "legend.frameon": False, "lines.linewidth": 1.8, "lines.markersize": 4.5},
     # The page's reader has the font, and letters of scripts that matplotlib's font lacks.
     **{"svg.fonttype": "none", "svg.hashsalt": "quickbloom", "font.family": "sans-serif", "text.parse_math": False},
+    **{f"boxplot.{part}.color": QUIET for part in ("whiskerprops", "capprops")},
+    **{f"boxplot.flierprops.{part}": QUIET for part in ("color", "markeredgecolor")},
     "figure.constrained_layout.use": True,
 }
 
@@ -87,7 +89,7 @@ def whole_numbers(axes: "Axes") -> None:
     """Only whole numbers along the x axis: rounds, steps."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins="auto", min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, steps=[1, 2, 5, 10], min_n_ticks=1))
 
 
 def percent(values: Sequence[float], metric: str) -> list[float]:

@@ -77,11 +77,12 @@ class RunFacts:
         try:
             file = path / "summary.json"
             summary = json.loads(file.read_text()) if file.is_file() else None
+            ended = summary is not None and summary["seconds"]["total"] >= 0
             return cls(
                 path,
                 json.loads((path / "config.json").read_text()),
                 nan_for_null(read_history(path)),
-                _with_gaps(summary) if summary else None,
+                _with_gaps(summary) if ended else None,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"'{path}' holds a damaged file of a run ({in_one_line(error)})") from None

@@ -85,7 +85,7 @@ def table(found: Mapping[str, Any]) -> Table:
     """The same for a person."""
     name = found["metric"]
     shown = Table(
-        title=f"{len(found['folds'])} tasks, each held out once: {metric_name(name, 'own')}" + " in %" * (name == "accuracy")
+        title=f"{len(found['folds'])} tasks, each held out once: {metric_name(name)}" + " in %" * (name == "accuracy")
     )
     for heading in ("held-out task", "trained on", "before", "after", "rate", "steps"):
         shown.add_column(heading, justify="left" if heading == "held-out task" else "right")

@@ -17,7 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 from common.units import size
-from server_app.wording import ONE_TASK, metric_name, metric_of, score
+from server_app.wording import ONE_TASK, metric_name, metric_of, score, unit
 
 SUMMARY = "Summary: "
 _DIRECTORY = "Run directory: "
@@ -101,6 +101,7 @@ def result_table(summary: dict[str, Any]) -> Table:
             f"{size(sent['up'])} up, {size(sent['down'])} down; {summary['failures']} failures"
             + (f"; {privacy_line(summary['privacy'])}" if summary.get("privacy") else "")
             + (f"; of one task {ONE_TASK}" if _one_task(summary) else "")
+            + (f"; {said}" if (said := unit(_metric(summary), summary["dataset"])) else "")
         ),
     )
     for heading in ("held-out tasks", "", "before", "after", "worst 10 % after"):
@@ -111,7 +112,7 @@ def result_table(summary: dict[str, Any]) -> Table:
             continue
         for name in ("accuracy", "loss") if "accuracy" in scores else ("mse",):  # the loss of regression is the mse
             cells = _cells(scores[name], name, chosen["adapt_steps"])
-            table.add_row(f"{split} ({summary['tasks'][split]})", metric_name(name, summary["dataset"]), *cells)
+            table.add_row(f"{split} ({summary['tasks'][split]})", metric_name(name), *cells)
     return table
 
 
@@ -125,12 +126,16 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
         before, after, worst = _cells(scores[name], name, summary["chosen"]["adapt_steps"])
         tasks = summary["tasks"][split]
         lines.append(
-            f"{tasks} {split} task{'s' * (tasks != 1)}: {metric_name(name, summary['dataset'])} {before} before, {after} after "
+            f"{tasks} {split} task{'s' * (tasks != 1)}: {metric_name(name)} {before} before, {after} after "
             f"{summary['chosen']['adapt_steps']} steps, worst 10 % {worst}"
         )
     if privacy := summary.get("privacy"):
         lines.append(privacy_line(privacy))
     return lines
+
+
+def _metric(summary: dict[str, Any]) -> str:
+    return metric_of(summary["test"] or summary["validation"] or {})
 
 
 def _one_task(summary: dict[str, Any]) -> bool:

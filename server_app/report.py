@@ -18,7 +18,7 @@ from server_app.page import LISTED, Code, Figures, Fold, Part, Section, Table, T
 from server_app.report_clients import clients_of
 from server_app.report_curves import adaptation, learning
 from server_app.report_runs import sections_of_runs
-from server_app.wording import ONE_TASK, change, duration, metric_name, score
+from server_app.wording import ONE_TASK, change, duration, margin, metric_name, score, unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +76,7 @@ def _sections(run: RunFacts) -> list[Section]:
 
 
 def _result(run: RunFacts) -> list[Part]:
-    name = metric_name(run.metric, str(run.config["dataset"]), run.target)
+    name = metric_name(run.metric, run.target)
     if not run.summary:
         if not run.evaluations:
             return [Text("Nothing was evaluated yet.")]
@@ -89,7 +89,7 @@ def _result(run: RunFacts) -> list[Part]:
         step, scores = summary["chosen"]["adapt_steps"], test[run.metric]
         tasks, before, after = summary["tasks"]["test"], scores["mean"][0], scores["mean"][step]
         half = _half(scores["ci95"][step])
-        interval = f"± {score(half, run.metric)}, 95 % interval over {tasks} clients" if half is not None else ONE_TASK
+        interval = f"{margin(half, run.metric)}, 95 % interval over {tasks} clients" if half is not None else ONE_TASK
         steps = f"{step} step{'s' * (step != 1)}"
         parts.append(
             Figures(
@@ -110,6 +110,8 @@ def _result(run: RunFacts) -> list[Part]:
         _half(scores["ci95"][0]) is None for scores in (summary[s][run.metric] for s in ("validation", "test") if summary[s])
     ):
         parts.append(Text(f"A single client has {ONE_TASK}."))
+    if said := unit(run.metric, str(run.config["dataset"])):
+        parts.append(Text(f"{said.capitalize()}."))
     if summary.get("privacy"):
         parts.append(Text(privacy_line(summary["privacy"]).capitalize() + "."))
     return parts
@@ -123,7 +125,7 @@ def _rows(run: RunFacts) -> list[list[str]]:
             if scores := (run.summary[split] or {}).get(metric):
                 step = run.summary["chosen"]["adapt_steps"]
                 cells = [score(scores["mean"][i], metric, scores["ci95"][i]) for i in (0, step)]
-                named = metric_name(metric, str(run.config["dataset"]), run.target)
+                named = metric_name(metric, run.target)
                 rows.append([f"{split} ({run.summary['tasks'][split]})", named, *cells, score(scores["worst10"][step], metric)])
     return rows
 

@@ -105,7 +105,7 @@ def _shots(run: RunFacts) -> Picture | None:
         half = [0 if math.isnan(value) else value for value in percent(scores["ci95"], run.metric)]
         axes.errorbar(numbers, mean, yerr=half, capsize=3, **style(0))
         axes.set(xlabel="support examples" + " per class" * (run.metric == "accuracy"), ylabel=axis_name(run.metric))
-        whole_numbers(axes)
+        axes.set_xticks(numbers)
 
     told = ", ".join(f"{score(m, run.metric)} with {k}" for k, m in zip(numbers, scores["mean"], strict=True))
     return picture("Test clients with few examples", f"{told}.", draw)

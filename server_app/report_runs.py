@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.config import Scalar
+from common.config import PRIVACY, Scalar
 from common.errors import DataError
 from common.units import size
 from server_app.drawing import LONGEST_NAME, every, percent, picture, short, style, whole_numbers
@@ -35,8 +35,7 @@ def sections_of_runs(runs: Sequence[RunFacts]) -> list[Section]:
     labels = _labels(runs)
     made = [
         Section("Result", _result(runs, labels, metric)),
-        Section("Learning", _learning(runs, labels, metric)),
-        Section("Adaptation", _adaptation(runs, labels, metric)),
+        Section("Curves", [*_learning(runs, labels, metric), *_adaptation(runs, labels, metric)]),
         Section("Clients", _clients(runs, labels, metric)),
         Section("Configuration", _configuration(runs, labels)),
         Section("Repeat them", [_repeat(run, label) for run, label in zip(runs, labels, strict=True)]),
@@ -68,7 +67,7 @@ def _result(runs: Sequence[RunFacts], labels: Sequence[str], metric: str) -> lis
         failures = summary["failures"] if summary else sum(len(record["failures"]) for record in run.rounds)
         cells += [duration(run.seconds), size(run.traffic["up"]), size(run.traffic["down"]), str(failures), run.path.name]
         rows.append([label, *cells])
-    what = metric_name(metric, str(runs[0].config["dataset"]), runs[0].target)
+    what = metric_name(metric, runs[0].target)
     parts: list[Part] = [Table(f"Unseen clients: {what}, mean with its 95 % interval over clients", headings, rows)]
     parts.append(
         Text(
@@ -160,18 +159,18 @@ def _clients(runs: Sequence[RunFacts], labels: Sequence[str], metric: str) -> li
 
 def _configuration(runs: Sequence[RunFacts], labels: Sequence[str]) -> list[Part]:
     keys = dict.fromkeys(key for run in runs for key in run.config if key not in _PLACES)
-    differing = [key for key in keys if len({repr(run.config.get(key)) for run in runs}) > 1]
-    if not differing:
-        return [Text("All settings are the same.")]
-    used = [key for key in differing if _matters(key, [run.config for run in runs])]
-    rows = [[key, *(str(run.config.get(key, "-")) for run in runs)] for key in used]
-    return [Table("Settings that differ", ["setting", *labels], rows)]
+    rows = [[key, *(_setting(key, run.config) for run in runs)] for key in keys]
+    differing = [row for row in rows if len(set(row[1:])) > 1]
+    return (
+        [Table("Settings that differ", ["setting", *labels], differing)] if differing else [Text("All settings are the same.")]
+    )
 
 
-def _matters(key: str, configs: Sequence[Mapping[str, Scalar]]) -> bool:
-    """Whether some run uses this setting: those of an algorithm that none has say nothing."""
+def _setting(key: str, config: Mapping[str, Scalar]) -> str:
+    """The value of a setting, "-" where the run makes no use of it: a setting of another algorithm, say."""
     table = key.rpartition(".")[0]
-    return not table or any(table in (c["algorithm"], c["dataset"], c["model"], "privacy") for c in configs)
+    used = not table or table in (config["algorithm"], config["dataset"], config["model"], PRIVACY)
+    return str(config.get(key, "-")) if used else "-"
 
 
 def _repeat(run: RunFacts, label: str) -> Part:

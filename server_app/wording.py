@@ -12,15 +12,21 @@ def metric_of(scores: Mapping[str, Any]) -> str:
     return "accuracy" if "accuracy" in scores else "mse"
 
 
-def metric_name(metric: str, dataset: str = "", target: str = "") -> str:
-    """What `metric` ("accuracy", "mse", "loss") is called, with its unit where it has one. `target`: a column's name.
-
-    A target of one's own data is standardised from each task's support part, so 1 is what always guessing the mean costs.
-    """
+def metric_name(metric: str, target: str = "") -> str:
+    """What `metric` ("accuracy", "mse", "loss") is called. `target`: the name of the column that is predicted, if known."""
     if metric != "mse":
         return metric
-    unit = f" of {target or 'the target'}, in variances of the task's own support examples" if dataset == "own" else ""
-    return f"mean squared error{unit}"
+    return f"mean squared error of {target}" if target else "mean squared error"
+
+
+def unit(metric: str, dataset: str) -> str:
+    """What an error is measured in, "" where the number says it all.
+
+    A target of one's own data is standardised from each task's own support part (see docs/own-data.md).
+    """
+    if metric != "mse" or dataset != "own":
+        return ""
+    return "the error is in variances of each task's own support examples: 1 is what always guessing their mean costs"
 
 
 def axis_name(metric: str) -> str:
@@ -36,6 +42,11 @@ def score(value: float | None, metric: str, half: float | None = None) -> str:
     if metric == "accuracy":
         return f"{100 * value:.1f}" + (f" ± {100 * (half or 0):.1f} %" if around else " %")
     return f"{value:.4g}" + (f" ± {half:.2g}" if around else "")
+
+
+def margin(half: float, metric: str) -> str:
+    """A half-width by itself: "± 3.1 %" or "± 0.02"."""
+    return f"± {100 * half:.1f} %" if metric == "accuracy" else f"± {half:.2g}"
 
 
 def change(before: float | None, after: float | None, metric: str) -> str:
