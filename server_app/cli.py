@@ -28,6 +28,7 @@ from server_app.live import LogReader, progress_bar, result_table
 from server_app.processes import ENDINGS
 from server_app.resume import goes_on_in_place, open_checkpoint, with_settings_of
 from server_app.settings import check_with_data, own_modules, parse_assignments
+from server_app.tracking import check as check_live_view
 
 OK, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 _DEFAULT = RunConfig()
@@ -410,6 +411,7 @@ def _check_locally(config: RunConfig, settings: dict[str, Scalar], nodes: int) -
     data_dir = resolve_data_dir(config.data_dir).absolute()
     settings["data-dir"] = str(data_dir)
     check_with_data(config, data_dir)
+    check_live_view(config)
     if config.resume_from:
         open_checkpoint(config.resolved(), lambda _: None)
     RunDirectory.create(config.output_dir, "", again=goes_on_in_place(config))

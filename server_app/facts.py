@@ -18,7 +18,7 @@ from server_app.page import nan_for_null
 from server_app.settings import parse_assignments
 from server_app.wording import metric_of
 
-_NOT_OF_THE_RESULT = ("output-dir", "resume-from", "data-dir")
+_NOT_OF_THE_RESULT = ("output-dir", "resume-from", "data-dir", "tensorboard", "mlflow")
 _FLAGS = {
     **{"algorithm": "--algorithm", "dataset": "--dataset", "rounds": "--rounds", "seed": "--seed", "min-nodes": "--nodes"},
     **{"own.path": "--data", "own.task-column": "--task", "own.target-column": "--target"},
@@ -75,15 +75,8 @@ class RunFacts:
                 raise DataError(f"'{path}' holds a comparison: open its comparison.html, or name directories of runs in it")
             raise DataError(f"'{path}' is no directory of a run: it holds no config.json")
         try:
-            file = path / "summary.json"
-            summary = json.loads(file.read_text()) if file.is_file() else None
-            ended = summary is not None and summary["seconds"]["total"] >= 0
-            return cls(
-                path,
-                json.loads((path / "config.json").read_text()),
-                nan_for_null(read_history(path)),
-                _with_gaps(summary) if ended else None,
-            )
+            config = json.loads((path / "config.json").read_text())
+            return cls(path, config, nan_for_null(read_history(path)), _read_summary(path / "summary.json"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"'{path}' holds a damaged file of a run ({in_one_line(error)})") from None
 
@@ -204,15 +197,18 @@ def _assignment(key: str, value: Scalar | None) -> str:
     return plain if read.get(key) == value and type(read.get(key)) is type(value) else f"{key}={json.dumps(value)}"
 
 
-def _with_gaps(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Lists of numbers with NaN for null; what is null elsewhere stays None."""
+def _read_summary(file: Path) -> dict[str, Any] | None:
+    """summary.json with NaN for null in lists; what is null elsewhere stays None. None as long as there is no such file."""
 
     def gaps(value: Any) -> Any:
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             return {key: gaps(item) for key, item in value.items()}
         return nan_for_null(value) if isinstance(value, list) else value
 
-    return {key: gaps(value) for key, value in summary.items()}
+    if not file.is_file():
+        return None
+    found: dict[str, Any] = gaps(json.loads(file.read_text()))
+    return found if found["schema"] == 1 else None
 
 
 def tenth(clients: Sequence[Client]) -> Iterator[Client]:

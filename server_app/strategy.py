@@ -128,6 +128,8 @@ class MetaStrategy(Strategy):
         self._on_round = on_round
         self._lineage = lineage
         self.privacy = privacy
+        self.client_losses: list[float] = []
+        """Of the training tasks of the last round, after their inner loop."""
         self._sampled = 0
         self._first_round = first_round
         self._round = _Round()
@@ -298,6 +300,7 @@ class MetaStrategy(Strategy):
         meta = self.outer.step(self._combine(usable, len(losses), reference), server_round)
         if not all_finite(meta):
             raise RunError(f"round {server_round}: the model is not finite any more: lower `outer-lr`")
+        self.client_losses = losses
         train = {"loss": float(np.mean(losses)) if losses else math.nan, "tasks": len(losses)}
         self._round.record = {"round": server_round, "train": train}
         if self.privacy:

@@ -16,7 +16,7 @@ from server_app.app import run_federation
 from server_app.history import RunDirectory, read_history
 from server_app.report import write_report
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'quickbloom[browser]'")
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'quickbloom[dev]'")
 
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\">"
