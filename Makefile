@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-docker format lint types tests config clean
+.PHONY: demo test test-docker format lint types tests config picture clean
 
 demo: $(VENV)/.user
 	$(BIN)/quickbloom run
@@ -36,6 +36,11 @@ format: $(VENV)/.dev
 # Write every setting and its default into pyproject.toml, after a change of the settings models.
 config: $(VENV)/.user
 	$(BIN)/python -m common.config_toml
+
+# The picture of a report that the README shows, from a run of its own.
+picture: $(VENV)/.dev
+	sh tests/chromium.sh
+	$(BIN)/python docs/images/report_picture.py
 
 # torch first and by itself: with it in place, nothing that follows fetches another build of it.
 $(VENV)/.torch:
