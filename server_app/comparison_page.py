@@ -27,7 +27,10 @@ def write_comparison_page(result: Mapping[str, Any], path: Path) -> Path:
     title = f"{', '.join(row['algorithm'] for row in result['algorithms'])} on {result['dataset']}"
     said = caption(result)
     sections = [
-        Section("Result", [Table(said[0], *table(result)), *(Text(sentence) for sentence in said[1:])]),
+        Section(
+            "Result",
+            [Table("Test tasks before and after adaptation", *table(result)), *(Text(sentence) for sentence in said[1:])],
+        ),
         Section("Curves", [Text(_band(result)), *plots, *(Text(sentence) for sentence in missing)]),
         Section("Failures", [Text(failure) for failure in failures(result)]),
         Section("Repeat it", _repeat(result)),

@@ -111,7 +111,7 @@ def _learning(runs: Sequence[RunFacts], labels: Sequence[str], metric: str) -> l
 
     told = "; ".join(f"{labels[i]}: {score(found[-1][2], metric)} in round {found[-1][0]}" for i, found in known)
     return [
-        Text("After the step that was best in the round. Nothing is smoothed."),
+        Text("Validation clients are scored after the step that was best in the round. Nothing is smoothed."),
         picture("Validation clients", f"{told}.", draw),
     ]
 
