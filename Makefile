@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-docker format lint types tests docs bench config clean
+.PHONY: demo test test-docker format lint types tests docs bench config picture clean
 
 demo: $(VENV)/.user
 	$(BIN)/quickbloom run
@@ -48,6 +48,11 @@ docs: $(VENV)/.dev
 config: $(VENV)/.user
 	$(BIN)/python -m common.config_toml
 	$(BIN)/python -m common.config_reference
+
+# The picture of a report that the README shows, from a run of its own.
+picture: $(VENV)/.dev
+	sh tests/chromium.sh
+	$(BIN)/python docs/images/report_picture.py
 
 # torch first and by itself: with it in place, nothing that follows fetches another build of it.
 $(VENV)/.torch:

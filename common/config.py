@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import Field, PrivateAttr, ValidationError
 
@@ -85,6 +86,8 @@ class RunConfig(Options):
     chunk_size: int = Field(
         128, ge=0, description="tasks computed at once on a node: bounds its memory; 0: as many as its free memory allows"
     )
+    tensorboard: bool = Field(False, description="the server writes TensorBoard's files, in `tensorboard` of the run directory")
+    mlflow: str = Field("", description='URI of an MLflow tracking server that the rounds are told to; "": none')
     compile: Literal["auto", True, False] = Field(
         "auto", description="compile rounds with torch.compile, once per size of tasks; auto: where that pays within the run"
     )
@@ -208,7 +211,18 @@ def _check_choices(config: RunConfig) -> None:
     for key, path in (("output-dir", config.output_dir), ("resume-from", config.resume_from)):
         if path and not Path(path).is_absolute():
             raise ConfigError(f"`{key}` must be an absolute path, because the server runs elsewhere, got {path!r}")
+    _check_tracking(config.mlflow)
     _check_privacy(config)
+
+
+def _check_tracking(uri: str) -> None:
+    if uri and "://" not in uri:
+        raise ConfigError(f"`mlflow` must be a URI such as http://localhost:5000 or sqlite:////data/mlflow.db, got {uri!r}")
+    if "@" in urlsplit(uri).netloc:
+        raise ConfigError(
+            "`mlflow` must be without a user and a password, since every run writes its settings down: set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the server runs"
+        )
 
 
 def _check_privacy(config: RunConfig) -> None:

@@ -34,7 +34,7 @@ from common.params import Params, all_finite, mismatch
 PERSONAL = "quickbloom-personal-1"
 SUFFIX = ".safetensors"
 
-_MACHINES = ("output-dir", "resume-from", "data-dir", "own.path", "own.leave-out", "device")
+_MACHINES = ("output-dir", "resume-from", "data-dir", "own.path", "own.leave-out", "device", "tensorboard", "mlflow")
 """Settings that say where something is, or which part of the tasks a run looked at."""
 
 

@@ -1,6 +1,7 @@
 """TensorBoard over a directory of runs, while they go on and afterwards: monitor.py RUNS [PORT].
 
-A run writes history.jsonl, not TensorBoard's event files; this program writes them beside, from the lines as they come.
+A run writes TensorBoard's event files itself with the setting `tensorboard`; of any other this program makes them elsewhere,
+from the lines of history.jsonl as they come.
 """
 
 import json
@@ -8,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+
+from server_app.scalars import FOLDER, scalars
 
 PAUSE = 5.0
 """Seconds between two looks at the runs."""
@@ -41,24 +43,19 @@ class Follower:
         self._writer.flush()
 
 
-def scalars(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """(name, value) of what is worth a curve in a line of history.jsonl, null left out."""
-    found = {"train/loss": line["train"]["loss"], "train/tasks": line["train"]["tasks"], "round/seconds": line["seconds"]}
-    found |= {f"round/bytes_{way}": count for way, count in line["bytes"].items()}
-    found |= {"round/failures": len(line["failures"]), "round/nodes": line.get("nodes", {}).get("answered")}
-    validation = line.get("validation") or {}
-    for measure in ("accuracy", "mse", "loss"):
-        if measure in validation:
-            found |= {
-                f"validation/{measure}_before": validation[measure][0],
-                f"validation/{measure}_after": validation[measure][-1],
-            }
-    yield from ((name, float(value)) for name, value in found.items() if value is not None)
-
-
 def _whole_lines(history: Path) -> list[dict[str, Any]]:
     text = history.read_text()
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def shows_itself(run: Path, events: Path) -> bool:
+    """Whether this run writes events of its own; then `events` leads to them."""
+    if not (run / FOLDER).is_dir():
+        return False
+    if not events.is_symlink():
+        events.parent.mkdir(parents=True, exist_ok=True)
+        events.symlink_to((run / FOLDER).absolute())
+    return True
 
 
 def main(runs: Path, port: str) -> int:
@@ -70,6 +67,8 @@ def main(runs: Path, port: str) -> int:
         while board.poll() is None:
             for history in sorted(runs.rglob("history.jsonl")):
                 name = history.parent.relative_to(runs)
+                if name not in followers and shows_itself(history.parent, Path(events) / name):
+                    continue
                 follower = followers.setdefault(name, Follower(history, Path(events) / name))
                 try:
                     follower.read()

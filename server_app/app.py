@@ -23,7 +23,7 @@ from common.config import RunConfig, parse_run_config
 from common.errors import ConfigError, QuickbloomError
 from common.personal import description
 from common.wire import to_arrays
-from server_app import resume
+from server_app import resume, tracking
 from server_app.checkpoint import Checkpoint, CheckpointWriter, load
 from server_app.history import RunDirectory, read_history, spread, to_json
 from server_app.inline import InlineGrid
@@ -62,6 +62,7 @@ def run_federation(grid: Grid, config: RunConfig) -> dict[str, Any]:
     clock = _Clock()
     config = config.resolved()
     torch.set_num_threads(1)
+    tracking.check(config)
     checkpoint = resume.open_checkpoint(config) if config.resume_from else None
     in_place = resume.goes_on_in_place(config)
     setting = config.output_dir or (config.resume_from if in_place else "")
@@ -117,6 +118,7 @@ def _run_in(
 
     def on_round(record: dict[str, Any]) -> None:
         directory.append_round(record)
+        live.round(record, _clients_of_round(strategy, record))
         number = record["round"]
         if number == config.rounds or (config.checkpoint_every and number % config.checkpoint_every == 0):
             save(number)
@@ -124,10 +126,11 @@ def _run_in(
     strategy = MetaStrategy(config, population, algorithm, outer, on_round, done + 1, lineage, privacy)
     if checkpoint is not None:
         resume.restore_counts(checkpoint, strategy)
-    elif config.checkpoint_every:
-        save(0)  # so that the run can go on from its first moment
-    strategy.start(grid, to_arrays(outer.meta), num_rounds=config.rounds, timeout=config.round_deadline)
-    return _conclude(grid, strategy, directory, clock, resumed)
+    with tracking.tracked(config, directory.path, done, lineage) as live:
+        if checkpoint is None and config.checkpoint_every:
+            save(0)  # so that the run can go on from its first moment
+        strategy.start(grid, to_arrays(outer.meta), num_rounds=config.rounds, timeout=config.round_deadline)
+        return _conclude(grid, strategy, directory, clock, resumed, live)
 
 
 def _with_privacy(
@@ -171,7 +174,26 @@ class _Clock:
         return {name: round(value + self._before[name], 3) for name, value in now.items()}
 
 
-def _conclude(grid: Grid, strategy: MetaStrategy, directory: RunDirectory, clock: _Clock, resumed: int) -> dict[str, Any]:
+def _clients_of_round(strategy: MetaStrategy, record: dict[str, Any]) -> tracking.Clients:
+    """What a round said of single clients: training tasks, and validation tasks where it evaluated."""
+    found = {"train/loss": np.array(strategy.client_losses)} if record["train"]["tasks"] else {}
+    if "validation" in record:
+        found |= _clients_of(strategy, "validation", strategy.last_validation, *strategy.chosen_rate())
+    return found
+
+
+def _clients_of(strategy: MetaStrategy, split: str, scores: Scores | None, lr: float, step: int) -> tracking.Clients:
+    """Every held-out task's score before and after adaptation."""
+    if scores is None or not scores.task_ids:
+        return {}
+    name = "accuracy" if strategy.higher_is_better else "mse"
+    values = scores.metrics[:, scores.lrs.index(lr)]
+    return {f"{split}/{name}_before": values[:, 0], f"{split}/{name}_after": values[:, step]}
+
+
+def _conclude(
+    grid: Grid, strategy: MetaStrategy, directory: RunDirectory, clock: _Clock, resumed: int, live: tracking.Trackers
+) -> dict[str, Any]:
     """Choose the adaptation rate on the validation tasks, score the test tasks once, write the results."""
     config, population = strategy.config, strategy.population
     validation = strategy.last_validation
@@ -212,6 +234,7 @@ def _conclude(grid: Grid, strategy: MetaStrategy, directory: RunDirectory, clock
     }
     directory.write_per_task(_rows(population, "validation", validation, lr) + _rows(population, "test", test, lr))
     directory.write_json("summary.json", summary)
+    live.end(summary, _clients_of(strategy, "test", test, lr, steps))
     for line in result_lines(summary):
         log(INFO, "%s", line)
     log(INFO, "%s%s", SUMMARY, to_json(summary))

@@ -28,6 +28,7 @@ from server_app.live import LogReader, progress_bar, result_table
 from server_app.processes import ENDINGS
 from server_app.resume import goes_on_in_place, open_checkpoint, with_settings_of
 from server_app.settings import check_with_data, own_modules, parse_assignments
+from server_app.tracking import check as check_live_view
 
 OK, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 _DEFAULT = RunConfig()
@@ -239,16 +240,23 @@ def superexec(
 
 @cli.command()
 def report(
-    run_dir: Annotated[Path, typer.Argument(help="Directory of a run.")],
-    output: Annotated[Path | None, typer.Option(help="The file to write; by default report.html in the run directory.")] = None,
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Directory of a run; several are compared.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="The file to write; by default report.html: of one run in its directory, of several in the current one."
+        ),
+    ] = None,
 ) -> None:
-    """Write one self-contained HTML file with the results and plots of a run, also of one that is still going on.
+    """Write one self-contained HTML file with the results and pictures of a run, also of one that is still going on.
+
+    Several runs are compared in one file; for algorithms with their rates chosen alike, there is `quickbloom compare`.
 
     Example: quickbloom report runs/digits-maml-seed0-20260101-120000
     """
     from server_app.report import write_report
 
-    print(write_report(run_dir, output))
+    print(write_report(run_dirs, output))
 
 
 @cli.command()
@@ -403,6 +411,7 @@ def _check_locally(config: RunConfig, settings: dict[str, Scalar], nodes: int) -
     data_dir = resolve_data_dir(config.data_dir).absolute()
     settings["data-dir"] = str(data_dir)
     check_with_data(config, data_dir)
+    check_live_view(config)
     if config.resume_from:
         open_checkpoint(config.resolved(), lambda _: None)
     RunDirectory.create(config.output_dir, "", again=goes_on_in_place(config))

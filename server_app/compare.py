@@ -288,7 +288,11 @@ def _outcome(result: Result) -> str:
     if scores is None:
         return f"failed: {result.failure}" if result.code else "diverged"
     name = metric_of(result.summary)
-    return f"validation accuracy {100 * scores[0]:.1f} %" if name == "accuracy" else f"validation mse {scores[0]:.4g}"
+    return (
+        f"validation accuracy {100 * scores[0]:.1f} %"
+        if name == "accuracy"
+        else f"validation mean squared error {scores[0]:.4g}"
+    )
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from common.units import size
 from server_app.compare import Entry, Plan, inner_lr, metric_of, validation_score
 from server_app.history import RunDirectory
 from server_app.runs import Result
+from server_app.wording import metric_name
 
 STEPS = (1, 5, 10)
 """Numbers of adaptation steps that the table shows, as far as `adapt-steps` goes."""
@@ -220,7 +221,7 @@ def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 def caption(result: Mapping[str, Any]) -> list[str]:
     """What one has to know to read the table, in sentences."""
     metric, seeds, target = result["metric"], result["seeds"], result["target"]["validation"]
-    what = "accuracy in %" if metric == "accuracy" else "mse (lower is better)"
+    what = "accuracy in %" if metric == "accuracy" else f"{metric_name(metric)} (lower is better)"
     over = f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
     sentences = [f"{result['dataset']}: {what} on {result['tasks'].get('test', 0)} held-out test tasks, {over}."]
     sentences += _choices(result)

@@ -3,77 +3,77 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from server_app.comparison import caption, failures, table
-from server_app.page import Plot, nan_for_null, require_packages, write_page
+from server_app.drawing import QUIET, every, picture, style, whole_numbers
+from server_app.page import Code, Fold, Part, Picture, Section, Table, Text, nan_for_null, require_packages, write_page
+from server_app.wording import axis_name, score
 
-_PAGE = """
-{% block result %}
-<table><tr>{% for heading in headings %}<th>{{ heading }}</th>{% endfor %}</tr>
-{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
-{% for sentence in caption + missing %}<p class="note">{{ sentence }}</p>{% endfor %}
-{% endblock %}
-{% block details %}
-<h2>To repeat it</h2><pre>{{ command }}</pre>
-<p class="note">Runs that are finished in its directory are not repeated. The runs of the table, one by one:</p>
-<pre>{{ commands }}</pre>
-{% for name, settings in configurations %}
-<details><summary>Settings of {{ name }}</summary><pre>{{ settings }}</pre></details>
-{% endfor %}
-{% endblock %}
-"""
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Row = Mapping[str, Any]
 Points = Callable[[Row], Mapping[float, float]]
+Line = Sequence[tuple[float, float, float]]
 
 
 def write_comparison_page(result: Mapping[str, Any], path: Path) -> Path:
     """Write the page of a comparison (see `comparison.assemble`) and return its path. Raises DataError."""
     require_packages()
-    headings, rows = table(result)
     plots, missing = _plots(result)
-    return write_page(
-        path,
-        _PAGE,
-        title=f"{', '.join(row['algorithm'] for row in result['algorithms'])} on {result['dataset']}",
-        headings=headings,
-        rows=rows,
-        caption=caption(result),
-        plots=plots,
-        missing=missing,
-        failures=failures(result),
-        command=result["command"],
-        commands="\n".join(run["command"] for row in result["algorithms"] for run in row["runs"]),
-        configurations=[
-            (row["algorithm"], "\n".join(f"{key} = {json.dumps(value)}" for key, value in row["configuration"].items()))
-            for row in result["algorithms"]
-        ],
-    )
+    title = f"{', '.join(row['algorithm'] for row in result['algorithms'])} on {result['dataset']}"
+    said = caption(result)
+    sections = [
+        Section(
+            "Result",
+            [Table("Test tasks before and after adaptation", *table(result)), *(Text(sentence) for sentence in said[1:])],
+        ),
+        Section("Curves", [Text(_band(result)), *plots, *(Text(sentence) for sentence in missing)]),
+        Section("Failures", [Text(failure) for failure in failures(result)]),
+        Section("Repeat it", _repeat(result)),
+    ]
+    return write_page(path, title, said[0], [section for section in sections if section.parts])
 
 
-def _plots(result: Mapping[str, Any]) -> tuple[list[Plot], list[str]]:
+def _repeat(result: Mapping[str, Any]) -> list[Part]:
+    runs = "\n".join(run["command"] for row in result["algorithms"] for run in row["runs"])
+    parts: list[Part] = [
+        Code("Command that repeats the comparison", result["command"]),
+        Text("Runs that are finished in its directory are not repeated."),
+        Fold("The runs of the table, one by one", [Code("Commands of all runs", runs)]),
+    ]
+    for row in result["algorithms"]:
+        settings = "\n".join(f"{key} = {json.dumps(value)}" for key, value in row["configuration"].items())
+        parts.append(Fold(f"Settings of {row['algorithm']}", [Code(f"Settings of {row['algorithm']}", settings)]))
+    return parts
+
+
+def _band(result: Mapping[str, Any]) -> str:
+    return "Lines: mean over seeds; bands: one standard deviation." if len(result["seeds"]) > 1 else "One seed."
+
+
+def _plots(result: Mapping[str, Any]) -> tuple[list[Picture], list[str]]:
     """(plots of what there are numbers for, why the others are missing, in sentences). Nothing is smoothed."""
     metric = result["metric"]
-    band = "Line: mean over seeds; band: one standard deviation." if len(result["seeds"]) > 1 else "One seed."
     described: list[tuple[str, str, str, Points]] = [
         (
             "Validation tasks while training",
-            f"Scored every {result['evaluate_every']} rounds with the rate and step that were best then. {band}",
+            f"Scored every {result['evaluate_every']} rounds with the rate and step that were best then.",
             "round",
             lambda run: {number: score for number, score, _ in run["curve"]},
         ),
         (
             "Test tasks, step by step",
-            f"After 0, 1, 2, ... steps of adaptation with the rate that the validation tasks chose. {band}",
+            "After 0, 1, 2, ... steps of adaptation with the rate that the validation tasks chose.",
             "adaptation steps",
             lambda run: dict(enumerate(run["steps"])),
         ),
         (
             "Test tasks, with few examples",
-            f"Adapted on the first examples of each class alone, at the chosen rate and step. {band}",
+            "Adapted on the first examples of each class alone, at the chosen rate and step.",
             "support examples per class" if metric == "accuracy" else "support examples",
             lambda run: {int(count): score for count, score in run["shots"].items()},
         ),
@@ -84,8 +84,7 @@ def _plots(result: Mapping[str, Any]) -> tuple[list[Plot], list[str]]:
         lines = {row["algorithm"]: _over_seeds(row["runs"], points) for row in result["algorithms"]}
         lines = {name: line for name, line in lines.items() if line}
         if lines:
-            figure = _figure(lines, label, metric, target if number == 0 else None)
-            plots.append(Plot.of(heading, text, figure))
+            plots.append(_picture(heading, text, lines, label, metric, target if number == 0 else None))
         else:
             missing.append(f'No plot "{heading}": {_why_missing(result, label)}.')
     return plots, missing
@@ -109,19 +108,20 @@ def _over_seeds(runs: Sequence[Row], points: Points) -> list[tuple[float, float,
     ]
 
 
-def _figure(lines: Mapping[str, Sequence[tuple[float, float, float]]], label: str, metric: str, target: float | None) -> Any:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+def _picture(heading: str, text: str, lines: Mapping[str, Line], label: str, metric: str, target: float | None) -> Picture:
+    scale = 100 if metric == "accuracy" else 1
 
-    figure = Figure(figsize=(8, 4))
-    axes = figure.subplots()
-    for name, line in lines.items():
-        x, mean, sd = (np.array(part) for part in zip(*line, strict=True))
-        axes.plot(x, mean, "o-", ms=4, label=name)
-        axes.fill_between(x, mean - sd, mean + sd, alpha=0.15, color=axes.lines[-1].get_color())
-    if target is not None:
-        axes.axhline(target, color="0.6", ls="--", lw=1, label="target")
-    axes.set(xlabel=label, ylabel=metric)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend()
-    return figure
+    def draw(axes: "Axes") -> None:
+        for number, (name, line) in enumerate(lines.items()):
+            x, mean, sd = (np.array(part) for part in zip(*line, strict=True))
+            axes.plot(x, scale * mean, label=name, markevery=every(len(x)), **style(number))
+            band = scale * (mean - sd), scale * (mean + sd)
+            axes.fill_between(x, *band, alpha=0.15, color=style(number)["color"], lw=0)
+        if target is not None:
+            axes.axhline(scale * target, color=QUIET, ls="--", lw=1, label="target")
+        axes.set(xlabel=label, ylabel=axis_name(metric))
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+        whole_numbers(axes)
+
+    ends = ", ".join(f"{name} {score(line[-1][1], metric)}" for name, line in lines.items())
+    return picture(heading, f"{text} At the end: {ends}.", draw)

@@ -17,6 +17,7 @@ from common.datasets import load_dataset
 from common.datasets.base import resolve_data_dir
 from common.errors import ConfigError
 from server_app.history import RunDirectory, spread
+from server_app.wording import metric_name
 
 FILE = "leave-one-out"
 
@@ -83,7 +84,9 @@ def write(directory: Path, found: Mapping[str, Any]) -> None:
 def table(found: Mapping[str, Any]) -> Table:
     """The same for a person."""
     name = found["metric"]
-    shown = Table(title=f"{len(found['folds'])} tasks, each held out once: {name}" + " in %" * (name == "accuracy"))
+    shown = Table(
+        title=f"{len(found['folds'])} tasks, each held out once: {metric_name(name)}" + " in %" * (name == "accuracy")
+    )
     for heading in ("held-out task", "trained on", "before", "after", "rate", "steps"):
         shown.add_column(heading, justify="left" if heading == "held-out task" else "right")
     for row in found["folds"]:

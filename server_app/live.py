@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 from common.units import size
+from server_app.wording import ONE_TASK, metric_name, metric_of, score, unit
 
 SUMMARY = "Summary: "
 _DIRECTORY = "Run directory: "
@@ -78,7 +79,7 @@ class LogReader:
             before, after = 100 * metrics["accuracy-before"], 100 * metrics["accuracy-after"]
             parts.append(f"validation accuracy {before:.1f} % -> {after:.1f} %")
         if "mse-after" in metrics:
-            parts.append(f"validation mse {metrics['mse-before']:.4g} -> {metrics['mse-after']:.4g}")
+            parts.append(f"validation mean squared error {metrics['mse-before']:.4g} -> {metrics['mse-after']:.4g}")
         return "   ".join(parts)
 
 
@@ -99,6 +100,8 @@ def result_table(summary: dict[str, Any]) -> Table:
             f"{seconds['total']:.1f} s in all, {seconds['round_median']:.2f} s a round; "
             f"{size(sent['up'])} up, {size(sent['down'])} down; {summary['failures']} failures"
             + (f"; {privacy_line(summary['privacy'])}" if summary.get("privacy") else "")
+            + (f"; of one task {ONE_TASK}" if _one_task(summary) else "")
+            + (f"; {said}" if (said := unit(_metric(summary), summary["dataset"])) else "")
         ),
     )
     for heading in ("held-out tasks", "", "before", "after", "worst 10 % after"):
@@ -108,7 +111,8 @@ def result_table(summary: dict[str, Any]) -> Table:
         if scores is None:
             continue
         for name in ("accuracy", "loss") if "accuracy" in scores else ("mse",):  # the loss of regression is the mse
-            table.add_row(f"{split} ({summary['tasks'][split]})", name, *_cells(scores[name], name, chosen["adapt_steps"]))
+            cells = _cells(scores[name], name, chosen["adapt_steps"])
+            table.add_row(f"{split} ({summary['tasks'][split]})", metric_name(name), *cells)
     return table
 
 
@@ -118,15 +122,24 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
     for split in ("validation", "test"):
         if (scores := summary[split]) is None:
             continue
-        name = "accuracy" if "accuracy" in scores else "mse"
+        name = metric_of(scores)
         before, after, worst = _cells(scores[name], name, summary["chosen"]["adapt_steps"])
+        tasks = summary["tasks"][split]
         lines.append(
-            f"{summary['tasks'][split]} {split} tasks: {name} {before} before, {after} after "
+            f"{tasks} {split} task{'s' * (tasks != 1)}: {metric_name(name)} {before} before, {after} after "
             f"{summary['chosen']['adapt_steps']} steps, worst 10 % {worst}"
         )
     if privacy := summary.get("privacy"):
         lines.append(privacy_line(privacy))
     return lines
+
+
+def _metric(summary: dict[str, Any]) -> str:
+    return metric_of(summary["test"] or summary["validation"] or {})
+
+
+def _one_task(summary: dict[str, Any]) -> bool:
+    return any(summary[split] and summary["tasks"][split] == 1 for split in ("validation", "test"))
 
 
 def privacy_line(privacy: dict[str, Any]) -> str:
@@ -139,15 +152,8 @@ def privacy_line(privacy: dict[str, Any]) -> str:
 
 
 def _cells(scores: dict[str, list[float | None]], name: str, step: int) -> tuple[str, str, str]:
-    def show(value: float | None, half: float | None = None) -> str:
-        if value is None:  # not finite: this run diverged
-            return "diverged"
-        if name == "accuracy":
-            return f"{100 * value:.1f}" + (f" ± {100 * half:.1f} %" if half is not None else " %")
-        return f"{value:.4g}" + (f" ± {half:.2g}" if half is not None else "")
-
     mean, half = scores["mean"], scores["ci95"]
-    return show(mean[0], half[0]), show(mean[step], half[step]), show(scores["worst10"][step])
+    return score(mean[0], name, half[0]), score(mean[step], name, half[step]), score(scores["worst10"][step], name)
 
 
 def _split(line: str) -> tuple[str, str]:

@@ -1,55 +1,105 @@
-"""What the HTML files share: one self-contained page with headings, tables and pictures. Needs the extra `report`."""
+"""What the HTML files share: one self-contained page of sections, without scripts. Needs the extra `report`.
 
-import base64
+Everything that a page shows is text that jinja2 escapes, or a picture in an <img>, where nothing runs; a policy in the page
+forbids scripts and whatever lies elsewhere. Names of tasks and nodes come from other people's files.
+"""
+
 import importlib.util
-import io
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, TypeAlias
 
 from common.errors import DataError
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 _PACKAGES = ("matplotlib", "jinja2")
-
-_BASE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{{ title }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; }
-td, th { padding: .25rem .9rem; text-align: right; border-bottom: 1px solid #ddd; }
-td:first-child, th:first-child { text-align: left; } img { max-width: 100%; } code { font-size: 90%; }
-details { margin: 1rem 0; } .note { color: #666; }
-</style></head><body>
-<h1>{{ title }}</h1>
-{% block result %}{% endblock %}
-{% for plot in plots %}
-<h2>{{ plot.heading }}</h2><p class="note">{{ plot.text }}</p>
-<img alt="{{ plot.heading }}" src="data:image/png;base64,{{ plot.png }}">
-{% endfor %}
-{% if failures %}<h2>Failures</h2><ul>{% for failure in failures %}<li>{{ failure }}</li>{% endfor %}</ul>{% endif %}
-{% block details %}{% endblock %}
-</body></html>
-"""
+LISTED = 1000
+"""Rows of a table at most; files of the run have the rest."""
+_TEMPLATE = Path(__file__).with_name("page.html")
 
 
 @dataclass(frozen=True)
-class Plot:
-    """A picture with its heading and what it shows; `png` is base64."""
+class Text:
+    """A paragraph."""
+
+    kind: ClassVar = "text"
+    text: str
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The few numbers that matter: (what, number, what one has to know of it)."""
+
+    kind: ClassVar = "figures"
+    items: Sequence[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells; the first cell names its row."""
+
+    kind: ClassVar = "table"
+    caption: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An SVG drawing for light and one for dark pages, as base64; `text` says the same to whoever does not see it."""
+
+    kind: ClassVar = "picture"
+    title: str
+    text: str
+    light: str
+    dark: str
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines as they stand in a terminal or a file; `label` names them."""
+
+    kind: ClassVar = "code"
+    label: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What is only shown to whoever opens it."""
+
+    kind: ClassVar = "fold"
+    summary: str
+    parts: Sequence["Part"]
+
+
+Part: TypeAlias = Text | Figures | Table | Picture | Code | Fold
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it."""
 
     heading: str
-    text: str
-    png: str
+    parts: Sequence[Part]
 
-    @classmethod
-    def of(cls, heading: str, text: str, figure: "Figure") -> "Plot":
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-        return cls(heading, text, base64.b64encode(buffer.getvalue()).decode())
+    @cached_property
+    def anchor(self) -> str:
+        return re.sub(r"\W+", "-", self.heading.lower()).strip("-")
+
+    @cached_property
+    def groups(self) -> list[list[Part]]:
+        """The parts, with pictures that follow each other in one group: they stand side by side where there is room."""
+        groups: list[list[Part]] = []
+        for part in self.parts:
+            if groups and isinstance(part, Picture) and isinstance(groups[-1][0], Picture):
+                groups[-1].append(part)
+            else:
+                groups.append([part])
+        return groups
 
 
 def missing_packages() -> list[str]:
@@ -63,17 +113,17 @@ def require_packages() -> None:
         raise DataError(f"a report needs the package {missing[0]}: pip install 'quickbloom[report]'")
 
 
-def write_page(path: Path, template: str, **values: Any) -> Path:
-    """Render `template`, which fills the blocks `result` and `details`, to `path`, and return that. Raises DataError.
-
-    `values`: "title", "plots" (of Plot), "failures" (texts), and what the template asks for.
-    """
+def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -> Path:
+    """Write a page to `path`, and return that. Raises DataError if it cannot be written. `lead`: a sentence below the title."""
     import jinja2
 
-    pages = jinja2.DictLoader({"base": _BASE, "page": "{% extends 'base' %}" + template})
-    html = jinja2.Environment(autoescape=True, loader=pages).get_template("page").render(**values)
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    html = environment.from_string(_TEMPLATE.read_text()).render(title=title, lead=lead, sections=sections)
+    partial = path.with_name(f".{path.name}.partial")
     try:
-        path.write_text(html, encoding="utf-8")
+        # Names may hold halves of characters, which UTF-8 has no place for.
+        partial.write_text(html, encoding="utf-8", errors="replace")
+        partial.replace(path)
     except OSError as error:
         raise DataError(f"the report '{path}' cannot be written ({error.strerror or error})") from None
     return path

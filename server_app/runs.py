@@ -28,7 +28,7 @@ from server_app.launch import CPU_ENVIRONMENT
 from server_app.processes import end_group, uninterrupted
 from server_app.settings import parse_assignments
 
-_NOT_COMPARED = ("output-dir", "data-dir", "resume-from", "seed")
+_NOT_COMPARED = ("output-dir", "data-dir", "resume-from", "seed", "tensorboard", "mlflow")
 _FINISHED, _LOG = "finished.json", "command.log"
 _TRACEBACK = "Traceback (most recent call last)"
 _PATIENCE = 60.0

@@ -73,6 +73,8 @@ class _Round:
     bytes_down: int = 0
     asked: int = 0
     answered: int = 0
+    trained: set[int] = field(default_factory=set)
+    """Nodes whose answer to training was of use."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,8 @@ class MetaStrategy(Strategy):
         self._on_round = on_round
         self._lineage = lineage
         self.privacy = privacy
+        self.client_losses: list[float] = []
+        """Of the training tasks of the last round, after their inner loop."""
         self._sampled = 0
         self._first_round = first_round
         self._round = _Round()
@@ -296,6 +300,7 @@ class MetaStrategy(Strategy):
         meta = self.outer.step(self._combine(usable, len(losses), reference), server_round)
         if not all_finite(meta):
             raise RunError(f"round {server_round}: the model is not finite any more: lower `outer-lr`")
+        self.client_losses = losses
         train = {"loss": float(np.mean(losses)) if losses else math.nan, "tasks": len(losses)}
         self._round.record = {"round": server_round, "train": train}
         if self.privacy:
@@ -515,6 +520,8 @@ class MetaStrategy(Strategy):
                 self._round.bytes_up += payload_bytes(reply.content)
                 try:
                     read(reply.content, self._asked[node_id])
+                    if message.metadata.message_type == TRAIN:
+                        self._round.trained.add(node_id)
                 except WireError as error:
                     more = self.nodes.sent_nonsense(node_id)
                     self._fail(f"node {node_id}", f"its reply is of no use: {error}{more}")
@@ -535,6 +542,8 @@ class MetaStrategy(Strategy):
         late, self.nodes.late = self.nodes.late, Counter()
         self.late += late.total()
         nodes = {"asked": self._round.asked, "answered": self._round.answered, "away": self.nodes.away}
+        if not self.privacy:  # who was drawn is then a secret
+            nodes["trained"] = sorted(self._round.trained)
         self._on_round(
             {
                 **self._round.record,

@@ -19,6 +19,7 @@ from rich.text import Text
 from common.errors import ConfigError, in_one_line
 from common.units import size
 from server_app.live import result_table
+from server_app.wording import duration, metric_name, metric_of, score
 
 _PACE = 30  # newest rounds whose median says how long the rest will take
 _TOLD = 5  # newest failures that are shown
@@ -85,7 +86,7 @@ class Watched:
         if nodes := record.get("nodes"):
             self.nodes = f"{nodes['answered']} of {nodes['asked']}"
         if scores := record.get("validation"):
-            metric = "accuracy" if "accuracy" in scores else "mse"
+            metric = metric_of(scores)
             steps = scores[metric]
             known = [value for value in steps[1:] if value is not None]
             best = (max if metric == "accuracy" else min)(known) if known else None
@@ -109,7 +110,7 @@ class Watched:
             parts.append(f"nodes {self.nodes}")
         parts.append(f"failures {len(self.failures)}")
         if (left := self.seconds_left) is not None:
-            parts.append(f"{_duration(left)} left")
+            parts.append(f"{duration(round(left))} left")
         return "   ".join(parts)
 
     def panel(self) -> RenderableType:
@@ -119,7 +120,7 @@ class Watched:
         facts.add_row("rounds", ProgressBar(total=self.total or None, completed=self.round, width=40, pulse=not self.total))
         facts.add_row("", f"{self.round} of {self.total or '?'}")
         left = self.seconds_left
-        facts.add_row("time left", "?" if left is None else f"{_duration(left)} ({self._pace():.2f} s a round)")
+        facts.add_row("time left", "?" if left is None else f"{duration(round(left))} ({self._pace():.2f} s a round)")
         facts.add_row("query loss", "?" if self.loss is None else f"{self.loss:.4f}")
         if self.evaluations:
             last = self.evaluations[-1]
@@ -139,7 +140,7 @@ class Watched:
             return ""
         better = max if known[0][1] == "accuracy" else min
         best = better(known, key=lambda entry: entry[3] or 0.0)
-        return f"; best {_score(best[1], best[3])} in round {best[0]}"
+        return f"; best {score(best[3], best[1])} in round {best[0]}"
 
 
 def watch(directory: Path, console: Console, *, once: bool, pause: float = 1.0) -> bool:
@@ -219,16 +220,4 @@ def _json(file: Path) -> dict[str, Any] | None:
 
 def _change(entry: tuple[int, str, float | None, float | None]) -> str:
     _, metric, before, after = entry
-    return f"{metric} {_score(metric, before)} -> {_score(metric, after)}"
-
-
-def _score(metric: str, value: float | None) -> str:
-    if value is None:
-        return "diverged"
-    return f"{100 * value:.1f} %" if metric == "accuracy" else f"{value:.4g}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{metric_name(metric)} {score(before, metric)} -> {score(after, metric)}"

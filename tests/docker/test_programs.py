@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from containers import compose_command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+from torch.utils.tensorboard import SummaryWriter
 
 from common import __version__
 
@@ -123,6 +125,21 @@ def test_a_round_that_was_done_again_stands_there_once(history: Path, tmp_path: 
     history.write_text(line(1, 2.0) + line(2, 1.75))
     follower.read()
     assert curve(tmp_path / "events", "train/loss") == [(1, 2.0), (2, 1.75)]
+
+
+def test_a_run_that_writes_events_itself_is_shown_as_it_is(tmp_path: Path) -> None:
+    own = tmp_path / "runs" / "one" / "tensorboard"
+    with SummaryWriter(str(own)) as writer:
+        writer.add_scalar("train/loss", 0.5, 1)
+    (tmp_path / "runs" / "two").mkdir()
+    events = tmp_path / "events"
+    shows_itself = program("monitor").shows_itself
+    assert [shows_itself(tmp_path / "runs" / name, events / name) for name in ("one", "one", "two")] == [True, True, False]
+    shown = EventMultiplexer()
+    shown.AddRunsFromDirectory(str(events))
+    shown.Reload()
+    assert list(shown.Runs()) == ["one"]
+    assert [event.value for event in shown.Scalars("one", "train/loss")] == [0.5]
 
 
 def curve(events: Path, name: str) -> list[tuple[int, float]]:

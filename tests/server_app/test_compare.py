@@ -388,8 +388,8 @@ def test_the_page_has_the_table_and_three_plots_and_fetches_nothing(start: Any, 
     start(lambda algorithm, lr, seed: "not <b>finite</b>" if lr == 0.9 else (0.5, 1.0))
     what = plan("maml", "protonet")
     text = write_comparison_page(assemble(what, done(what, tmp_path)[0], None), tmp_path / "x.html").read_text()
-    assert text.count("data:image/png;base64,") == 3
-    assert "<td>50.0 ± 0.0</td>" in text
+    assert text.count("<img ") == 3
+    assert ">50.0 ± 0.0</td>" in text
     assert "maml.inner-steps = 5" in text
     assert "not &lt;b&gt;finite" in text
     assert 'src="http' not in text
@@ -403,7 +403,7 @@ def test_the_page_says_why_a_plot_is_missing(start: Any, tmp_path: Path) -> None
     for run in result["algorithms"][0]["runs"]:
         run["shots"] = {}
     text = write_comparison_page(result, tmp_path / "x.html").read_text()
-    assert text.count("data:image/png;base64,") == 2
+    assert text.count("<img ") == 2
     assert "No plot &#34;Test tasks, with few examples&#34;: every number of `test-shots` is above" in text
 
 

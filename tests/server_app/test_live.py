@@ -87,7 +87,30 @@ def test_a_diverged_score_is_called_that() -> None:
     scores = {"mean": [2.0, None], "ci95": [0.1, None], "worst10": [3.0, None]}
     split = {"steps": [0, 1], "mse": scores, "loss": scores}
     (line,) = result_lines(summary(test=split, chosen={"adapt_lr": 1.0, "adapt_steps": 1}))
-    assert "mse 2 ± 0.1 before, diverged after 1 steps" in line
+    assert "mean squared error 2 ± 0.1 before, diverged after 1 steps" in line
+
+
+def test_a_single_task_has_no_interval_and_the_table_says_why() -> None:
+    scores = {"mean": [0.2, 0.5, 0.75], "ci95": [None, None, None], "worst10": [0.2, 0.5, 0.75]}
+    one = summary(test={"steps": [0, 1, 2], "accuracy": scores, "loss": scores}, tasks={"train": 3, "validation": 0, "test": 1})
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(result_table(one))
+    text = " ".join(console.export_text().split())
+    assert "±" not in text
+    assert "75.0 %" in text
+    assert "of one task no interval: the spread over tasks cannot be told from a single one" in text
+    assert result_lines(one) == ["1 test task: accuracy 20.0 % before, 75.0 % after 2 steps, worst 10 % 75.0 %"]
+
+
+def test_an_error_of_own_data_has_its_unit_and_that_of_other_data_needs_none() -> None:
+    scores = {"mean": [2.0, 1.0, 0.5], "ci95": [0.1, 0.1, 0.1], "worst10": [3.0, 2.0, 1.0]}
+    split = {"steps": [0, 1, 2], "mse": scores, "loss": scores}
+    for dataset, told in (("own", True), ("sinusoid", False)):
+        console = Console(width=300, file=io.StringIO(), record=True)
+        console.print(result_table(summary(dataset=dataset, test=split)))
+        text = " ".join(console.export_text().split())
+        assert "mean squared error" in text
+        assert ("in variances of each task's own support examples" in text) == told
 
 
 def test_a_run_that_diverges_is_read_without_an_error() -> None:
@@ -95,4 +118,4 @@ def test_a_run_that_diverges_is_read_without_an_error() -> None:
     reader.read("INFO :      [ROUND 1/2]")
     reader.read("INFO :      	└──> Aggregated MetricRecord: {'loss': nan, 'tasks': 37}")
     reader.read("INFO :      	└──> Aggregated MetricRecord: {'mse-before': 1e+20, 'mse-after': inf}")
-    assert reader.read("INFO :      [ROUND 2/2]") == "round 1/2   query loss nan   validation mse 1e+20 -> inf"
+    assert reader.read("INFO :      [ROUND 2/2]") == "round 1/2   query loss nan   validation mean squared error 1e+20 -> inf"

@@ -112,7 +112,7 @@ def test_a_terminal_sees_everything_at_once(run: Path) -> None:
         console.print(watched.panel())
     said = capture.get()
     assert "maml on digits, seed 4" in said
-    assert "mse 4 -> 0.75 in round 3; best 0.25 in round 2" in said
+    assert "mean squared error 4 -> 0.75 in round 3; best 0.25 in round 2" in said
     assert "12 s (2.00 s a round)" in said
     assert "node 8: late" in said
     assert "node 3: late" not in said  # the newest alone

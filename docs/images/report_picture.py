@@ -1,0 +1,47 @@
+"""Makes docs/images/report.png: the top of the report of a real run, in a Chromium without a window (`make picture`).
+
+The run is `quickbloom run --algorithm maml --in-process`, with the project's defaults. Needs the extras `dev`, `datasets` and
+`report`, and a Chromium (`sh tests/chromium.sh`).
+"""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+_PICTURE = Path(__file__).with_name("report.png")
+_SIZE = {"width": 1000, "height": 1600}
+_LAST = "#adaptation"
+"""The heading above which the picture ends."""
+_COLOURS = 64
+_RUN = ["run", "--algorithm", "maml", "--in-process", "--nodes", "8", "--output"]
+
+
+def main() -> None:
+    program = os.environ.get("QUICKBLOOM_CHROMIUM") or shutil.which("chromium-headless-shell") or shutil.which("chromium")
+    if program is None:
+        raise SystemExit("no Chromium: `sh tests/chromium.sh` installs Debian's, or name one in QUICKBLOOM_CHROMIUM")
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        subprocess.run([sys.executable, "-m", "server_app.cli", *_RUN, str(run)], check=True)
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+            page = browser.new_page(viewport=_SIZE, color_scheme="light")
+            page.goto((run / "report.html").as_uri())
+            box = page.locator(_LAST).bounding_box()
+            assert box is not None
+            shot = page.screenshot(clip={"x": 0, "y": 0, "width": _SIZE["width"], "height": box["y"] - 12})
+            browser.close()
+    # Few colours are enough for text and lines, and the file is a third as large.
+    Image.open(io.BytesIO(shot)).convert("RGB").quantize(_COLOURS).save(_PICTURE, optimize=True)
+    print(f"{_PICTURE}: {_PICTURE.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Which numbers of a run are worth a curve, by the names that TensorBoard and MLflow show."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+FOLDER = "tensorboard"
+"""Of the event files in a run directory."""
+
+
+def scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """(name, value) of what is worth a curve in a line of history.jsonl, null left out."""
+    found = {"train/loss": line["train"]["loss"], "train/tasks": line["train"]["tasks"], "round/seconds": line["seconds"]}
+    found |= {f"round/bytes_{way}": count for way, count in line["bytes"].items()}
+    found |= {"round/failures": len(line["failures"]), "round/nodes": line.get("nodes", {}).get("answered")}
+    validation = line.get("validation") or {}
+    for measure in ("accuracy", "mse", "loss"):
+        if measure in validation:
+            found |= {
+                f"validation/{measure}_before": validation[measure][0],
+                f"validation/{measure}_after": validation[measure][-1],
+            }
+    yield from ((name, float(value)) for name, value in found.items() if value is not None)
+
+
+def adaptation(summary: Mapping[str, Any]) -> Iterator[tuple[str, int, float]]:
+    """(name, step of adaptation, mean over the test tasks) of a run that has ended, null left out."""
+    for measure in ("accuracy", "mse", "loss"):
+        for step, value in enumerate(((summary["test"] or {}).get(measure) or {"mean": []})["mean"]):
+            if value is not None:
+                yield f"test/{measure}_by_step", step, float(value)
