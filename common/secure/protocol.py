@@ -1,0 +1,236 @@
+"""A node's part in one secure sum, step by step, and what the server does with the answers.
+
+    keys     every node u draws two key pairs and a seed b_u: one pair seals envelopes, the other makes masks
+    shares   u splits b_u and the seed of its masking key among all nodes, in envelopes that the server cannot open
+    masked   u sends x_u + PRG(b_u) + sum over v > u of PRG(u, v) - sum over v < u of PRG(u, v)
+    reveal   of a node whose x_u came the others give their shares of b_u, of one that dropped out those of its masking key
+
+Of no node both are ever given: with both the server could take every mask off one update. A node answers each step once, in
+this order; what it knows of a step is all in the object of that step (`Keys`, `Shared`, `Masked`), of plain values, so that it
+can be kept between messages, and is forgotten with the next one. Nodes are named by their public masking key.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from common.errors import QuickbloomError
+from common.secure.masks import (
+    KEY_BYTES,
+    MOST_NODES,
+    SEED_BYTES,
+    Integers,
+    agreed,
+    derive,
+    pair_mask,
+    private_key,
+    public_bytes,
+    self_mask,
+    to_integers,
+)
+from common.secure.shares import SHARE_BYTES, digest, restore, seal, split, unseal
+
+Random = Callable[[int], bytes]
+
+LEAST_NODES = 3
+"""Of a secure sum: of two nodes, each would know the other's part by taking off its own."""
+
+
+class SecureError(QuickbloomError):
+    """A step that this node refuses, or that cannot be done; the text says why."""
+
+
+@dataclass(frozen=True)
+class PublicKeys:
+    """What a node tells all others: `sealing` for envelopes, `masking` for masks, which also is its name."""
+
+    sealing: bytes
+    masking: bytes
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What a node sends in the second step, by the position of the receiver: envelopes and digests of what is in them.
+
+    `own_digest`: of the seed of its own mask.
+    """
+
+    sealed: list[bytes]
+    own_digests: list[bytes]
+    masking_digests: list[bytes]
+    own_digest: bytes
+
+
+def needed(threshold: float, nodes: int) -> int:
+    """How many of so many nodes must stay until the end: the part `threshold`, but more than half."""
+    return max(nodes // 2 + 1, math.ceil(threshold * nodes - 1e-9))
+
+
+def usable(keys: PublicKeys) -> bool:
+    """Whether these are public keys with which two nodes can share a secret."""
+    try:
+        for key in (keys.sealing, keys.masking):
+            agreed(X25519PrivateKey.generate(), key)
+    except ValueError:
+        return False
+    return keys.sealing != keys.masking
+
+
+@dataclass(frozen=True)
+class Keys:
+    """After the first step: the secrets of one session. `sealing` is a private key, `masking` and `own` are seeds."""
+
+    session: bytes
+    sealing: bytes
+    masking: bytes
+    own: bytes
+
+    @classmethod
+    def fresh(cls, session: bytes, random: Random) -> "Keys":
+        return cls(session, random(KEY_BYTES), random(SEED_BYTES), random(SEED_BYTES))
+
+    @property
+    def public(self) -> PublicKeys:
+        sealing = X25519PrivateKey.from_private_bytes(self.sealing)
+        return PublicKeys(public_bytes(sealing), public_bytes(private_key(self.masking)))
+
+    def share(self, peers: Sequence[PublicKeys], threshold: int, least: int = LEAST_NODES) -> tuple["Shared", Shares]:
+        """The second step: split the secrets among `peers`, which are all nodes of the sum with this one.
+
+        `least`: nodes that a sum must have for this node to be in it. Raises SecureError for what would not be safe.
+        """
+        if len(peers) < LEAST_NODES or len(peers) > MOST_NODES or not len(peers) < 2 * threshold <= 2 * len(peers):
+            raise SecureError(f"a secure sum of {len(peers)} nodes of which {threshold} suffice is not safe")
+        if threshold < least:
+            raise SecureError(f"node setting `least-in-sum` is {least}, but {threshold} nodes would suffice for this sum")
+        if len({key for peer in peers for key in (peer.sealing, peer.masking)}) != 2 * len(peers) or self.public not in peers:
+            raise SecureError("the nodes of a secure sum must have different keys, and this node must be among them")
+        me = self.public.masking
+        own, masking = (split(secret, threshold, len(peers)) for secret in (self.own, self.masking))
+        sealed, own_digests, masking_digests = [], [], []
+        for peer, own_share, masking_share in zip(peers, own, masking, strict=True):
+            key = _envelope_key(self.sealing, peer.sealing, self.session, me, peer.masking)
+            sealed.append(seal(key, own_share + masking_share, self.session))
+            own_digests.append(digest(own_share, b"own", self.session, me, peer.masking))
+            masking_digests.append(digest(masking_share, b"masking", self.session, me, peer.masking))
+        keys = {"session": self.session, "sealing": self.sealing, "masking": self.masking, "own": self.own}
+        shared = Shared(**keys, threshold=threshold, sealings=[p.sealing for p in peers], maskings=[p.masking for p in peers])
+        return shared, Shares(sealed, own_digests, masking_digests, digest(self.own, b"seed", self.session, me))
+
+
+@dataclass(frozen=True)
+class Shared:
+    """After the second step: the secrets, and the public keys of all nodes by position."""
+
+    session: bytes
+    sealing: bytes
+    masking: bytes
+    own: bytes
+    threshold: int
+    sealings: list[bytes]
+    maskings: list[bytes]
+
+    def mask(self, values: "np.ndarray[tuple[int], np.dtype[np.float64]]", envelopes: Mapping[bytes, bytes]) -> "Opened":
+        """The third step: hide `values`. `envelopes`: for this node, by the name of the node that sealed them.
+
+        Those who sealed none are no part of the sum. An envelope that cannot be opened is kept as none: its owner's masks are
+        then restored without this node, or not at all. Raises SecureError if too few are left.
+        """
+        own_key = private_key(self.masking)
+        me, names = public_bytes(own_key), set(self.maskings)
+        if not envelopes.keys() <= names or me not in envelopes or len(envelopes) < self.threshold:
+            raise SecureError(f"{len(envelopes)} nodes are left for a secure sum that needs {self.threshold}, with this one")
+        total = to_integers(values) + self_mask(self.own, self.session, len(values))
+        own_shares, masking_shares = [], []
+        for owner, sealed in envelopes.items():
+            if owner != me:
+                total += pair_mask(own_key, owner, self.session, len(values))
+            sealing = self.sealings[self.maskings.index(owner)]
+            opened = unseal(_envelope_key(self.sealing, sealing, self.session, owner, me), sealed, self.session) or b""
+            opened = opened if len(opened) == 2 * SHARE_BYTES else b""
+            own_shares.append(opened[:SHARE_BYTES])
+            masking_shares.append(opened[SHARE_BYTES:])
+        after = Masked(self.session, me, self.threshold, list(envelopes), own_shares, masking_shares)
+        return Opened(after, total)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """After the third step, when the node's own secrets are gone: what others entrusted to it. b"": could not be read."""
+
+    session: bytes
+    me: bytes
+    threshold: int
+    owners: list[bytes]
+    own_shares: list[bytes]
+    masking_shares: list[bytes]
+
+    def reveal(self, survivors: Sequence[bytes], dropped: Sequence[bytes]) -> list[bytes]:
+        """The fourth step: of every survivor the share of its own mask, of all others that of its masking key, in this order.
+
+        Raises SecureError if both kinds are asked for of one node, if other nodes are asked for than those of the sum, or if
+        too few have survived: a sum of few says too much of each.
+        """
+        asked = [*survivors, *dropped]
+        if len(set(asked)) != len(asked):
+            raise SecureError("the server asks for both shares of one node, which would unmask it")
+        if set(asked) != set(self.owners) or self.me not in survivors:
+            raise SecureError("the server asks for shares of other nodes than those of this sum")
+        if len(survivors) < self.threshold:
+            raise SecureError(f"the server asks for a sum of {len(survivors)} nodes, and {self.threshold} are needed")
+        own, masking = (dict(zip(self.owners, shares, strict=True)) for shares in (self.own_shares, self.masking_shares))
+        return [own[name] for name in survivors] + [masking[name] for name in dropped]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the third step makes: what to keep, and what to send."""
+
+    after: Masked
+    masked: Integers
+
+
+def _envelope_key(own: bytes, other: bytes, session: bytes, owner: bytes, receiver: bytes) -> bytes:
+    try:
+        shared = agreed(X25519PrivateKey.from_private_bytes(own), other)
+    except ValueError:
+        raise SecureError("a node of the secure sum has no usable key") from None
+    return derive(shared, b"envelope", session, owner, receiver)
+
+
+# ---- the server's side
+
+
+def true_share(shares: Shares, kind: str, position: int, share: bytes, session: bytes, owner: bytes, receiver: bytes) -> bool:
+    """Whether `share` is what `owner` gave to the node at `position`. `kind`: "own" or "masking"."""
+    digests = shares.own_digests if kind == "own" else shares.masking_digests
+    return digest(share, kind.encode(), session, owner, receiver) == digests[position]
+
+
+def restore_own(shares: Mapping[int, bytes], threshold: int, session: bytes, owner: bytes, expected: bytes) -> bytes | None:
+    """The seed of a survivor's own mask; None if the shares do not give the one that it had announced."""
+    seed = restore(shares, threshold)
+    return seed if digest(seed, b"seed", session, owner) == expected else None
+
+
+def restore_masking(shares: Mapping[int, bytes], threshold: int, owner: bytes) -> bytes | None:
+    """The seed of a dropped node's masking key; None if the shares do not give its key."""
+    seed = restore(shares, threshold)
+    return seed if public_bytes(private_key(seed)) == owner else None
+
+
+def unmask(
+    masked: Mapping[bytes, Integers], own: Mapping[bytes, bytes], dropped: Mapping[bytes, bytes], session: bytes
+) -> Integers:
+    """The sum of what the survivors hid. `masked`, `own`: their updates and seeds; `dropped`: the seeds of the others."""
+    total: Integers = np.sum(list(masked.values()), axis=0, dtype=np.uint64)
+    for seed in own.values():
+        total -= self_mask(seed, session, len(total))
+    for seed in dropped.values():
+        key = private_key(seed)
+        for name in masked:
+            total += pair_mask(key, name, session, len(total))  # minus what `name` had added
+    return total
