@@ -28,6 +28,7 @@ class Node:
         self.compile = run.compile
         self.episodes = run.episodes
         self.state_dir = config.state_dir
+        self.least_in_sum = config.least_in_sum
         self.show_rounds = config.show_rounds
         self.device = _device(config.device or run.device)
         data_dir = resolve_data_dir(config.data_dir or run.data_dir)

@@ -32,7 +32,8 @@ from server_app.outer import OuterOptimizer
 from server_app.polling import PollingGrid
 from server_app.privacy import Ledger, TaskPrivacy
 from server_app.rollcall import Population, call_roll
-from server_app.strategy import MetaStrategy, RunError, Scores
+from server_app.scores import Scores
+from server_app.strategy import MetaStrategy, RunError
 
 app = ServerApp()
 

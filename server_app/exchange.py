@@ -20,6 +20,10 @@ from server_app.reachability import Reachability
 from server_app.rollcall import Population, failure
 
 
+class TooFewError(Exception):
+    """Too few nodes or training tasks contributed to a round; the text says how many, and why."""
+
+
 @dataclass
 class Round:
     """What one round has seen so far, and the line that the history gets from it."""
@@ -107,6 +111,13 @@ class Exchange:
         """A failure that is held against its node: after three of them it is left out."""
         more = self.nodes.sent_nonsense(node_id)
         self.fail(f"node {node_id}", f"{reason}{more}")
+
+    def too_few(self, what: str) -> TooFewError:
+        """The error for a round to which too few contributed, with all that went wrong in it."""
+        reasons = sorted({failure["reason"] for failure in self.round.failures})
+        if away := self.nodes.away:
+            reasons.append(f"{len(away)} nodes are away or left out, among them node {away[0]}")
+        return TooFewError(f"{what}: {'; '.join(reasons) or 'nothing was wrong'}")
 
     def fail(self, who: str, reason: str) -> None:
         """Name and count what went wrong."""

@@ -37,13 +37,14 @@ from common.wire import (
     to_arrays,
 )
 from server_app.aggregate import aggregate, too_few
-from server_app.exchange import Exchange
+from server_app.exchange import Exchange, TooFewError
 from server_app.outer import OuterOptimizer
 from server_app.polling import PollingGrid
 from server_app.privacy import TaskPrivacy
 from server_app.replies import check_scores, check_update, decoded, most_weight
 from server_app.rollcall import Population, failure
 from server_app.scores import Scores, best_rate
+from server_app.secure import SecureSum, check_totals, too_few_nodes
 
 _ATTEMPTS = 5
 """How often in all a round is tried with `on-too-few = "repeat"`."""
@@ -53,10 +54,6 @@ OnRound = Callable[[dict[str, Any]], None]
 
 class RunError(Exception):
     """The run cannot go on; the text says why, for the user."""
-
-
-class _TooFewError(Exception):
-    """Too few training tasks contributed to a round; the text says how many, and why."""
 
 
 class MetaStrategy(Strategy):
@@ -107,16 +104,26 @@ class MetaStrategy(Strategy):
         self._check_rule()
 
     def _check_rule(self) -> None:
-        """Refuse a rule of aggregation that would have too few nodes in some round."""
-        if self.config.aggregate == "mean":
+        """Refuse a way of aggregation that would have too few nodes in some round."""
+        if self.config.aggregate == "mean" and not self.config.secure_aggregation:
             return
-        rounds = range(self._first_round, self.config.rounds + 1)
-        nodes, number = min((len({self.population.homes[t] for t in self.choose_tasks(number)}), number) for number in rounds)
+        nodes, number = self._fewest_nodes()
+        if self.config.secure_aggregation and (reason := too_few_nodes(nodes)):
+            raise ConfigError(
+                f"`secure-aggregation` cannot work in round {number}: {reason}; connect more nodes, or let more tasks take part"
+            )
         if reason := too_few(self.config.aggregate, self.config.malicious, nodes):
             raise ConfigError(
                 f'`aggregate = "{self.config.aggregate}"` cannot work in round {number}: {reason}, since every node is one '
                 "vote; connect more nodes, let more tasks take part, or lower `malicious`"
             )
+
+    def _fewest_nodes(self) -> tuple[int, int]:
+        """(nodes, round) of the round with the fewest nodes, if all of them answer."""
+        if self.privacy:  # which tasks take part is not known before; all nodes do
+            return len({self.population.homes[task_id] for task_id in self.population.splits["train"]}), self._first_round
+        rounds = range(self._first_round, self.config.rounds + 1)
+        return min((len({self.population.homes[t] for t in self.choose_tasks(number)}), number) for number in rounds)
 
     def start(
         self,
@@ -159,10 +166,12 @@ class MetaStrategy(Strategy):
         """Train one round, or what `on-too-few` says."""
         self._messages.begin()
         for attempt in range(1, _ATTEMPTS + 1):
-            messages = self.configure_train(number, arrays, config, grid)
             try:
+                if self.config.secure_aggregation:
+                    return self._train_securely(grid, number, from_arrays(arrays), timeout)
+                messages = self.configure_train(number, arrays, config, grid)
                 return self.aggregate_train(number, self._exchange(grid, messages, timeout))
-            except _TooFewError as few:
+            except TooFewError as few:
                 if self.config.on_too_few == "skip":
                     log(WARNING, "Round %s is skipped, the model stays as it is: %s", number, few)
                     self._messages.round.record = {
@@ -221,16 +230,44 @@ class MetaStrategy(Strategy):
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
         """One message to each node that hosts some of this round's tasks and can be asked."""
-        meta = from_arrays(arrays)
+        by_node = self._draw(grid, server_round)
+        compute = self._request(from_arrays(arrays), server_round)
+        return self._messages.address(by_node, TRAIN, server_round, lambda _, task_ids: compute(task_ids).to_records())
+
+    def _draw(self, grid: Grid, server_round: int) -> dict[int, list[str]]:
+        """This round's tasks by the node that hosts them, of nodes that can be asked."""
         tasks = self.privacy.choose(self.population.splits["train"]) if self.privacy else self.choose_tasks(server_round)
         self._sampled = len(tasks)
         self._wait_for_hosts(grid, tasks)
+        return self._messages.hosts(tasks)
+
+    def _request(self, meta: Params, server_round: int) -> Callable[[list[str]], TrainRequest]:
+        """What to ask a node for, by its tasks."""
         clip = self.privacy.clip if self.privacy else 0.0
+        return lambda task_ids: TrainRequest(meta, server_round, self.config.seed, task_ids, self._lineage, clip)
 
-        def request(_: int, task_ids: list[str]) -> RecordDict:
-            return TrainRequest(meta, server_round, self.config.seed, task_ids, self._lineage, clip).to_records()
-
-        return self._messages.address(self._messages.hosts(tasks), TRAIN, server_round, request)
+    def _train_securely(
+        self, grid: Grid, server_round: int, meta: Params, timeout: float | None
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """A round in which the nodes' sum is all that is seen of them."""
+        by_node = self._draw(grid, server_round)
+        if self.privacy:
+            # All nodes take part, also those of whose tasks none was drawn: how many were drawn must not decide anything.
+            everybody = self._messages.hosts(self.population.splits["train"])
+            by_node = {node_id: by_node.get(node_id, []) for node_id in everybody}
+        reference = self.outer.meta
+        request = self._request(meta, server_round)
+        steps = SecureSum(self.config, grid, self._messages, server_round, by_node, request, reference, timeout)
+        totals, nodes = steps.totals()
+        tasks = [self.population.tasks[task_id] for node_id in nodes for task_id in by_node[node_id]]
+        most = most_weight(self.algorithm, tasks, [0.0] * len(tasks), alike=self.privacy is not None)
+        if reason := check_totals(totals, len(tasks), most, self.privacy.clip if self.privacy else 0.0):
+            raise self._messages.too_few(
+                f"the sum of the nodes cannot be right, and it does not tell who is to blame: {reason}"
+            )
+        loss = totals.losses / totals.tasks if totals.tasks else math.nan
+        reply = TrainReply(totals.gradient, max(totals.weight, 0.0), [], 0.0, totals.within)
+        return self._step(server_round, self._combine([reply], totals.tasks, reference), loss, totals.tasks)
 
     def _wait_for_hosts(self, grid: Grid, task_ids: list[str]) -> None:
         """See who is there; if that cannot be enough, wait for more, up to `node-deadline` seconds."""
@@ -263,14 +300,18 @@ class MetaStrategy(Strategy):
 
         self._messages.receive(replies, read, enough=self.number_of_tasks if self.config.over_select > 1 else None)
         losses = [loss for reply in usable for loss in reply.losses if math.isfinite(loss)]
-        meta = self.outer.step(self._combine(usable, len(losses), reference), server_round)
+        loss = float(np.mean(losses)) if losses else math.nan
+        return self._step(server_round, self._combine(usable, len(losses), reference), loss, len(losses))
+
+    def _step(self, server_round: int, gradient: Params, loss: float, tasks: int) -> tuple[ArrayRecord, MetricRecord]:
+        """The outer step with the meta-gradient of so many tasks, whose mean loss is `loss`."""
+        meta = self.outer.step(gradient, server_round)
         if not all_finite(meta):
             raise RunError(f"round {server_round}: the model is not finite any more: lower `outer-lr`")
-        train = {"loss": float(np.mean(losses)) if losses else math.nan, "tasks": len(losses)}
-        self._messages.round.record = {"round": server_round, "train": train}
+        self._messages.round.record = {"round": server_round, "train": {"loss": loss, "tasks": tasks}}
         if self.privacy:
             self._messages.round.record["privacy"] = self.privacy.record()
-        return to_arrays(meta), MetricRecord({"loss": train["loss"], "tasks": train["tasks"]})
+        return to_arrays(meta), MetricRecord({"loss": loss, "tasks": tasks})
 
     def _combine(self, replies: list[TrainReply], contributed: int, like: Params) -> Params:
         """One meta-gradient from the usable replies of a round to which so many tasks contributed."""
@@ -282,19 +323,14 @@ class MetaStrategy(Strategy):
         self._check_enough(contributed)
         voters = sum(reply.weight > 0 for reply in replies)
         if reason := too_few(self.config.aggregate, self.config.malicious, voters):
-            raise _TooFewError(reason)
+            raise TooFewError(reason)
         return aggregate(self.config.aggregate, self.config.malicious, replies)
 
     def _check_enough(self, contributed: int) -> None:
         if contributed >= self.least_replies:
             return
-        reasons = sorted({failure["reason"] for failure in self._messages.round.failures})
-        if away := self.nodes.away:
-            reasons.append(f"{len(away)} nodes are away or left out, among them node {away[0]}")
         few = f"{contributed} training tasks contributed, `min-replies` asks for {self.least_replies}"
-        raise _TooFewError(
-            f"{few if contributed else 'no node sent a usable reply'}: {'; '.join(reasons) or 'nothing was wrong'}"
-        )
+        raise self._messages.too_few(few if contributed else "no node sent a usable reply")
 
     # ---- evaluation
 

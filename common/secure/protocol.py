@@ -97,7 +97,7 @@ class Keys:
         sealing = X25519PrivateKey.from_private_bytes(self.sealing)
         return PublicKeys(public_bytes(sealing), public_bytes(private_key(self.masking)))
 
-    def share(self, peers: Sequence[PublicKeys], threshold: int, least: int = LEAST_NODES) -> tuple["Shared", Shares]:
+    def share(self, peers: Sequence[PublicKeys], threshold: int, least: int = 0) -> tuple["Shared", Shares]:
         """The second step: split the secrets among `peers`, which are all nodes of the sum with this one.
 
         `least`: nodes that a sum must have for this node to be in it. Raises SecureError for what would not be safe.
