@@ -33,6 +33,7 @@ from common.secure.protocol import (
     LEAST_NODES,
     PublicKeys,
     Shares,
+    envelope_for,
     needed,
     restore_masking,
     restore_own,
@@ -109,7 +110,7 @@ class SecureSum:
         position = {node_id: i for i, node_id in enumerate(keys)}
 
         def request(node_id: int, task_ids: list[str]) -> RecordDict:
-            envelopes = {keys[owner].masking: made.sealed[position[node_id]] for owner, made in shares.items()}
+            envelopes = {keys[owner].masking: envelope_for(made, position[node_id]) for owner, made in shares.items()}
             return MaskedRequest(self.request(task_ids), self.session, envelopes).to_records()
 
         def read(node_id: int, records: RecordDict, _: list[str]) -> None:

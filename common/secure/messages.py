@@ -9,7 +9,7 @@ import torch
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from common.secure.masks import KEY_BYTES, Integers
-from common.secure.protocol import Keys, Masked, PublicKeys, Shared, Shares
+from common.secure.protocol import Envelope, Keys, Masked, PublicKeys, Shared, Shares
 from common.secure.shares import DIGEST_BYTES, SEALED_BYTES, SHARE_BYTES
 from common.wire import (
     TrainRequest,
@@ -110,11 +110,14 @@ class MaskedRequest:
 
     train: TrainRequest
     session: bytes
-    envelopes: Mapping[bytes, bytes]
+    envelopes: Mapping[bytes, Envelope]
 
     def to_records(self) -> RecordDict:
-        fields: dict[str, Any] = {"owners": list(self.envelopes), "sealed": list(self.envelopes.values())}
-        return RecordDict({**self.train.to_records(), "secure": ConfigRecord({**fields, "session": [self.session]})})
+        made = self.envelopes.values()
+        fields: dict[str, Any] = {"session": [self.session], "owners": list(self.envelopes)}
+        fields |= {"sealed": [envelope.sealed for envelope in made], "own_digests": [envelope.own_digest for envelope in made]}
+        fields |= {"masking_digests": [envelope.masking_digest for envelope in made]}
+        return RecordDict({**self.train.to_records(), "secure": ConfigRecord(fields)})
 
     @classmethod
     @reads
@@ -122,9 +125,13 @@ class MaskedRequest:
         fields = config_of(records, "secure")
         owners = byte_strings(fields["owners"], "owners", KEY_BYTES)
         sealed = byte_strings(fields["sealed"], "sealed", SEALED_BYTES, len(owners))
+        own, masking = (
+            byte_strings(fields[name], name, DIGEST_BYTES, len(owners)) for name in ("own_digests", "masking_digests")
+        )
         if len(set(owners)) != len(owners):
             raise WireError("`owners` names a node twice")
-        return cls(TrainRequest.from_records(records), _session(fields), dict(zip(owners, sealed, strict=True)))
+        envelopes = map(Envelope, sealed, own, masking)
+        return cls(TrainRequest.from_records(records), _session(fields), dict(zip(owners, envelopes, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,15 @@ class Shares:
     own_digest: bytes
 
 
+@dataclass(frozen=True)
+class Envelope:
+    """What one node has sealed for another, and the digests of the two shares in it."""
+
+    sealed: bytes
+    own_digest: bytes
+    masking_digest: bytes
+
+
 def needed(threshold: float, nodes: int) -> int:
     """How many of so many nodes must stay until the end: the part `threshold`, but more than half."""
     return max(nodes // 2 + 1, math.ceil(threshold * nodes - 1e-9))
@@ -133,11 +142,11 @@ class Shared:
     sealings: list[bytes]
     maskings: list[bytes]
 
-    def mask(self, values: "np.ndarray[tuple[int], np.dtype[np.float64]]", envelopes: Mapping[bytes, bytes]) -> "Opened":
+    def mask(self, values: "np.ndarray[tuple[int], np.dtype[np.float64]]", envelopes: Mapping[bytes, Envelope]) -> "Opened":
         """The third step: hide `values`. `envelopes`: for this node, by the name of the node that sealed them.
 
-        Those who sealed none are no part of the sum. An envelope that cannot be opened is kept as none: its owner's masks are
-        then restored without this node, or not at all. Raises SecureError if too few are left.
+        Those who sealed none are no part of the sum. Shares that cannot be read or are not those of the digests are kept as
+        none: their owner's masks are then restored without this node, or not at all. Raises SecureError if too few are left.
         """
         own_key = private_key(self.masking)
         me, names = public_bytes(own_key), set(self.maskings)
@@ -145,16 +154,22 @@ class Shared:
             raise SecureError(f"{len(envelopes)} nodes are left for a secure sum that needs {self.threshold}, with this one")
         total = to_integers(values) + self_mask(self.own, self.session, len(values))
         own_shares, masking_shares = [], []
-        for owner, sealed in envelopes.items():
+        for owner, envelope in envelopes.items():
             if owner != me:
                 total += pair_mask(own_key, owner, self.session, len(values))
-            sealing = self.sealings[self.maskings.index(owner)]
-            opened = unseal(_envelope_key(self.sealing, sealing, self.session, owner, me), sealed, self.session) or b""
-            opened = opened if len(opened) == 2 * SHARE_BYTES else b""
-            own_shares.append(opened[:SHARE_BYTES])
-            masking_shares.append(opened[SHARE_BYTES:])
+            own_share, masking_share = self._shares_in(envelope, owner, me)
+            own_shares.append(own_share)
+            masking_shares.append(masking_share)
         after = Masked(self.session, me, self.threshold, list(envelopes), own_shares, masking_shares)
         return Opened(after, total)
+
+    def _shares_in(self, envelope: Envelope, owner: bytes, me: bytes) -> tuple[bytes, bytes]:
+        """The shares of the owner's own mask and masking key; empty unless both are there and what their digests say."""
+        sealing = self.sealings[self.maskings.index(owner)]
+        text = unseal(_envelope_key(self.sealing, sealing, self.session, owner, me), envelope.sealed, self.session) or b""
+        own, masking = text[:SHARE_BYTES], text[SHARE_BYTES:]
+        digests = [digest(s, k, self.session, owner, me) for s, k in ((own, b"own"), (masking, b"masking"))]
+        return (own, masking) if digests == [envelope.own_digest, envelope.masking_digest] else (b"", b"")
 
 
 @dataclass(frozen=True)
@@ -202,6 +217,11 @@ def _envelope_key(own: bytes, other: bytes, session: bytes, owner: bytes, receiv
 
 
 # ---- the server's side
+
+
+def envelope_for(shares: Shares, position: int) -> Envelope:
+    """What of `shares` goes to the node at `position`."""
+    return Envelope(shares.sealed[position], shares.own_digests[position], shares.masking_digests[position])
 
 
 def true_share(shares: Shares, kind: str, position: int, share: bytes, session: bytes, owner: bytes, receiver: bytes) -> bool:

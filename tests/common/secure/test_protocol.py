@@ -1,5 +1,6 @@
 """The protocol without a network: exact sums whoever drops out, secrets that are gone, and nodes that refuse a lying server."""
 
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -13,12 +14,14 @@ from common.randomness import generator
 from common.secure.masks import Integers, to_numbers
 from common.secure.messages import recall, remember
 from common.secure.protocol import (
+    Envelope,
     Keys,
     Masked,
     PublicKeys,
     SecureError,
     Shared,
     Shares,
+    envelope_for,
     needed,
     restore_masking,
     restore_own,
@@ -59,9 +62,9 @@ class Sum:
                 self.sent[i] = opened.masked
         self.answering = [i for i in self.sent if i not in gone.get("reveal", set())]
 
-    def envelopes(self, receiver: int) -> dict[bytes, bytes]:
+    def envelopes(self, receiver: int) -> dict[bytes, Envelope]:
         at = list(self.keys).index(receiver)
-        return {self.name[owner]: made.sealed[at] for owner, made in self.shares.items()}
+        return {self.name[owner]: envelope_for(made, at) for owner, made in self.shares.items()}
 
     def total(self) -> np.ndarray[Any, Any]:
         survivors, dropped = list(self.sent), [i for i in self.shared if i not in self.sent]
@@ -198,6 +201,16 @@ def test_the_server_cannot_read_or_swap_envelopes() -> None:
     after = run.shared[0].mask(run.values[0], swapped).after
     assert after.own_shares[1:].count(b"") == 3  # the one in the middle stayed where it was
     assert unseal(bytes(32), run.shares[0].sealed[1], SESSION) is None
+
+
+def test_shares_that_are_not_those_of_the_digests_are_kept_as_none() -> None:
+    run = Sum(4)
+    for field in ("own_digest", "masking_digest"):
+        envelopes = run.envelopes(0)
+        envelopes[run.name[2]] = replace(envelopes[run.name[2]], **{field: bytes(32)})
+        after = run.shared[0].mask(run.values[0], envelopes).after
+        assert [share == b"" for share in after.own_shares] == [False, False, True, False]
+        assert [share == b"" for share in after.masking_shares] == [False, False, True, False]
 
 
 def test_a_share_is_known_by_its_digest() -> None:
