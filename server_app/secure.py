@@ -34,6 +34,7 @@ from common.secure.protocol import (
     PublicKeys,
     Shares,
     envelope_for,
+    group_of,
     needed,
     restore_masking,
     restore_own,
@@ -77,7 +78,7 @@ class SecureSum:
         own, dropped = self._seeds(keys, shares, masked, threshold)
         names = {node_id: keys[node_id].masking for node_id in keys}
         by_name = {names[node_id]: numbers for node_id, numbers in masked.items()}
-        total = unmask(by_name, own, dropped, self.session)
+        total = unmask(by_name, own, dropped, group_of(self.session, threshold, list(keys.values())))
         return from_row(to_numbers(total), self.like), list(masked)
 
     def _keys(self) -> dict[int, PublicKeys]:
@@ -124,6 +125,7 @@ class SecureSum:
         self, keys: Mapping[int, PublicKeys], shares: Mapping[int, Shares], masked: Mapping[int, Integers], threshold: int
     ) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
         """By name: the seeds of the survivors' own masks, and those of the masking keys of the nodes that dropped out."""
+        group = group_of(self.session, threshold, list(keys.values()))
         survivors, dropped = list(masked), [node_id for node_id in shares if node_id not in masked]
         owners = survivors + dropped
         kinds = ["own"] * len(survivors) + ["masking"] * len(dropped)
@@ -136,7 +138,7 @@ class SecureSum:
             came = RevealReply.from_records(records, len(owners)).shares
             for owner, kind, share in zip(owners, kinds, came, strict=True):
                 at = position[node_id]
-                if share and not true_share(shares[owner], kind, at, share, self.session, name[owner], name[node_id]):
+                if share and not true_share(shares[owner], kind, at, share, group, name[owner], name[node_id]):
                     raise WireError("a share that it gives is not the one that was entrusted to it")
             given[node_id] = dict(zip(owners, came, strict=True))
 
@@ -147,18 +149,13 @@ class SecureSum:
             parts = {position[node_id]: found[owner] for node_id, found in given.items() if found[owner]}
             if len(parts) < threshold:
                 self._blame_for_missing(owner, [node_id for node_id, found in given.items() if not found[owner]], len(given))
-            elif seed := self._restored(kind, parts, threshold, name[owner], shares[owner]):
+            elif seed := _restored(kind, parts, threshold, group, name[owner], shares[owner]):
                 seeds[kind][name[owner]] = seed
             else:
                 self.exchange.blame(owner, "the shares of its secrets do not fit together")
         if sum(map(len, seeds.values())) < len(owners):
             raise self.exchange.too_few("the masks of the sum cannot be taken off")
         return seeds["own"], seeds["masking"]
-
-    def _restored(self, kind: str, parts: Mapping[int, bytes], threshold: int, owner: bytes, made: Shares) -> bytes | None:
-        if kind == "own":
-            return restore_own(parts, threshold, self.session, owner, made.own_digest)
-        return restore_masking(parts, threshold, owner)
 
     def _blame_for_missing(self, owner: int, without: Sequence[int], answered: int) -> None:
         """Most nodes are honest: if most cannot read an envelope it was none, else those lie who say that they cannot."""
@@ -176,6 +173,12 @@ class SecureSum:
     def _check_left(self, nodes: int, least: int) -> None:
         if nodes < least:
             raise self.exchange.too_few(f"{nodes} of {len(self.by_node)} nodes are left for a secure sum that needs {least}")
+
+
+def _restored(kind: str, parts: Mapping[int, bytes], threshold: int, group: bytes, owner: bytes, made: Shares) -> bytes | None:
+    if kind == "own":
+        return restore_own(parts, threshold, group, owner, made.own_digest)
+    return restore_masking(parts, threshold, owner)
 
 
 def check_totals(totals: Totals, tasks: int, most_weight: float, max_norm: float) -> str | None:

@@ -74,8 +74,28 @@ class Envelope:
 
 
 def needed(threshold: float, nodes: int) -> int:
-    """How many of so many nodes must stay until the end: the part `threshold`, but more than half."""
-    return max(nodes // 2 + 1, math.ceil(threshold * nodes - 1e-9))
+    """How many of so many nodes must stay until the end: the part `threshold`, or more where that is not safe."""
+    wanted = math.ceil(threshold * nodes - 1e-9)
+    return next((t for t in range(wanted, nodes) if safe(t, nodes)), nodes)
+
+
+def safe(threshold: int, nodes: int) -> bool:
+    """Whether a server that tells every node another story of who dropped out cannot single out one update.
+
+    For that it would need `threshold` shares of the masking keys of `threshold` - 1 nodes, and the nodes - 1 others give shares
+    of at most nodes - threshold keys each. Of three nodes two are safe although both numbers are 2, since no node gives a share
+    of its own key. It follows that `threshold` is more than half, so nobody's two secrets can both be restored.
+    """
+    if not LEAST_NODES <= nodes <= MOST_NODES or not threshold <= nodes:
+        return False
+    return threshold * (threshold - 1) > (nodes - 1) * (nodes - threshold) or (nodes, threshold) == (3, 2)
+
+
+def group_of(session: bytes, threshold: int, peers: Sequence[PublicKeys]) -> bytes:
+    """What a sum of these nodes is known by. It is part of every key, so that nodes that the server told of other peers than
+    one another can open none of each other's envelopes."""
+    keys = b"".join(peer.sealing + peer.masking for peer in peers)
+    return digest(keys, b"group", session, threshold.to_bytes(4, "big"))
 
 
 def usable(keys: PublicKeys) -> bool:
@@ -111,30 +131,33 @@ class Keys:
 
         `least`: nodes that a sum must have for this node to be in it. Raises SecureError for what would not be safe.
         """
-        if len(peers) < LEAST_NODES or len(peers) > MOST_NODES or not len(peers) < 2 * threshold <= 2 * len(peers):
+        if not safe(threshold, len(peers)):
             raise SecureError(f"a secure sum of {len(peers)} nodes of which {threshold} suffice is not safe")
         if threshold < least:
             raise SecureError(f"node setting `least-in-sum` is {least}, but {threshold} nodes would suffice for this sum")
         if len({key for peer in peers for key in (peer.sealing, peer.masking)}) != 2 * len(peers) or self.public not in peers:
             raise SecureError("the nodes of a secure sum must have different keys, and this node must be among them")
-        me = self.public.masking
+        me, group = self.public.masking, group_of(self.session, threshold, peers)
         own, masking = (split(secret, threshold, len(peers)) for secret in (self.own, self.masking))
         sealed, own_digests, masking_digests = [], [], []
         for peer, own_share, masking_share in zip(peers, own, masking, strict=True):
-            key = _envelope_key(self.sealing, peer.sealing, self.session, me, peer.masking)
-            sealed.append(seal(key, own_share + masking_share, self.session))
-            own_digests.append(digest(own_share, b"own", self.session, me, peer.masking))
-            masking_digests.append(digest(masking_share, b"masking", self.session, me, peer.masking))
+            key = _envelope_key(self.sealing, peer.sealing, group, me, peer.masking)
+            sealed.append(seal(key, own_share + masking_share, group))
+            own_digests.append(digest(own_share, b"own", group, me, peer.masking))
+            masking_digests.append(digest(masking_share, b"masking", group, me, peer.masking))
         keys = {"session": self.session, "sealing": self.sealing, "masking": self.masking, "own": self.own}
-        shared = Shared(**keys, threshold=threshold, sealings=[p.sealing for p in peers], maskings=[p.masking for p in peers])
-        return shared, Shares(sealed, own_digests, masking_digests, digest(self.own, b"seed", self.session, me))
+        shared = Shared(
+            **keys, group=group, threshold=threshold, sealings=[p.sealing for p in peers], maskings=[p.masking for p in peers]
+        )
+        return shared, Shares(sealed, own_digests, masking_digests, digest(self.own, b"seed", group, me))
 
 
 @dataclass(frozen=True)
 class Shared:
-    """After the second step: the secrets, and the public keys of all nodes by position."""
+    """After the second step: the secrets, and the public keys of all nodes by position. `group`: see `group_of`."""
 
     session: bytes
+    group: bytes
     sealing: bytes
     masking: bytes
     own: bytes
@@ -152,11 +175,11 @@ class Shared:
         me, names = public_bytes(own_key), set(self.maskings)
         if not envelopes.keys() <= names or me not in envelopes or len(envelopes) < self.threshold:
             raise SecureError(f"{len(envelopes)} nodes are left for a secure sum that needs {self.threshold}, with this one")
-        total = to_integers(values) + self_mask(self.own, self.session, len(values))
+        total = to_integers(values) + self_mask(self.own, self.group, len(values))
         own_shares, masking_shares = [], []
         for owner, envelope in envelopes.items():
             if owner != me:
-                total += pair_mask(own_key, owner, self.session, len(values))
+                total += pair_mask(own_key, owner, self.group, len(values))
             own_share, masking_share = self._shares_in(envelope, owner, me)
             own_shares.append(own_share)
             masking_shares.append(masking_share)
@@ -166,9 +189,9 @@ class Shared:
     def _shares_in(self, envelope: Envelope, owner: bytes, me: bytes) -> tuple[bytes, bytes]:
         """The shares of the owner's own mask and masking key; empty unless both are there and what their digests say."""
         sealing = self.sealings[self.maskings.index(owner)]
-        text = unseal(_envelope_key(self.sealing, sealing, self.session, owner, me), envelope.sealed, self.session) or b""
+        text = unseal(_envelope_key(self.sealing, sealing, self.group, owner, me), envelope.sealed, self.group) or b""
         own, masking = text[:SHARE_BYTES], text[SHARE_BYTES:]
-        digests = [digest(s, k, self.session, owner, me) for s, k in ((own, b"own"), (masking, b"masking"))]
+        digests = [digest(s, k, self.group, owner, me) for s, k in ((own, b"own"), (masking, b"masking"))]
         return (own, masking) if digests == [envelope.own_digest, envelope.masking_digest] else (b"", b"")
 
 
@@ -208,12 +231,12 @@ class Opened:
     masked: Integers
 
 
-def _envelope_key(own: bytes, other: bytes, session: bytes, owner: bytes, receiver: bytes) -> bytes:
+def _envelope_key(own: bytes, other: bytes, group: bytes, owner: bytes, receiver: bytes) -> bytes:
     try:
         shared = agreed(X25519PrivateKey.from_private_bytes(own), other)
     except ValueError:
         raise SecureError("a node of the secure sum has no usable key") from None
-    return derive(shared, b"envelope", session, owner, receiver)
+    return derive(shared, b"envelope", group, owner, receiver)
 
 
 # ---- the server's side
@@ -224,16 +247,16 @@ def envelope_for(shares: Shares, position: int) -> Envelope:
     return Envelope(shares.sealed[position], shares.own_digests[position], shares.masking_digests[position])
 
 
-def true_share(shares: Shares, kind: str, position: int, share: bytes, session: bytes, owner: bytes, receiver: bytes) -> bool:
+def true_share(shares: Shares, kind: str, position: int, share: bytes, group: bytes, owner: bytes, receiver: bytes) -> bool:
     """Whether `share` is what `owner` gave to the node at `position`. `kind`: "own" or "masking"."""
     digests = shares.own_digests if kind == "own" else shares.masking_digests
-    return digest(share, kind.encode(), session, owner, receiver) == digests[position]
+    return digest(share, kind.encode(), group, owner, receiver) == digests[position]
 
 
-def restore_own(shares: Mapping[int, bytes], threshold: int, session: bytes, owner: bytes, expected: bytes) -> bytes | None:
+def restore_own(shares: Mapping[int, bytes], threshold: int, group: bytes, owner: bytes, expected: bytes) -> bytes | None:
     """The seed of a survivor's own mask; None if the shares do not give the one that it had announced."""
     seed = restore(shares, threshold)
-    return seed if digest(seed, b"seed", session, owner) == expected else None
+    return seed if digest(seed, b"seed", group, owner) == expected else None
 
 
 def restore_masking(shares: Mapping[int, bytes], threshold: int, owner: bytes) -> bytes | None:
@@ -243,14 +266,14 @@ def restore_masking(shares: Mapping[int, bytes], threshold: int, owner: bytes) -
 
 
 def unmask(
-    masked: Mapping[bytes, Integers], own: Mapping[bytes, bytes], dropped: Mapping[bytes, bytes], session: bytes
+    masked: Mapping[bytes, Integers], own: Mapping[bytes, bytes], dropped: Mapping[bytes, bytes], group: bytes
 ) -> Integers:
     """The sum of what the survivors hid. `masked`, `own`: their updates and seeds; `dropped`: the seeds of the others."""
     total: Integers = np.sum(list(masked.values()), axis=0, dtype=np.uint64)
     for seed in own.values():
-        total -= self_mask(seed, session, len(total))
+        total -= self_mask(seed, group, len(total))
     for seed in dropped.values():
         key = private_key(seed)
         for name in masked:
-            total += pair_mask(key, name, session, len(total))  # minus what `name` had added
+            total += pair_mask(key, name, group, len(total))  # minus what `name` had added
     return total

@@ -1,7 +1,7 @@
 """The protocol without a network: exact sums whoever drops out, secrets that are gone, and nodes that refuse a lying server."""
 
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,11 @@ from common.secure.protocol import (
     Shared,
     Shares,
     envelope_for,
+    group_of,
     needed,
     restore_masking,
     restore_own,
+    safe,
     true_share,
     unmask,
     usable,
@@ -48,6 +50,7 @@ class Sum:
         self.peers = [self.keys[i].public for i in present]
         self.name = {i: self.keys[i].public.masking for i in present}
         self.threshold = needed(threshold, len(present))
+        self.group = group_of(SESSION, self.threshold, self.peers)
         self.shared: dict[int, Shared] = {}
         self.shares: dict[int, Shares] = {}
         for i in present:
@@ -78,10 +81,10 @@ class Sum:
             parts = {position[i]: shares[at] for i, shares in given.items()}
             if owner in self.sent:
                 expected = self.shares[owner].own_digest
-                own[self.name[owner]] = restore_own(parts, self.threshold, SESSION, self.name[owner], expected) or b""
+                own[self.name[owner]] = restore_own(parts, self.threshold, self.group, self.name[owner], expected) or b""
             else:
                 masking[self.name[owner]] = restore_masking(parts, self.threshold, self.name[owner]) or b""
-        return to_numbers(unmask({self.name[i]: sent for i, sent in self.sent.items()}, own, masking, SESSION))
+        return to_numbers(unmask({self.name[i]: sent for i, sent in self.sent.items()}, own, masking, self.group))
 
 
 @pytest.mark.parametrize("nodes", [3, 5, 10])
@@ -97,7 +100,7 @@ def test_the_sum_is_exact_whoever_drops_out_in_whichever_step(nodes: int, step: 
 
 
 def test_drop_outs_in_all_steps_at_once() -> None:
-    run = Sum(12, 0.6, keys={0}, shares={1}, masked={2, 3}, reveal={4})  # 7 of 11 are needed
+    run = Sum(14, 0.6, keys={0}, shares={1}, masked={2, 3}, reveal={4})  # 9 of 13 are needed
     assert np.abs(run.total() - run.values[4:].sum(axis=0)).max() < 1e-4
 
 
@@ -106,14 +109,14 @@ def test_with_one_answer_less_than_needed_nothing_is_restored() -> None:
     parts = {i: run.held[i].own_shares[0] for i in range(run.threshold)}
     assert restore(parts, run.threshold) == run.keys[0].own
     fewer = {i: parts[i] for i in range(run.threshold - 1)}
-    assert restore_own(fewer, run.threshold, SESSION, run.name[0], run.shares[0].own_digest) is None
+    assert restore_own(fewer, run.threshold, run.group, run.name[0], run.shares[0].own_digest) is None
 
 
 @pytest.mark.parametrize(
     ("threshold", "nodes", "expected"),
-    [(0.66, 3, 2), (0.66, 10, 7), (0.51, 4, 3), (0.6, 5, 3), (1.0, 7, 7), (0.501, 1000, 501)],
+    [(0.66, 3, 2), (0.66, 10, 7), (0.51, 4, 3), (0.6, 5, 4), (1.0, 7, 7), (0.66, 100, 66), (0.51, 1000, 619)],
 )
-def test_more_than_half_of_the_nodes_are_needed(threshold: float, nodes: int, expected: int) -> None:
+def test_so_many_nodes_are_needed(threshold: float, nodes: int, expected: int) -> None:
     assert needed(threshold, nodes) == expected
 
 
@@ -162,7 +165,28 @@ def test_a_node_refuses_other_sums_than_the_one_it_is_in(survivors: list[int], d
         run.held[0].reveal([names[i] for i in survivors], [names[i] for i in dropped])
 
 
-@pytest.mark.parametrize("threshold", [0, 1, 2, 6])
+def test_no_stories_about_drop_outs_single_out_one_node() -> None:
+    # All sets of survivors that node w of n believes in have t of them and w itself; so it gives at most n - t shares of keys.
+    for nodes, threshold in ((3, 2), (4, 3), (5, 4)):
+        assert safe(threshold, nodes)
+        others = range(1, nodes)
+        believed = {w: [set(s) for s in combinations(range(nodes), threshold) if w in s and 0 in s] for w in others}
+        for story in product(*believed.values()):
+            against = [sum(v not in survivors for survivors in story) for v in others]
+            assert sum(count >= threshold for count in against) < threshold - 1
+    assert not safe(3, 5)
+    assert all(2 * threshold > nodes for nodes in range(3, 60) for threshold in range(nodes + 1) if safe(threshold, nodes))
+
+
+def test_nodes_that_were_told_of_other_peers_cannot_open_each_others_envelopes() -> None:
+    run = Sum(5)
+    alone, after = run.keys[1].share(run.peers[:4], 3), run.shared[0]
+    envelopes = {**run.envelopes(0), run.name[1]: envelope_for(alone[1], 0)}
+    assert after.mask(run.values[0], envelopes).after.own_shares[1] == b""
+    assert after.mask(run.values[0], run.envelopes(0)).after.own_shares[1] != b""
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 2, 3, 6])
 def test_a_node_refuses_a_threshold_that_two_groups_could_reach(threshold: int) -> None:
     run = Sum(5)
     with pytest.raises(SecureError, match="not safe"):
@@ -200,7 +224,7 @@ def test_the_server_cannot_read_or_swap_envelopes() -> None:
     swapped[run.name[0]] = run.envelopes(0)[run.name[0]]
     after = run.shared[0].mask(run.values[0], swapped).after
     assert after.own_shares[1:].count(b"") == 3  # the one in the middle stayed where it was
-    assert unseal(bytes(32), run.shares[0].sealed[1], SESSION) is None
+    assert unseal(bytes(32), run.shares[0].sealed[1], run.group) is None
 
 
 def test_shares_that_are_not_those_of_the_digests_are_kept_as_none() -> None:
@@ -216,11 +240,11 @@ def test_shares_that_are_not_those_of_the_digests_are_kept_as_none() -> None:
 def test_a_share_is_known_by_its_digest() -> None:
     run = Sum(3)
     share = run.held[1].own_shares[0]
-    known = (SESSION, run.name[0], run.name[1])
+    known = (run.group, run.name[0], run.name[1])
     assert true_share(run.shares[0], "own", 1, share, *known)
     assert not true_share(run.shares[0], "own", 1, bytes(16), *known)
     assert not true_share(run.shares[0], "masking", 1, share, *known)
-    assert not true_share(run.shares[0], "own", 2, share, SESSION, run.name[0], run.name[2])
+    assert not true_share(run.shares[0], "own", 2, share, run.group, run.name[0], run.name[2])
 
 
 # ---- secrets
