@@ -104,7 +104,7 @@ def train_masked(message: Message, node: Node, state: RecordDict) -> RecordDict:
 
     def reply(made: TrainReply, store: KeptState) -> RecordDict:
         row = to_row(made.gradient, made.weight, made.losses, made.within)
-        return secure.masked(stage, request, row, made.seconds, state)
+        return secure.masked(stage, request, row, state)
 
     return _trained(message, node, state, request.train, reply)
 

@@ -64,11 +64,11 @@ def ready(request: MaskedRequest, state: RecordDict) -> Shared:
     return stage
 
 
-def masked(stage: Shared, request: MaskedRequest, row: Numbers, seconds: float, state: RecordDict) -> RecordDict:
+def masked(stage: Shared, request: MaskedRequest, row: Numbers, state: RecordDict) -> RecordDict:
     """This node's numbers, masked."""
     opened = stage.mask(row, request.envelopes)
     remember(state, opened.after)
-    return MaskedReply(opened.masked, seconds).to_records()
+    return MaskedReply(opened.masked).to_records()
 
 
 def reveal(message: Message, node: Node, state: RecordDict) -> RecordDict:

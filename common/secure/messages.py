@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from common.secure.masks import KEY_BYTES, Integers
 from common.secure.protocol import Envelope, Keys, Masked, PublicKeys, Shared, Shares
@@ -136,25 +136,23 @@ class MaskedRequest:
 
 @dataclass(frozen=True)
 class MaskedReply:
-    """A node's hidden numbers, [length] integers mod 2^64. `seconds`: how long they took."""
+    """A node's hidden numbers, [length] integers mod 2^64."""
 
     masked: Integers
-    seconds: float
 
     def to_records(self) -> RecordDict:
-        masked = to_arrays({"sum": torch.from_numpy(self.masked.view(np.int64))})
-        return RecordDict({"masked": masked, "metrics": MetricRecord({"seconds": self.seconds})})
+        return RecordDict({"masked": to_arrays({"sum": torch.from_numpy(self.masked.view(np.int64))})})
 
     @classmethod
     @reads
     def from_records(cls, records: RecordDict, length: int) -> "MaskedReply":
-        nothing_else(records, {"masked", "metrics"})
+        nothing_else(records, {"masked"})
         arrays = arrays_of(records, "masked")
         nothing_else(arrays, {"sum"})
         came = arrays["sum"]
         if came.dtype != torch.int64 or came.shape != (length,):
             raise WireError(f"the masked numbers must be {length} of int64, got {tuple(came.shape)} of {came.dtype}")
-        return cls(came.numpy().view(np.uint64), 0.0)
+        return cls(came.numpy().view(np.uint64))
 
 
 @dataclass(frozen=True)
