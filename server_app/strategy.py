@@ -23,6 +23,7 @@ from common.config import RunConfig
 from common.errors import ConfigError
 from common.params import Params, all_finite
 from common.randomness import generator
+from common.secure.protocol import LEAST_NODES
 from common.wire import (
     EVALUATE,
     KEEP,
@@ -272,10 +273,16 @@ class MetaStrategy(Strategy):
     def _wait_for_hosts(self, grid: Grid, task_ids: list[str]) -> None:
         """See who is there; if that cannot be enough, wait for more, up to `node-deadline` seconds."""
         # A round that may be skipped is not worth waiting for, as long as there is anybody.
-        least = min(len(task_ids), 1 if self.config.on_too_few == "skip" else self.least_replies)
+        patient = self.config.on_too_few != "skip"
+        least = min(len(task_ids), self.least_replies if patient else 1)
+        least_nodes = LEAST_NODES if patient and self.config.secure_aggregation else 0
+        everybody = self.population.splits["train"] if self.privacy else task_ids
         started = time.monotonic()
         self.nodes.refresh(grid)
-        while sum(self.nodes.can_be_asked(self.population.homes[task_id]) for task_id in task_ids) < least:
+        while (
+            sum(self.nodes.can_be_asked(self.population.homes[task_id]) for task_id in task_ids) < least
+            or len(self._messages.hosts(everybody)) < least_nodes
+        ):
             if time.monotonic() - started > self.config.node_deadline:
                 return
             time.sleep(min(0.5, self.config.node_deadline))

@@ -399,6 +399,22 @@ def test_below_the_threshold_the_round_follows_on_too_few(step: str, gone: list[
         Run(faults, **SECURE, on_too_few="stop").start()
 
 
+def test_a_repeated_round_waits_until_there_are_enough_nodes_for_a_sum() -> None:
+    run = Run(nodes=3, **SECURE, on_too_few="repeat", node_deadline=30.0)
+    everybody, looks = run.grid.node_ids, 0
+
+    def connected() -> list[int]:
+        nonlocal looks
+        looks += 1
+        return everybody[:2] if looks < 3 else everybody
+
+    run.grid.get_node_ids = connected  # type: ignore[method-assign]
+    run.start()
+    assert looks >= 3
+    assert run.records[0]["train"]["tasks"] == 17
+    assert run.records[0]["failures"] == []
+
+
 def test_a_lost_round_is_repeated_with_new_keys() -> None:
     lost: list[int] = []
 
