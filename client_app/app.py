@@ -15,7 +15,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common import log
 
-from client_app import show
+from client_app import secure, show
 from client_app.kept import KeptState
 from client_app.node import Node, node_of
 from client_app.personal import keep_all
@@ -26,6 +26,8 @@ from common.errors import QuickbloomError
 from common.local_round import TaskWork, evaluate, run_round
 from common.params import Params, weighted_mean
 from common.randomness import generator
+from common.secure.messages import MaskedRequest
+from common.secure.updates import to_row
 from common.wire import (
     EvaluateReply,
     EvaluateRequest,
@@ -44,6 +46,8 @@ from common.wire import (
 app = ClientApp()
 
 Handler = Callable[[Message, Node, RecordDict], RecordDict]
+
+ToReply = Callable[[TrainReply, KeptState], RecordDict]
 
 _LOST = "\0what coding lost"
 """Under this name, which no task has, a node keeps what `update-dtype` cost its last meta-gradient."""
@@ -83,8 +87,37 @@ def roll_call(message: Message, node: Node, state: RecordDict) -> RecordDict:
 @_replies
 def train(message: Message, node: Node, state: RecordDict) -> RecordDict:
     """The mean meta-gradient of the tasks asked for."""
-    started = time.perf_counter()
     request = TrainRequest.from_records(message.content)
+    secure.check_open(node)
+
+    def reply(made: TrainReply, store: KeptState) -> RecordDict:
+        return replace(made, gradient=_coded(node, store, made.gradient, request)).to_records()
+
+    return _trained(message, node, state, request, reply)
+
+
+@app.train("masked")
+@_replies
+def train_masked(message: Message, node: Node, state: RecordDict) -> RecordDict:
+    """The same, hidden among those of the other nodes of a secure sum."""
+    request = MaskedRequest.from_records(message.content)
+    stage = secure.ready(request, state)
+
+    def reply(made: TrainReply, store: KeptState) -> RecordDict:
+        row = to_row(made.gradient, made.weight, made.losses, made.within)
+        return secure.masked(stage, request, row, state)
+
+    return _trained(message, node, state, request.train, reply)
+
+
+app.query("secure_keys")(_replies(secure.keys))
+app.query("secure_shares")(_replies(secure.shares))
+app.query("secure_reveal")(_replies(secure.reveal))
+
+
+def _trained(message: Message, node: Node, state: RecordDict, request: TrainRequest, to_reply: ToReply) -> RecordDict:
+    """Compute what is asked for, keep what tasks keep, and reply what `to_reply` makes of it."""
+    started = time.perf_counter()
     algorithm, meta = node.algorithm_for(request.meta)
     fresh, store = algorithm.fresh(), KeptState(state, node.state_dir, request.lineage)
     work = []
@@ -101,7 +134,7 @@ def train(message: Message, node: Node, state: RecordDict) -> RecordDict:
     losses = _mean_of_finite(np.reshape(result.losses, (-1, node.episodes)))
     seconds = time.perf_counter() - started
     weight, within = result.weight / node.episodes, result.within / node.episodes
-    reply = TrainReply(_coded(node, store, result.gradient, request), weight, losses, seconds, within).to_records()
+    reply = to_reply(TrainReply(result.gradient, weight, losses, seconds, within), store)
     scores = show.own_scores(node, algorithm, meta, request.task_ids)
     received, sent = payload_bytes(message.content), payload_bytes(reply)
     show.tell(node, f"Round {request.round}, training", request.task_ids, scores, seconds, received, sent)

@@ -29,6 +29,7 @@ class Node:
         self.compile = Auto(run.rounds) if run.compile == "auto" else run.compile
         self.episodes = run.episodes
         self.state_dir = config.state_dir
+        self.least_in_sum = config.least_in_sum
         self.show_rounds = config.show_rounds
         self.device = _device(config.device or run.device)
         # Training and scoring take different memory.

@@ -74,6 +74,13 @@ class RunConfig(Options):
         0.2, ge=0, lt=0.5, description="part of a round's nodes that may lie; decides what all rules but `mean` leave out"
     )
     max_update_norm: float = Field(0.0, ge=0, description="a reply with a larger meta-gradient is of no use; 0: any is taken")
+    secure_aggregation: bool = Field(False, description="nodes mask their meta-gradients, so that the server sees only the sum")
+    secure_threshold: float = Field(
+        0.66,
+        gt=0.5,
+        le=1,
+        description="part of the nodes of a secure sum that must stay until its end; the others may drop out",
+    )
     update_dtype: Literal["float32", "bfloat16", "float16", "int8", "top-k"] = Field(
         "float32", description="how nodes send their meta-gradients; what that loses is added to the next one"
     )
@@ -147,6 +154,9 @@ class NodeConfig(Options):
     data_path: str = Field("", description='this node has its own file for the data set `own`; "": as the run says')
     task_column: str = Field("", description='task column of that file; "": as the run says')
     target_column: str = Field("", description='target column of that file; "": as the run says')
+    least_in_sum: int = Field(
+        0, ge=0, description="send meta-gradients only as part of a secure sum of so many nodes or more; 0: as the run says"
+    )
     state_dir: str = Field("", description='where this node keeps what never leaves it (heads); "": only while the run lives')
     device: Literal["", "auto", "cpu", "cuda"] = Field("", description='where this node computes; "": as the run says')
     chunk_size: int = Field(0, ge=0, description="tasks computed at once on this node; 0: as the run says")
@@ -213,6 +223,7 @@ def _check_choices(config: RunConfig) -> None:
             raise ConfigError(f"`{key}` must be an absolute path, because the server runs elsewhere, got {path!r}")
     _check_tracking(config.mlflow)
     _check_privacy(config)
+    _check_secure(config)
 
 
 def _check_tracking(uri: str) -> None:
@@ -250,6 +261,21 @@ def _check_privacy(config: RunConfig) -> None:
             raise ConfigError(
                 f"`{key}` must be {needed!r} with `privacy.noise-multiplier` above 0, because {why}, got {came!r}"
             )
+
+
+def _check_secure(config: RunConfig) -> None:
+    """Refuse settings that need to see the update of a single node, or to do without some."""
+    if not config.secure_aggregation:
+        return
+    forbidden: tuple[tuple[str, Scalar, Scalar, str], ...] = (
+        ("aggregate", config.aggregate, "mean", "every other rule compares the updates of single nodes"),
+        ("max-update-norm", config.max_update_norm, 0, "the server cannot see the norm of a masked update"),
+        ("update-dtype", config.update_dtype, "float32", "masks hide whole numbers of 64 bits, which leaves nothing to save"),
+        ("over-select", config.over_select, 1, "whoever is not waited for is a drop-out that the others have to make up for"),
+    )
+    for key, came, needed, why in forbidden:
+        if came != needed:
+            raise ConfigError(f"`{key}` must be {needed!r} with `secure-aggregation`, because {why}, got {came!r}")
 
 
 def _check_own_model(value: str) -> None:

@@ -44,7 +44,7 @@ class WireError(Exception):
     """A message does not have the form that this version expects; the text says what is wrong with it."""
 
 
-def _reads(function: Callable[P, R]) -> Callable[P, R]:
+def reads(function: Callable[P, R]) -> Callable[P, R]:
     """Turn whatever a malformed record provokes while it is read into a WireError."""
 
     @wraps(function)
@@ -66,10 +66,10 @@ def roll_call_request() -> RecordDict:
     return RecordDict({"request": ConfigRecord({"protocol": PROTOCOL})})
 
 
-@_reads
+@reads
 def check_roll_call(records: RecordDict) -> None:
     """Raise WireError if the server that calls the roll speaks another protocol than this node."""
-    theirs = _config(records, "request").get("protocol", PROTOCOL)
+    theirs = config_of(records, "request").get("protocol", PROTOCOL)
     if theirs != PROTOCOL:
         raise WireError(f"the server speaks protocol {theirs!r}, this node speaks {PROTOCOL}: install the same release")
 
@@ -79,7 +79,7 @@ def to_arrays(params: Params) -> ArrayRecord:
     return ArrayRecord({name: Array(value.detach().cpu().numpy()) for name, value in params.items()})
 
 
-@_reads
+@reads
 def from_arrays(record: ArrayRecord) -> Params:
     """The tensors of an ArrayRecord, as copies that may be changed.
 
@@ -137,9 +137,9 @@ class RollCallReply:
         return RecordDict({"roll-call": ConfigRecord(fields)})
 
     @classmethod
-    @_reads
+    @reads
     def from_records(cls, records: RecordDict) -> "RollCallReply":
-        fields = _config(records, "roll-call")
+        fields = config_of(records, "roll-call")
         if fields["protocol"] != PROTOCOL:
             raise WireError(
                 f"it speaks protocol {fields['protocol']!r}, this server speaks {PROTOCOL}: install the same release"
@@ -147,17 +147,17 @@ class RollCallReply:
         kind: Any = fields["kind"]
         if kind not in ("classification", "regression"):
             raise WireError(f"`kind` must be classification or regression, got {kind!r}")
-        shape = tuple(_ints(fields["input-shape"], "input-shape", least=1))
-        (outputs,) = _ints([fields["outputs"]], "outputs", least=1)
+        shape = tuple(ints(fields["input-shape"], "input-shape", least=1))
+        (outputs,) = ints([fields["outputs"]], "outputs", least=1)
         tokens = fields["tokens"]
         if not isinstance(tokens, bool):
-            raise WireError(f"`tokens` must be true or false, got {_short(tokens)}")
+            raise WireError(f"`tokens` must be true or false, got {short(tokens)}")
         keeps = fields["keeps"]
         if not isinstance(keeps, bool):
-            raise WireError(f"`keeps` must be true or false, got {_short(keeps)}")
+            raise WireError(f"`keeps` must be true or false, got {short(keeps)}")
         (schema,) = _strings([fields["schema"]], "schema")
         columns = [_strings(fields[name], name) for name in ("task-ids", "groups", "splits")]
-        counts = [_ints(fields[name], name) for name in ("num-support", "num-query", "num-test")]
+        counts = [ints(fields[name], name) for name in ("num-support", "num-query", "num-test")]
         tasks = [
             TaskInfo(task_id, support, query, test, group, split)
             for task_id, group, split, support, query, test in zip(*columns, *counts, strict=True)
@@ -193,15 +193,15 @@ class TrainRequest:
         return RecordDict({"meta": to_arrays(self.meta), "request": request})
 
     @classmethod
-    @_reads
+    @reads
     def from_records(cls, records: RecordDict) -> "TrainRequest":
-        fields = _config(records, "request")
-        round_, seed = _ints([fields["round"], fields["seed"]], "round and seed")
+        fields = config_of(records, "request")
+        round_, seed = ints([fields["round"], fields["seed"]], "round and seed")
         (lineage,) = _strings([fields["lineage"]], "lineage")
         (clip,) = _floats([fields["clip"]], "clip")
         if clip < 0:
             raise WireError(f"`clip` must not be negative, got {clip}")
-        return cls(_arrays(records, "meta"), round_, seed, _strings(fields["task-ids"], "task-ids"), lineage, clip)
+        return cls(arrays_of(records, "meta"), round_, seed, _strings(fields["task-ids"], "task-ids"), lineage, clip)
 
 
 @dataclass(frozen=True)
@@ -223,11 +223,11 @@ class TrainReply:
         return RecordDict({"gradient": to_arrays(self.gradient), "metrics": metrics})
 
     @classmethod
-    @_reads
+    @reads
     def from_records(cls, records: RecordDict, num_tasks: int) -> "TrainReply":
-        _nothing_else(records, {"gradient", "metrics"})
+        nothing_else(records, {"gradient", "metrics"})
         fields = _metrics(records)
-        _nothing_else(fields, {"weight", "losses", "seconds", "within"})
+        nothing_else(fields, {"weight", "losses", "seconds", "within"})
         names = ("weight", "seconds", "within")
         numbers = _floats([fields[name] for name in names], "weight, seconds and within")
         losses = _losses(fields["losses"], "losses", num_tasks)
@@ -239,7 +239,7 @@ class TrainReply:
             raise WireError(f"`within` is {within}, more than the `weight` of all its tasks, {weight}")
         if (weight > 0) != any(map(math.isfinite, losses)):
             raise WireError(f"`weight` is {weight}, but {np.isfinite(losses).sum()} of its tasks contributed")
-        gradient = _arrays(records, "gradient")
+        gradient = arrays_of(records, "gradient")
         for name, value in gradient.items():
             # The squares, because an optimizer squares it: 1e30 would stop Adam's weights for good.
             if not torch.isfinite(value.square().sum()):
@@ -265,12 +265,12 @@ class EvaluateRequest:
         return RecordDict({"meta": to_arrays(self.meta), "request": request})
 
     @classmethod
-    @_reads
+    @reads
     def from_records(cls, records: RecordDict) -> "EvaluateRequest":
-        fields = _config(records, "request")
-        (steps,), (shots,) = (_ints([fields[name]], name) for name in ("steps", "shots"))
+        fields = config_of(records, "request")
+        (steps,), (shots,) = (ints([fields[name]], name) for name in ("steps", "shots"))
         task_ids = _strings(fields["task-ids"], "task-ids")
-        return cls(_arrays(records, "meta"), _floats(fields["lrs"], "lrs"), steps, task_ids, shots)
+        return cls(arrays_of(records, "meta"), _floats(fields["lrs"], "lrs"), steps, task_ids, shots)
 
 
 @dataclass(frozen=True)
@@ -289,11 +289,11 @@ class EvaluateReply:
         return RecordDict({"metrics": MetricRecord({"losses": losses, "scores": scores, "seconds": self.seconds})})
 
     @classmethod
-    @_reads
+    @reads
     def from_records(cls, records: RecordDict, num_tasks: int, num_lrs: int, steps: int) -> "EvaluateReply":
-        _nothing_else(records, {"metrics"})
+        nothing_else(records, {"metrics"})
         fields = _metrics(records)
-        _nothing_else(fields, {"losses", "scores", "seconds"})
+        nothing_else(fields, {"losses", "scores", "seconds"})
         shape = (num_tasks, num_lrs, steps + 1)
         length = num_tasks * num_lrs * (steps + 1)
         losses, scores = (_losses(fields[name], name, length) for name in ("losses", "scores"))
@@ -323,13 +323,13 @@ class KeepRequest:
         return RecordDict({"meta": to_arrays(self.meta), "request": request})
 
     @classmethod
-    @_reads
+    @reads
     def from_records(cls, records: RecordDict) -> "KeepRequest":
-        fields = _config(records, "request")
+        fields = config_of(records, "request")
         (lr,) = _floats([fields["lr"]], "lr")
-        steps, round_ = _ints([fields["steps"], fields["round"]], "steps and round")
+        steps, round_ = ints([fields["steps"], fields["round"]], "steps and round")
         lineage, run = _strings([fields["lineage"], fields["run"]], "lineage and run")
-        return cls(_arrays(records, "meta"), lr, steps, round_, lineage, run)
+        return cls(arrays_of(records, "meta"), lr, steps, round_, lineage, run)
 
 
 @dataclass(frozen=True)
@@ -343,10 +343,10 @@ class KeepReply:
         return RecordDict({"metrics": MetricRecord({"kept": self.kept, "seconds": self.seconds})})
 
     @classmethod
-    @_reads
+    @reads
     def from_records(cls, records: RecordDict) -> "KeepReply":
         fields = _metrics(records)
-        (kept,), (seconds,) = _ints([fields["kept"]], "kept"), _floats([fields["seconds"]], "seconds")
+        (kept,), (seconds,) = ints([fields["kept"]], "kept"), _floats([fields["seconds"]], "seconds")
         return cls(kept, seconds)
 
 
@@ -356,10 +356,10 @@ def tell_settings(records: RecordDict, settings: Mapping[str, bool | int | float
         records["settings"] = ConfigRecord(dict(settings))
 
 
-@_reads
+@reads
 def told_settings(records: RecordDict) -> dict[str, Any]:
     """What `tell_settings` added to a request."""
-    return dict(_config(records, "settings")) if "settings" in records else {}
+    return dict(config_of(records, "settings")) if "settings" in records else {}
 
 
 def kept_to_records(records: RecordDict, owner: str, kept: Params) -> None:
@@ -370,7 +370,7 @@ def kept_to_records(records: RecordDict, owner: str, kept: Params) -> None:
 def kept_from_records(records: RecordDict, owner: str) -> Params | None:
     """What `owner` has kept in the node's own state; None if nothing."""
     name = f"kept/{owner}"
-    return _arrays(records, name) if name in records else None
+    return arrays_of(records, name) if name in records else None
 
 
 def error_records(reason: str) -> RecordDict:
@@ -388,42 +388,44 @@ def error_reason(records: RecordDict) -> str | None:
 
 
 def payload_bytes(records: RecordDict) -> int:
-    """Bytes of the tensors in a message; the few numbers beside them are not counted."""
-    return sum(len(array.data) for record in records.array_records.values() for array in record.values())
+    """Bytes of the tensors in a message, and of keys and envelopes; the few numbers beside them are not counted."""
+    tensors = sum(len(array.data) for record in records.array_records.values() for array in record.values())
+    lists = [value for record in records.config_records.values() for value in record.values() if isinstance(value, list)]
+    return tensors + sum(len(value) for values in lists for value in values if isinstance(value, bytes))
 
 
-def _config(records: RecordDict, name: str) -> ConfigRecord:
-    return _record(records, name, ConfigRecord)
+def config_of(records: RecordDict, name: str) -> ConfigRecord:
+    return record_of(records, name, ConfigRecord)
 
 
 def _metrics(records: RecordDict) -> MetricRecord:
-    return _record(records, "metrics", MetricRecord)
+    return record_of(records, "metrics", MetricRecord)
 
 
-def _arrays(records: RecordDict, name: str) -> Params:
-    return from_arrays(_record(records, name, ArrayRecord))
+def arrays_of(records: RecordDict, name: str) -> Params:
+    return from_arrays(record_of(records, name, ArrayRecord))
 
 
-def _record(records: RecordDict, name: str, kind: type[R]) -> R:
+def record_of(records: RecordDict, name: str, kind: type[R]) -> R:
     record = records[name]
     if not isinstance(record, kind):
         raise WireError(f"`{name}` must be a {kind.__name__}, got a {type(record).__name__}")
     return record
 
 
-def _ints(values: Any, name: str, least: int = 0) -> list[int]:
+def ints(values: Any, name: str, least: int = 0) -> list[int]:
     if not isinstance(values, list) or not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values):
-        raise WireError(f"`{name}` must be whole numbers of at least {least}, got {_short(values)}")
+        raise WireError(f"`{name}` must be whole numbers of at least {least}, got {short(values)}")
     return list(values)
 
 
 def _floats(values: Any, name: str, length: int | None = None, *, finite: bool = True) -> list[float]:
     if not isinstance(values, list) or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        raise WireError(f"`{name}` must be numbers, got {_short(values)}")
+        raise WireError(f"`{name}` must be numbers, got {short(values)}")
     if length is not None and len(values) != length:
         raise WireError(f"`{name}` must have {length} entries, got {len(values)}")
     if finite and not np.isfinite(values).all():
-        raise WireError(f"`{name}` must be finite, got {_short(values)}")
+        raise WireError(f"`{name}` must be finite, got {short(values)}")
     return [float(v) for v in values]
 
 
@@ -431,20 +433,29 @@ def _losses(values: Any, name: str, length: int) -> list[float]:
     """Losses, errors or accuracies. NaN and infinity may stand among them: a task can diverge."""
     numbers = _floats(values, name, length, finite=False)
     if not all(-_ROUNDING <= number <= _LARGEST or math.isnan(number) or number == math.inf for number in numbers):
-        raise WireError(f"`{name}` must be numbers from 0 to {_LARGEST:.3g}, got {_short(values)}")
+        raise WireError(f"`{name}` must be numbers from 0 to {_LARGEST:.3g}, got {short(values)}")
     return numbers
 
 
-def _nothing_else(fields: Mapping[str, Any], known: set[str]) -> None:
+def nothing_else(fields: Mapping[str, Any], known: set[str]) -> None:
     if foreign := sorted(fields.keys() - known):
         raise WireError(f"there is an unexpected field `{foreign[0]}`")
 
 
-def _strings(values: Any, name: str) -> list[str]:
-    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
-        raise WireError(f"`{name}` must be a list of texts, got {_short(values)}")
+def byte_strings(values: Any, name: str, size: int, length: int | None = None, *, empty: bool = False) -> list[bytes]:
+    """`values` if these are byte strings of `size` bytes each; `length`: how many; `empty`: some may have none."""
+    if not isinstance(values, list) or not all(isinstance(v, bytes) and (len(v) == size or (empty and not v)) for v in values):
+        raise WireError(f"`{name}` must be a list of {size} bytes each, got {short(values)}")
+    if length is not None and len(values) != length:
+        raise WireError(f"`{name}` must have {length} entries, got {len(values)}")
     return list(values)
 
 
-def _short(values: Any) -> str:
+def _strings(values: Any, name: str) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+        raise WireError(f"`{name}` must be a list of texts, got {short(values)}")
+    return list(values)
+
+
+def short(values: Any) -> str:
     return as_told(repr(values[:80] if isinstance(values, list | str | bytes) else values), 80)

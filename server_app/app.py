@@ -32,7 +32,8 @@ from server_app.outer import OuterOptimizer
 from server_app.polling import PollingGrid
 from server_app.privacy import Ledger, TaskPrivacy
 from server_app.rollcall import Population, call_roll
-from server_app.strategy import MetaStrategy, RunError, Scores
+from server_app.scores import Scores
+from server_app.strategy import MetaStrategy, RunError
 
 app = ServerApp()
 
@@ -176,7 +177,7 @@ class _Clock:
 
 def _clients_of_round(strategy: MetaStrategy, record: dict[str, Any]) -> tracking.Clients:
     """What a round said of single clients: training tasks, and validation tasks where it evaluated."""
-    found = {"train/loss": np.array(strategy.client_losses)} if record["train"]["tasks"] else {}
+    found = {"train/loss": np.array(strategy.client_losses)} if strategy.client_losses else {}
     if "validation" in record:
         found |= _clients_of(strategy, "validation", strategy.last_validation, *strategy.chosen_rate())
     return found

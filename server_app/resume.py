@@ -22,7 +22,8 @@ from server_app.checkpoint import Checkpoint, OnDamage, load, warn
 from server_app.history import RunDirectory, history_until
 from server_app.outer import OuterOptimizer
 from server_app.rollcall import Population
-from server_app.strategy import MetaStrategy, Scores
+from server_app.scores import Scores
+from server_app.strategy import MetaStrategy
 
 # Settings that do not decide what is learned, so that a run may go on with others.
 _MAY_CHANGE = {

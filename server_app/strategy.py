@@ -8,23 +8,22 @@ contribute a gradient.
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from logging import INFO, WARNING
 from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common import log
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from common.algorithms import Algorithm
 from common.config import RunConfig
-from common.errors import ConfigError, as_told
+from common.errors import ConfigError
 from common.params import Params, all_finite
 from common.randomness import generator
+from common.secure.protocol import LEAST_NODES
 from common.wire import (
     EVALUATE,
     KEEP,
@@ -35,18 +34,18 @@ from common.wire import (
     KeepRequest,
     TrainReply,
     TrainRequest,
-    WireError,
     from_arrays,
-    payload_bytes,
     to_arrays,
 )
 from server_app.aggregate import aggregate, too_few
+from server_app.exchange import Exchange, TooFewError
 from server_app.outer import OuterOptimizer
 from server_app.polling import PollingGrid
 from server_app.privacy import TaskPrivacy
-from server_app.reachability import Reachability
 from server_app.replies import check_scores, check_update, decoded, most_weight
 from server_app.rollcall import Population, failure
+from server_app.scores import Scores, best_rate
+from server_app.secure import SecureSum, check_totals, too_few_nodes
 
 _ATTEMPTS = 5
 """How often in all a round is tried with `on-too-few = "repeat"`."""
@@ -56,42 +55,6 @@ OnRound = Callable[[dict[str, Any]], None]
 
 class RunError(Exception):
     """The run cannot go on; the text says why, for the user."""
-
-
-class _TooFewError(Exception):
-    """Too few training tasks contributed to a round; the text says how many, and why."""
-
-
-@dataclass
-class _Round:
-    """What one round has seen so far, and the line that the history gets from it."""
-
-    started: float = field(default_factory=time.monotonic)
-    record: dict[str, Any] = field(default_factory=dict)
-    failures: list[dict[str, str]] = field(default_factory=list)
-    bytes_up: int = 0
-    bytes_down: int = 0
-    asked: int = 0
-    answered: int = 0
-    trained: set[int] = field(default_factory=set)
-    """Nodes whose answer to training was of use."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Held-out tasks after 0..K steps: `losses` and `metrics` [tasks, learning rates, steps + 1] for `task_ids` and `lrs`."""
-
-    task_ids: list[str]
-    lrs: list[float]
-    losses: np.ndarray[Any, Any]
-    metrics: np.ndarray[Any, Any]
-
-    def joined(self, other: "Scores") -> "Scores":
-        """These tasks and the `other` ones, in the order of their ids."""
-        ids = self.task_ids + other.task_ids
-        order = sorted(range(len(ids)), key=ids.__getitem__)
-        losses, metrics = np.concatenate([self.losses, other.losses]), np.concatenate([self.metrics, other.metrics])
-        return Scores([ids[i] for i in order], self.lrs, losses[order], metrics[order])
 
 
 class MetaStrategy(Strategy):
@@ -129,13 +92,11 @@ class MetaStrategy(Strategy):
         self._lineage = lineage
         self.privacy = privacy
         self.client_losses: list[float] = []
-        """Of the training tasks of the last round, after their inner loop."""
+        """Of the training tasks of the last round, after their inner loop; none where only sums are known."""
         self._sampled = 0
         self._first_round = first_round
-        self._round = _Round()
-        self._sent: list[Message] = []
-        self._asked: dict[int, list[str]] = {}
-        self.nodes = Reachability(population, config.node_deadline)
+        self._messages = Exchange(config, population)
+        self.nodes = self._messages.nodes
         self._grid: Grid | None = None
         self.late = 0
         if self.least_replies > self.number_of_tasks:
@@ -146,16 +107,26 @@ class MetaStrategy(Strategy):
         self._check_rule()
 
     def _check_rule(self) -> None:
-        """Refuse a rule of aggregation that would have too few nodes in some round."""
-        if self.config.aggregate == "mean":
+        """Refuse a way of aggregation that would have too few nodes in some round."""
+        if self.config.aggregate == "mean" and not self.config.secure_aggregation:
             return
-        rounds = range(self._first_round, self.config.rounds + 1)
-        nodes, number = min((len({self.population.homes[t] for t in self.choose_tasks(number)}), number) for number in rounds)
+        nodes, number = self._fewest_nodes()
+        if self.config.secure_aggregation and (reason := too_few_nodes(nodes)):
+            raise ConfigError(
+                f"`secure-aggregation` cannot work in round {number}: {reason}; connect more nodes, or let more tasks take part"
+            )
         if reason := too_few(self.config.aggregate, self.config.malicious, nodes):
             raise ConfigError(
                 f'`aggregate = "{self.config.aggregate}"` cannot work in round {number}: {reason}, since every node is one '
                 "vote; connect more nodes, let more tasks take part, or lower `malicious`"
             )
+
+    def _fewest_nodes(self) -> tuple[int, int]:
+        """(nodes, round) of the round with the fewest nodes, if all of them answer."""
+        if self.privacy:  # which tasks take part is not known before; all nodes do
+            return len({self.population.homes[task_id] for task_id in self.population.splits["train"]}), self._first_round
+        rounds = range(self._first_round, self.config.rounds + 1)
+        return min((len({self.population.homes[t] for t in self.choose_tasks(number)}), number) for number in rounds)
 
     def start(
         self,
@@ -196,15 +167,21 @@ class MetaStrategy(Strategy):
         self, grid: Grid, number: int, arrays: ArrayRecord, config: ConfigRecord, timeout: float | None
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Train one round, or what `on-too-few` says."""
-        self._round = _Round()
+        self._messages.begin()
         for attempt in range(1, _ATTEMPTS + 1):
-            messages = self.configure_train(number, arrays, config, grid)
             try:
+                if self.config.secure_aggregation:
+                    return self._train_securely(grid, number, from_arrays(arrays), timeout)
+                messages = self.configure_train(number, arrays, config, grid)
                 return self.aggregate_train(number, self._exchange(grid, messages, timeout))
-            except _TooFewError as few:
+            except TooFewError as few:
                 if self.config.on_too_few == "skip":
                     log(WARNING, "Round %s is skipped, the model stays as it is: %s", number, few)
-                    self._round.record = {"round": number, "train": {"loss": math.nan, "tasks": 0}, "skipped": str(few)}
+                    self._messages.round.record = {
+                        "round": number,
+                        "train": {"loss": math.nan, "tasks": 0},
+                        "skipped": str(few),
+                    }
                     return None, None
                 if self.config.on_too_few == "stop" or attempt == _ATTEMPTS:
                     raise RunError(f"round {number}: {few}") from None
@@ -218,7 +195,9 @@ class MetaStrategy(Strategy):
 
         def enough(replies: list[Message]) -> bool:
             # Not before: Flower gives a message its id when it is pushed.
-            tasks = {message.metadata.message_id: len(self._asked[message.metadata.dst_node_id]) for message in messages}
+            tasks = {
+                message.metadata.message_id: len(self._messages.asked[message.metadata.dst_node_id]) for message in messages
+            }
             good = [reply for reply in replies if failure(reply) is None]
             return sum(tasks[reply.metadata.reply_to_message_id] for reply in good) >= self.number_of_tasks
 
@@ -254,25 +233,59 @@ class MetaStrategy(Strategy):
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
         """One message to each node that hosts some of this round's tasks and can be asked."""
-        meta = from_arrays(arrays)
+        by_node = self._draw(grid, server_round)
+        compute = self._request(from_arrays(arrays), server_round)
+        return self._messages.address(by_node, TRAIN, server_round, lambda _, task_ids: compute(task_ids).to_records())
+
+    def _draw(self, grid: Grid, server_round: int) -> dict[int, list[str]]:
+        """This round's tasks by the node that hosts them, of nodes that can be asked."""
         tasks = self.privacy.choose(self.population.splits["train"]) if self.privacy else self.choose_tasks(server_round)
         self._sampled = len(tasks)
         self._wait_for_hosts(grid, tasks)
+        return self._messages.hosts(tasks)
+
+    def _request(self, meta: Params, server_round: int) -> Callable[[list[str]], TrainRequest]:
+        """What to ask a node for, by its tasks."""
         clip = self.privacy.clip if self.privacy else 0.0
-        return self._address(
-            tasks,
-            TRAIN,
-            server_round,
-            lambda task_ids: TrainRequest(meta, server_round, self.config.seed, task_ids, self._lineage, clip).to_records(),
-        )
+        return lambda task_ids: TrainRequest(meta, server_round, self.config.seed, task_ids, self._lineage, clip)
+
+    def _train_securely(
+        self, grid: Grid, server_round: int, meta: Params, timeout: float | None
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """A round in which the nodes' sum is all that is seen of them."""
+        by_node = self._draw(grid, server_round)
+        if self.privacy:
+            # All nodes take part, also those of whose tasks none was drawn: how many were drawn must not decide anything.
+            everybody = self._messages.hosts(self.population.splits["train"])
+            by_node = {node_id: by_node.get(node_id, []) for node_id in everybody}
+        reference = self.outer.meta
+        request = self._request(meta, server_round)
+        steps = SecureSum(self.config, grid, self._messages, server_round, by_node, request, reference, timeout)
+        totals, nodes = steps.totals()
+        self._messages.round.trained |= set(nodes)
+        tasks = [self.population.tasks[task_id] for node_id in nodes for task_id in by_node[node_id]]
+        most = most_weight(self.algorithm, tasks, [0.0] * len(tasks), alike=self.privacy is not None)
+        if reason := check_totals(totals, len(tasks), most, self.privacy.clip if self.privacy else 0.0):
+            raise self._messages.too_few(
+                f"the sum of the nodes cannot be right, and it does not tell who is to blame: {reason}"
+            )
+        loss = totals.losses / totals.tasks if totals.tasks else math.nan
+        reply = TrainReply(totals.gradient, max(totals.weight, 0.0), [], 0.0, totals.within)
+        return self._step(server_round, self._combine([reply], totals.tasks, reference), loss, totals.tasks)
 
     def _wait_for_hosts(self, grid: Grid, task_ids: list[str]) -> None:
         """See who is there; if that cannot be enough, wait for more, up to `node-deadline` seconds."""
         # A round that may be skipped is not worth waiting for, as long as there is anybody.
-        least = min(len(task_ids), 1 if self.config.on_too_few == "skip" else self.least_replies)
+        patient = self.config.on_too_few != "skip"
+        least = min(len(task_ids), self.least_replies if patient else 1)
+        least_nodes = LEAST_NODES if patient and self.config.secure_aggregation else 0
+        everybody = self.population.splits["train"] if self.privacy else task_ids
         started = time.monotonic()
         self.nodes.refresh(grid)
-        while sum(self.nodes.can_be_asked(self.population.homes[task_id]) for task_id in task_ids) < least:
+        while (
+            sum(self.nodes.can_be_asked(self.population.homes[task_id]) for task_id in task_ids) < least
+            or len(self._messages.hosts(everybody)) < least_nodes
+        ):
             if time.monotonic() - started > self.config.node_deadline:
                 return
             time.sleep(min(0.5, self.config.node_deadline))
@@ -286,26 +299,30 @@ class MetaStrategy(Strategy):
         largest = min((bound for bound in bounds if bound), default=0.0)
         usable: list[TrainReply] = []
 
-        def read(records: RecordDict, task_ids: list[str]) -> None:
+        def read(_: int, records: RecordDict, task_ids: list[str]) -> None:
             reply = decoded(TrainReply.from_records(records, len(task_ids)), self.config.update_dtype, reference)
             announced = [self.population.tasks[task_id] for task_id in task_ids]
             most = most_weight(self.algorithm, announced, reply.losses, alike=self.privacy is not None)
             check_update(reply, reference, most, largest)
             usable.append(reply)
             if dropped := [task for task, loss in zip(task_ids, reply.losses, strict=True) if not math.isfinite(loss)]:
-                self._fail(f"task {dropped[0]}", f"its numbers are not finite (and {len(dropped) - 1} more tasks)")
+                self._messages.fail(f"task {dropped[0]}", f"its numbers are not finite (and {len(dropped) - 1} more tasks)")
 
-        self._receive(replies, read)
+        self._messages.receive(replies, read, enough=self.number_of_tasks if self.config.over_select > 1 else None)
         losses = [loss for reply in usable for loss in reply.losses if math.isfinite(loss)]
-        meta = self.outer.step(self._combine(usable, len(losses), reference), server_round)
+        self.client_losses = losses
+        loss = float(np.mean(losses)) if losses else math.nan
+        return self._step(server_round, self._combine(usable, len(losses), reference), loss, len(losses))
+
+    def _step(self, server_round: int, gradient: Params, loss: float, tasks: int) -> tuple[ArrayRecord, MetricRecord]:
+        """The outer step with the meta-gradient of so many tasks, whose mean loss is `loss`."""
+        meta = self.outer.step(gradient, server_round)
         if not all_finite(meta):
             raise RunError(f"round {server_round}: the model is not finite any more: lower `outer-lr`")
-        self.client_losses = losses
-        train = {"loss": float(np.mean(losses)) if losses else math.nan, "tasks": len(losses)}
-        self._round.record = {"round": server_round, "train": train}
+        self._messages.round.record = {"round": server_round, "train": {"loss": loss, "tasks": tasks}}
         if self.privacy:
-            self._round.record["privacy"] = self.privacy.record()
-        return to_arrays(meta), MetricRecord({"loss": train["loss"], "tasks": train["tasks"]})
+            self._messages.round.record["privacy"] = self.privacy.record()
+        return to_arrays(meta), MetricRecord({"loss": loss, "tasks": tasks})
 
     def _combine(self, replies: list[TrainReply], contributed: int, like: Params) -> Params:
         """One meta-gradient from the usable replies of a round to which so many tasks contributed."""
@@ -317,19 +334,14 @@ class MetaStrategy(Strategy):
         self._check_enough(contributed)
         voters = sum(reply.weight > 0 for reply in replies)
         if reason := too_few(self.config.aggregate, self.config.malicious, voters):
-            raise _TooFewError(reason)
+            raise TooFewError(reason)
         return aggregate(self.config.aggregate, self.config.malicious, replies)
 
     def _check_enough(self, contributed: int) -> None:
         if contributed >= self.least_replies:
             return
-        reasons = sorted({failure["reason"] for failure in self._round.failures})
-        if away := self.nodes.away:
-            reasons.append(f"{len(away)} nodes are away or left out, among them node {away[0]}")
         few = f"{contributed} training tasks contributed, `min-replies` asks for {self.least_replies}"
-        raise _TooFewError(
-            f"{few if contributed else 'no node sent a usable reply'}: {'; '.join(reasons) or 'nothing was wrong'}"
-        )
+        raise self._messages.too_few(few if contributed else "no node sent a usable reply")
 
     # ---- evaluation
 
@@ -343,7 +355,7 @@ class MetaStrategy(Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Collect the scores of validation tasks, and close the round's line of the history."""
         metrics = None
-        if self._sent:
+        if self._messages.sent:
             scores = self._read_scores(replies, self.lrs)
             if self._grid is not None:
                 scores = self._wait_for_scores(self._grid, scores, self.outer.meta, self.population.splits["validation"])
@@ -352,7 +364,7 @@ class MetaStrategy(Strategy):
                 lr, step = self.choose_rate(scores)
                 curve = scores.metrics[:, self.lrs.index(lr)].mean(axis=0)
                 name = "accuracy" if self.higher_is_better else "mse"
-                self._round.record["validation"] = {
+                self._messages.round.record["validation"] = {
                     "adapt_lr": lr,
                     name: curve.tolist(),
                     "loss": scores.losses[:, self.lrs.index(lr)].mean(axis=0).tolist(),
@@ -372,18 +384,14 @@ class MetaStrategy(Strategy):
 
     def choose_rate(self, scores: Scores) -> tuple[float, int]:
         """(learning rate, steps >= 1) with the best mean metric; ties go to the lower loss, then to fewer steps."""
-        sign = -1 if self.higher_is_better else 1
-        metric, loss = sign * scores.metrics.mean(axis=0), scores.losses.mean(axis=0)
-        candidates = [(i, step) for step in range(1, metric.shape[1]) for i in range(len(scores.lrs))]
-        best = min(candidates, key=lambda c: (_finite(metric[c]), _finite(loss[c])))
-        return scores.lrs[best[0]], best[1]
+        return best_rate(scores, higher_is_better=self.higher_is_better)
 
     def score_tasks(self, grid: Grid, meta: Params, task_ids: list[str], lrs: list[float], shots: int = 0) -> Scores:
         """Scores of held-out tasks, outside the rounds. Tasks of nodes that fail are missing and named in the log.
 
         `shots`: adapt on the first so many support examples of each class alone; 0: on all.
         """
-        self._round = _Round()
+        self._messages.begin()
         self.nodes.refresh(grid)
         messages = self._ask_scores(meta, task_ids, lrs, self.config.rounds, shots, final=True)
         scores = self._read_scores(grid.send_and_receive(messages, timeout=self.config.round_deadline), lrs)
@@ -424,18 +432,16 @@ class MetaStrategy(Strategy):
         keepers = sorted(node_id for node_id in self.population.keepers if self.nodes.may_be_there(node_id))
         if not self.config.personal or not keepers:
             return 0
-        self._round, kept = _Round(), 0
-        number = self.config.rounds
-        self._sent, self._asked = [], {node_id: [] for node_id in keepers}
-        for node_id in keepers:
-            records = KeepRequest(meta, lr, steps, number, self._lineage, run).to_records()
-            self._send(Message(records, node_id, KEEP, group_id=str(number)))
+        self._messages.begin()
+        number, kept = self.config.rounds, 0
+        request = KeepRequest(meta, lr, steps, number, self._lineage, run)
+        messages = self._messages.address({node_id: [] for node_id in keepers}, KEEP, number, lambda *_: request.to_records())
 
-        def read(records: RecordDict, _: list[str]) -> None:
+        def read(_: int, records: RecordDict, __: list[str]) -> None:
             nonlocal kept
             kept += KeepReply.from_records(records).kept
 
-        self._receive(grid.send_and_receive(list(self._sent), timeout=self.config.round_deadline), read)
+        self._messages.receive(grid.send_and_receive(messages, timeout=self.config.round_deadline), read)
         self._count()
         log(INFO, "%s personal models are kept on %s nodes", kept, len(keepers))
         return kept
@@ -445,120 +451,43 @@ class MetaStrategy(Strategy):
     def _ask_scores(
         self, meta: Params, task_ids: list[str], lrs: list[float], number: int, shots: int = 0, *, final: bool = False
     ) -> list[Message]:
-        def request(part: list[str]) -> RecordDict:
+        def request(_: int, part: list[str]) -> RecordDict:
             return EvaluateRequest(meta, lrs, self.config.adapt_steps, part, shots).to_records()
 
-        return self._address(task_ids, EVALUATE, number, request, final=final)
+        return self._messages.address(self._messages.hosts(task_ids, final=final), EVALUATE, number, request)
 
     def _read_scores(self, replies: Iterable[Message], lrs: list[float]) -> Scores:
         rows: dict[str, tuple[Any, Any]] = {}
 
-        def read(records: RecordDict, task_ids: list[str]) -> None:
+        def read(_: int, records: RecordDict, task_ids: list[str]) -> None:
             reply = EvaluateReply.from_records(records, len(task_ids), len(lrs), self.config.adapt_steps)
             check_scores(reply, self.population.spec)
             rows.update(zip(task_ids, zip(reply.losses, reply.metrics, strict=True), strict=True))
 
-        self._receive(replies, read)
+        self._messages.receive(replies, read)
         ids = sorted(rows)
         shape = (len(ids), len(lrs), self.config.adapt_steps + 1)
         losses, metrics = (np.array([rows[i][part] for i in ids]).reshape(shape) for part in (0, 1))
         return Scores(ids, lrs, losses, metrics)
 
-    def _address(
-        self,
-        task_ids: list[str],
-        message_type: str,
-        number: int,
-        request: Callable[[list[str]], RecordDict],
-        *,
-        final: bool = False,
-    ) -> list[Message]:
-        """One message to each node of these tasks that can be asked; `final`: to those that owe an answer as well."""
-        by_node: dict[int, list[str]] = {}
-        for task_id in task_ids:
-            node_id = self.population.homes[task_id]
-            if self.nodes.can_be_asked(node_id) or (final and self.nodes.may_be_there(node_id)):
-                by_node.setdefault(node_id, []).append(task_id)
-        self._sent, self._asked = [], by_node
-        for node_id, part in by_node.items():
-            self._send(Message(request(part), node_id, message_type, group_id=str(number)))
-        return list(self._sent)
-
-    def _send(self, message: Message) -> None:
-        self._round.asked += 1
-        self._round.bytes_down += payload_bytes(message.content)
-        self._sent.append(message)
-
-    def _receive(self, replies: Iterable[Message], read: Callable[[RecordDict, list[str]], None]) -> None:
-        """Hand every reply to `read` with the task ids that were asked for; count and name what is of no use.
-
-        Replies are taken in the order of the requests, so that sums do not depend on which node was faster.
-        """
-        asked = {message.metadata.message_id: message.metadata.dst_node_id for message in self._sent}
-        by_request: dict[str, Message] = {}
-        for came in replies:
-            request = came.metadata.reply_to_message_id
-            # Nobody answers for somebody else; that a node is not there is said in its place.
-            if came.has_error() or came.metadata.src_node_id == asked.get(request):
-                by_request[request] = came
-        good = sum(len(self._asked[m.metadata.dst_node_id]) for m in self._sent if _good(by_request, m))
-        spare = self.config.over_select > 1 and good >= self.number_of_tasks
-        for message in self._sent:
-            node_id = message.metadata.dst_node_id
-            reply = by_request.get(message.metadata.message_id)
-            if reply is None:
-                self.nodes.owes(message)
-                if spare and message.metadata.message_type == TRAIN:
-                    continue  # there was no need to wait for it
-                self._fail(f"node {node_id}", f"it sent no reply within `round-deadline` ({self.config.round_deadline:g} s)")
-            elif (reason := failure(reply)) is not None:
-                self._fail(f"node {node_id}", reason)
-                if reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE:
-                    self.nodes.lost(node_id)
-            else:
-                self._round.answered += 1
-                self._round.bytes_up += payload_bytes(reply.content)
-                try:
-                    read(reply.content, self._asked[node_id])
-                    if message.metadata.message_type == TRAIN:
-                        self._round.trained.add(node_id)
-                except WireError as error:
-                    more = self.nodes.sent_nonsense(node_id)
-                    self._fail(f"node {node_id}", f"its reply is of no use: {error}{more}")
-        self._sent = []
-
-    def _fail(self, who: str, reason: str) -> None:
-        who, reason = as_told(who), as_told(reason, 600)
-        log(WARNING, "%s: %s", who.capitalize(), reason)
-        self._round.failures.append({"who": who, "reason": reason})
-
     def _count(self) -> None:
-        self.failures += len(self._round.failures)
-        self.bytes["up"] += self._round.bytes_up
-        self.bytes["down"] += self._round.bytes_down
+        self.failures += len(self._messages.round.failures)
+        self.bytes["up"] += self._messages.round.bytes_up
+        self.bytes["down"] += self._messages.round.bytes_down
 
     def _close_round(self) -> None:
         self._count()
         late, self.nodes.late = self.nodes.late, Counter()
         self.late += late.total()
-        nodes = {"asked": self._round.asked, "answered": self._round.answered, "away": self.nodes.away}
+        nodes = {"asked": self._messages.round.asked, "answered": self._messages.round.answered, "away": self.nodes.away}
         if not self.privacy:  # who was drawn is then a secret
-            nodes["trained"] = sorted(self._round.trained)
+            nodes["trained"] = sorted(self._messages.round.trained)
         self._on_round(
             {
-                **self._round.record,
+                **self._messages.round.record,
                 "nodes": {**nodes, "late": {f"node {node_id}": number for node_id, number in sorted(late.items())}},
-                "bytes": {"up": self._round.bytes_up, "down": self._round.bytes_down},
-                "seconds": round(time.monotonic() - self._round.started, 4),
-                "failures": self._round.failures,
+                "bytes": {"up": self._messages.round.bytes_up, "down": self._messages.round.bytes_down},
+                "seconds": round(time.monotonic() - self._messages.round.started, 4),
+                "failures": self._messages.round.failures,
             }
         )
-
-
-def _good(replies: Mapping[str, Message], message: Message) -> bool:
-    reply = replies.get(message.metadata.message_id)
-    return reply is not None and failure(reply) is None
-
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else math.inf

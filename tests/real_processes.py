@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from server_app.launch import environment
+from server_app.launch import environment, healthy
 from server_app.processes import end_group
 
 SCRIPTS = Path(sys.executable).parent
@@ -60,3 +61,11 @@ def process(*command: str | Path, env: dict[str, str], log: Path) -> Iterator[su
         yield started
     finally:
         end_group(started)
+
+
+def wait_for(port: int) -> None:
+    """Until the SuperLink answers there."""
+    deadline = time.monotonic() + 300
+    while not healthy(port):
+        assert time.monotonic() < deadline, "the SuperLink did not start"
+        time.sleep(0.2)

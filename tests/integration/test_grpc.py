@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from real_processes import SCRIPTS, curve, numbers, process, quickbloom
+from real_processes import SCRIPTS, curve, numbers, process, quickbloom, wait_for
 
 from common import warm
 from server_app.history import read_history
-from server_app.launch import environment, free_port, healthy
+from server_app.launch import environment, free_port
 from server_app.processes import processes_with
 
 pytestmark = pytest.mark.grpc
@@ -34,7 +34,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     link += ["--fleet-api-address", f"127.0.0.1:{fleet}", "--disable-runtime-dependency-installation"]
     node = ["--insecure", "--superlink", f"127.0.0.1:{fleet}", "--port"]
     with process(*link, env=env, log=home / "superlink.log"):
-        _wait_for(http)
+        wait_for(http)
         first: list[str | Path] = [
             SCRIPTS / "flower-supernode",
             *node,
@@ -106,10 +106,3 @@ def test_too_few_nodes_end_the_run_at_the_deadline(federation: Path, tmp_path: P
     assert done.returncode == 1
     assert "`min-nodes` is 3, but 2 usable nodes answered" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
-
-
-def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + 300
-    while not healthy(port):
-        assert time.monotonic() < deadline, "the SuperLink did not start"
-        time.sleep(0.2)

@@ -19,7 +19,8 @@ from common.params import Params
 from common.wire import EVALUATE, TRAIN, EvaluateRequest, TrainRequest, error_records, from_arrays, to_arrays
 from server_app.outer import OuterOptimizer
 from server_app.rollcall import Population, call_roll
-from server_app.strategy import MetaStrategy, RunError, Scores
+from server_app.scores import Scores
+from server_app.strategy import MetaStrategy, RunError
 
 Answer = Callable[[Message], Message]
 Record = dict[str, Any]

@@ -1,0 +1,90 @@
+"""This node's part in secure sums: load what it knows, take one step of `common.secure.protocol`, keep what comes next.
+
+What is kept is taken out of the state first, so a step that fails or is refused ends the session: no second try, no way back.
+"""
+
+import os
+
+from flwr.app import Message, RecordDict
+
+from client_app.node import Node
+from common.secure.messages import (
+    KeysReply,
+    KeysRequest,
+    MaskedReply,
+    MaskedRequest,
+    RevealReply,
+    RevealRequest,
+    SharesReply,
+    SharesRequest,
+    Stage,
+    recall,
+    remember,
+)
+from common.secure.protocol import Keys, Masked, SecureError, Shared
+from common.secure.updates import Numbers
+
+
+def check_open(node: Node) -> None:
+    """Raise SecureError if this node's meta-gradient must not be sent as it is."""
+    if node.run.secure_aggregation:
+        raise SecureError("this run has `secure-aggregation`, so no meta-gradient is sent unmasked")
+    if node.least_in_sum:
+        raise SecureError(
+            f"node setting `least-in-sum` is {node.least_in_sum}, so this node takes part only in runs with "
+            "`secure-aggregation = true`"
+        )
+
+
+def keys(message: Message, node: Node, state: RecordDict) -> RecordDict:
+    """New keys; those of an earlier session are forgotten."""
+    request = KeysRequest.from_records(message.content)
+    recall(state)
+    fresh = Keys.fresh(request.session, os.urandom)
+    remember(state, fresh)
+    return KeysReply(fresh.public).to_records()
+
+
+def shares(message: Message, node: Node, state: RecordDict) -> RecordDict:
+    """This node's secrets, split among all nodes of the sum."""
+    request = SharesRequest.from_records(message.content)
+    stage = _taken(state, request.session)
+    if not isinstance(stage, Keys):
+        raise _out_of_order(stage)
+    after, made = stage.share(request.peers, request.threshold, node.least_in_sum)
+    remember(state, after)
+    return SharesReply(made).to_records()
+
+
+def ready(request: MaskedRequest, state: RecordDict) -> Shared:
+    """What this node knows for the step `masked`."""
+    stage = _taken(state, request.session)
+    if not isinstance(stage, Shared):
+        raise _out_of_order(stage)
+    return stage
+
+
+def masked(stage: Shared, request: MaskedRequest, row: Numbers, state: RecordDict) -> RecordDict:
+    """This node's numbers, masked."""
+    opened = stage.mask(row, request.envelopes)
+    remember(state, opened.after)
+    return MaskedReply(opened.masked).to_records()
+
+
+def reveal(message: Message, node: Node, state: RecordDict) -> RecordDict:
+    """The shares that take the masks off the sum; after that this node knows nothing of it any more."""
+    request = RevealRequest.from_records(message.content)
+    stage = _taken(state, request.session)
+    if not isinstance(stage, Masked):
+        raise _out_of_order(stage)
+    return RevealReply(stage.reveal(request.survivors, request.dropped)).to_records()
+
+
+def _taken(state: RecordDict, session: bytes) -> Stage | None:
+    stage = recall(state)
+    return stage if stage is not None and stage.session == session else None
+
+
+def _out_of_order(stage: Stage | None) -> SecureError:
+    known = f"it is at the step after '{type(stage).__name__.lower()}'" if stage else "it knows nothing of this session"
+    return SecureError(f"this node takes each step of a secure sum once and in order, and {known}")

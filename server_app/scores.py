@@ -1,0 +1,37 @@
+"""Scores of held-out tasks, and the rate and number of steps of adaptation that they speak for."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Held-out tasks after 0..K steps: `losses` and `metrics` [tasks, learning rates, steps + 1] for `task_ids` and `lrs`."""
+
+    task_ids: list[str]
+    lrs: list[float]
+    losses: np.ndarray[Any, Any]
+    metrics: np.ndarray[Any, Any]
+
+    def joined(self, other: "Scores") -> "Scores":
+        """These tasks and the `other` ones, in the order of their ids."""
+        ids = self.task_ids + other.task_ids
+        order = sorted(range(len(ids)), key=ids.__getitem__)
+        losses, metrics = np.concatenate([self.losses, other.losses]), np.concatenate([self.metrics, other.metrics])
+        return Scores([ids[i] for i in order], self.lrs, losses[order], metrics[order])
+
+
+def best_rate(scores: Scores, *, higher_is_better: bool) -> tuple[float, int]:
+    """(learning rate, steps >= 1) with the best mean metric; ties go to the lower loss, then to fewer steps."""
+    sign = -1 if higher_is_better else 1
+    metric, loss = sign * scores.metrics.mean(axis=0), scores.losses.mean(axis=0)
+    candidates = [(i, step) for step in range(1, metric.shape[1]) for i in range(len(scores.lrs))]
+    best = min(candidates, key=lambda c: (_finite(metric[c]), _finite(loss[c])))
+    return scores.lrs[best[0]], best[1]
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else math.inf
