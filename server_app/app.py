@@ -177,7 +177,8 @@ class _Clock:
 
 def _clients_of_round(strategy: MetaStrategy, record: dict[str, Any]) -> tracking.Clients:
     """What a round said of single clients: training tasks, and validation tasks where it evaluated."""
-    found = {"train/loss": np.array(strategy.client_losses)} if strategy.client_losses else {}
+    known = record["train"]["tasks"] and strategy.client_losses
+    found = {"train/loss": np.array(strategy.client_losses)} if known else {}
     if "validation" in record:
         found |= _clients_of(strategy, "validation", strategy.last_validation, *strategy.chosen_rate())
     return found
