@@ -47,7 +47,9 @@ def _section(title: str, model: type[Options], prefix: str = "", level: str = "#
         f"| `{prefix}{key}` | `{json.dumps(value)}` | {_expected(schema[key])} | {_escaped(field)} |"
         for (key, value), field in zip(defaults.items(), model.model_fields.values(), strict=True)
     ]
-    return "\n".join([f"{level} {title}\n", "| setting | default | values | meaning |", "| --- | --- | --- | --- |", *rows]) + "\n"
+    return (
+        "\n".join([f"{level} {title}\n", "| setting | default | values | meaning |", "| --- | --- | --- | --- |", *rows]) + "\n"
+    )
 
 
 def _expected(schema: dict[str, Any]) -> str:
