@@ -34,7 +34,7 @@ from server_app.launch import CPU_ENVIRONMENT
 from server_app.runs import today
 
 CLIENTS, ROWS, FEATURES, CLASSES = 1000, 64, 32, 10
-ROUNDS, PER_ROUND, STEPS, BATCH = 5, 100, 15, 32
+PER_ROUND, STEPS, BATCH = 100, 15, 32
 OWN = ("engine", "plain-optim", "plain-grad")
 LABELS = {
     "engine": "quickbloom, the engine",
@@ -55,13 +55,14 @@ def main() -> None:
         epilog="Example: python -m benchmarks.peers --peer-python ~/jax/bin/python --peer-python ~/torch-peers/bin/python",
     )
     parser.add_argument("--repetitions", type=int, default=7, metavar="N", help="at least 5; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="in a repetition; default: %(default)s")
     parser.add_argument("--peer-python", action="append", default=[], metavar="PATH", help="Python with other libraries")
     arguments = parser.parse_args()
     if arguments.repetitions < 5:
         parser.error("--repetitions must be at least 5")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "work.npz"
-        work = workload()
+        work = workload(arguments.rounds)
         np.savez(path, **work)  # type: ignore[arg-type]
         workers = [Worker(sys.executable, path, OWN)]
         try:
@@ -133,7 +134,7 @@ def compare(work: dict[str, np.ndarray], path: Path, workers: list[Worker], repe
             taken[name].append(worker.time(name))
         peak.append(flops_per_second())
         say(f"repetition {number}/{repetitions}")
-    clients = ROUNDS * PER_ROUND
+    clients = len(work["clients"]) * PER_ROUND
     walls = {name: np.array([t["wall"] for t in times]) for name, times in taken.items()}
     cpus = {name: np.array([t["cpu"] for t in times]) for name, times in taken.items()}
     sides = {
@@ -151,6 +152,7 @@ def compare(work: dict[str, np.ndarray], path: Path, workers: list[Worker], repe
     shares = clients * flops() / cpus["engine"] / np.array(peak)
     return {
         "repetitions": repetitions,
+        "rounds": len(work["clients"]),
         "sides": sides,
         "missing": {name: why for name, why in missing.items() if name not in able},
         "loss": {"before": before, "after": losses["engine"]},
@@ -158,13 +160,13 @@ def compare(work: dict[str, np.ndarray], path: Path, workers: list[Worker], repe
     }
 
 
-def workload() -> dict[str, np.ndarray]:
+def workload(rounds: int) -> dict[str, np.ndarray]:
     """Clients whose labels follow one linear rule, seen through a shift of their own; the batches of every round; the start."""
     rng = generator(0, "peers")
     rule = rng.standard_normal((FEATURES, CLASSES))
     x = rng.standard_normal((CLIENTS, ROWS, FEATURES)) + 0.5 * rng.standard_normal((CLIENTS, 1, FEATURES))
     y = (x @ rule + rng.gumbel(size=(CLIENTS, ROWS, CLASSES))).argmax(axis=-1)
-    clients = np.stack([rng.choice(CLIENTS, PER_ROUND, replace=False) for _ in range(ROUNDS)])
+    clients = np.stack([rng.choice(CLIENTS, PER_ROUND, replace=False) for _ in range(rounds)])
     rows = [[shuffled_epochs(ROWS, STEPS, BATCH, generator(0, "peers", r, int(k))) for k in c] for r, c in enumerate(clients)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

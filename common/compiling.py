@@ -146,13 +146,16 @@ class _Shape:
             self._ready = len(self._tried) < TRIED or min(self._tried) < self.seconds / self.calls
 
 
-def compile_elsewhere(algorithm: Algorithm, args: tuple[Any, ...]) -> "subprocess.Popen[bytes]":
-    """Start a process that computes `_compiled(algorithm)(*args)` once; its exit status is 0 if that worked."""
+def compile_elsewhere(algorithm: Algorithm, args: tuple[Any, ...], nice: int = 10) -> "subprocess.Popen[bytes]":
+    """Start a process that computes `_compiled(algorithm)(*args)` once; its exit status is 0 if that worked.
+
+    `nice`: by how much its priority is below that of this process.
+    """
     handle, name = tempfile.mkstemp(prefix="quickbloom-", suffix=".work")
     os.close(handle)
     try:
         torch.save((algorithm, args), name)
-        command = [sys.executable, "-m", "common.compiling", name, str(torch.get_num_threads())]
+        command = [sys.executable, "-m", "common.compiling", name, str(torch.get_num_threads()), str(nice)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
         quiet = subprocess.DEVNULL
         process = subprocess.Popen(command, env=environment, stdin=quiet, stdout=quiet, stderr=quiet)
@@ -170,11 +173,11 @@ def _end(process: "subprocess.Popen[bytes]", file: Path) -> None:
     file.unlink(missing_ok=True)
 
 
-def _fill_the_cache(file: Path, threads: int) -> None:
+def _fill_the_cache(file: Path, threads: int, nice: int) -> None:
     """What the other process does."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-    os.nice(10)
+    os.nice(nice)
     torch.set_num_threads(threads)
     algorithm, args = torch.load(file, weights_only=False)
     file.unlink()
@@ -186,4 +189,4 @@ def _fill_the_cache(file: Path, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    _fill_the_cache(Path(sys.argv[1]), int(sys.argv[2]))
+    _fill_the_cache(Path(sys.argv[1]), *map(int, sys.argv[2:]))

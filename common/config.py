@@ -96,7 +96,7 @@ class RunConfig(Options):
     tensorboard: bool = Field(False, description="the server writes TensorBoard's files, in `tensorboard` of the run directory")
     mlflow: str = Field("", description='URI of an MLflow tracking server that the rounds are told to; "": none')
     compile: Literal["auto", True, False] = Field(
-        "auto", description="compile rounds with torch.compile, once per size of tasks; auto: where that pays within the run"
+        False, description="compile rounds with torch.compile, once per size of tasks; auto: where that pays within the run"
     )
     _tables: dict[str, Options] = PrivateAttr(default_factory=dict)
 
