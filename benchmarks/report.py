@@ -5,6 +5,7 @@ The run is made up, but written by the project's own writer, in the form that a 
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -83,10 +84,12 @@ def _summary(path: Path, rounds: int, tasks: int, records: list[dict[str, Any]],
 
 
 def measure(run: Path) -> dict[str, float]:
-    """Wall seconds of the command, Python's start included, and megabytes of what it writes."""
-    started = time.perf_counter()
+    """Wall and processor seconds of the command, Python's start included, and megabytes of what it writes."""
+    started, before = time.perf_counter(), os.times()
     subprocess.run([sys.executable, "-m", "server_app.cli", "report", str(run)], check=True, stdout=subprocess.DEVNULL)
-    return {"seconds": time.perf_counter() - started, "megabytes": (run / "report.html").stat().st_size / 1e6}
+    seconds, after = time.perf_counter() - started, os.times()
+    worked = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"seconds": seconds, "processor_seconds": worked, "megabytes": (run / "report.html").stat().st_size / 1e6}
 
 
 def main() -> None:
@@ -95,7 +98,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_run(Path(folder))
         found = [measure(Path(folder)) for _ in range(parser.parse_args().times)]
-    worst = {name: round(max(one[name] for one in found), 2) for name in ("seconds", "megabytes")}
+    worst = {name: round(max(one[name] for one in found), 2) for name in found[0]}
     print(json.dumps({"claim": CLAIM, "times": len(found), "worst": worst}))
     if worst["seconds"] >= SECONDS or worst["megabytes"] >= MEGABYTES:
         sys.exit(1)
