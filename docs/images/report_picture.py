@@ -32,7 +32,7 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "server_app.cli", *_RUN, str(run)], check=True)
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"] if os.geteuid() == 0 else [])
-            page = browser.new_page(viewport=_SIZE, color_scheme="light")
+            page = browser.new_page(viewport={"width": _SIZE["width"], "height": _SIZE["height"]}, color_scheme="light")
             page.goto((run / "report.html").as_uri())
             box = page.locator(_LAST).bounding_box()
             assert box is not None

@@ -172,8 +172,8 @@ def test_what_another_process_compiles_gives_the_same_numbers(monkeypatch: pytes
     processes = []
     real = compiling.compile_elsewhere
 
-    def elsewhere(*args: Any) -> "subprocess.Popen[bytes]":
-        processes.append(real(*args, nice=0))
+    def elsewhere(algorithm: Any, args: Any) -> "subprocess.Popen[bytes]":
+        processes.append(real(algorithm, args, nice=0))
         processes[0].wait()  # a run would go on meanwhile
         return processes[0]
 

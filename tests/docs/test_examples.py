@@ -78,7 +78,7 @@ def test_the_notebook_runs_and_the_new_writer_gains(data: str, request: pytest.F
     rounds = {"digits": "40", "uji": "2"}[data]
     variables = {"ROUNDS": rounds, "QUICKBLOOM_DATA_DIR": str(folder), "TMPDIR": str(tmp_path)}
     variables["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # as in a notebook, whatever this machine has set
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
     client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(EXAMPLES)}})
     client.execute(env={**environment(modules=ROOT), **variables})
     outputs: list[Any] = [output for cell in notebook.cells for output in cell.get("outputs", [])]
@@ -89,7 +89,8 @@ def test_the_notebook_runs_and_the_new_writer_gains(data: str, request: pytest.F
 
 
 def test_the_notebook_is_kept_without_outputs() -> None:
-    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
+    for cell in notebook.cells:
         assert not cell.get("outputs"), cell.source
         assert cell.get("execution_count") is None, cell.source
 
