@@ -37,7 +37,12 @@ class OmniglotOptions(Options):
 
     clients: Literal["alphabet", "alphabet-drawers", "unstructured"] = Field("alphabet", description="what one task is")
     ways: int = Field(5, ge=2, le=1000, description="classes per episode")
-    train_ways: int = Field(0, ge=0, le=1000, description="classes per training episode; 0: `ways`; more for `protonet`")
+    train_ways: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="classes per training episode; 0: `ways`; more is for `protonet`: other heads get outputs that testing never uses",
+    )
     shots: int = Field(1, ge=1, le=19, description="support images per class")
     query_shots: int = Field(1, ge=1, le=19, description="query images per class, in testing the images to score")
     leave_out_small: bool = Field(
