@@ -41,7 +41,7 @@ class OmniglotOptions(Options):
         0,
         ge=0,
         le=1000,
-        description="classes per training episode; 0: `ways`; more is for `protonet`: other heads get outputs that testing never uses",
+        description="classes per training episode; 0: `ways`; more is for `protonet`, which has no output per class",
     )
     shots: int = Field(1, ge=1, le=19, description="support images per class")
     query_shots: int = Field(1, ge=1, le=19, description="query images per class, in testing the images to score")
