@@ -268,7 +268,7 @@ def test_a_round_in_which_nobody_is_drawn_goes_on(tmp_path: Path) -> None:
 
 
 def test_noise_does_not_move_a_head_that_stays_zero(tmp_path: Path) -> None:
-    more = {"model": "mlp", "mlp__hidden": "4", "algorithm": "reptile", "reptile__zero_head": True}
+    more: dict[str, Any] = {"model": "mlp", "mlp__hidden": "4", "algorithm": "reptile", "reptile__zero_head": True}
     run(tmp_path, rounds=1, **more)
     meta = {name: value for name, value in load(tmp_path).tensors.items() if name.startswith("meta/")}
     assert [bool(meta[f"meta/{name}"].any()) for name in ("1.weight", "3.weight", "3.bias")] == [True, False, False]
