@@ -94,12 +94,19 @@ def _free(device: torch.device) -> float:
         limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
     except OSError:
         return free
-    return free if limit == "max" else min(free, max(0.0, float(limit) - float(used)))
+    # Files that were read count as used there, and are dropped for whoever needs memory.
+    used_for_good = float(used) - _number(_CGROUP / "memory.stat", "inactive_file", 0.0)
+    return free if limit == "max" else min(free, max(0.0, float(limit) - used_for_good))
 
 
 def _kilobytes(file: Path, name: str, unknown: float) -> float:
+    return _number(file, f"{name}:", unknown)
+
+
+def _number(file: Path, name: str, unknown: float) -> float:
+    """What stands behind `name` in a file of one name and number in every line."""
     try:
-        lines = file.read_text().splitlines()
+        lines = [line.split() for line in file.read_text().splitlines()]
     except OSError:
         return unknown
-    return next((float(line.split()[1]) for line in lines if line.startswith(f"{name}:")), unknown)
+    return next((float(line[1]) for line in lines if line and line[0] == name), unknown)

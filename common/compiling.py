@@ -79,7 +79,11 @@ class Auto:
         self._shapes: dict[Any, _Shape] = {}
 
     def round(self, number: int) -> "Auto":
-        """The same, told that round `number` of the run (from 1) is next."""
+        """The same, told that round `number` of the run (from 1) is next; a lower one than before is of another run."""
+        if number < self._now:
+            self._first = number
+            for shape in self._shapes.values():
+                shape.forget()
         self._first, self._now = self._first or number, number
         return self
 
@@ -112,6 +116,11 @@ class _Shape:
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
         self._tried: list[float] = []
+
+    def forget(self) -> None:
+        """What calls have cost was in another run, unless it is what compiled ones are judged by."""
+        if not self.started:
+            self.calls, self.seconds = 0, 0.0
 
     def start(self, algorithm: Algorithm, args: tuple[Any, ...]) -> None:
         """Compile in another process, if there is a compiler and the work can be sent there."""

@@ -18,7 +18,7 @@ from common.algorithms.base import Algorithm
 from common.batch import Batch, Episode, Minibatches, TaskData
 from common.chunking import AutoChunks, chunks
 from common.compiling import Auto, Contribute, compiled, mapped
-from common.params import Params, add_weighted
+from common.params import Params, add_weighted, zeros
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def run_round(
     where that does not work.
     `clip`: a task whose meta-gradient has a larger norm is scaled down to it, and all tasks weigh 1; 0: neither.
     """
-    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in meta.items()}
+    total = zeros(meta)
     total_weight, within = 0.0, 0.0
     losses = [float("nan")] * len(work)
     kept = [algorithm.fresh() if w.kept is None else w.kept for w in work]

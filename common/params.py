@@ -61,13 +61,18 @@ def weighted_mean(items: Iterable[tuple[Params, float]]) -> Params:
     dtypes: dict[str, torch.dtype] = {}
     for params, weight in items:
         dtypes = dtypes or {name: value.dtype for name, value in params.items()}
-        total = total or {name: torch.zeros_like(value, dtype=torch.float64) for name, value in params.items()}
+        total = total or zeros(params)
         for name, value in params.items():
             add_weighted(total[name], value.unsqueeze(0), torch.tensor([weight], dtype=torch.float64, device=value.device))
         weights += weight
     if weights <= 0:
         raise ValueError("a weighted mean needs at least one item with a positive weight")
     return {name: value.div_(weights).to(dtypes[name]) for name, value in total.items()}
+
+
+def zeros(like: Params) -> Params:
+    """Contiguous zeros in float64, in whatever order the numbers of `like` lie in memory: what `add_weighted` adds to."""
+    return {name: torch.zeros(value.shape, dtype=torch.float64, device=value.device) for name, value in like.items()}
 
 
 def add_weighted(total: Tensor, values: Tensor, weights: Tensor) -> None:

@@ -89,13 +89,17 @@ def descend_together(lr: float, x: Tensor, y: Tensor, weight: Tensor, start: Seq
     steps, n]; `start`: weight [tasks, outputs, inputs] and bias [tasks, outputs] of one layer after the other.
     """
     end = [value.clone(memory_format=torch.contiguous_format) for value in start]
+    steps = x.shape[1]
+    if not any(values.stride(1) for values in (y, weight)):  # the same examples in every step: what comes of them, too
+        y, weight = y[:, :1], weight[:, :1]
     weight = weight / weight.sum(dim=-1, keepdim=True)
     x = x.flatten(3) if x.ndim > 3 else x.unsqueeze(3)
     size = TOGETHER if x.device.type == "cpu" else len(x)
     for i in range(0, len(x), size):
         part = slice(i, i + size)
         layers = [(w[part], b[part].unsqueeze(1)) for w, b in zip(end[::2], end[1::2], strict=True)]
-        _descend(layers, lr, x[part], *_slope(y[part], weight[part].unsqueeze(2), end[-1].shape[-1]))
+        a, b, softmax = _slope(y[part], weight[part].unsqueeze(2), end[-1].shape[-1])
+        _descend(layers, lr, x[part], a.expand(-1, steps, -1, -1), b.expand(-1, steps, -1, -1), softmax)
     return end
 
 

@@ -129,7 +129,8 @@ def _scores(checkpoint: Checkpoint) -> Scores | None:
 
 
 def _settings(checkpoint: Checkpoint) -> dict[str, Scalar]:
-    return dict(checkpoint.facts["config"])
+    """Its settings; those that did not exist yet when it was written have their defaults, which change nothing."""
+    return parse_run_config(checkpoint.facts["config"]).resolved().flat()
 
 
 def _check_same(before: Mapping[str, Scalar], config: RunConfig) -> None:

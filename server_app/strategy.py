@@ -316,7 +316,8 @@ class MetaStrategy(Strategy):
 
     def _step(self, server_round: int, gradient: Params, loss: float, tasks: int) -> tuple[ArrayRecord, MetricRecord]:
         """The outer step with the meta-gradient of so many tasks, whose mean loss is `loss`."""
-        meta = self.outer.step(gradient, server_round)
+        # Privacy noise is in every number, and a node may lie: what tasks must start from at 0 stays there.
+        meta = self.outer.step(self.algorithm.with_zero_head(gradient), server_round)
         if not all_finite(meta):
             raise RunError(f"round {server_round}: the model is not finite any more: lower `outer-lr`")
         self._messages.round.record = {"round": server_round, "train": {"loss": loss, "tasks": tasks}}

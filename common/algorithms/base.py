@@ -87,7 +87,7 @@ class Algorithm(ABC):
             raise ConfigError("`inner-lr` must be above 0 here: 0 stands for what a data set recommends, and none was asked")
         self.options = options
         self.learner = learner
-        self._zeroed = learner.head(f"{self.name}.zero-head", "auto") if getattr(options, "zero_head", False) else []
+        self._zeroed = self._last_layer() if getattr(options, "zero_head", False) else []
 
     def init(self) -> Params:
         """The meta-parameters before the first round: all that travels."""
@@ -95,10 +95,20 @@ class Algorithm(ABC):
 
     def initial(self) -> Params:
         """The parameters of the freshly made model, with zeros for its head if `zero_head`."""
-        return self._with_zero_head(self.learner.initial())
+        return self.with_zero_head(self.learner.initial())
 
-    def _with_zero_head(self, params: Params) -> Params:
+    def with_zero_head(self, params: Params) -> Params:
+        """Parameters or a meta-gradient of them, with zeros for the head if `zero_head`."""
         return params | {name: torch.zeros_like(params[name]) for name in self._zeroed}
+
+    def _last_layer(self) -> list[str]:
+        try:
+            return self.learner.head(f"{self.name}.zero-head", "auto")
+        except ConfigError:
+            raise ConfigError(
+                f"`{self.name}.zero-head` needs a model with parameters before its last layer, and this one is nothing but a "
+                "head: set it to false, or choose another `model`"
+            ) from None
 
     def fresh(self) -> Params:
         """What a task that is new to its node starts to keep there from round to round; {}: nothing, no state."""
@@ -124,7 +134,7 @@ class Algorithm(ABC):
     ) -> tuple[Params, Tensor, Params]:
         """(g, loss, kept): `meta_gradient` of a task that may keep something on its node, and what it keeps from now on."""
         gradient, loss = self.meta_gradient(meta, episode, minibatches)
-        return self._with_zero_head(gradient), loss, kept
+        return self.with_zero_head(gradient), loss, kept
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Personal parameters after 0, 1, .. `steps` gradient steps on the whole support set. The last one is personal."""

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from common.params import Params
+from common.secure.masks import LARGEST
+from common.secure.protocol import SecureError
 
 _COUNTS = 4
 
@@ -37,7 +39,15 @@ def length(like: Params) -> int:
 
 
 def to_row(gradient: Params, weight: float, losses: Sequence[float], within: float) -> Numbers:
-    """A node's row. `losses`: of every task, NaN for one that did not contribute."""
+    """A node's row. `losses`: of every task, NaN for one that did not contribute.
+
+    Raises SecureError for a weight that would be clipped: the mean would be wrong by as much, and nobody could see it.
+    """
+    if weight > LARGEST:
+        raise SecureError(
+            f"the tasks of this node weigh {weight:.10g} together, and in a secure sum a node can have at most {LARGEST:.10g}: "
+            "spread them over more nodes"
+        )
     parts = [gradient[name].detach().cpu().double().flatten().numpy() * weight for name in sorted(gradient)]
     finite = [loss for loss in losses if np.isfinite(loss)]
     return np.concatenate([*parts, [weight, sum(finite), len(finite), within]]).astype(np.float64)

@@ -70,6 +70,8 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
     for limit, free in (("max\n", 4000 * 1024), ("1500\n", 500), ("900\n", 0)):
         (tmp_path / "memory.max").write_text(limit)
         assert chunking._free(CPU) == free
+    (tmp_path / "memory.stat").write_text("anon 300\ninactive_file 600\nactive_file 100\n")
+    assert chunking._free(CPU) == 500  # files that were read give way
 
 
 def test_where_memory_is_not_known_it_is_the_default_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

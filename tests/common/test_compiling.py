@@ -84,6 +84,17 @@ def test_a_run_with_little_left_to_do_is_never_compiled(started: list[Any]) -> N
     assert started == []
 
 
+def test_the_next_run_in_the_same_process_counts_anew(started: list[Any]) -> None:
+    auto, algorithm = Auto(rounds=60), build("maml")
+    for number in range(51, 55):
+        one_round(algorithm, auto.round(number))
+    for shape in auto._shapes.values():
+        shape.seconds = LONG
+    for number in (1, 2, 3, 4, 50):
+        one_round(algorithm, auto.round(number))
+    assert started == []
+
+
 def test_a_process_for_one_message_compiles_nothing(started: list[Any]) -> None:
     one_round(build("maml"), Auto(LONG).round(1))
     assert started == []

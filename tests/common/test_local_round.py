@@ -206,3 +206,13 @@ def test_without_a_compiler_a_sentence_says_what_to_set() -> None:
         pytest.raises(ConfigError, match=r"`compile = true` needs a C\+\+ compiler.*set `compile = false`"),
     ):
         run_round(algorithm, algorithm.init(), work, chunk_size=8, compile=True)
+
+
+def test_parameters_that_lie_in_memory_column_by_column() -> None:
+    plain, columns = maml(), maml()
+    weight = columns.learner.module.get_parameter("0.weight")
+    weight.data = weight.data.t().contiguous().t()
+    assert not columns.init()["0.weight"].is_contiguous()
+    work = [TaskWork(task(3, 4, 2, seed), np.random.default_rng(0)) for seed in (0, 1)]
+    expected, found = (run_round(algorithm, algorithm.init(), work, 8).gradient for algorithm in (plain, columns))
+    torch.testing.assert_close(found, expected)

@@ -68,3 +68,12 @@ def test_weighted_mean_is_summed_in_float64() -> None:
 def test_weighted_mean_of_nothing_is_an_error(items: list[tuple[Params, float]]) -> None:
     with pytest.raises(ValueError, match="at least one item with a positive weight"):
         weighted_mean(items)
+
+
+def test_a_mean_of_tensors_that_lie_in_memory_column_by_column() -> None:
+    weight = torch.arange(6.0).reshape(2, 3)
+    columns = weight.t().contiguous().t()
+    assert not columns.is_contiguous()
+    assert (
+        weighted_mean([({"weight": columns}, 1.0), ({"weight": 3 * weight}, 1.0)])["weight"].tolist() == (2 * weight).tolist()
+    )

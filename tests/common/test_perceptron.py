@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.func import grad, vmap
 
+from common import perceptron as perceptron_module
 from common.algorithms import ALGORITHMS, Algorithm
 from common.batch import Batch, TaskData
 from common.learner import Learner
@@ -95,6 +96,20 @@ def test_tasks_that_start_apart_and_share_their_examples() -> None:
     steps = batch(5, "classification", torch.float64, 2).times(4)
     found, expected = (vmap(lambda start, of=of: end_of_descent(of, start, steps, 0.1))(starts) for of in (learner, general))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_steps_on_the_same_examples_take_no_memory_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    slope = perceptron_module._slope
+
+    def watched(y: torch.Tensor, share: torch.Tensor, outputs: int) -> tuple[torch.Tensor, torch.Tensor, bool]:
+        seen.append(max(y.shape[1], share.shape[1]))
+        return slope(y, share, outputs)
+
+    monkeypatch.setattr(perceptron_module, "_slope", watched)
+    for name in ("fomaml", "local", "fedavg"):
+        round_of(build(name, KINDS[0], torch.float32, known=True, hidden=(5,)), KINDS[0], torch.float32)
+    assert seen == [1, 1, 1, 1, 7, 7]  # in two chunks each
 
 
 def test_there_is_no_gradient_through_it() -> None:

@@ -233,6 +233,22 @@ def test_the_true_replies_of_both_nodes_count() -> None:
     assert strategy.last_validation.task_ids == setting().population.splits["validation"]
 
 
+@pytest.mark.parametrize("node", [HONEST, HOSTILE])
+def test_a_reply_whose_numbers_lie_column_by_column_counts_like_any_other(node: int) -> None:
+    config, grid, population, algorithm, true, _, _ = setting()
+    columns = with_raw(lambda array: Array(np.asfortranarray(array.numpy())))
+    replies = {at: columns(true[at, TRAIN]) if at == node else true[at, TRAIN] for at in (HONEST, HOSTILE)}
+    models = []
+    for content in (replies, {at: true[at, TRAIN] for at in replies}):
+        strategy = fresh(config, population, algorithm)
+        messages = strategy.configure_train(1, to_arrays(strategy.outer.meta), ConfigRecord(), grid)
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = str(message.metadata.dst_node_id)
+        strategy.aggregate_train(1, [Message(content[m.metadata.dst_node_id], reply_to=m) for m in messages])
+        models.append(strategy.outer.meta)
+    torch.testing.assert_close(*models)
+
+
 def test_nobody_answers_for_somebody_else() -> None:
     config, grid, population, algorithm, true, model, _ = setting()
     strategy = fresh(config, population, algorithm)

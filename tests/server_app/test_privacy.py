@@ -267,6 +267,13 @@ def test_a_round_in_which_nobody_is_drawn_goes_on(tmp_path: Path) -> None:
     assert summary["privacy"]["epsilon"] == pytest.approx(epsilon(1.0, 1 / 15, 20, 0.01))
 
 
+def test_noise_does_not_move_a_head_that_stays_zero(tmp_path: Path) -> None:
+    more: dict[str, Any] = {"model": "mlp", "mlp__hidden": "4", "algorithm": "reptile", "reptile__zero_head": True}
+    run(tmp_path, rounds=1, **more)
+    meta = {name: value for name, value in load(tmp_path).tensors.items() if name.startswith("meta/")}
+    assert [bool(meta[f"meta/{name}"].any()) for name in ("1.weight", "3.weight", "3.bias")] == [True, False, False]
+
+
 def test_seeded_noise_and_a_large_delta_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("flwr").propagate = True
     run(tmp_path, rounds=1, privacy__noise_seed=4, privacy__delta=0.3)

@@ -190,6 +190,17 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_left_alone(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_a_checkpoint_from_before_a_setting_existed_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(tmp_path / "whole")
+    flat = RunConfig.flat
+    new = ("secure-aggregation", "maml.zero-head")
+    monkeypatch.setattr(RunConfig, "flat", lambda self: {key: value for key, value in flat(self).items() if key not in new})
+    cut(tmp_path / "cut", TRAIN, 3)
+    monkeypatch.undo()
+    rest = run(tmp_path / "cut", resume_from=str(tmp_path / "cut"))
+    assert result(tmp_path / "cut", rest) == result(tmp_path / "whole", whole)
+
+
 @pytest.mark.parametrize("where", [".", "checkpoints/round-000004.safetensors"])
 def test_a_finished_run_is_refused_with_one_sentence(tmp_path: Path, where: str) -> None:
     run(tmp_path / "first")

@@ -32,7 +32,7 @@ from common.secure.messages import (
     SharesReply,
     SharesRequest,
 )
-from common.secure.protocol import envelope_for
+from common.secure.protocol import SecureError, envelope_for
 from common.secure.updates import from_row, length, to_row
 from common.wire import TRAIN, TrainReply, TrainRequest, WireError, error_reason, to_arrays
 from server_app.outer import OuterOptimizer
@@ -455,6 +455,13 @@ def test_too_few_nodes_are_refused_before_training() -> None:
         Run(nodes=2, **SECURE)
     with pytest.raises(ConfigError, match=r"it has 1 node, .* let more tasks take part"):
         Run(**SECURE, tasks_per_round=1)
+
+
+def test_a_weight_that_would_be_clipped_is_refused() -> None:
+    like = {"w": torch.ones(2)}
+    assert from_row(to_row(like, 2.0**20, [1.0], 0.0), like).weight == 2.0**20
+    with pytest.raises(SecureError, match="weigh 1048577 together, and in a secure sum a node can have at most 1048576"):
+        to_row(like, 2.0**20 + 1, [1.0], 0.0)
 
 
 def test_a_row_is_as_long_as_the_model_and_four_counts() -> None:

@@ -72,5 +72,5 @@ def test_a_task_moves_its_own_head(name: str) -> None:
 
 def test_a_model_that_is_nothing_but_a_head_is_refused() -> None:
     config = parse_run_config({"algorithm": "fomaml", "fomaml.zero-head": True, "model": "linear"}).resolved()
-    with pytest.raises(ConfigError, match=r"`fomaml\.zero-head` must name some but not all parameters"):
+    with pytest.raises(ConfigError, match=r"`fomaml\.zero-head` needs a model with parameters before its last layer"):
         build_algorithm(config, DataSpec("classification", (3,), 4))
