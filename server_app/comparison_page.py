@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from server_app.comparison import caption, failures, table
-from server_app.drawing import QUIET, every, picture, style, whole_numbers
+from server_app.drawing import QUIET, every, picture, possible, style, whole_numbers
 from server_app.page import Code, Fold, Part, Picture, Section, Table, Text, nan_for_null, require_packages, write_page
 from server_app.wording import axis_name, score
 
@@ -115,8 +115,8 @@ def _picture(heading: str, text: str, lines: Mapping[str, Line], label: str, met
         for number, (name, line) in enumerate(lines.items()):
             x, mean, sd = (np.array(part) for part in zip(*line, strict=True))
             axes.plot(x, scale * mean, label=name, markevery=every(len(x)), **style(number))
-            band = scale * (mean - sd), scale * (mean + sd)
-            axes.fill_between(x, *band, alpha=0.15, color=style(number)["color"], lw=0)
+            low, high = (possible(list(scale * edge), metric) for edge in (mean - sd, mean + sd))
+            axes.fill_between(x, low, high, alpha=0.15, color=style(number)["color"], lw=0)
         if target is not None:
             axes.axhline(scale * target, color=QUIET, ls="--", lw=1, label="target")
         axes.set(xlabel=label, ylabel=axis_name(metric))

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -95,3 +96,9 @@ def whole_numbers(axes: "Axes") -> None:
 def percent(values: Sequence[float], metric: str) -> list[float]:
     """Accuracy in %, errors as they are."""
     return [100 * value for value in values] if metric == "accuracy" else list(values)
+
+
+def possible(values: Sequence[float], metric: str) -> list[float]:
+    """The edge of a band, cut where no score can be: below 0, above 100 %."""
+    highest = 100.0 if metric == "accuracy" else math.inf
+    return [value if math.isnan(value) else min(max(value, 0.0), highest) for value in values]

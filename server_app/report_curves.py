@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
-from server_app.drawing import QUIET, SERIES, every, percent, picture, style, whole_numbers
+from server_app.drawing import QUIET, SERIES, every, percent, picture, possible, style, whole_numbers
 from server_app.facts import RunFacts
 from server_app.page import Fold, Part, Picture, Table, Text
 from server_app.wording import axis_name, metric_name, score
@@ -63,7 +63,7 @@ def adaptation(run: RunFacts) -> list[Part]:
             mean, half = (percent(scores[part], run.metric) for part in ("mean", "ci95"))
             axes.plot(steps, mean, label=split, markevery=every(len(steps)), **style(i))
             low, high = ([m + sign * (0 if math.isnan(h) else h) for m, h in zip(mean, half, strict=True)] for sign in (-1, 1))
-            axes.fill_between(steps, low, high, color=SERIES[i], alpha=0.15, lw=0)
+            axes.fill_between(steps, possible(low, run.metric), possible(high, run.metric), color=SERIES[i], alpha=0.15, lw=0)
         worst = percent(scored[splits[0]]["worst10"], run.metric)
         axes.plot(steps, worst, color=SERIES[0], ls="--", lw=1.2, label=f"{splits[0]}, worst 10 %")
         axes.set(xlabel="steps of adaptation", ylabel=axis_name(run.metric))

@@ -72,7 +72,7 @@ def _result(runs: Sequence[RunFacts], labels: Sequence[str], metric: str) -> lis
     parts.append(
         Text(
             "Against the first: mean difference over the clients that both runs tested, with its 95 % interval. It says "
-            "nothing of other seeds: for those, and for rates chosen for all alike, use quickbloom compare."
+            "nothing of other seeds: for those, and for rates chosen for all alike, use `quickbloom compare`."
         )
     )
     if len({frozenset(client.task for client in run.clients) for run in runs if run.clients}) > 1:

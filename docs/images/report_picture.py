@@ -1,7 +1,7 @@
 """Makes docs/images/report.png: the top of the report of a real run, in a Chromium without a window (`make picture`).
 
-The run is `quickbloom run --algorithm maml --in-process`, with the project's defaults. Needs the extras `dev`, `datasets` and
-`report`, and a Chromium (`sh tests/chromium.sh`).
+The run is `quickbloom run` with the defaults, the one that README.md shows; or a finished one that is named. Needs the
+extras `simulation`, `dev`, `datasets` and `report`, and a Chromium (`sh tests/chromium.sh`).
 """
 
 import io
@@ -16,11 +16,10 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 _PICTURE = Path(__file__).with_name("report.png")
-_SIZE = {"width": 1000, "height": 1600}
-_LAST = "#adaptation"
+_SIZE = {"width": 1000, "height": 2000}
+_LAST = "#clients"
 """The heading above which the picture ends."""
 _COLOURS = 64
-_RUN = ["run", "--algorithm", "maml", "--in-process", "--nodes", "8", "--output"]
 
 
 def main() -> None:
@@ -28,8 +27,9 @@ def main() -> None:
     if program is None:
         raise SystemExit("no Chromium: `sh tests/chromium.sh` installs Debian's, or name one in QUICKBLOOM_CHROMIUM")
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        subprocess.run([sys.executable, "-m", "server_app.cli", *_RUN, str(run)], check=True)
+        run = Path(sys.argv[1]).resolve() if sys.argv[1:] else Path(folder) / "run"
+        if not run.exists():
+            subprocess.run([sys.executable, "-m", "server_app.cli", "run", "--output", str(run)], check=True)
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"] if os.geteuid() == 0 else [])
             page = browser.new_page(viewport={"width": _SIZE["width"], "height": _SIZE["height"]}, color_scheme="light")

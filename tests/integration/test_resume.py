@@ -20,9 +20,11 @@ RUN = ["--algorithm", "maml", "--rounds", str(ROUNDS), "--set", "evaluate-every=
 
 
 def result(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, bytes]]:
-    """The summary and the history without times and places, and the bytes of the table of scores."""
+    """The summary and the history without times, places and ids of nodes, and the bytes of the table of scores."""
     summary = json.loads((folder / "summary.json").read_text())
     lines = [{key: value for key, value in record.items() if key != "seconds"} for record in read_history(folder)]
+    for line in lines:
+        line["nodes"] = {key: value for key, value in line["nodes"].items() if key != "trained"}  # other ids in every simulation
     kept = {key: value for key, value in summary.items() if key not in ("seconds", "run_dir", "resumed")}
     return kept, lines, {"per_task": (folder / "per_task.csv").read_bytes()}
 

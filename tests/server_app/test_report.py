@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 import shlex
 import xml.etree.ElementTree as ET
@@ -19,8 +20,10 @@ from common.config import parse_run_config
 from common.errors import DataError
 from common.wire import TRAIN
 from server_app.app import run_federation
+from server_app.drawing import possible
 from server_app.facts import RunFacts
 from server_app.history import RunDirectory, read_history
+from server_app.page import Section, Text, write_page
 from server_app.report import write_report
 from server_app.settings import parse_assignments
 
@@ -93,6 +96,17 @@ def test_every_picture_has_a_dark_twin_and_a_text_with_its_figures(run_dir: Path
     texts = re.findall(r"<img alt=\"([^\"]+)\"", html)
     assert len(texts) == drawn
     assert all(re.search(r"\d", text) for text in texts)
+
+
+def test_a_band_ends_where_scores_end() -> None:
+    assert possible([-5.0, 40.0, 104.0], "accuracy") == [0.0, 40.0, 100.0]
+    assert possible([-0.5, 104.0], "mse") == [0.0, 104.0]
+    assert math.isnan(possible([math.nan], "accuracy")[0])
+
+
+def test_what_stands_between_backticks_is_shown_as_code(tmp_path: Path) -> None:
+    page = write_page(tmp_path / "page.html", "t", "l", [Section("S", [Text("use `quickbloom <run>`, then look")])])
+    assert "<p>use <code>quickbloom &lt;run&gt;</code>, then look</p>" in page.read_text()
 
 
 def test_the_worst_tenth_is_named_with_its_scores(run_dir: Path) -> None:
