@@ -72,7 +72,7 @@ LOOKED_AT = [
     (r"python -m pytest ", "the tests themselves"),
     (r"make ", "installs; `make test` is what runs this"),
     (r"docker ", "containers: tests/docker"),
-    (r"pip install ", "the package index"),
+    (r"(\S+/)?pip install ", "the package index"),
     (r"python -m venv ", "the package index, for other libraries"),
     (r"(source|export|cd|git|tar|sudo|ssh|systemctl|openssl|journalctl|tensorboard) ?", "the shell's, or the system's own"),
 ]

@@ -24,7 +24,9 @@ def result(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str
     summary = json.loads((folder / "summary.json").read_text())
     lines = [{key: value for key, value in record.items() if key != "seconds"} for record in read_history(folder)]
     for line in lines:
-        line["nodes"] = {key: value for key, value in line["nodes"].items() if key != "trained"}  # other ids in every simulation
+        line["nodes"] = {
+            key: value for key, value in line["nodes"].items() if key != "trained"
+        }  # other ids in every simulation
     kept = {key: value for key, value in summary.items() if key not in ("seconds", "run_dir", "resumed")}
     return kept, lines, {"per_task": (folder / "per_task.csv").read_bytes()}
 
