@@ -26,12 +26,13 @@ COMMON = (
 )
 # Few tasks in a round, for many rounds. As MAML one step of 0.4 in training and a few more at the test; FO-MAML learned faster
 # with five smaller ones, and in an eighth of the rounds from a head of zeros.
-GRADIENT = (
-    *("adapt-steps=5", "adapt-lrs=0.05,0.1,0.2,0.4", "omniglot.query-shots=5", "outer-lr=0.003", "outer-decay=true"),
+EPISODES = (
+    *("omniglot.query-shots=5", "outer-lr=0.003", "outer-decay=true"),
     *("tasks-per-round=4", "chunk-size=4", "omniglot.distort=true"),
 )
-MAML = ("conv4.filters=64", "inner-lr=0.4", "inner-steps=1", "evaluate-every=1000", *GRADIENT)
-FOMAML = ("conv4.filters=32", "inner-lr=0.1", "inner-steps=5", "zero-head=true", "evaluate-every=5000", *GRADIENT)
+COARSELY, FINELY = ("adapt-steps=5", "adapt-lrs=0.05,0.1,0.2,0.4"), ("adapt-steps=20", "adapt-lrs=0.02,0.05,0.1")
+MAML = ("conv4.filters=64", "inner-lr=0.4", "inner-steps=1", "evaluate-every=1000", *COARSELY, *EPISODES)
+FOMAML = ("conv4.filters=32", "inner-lr=0.1", "inner-steps=5", "zero-head=true", "evaluate-every=5000", *FINELY, *EPISODES)
 # As Prototypical Networks: one episode in a round, of more ways than in testing; and their max-pooling.
 PROTONET = (
     *("adapt-steps=1", "outer-decay=true", "omniglot.query-shots=5", "omniglot.train-ways=20"),
@@ -66,7 +67,7 @@ def plan(ways: int, shots: int) -> Plan:
             variant("fomaml", FOMAML, 50_000),
             variant("protonet", PROTONET, 16_000),
             variant("reptile", REPTILE, 36_000),
-            variant("fedavg", ("inner-lr=0.2", *SGD), 2_000),
+            variant("fedavg", ("inner-lr=0.2", "zero-head=true", "omniglot.distort=true", *SGD), 10_000),
         ),
         settings=(*COMMON, f"omniglot.ways={ways}", f"omniglot.shots={shots}"),
         nodes=1,
