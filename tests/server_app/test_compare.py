@@ -404,7 +404,7 @@ def test_the_page_says_why_a_plot_is_missing(start: Any, tmp_path: Path) -> None
         run["shots"] = {}
     text = write_comparison_page(result, tmp_path / "x.html").read_text()
     assert text.count("<img ") == 2
-    assert "No plot &#34;Test tasks, with few examples&#34;: every number of `test-shots` is above" in text
+    assert "No plot &#34;Test tasks, with few examples&#34;: every number of <code>test-shots</code> is above" in text
 
 
 def test_the_page_of_runs_that_all_failed_has_no_plot_and_says_so(start: Any, tmp_path: Path) -> None:
