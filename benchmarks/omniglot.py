@@ -67,7 +67,7 @@ def plan(ways: int, shots: int) -> Plan:
             variant("fomaml", FOMAML, 50_000),
             variant("protonet", PROTONET, 16_000),
             variant("reptile", REPTILE, 36_000),
-            variant("fedavg", ("inner-lr=0.2", "zero-head=true", "omniglot.distort=true", *SGD), 10_000),
+            variant("fedavg", ("inner-lr=0.2", *SGD), 2_000),
         ),
         settings=(*COMMON, f"omniglot.ways={ways}", f"omniglot.shots={shots}"),
         nodes=1,
