@@ -49,6 +49,7 @@ def main() -> None:
         "--pause", type=float, default=6.0, metavar="S", help="seconds between two faults; default: %(default)s"
     )
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whatever ends this, what it started ends as well
     result: dict[str, Any] = {"schema": 1, "benchmark": "chaos", "claim": claim, "goals": [], **vars(chosen)}
     with tempfile.TemporaryDirectory() as folder:
         calm = run(Path(folder) / "calm", chosen, ["--in-process", "--nodes", str(chosen.nodes)], dict(os.environ))
