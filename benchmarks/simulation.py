@@ -29,7 +29,7 @@ from server_app.processes import processes_with
 from server_app.runs import today
 
 TRAIN_ROWS = 64
-JOB = ("inner-steps=15", "batch-size=32", "inner-lr=0.05", "evaluate-every=0", "compile=auto")
+JOB = ("inner-steps=15", "batch-size=32", "inner-lr=0.05", "evaluate-every=0")
 # 80 rows, of which 0.4 and 0.4 are trained on: 64.
 DATA = ("gaussian.rows=80", "validation-tasks=0.05", "test-tasks=0.05")
 GOAL_RATE, GOAL_STOCK, GOAL_MEMORY = 3000.0, 40.0, 1.05
