@@ -29,8 +29,8 @@ test-docker: $(VENV)/.dev
 	sh docker/engine.sh
 	$(BIN)/python -m pytest tests/docker -rs
 
-# Speed, on a machine that does nothing else: the engine against plain loops and other libraries, rounds, simulations, a deployment. The Pythons of
-# environments with other libraries: make bench PEERS="PATH PATH" (docs/performance.md).
+# Speed, on a machine that does nothing else: the engine against plain loops and other libraries, rounds, simulations, a
+# deployment. The Pythons of environments with other libraries: make bench PEERS="PATH PATH" (docs/performance.md).
 bench: $(VENV)/.dev
 	MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824 $(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.peers $(addprefix --peer-python ,$(PEERS))
