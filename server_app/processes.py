@@ -46,17 +46,21 @@ def end_all_with(variable: str) -> None:
 
     Flower's SuperLink starts its workers in sessions of their own, so ending its process group is not enough.
     """
+    seen_without = 0
     for wish in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + 8
-        while (found := processes_with(variable)) and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            found = processes_with(variable)
+            # A process that is just being started shows no environment: only a second look is sure.
+            seen_without = 0 if found else seen_without + 1
+            if seen_without == 2:
+                return
             for pid in found:
                 try:
                     os.kill(pid, wish)
                 except ProcessLookupError:
                     continue
             time.sleep(0.2)
-        if not found:
-            return
     raise TimeoutError(f"these processes do not end: {found}")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from server_app.launch import environment, healthy
-from server_app.processes import end_group
+from server_app.processes import end_group, processes_with
 
 SCRIPTS = Path(sys.executable).parent
 
@@ -42,6 +42,18 @@ def numbers(value: Any) -> list[float]:
     if isinstance(value, list):
         return [number for item in value for number in numbers(item)]
     return [] if value is None else [float(value)]
+
+
+def commands_with(variable: str) -> list[str]:
+    """The command lines of the living processes whose environment holds `variable` ("NAME=value"), with their ids."""
+    found = []
+    for pid in processes_with(variable):
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        found.append(f"{pid}: {command.replace(bytes(1), b' ').decode(errors='replace')}")
+    return found
 
 
 @contextmanager

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from real_processes import SCRIPTS, quickbloom
+from real_processes import SCRIPTS, commands_with, quickbloom
 
 from server_app.launch import environment
-from server_app.processes import end_all_with, processes_with
+from server_app.processes import end_all_with
 
 SMALL = ["compare", "--algorithms", "fedavg,protonet", "--seeds", "2", "--rounds", "2", "--inner-lrs", "0.1,0.3", "--jobs", "1"]
 
@@ -58,7 +58,7 @@ def test_ended_from_outside_it_leaves_no_process_and_says_how_to_go_on(tmp_path:
         assert running.returncode == 130, said
         assert "Stopped; repeat the command to go on" in said
         assert "Traceback" not in said
-        assert processes_with(mark) == []
+        assert commands_with(mark) == []
     finally:
         running.kill()
         end_all_with(mark)

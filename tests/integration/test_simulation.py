@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from real_processes import SCRIPTS, curve, numbers, quickbloom
+from real_processes import SCRIPTS, commands_with, curve, numbers, quickbloom
 
 from common.config import Scalar
 from server_app.launch import LaunchError, LocalSuperLink, Run, bundle, environment, free_port
-from server_app.processes import end_all_with, processes_with
+from server_app.processes import end_all_with
 
 REPOSITORY = Path(__file__).parents[2]
 pytestmark = pytest.mark.simulation
@@ -73,7 +73,7 @@ def test_ended_from_outside_it_stops_the_run_and_leaves_no_process(tmp_path: Pat
         assert running.returncode == 130, rest
         assert "Stopped" in rest
         assert "Traceback" not in rest
-        assert processes_with(mark) == []
+        assert commands_with(mark) == []
     finally:
         running.kill()
         end_all_with(mark)
@@ -90,7 +90,7 @@ def test_a_superlink_that_dies_ends_the_command_with_one_sentence(tmp_path: Path
         with pytest.raises(LaunchError, match="has died"):
             list(lines)
         run.close()
-    assert processes_with(f"FLWR_HOME={link.home}") == []
+    assert commands_with(f"FLWR_HOME={link.home}") == []
 
 
 def test_a_users_own_model_is_imported_from_the_current_directory(tmp_path: Path) -> None:
