@@ -1,9 +1,13 @@
-"""Flower's SuperNode and SuperExec with warm workers and short polls.
+"""Flower's SuperNode and SuperExec with warm workers, short polls and quick reconnects.
 
 Flower starts a new Python process for every message, which costs seconds of CPU for the imports alone, and polls every 1 to 3
 seconds. Here each of these processes is forked from one that has imported torch and Flower already (the standard library's
 fork server), so every message still has a process of its own. Everything else is Flower's own code, called as its commands
 call it.
+
+A node whose server was away is back within seconds: gRPC would let up to two minutes pass between two attempts to connect, and
+Flower's retries 20 s more. And a connection of which nothing is heard is given up, which TCP does only after a quarter of an
+hour, while the node would wait for an answer that cannot come.
 
 This reaches into one release of Flower. With another, or where there is no fork server (Windows), Flower's own commands run
 instead, with a warning. The environment variable QUICKBLOOM_WARM=0 asks for that without one.
@@ -40,6 +44,16 @@ POLL = "QUICKBLOOM_POLL"
 _STOCK_REPLY = 0.5  # what a SuperNode sleeps while it waits for its ClientApp's reply
 _FIRST_BACKOFF = 0.05  # seconds; a worker starts before its message's arrays are there, and would sleep for Flower's 1 s
 
+LONGEST_RETRY = 5  # seconds between two attempts to reach the server
+CONNECTION = (
+    ("grpc.initial_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 1000 * LONGEST_RETRY),
+    # Only while a call waits, and only if nothing was heard for so long: servers refuse those who ask too often.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+"""Options of a node's connection to its server."""
+
 # Run in the fork. It must not import this package: a run's app brings its own `common`.
 _WORK = """
 import importlib, os, sys
@@ -74,6 +88,22 @@ class Pace:
             self.work()
         passed = time.monotonic() - self._worked
         time.sleep(min(max(passed / 10, SHORTEST), max(self._longest, SHORTEST)))
+
+
+class Connecting:
+    """Stands for the module `grpc` where Flower opens its connections: adds CONNECTION to their options."""
+
+    def __init__(self, grpc: Any) -> None:
+        self._grpc = grpc
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._grpc, name)
+
+    def insecure_channel(self, target: str, options: Sequence[tuple[str, Any]] = ()) -> Any:
+        return self._grpc.insecure_channel(target, options=[*options, *CONNECTION])
+
+    def secure_channel(self, target: str, credentials: Any, options: Sequence[tuple[str, Any]] = ()) -> Any:
+        return self._grpc.secure_channel(target, credentials, options=[*options, *CONNECTION])
 
 
 def command(program: str, *arguments: str) -> list[str]:
@@ -125,7 +155,11 @@ def longest_pause() -> float:
 
 
 def warm_supernode(longest: float) -> None:
-    """Make this process's SuperNode poll by Pace and start a warm SuperExec."""
+    """Make this process's SuperNode poll by Pace, connect by Connecting and start a warm SuperExec."""
+    connections: Any = importlib.import_module("flwr.supercore.grpc")
+    connections.grpc = Connecting(connections.grpc)
+    retries: Any = importlib.import_module("flwr.supercore.retry.grpc_retry")
+    retries.MAX_RETRY_DELAY = LONGEST_RETRY
     node: Any = importlib.import_module("flwr.supernode.start_client_internal")
     node.time = Pace(longest)
 

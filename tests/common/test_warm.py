@@ -142,3 +142,30 @@ def test_every_task_has_a_fork_of_its_own_that_knows_torch_but_not_our_code(tmp_
         assert not facts["ours"]
         assert facts["backoff"] < 1
     assert done.stdout == "said\n"  # the second was asked to be quiet
+
+
+CONNECT = """
+import itertools, json, grpc
+seen = []
+grpc.insecure_channel = lambda target, options: seen.append(dict(options))
+from common import warm
+warm.warm_supernode(3.0)
+from flwr.supercore.grpc import create_channel
+from flwr.supercore.retry.grpc_retry import make_simple_grpc_retry_invoker
+create_channel("127.0.0.1:9092", insecure=True)
+pauses = list(itertools.islice(make_simple_grpc_retry_invoker().wait_gen_factory(), 8))
+print(json.dumps([seen, pauses]))
+"""
+
+
+def test_a_node_whose_server_was_away_tries_again_within_seconds() -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", CONNECT], env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (options,), pauses = json.loads(done.stdout)
+    assert options["grpc.max_reconnect_backoff_ms"] == 5000
+    assert options["grpc.keepalive_time_ms"] == 60_000
+    assert options["grpc.max_receive_message_length"] > 1e9  # Flower's own are still there
+    assert pauses == [1, 2, 4, 5, 5, 5, 5, 5]
