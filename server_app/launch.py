@@ -29,6 +29,7 @@ import torch
 
 from common.config import Scalar
 from common.errors import QuickbloomError
+from server_app import simulation
 from server_app.processes import end_all_with, end_group
 from server_app.registration import trouble
 
@@ -49,18 +50,27 @@ class LaunchError(QuickbloomError):
     """Flower could not be started, or did not take the run."""
 
 
-def environment(flwr_home: Path | None = None, modules: Path | None = None) -> dict[str, str]:
+def environment(flwr_home: Path | None = None, modules: Path | None = None, programs: Path | None = None) -> dict[str, str]:
     """The environment for Flower's processes: this Python's scripts first on the PATH, one thread, no telemetry.
 
-    `modules`: a directory from which they can import as well.
+    `modules`: a directory from which they can import as well. `programs`: one that stands before all others on the PATH.
     """
-    scripts = str(Path(sys.executable).parent)
-    extra = {"PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}", **CPU_ENVIRONMENT}
+    path = [programs, Path(sys.executable).parent, os.environ.get("PATH", "")]
+    extra = {"PATH": os.pathsep.join(str(part) for part in path if part), **CPU_ENVIRONMENT}
     if flwr_home:
         extra["FLWR_HOME"] = str(flwr_home)
     if modules:
         extra["PYTHONPATH"] = os.pathsep.join(filter(None, [str(modules), os.environ.get("PYTHONPATH")]))
     return {**os.environ, **QUIET, **extra}
+
+
+def _put_simulation_into(directory: Path) -> None:
+    """Our `flwr-simulation`, for a PATH that it is to stand first on. Windows finds only Flower's own."""
+    directory.mkdir()
+    shim = directory / "flwr-simulation"
+    # -P: nothing is imported from where the file lies.
+    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P "{Path(simulation.__file__).resolve()}" "$@"\n')
+    shim.chmod(0o755)
 
 
 @contextmanager
@@ -100,12 +110,13 @@ class LocalSuperLink:
         config = {"superlink": {"default": self.name, self.name: connection}}
         (self.home / "config.toml").write_text(tomli_w.dumps(config))
         self._log = self.home / "superlink.log"
+        _put_simulation_into(self.home / "bin")
         command = [script("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
         command += ["--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 command,
-                env=environment(self.home, self._modules),
+                env=environment(self.home, self._modules, programs=self.home / "bin"),
                 cwd=self.home,  # neutral: Flower imports the app from here before it looks into the bundle
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -119,16 +119,13 @@ def redraw(data: TaskData, rng: np.random.Generator) -> TaskData:
     y = torch.cat([data.support.y, data.query.y])
     num_support = len(data.support.x)
     strata = y.numpy() if y.dtype == torch.int64 else np.zeros(len(y), dtype=np.int64)
-    # Thousands of tasks are drawn in a round: every member of a class is found by one sort.
-    by_stratum = strata.argsort(kind="stable")
-    ends = [*(np.diff(strata[by_stratum]).nonzero()[0] + 1).tolist(), len(strata)]
-    keep = (by_stratum < num_support).cumsum()
-    chosen = np.zeros(len(x), dtype=bool)
-    start, before = 0, 0
-    for end in ends:
-        upto = int(keep[end - 1])
-        chosen[rng.permutation(by_stratum[start:end])[: upto - before]] = True
-        start, before = end, upto
+    # Thousands of tasks are drawn in a round: one sort puts the members of every class side by side, each class shuffled, and
+    # of each the first ones become support.
+    shuffled = np.lexsort((rng.random(len(strata)), strata))
+    sizes, kept = np.bincount(strata), np.bincount(strata[:num_support], minlength=strata.max(initial=0) + 1)
+    rank = np.arange(len(strata)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    chosen = np.zeros(len(strata), dtype=bool)
+    chosen[shuffled] = rank < np.repeat(kept, sizes)
     support, query = (torch.from_numpy(part.nonzero()[0]) for part in (chosen, ~chosen))
     return TaskData(Batch.of(x[support], y[support]), Batch.of(x[query], y[query]), data.test)
 
