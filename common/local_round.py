@@ -197,6 +197,8 @@ def evaluate(
 
 def stack(batches: Sequence[Batch], device: torch.device) -> Batch:
     """Batches of several tasks as one with a leading task axis, padded to the largest with weight 0."""
+    if len({len(batch.x) for batch in batches}) == 1:  # there is nothing to pad
+        return Batch(*(torch.stack(list(values)).to(device) for values in zip(*batches, strict=True)))
     x, y, weight = (pad_sequence(list(values), batch_first=True) for values in zip(*batches, strict=True))
     # Padding repeats an example rather than zeros: it cannot make a model overflow where the task itself does not.
     x, y = (torch.where(_over(weight > 0, values), values, values[:, :1]) for values in (x, y))
