@@ -86,10 +86,13 @@ def _run_in(
     algorithm = build_algorithm(config, spec)
     outer = OuterOptimizer(algorithm.options, algorithm.init(), config.rounds)
     resumed, lineage = 0, uuid.uuid4().hex
+    branch = lineage  # what of the training lies in this directory; another one has its own
     if checkpoint is not None:
         # Only now is it known that the run can go on: until here nothing of it was touched.
         resume.restore_model(checkpoint, population, outer)
         resumed, lineage = checkpoint.facts["so-far"]["resumed"] + 1, str(checkpoint.facts["lineage"])
+        if resume.goes_on_in_place(config):
+            branch = str(checkpoint.facts.get("branch", lineage))
         clock.add(checkpoint.facts["so-far"]["seconds"])
         directory.write_json("config.json", config.flat())
         resume.cut_history(checkpoint, Path(config.resume_from), directory)
@@ -105,6 +108,7 @@ def _run_in(
             "config": config.flat(),
             "splits": population.splits,
             "lineage": lineage,
+            "branch": branch,
             "nodes": len(set(population.homes.values())),
             "in-process": isinstance(grid, InlineGrid),
         },
@@ -127,7 +131,7 @@ def _run_in(
     strategy = MetaStrategy(config, population, algorithm, outer, on_round, done + 1, lineage, privacy)
     if checkpoint is not None:
         resume.restore_counts(checkpoint, strategy)
-    with tracking.tracked(config, directory.path, done, lineage) as live:
+    with tracking.tracked(config, directory.path, done, branch) as live:
         if checkpoint is None and config.checkpoint_every:
             save(0)  # so that the run can go on from its first moment
         strategy.start(grid, to_arrays(outer.meta), num_rounds=config.rounds, timeout=config.round_deadline)

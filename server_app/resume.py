@@ -29,7 +29,7 @@ from server_app.strategy import MetaStrategy
 _MAY_CHANGE = {
     *("output-dir", "resume-from", "data-dir", "device", "chunk-size", "min-nodes", "node-deadline", "round-deadline"),
     *("evaluate-every", "checkpoint-every", "adapt-lrs", "adapt-steps", "test-shots", "min-replies", "on-too-few"),
-    *("personal", "tensorboard", "mlflow", "compile"),
+    *("personal", "tensorboard", "mlflow", "compile", "secure-threshold"),
 }
 
 
