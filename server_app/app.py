@@ -34,6 +34,7 @@ from server_app.privacy import Ledger, TaskPrivacy
 from server_app.rollcall import Population, call_roll
 from server_app.scores import Scores
 from server_app.strategy import MetaStrategy, RunError
+from server_app.wording import data_name
 
 app = ServerApp()
 
@@ -216,6 +217,7 @@ def _conclude(
         "schema": 1,
         "algorithm": config.algorithm,
         "dataset": config.dataset,
+        "data": data_name(config.flat()),
         "seed": config.seed,
         "rounds": config.rounds,
         "run_dir": str(directory.path),

@@ -1,19 +1,26 @@
 """A user's own data in whole runs: one file on the command line, or a file on every node."""
 
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from common.config import RunConfig, parse_run_config
 from common.errors import ConfigError
 from server_app import cli
 from server_app.app import run_federation
+from server_app.facts import RunFacts
 from server_app.inline import InlineGrid
+from server_app.live import result_table
+from server_app.report import write_report
 from server_app.rollcall import call_roll
+from server_app.wording import data_name
 
 SMALL = ["--in-process", "--no-report", "--json", "--set", "evaluate-every=0", "--set", "mlp.hidden=16"]
 
@@ -55,6 +62,36 @@ def test_hospitals_with_missing_values_are_personalised(tmp_path: Path, capsys: 
     assert "1 task is left out: E (it has 1 row with a target" in " ".join((said + capsys.readouterr().err).split())
     rows = (tmp_path / "run" / "per_task.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows if ",test," in row] == ["D"]
+
+
+def test_titles_name_the_file_and_not_the_folder_that_it_lies_in(tmp_path: Path) -> None:
+    folder = tmp_path / "secret-folder"
+    folder.mkdir()
+    data = ["--data", str(hospitals(folder / "wards[red].csv")), "--task", "hospital", "--target", "outcome"]
+    summary, _ = run(*data, "--set", "own.leave-out=D", "--rounds", "1", "--output", str(tmp_path / "run"))
+    assert summary["data"] == "wards[red].csv"
+    console = Console(width=300, file=io.StringIO(), record=True)
+    console.print(result_table(summary))
+    title = "reptile on wards[red].csv, 1 rounds, seed 0"
+    assert title in console.export_text()
+    facts = RunFacts.read(tmp_path / "run")
+    assert facts.title == "reptile on wards[red].csv, seed 0"
+    (heading,) = re.findall("<h1[^>]*>(.*?)</h1>", write_report(tmp_path / "run", None).read_text(), re.DOTALL)
+    assert "wards[red].csv" in heading
+    assert "secret" not in heading
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"dataset": "digits", "own.path": ""}, "digits"),
+        ({"dataset": "own", "own.path": "/home/me/wards.parquet"}, "wards.parquet"),
+        ({"dataset": "own", "own.path": "my_data:load"}, "my_data:load"),
+        ({"dataset": "own", "own.path": ""}, "the nodes' own data"),
+    ],
+)
+def test_what_the_data_of_a_run_are_called(config: dict[str, str], name: str) -> None:
+    assert data_name(config) == name
 
 
 def test_forty_patients_with_a_number_to_predict(tmp_path: Path) -> None:
