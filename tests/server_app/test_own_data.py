@@ -165,5 +165,52 @@ def test_a_node_with_other_columns_or_classes_is_refused_in_one_sentence(
 
 def test_node_keys_of_own_data_are_refused_for_other_data_sets() -> None:
     config = parse_run_config({"min-nodes": 1, "node-deadline": 1.0})
-    with pytest.raises(ConfigError, match='`data-path`, `task-column` and `target-column` need `dataset = "own"`'):
+    with pytest.raises(ConfigError, match='`data-path`, `task-column`, `task-name` and `target-column` need `dataset = "own"`'):
         call_roll(InlineGrid(1, config.flat(), {0: {"data-path": "/x.csv"}}), config)
+
+
+def alone(path: Path, seed: int = 1) -> str:
+    """A file of one ward whose rows do not say so."""
+    lines = hospital("B", -1, np.random.default_rng(seed)).split("\n")
+    path.write_text("\n".join(line.partition(",")[2] for line in lines))
+    return str(path)
+
+
+def joined(files: list[dict[str, str]], **more: Any) -> list[str]:
+    """The tasks of a roll call of nodes with these settings."""
+    config = parse_run_config({"dataset": "own", "own.task-column": "hospital", "validation-tasks": 0, "test-tasks": 1, **more})
+    nodes = {number: {"target-column": "outcome", **settings} for number, settings in enumerate(files)}
+    settings = {**config.flat(), "min-nodes": len(files), "node-deadline": 1.0}
+    return sorted(call_roll(InlineGrid(len(files), settings, nodes), parse_run_config(settings)).homes)
+
+
+def test_a_nodes_file_without_the_task_column_is_one_task_with_the_files_name(tmp_path: Path) -> None:
+    first, _ = two_files(tmp_path)
+    second = alone(tmp_path / "ward-7.csv")
+    assert joined([{"data-path": first}, {"data-path": second}]) == ["A", "ward-7"]
+    assert joined([{"data-path": first}, {"data-path": second, "task-name": "north"}]) == ["A", "north"]
+    # Where there is the column, it says whose row it is.
+    assert joined([{"data-path": first, "task-name": "x"}, {"data-path": second}]) == ["A", "ward-7"]
+
+
+def test_a_task_column_that_a_node_names_must_be_there(tmp_path: Path) -> None:
+    first, _ = two_files(tmp_path)
+    second = alone(tmp_path / "ward-7.csv")
+    with pytest.raises(ConfigError, match=r"have no column `ward`: they have age, marker, outcome"):
+        joined([{"data-path": first}, {"data-path": second, "task-column": "ward"}])
+
+
+def test_two_files_of_one_name_are_refused_with_what_mends_it(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    files = [{"data-path": alone(tmp_path / folder / "ward.csv", seed)} for seed, folder in enumerate("ab")]
+    with pytest.raises(ConfigError, match=r"two nodes host the task 'ward': .* `quickbloom-edge join --task-name`"):
+        joined(files)
+    files[1]["task-name"] = "other"
+    assert joined(files) == ["other", "ward"]
+
+
+def test_a_run_with_one_file_must_say_whose_row_is_whose(tmp_path: Path) -> None:
+    arguments = ["run", *SMALL, "--data", alone(tmp_path / "ward.csv"), "--target", "outcome"]
+    result = CliRunner().invoke(cli.cli, arguments)
+    assert "have no column `task`" in str(result.exception)
