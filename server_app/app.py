@@ -4,7 +4,6 @@ import os
 import platform
 import sys
 import time
-import uuid
 from collections.abc import Iterable
 from logging import INFO, WARNING
 from pathlib import Path
@@ -86,14 +85,10 @@ def _run_in(
     privacy, config = _with_privacy(config, population, directory, done)
     algorithm = build_algorithm(config, spec)
     outer = OuterOptimizer(algorithm.options, algorithm.init(), config.rounds)
-    resumed, lineage = 0, uuid.uuid4().hex
-    branch = lineage  # what of the training lies in this directory; another one has its own
+    origin = resume.origin_of(checkpoint, config)
     if checkpoint is not None:
         # Only now is it known that the run can go on: until here nothing of it was touched.
         resume.restore_model(checkpoint, population, outer)
-        resumed, lineage = checkpoint.facts["so-far"]["resumed"] + 1, str(checkpoint.facts["lineage"])
-        if resume.goes_on_in_place(config):
-            branch = str(checkpoint.facts.get("branch", lineage))
         clock.add(checkpoint.facts["so-far"]["seconds"])
         directory.write_json("config.json", config.flat())
         resume.cut_history(checkpoint, Path(config.resume_from), directory)
@@ -108,8 +103,8 @@ def _run_in(
             **description(config, spec),
             "config": config.flat(),
             "splits": population.splits,
-            "lineage": lineage,
-            "branch": branch,
+            "lineage": origin.lineage,
+            "branch": origin.branch,
             "nodes": len(set(population.homes.values())),
             "in-process": isinstance(grid, InlineGrid),
         },
@@ -120,7 +115,7 @@ def _run_in(
         scores, said = resume.score_tensors(strategy.last_validation if last else None)
         lr, steps = strategy.chosen_rate()
         said["adapt"] = {"lr": lr, "steps": steps}
-        writer.write(number, outer.state() | scores, resume.counts(strategy, clock.read(), resumed) | said, last=last)
+        writer.write(number, outer.state() | scores, resume.counts(strategy, clock.read(), origin.resumed) | said, last=last)
 
     def on_round(record: dict[str, Any]) -> None:
         directory.append_round(record)
@@ -129,14 +124,14 @@ def _run_in(
         if number == config.rounds or (config.checkpoint_every and number % config.checkpoint_every == 0):
             save(number)
 
-    strategy = MetaStrategy(config, population, algorithm, outer, on_round, done + 1, lineage, privacy)
+    strategy = MetaStrategy(config, population, algorithm, outer, on_round, done + 1, origin.lineage, privacy)
     if checkpoint is not None:
         resume.restore_counts(checkpoint, strategy)
-    with tracking.tracked(config, directory.path, done, branch) as live:
+    with tracking.tracked(config, directory.path, done, origin.branch) as live:
         if checkpoint is None and config.checkpoint_every:
             save(0)  # so that the run can go on from its first moment
         strategy.start(grid, to_arrays(outer.meta), num_rounds=config.rounds, timeout=config.round_deadline)
-        return _conclude(grid, strategy, directory, clock, resumed, live)
+        return _conclude(grid, strategy, directory, clock, origin.resumed, live)
 
 
 def _with_privacy(
