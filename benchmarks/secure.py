@@ -1,7 +1,5 @@
 """What secure sums cost beside plain rounds: bytes and seconds per round, all nodes in one process, one core.
 
-    python -m benchmarks.secure --nodes 5 20 50
-
 Seconds are CPU time of all nodes and the server together. Over a network the three more messages per node add their way. Both
 runs do the same training, and end with the same loss.
 """
@@ -13,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.app import Message
 
+from benchmarks.runner import commit, finish, goal, machine, say
 from common.config import RunConfig, parse_run_config
 from common.secure.messages import KEYS, MASKED
 from common.secure.protocol import needed
@@ -22,6 +22,13 @@ from common.wire import TRAIN
 from server_app.app import run_federation
 from server_app.history import read_history
 from server_app.inline import InlineGrid
+from server_app.runs import today
+
+SETTINGS = {
+    **{"dataset": "gaussian", "model": "mlp", "algorithm": "fedavg"},
+    # With two tasks per node, at least one of which trains: every node is in every sum.
+    **{"validation-tasks": 1, "test-tasks": 1, "evaluate-every": 0, "adapt-steps": 1, "checkpoint-every": 0},
+}
 
 
 class MeasuringGrid(InlineGrid):
@@ -53,29 +60,43 @@ def measure(nodes: int, rounds: int, *, secure: bool, drop_outs: int = 0) -> dic
 
 
 def settings(nodes: int, rounds: int, secure: bool, folder: Path) -> RunConfig:
-    flat: dict[str, Any] = {"dataset": "gaussian", "gaussian.clients": 2 * nodes, "model": "mlp", "algorithm": "fedavg"}
-    # Two tasks per node, one of which trains: every node is in every sum.
-    flat |= {"validation-tasks": 1, "test-tasks": 1, "evaluate-every": 0, "adapt-steps": 1, "checkpoint-every": 0}
+    flat: dict[str, Any] = {**SETTINGS, "gaussian.clients": 2 * nodes}
     return parse_run_config({**flat, "rounds": rounds, "secure-aggregation": secure, "output-dir": str(folder)})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nodes", type=int, nargs="+", default=[5, 20, 50])
-    parser.add_argument("--rounds", type=int, default=6)
-    arguments = parser.parse_args()
-    rows = []
-    for nodes in arguments.nodes:
-        plain, secure = (measure(nodes, arguments.rounds, secure=secure) for secure in (False, True))
-        most = nodes - needed(RunConfig().secure_threshold, nodes)
-        dropped = measure(nodes, 1, secure=True, drop_outs=most)
-        assert abs(plain["loss"] - secure["loss"]) < 1e-4, (plain, secure)
-        for name, result in (("plain", plain), ("secure", secure), (f"secure, {most} drop out", dropped)):
-            up, down = (result[key] / nodes / 1000 for key in ("up", "down"))
-            rows.append(f"| {nodes} | {name} | {up:.1f} | {down:.1f} | {result['seconds']:.2f} |")
-    print(
-        "\n".join(["| nodes | round | kB up, per node | kB down, per node | CPU seconds |", "|---:|---|---:|---:|---:|", *rows])
+    claim = "a round in which the server sees only the sum trains as a plain one does, for a price that is told"
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.secure", description=claim, epilog="Example: python -m benchmarks.secure --nodes 5 20 50"
     )
+    parser.add_argument("--nodes", type=int, nargs="+", default=[5, 20, 50], metavar="N", help="default: 5 20 50")
+    parser.add_argument("--rounds", type=int, default=6, metavar="N", help="default: %(default)s")
+    arguments = parser.parse_args()
+    result: dict[str, Any] = {"schema": 1, "benchmark": "secure", "claim": claim, "goals": []}
+    result |= {"rounds": arguments.rounds, "settings": SETTINGS, "sides": []}
+    apart = 0.0
+    for nodes in arguments.nodes:
+        most = nodes - needed(RunConfig().secure_threshold, nodes)
+        plain, secure = (measure(nodes, arguments.rounds, secure=secure) for secure in (False, True))
+        dropped = measure(nodes, 1, secure=True, drop_outs=most)
+        apart = max(apart, abs(plain["loss"] - secure["loss"]))
+        for label, drop_outs, side in (("plain", 0, plain), ("secure", 0, secure), ("secure", most, dropped)):
+            result["sides"].append({"nodes": nodes, "label": label, "drop-outs": drop_outs, **side})
+            say(f"{nodes} nodes, {label}, {drop_outs} drop out: {side['seconds']:.2f} s")
+    goal(result, "the losses of plain and secure training differ by at most 1e-4", apart, met=apart <= 1e-4)
+    result |= {"machine": machine(), "versions": {"torch": torch.__version__}, "commit": commit(), "date": today()}
+    finish(result, table(result))
+
+
+def table(result: dict[str, Any]) -> str:
+    """Kilobytes per node, and CPU seconds of everybody, as a Markdown table."""
+    lines = ["| nodes | round | kB up | kB down | seconds |", "|---:|---|---:|---:|---:|"]
+    for side in result["sides"]:
+        up, down = (side[key] / side["nodes"] / 1000 for key in ("up", "down"))
+        fell = side["drop-outs"]
+        name = side["label"] + (f", {fell} drop{'s' * (fell == 1)} out" if fell else "")
+        lines.append(f"| {side['nodes']} | {name} | {up:.1f} | {down:.1f} | {side['seconds']:.2f} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

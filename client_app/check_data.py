@@ -5,14 +5,27 @@ from pathlib import Path
 
 import numpy as np
 
-from common.datasets.own import Own, OwnOptions
+from common.datasets.own import Own, OwnOptions, task_of_file
 
 
-def describe(path: str, task: str, target: str) -> Iterator[str]:
-    """Rows, columns with ranges and missing values, tasks, classes. Raises DataError for what cannot be used."""
-    own = Own(OwnOptions(path=path, task_column=task, target_column=target), Path())
+def describe(path: str, task: str, target: str, task_name: str = "") -> Iterator[str]:
+    """Rows, columns with ranges and missing values, tasks, classes. Raises DataError for what cannot be used.
+
+    `task`: the task column, which must be there; "": `task` if there is one, else all rows are one task. `task_name`: its name
+    in a file without a task column, "": that of the file.
+    """
+    name = task_name or ("" if task else task_of_file(path))
+    options = OwnOptions(path=path, task_column=task or "task", task_name=name, target_column=target)
+    own = Own(options, Path())
     yield f"rows: {len(next(iter(own.table.values())))}; {own.kind}; inputs {own.spec.input_shape}"
+    if own.one_task:
+        yield (
+            f"no column `{options.task_column}` says whose row it is: all rows are one task, to the server '{name}', "
+            "unless the run names a task column that is here"
+        )
     for name, column in own.table.items():
+        if own.one_task and name == options.task_column:
+            continue
         if column.dtype == object:
             words = [value for value in column if value is not None]
             yield f"column {name}: text, {len(set(words))} different values, {len(column) - len(words)} missing"

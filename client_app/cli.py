@@ -26,7 +26,9 @@ def _commands() -> None:
 @cli.command()
 def check_data(
     path: Annotated[str, typer.Argument(help="A file, a folder of images, or module:function.")],
-    task: Annotated[str, typer.Option(help="Column that says whose row it is.")] = "task",
+    task: Annotated[
+        str, typer.Option(help="Column that says whose row it is; by default `task`, without one all rows are one task.")
+    ] = "",
     target: Annotated[str, typer.Option(help="Column to predict.")] = "",
 ) -> None:
     """Say what a file holds and what is wrong with it; nothing connects. Exit code: 0 usable, 2 not.
@@ -104,7 +106,10 @@ def join(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the SuperLink takes nodes.")],
     secrets: Annotated[Path, typer.Option(help="Folder with ca.crt and node.key, from `quickbloom secrets`.", readable=False)],
     data: Annotated[str, typer.Option(help="Your own file; it is checked before anything connects.")] = "",
-    task: Annotated[str, typer.Option(help="Its column that says whose row it is.")] = "",
+    task: Annotated[str, typer.Option(help="Its column that says whose row it is; by default as the run says.")] = "",
+    task_name: Annotated[
+        str, typer.Option(help="The task that all its rows are, if it has no such column; by default the file's name.")
+    ] = "",
     target: Annotated[str, typer.Option(help="Its column to predict.")] = "",
     state: Annotated[
         Path | None, typer.Option(help="Folder for what never leaves this device; by default one in ~/.local/state/quickbloom.")
@@ -132,9 +137,9 @@ def join(
     # Flower's processes run elsewhere.
     file = str(Path(data).expanduser().absolute()) if data and Path(data).expanduser().exists() else data
     folder = str(state.expanduser().absolute()) if state else ""
-    named = {"data-path": file, "task-column": task, "target-column": target, "state-dir": folder}
-    limits = {"threads": threads, "chunk-size": chunk_size}
-    settings = {key: str(value) for key, value in {**named, **limits}.items() if value}
+    named = {"data-path": file, "task-column": task, "task-name": task_name, "target-column": target}
+    others = {"state-dir": folder, "threads": threads, "chunk-size": chunk_size}
+    settings = {key: str(value) for key, value in {**named, **others}.items() if value}
     for assignment in set_ or []:
         key, equals, value = assignment.partition("=")
         if not (equals and key):

@@ -97,7 +97,7 @@ def _check_data(config: NodeConfig, say: Say) -> None:
     if config.data_path:
         from client_app.check_data import describe  # imports torch, which takes seconds
 
-        for line in describe(config.data_path, config.task_column or "task", config.target_column):
+        for line in describe(config.data_path, config.task_column, config.target_column, config.task_name):
             say(line)
 
 

@@ -15,6 +15,7 @@ from common.compiling import Auto
 from common.config import NodeConfig, RunConfig, parse_node_config, parse_run_config
 from common.datasets import load_dataset
 from common.datasets.base import TaskInfo, resolve_data_dir
+from common.datasets.own import task_of_file
 from common.errors import ConfigError
 from common.options import Options
 from common.params import Params, mismatch
@@ -78,10 +79,13 @@ def _with_own_file(run: RunConfig, config: NodeConfig) -> Options:
     """The settings of the data set, in which the node's own file and columns win."""
     options = run.table(run.dataset)
     named = {"path": config.data_path, "task_column": config.task_column, "target_column": config.target_column}
-    given = {key: value for key, value in named.items() if value}
+    # A column that this node names must be there; the run's may be one that other nodes have.
+    name = config.task_name or (task_of_file(config.data_path) if config.data_path and not config.task_column else "")
+    given = {key: value for key, value in {**named, "task_name": name}.items() if value}
     if given and run.dataset != "own":
         raise ConfigError(
-            f'node settings `data-path`, `task-column` and `target-column` need `dataset = "own"`, got {run.dataset!r}'
+            'node settings `data-path`, `task-column`, `task-name` and `target-column` need `dataset = "own"`, '
+            f"got {run.dataset!r}"
         )
     return options.model_copy(update=given)
 

@@ -23,7 +23,7 @@ from common import checkpoint, personal
 from common.assemble import build_algorithm
 from common.batch import Batch
 from common.config import parse_run_config
-from common.datasets.own import Own, OwnOptions, as_text, fit, refuse_infinite
+from common.datasets.own import Own, OwnOptions, as_text, fit, refuse_infinite, task_of_file
 from common.datasets.preparation import Preparation
 from common.datasets.tables import Array, Table, as_numbers, read_table
 from common.errors import ConfigError, DataError, in_one_line
@@ -56,7 +56,8 @@ def adapt(
             f"the checkpoint was trained on the data set `{config.dataset}`, and no file fits it: train with --data"
         )
     options = config.table("own").model_copy(update={"path": str(data), "leave_out": ""})
-    named = {"task_column": task, "target_column": target}
+    # As of a device that takes part: a column that is named must be there.
+    named = {"task_column": task, "target_column": target, "task_name": "" if task else task_of_file(str(data))}
     own = Own(_own_options(options.model_copy(update={key: name for key, name in named.items() if name})), Path(), spec.schema)
     if own.spec.input_shape != spec.input_shape:
         raise DataError(

@@ -153,6 +153,9 @@ class NodeConfig(Options):
     data_dir: str = Field("", description="where this node's data files are")
     data_path: str = Field("", description='this node has its own file for the data set `own`; "": as the run says')
     task_column: str = Field("", description='task column of that file; "": as the run says')
+    task_name: str = Field(
+        "", description='what all rows of that file are, if it has no task column; "": it is called as the file'
+    )
     target_column: str = Field("", description='target column of that file; "": as the run says')
     least_in_sum: int = Field(
         0, ge=0, description="send meta-gradients only as part of a secure sum of so many nodes or more; 0: as the run says"

@@ -4,7 +4,6 @@ import os
 import platform
 import sys
 import time
-import uuid
 from collections.abc import Iterable
 from logging import INFO, WARNING
 from pathlib import Path
@@ -34,6 +33,7 @@ from server_app.privacy import Ledger, TaskPrivacy
 from server_app.rollcall import Population, call_roll
 from server_app.scores import Scores
 from server_app.strategy import MetaStrategy, RunError
+from server_app.wording import data_name
 
 app = ServerApp()
 
@@ -85,11 +85,10 @@ def _run_in(
     privacy, config = _with_privacy(config, population, directory, done)
     algorithm = build_algorithm(config, spec)
     outer = OuterOptimizer(algorithm.options, algorithm.init(), config.rounds)
-    resumed, lineage = 0, uuid.uuid4().hex
+    origin = resume.origin_of(checkpoint, config)
     if checkpoint is not None:
         # Only now is it known that the run can go on: until here nothing of it was touched.
         resume.restore_model(checkpoint, population, outer)
-        resumed, lineage = checkpoint.facts["so-far"]["resumed"] + 1, str(checkpoint.facts["lineage"])
         clock.add(checkpoint.facts["so-far"]["seconds"])
         directory.write_json("config.json", config.flat())
         resume.cut_history(checkpoint, Path(config.resume_from), directory)
@@ -104,7 +103,8 @@ def _run_in(
             **description(config, spec),
             "config": config.flat(),
             "splits": population.splits,
-            "lineage": lineage,
+            "lineage": origin.lineage,
+            "branch": origin.branch,
             "nodes": len(set(population.homes.values())),
             "in-process": isinstance(grid, InlineGrid),
         },
@@ -115,7 +115,7 @@ def _run_in(
         scores, said = resume.score_tensors(strategy.last_validation if last else None)
         lr, steps = strategy.chosen_rate()
         said["adapt"] = {"lr": lr, "steps": steps}
-        writer.write(number, outer.state() | scores, resume.counts(strategy, clock.read(), resumed) | said, last=last)
+        writer.write(number, outer.state() | scores, resume.counts(strategy, clock.read(), origin.resumed) | said, last=last)
 
     def on_round(record: dict[str, Any]) -> None:
         directory.append_round(record)
@@ -124,14 +124,14 @@ def _run_in(
         if number == config.rounds or (config.checkpoint_every and number % config.checkpoint_every == 0):
             save(number)
 
-    strategy = MetaStrategy(config, population, algorithm, outer, on_round, done + 1, lineage, privacy)
+    strategy = MetaStrategy(config, population, algorithm, outer, on_round, done + 1, origin.lineage, privacy)
     if checkpoint is not None:
         resume.restore_counts(checkpoint, strategy)
-    with tracking.tracked(config, directory.path, done, lineage) as live:
+    with tracking.tracked(config, directory.path, done, origin.branch) as live:
         if checkpoint is None and config.checkpoint_every:
             save(0)  # so that the run can go on from its first moment
         strategy.start(grid, to_arrays(outer.meta), num_rounds=config.rounds, timeout=config.round_deadline)
-        return _conclude(grid, strategy, directory, clock, resumed, live)
+        return _conclude(grid, strategy, directory, clock, origin.resumed, live)
 
 
 def _with_privacy(
@@ -212,6 +212,7 @@ def _conclude(
         "schema": 1,
         "algorithm": config.algorithm,
         "dataset": config.dataset,
+        "data": data_name(config.flat()),
         "seed": config.seed,
         "rounds": config.rounds,
         "run_dir": str(directory.path),

@@ -1,42 +1,32 @@
 """The `quickbloom` command."""
 
 import json
-import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from safetensors import SafetensorError
 
 from common.algorithms import ALGORITHMS
-from common.config import RunConfig, Scalar, parse_run_config
+from common.config import RunConfig, Scalar
 from common.datasets import DATASETS
-from common.datasets.base import resolve_data_dir
 from common.errors import FILE_TROUBLE, ConfigError, DataError, QuickbloomError, in_one_line
-from server_app import checkpoint
-from server_app.history import RunDirectory, to_json, unused
-from server_app.launch import LaunchError, LocalSuperLink, Run, bundle, connection_exists
-from server_app.live import LogReader, progress_bar, result_table
-from server_app.processes import ENDINGS
-from server_app.resume import goes_on_in_place, open_checkpoint, with_settings_of
-from server_app.settings import check_with_data, own_modules, parse_assignments
-from server_app.tracking import check as check_live_view
+from server_app.following import follow
+from server_app.history import to_json, unused
+from server_app.launch import connection_exists
+from server_app.live import result_table
+from server_app.settings import parse_assignments
+from server_app.starting import connection_for, own_data, settle
+from server_app.terminal import FAILED, STOPPED, WRONG_INPUT, console, paper, say, say_error
 
-OK, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 _DEFAULT = RunConfig()
-_WIDE = 200
-"""Columns of a table that goes into a file or a pipe."""
 
 cli = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False)
-console = Console(stderr=True, highlight=False, emoji=False)
 
 
 @cli.callback()
@@ -84,12 +74,9 @@ def run(
     """
     named: dict[str, Scalar | None] = {"algorithm": algorithm, "dataset": dataset, "rounds": rounds, "seed": seed}
     settings = {key: value for key, value in named.items() if value is not None}
-    settings |= _own_data(data, task, target, dataset)
-    if in_process and connection:
-        raise ConfigError("`--in-process` and `--connection` exclude each other: leave one of them out")
-    if connection is None and not in_process and nodes is None:
-        connection = os.environ.get("QUICKBLOOM_CONNECTION") or None
-    settings |= parse_assignments(set_ or [], str(settings.get("algorithm", RunConfig().algorithm)))
+    settings |= own_data(data, task, target, dataset)
+    connection = connection_for(connection, in_process, nodes)
+    settings |= parse_assignments(set_ or [], str(settings.get("algorithm", _DEFAULT.algorithm)))
     if leave_one_out:
         if connection or nodes or resume or "own.leave-out" in settings:
             raise ConfigError(
@@ -101,34 +88,14 @@ def run(
         settings["resume-from"] = str(resume)
     if output is not None:
         settings["output-dir"] = str(output.expanduser().absolute())
-    if connection is None:
-        if settings.get("resume-from"):
-            settings, nodes, in_process = _go_on(settings, nodes, in_process)
-        nodes = nodes or (1 if in_process else 2)
-        settings = {"min-nodes": nodes, **settings}
-        if not settings.get("output-dir"):
-            settings["output-dir"] = str(_new_directory(settings).absolute())
-    config = parse_run_config(settings)
-    if connection is None:
-        assert nodes is not None
-        _check_locally(config, settings, nodes)
-    elif not connection_exists(connection):
-        raise ConfigError(f"`--connection` must be a [superlink.NAME] of Flower's config.toml, got '{connection}'")
-    try:
-        if in_process:
-            code, summary = _follow_here(parse_run_config(settings), nodes or 1, verbose)
-        else:
-            code, summary = _follow(settings, connection, nodes or 2, verbose)
-    except LaunchError as error:
-        _say_error(str(error))
-        raise typer.Exit(FAILED) from None
+    code, summary = follow(settle(settings, connection, nodes, in_process), verbose)
     if summary is None:
         raise typer.Exit(code)
     if json_:
         print(json.dumps(summary))
     else:
         Console(emoji=False).print(result_table(summary))
-        console.print(f"Run directory: {summary['run_dir']}", markup=False, soft_wrap=True)
+        say(f"Run directory: {summary['run_dir']}")
     if not no_report:
         _try_report(Path(str(summary["run_dir"])))
 
@@ -163,7 +130,7 @@ def compare(
     from server_app import compare as comparing
     from server_app import comparison
 
-    own = _own_data(data, task, None, None if dataset == _DEFAULT.dataset else dataset)
+    own = own_data(data, task, None, None if dataset == _DEFAULT.dataset else dataset)
     dataset = str(own.pop("dataset", dataset))
     set_ = [*(f"{key}={value}" for key, value in own.items()), *(set_ or [])]
     plan = comparing.Plan(
@@ -179,16 +146,14 @@ def compare(
     directory = output or Path("runs") / f"compare-{dataset}"
     jobs = jobs or (1 if simulation else len(os.sched_getaffinity(0)))
     with comparing.locked(directory):
-        console.print(plan.describe(), markup=False, soft_wrap=True)
+        say(plan.describe())
         try:
             entries = comparing.compare(plan, directory, jobs, console)
         except KeyboardInterrupt:
-            console.print(
-                f"Stopped; repeat the command to go on: {directory} keeps what is finished.", markup=False, soft_wrap=True
-            )
+            say(f"Stopped; repeat the command to go on: {directory} keeps what is finished.")
             raise typer.Exit(STOPPED) from None
         except comparing.CompareError as error:
-            _say_error(str(error))
+            say_error(str(error))
             raise typer.Exit(FAILED) from None
         result = comparison.assemble(plan, entries, target)
         comparison.write(result, directory)
@@ -196,7 +161,7 @@ def compare(
     if json_:
         print(to_json(result))
     else:
-        Console(width=None if sys.stdout.isatty() else _WIDE, emoji=False).print(comparison.rich_table(result))
+        paper().print(comparison.rich_table(result))
         for line in (*comparison.caption(result), *comparison.failures(result)):
             Console(emoji=False).print(line, markup=False, highlight=False, soft_wrap=True)
     if all(row["failed"] == len(row["runs"]) for row in result["algorithms"]):
@@ -316,14 +281,14 @@ def secrets(
     )
     if register and not connection_exists(register):
         raise ConfigError(f"`--register` must be a [superlink.NAME] of Flower's config.toml, got '{register}'")
-    paper = Console(width=None if sys.stdout.isatty() else _WIDE, emoji=False, highlight=False)
+    page = paper()
     for item in carry_out(request):
-        paper.print(item, markup=False, soft_wrap=isinstance(item, str))
+        page.print(item, markup=False, highlight=False, soft_wrap=isinstance(item, str))
     try:
         for line in register_keys(register, public_keys(output)) if register else ():
-            paper.print(line, markup=False, soft_wrap=True)
+            page.print(line, markup=False, highlight=False, soft_wrap=True)
     except RegistrationError as error:
-        _say_error(str(error))
+        say_error(str(error))
         raise typer.Exit(FAILED) from None
 
 
@@ -336,202 +301,28 @@ def main() -> None:
     try:
         cli()
     except QuickbloomError as error:
-        _say_error(str(error))
+        say_error(str(error))
         sys.exit(WRONG_INPUT)
     except (ConnectionError, TimeoutError):
         raise  # not about files, and a defect
     except (OSError, SafetensorError) as error:
-        _say_error(f"{FILE_TROUBLE} ({in_one_line(error)}): free some space, or choose another `--output`")
+        say_error(f"{FILE_TROUBLE} ({in_one_line(error)}): free some space, or choose another `--output`")
         sys.exit(FAILED)
-
-
-def _own_data(data: str | None, task: str | None, target: str | None, dataset: str | None) -> dict[str, Scalar]:
-    """The settings that `--data`, `--task` and `--target` stand for."""
-    if data is None:
-        if task or target:
-            raise ConfigError("`--task` and `--target` name columns of a file: use them with `--data`")
-        return {}
-    if dataset not in (None, "own"):
-        raise ConfigError(f"`--data` means the data set `own`, got `--dataset {dataset}`: leave one of them out")
-    path = Path(data).expanduser()
-    # Flower's processes run elsewhere.
-    settings: dict[str, Scalar] = {"dataset": "own", "own.path": str(path.absolute()) if path.exists() else data}
-    named = {"own.task-column": task, "own.target-column": target}
-    return settings | {key: value for key, value in named.items() if value}
 
 
 def _leave_one_out(settings: dict[str, Scalar], output: Path | None, json_: bool, verbose: bool) -> None:
     """One run for each task, which it leaves out; then one table over them."""
     from server_app import leave_one_out as folds
 
-    settings = {"min-nodes": 1, **settings}
-    tasks = folds.tasks_of(parse_run_config(settings))
-    directory = (
-        output.expanduser() if output else unused(Path("runs") / f"leave-one-out-{time.strftime('%Y%m%d-%H%M%S')}")
-    ).absolute()
-    summaries = []
-    for task in tasks:
-        own = folds.fold(settings, task, len(tasks), directory)
-        _check_locally(parse_run_config(own), own, 1)
-        console.print(f"Leaving out {task}", markup=False, soft_wrap=True)
-        code, summary = _follow_here(parse_run_config(own), 1, verbose)
-        if summary is None:
-            raise typer.Exit(code)
-        summaries.append(summary)
-    listed = folds.rows(tasks, summaries)
-    found = folds.result(listed, folds.metric(summaries[0]))
-    folds.write(directory, found)
+    directory = output.expanduser() if output else unused(Path("runs") / f"leave-one-out-{time.strftime('%Y%m%d-%H%M%S')}")
+    code, found = folds.run_all(settings, directory.absolute(), verbose)
+    if found is None:
+        raise typer.Exit(code)
     if json_:
         print(to_json(found))
     else:
-        Console(width=None if sys.stdout.isatty() else _WIDE, emoji=False).print(folds.table(found))
-        console.print(f"Directory: {directory}", markup=False, soft_wrap=True)
-
-
-def _new_directory(settings: dict[str, Scalar]) -> Path:
-    default = RunConfig()
-    name = "-".join(str(settings.get(key, getattr(default, key))) for key in ("dataset", "algorithm"))
-    return unused(Path("runs") / f"{name}-seed{settings.get('seed', default.seed)}-{time.strftime('%Y%m%d-%H%M%S')}")
-
-
-def _go_on(settings: dict[str, Scalar], nodes: int | None, in_process: bool) -> tuple[dict[str, Scalar], int | None, bool]:
-    """(settings, nodes, in process) of the run to go on with here, where they are not given."""
-    path = Path(str(settings["resume-from"])).expanduser().absolute()
-    found = checkpoint.load(path, lambda _: None)  # a damaged file is told of when the run reads it
-    if nodes is not None:
-        settings = {"min-nodes": nodes, **settings}
-    merged = with_settings_of(found, settings | {"resume-from": str(path)})
-    return merged, nodes or int(found.facts["nodes"]), in_process or bool(found.facts["in-process"])
-
-
-def _check_locally(config: RunConfig, settings: dict[str, Scalar], nodes: int) -> None:
-    """Find what is wrong with the data, the model, the split and the directories now, not after Flower has started."""
-    if config.min_nodes > nodes:
-        raise ConfigError(f"`min-nodes` must be at most `--nodes` ({nodes}), got {config.min_nodes}")
-    data_dir = resolve_data_dir(config.data_dir).absolute()
-    settings["data-dir"] = str(data_dir)
-    check_with_data(config, data_dir)
-    check_live_view(config)
-    if config.resume_from:
-        open_checkpoint(config.resolved(), lambda _: None)
-    RunDirectory.create(config.output_dir, "", again=goes_on_in_place(config))
-
-
-def _follow(
-    settings: dict[str, Scalar], connection: str | None, nodes: int, verbose: bool
-) -> tuple[int, dict[str, Any] | None]:
-    """Start the run, show it, and return (exit code, summary); the summary is None unless the run completed."""
-    started: Run | None = None
-    known = True
-    try:
-        with ExitStack() as stack:
-            progress = stack.enter_context(progress_bar(console))
-            task = progress.add_task("starting Flower", total=None)
-            if not console.is_terminal:
-                console.print("starting Flower")
-            app = stack.enter_context(bundle())
-            link = connection or stack.enter_context(LocalSuperLink(own_modules(str(settings.get("model", "auto")))))
-            started = Run(app, link, settings, nodes)
-            stack.callback(started.close)
-            try:
-                log, reader = _show(started, progress, task, verbose)
-                status, details = started.status()
-            except BaseException:
-                # From here on nothing may interrupt: a second Ctrl-C would leave processes behind.
-                for ending in ENDINGS:
-                    signal.signal(ending, signal.SIG_IGN)
-                progress.update(task, description="stopping the run")
-                known = started.stop()
-                raise
-    except KeyboardInterrupt:
-        where = settings.get("output-dir", "the run directory on the server")
-        console.print(f"Stopped; what was finished is in {where}.", markup=False, soft_wrap=True)
-        if connection and started and not known:
-            console.print(f"The run may have been taken all the same: look with `flwr list {connection}`.", markup=False)
-        return STOPPED, None
-    if status != "finished:completed":
-        _say_error(_reason(status, details, log))
-        if reader.run_dir and reader.round > 1:
-            told = f" --connection {connection}" if connection else ""
-            console.print(
-                f"The rounds before are kept; to go on: quickbloom run --resume {reader.run_dir}{told}",
-                markup=False,
-                soft_wrap=True,
-            )
-        return FAILED, None
-    if reader.summary is None:
-        _say_error("the run completed, but its log holds no summary: read summary.json in the run directory on the server")
-        return FAILED, None
-    return OK, reader.summary
-
-
-def _follow_here(config: RunConfig, nodes: int, verbose: bool) -> tuple[int, dict[str, Any] | None]:
-    """The same with all nodes in this process and without Flower's runtime."""
-    from server_app.app import run_federation
-    from server_app.inline import InlineGrid
-    from server_app.strategy import RunError
-
-    logger = logging.getLogger("flwr")
-    theirs, reader = list(logger.handlers), LogReader()
-    try:
-        with progress_bar(console) as progress:
-            task = progress.add_task("roll call", total=None)
-            logger.handlers = [_LineHandler(lambda line: _show_line(line, reader, progress, task, verbose))]
-            return OK, run_federation(InlineGrid(nodes, config.flat(), {}), config)
-    except KeyboardInterrupt:
-        console.print(f"Stopped; what was finished is in {config.output_dir}.", markup=False, soft_wrap=True)
-        return STOPPED, None
-    except RunError as error:
-        _say_error(str(error))
-        return FAILED, None
-    finally:
-        logger.handlers = theirs
-
-
-class _LineHandler(logging.Handler):
-    """Hands every record on as a line of the form that Flower's log has."""
-
-    def __init__(self, take: Callable[[str], None]) -> None:
-        super().__init__()
-        self._take = take
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._take(f"{record.levelname} : {record.getMessage()}")
-
-
-def _show(started: Run, progress: Progress, task: Any, verbose: bool) -> tuple[list[str], LogReader]:
-    """Follow the log to its end and show what a person wants to see of it."""
-    log: list[str] = []
-    reader = LogReader()
-    for line in started.lines():
-        log.append(line)
-        _show_line(line, reader, progress, task, verbose)
-    return log, reader
-
-
-def _show_line(line: str, reader: LogReader, progress: Progress, task: Any, verbose: bool) -> None:
-    said = reader.read(line)
-    if verbose or said:
-        # Never as markup: parts of it come from nodes.
-        console.print(line if verbose else said, markup=False, style="yellow" if reader.warned else None, soft_wrap=True)
-    if reader.round:
-        progress.update(task, description="training", total=reader.total, completed=reader.round - 1)
-    elif "Run directory" in line:
-        progress.update(task, description="roll call")
-
-
-def _reason(status: str, details: str, log: list[str]) -> str:
-    """Why a run failed, in one sentence: Flower puts the exception's text behind "exception: "."""
-    _, found, sentence = details.partition("exception: ")
-    if found:
-        return sentence
-    tail = [line for line in log if line.strip()][-3:]
-    return f"the run ended as {status} ({details}); its log ends with: {' '.join(tail)}"
-
-
-def _say_error(sentence: str) -> None:
-    console.print("error:", style="bold red", end=" ")
-    console.print(sentence, markup=False, soft_wrap=True)
+        paper().print(folds.table(found))
+        say(f"Directory: {directory.absolute()}")
 
 
 def _write_comparison_page(result: dict[str, Any], directory: Path) -> None:
@@ -540,9 +331,9 @@ def _write_comparison_page(result: dict[str, Any], directory: Path) -> None:
 
     try:
         page = write_comparison_page(result, directory / "comparison.html")
-        console.print(f"Comparison: {page}", markup=False, soft_wrap=True)
+        say(f"Comparison: {page}")
     except DataError as error:
-        console.print(f"Comparison: {directory / 'comparison.md'}; no plots: {error}", markup=False, soft_wrap=True)
+        say(f"Comparison: {directory / 'comparison.md'}; no plots: {error}")
 
 
 def _try_report(run_dir: Path) -> None:
@@ -552,9 +343,9 @@ def _try_report(run_dir: Path) -> None:
 
     if run_dir.is_dir() and not missing_packages():
         try:
-            console.print(f"Report: {write_report(run_dir, None)}", markup=False, soft_wrap=True)
+            say(f"Report: {write_report(run_dir, None)}")
         except QuickbloomError as error:
-            console.print(f"No report: {error}", markup=False, soft_wrap=True)
+            say(f"No report: {error}")
 
 
 if __name__ == "__main__":

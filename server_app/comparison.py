@@ -15,7 +15,7 @@ from common.units import size
 from server_app.compare import Entry, Plan, inner_lr, metric_of, validation_score
 from server_app.history import RunDirectory
 from server_app.runs import Result
-from server_app.wording import metric_name
+from server_app.wording import data_name, metric_name
 
 STEPS = (1, 5, 10)
 """Numbers of adaptation steps that the table shows, as far as `adapt-steps` goes."""
@@ -41,6 +41,7 @@ def assemble(plan: Plan, entries: Sequence[Entry], target: float | None) -> dict
     return {
         "schema": 1,
         "dataset": plan.dataset,
+        "data": data_name(plan.candidates(plan.algorithms[0])[0].config().flat()),
         "metric": metric,
         "seeds": list(plan.seeds),
         "tasks": done[0]["tasks"] if done else {},
@@ -223,7 +224,7 @@ def caption(result: Mapping[str, Any]) -> list[str]:
     metric, seeds, target = result["metric"], result["seeds"], result["target"]["validation"]
     what = "accuracy in %" if metric == "accuracy" else f"{metric_name(metric)} (lower is better)"
     over = f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
-    sentences = [f"{result['dataset']}: {what} on {result['tasks'].get('test', 0)} held-out test tasks, {over}."]
+    sentences = [f"{result['data']}: {what} on {result['tasks'].get('test', 0)} held-out test tasks, {over}."]
     sentences += _choices(result)
     if target is not None:
         nodes = result["nodes"]

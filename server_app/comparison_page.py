@@ -24,7 +24,7 @@ def write_comparison_page(result: Mapping[str, Any], path: Path) -> Path:
     """Write the page of a comparison (see `comparison.assemble`) and return its path. Raises DataError."""
     require_packages()
     plots, missing = _plots(result)
-    title = f"{', '.join(row['algorithm'] for row in result['algorithms'])} on {result['dataset']}"
+    title = f"{', '.join(row['algorithm'] for row in result['algorithms'])} on {result['data']}"
     said = caption(result)
     sections = [
         Section(

@@ -16,7 +16,7 @@ from common.errors import ConfigError, DataError, in_one_line
 from server_app.history import read_history
 from server_app.page import nan_for_null
 from server_app.settings import parse_assignments
-from server_app.wording import metric_of
+from server_app.wording import data_name, metric_of
 
 _NOT_OF_THE_RESULT = ("output-dir", "resume-from", "data-dir", "tensorboard", "mlflow")
 _FLAGS = {
@@ -82,7 +82,7 @@ class RunFacts:
 
     @property
     def title(self) -> str:
-        return f"{self.config['algorithm']} on {self.config['dataset']}, seed {self.config['seed']}"
+        return f"{self.config['algorithm']} on {data_name(self.config)}, seed {self.config['seed']}"
 
     @cached_property
     def metric(self) -> str:

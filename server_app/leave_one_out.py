@@ -12,14 +12,35 @@ from urllib.parse import quote
 import numpy as np
 from rich.table import Table
 
-from common.config import RunConfig, Scalar
+from common.config import RunConfig, Scalar, parse_run_config
 from common.datasets import load_dataset
 from common.datasets.base import resolve_data_dir
 from common.errors import ConfigError
+from server_app.following import follow_here
 from server_app.history import RunDirectory, spread
+from server_app.starting import check_locally
+from server_app.terminal import OK, say
 from server_app.wording import metric_name
 
 FILE = "leave-one-out"
+
+
+def run_all(settings: Mapping[str, Scalar], directory: Path, verbose: bool) -> tuple[int, dict[str, Any] | None]:
+    """All folds, one after the other in this process: (exit code, `result`), the latter also in files; None if one failed."""
+    settings = {"min-nodes": 1, **settings}
+    tasks = tasks_of(parse_run_config(settings))
+    summaries = []
+    for task in tasks:
+        own = fold(settings, task, len(tasks), directory)
+        check_locally(parse_run_config(own), own, 1)
+        say(f"Leaving out {task}")
+        code, summary = follow_here(parse_run_config(own), 1, verbose)
+        if summary is None:
+            return code, None
+        summaries.append(summary)
+    found = result(rows(tasks, summaries), metric(summaries[0]))
+    write(directory, found)
+    return OK, found
 
 
 def tasks_of(config: RunConfig) -> list[str]:

@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -93,7 +94,10 @@ def result_table(summary: dict[str, Any]) -> Table:
     """Before and after adaptation on held-out tasks: mean with its 95 % half-width, and the worst tenth of the tasks."""
     chosen, seconds, sent = summary["chosen"], summary["seconds"], summary["bytes"]
     table = Table(
-        title=f"{summary['algorithm']} on {summary['dataset']}, {summary['rounds']} rounds, seed {summary['seed']}",
+        title=escape(
+            f"{summary['algorithm']} on {summary.get('data', summary['dataset'])}, {summary['rounds']} rounds, "
+            f"seed {summary['seed']}"
+        ),
         caption=(
             f"adapted with rate {chosen['adapt_lr']:g}, {chosen['adapt_steps']} steps "
             f"({'chosen on validation tasks' if summary['validation'] else 'no validation tasks to choose on'}); "

@@ -12,7 +12,7 @@ from common.units import size
 from server_app.drawing import LONGEST_NAME, every, percent, picture, short, style, whole_numbers
 from server_app.facts import RunFacts
 from server_app.page import Code, Fold, Part, Section, Table, Text
-from server_app.wording import axis_name, duration, metric_name, score
+from server_app.wording import axis_name, data_name, duration, metric_name, score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,8 +45,9 @@ def sections_of_runs(runs: Sequence[RunFacts]) -> list[Section]:
 
 def _labels(runs: Sequence[RunFacts]) -> list[str]:
     """What tells the runs apart in few words: algorithm, data set and seed as far as they differ, else a number."""
-    told = [key for key in ("algorithm", "dataset", "seed") if len({run.config[key] for run in runs}) > 1] or ["algorithm"]
-    names = [", ".join(f"seed {run.config[key]}" if key == "seed" else str(run.config[key]) for key in told) for run in runs]
+    words = [(str(run.config["algorithm"]), data_name(run.config), f"seed {run.config['seed']}") for run in runs]
+    told = [i for i, of_all in enumerate(zip(*words, strict=True)) if len(set(of_all)) > 1] or [0]
+    names = [", ".join(of_one[i] for i in told) for of_one in words]
     return [f"{names[:i].count(name) + 1}: {name}" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
@@ -84,7 +85,7 @@ def _result(runs: Sequence[RunFacts], labels: Sequence[str], metric: str) -> lis
 
 def _against(run: RunFacts, first: RunFacts, metric: str) -> str:
     """The mean difference over the test tasks of both runs, each with itself."""
-    if run is first or run.config["dataset"] != first.config["dataset"]:
+    if run is first or _data(run) != _data(first):
         return "-"
     others = {client.task: client.after for client in first.clients}
     gaps = np.array([client.after - others[client.task] for client in run.clients if client.task in others])
@@ -92,6 +93,10 @@ def _against(run: RunFacts, first: RunFacts, metric: str) -> str:
         return "-"
     half = 1.96 * gaps.std(ddof=1) / math.sqrt(len(gaps))
     return ("+" if gaps.mean() >= 0 else "") + score(float(gaps.mean()), metric, float(half))
+
+
+def _data(run: RunFacts) -> tuple[object, object]:
+    return run.config["dataset"], run.config.get("own.path")
 
 
 def _learning(runs: Sequence[RunFacts], labels: Sequence[str], metric: str) -> list[Part]:

@@ -5,7 +5,9 @@ on. Settings that are not given are the checkpoint's; of those that are given, o
 differ from it.
 """
 
+import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from logging import INFO
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from server_app.strategy import MetaStrategy
 _MAY_CHANGE = {
     *("output-dir", "resume-from", "data-dir", "device", "chunk-size", "min-nodes", "node-deadline", "round-deadline"),
     *("evaluate-every", "checkpoint-every", "adapt-lrs", "adapt-steps", "test-shots", "min-replies", "on-too-few"),
-    *("personal", "tensorboard", "mlflow", "compile"),
+    *("personal", "tensorboard", "mlflow", "compile", "secure-threshold"),
 }
 
 
@@ -54,6 +56,29 @@ def open_checkpoint(config: RunConfig, on_damage: OnDamage = warn) -> Checkpoint
     if done >= config.rounds and not goes_on_in_place(config):
         raise ConfigError(f"`resume-from` names a run that is finished: its checkpoint is of round {done} of {config.rounds}")
     return checkpoint
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run comes from.
+
+    `resumed`: how often it was resumed. `lineage`: names the training, with all that goes on from it. `branch`: names what of
+    it lies in one run directory.
+    """
+
+    resumed: int
+    lineage: str
+    branch: str
+
+
+def origin_of(checkpoint: Checkpoint | None, config: RunConfig) -> Origin:
+    """That of a run that starts anew, or goes on from `checkpoint`."""
+    fresh = uuid.uuid4().hex
+    if checkpoint is None:
+        return Origin(0, fresh, fresh)
+    lineage = str(checkpoint.facts["lineage"])
+    branch = str(checkpoint.facts.get("branch", lineage)) if goes_on_in_place(config) else fresh
+    return Origin(checkpoint.facts["so-far"]["resumed"] + 1, lineage, branch)
 
 
 def goes_on_in_place(config: RunConfig) -> bool:

@@ -62,7 +62,7 @@ def call_roll(grid: Grid, config: RunConfig) -> Population:
             if task.task_id in homes:
                 raise ConfigError(
                     f"two nodes host the task '{task.task_id}': give every node its own `partition-id` and the same "
-                    "`num-partitions` in its --node-config"
+                    "`num-partitions` in its --node-config" + _or_other_names(config)
                 )
             homes[task.task_id], tasks[task.task_id] = node_id, task
     splits = split_tasks(list(tasks.values()), config)
@@ -163,6 +163,16 @@ def _instead(config: RunConfig, number: int) -> str:
     if number > 1:
         return "; to test every task on a model of the others, use `quickbloom run --leave-one-out`"
     return "; of a single task nothing can be held out: name the column that tells tasks apart with `--task`"
+
+
+def _or_other_names(config: RunConfig) -> str:
+    """What else mends two tasks of one name: nodes may have files of their own."""
+    if config.dataset != "own":
+        return ""
+    return (
+        ", or, where nodes have files of their own, let their tasks have different names (of a file without a task column: "
+        "`quickbloom-edge join --task-name`)"
+    )
 
 
 def _name_left_out(left_out: Mapping[str, str]) -> None:

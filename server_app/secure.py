@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from common.config import RunConfig
 from common.params import Params, norm
-from common.secure.masks import Integers, to_numbers
+from common.secure.masks import MOST_NODES, Integers, to_numbers
 from common.secure.messages import (
     KEYS,
     MASKED,
@@ -50,9 +50,19 @@ _ROUNDING = 1e-3
 """Of counts in a sum, each of which every node has rounded."""
 
 
-def too_few_nodes(nodes: int) -> str | None:
-    """Why so many nodes make no secure sum, in words; None if they do."""
-    return None if nodes >= LEAST_NODES else f"it has {nodes} node{'s' * (nodes != 1)}, and a secure sum needs {LEAST_NODES}"
+def unfit(nodes: int) -> str | None:
+    """Why so many nodes make no secure sum, and what mends it; None if they make one."""
+    if nodes < LEAST_NODES:
+        return (
+            f"it has {nodes} node{'s' * (nodes != 1)}, and a secure sum needs {LEAST_NODES}; "
+            "connect more nodes, or let more tasks take part"
+        )
+    if nodes > MOST_NODES:
+        return (
+            f"it has {nodes} nodes, and a secure sum takes at most {MOST_NODES}; "
+            "let fewer tasks take part, or host more tasks on a node"
+        )
+    return None
 
 
 @dataclass

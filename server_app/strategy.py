@@ -45,7 +45,7 @@ from server_app.privacy import TaskPrivacy
 from server_app.replies import check_scores, check_update, decoded, most_weight
 from server_app.rollcall import Population, failure
 from server_app.scores import Scores, best_rate
-from server_app.secure import SecureSum, check_totals, too_few_nodes
+from server_app.secure import SecureSum, check_totals, unfit
 
 _ATTEMPTS = 5
 """How often in all a round is tried with `on-too-few = "repeat"`."""
@@ -107,26 +107,28 @@ class MetaStrategy(Strategy):
         self._check_rule()
 
     def _check_rule(self) -> None:
-        """Refuse a way of aggregation that would have too few nodes in some round."""
+        """Refuse a way of aggregation that would have too few nodes in some round, or too many."""
         if self.config.aggregate == "mean" and not self.config.secure_aggregation:
             return
-        nodes, number = self._fewest_nodes()
-        if self.config.secure_aggregation and (reason := too_few_nodes(nodes)):
-            raise ConfigError(
-                f"`secure-aggregation` cannot work in round {number}: {reason}; connect more nodes, or let more tasks take part"
-            )
+        rounds = self._nodes_of_rounds()
+        if not rounds:  # a run is gone on with whose training is over
+            return
+        for nodes, number in (min(rounds), max(rounds)) if self.config.secure_aggregation else ():
+            if reason := unfit(nodes):
+                raise ConfigError(f"`secure-aggregation` cannot work in round {number}: {reason}")
+        nodes, number = min(rounds)
         if reason := too_few(self.config.aggregate, self.config.malicious, nodes):
             raise ConfigError(
                 f'`aggregate = "{self.config.aggregate}"` cannot work in round {number}: {reason}, since every node is one '
                 "vote; connect more nodes, let more tasks take part, or lower `malicious`"
             )
 
-    def _fewest_nodes(self) -> tuple[int, int]:
-        """(nodes, round) of the round with the fewest nodes, if all of them answer."""
+    def _nodes_of_rounds(self) -> list[tuple[int, int]]:
+        """(nodes, round) of every round, if all of them answer."""
         if self.privacy:  # which tasks take part is not known before; all nodes do
-            return len({self.population.homes[task_id] for task_id in self.population.splits["train"]}), self._first_round
+            return [(len({self.population.homes[task_id] for task_id in self.population.splits["train"]}), self._first_round)]
         rounds = range(self._first_round, self.config.rounds + 1)
-        return min((len({self.population.homes[t] for t in self.choose_tasks(number)}), number) for number in rounds)
+        return [(len({self.population.homes[t] for t in self.choose_tasks(number)}), number) for number in rounds]
 
     def start(
         self,

@@ -25,7 +25,7 @@ Clients = Mapping[str, np.ndarray[Any, Any]]
 """Name -> one number for each client."""
 
 _EXPERIMENT = "quickbloom"
-_LINEAGE = "quickbloom.lineage"
+_BRANCH = "quickbloom.lineage"
 _MOST_PARAMS, _MOST_METRICS, _LONGEST = 100, 1000, 500
 """What MLflow takes in one request, and as one value."""
 
@@ -77,11 +77,11 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run of the experiment `quickbloom` on a tracking server; one that was cut off goes on. Raises ConfigError."""
+    """A run of the experiment `quickbloom` on a tracking server; one of the same `branch` goes on. Raises ConfigError."""
 
     name = "MLflow"
 
-    def __init__(self, uri: str, run_name: str, lineage: str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, uri: str, run_name: str, branch: str, settings: Mapping[str, Any]) -> None:
         # Before the import: a server that is away must not hold up a round for minutes, and nobody else is told of the run.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -93,12 +93,12 @@ class MLflow:
         try:
             self._client = mlflow.MlflowClient(tracking_uri=uri)
             experiment = self._experiment()
-            known = self._client.search_runs([experiment], f"tags.`{_LINEAGE}` = '{lineage}'", max_results=1)
+            known = self._client.search_runs([experiment], f"tags.`{_BRANCH}` = '{branch}'", max_results=1)
             if known:
                 self._id = known[0].info.run_id
                 self._client.update_run(self._id, status="RUNNING")
                 return
-            self._id = self._client.create_run(experiment, run_name=run_name, tags={_LINEAGE: lineage}).info.run_id
+            self._id = self._client.create_run(experiment, run_name=run_name, tags={_BRANCH: branch}).info.run_id
             params = [Param(key, str(value)[:_LONGEST]) for key, value in settings.items() if value != ""]
             for start in range(0, len(params), _MOST_PARAMS):
                 self._client.log_batch(self._id, params=params[start : start + _MOST_PARAMS])
@@ -172,15 +172,18 @@ def check(config: RunConfig) -> None:
 
 
 @contextmanager
-def tracked(config: RunConfig, directory: Path, done: int, lineage: str) -> Iterator[Trackers]:
-    """What the settings ask for, as long as the run lasts. `done`: rounds that are done. Raises ConfigError."""
+def tracked(config: RunConfig, directory: Path, done: int, branch: str) -> Iterator[Trackers]:
+    """What the settings ask for, as long as the run lasts. Raises ConfigError.
+
+    `done`: rounds that are done. `branch`: names the run, also after it was cut off and goes on in its directory.
+    """
     opened: list[Tracker] = []
-    if config.tensorboard:
-        opened.append(TensorBoard(directory, done))
-    if config.mlflow:
-        opened.append(MLflow(config.mlflow, directory.name, lineage, config.flat()))
     trackers, ended = Trackers(opened), False
     try:
+        if config.tensorboard:
+            opened.append(TensorBoard(directory, done))
+        if config.mlflow:
+            opened.append(MLflow(config.mlflow, directory.name, branch, config.flat()))
         yield trackers
         ended = True
     finally:

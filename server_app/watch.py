@@ -19,7 +19,7 @@ from rich.text import Text
 from common.errors import ConfigError, in_one_line
 from common.units import size
 from server_app.live import result_table
-from server_app.wording import duration, metric_name, metric_of, score
+from server_app.wording import data_name, duration, metric_name, metric_of, score
 
 _PACE = 30  # newest rounds whose median says how long the rest will take
 _TOLD = 5  # newest failures that are shown
@@ -51,7 +51,7 @@ class Watched:
         """Take in what has been written since; returns the new rounds. A line that is still being written waits."""
         if not self.total and (config := _json(self.directory / "config.json")):
             self.total = int(config.get("rounds", 0))
-            self.name = f"{config.get('algorithm')} on {config.get('dataset')}, seed {config.get('seed')}"
+            self.name = f"{config.get('algorithm')} on {data_name(config)}, seed {config.get('seed')}"
         try:
             new = [json.loads(line) for line in self._lines()]
             for record in new:

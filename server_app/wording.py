@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 ONE_TASK = "no interval: the spread over tasks cannot be told from a single one"
@@ -17,6 +18,14 @@ def metric_name(metric: str, target: str = "") -> str:
     if metric != "mse":
         return metric
     return f"mean squared error of {target}" if target else "mean squared error"
+
+
+def data_name(config: Mapping[str, Any]) -> str:
+    """What the data of a run with these settings are called: of a user's own the file, without the folder that it lies in."""
+    if config.get("dataset") != "own":
+        return str(config.get("dataset"))
+    # Without a file in the settings every node has one of its own.
+    return Path(str(config.get("own.path", ""))).name or "the nodes' own data"
 
 
 def unit(metric: str, dataset: str) -> str:

@@ -33,6 +33,9 @@ class OwnOptions(Options):
 
     path: str = Field("", description="the user's .npz, .csv, .parquet, .jsonl, folder of images, or module:function")
     task_column: str = Field("task", description="column that says which task a row belongs to")
+    task_name: str = Field(
+        "", description='where the file has no task column, all its rows are one task of this name; "": it is refused'
+    )
     target_column: str = Field("", description='column to predict; "": `target`, `label`, `class` or `y`, whichever is there')
     split_column: str = Field("", description='column with train, validation or test, of rows or of whole tasks; "": none')
     features: str = Field("", description='columns to predict from, with commas between them; "": all others')
@@ -61,6 +64,10 @@ class Own(FixedSplitDataset):
         if not options.path:
             raise DataError("the data set `own` needs a file: use `--data PATH`, or set `own.path` or the node's `data-path`")
         self.table = read_table(options.path, options.image_side)
+        self.one_task = bool(options.task_name) and options.task_column not in self.table
+        if self.one_task:
+            rows = len(next(iter(self.table.values())))
+            self.table[options.task_column] = np.full(rows, options.task_name, dtype=object)
         self._agreed: dict[str, Any] = json.loads(schema) if schema else {}
         if self._agreed and options.split_column not in self.table:  # of the others' files
             options = options.model_copy(update={"split_column": ""})
@@ -221,6 +228,11 @@ class Own(FixedSplitDataset):
             count = f"{len(y)} row{'s' * (len(y) != 1)}"
             return f"it has {count} with a target, too few for support, query and test: 3 of a class are the least"
         return [np.array(sorted(part)) for part in parts]
+
+
+def task_of_file(path: str) -> str:
+    """What all rows of a file without a task column are called, if nobody has said: "/data/ward-7.csv" is "ward-7"."""
+    return Path(path).expanduser().absolute().stem
 
 
 def fit(table: Table, kinds: Mapping[str, str], reserved: set[str], path: str) -> None:

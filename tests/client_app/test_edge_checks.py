@@ -172,6 +172,24 @@ def test_data_are_checked_before_the_secrets_and_the_server(tmp_path: Path) -> N
         signal.signal(signal.SIGTERM, before)
 
 
+def test_a_file_without_a_task_column_is_said_to_be_one_task_before_anything_connects(tmp_path: Path) -> None:
+    rows = "".join(f"{x},{'ill' if x % 2 else 'well'}\n" for x in range(20))
+    (tmp_path / "ward-7.csv").write_text(f"x,y\n{rows}")
+    settings, said = {"data-path": str(tmp_path / "ward-7.csv")}, list[str]()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for more in ({}, {"task-name": "north"}, {"task-column": "ward"}):
+            refused = pytest.raises(DataError, match="no column `ward`") if "task-column" in more else pytest.raises(JoinError)
+            with refused:
+                join("localhost:1", tmp_path / "none", settings | more, 9094, said.append)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    tasks = [line.split(":")[0] for line in said if line.startswith("task ")]
+    assert tasks == ["task ward-7", "task north"]
+    assert "no column `task` says whose row it is: all rows are one task, to the server 'ward-7'" in " ".join(said)
+    assert not [line for line in said if line.startswith("column task")]
+
+
 @pytest.mark.parametrize(
     ("text", "quiet", "loud"),
     [

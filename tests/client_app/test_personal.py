@@ -63,6 +63,21 @@ def per_task(run: Path) -> dict[str, dict[str, str]]:
         return {row["task"]: row for row in csv.DictReader(file)}
 
 
+def test_a_file_without_a_task_column_is_one_task_from_training_to_prediction(tmp_path: Path) -> None:
+    grid, more = federation(tmp_path)
+    lines = (tmp_path / "EF.csv").read_text().splitlines()
+    alone = tmp_path / "EF.csv"
+    alone.write_text("\n".join(line.partition(",")[2] for line in lines[:61]))  # E's
+    run_federation(grid, more["config"])
+    state = tmp_path / "state-2"
+    assert sorted(path.name for path in (state / "personal").iterdir()) == ["EF.json", "EF.safetensors"]
+    (kept,) = predict(state / "personal", alone).scores
+    assert (kept.task, kept.part) == ("EF", "test")
+    (adapted,) = adapt(state, alone, tmp_path / "again")
+    (again,) = predict(tmp_path / "again", alone).scores
+    assert (adapted.task, again.value, again.examples) == ("EF", kept.value, kept.examples)
+
+
 @pytest.mark.parametrize("algorithm", ["fomaml", "metasgd", "protonet", "heads", "pfedme"])
 def test_predict_on_the_device_reproduces_the_accuracy_of_per_task_csv_exactly(tmp_path: Path, algorithm: str) -> None:
     grid, more = federation(tmp_path, algorithm=algorithm)

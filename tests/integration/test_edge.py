@@ -63,9 +63,11 @@ def join(home: Path, fleet: int, node: int, *more: str | Path) -> list[str | Pat
 def test_two_devices_train_and_predict_what_the_server_saw(link: tuple[Path, int], tmp_path: Path) -> None:
     home, fleet = link
     env = {**environment(home), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    first, second = ward(tmp_path / "1.csv", "A", "B"), ward(tmp_path / "2.csv", "C", "D")
-    own = ["--task", "ward", "--target", "outcome", "--threads", "1", "--quiet-hours", "12:00-12:00"]
-    one = join(home, fleet, 1, "--data", first, "--state", tmp_path / "state-1", *own)
+    first, second = ward(tmp_path / "1.csv", "A", "B"), ward(tmp_path / "north.csv", "C")
+    # The rows of the second device do not say whose they are.
+    second.write_text("".join(line.partition(",")[2] for line in second.read_text().splitlines(keepends=True)))
+    own = ["--target", "outcome", "--threads", "1", "--quiet-hours", "12:00-12:00"]
+    one = join(home, fleet, 1, "--data", first, "--task", "ward", "--state", tmp_path / "state-1", *own)
     two = join(home, fleet, 2, "--data", second, "--state", tmp_path / "state-2", *own)
     with process(*one, env=env, log=tmp_path / "1.log"), process(*two, env=env, log=tmp_path / "2.log"):
         settings = [
@@ -93,6 +95,7 @@ def test_two_devices_train_and_predict_what_the_server_saw(link: tuple[Path, int
                 checked += 1
     assert checked == len(rows) == 2
     assert "task A: 20 support" in said
+    assert "Personal model of north (round 2): accuracy" in said
     assert "Round 2, training: " in said
     assert "on its own test part" in said
     assert "Personal model of A (round 2): accuracy" in said

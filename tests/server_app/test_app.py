@@ -24,7 +24,21 @@ from server_app.history import read_history
 from server_app.strategy import RunError
 
 KEYS = {
-    *("schema", "algorithm", "dataset", "seed", "rounds", "run_dir", "tasks", "chosen", "test", "validation", "shots", "bytes"),
+    *(
+        "schema",
+        "algorithm",
+        "dataset",
+        "data",
+        "seed",
+        "rounds",
+        "run_dir",
+        "tasks",
+        "chosen",
+        "test",
+        "validation",
+        "shots",
+        "bytes",
+    ),
     *("seconds", "failures", "versions", "resumed", "best_validation", "late", "privacy"),
 }
 

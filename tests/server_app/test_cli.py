@@ -19,7 +19,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     def no_start(*_: Any) -> Any:
         raise AssertionError("Flower must not be started")
 
-    monkeypatch.setattr(cli, "_follow", no_start)
+    monkeypatch.setattr(cli, "follow", no_start)
     monkeypatch.setattr("sys.argv", ["quickbloom", *arguments])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -134,7 +134,7 @@ def test_the_exit_code_is_that_of_the_run_and_json_stands_alone_on_stdout(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, code: int, summary: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_follow", lambda *_: (code, summary))
+    monkeypatch.setattr(cli, "follow", lambda *_: (code, summary))
     monkeypatch.setattr("sys.argv", ["quickbloom", "run", "--json"])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -150,7 +150,7 @@ def test_a_full_disk_ends_the_command_with_one_sentence(
         raise error
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_follow", full)
+    monkeypatch.setattr(cli, "follow", full)
     monkeypatch.setattr("sys.argv", ["quickbloom", "run"])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -168,7 +168,7 @@ def test_a_report_is_written_unless_it_is_not_wanted(
 ) -> None:
     written: list[Path] = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_follow", lambda *_: (0, SUMMARY))
+    monkeypatch.setattr(cli, "follow", lambda *_: (0, SUMMARY))
     monkeypatch.setattr(cli, "_try_report", written.append)
     monkeypatch.setattr("sys.argv", ["quickbloom", "run", "--json", *option])
     with pytest.raises(SystemExit):

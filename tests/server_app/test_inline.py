@@ -11,7 +11,7 @@ from loopback import LoopbackGrid
 
 from common.config import RunConfig, parse_run_config
 from common.wire import ROLL_CALL, RollCallReply
-from server_app import cli, inline
+from server_app import cli, following, inline
 from server_app.app import run_federation
 from server_app.history import read_history
 from server_app.inline import InlineGrid
@@ -78,7 +78,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *ar
     def no_start(*_: Any) -> Any:
         raise AssertionError("Flower must not be started")
 
-    monkeypatch.setattr(cli, "_follow", no_start)
+    monkeypatch.setattr(following, "_follow_flower", no_start)
     monkeypatch.setattr("sys.argv", ["quickbloom", "run", "--in-process", *arguments])
     handlers = list(logging.getLogger("flwr").handlers)
     with pytest.raises(SystemExit) as end:

@@ -1,19 +1,26 @@
 """A user's own data in whole runs: one file on the command line, or a file on every node."""
 
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from common.config import RunConfig, parse_run_config
 from common.errors import ConfigError
 from server_app import cli
 from server_app.app import run_federation
+from server_app.facts import RunFacts
 from server_app.inline import InlineGrid
+from server_app.live import result_table
+from server_app.report import write_report
 from server_app.rollcall import call_roll
+from server_app.wording import data_name
 
 SMALL = ["--in-process", "--no-report", "--json", "--set", "evaluate-every=0", "--set", "mlp.hidden=16"]
 
@@ -55,6 +62,36 @@ def test_hospitals_with_missing_values_are_personalised(tmp_path: Path, capsys: 
     assert "1 task is left out: E (it has 1 row with a target" in " ".join((said + capsys.readouterr().err).split())
     rows = (tmp_path / "run" / "per_task.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows if ",test," in row] == ["D"]
+
+
+def test_titles_name_the_file_and_not_the_folder_that_it_lies_in(tmp_path: Path) -> None:
+    folder = tmp_path / "secret-folder"
+    folder.mkdir()
+    data = ["--data", str(hospitals(folder / "wards[red].csv")), "--task", "hospital", "--target", "outcome"]
+    summary, _ = run(*data, "--set", "own.leave-out=D", "--rounds", "1", "--output", str(tmp_path / "run"))
+    assert summary["data"] == "wards[red].csv"
+    console = Console(width=300, file=io.StringIO(), record=True)
+    console.print(result_table(summary))
+    title = "reptile on wards[red].csv, 1 rounds, seed 0"
+    assert title in console.export_text()
+    facts = RunFacts.read(tmp_path / "run")
+    assert facts.title == "reptile on wards[red].csv, seed 0"
+    (heading,) = re.findall("<h1[^>]*>(.*?)</h1>", write_report(tmp_path / "run", None).read_text(), re.DOTALL)
+    assert "wards[red].csv" in heading
+    assert "secret" not in heading
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"dataset": "digits", "own.path": ""}, "digits"),
+        ({"dataset": "own", "own.path": "/home/me/wards.parquet"}, "wards.parquet"),
+        ({"dataset": "own", "own.path": "my_data:load"}, "my_data:load"),
+        ({"dataset": "own", "own.path": ""}, "the nodes' own data"),
+    ],
+)
+def test_what_the_data_of_a_run_are_called(config: dict[str, str], name: str) -> None:
+    assert data_name(config) == name
 
 
 def test_forty_patients_with_a_number_to_predict(tmp_path: Path) -> None:
@@ -128,5 +165,52 @@ def test_a_node_with_other_columns_or_classes_is_refused_in_one_sentence(
 
 def test_node_keys_of_own_data_are_refused_for_other_data_sets() -> None:
     config = parse_run_config({"min-nodes": 1, "node-deadline": 1.0})
-    with pytest.raises(ConfigError, match='`data-path`, `task-column` and `target-column` need `dataset = "own"`'):
+    with pytest.raises(ConfigError, match='`data-path`, `task-column`, `task-name` and `target-column` need `dataset = "own"`'):
         call_roll(InlineGrid(1, config.flat(), {0: {"data-path": "/x.csv"}}), config)
+
+
+def alone(path: Path, seed: int = 1) -> str:
+    """A file of one ward whose rows do not say so."""
+    lines = hospital("B", -1, np.random.default_rng(seed)).split("\n")
+    path.write_text("\n".join(line.partition(",")[2] for line in lines))
+    return str(path)
+
+
+def joined(files: list[dict[str, str]], **more: Any) -> list[str]:
+    """The tasks of a roll call of nodes with these settings."""
+    config = parse_run_config({"dataset": "own", "own.task-column": "hospital", "validation-tasks": 0, "test-tasks": 1, **more})
+    nodes = {number: {"target-column": "outcome", **settings} for number, settings in enumerate(files)}
+    settings = {**config.flat(), "min-nodes": len(files), "node-deadline": 1.0}
+    return sorted(call_roll(InlineGrid(len(files), settings, nodes), parse_run_config(settings)).homes)
+
+
+def test_a_nodes_file_without_the_task_column_is_one_task_with_the_files_name(tmp_path: Path) -> None:
+    first, _ = two_files(tmp_path)
+    second = alone(tmp_path / "ward-7.csv")
+    assert joined([{"data-path": first}, {"data-path": second}]) == ["A", "ward-7"]
+    assert joined([{"data-path": first}, {"data-path": second, "task-name": "north"}]) == ["A", "north"]
+    # Where there is the column, it says whose row it is.
+    assert joined([{"data-path": first, "task-name": "x"}, {"data-path": second}]) == ["A", "ward-7"]
+
+
+def test_a_task_column_that_a_node_names_must_be_there(tmp_path: Path) -> None:
+    first, _ = two_files(tmp_path)
+    second = alone(tmp_path / "ward-7.csv")
+    with pytest.raises(ConfigError, match=r"have no column `ward`: they have age, marker, outcome"):
+        joined([{"data-path": first}, {"data-path": second, "task-column": "ward"}])
+
+
+def test_two_files_of_one_name_are_refused_with_what_mends_it(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    files = [{"data-path": alone(tmp_path / folder / "ward.csv", seed)} for seed, folder in enumerate("ab")]
+    with pytest.raises(ConfigError, match=r"two nodes host the task 'ward': .* `quickbloom-edge join --task-name`"):
+        joined(files)
+    files[1]["task-name"] = "other"
+    assert joined(files) == ["other", "ward"]
+
+
+def test_a_run_with_one_file_must_say_whose_row_is_whose(tmp_path: Path) -> None:
+    arguments = ["run", *SMALL, "--data", alone(tmp_path / "ward.csv"), "--target", "outcome"]
+    result = CliRunner().invoke(cli.cli, arguments)
+    assert "have no column `task`" in str(result.exception)

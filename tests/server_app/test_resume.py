@@ -14,12 +14,15 @@ from loopback import LoopbackGrid
 
 from common.config import RunConfig, parse_run_config
 from common.errors import ConfigError, DataError
+from common.secure.messages import MASKED
 from common.wire import EVALUATE, TRAIN
 from server_app import app as server
+from server_app import tracking
 from server_app.app import run_federation
 from server_app.checkpoint import load
 from server_app.history import RunDirectory, read_history
 from server_app.live import LogReader
+from server_app.tracking import Trackers
 
 Answer = Callable[[Message], Message]
 
@@ -188,6 +191,38 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_left_alone(
     with pytest.raises(ConfigError, match=sentence):
         run(tmp_path, resume_from=str(tmp_path), **changes)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_secure_run_goes_on_with_another_threshold_to_the_same_result(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", nodes=3, secure_aggregation=True)
+    cut(tmp_path / "cut", MASKED, 3, nodes=3, secure_aggregation=True)
+    more: dict[str, Any] = {"secure_aggregation": True, "secure_threshold": 1.0}
+    rest = run(tmp_path / "cut", nodes=3, resume_from=str(tmp_path / "cut"), **more)
+    assert result(tmp_path / "cut", rest) == result(tmp_path / "whole", whole)
+    assert json.loads((tmp_path / "cut" / "config.json").read_text())["secure-threshold"] == 1.0
+
+
+def test_a_tracking_server_sees_one_run_for_every_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    class Recorder(Trackers):
+        name = "recorder"
+
+        def __init__(self, uri: str, run_name: str, branch: str, settings: Any) -> None:
+            super().__init__([])
+            seen.append(branch)
+
+    monkeypatch.setattr(tracking, "MLflow", Recorder)
+    monkeypatch.setattr(tracking, "check", lambda config: None)
+    more: dict[str, Any] = {"mlflow": "http://127.0.0.1:9"}
+    cut(tmp_path / "cut", TRAIN, 3, **more)
+    newest = tmp_path / "cut" / "checkpoints" / "round-000002.safetensors"
+    cut(tmp_path / "branch", TRAIN, 4, resume_from=str(newest), **more)
+    for name in ("cut", "branch"):
+        run(tmp_path / name, resume_from=str(tmp_path / name), **more)
+    first, branch, first_again, branch_again = seen
+    assert (first, branch) == (first_again, branch_again)
+    assert first != branch
 
 
 def test_a_checkpoint_from_before_a_setting_existed_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ from common.wire import TRAIN, TrainReply, TrainRequest, WireError, error_reason
 from server_app.outer import OuterOptimizer
 from server_app.privacy import TaskPrivacy
 from server_app.rollcall import call_roll
-from server_app.secure import check_totals
+from server_app.secure import check_totals, unfit
 from server_app.strategy import MetaStrategy, RunError
 
 EXAMPLES = max(int(os.environ.get("QUICKBLOOM_FUZZ", "300")) // 10, 10)
@@ -455,6 +455,18 @@ def test_too_few_nodes_are_refused_before_training() -> None:
         Run(nodes=2, **SECURE)
     with pytest.raises(ConfigError, match=r"it has 1 node, .* let more tasks take part"):
         Run(**SECURE, tasks_per_round=1)
+
+
+def test_more_nodes_than_a_sum_can_hold_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert unfit(4096) is None
+    monkeypatch.setattr("server_app.secure.MOST_NODES", 5)
+    with pytest.raises(
+        ConfigError,
+        match=r"`secure-aggregation` cannot work in round 1: it has 7 nodes, and a secure sum takes at most 5; .* fewer tasks",
+    ):
+        Run(**SECURE)
+    Run(**SECURE, tasks_per_round=4)  # on five nodes at most
+    Run()
 
 
 def test_a_weight_that_would_be_clipped_is_refused() -> None:

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,19 @@ def test_a_tracking_server_that_cannot_be_meant_is_refused_without_its_password(
     with pytest.raises(ConfigError, match=words) as error:
         parse_run_config({"mlflow": uri})
     assert "secret" not in str(error.value)
+
+
+def test_what_is_open_is_closed_if_the_tracking_server_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise ConfigError("no server there")
+
+    monkeypatch.setattr(tracking, "MLflow", refuse)
+    config = parse_run_config({"tensorboard": True, "mlflow": "http://127.0.0.1:9"})
+    before = set(threading.enumerate())
+    with pytest.raises(ConfigError, match="no server there"), tracking.tracked(config, tmp_path, 0, "abc"):
+        pass
+    assert list((tmp_path / FOLDER).iterdir())
+    assert set(threading.enumerate()) == before  # TensorBoard's writer is a thread
 
 
 needs_mlflow = pytest.mark.skipif(WITHOUT_MLFLOW, reason="needs mlflow: pip install 'quickbloom[mlflow]'")

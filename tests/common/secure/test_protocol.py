@@ -2,12 +2,16 @@
 
 from dataclasses import replace
 from itertools import combinations, product
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from Crypto.Protocol.SecretSharing import Shamir
 from flwr.app import RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.params import Params
 from common.randomness import generator
@@ -278,6 +282,13 @@ def test_a_step_is_remembered_once_and_what_comes_after_replaces_it() -> None:
 def test_keys_that_would_make_every_node_fail_are_not_usable(bad: PublicKeys) -> None:
     assert not usable(bad)
     assert usable(Keys.fresh(SESSION, np.random.bytes).public)
+
+
+@given(st.lists(st.binary(min_size=16, max_size=16), min_size=1, max_size=9), st.randoms())
+def test_shares_are_combined_as_the_library_combines_them(values: list[bytes], random: Random) -> None:
+    places = random.sample(range(4096), len(values))
+    theirs = Shamir.combine([(place + 1, value) for place, value in zip(places, values, strict=True)], ssss=False)
+    assert restore(dict(zip(places, values, strict=True)), len(values)) == theirs
 
 
 def test_shares_and_envelopes() -> None:

@@ -1,0 +1,96 @@
+"""What is settled before a run starts: its settings, its nodes and where it runs, with what is wrong said now."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.config import RunConfig, Scalar, parse_run_config
+from common.datasets.base import resolve_data_dir
+from common.errors import ConfigError
+from server_app import checkpoint
+from server_app.history import RunDirectory, unused
+from server_app.launch import connection_exists
+from server_app.resume import goes_on_in_place, open_checkpoint, with_settings_of
+from server_app.settings import check_with_data
+from server_app.tracking import check as check_live_view
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run to start: on a SuperLink `connection`, else here with so many `nodes`, simulated or all `in_process`."""
+
+    settings: dict[str, Scalar]
+    connection: str | None
+    nodes: int
+    in_process: bool
+
+
+def settle(settings: dict[str, Scalar], connection: str | None, nodes: int | None, in_process: bool) -> Start:
+    """The run that these flags ask for, with what they leave open. Raises ConfigError or DataError."""
+    if connection is not None:
+        parse_run_config(settings)
+        if not connection_exists(connection):
+            raise ConfigError(f"`--connection` must be a [superlink.NAME] of Flower's config.toml, got '{connection}'")
+        return Start(settings, connection, nodes or 2, in_process)
+    if settings.get("resume-from"):
+        settings, nodes, in_process = _go_on(settings, nodes, in_process)
+    nodes = nodes or (1 if in_process else 2)
+    settings = {"min-nodes": nodes, **settings}
+    if not settings.get("output-dir"):
+        settings["output-dir"] = str(_new_directory(settings).absolute())
+    check_locally(parse_run_config(settings), settings, nodes)
+    return Start(settings, None, nodes, in_process)
+
+
+def connection_for(connection: str | None, in_process: bool, nodes: int | None) -> str | None:
+    """The SuperLink connection that is meant; None: the run is one of this machine alone. Raises ConfigError."""
+    if in_process and connection:
+        raise ConfigError("`--in-process` and `--connection` exclude each other: leave one of them out")
+    if connection is None and not in_process and nodes is None:
+        return os.environ.get("QUICKBLOOM_CONNECTION") or None
+    return connection
+
+
+def own_data(data: str | None, task: str | None, target: str | None, dataset: str | None) -> dict[str, Scalar]:
+    """The settings that `--data`, `--task` and `--target` stand for."""
+    if data is None:
+        if task or target:
+            raise ConfigError("`--task` and `--target` name columns of a file: use them with `--data`")
+        return {}
+    if dataset not in (None, "own"):
+        raise ConfigError(f"`--data` means the data set `own`, got `--dataset {dataset}`: leave one of them out")
+    path = Path(data).expanduser()
+    # Flower's processes run elsewhere.
+    settings: dict[str, Scalar] = {"dataset": "own", "own.path": str(path.absolute()) if path.exists() else data}
+    named = {"own.task-column": task, "own.target-column": target}
+    return settings | {key: value for key, value in named.items() if value}
+
+
+def _new_directory(settings: dict[str, Scalar]) -> Path:
+    default = RunConfig()
+    name = "-".join(str(settings.get(key, getattr(default, key))) for key in ("dataset", "algorithm"))
+    return unused(Path("runs") / f"{name}-seed{settings.get('seed', default.seed)}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def _go_on(settings: dict[str, Scalar], nodes: int | None, in_process: bool) -> tuple[dict[str, Scalar], int | None, bool]:
+    """(settings, nodes, in process) of the run to go on with here, where they are not given."""
+    path = Path(str(settings["resume-from"])).expanduser().absolute()
+    found = checkpoint.load(path, lambda _: None)  # a damaged file is told of when the run reads it
+    if nodes is not None:
+        settings = {"min-nodes": nodes, **settings}
+    merged = with_settings_of(found, settings | {"resume-from": str(path)})
+    return merged, nodes or int(found.facts["nodes"]), in_process or bool(found.facts["in-process"])
+
+
+def check_locally(config: RunConfig, settings: dict[str, Scalar], nodes: int) -> None:
+    """Find what is wrong with the data, the model, the split and the directories now, not after Flower has started."""
+    if config.min_nodes > nodes:
+        raise ConfigError(f"`min-nodes` must be at most `--nodes` ({nodes}), got {config.min_nodes}")
+    data_dir = resolve_data_dir(config.data_dir).absolute()
+    settings["data-dir"] = str(data_dir)
+    check_with_data(config, data_dir)
+    check_live_view(config)
+    if config.resume_from:
+        open_checkpoint(config.resolved(), lambda _: None)
+    RunDirectory.create(config.output_dir, "", again=goes_on_in_place(config))
