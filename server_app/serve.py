@@ -7,7 +7,7 @@ import os
 import socket
 import ssl
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -41,7 +41,7 @@ def superlink(secrets: Path, state: Path, host: str, port: int, fleet_host: str,
         *("--enable-supernode-auth", "--database", state / "superlink.db", "--isolation", "process"),
         *("--superexec-auth-secret-file", files["superexec.secret"], "--disable-runtime-dependency-installation"),
     ]
-    _become([script("flower-superlink"), *map(str, arguments)])
+    _become([script("flower-superlink"), *map(str, arguments)], warm.MEMORY)
 
 
 def superexec(secrets: Path, address: str, runs: Path) -> NoReturn:
@@ -62,8 +62,8 @@ def superexec(secrets: Path, address: str, runs: Path) -> NoReturn:
     _become(warm.command("flower-superexec", *arguments))
 
 
-def _become(command: Sequence[str]) -> NoReturn:
-    os.execve(command[0], list(command), environment())
+def _become(command: Sequence[str], more: Mapping[str, str] | None = None) -> NoReturn:
+    os.execve(command[0], list(command), {**environment(), **(more or {})})
 
 
 def _readable(path: Path) -> None:
