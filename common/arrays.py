@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.common.constant import SType
 from torch import Tensor
 
 from common.params import Params
-from common.reading import WireError, reads, record_of
+from common.reading import WireError, reads, record_of, short
 
 PART = 2**24
 """Bytes of a part, at the most, unless a single row has more."""
@@ -61,6 +62,8 @@ def from_arrays(record: ArrayRecord) -> Params:
 
 def _numbers(name: str, array: Array) -> Numbers:
     """What an array holds, as a view of its bytes."""
+    if array.stype != SType.NUMPY:
+        raise WireError(f"the tensor `{name}` is of the kind {short(array.stype)}, expected {SType.NUMPY}")
     stream = BytesIO(array.data)
     version = np.lib.format.read_magic(stream)  # raises for everything but a single array: a pickle, an archive
     if version not in _HEADERS:

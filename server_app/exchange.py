@@ -90,7 +90,9 @@ class Exchange:
             if came.has_error() or came.metadata.src_node_id == asked.get(request):
                 by_request[request] = _look_at(came, self.asked.get(asked.get(request, 0), []), opened)
             del came  # before the next one comes
-        good = sum(len(self.asked[node_id]) for key, node_id in asked.items() if key in by_request and not by_request[key].failure)
+        good = sum(
+            len(self.asked[node_id]) for key, node_id in asked.items() if key in by_request and not by_request[key].failure
+        )
         spare = enough is not None and good >= enough
         for message in self.sent:
             node_id = message.metadata.dst_node_id

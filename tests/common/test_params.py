@@ -77,3 +77,12 @@ def test_a_mean_of_tensors_that_lie_in_memory_column_by_column() -> None:
     assert (
         weighted_mean([({"weight": columns}, 1.0), ({"weight": 3 * weight}, 1.0)])["weight"].tolist() == (2 * weight).tolist()
     )
+
+
+def test_weighted_mean_in_blocks_has_the_bits_of_the_plain_sum() -> None:
+    # More numbers than a block; the oracle adds whole tensors in float64, in the order given.
+    values = [torch.randn(3, 2**19, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    weights = [3.0, 0.1, 7.0]
+    plain = sum((weight * value.double() for value, weight in zip(values, weights, strict=True)), torch.zeros(3, 2**19))
+    mean = weighted_mean([({"w": value}, weight) for value, weight in zip(values, weights, strict=True)])["w"]
+    assert torch.equal(mean, (plain / sum(weights)).float())
