@@ -1,7 +1,7 @@
 """Named parameters as plain dictionaries, and the little arithmetic that meta-learning needs on them."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -31,8 +31,8 @@ def dot(a: Params, b: Params) -> Tensor:
 
 def norm(params: Mapping[str, Tensor]) -> float:
     """Euclidean norm over all keys, summed in float64."""
-    flat = (value.reshape(-1) for value in params.values())
-    return math.sqrt(sum(float(part.double().square().sum()) for value in flat for part in value.split(_BLOCK)))
+    parts = (part for value in params.values() for part in torch.split(value.reshape(-1), _BLOCK))
+    return math.sqrt(sum(float(part.double().square().sum()) for part in parts))
 
 
 def all_finite(params: Params) -> bool:
@@ -99,8 +99,23 @@ def add_weighted(total: Tensor, values: Tensor, weights: Tensor) -> None:
 
     In pieces, so that `values` [n, ...] of a large model are not copied as float64 as a whole.
     """
-    flat, rows = total.view(-1), values.reshape(len(weights), -1)
+    flat = total.view(-1)
+    for part, piece in _weighted_pieces(values, weights):
+        flat[part] += piece
+
+
+def weighted_quotient(values: Tensor, weights: Tensor, divisor: float, dtype: torch.dtype) -> Tensor:
+    """What `add_weighted` to zeros, divided, comes to, in `dtype`: the same bits without the sum in float64 beside it."""
+    result = torch.empty(values.shape[1:], dtype=dtype, device=values.device)
+    flat = result.view(-1)
+    for part, piece in _weighted_pieces(values, weights):
+        flat[part] = (piece + 0.0) / divisor  # + 0.0: a sum that begins at 0 is never -0
+    return result
+
+
+def _weighted_pieces(values: Tensor, weights: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    rows = values.reshape(len(weights), -1)
     width = max(1, _BLOCK // max(1, len(weights)))
-    for start in range(0, flat.numel(), width):
+    for start in range(0, rows.shape[1], width):
         part = slice(start, start + width)
-        flat[part] += weights @ rows[:, part].double()
+        yield part, weights @ rows[:, part].double()

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from torch import Tensor
 
 from common.arrays import arrays_of
 from common.arrays import from_arrays as from_arrays
@@ -163,7 +162,7 @@ class TrainReply:
     `within`: how many tasks did not have to be clipped, where clipping was asked for.
     """
 
-    gradient: Mapping[str, Tensor]
+    gradient: Params
     weight: float
     losses: list[float]
     seconds: float
