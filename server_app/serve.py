@@ -7,7 +7,7 @@ import os
 import socket
 import ssl
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -41,7 +41,7 @@ def superlink(secrets: Path, state: Path, host: str, port: int, fleet_host: str,
         *("--enable-supernode-auth", "--database", state / "superlink.db", "--isolation", "process"),
         *("--superexec-auth-secret-file", files["superexec.secret"], "--disable-runtime-dependency-installation"),
     ]
-    _become([script("flower-superlink"), *map(str, arguments)], warm.MEMORY)
+    _become([script("flower-superlink"), *map(str, arguments)])
 
 
 def superexec(secrets: Path, address: str, runs: Path) -> NoReturn:
@@ -62,8 +62,9 @@ def superexec(secrets: Path, address: str, runs: Path) -> NoReturn:
     _become(warm.command("flower-superexec", *arguments))
 
 
-def _become(command: Sequence[str], more: Mapping[str, str] | None = None) -> NoReturn:
-    os.execve(command[0], list(command), {**environment(), **(more or {})})
+def _become(command: Sequence[str]) -> NoReturn:
+    # What `environment` says of memory is for processes that compute.
+    os.execve(command[0], list(command), {**environment(), **warm.MEMORY})
 
 
 def _readable(path: Path) -> None:
