@@ -12,10 +12,12 @@ from typing import Any
 from flwr.app import Message, RecordDict
 from flwr.common import log
 from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
 
 from common.config import RunConfig
 from common.errors import as_told
 from common.wire import TRAIN, WireError, payload_bytes
+from server_app.polling import PollingGrid
 from server_app.reachability import Reachability
 from server_app.rollcall import Population, failure
 
@@ -72,6 +74,22 @@ class Exchange:
             self.round.bytes_down += payload_bytes(message.content)
             self.sent.append(message)
         return list(self.sent)
+
+    def send(self, grid: Grid, messages: list[Message], timeout: float | None, enough: int | None) -> Iterable[Message]:
+        """Send, and give the replies as they come; no more are waited for once so many tasks are answered for."""
+        if not isinstance(grid, PollingGrid):
+            return grid.send_and_receive(messages, timeout=timeout)
+        answered = 0
+
+        def are_enough(reply: Message) -> bool:
+            nonlocal answered
+            # Not before: Flower gives a message its id when it is pushed.
+            nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+            if failure(reply) is None:
+                answered += len(self.asked[nodes[reply.metadata.reply_to_message_id]])
+            return enough is not None and answered >= enough
+
+        return grid.replies(messages, timeout, are_enough)
 
     def receive(
         self, replies: Iterable[Message], read: "Read", *, opened: "Opened | None" = None, enough: int | None = None

@@ -39,10 +39,9 @@ from common.wire import (
 from server_app.aggregate import aggregate, too_few
 from server_app.exchange import Exchange, TooFewError
 from server_app.outer import OuterOptimizer
-from server_app.polling import PollingGrid
 from server_app.privacy import TaskPrivacy
 from server_app.replies import check_scores, check_update, decoded, most_weight
-from server_app.rollcall import Population, failure
+from server_app.rollcall import Population
 from server_app.scores import Scores, best_rate
 from server_app.secure import SecureSum, check_totals, too_few_nodes
 
@@ -173,7 +172,7 @@ class MetaStrategy(Strategy):
                 if self.config.secure_aggregation:
                     return self._train_securely(grid, number, arrays, timeout)
                 messages = self.configure_train(number, arrays, config, grid)
-                return self.aggregate_train(number, self._exchange(grid, messages, timeout))
+                return self.aggregate_train(number, self._messages.send(grid, messages, timeout, self._enough_tasks))
             except TooFewError as few:
                 if self.config.on_too_few == "skip":
                     log(WARNING, "Round %s is skipped, the model stays as it is: %s", number, few)
@@ -188,22 +187,6 @@ class MetaStrategy(Strategy):
                 log(WARNING, "Round %s is repeated: %s", number, few)
         raise AssertionError("the last attempt returns or raises")
 
-    def _exchange(self, grid: Grid, messages: list[Message], timeout: float | None) -> Iterable[Message]:
-        """Send, and give the replies as they come; with `over-select` only until enough tasks are answered for."""
-        if not isinstance(grid, PollingGrid):
-            return grid.send_and_receive(messages, timeout=timeout)
-        answered = 0
-
-        def enough(reply: Message) -> bool:
-            nonlocal answered
-            # Not before: Flower gives a message its id when it is pushed.
-            nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-            if failure(reply) is None:
-                answered += len(self._messages.asked[nodes[reply.metadata.reply_to_message_id]])
-            return self.config.over_select > 1 and answered >= self.number_of_tasks
-
-        return grid.replies(messages, timeout, enough)
-
     def summary(self) -> None:
         """Log what this run does."""
         splits = {name: len(ids) for name, ids in self.population.splits.items()}
@@ -216,6 +199,11 @@ class MetaStrategy(Strategy):
     def number_of_tasks(self) -> int:
         """How many training tasks a round is meant to have."""
         return self.config.tasks_in_round(len(self.population.splits["train"]))
+
+    @property
+    def _enough_tasks(self) -> int | None:
+        """With `over-select`: how many tasks must be answered for, so that the others are not waited for."""
+        return self.number_of_tasks if self.config.over_select > 1 else None
 
     @property
     def least_replies(self) -> int:
@@ -312,8 +300,7 @@ class MetaStrategy(Strategy):
             if dropped := [task for task, loss in zip(task_ids, reply.losses, strict=True) if not math.isfinite(loss)]:
                 self._messages.fail(f"task {dropped[0]}", f"its numbers are not finite (and {len(dropped) - 1} more tasks)")
 
-        enough = self.number_of_tasks if self.config.over_select > 1 else None
-        self._messages.receive(replies, read, opened=opened, enough=enough)
+        self._messages.receive(replies, read, opened=opened, enough=self._enough_tasks)
         losses = [loss for reply in usable for loss in reply.losses if math.isfinite(loss)]
         self.client_losses = losses
         loss = float(np.mean(losses)) if losses else math.nan
