@@ -81,7 +81,7 @@ def measure(side: str, rounds: int) -> dict[str, float]:
 @contextmanager
 def federation(home: Path, *, warm_nodes: bool, nodes: int = 2) -> Iterator[psutil.Process]:
     """FLWR_HOME with the connection `loopback` to a SuperLink with SuperNodes; gives the first of these."""
-    env = environment(home)
+    env = {**environment(home), **warm.MEMORY}  # as `quickbloom superlink` and `quickbloom-edge join` have it
     http, fleet = free_port(), free_port()
     (home / "config.toml").write_text(f'[superlink.loopback]\naddress = "127.0.0.1:{http}"\ninsecure = true\n')
     link = [script("flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(http), "--fleet-api-address"]

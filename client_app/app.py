@@ -117,7 +117,8 @@ app.query("secure_reveal")(_replies(secure.reveal))
 
 def _trained(message: Message, node: Node, state: RecordDict, request: TrainRequest, to_reply: ToReply) -> RecordDict:
     """Compute what is asked for, keep what tasks keep, and reply what `to_reply` makes of it."""
-    started = time.perf_counter()
+    started, received = time.perf_counter(), payload_bytes(message.content)
+    message.content.clear()  # it has been read
     algorithm, meta = node.algorithm_for(request.meta)
     fresh, store = algorithm.fresh(), KeptState(state, node.state_dir, request.lineage)
     work = []
@@ -134,9 +135,11 @@ def _trained(message: Message, node: Node, state: RecordDict, request: TrainRequ
     losses = _mean_of_finite(np.reshape(result.losses, (-1, node.episodes)))
     seconds = time.perf_counter() - started
     weight, within = result.weight / node.episodes, result.within / node.episodes
-    reply = to_reply(TrainReply(result.gradient, weight, losses, seconds, within), store)
     scores = show.own_scores(node, algorithm, meta, request.task_ids)
-    received, sent = payload_bytes(message.content), payload_bytes(reply)
+    del algorithm, meta
+    request.meta.clear()  # a large model needs the room for its reply
+    reply = to_reply(TrainReply(result.gradient, weight, losses, seconds, within), store)
+    sent = payload_bytes(reply)
     show.tell(node, f"Round {request.round}, training", request.task_ids, scores, seconds, received, sent)
     return reply
 

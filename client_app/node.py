@@ -47,7 +47,7 @@ class Node:
     def algorithm_for(self, meta: Params) -> tuple[Algorithm, Params]:
         """The run's algorithm on this node's device, and `meta` there. Raises WireError if `meta` does not fit the model."""
         if self._algorithm is None:
-            self._algorithm = build_algorithm(self.run, self.dataset.spec, self.device)
+            self._algorithm = build_algorithm(self.run, self.dataset.spec, self.device, tried=True)  # by the server
         if reason := mismatch(meta, self._algorithm.init()):
             raise WireError(f"the model that the server sent does not fit this node's data: {reason}")
         return self._algorithm, {name: value.to(self.device) for name, value in meta.items()}

@@ -23,8 +23,11 @@ from common.randomness import generator
 _CPU = torch.device("cpu")
 
 
-def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _CPU) -> Algorithm:
-    """The algorithm of `config` (resolved) on its freshly initialised model. Raises ConfigError if these do not go together."""
+def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _CPU, *, tried: bool = False) -> Algorithm:
+    """The algorithm of `config` (resolved) on its freshly initialised model. Raises ConfigError if these do not go together.
+
+    `tried`: somebody has seen already that the model can be trained and scored, which takes several times its memory.
+    """
     model = config.model if config.model != "auto" else _model_for(spec)
     chosen, options = ALGORITHMS[config.algorithm], config.table(config.algorithm)
     outputs = chosen.model_outputs(options, spec.outputs)
@@ -33,7 +36,8 @@ def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _C
     module = build_model(model, config.table(model), spec.input_shape, outputs, config.seed, tokens)
     learner = Learner(module, spec.kind, spec.outputs)
     try_out(learner, model, spec, outputs)
-    try_out_with(chosen(_few_steps(options), learner), model, spec)
+    if not tried:
+        try_out_with(chosen(_few_steps(options), learner), model, spec)
     module.to(device)
     return chosen(options, learner)
 

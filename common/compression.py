@@ -6,13 +6,13 @@ Droppo, Li, Yu 2014; for top-k Stich, Cordonnier, Jaggi 2018, "Sparsified SGD wi
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from common.params import Params, add, subtract
+from common.params import Params, add, can_be_squared, subtract
 
 FLOAT32 = "float32"
 _SCALE, _INDEX = "#scale", "#index"  # beside the tensor's own name, which holds no #
@@ -34,7 +34,7 @@ def encode(update: Params, kind: str, share: float, random: np.random.Generator)
     return coded
 
 
-def decode(coded: Params, kind: str, like: Params) -> Params:
+def decode(coded: Mapping[str, Tensor], kind: str, like: Params) -> Params:
     """The update, with the keys, shapes and dtypes of `like`. Raises CodingError for whatever `encode` does not make."""
     left, update = dict(coded), {}
     for name, reference in like.items():
@@ -46,8 +46,7 @@ def decode(coded: Params, kind: str, like: Params) -> Params:
             continue
         parts = {suffix: left.pop(name + suffix) for suffix in (_SCALE, _INDEX) if name + suffix in left}
         decoded = _DECODERS[kind](name, {"": value, **parts}, reference)
-        # The squares, because an optimizer squares it: 1e30 would stop Adam's weights for good.
-        if not torch.isfinite(decoded.square().sum()):
+        if not can_be_squared(decoded):
             raise CodingError(f"the tensor `{name}` holds NaN, infinity or numbers that are too large")
         update[name] = decoded.to(reference.dtype) if kind != FLOAT32 else decoded
     if left:

@@ -18,7 +18,7 @@ from common.algorithms.base import Algorithm
 from common.batch import Batch, Episode, Minibatches, TaskData
 from common.chunking import AutoChunks, chunks
 from common.compiling import Auto, Contribute, compiled, mapped
-from common.params import Params, add_weighted, zeros
+from common.params import Params, add_weighted, weighted_quotient, zeros
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def run_round(
     where that does not work.
     `clip`: a task whose meta-gradient has a larger norm is scaled down to it, and all tasks weigh 1; 0: neither.
     """
-    total = zeros(meta)
+    total: Params = {}
+    first: tuple[Params, Tensor] | None = None  # alone it needs no sum beside it
     total_weight, within = 0.0, 0.0
     losses = [float("nan")] * len(work)
     kept = [algorithm.fresh() if w.kept is None else w.kept for w in work]
@@ -83,15 +84,33 @@ def run_round(
             within += float((weights * (norms <= clip)).sum())
         else:
             weights_of_sum = weights
-        for name, value in part.gradients.items():
-            add_weighted(total[name], value, weights_of_sum)
+        if first is None and not total:
+            first = part.gradients, weights_of_sum
+        else:
+            total = total or _sum_of(first, meta)
+            first = None
+            for name, value in part.gradients.items():
+                add_weighted(total[name], value, weights_of_sum)
         total_weight += float(weights.sum())
         for t, position in enumerate(part.positions):
             if part.finite[t]:
                 losses[position] = float(part.losses[t])
                 kept[position] = {name: value[t] for name, value in part.kept.items()}
-    gradient = {name: value.div_(max(total_weight, 1e-300)).to(meta[name].dtype) for name, value in total.items()}
+    divisor = max(total_weight, 1e-300)
+    if first is not None:
+        values, weights = first
+        gradient = {name: weighted_quotient(values[name], weights, divisor, like.dtype) for name, like in meta.items()}
+    else:
+        gradient = {name: value.div_(divisor).to(meta[name].dtype) for name, value in (total or zeros(meta)).items()}
     return RoundResult(gradient, total_weight, losses, kept, within)
+
+
+def _sum_of(first: tuple[Params, Tensor] | None, like: Params) -> Params:
+    total = zeros(like)
+    if first is not None:
+        for name, value in first[0].items():
+            add_weighted(total[name], value, first[1])
+    return total
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Named parameters as plain dictionaries, and the little arithmetic that meta-learning needs on them."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -29,9 +29,10 @@ def dot(a: Params, b: Params) -> Tensor:
     return torch.stack([(value * b[name]).sum() for name, value in a.items()]).sum()
 
 
-def norm(params: Params) -> float:
+def norm(params: Mapping[str, Tensor]) -> float:
     """Euclidean norm over all keys, summed in float64."""
-    return math.sqrt(sum(float(value.double().square().sum()) for value in params.values()))
+    parts = (part for value in params.values() for part in torch.split(value.reshape(-1), _BLOCK))
+    return math.sqrt(sum(float(part.double().square().sum()) for part in parts))
 
 
 def all_finite(params: Params) -> bool:
@@ -39,7 +40,17 @@ def all_finite(params: Params) -> bool:
     return all(bool(torch.isfinite(value).all()) for value in params.values())
 
 
-def mismatch(params: Params, reference: Params) -> str | None:
+def can_be_squared(value: Tensor) -> bool:
+    """True if neither a number nor the sum of their squares is NaN or infinity: an optimizer squares what it is given.
+
+    With Adam a gradient of 1e30 would stop its weights for good.
+    """
+    flat = value.reshape(-1)
+    # A product, since the squares would take as much memory again.
+    return not value.is_floating_point() or bool(torch.isfinite(flat @ flat))
+
+
+def mismatch(params: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> str | None:
     """Why `params` cannot stand in for `reference` (keys, shapes, dtypes), in words; None if it can."""
     if missing := sorted(reference.keys() - params.keys()):
         return f"the tensor `{missing[0]}` is missing"
@@ -54,20 +65,28 @@ def mismatch(params: Params, reference: Params) -> str | None:
     return None
 
 
-def weighted_mean(items: Iterable[tuple[Params, float]]) -> Params:
-    """Sum of weight * params over the sum of weights. Summed in float64, so that the order hardly matters."""
-    total: Params = {}
-    weights = 0.0
-    dtypes: dict[str, torch.dtype] = {}
-    for params, weight in items:
-        dtypes = dtypes or {name: value.dtype for name, value in params.items()}
-        total = total or zeros(params)
-        for name, value in params.items():
-            add_weighted(total[name], value.unsqueeze(0), torch.tensor([weight], dtype=torch.float64, device=value.device))
-        weights += weight
-    if weights <= 0:
+def weighted_mean(items: Iterable[tuple[Mapping[str, Tensor], float]]) -> Params:
+    """Sum of weight * params over the sum of weights. Summed in float64, so that the order hardly matters.
+
+    Block by block, since sums of a whole model would take twice its memory.
+    """
+    listed = list(items)
+    weights = [weight for _, weight in listed]
+    if sum(weights) <= 0:
         raise ValueError("a weighted mean needs at least one item with a positive weight")
-    return {name: value.div_(weights).to(dtypes[name]) for name, value in total.items()}
+    return {name: _mean([params[name] for params, _ in listed], weights) for name in listed[0][0]}
+
+
+def _mean(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    result = torch.empty(values[0].shape, dtype=values[0].dtype, device=values[0].device)
+    flat, out, total = [value.reshape(-1) for value in values], result.view(-1), sum(weights)
+    for start in range(0, out.numel(), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        block = torch.zeros_like(out[part], dtype=torch.float64)
+        for value, weight in zip(flat, weights, strict=True):
+            block += weight * value[part].double()
+        out[part] = block / total
+    return result
 
 
 def zeros(like: Params) -> Params:
@@ -80,8 +99,23 @@ def add_weighted(total: Tensor, values: Tensor, weights: Tensor) -> None:
 
     In pieces, so that `values` [n, ...] of a large model are not copied as float64 as a whole.
     """
-    flat, rows = total.view(-1), values.reshape(len(weights), -1)
+    flat = total.view(-1)
+    for part, piece in _weighted_pieces(values, weights):
+        flat[part] += piece
+
+
+def weighted_quotient(values: Tensor, weights: Tensor, divisor: float, dtype: torch.dtype) -> Tensor:
+    """What `add_weighted` to zeros, divided, comes to, in `dtype`: the same bits without the sum in float64 beside it."""
+    result = torch.empty(values.shape[1:], dtype=dtype, device=values.device)
+    flat = result.view(-1)
+    for part, piece in _weighted_pieces(values, weights):
+        flat[part] = (piece + 0.0) / divisor  # + 0.0: a sum that begins at 0 is never -0
+    return result
+
+
+def _weighted_pieces(values: Tensor, weights: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    rows = values.reshape(len(weights), -1)
     width = max(1, _BLOCK // max(1, len(weights)))
-    for start in range(0, flat.numel(), width):
+    for start in range(0, rows.shape[1], width):
         part = slice(start, start + width)
-        flat[part] += weights @ rows[:, part].double()
+        yield part, weights @ rows[:, part].double()

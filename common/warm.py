@@ -39,6 +39,8 @@ use, and httpx httpcore. Not the app: its code comes with the run, and may be an
 
 SHORTEST, LONGEST = 0.05, 3.0
 """Seconds between two looks for work: a tenth of the time since the last work, within these bounds."""
+MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**22), "MALLOC_TRIM_THRESHOLD_": str(2**24)}
+"""Environment of SuperLink, SuperExec and SuperNode: else glibc gives each of their threads a heap, and keeps what is free."""
 POLL = "QUICKBLOOM_POLL"
 """Environment variable with another LONGEST."""
 _STOCK_REPLY = 0.5  # what a SuperNode sleeps while it waits for its ClientApp's reply
@@ -164,7 +166,9 @@ def warm_supernode(longest: float) -> None:
     node.time = Pace(longest)
 
     def start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command(*arguments))
+        # Workers compute: they keep what they have freed for the next step.
+        computing = {name: value for name, value in os.environ.items() if name not in MEMORY}
+        return subprocess.Popen(command(*arguments), env=computing)
 
     node.subprocess = types.SimpleNamespace(Popen=start)
 

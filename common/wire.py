@@ -1,25 +1,27 @@
-"""What travels between server and nodes: the only place that names record fields and turns tensors into records and back.
+"""What travels between server and nodes: the only place that names record fields.
 
 Every message is a small dataclass with `to_records` and `from_records`. Reading checks everything, because the other side may
 be of another version or broken: whatever is wrong raises WireError with a reason in words, never anything else.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import wraps
-from io import BytesIO
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from common.arrays import arrays_of
+from common.arrays import from_arrays as from_arrays
+from common.arrays import to_arrays as to_arrays
 from common.datasets.base import SPLITS, DataSpec, TaskInfo
 from common.errors import as_told
-from common.params import Params
+from common.params import Params, can_be_squared
+from common.reading import WireError as WireError
+from common.reading import config_of, floats, ints, nothing_else, reads, record_of, short, strings
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Raised whenever a node of the old form could not work with a server of the new one."""
 
 ROLL_CALL = "query.roll_call"
@@ -27,38 +29,11 @@ TRAIN = "train"
 EVALUATE = "evaluate"
 KEEP = "query.keep"
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-
 _LARGEST = float(np.finfo(np.float32).max)
 """Of a loss: what nodes compute with has no larger numbers, and sums of these cannot overflow in float64."""
 
 _ROUNDING = 1e-3
 """Losses and errors are not negative, but for rounding."""
-
-
-class WireError(Exception):
-    """A message does not have the form that this version expects; the text says what is wrong with it."""
-
-
-def reads(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn whatever a malformed record provokes while it is read into a WireError."""
-
-    @wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return function(*args, **kwargs)
-        except WireError:
-            raise
-        except KeyError as error:
-            raise WireError(f"the field {error} is missing") from None
-        except Exception as error:  # damaged bytes make NumPy and zipfile raise a dozen types, MemoryError among them
-            raise WireError(f"it cannot be read ({error})") from None
-
-    return wrapped
 
 
 def roll_call_request() -> RecordDict:
@@ -72,32 +47,6 @@ def check_roll_call(records: RecordDict) -> None:
     theirs = config_of(records, "request").get("protocol", PROTOCOL)
     if theirs != PROTOCOL:
         raise WireError(f"the server speaks protocol {theirs!r}, this node speaks {PROTOCOL}: install the same release")
-
-
-def to_arrays(params: Params) -> ArrayRecord:
-    """Named tensors as an ArrayRecord; dtype and shape are kept."""
-    return ArrayRecord({name: Array(value.detach().cpu().numpy()) for name, value in params.items()})
-
-
-@reads
-def from_arrays(record: ArrayRecord) -> Params:
-    """The tensors of an ArrayRecord, as copies that may be changed.
-
-    Never unpickles, and takes no more memory than came: the size that an array claims is compared with its bytes first.
-    """
-    return {name: _tensor(name, array) for name, array in record.items()}
-
-
-def _tensor(name: str, array: Array) -> torch.Tensor:
-    stream = BytesIO(array.data)
-    version = np.lib.format.read_magic(stream)  # raises for everything but a single array: a pickle, an archive
-    if version not in _HEADERS:
-        raise WireError(f"the tensor `{name}` has the format {version}, expected 1.0 or 2.0")
-    shape, _, dtype = _HEADERS[version](stream)
-    claimed, came = math.prod(shape) * dtype.itemsize, len(array.data) - stream.tell()
-    if dtype.hasobject or claimed != came:
-        raise WireError(f"the tensor `{name}` claims {claimed} bytes of {dtype} and has {came}")
-    return torch.from_numpy(np.array(array.numpy(), copy=True))
 
 
 @dataclass(frozen=True)
@@ -155,8 +104,8 @@ class RollCallReply:
         keeps = fields["keeps"]
         if not isinstance(keeps, bool):
             raise WireError(f"`keeps` must be true or false, got {short(keeps)}")
-        (schema,) = _strings([fields["schema"]], "schema")
-        columns = [_strings(fields[name], name) for name in ("task-ids", "groups", "splits")]
+        (schema,) = strings([fields["schema"]], "schema")
+        columns = [strings(fields[name], name) for name in ("task-ids", "groups", "splits")]
         counts = [ints(fields[name], name) for name in ("num-support", "num-query", "num-test")]
         tasks = [
             TaskInfo(task_id, support, query, test, group, split)
@@ -166,8 +115,8 @@ class RollCallReply:
             raise WireError(f"`splits` must be empty or one of {SPLITS}")
         if len({task.task_id for task in tasks}) != len(tasks):
             raise WireError("it names a task twice")
-        left_out = dict(zip(_strings(fields["left-out"], "left-out"), _strings(fields["reasons"], "reasons"), strict=True))
-        packages = zip(_strings(fields["packages"], "packages"), _strings(fields["versions"], "versions"), strict=True)
+        left_out = dict(zip(strings(fields["left-out"], "left-out"), strings(fields["reasons"], "reasons"), strict=True))
+        packages = zip(strings(fields["packages"], "packages"), strings(fields["versions"], "versions"), strict=True)
         spec = DataSpec(kind, shape, outputs, tokens, schema)
         return cls(spec, tasks, dict(packages), PROTOCOL, left_out, keeps)
 
@@ -178,6 +127,8 @@ class TrainRequest:
 
     `lineage` names the training to which belongs what tasks keep on their node: a resumed run has that of the run before it.
     `clip`: scale every task's meta-gradient down to this norm and let all tasks weigh 1; 0: neither.
+
+    Here and below `to_records(encoded)` sends these arrays in place of `meta`, so that many messages share them.
     """
 
     meta: Params
@@ -187,21 +138,21 @@ class TrainRequest:
     lineage: str = ""
     clip: float = 0.0
 
-    def to_records(self) -> RecordDict:
+    def to_records(self, encoded: ArrayRecord | None = None) -> RecordDict:
         fields: dict[str, Any] = {"round": self.round, "seed": self.seed, "task-ids": self.task_ids, "lineage": self.lineage}
         request = ConfigRecord({**fields, "clip": self.clip})
-        return RecordDict({"meta": to_arrays(self.meta), "request": request})
+        return RecordDict({"meta": to_arrays(self.meta) if encoded is None else encoded, "request": request})
 
     @classmethod
     @reads
     def from_records(cls, records: RecordDict) -> "TrainRequest":
         fields = config_of(records, "request")
         round_, seed = ints([fields["round"], fields["seed"]], "round and seed")
-        (lineage,) = _strings([fields["lineage"]], "lineage")
-        (clip,) = _floats([fields["clip"]], "clip")
+        (lineage,) = strings([fields["lineage"]], "lineage")
+        (clip,) = floats([fields["clip"]], "clip")
         if clip < 0:
             raise WireError(f"`clip` must not be negative, got {clip}")
-        return cls(arrays_of(records, "meta"), round_, seed, _strings(fields["task-ids"], "task-ids"), lineage, clip)
+        return cls(arrays_of(records, "meta"), round_, seed, strings(fields["task-ids"], "task-ids"), lineage, clip)
 
 
 @dataclass(frozen=True)
@@ -229,7 +180,7 @@ class TrainReply:
         fields = _metrics(records)
         nothing_else(fields, {"weight", "losses", "seconds", "within"})
         names = ("weight", "seconds", "within")
-        numbers = _floats([fields[name] for name in names], "weight, seconds and within")
+        numbers = floats([fields[name] for name in names], "weight, seconds and within")
         losses = _losses(fields["losses"], "losses", num_tasks)
         for name, number in zip(names, numbers, strict=True):
             if number < 0:
@@ -241,8 +192,7 @@ class TrainReply:
             raise WireError(f"`weight` is {weight}, but {np.isfinite(losses).sum()} of its tasks contributed")
         gradient = arrays_of(records, "gradient")
         for name, value in gradient.items():
-            # The squares, because an optimizer squares it: 1e30 would stop Adam's weights for good.
-            if not torch.isfinite(value.square().sum()):
+            if not can_be_squared(value):
                 raise WireError(f"the tensor `{name}` holds NaN, infinity or numbers that are too large")
         return cls(gradient, weight, losses, seconds, within)
 
@@ -260,17 +210,17 @@ class EvaluateRequest:
     task_ids: list[str]
     shots: int = 0
 
-    def to_records(self) -> RecordDict:
+    def to_records(self, encoded: ArrayRecord | None = None) -> RecordDict:
         request = ConfigRecord({"lrs": self.lrs, "steps": self.steps, "task-ids": self.task_ids, "shots": self.shots})
-        return RecordDict({"meta": to_arrays(self.meta), "request": request})
+        return RecordDict({"meta": to_arrays(self.meta) if encoded is None else encoded, "request": request})
 
     @classmethod
     @reads
     def from_records(cls, records: RecordDict) -> "EvaluateRequest":
         fields = config_of(records, "request")
         (steps,), (shots,) = (ints([fields[name]], name) for name in ("steps", "shots"))
-        task_ids = _strings(fields["task-ids"], "task-ids")
-        return cls(arrays_of(records, "meta"), _floats(fields["lrs"], "lrs"), steps, task_ids, shots)
+        task_ids = strings(fields["task-ids"], "task-ids")
+        return cls(arrays_of(records, "meta"), floats(fields["lrs"], "lrs"), steps, task_ids, shots)
 
 
 @dataclass(frozen=True)
@@ -297,7 +247,7 @@ class EvaluateReply:
         shape = (num_tasks, num_lrs, steps + 1)
         length = num_tasks * num_lrs * (steps + 1)
         losses, scores = (_losses(fields[name], name, length) for name in ("losses", "scores"))
-        (seconds,) = _floats([fields["seconds"]], "seconds")
+        (seconds,) = floats([fields["seconds"]], "seconds")
         if seconds < 0:
             raise WireError(f"`seconds` must not be negative, got {seconds}")
         return cls(np.array(losses).reshape(shape), np.array(scores).reshape(shape), seconds)
@@ -317,18 +267,18 @@ class KeepRequest:
     lineage: str = ""
     run: str = ""
 
-    def to_records(self) -> RecordDict:
+    def to_records(self, encoded: ArrayRecord | None = None) -> RecordDict:
         numbers: dict[str, Any] = {"lr": self.lr, "steps": self.steps, "round": self.round}
         request = ConfigRecord({**numbers, "lineage": self.lineage, "run": self.run})
-        return RecordDict({"meta": to_arrays(self.meta), "request": request})
+        return RecordDict({"meta": to_arrays(self.meta) if encoded is None else encoded, "request": request})
 
     @classmethod
     @reads
     def from_records(cls, records: RecordDict) -> "KeepRequest":
         fields = config_of(records, "request")
-        (lr,) = _floats([fields["lr"]], "lr")
+        (lr,) = floats([fields["lr"]], "lr")
         steps, round_ = ints([fields["steps"], fields["round"]], "steps and round")
-        lineage, run = _strings([fields["lineage"], fields["run"]], "lineage and run")
+        lineage, run = strings([fields["lineage"], fields["run"]], "lineage and run")
         return cls(arrays_of(records, "meta"), lr, steps, round_, lineage, run)
 
 
@@ -346,7 +296,7 @@ class KeepReply:
     @reads
     def from_records(cls, records: RecordDict) -> "KeepReply":
         fields = _metrics(records)
-        (kept,), (seconds,) = ints([fields["kept"]], "kept"), _floats([fields["seconds"]], "seconds")
+        (kept,), (seconds,) = ints([fields["kept"]], "kept"), floats([fields["seconds"]], "seconds")
         return cls(kept, seconds)
 
 
@@ -394,68 +344,13 @@ def payload_bytes(records: RecordDict) -> int:
     return tensors + sum(len(value) for values in lists for value in values if isinstance(value, bytes))
 
 
-def config_of(records: RecordDict, name: str) -> ConfigRecord:
-    return record_of(records, name, ConfigRecord)
-
-
 def _metrics(records: RecordDict) -> MetricRecord:
     return record_of(records, "metrics", MetricRecord)
 
 
-def arrays_of(records: RecordDict, name: str) -> Params:
-    return from_arrays(record_of(records, name, ArrayRecord))
-
-
-def record_of(records: RecordDict, name: str, kind: type[R]) -> R:
-    record = records[name]
-    if not isinstance(record, kind):
-        raise WireError(f"`{name}` must be a {kind.__name__}, got a {type(record).__name__}")
-    return record
-
-
-def ints(values: Any, name: str, least: int = 0) -> list[int]:
-    if not isinstance(values, list) or not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values):
-        raise WireError(f"`{name}` must be whole numbers of at least {least}, got {short(values)}")
-    return list(values)
-
-
-def _floats(values: Any, name: str, length: int | None = None, *, finite: bool = True) -> list[float]:
-    if not isinstance(values, list) or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        raise WireError(f"`{name}` must be numbers, got {short(values)}")
-    if length is not None and len(values) != length:
-        raise WireError(f"`{name}` must have {length} entries, got {len(values)}")
-    if finite and not np.isfinite(values).all():
-        raise WireError(f"`{name}` must be finite, got {short(values)}")
-    return [float(v) for v in values]
-
-
 def _losses(values: Any, name: str, length: int) -> list[float]:
     """Losses, errors or accuracies. NaN and infinity may stand among them: a task can diverge."""
-    numbers = _floats(values, name, length, finite=False)
+    numbers = floats(values, name, length, finite=False)
     if not all(-_ROUNDING <= number <= _LARGEST or math.isnan(number) or number == math.inf for number in numbers):
         raise WireError(f"`{name}` must be numbers from 0 to {_LARGEST:.3g}, got {short(values)}")
     return numbers
-
-
-def nothing_else(fields: Mapping[str, Any], known: set[str]) -> None:
-    if foreign := sorted(fields.keys() - known):
-        raise WireError(f"there is an unexpected field `{foreign[0]}`")
-
-
-def byte_strings(values: Any, name: str, size: int, length: int | None = None, *, empty: bool = False) -> list[bytes]:
-    """`values` if these are byte strings of `size` bytes each; `length`: how many; `empty`: some may have none."""
-    if not isinstance(values, list) or not all(isinstance(v, bytes) and (len(v) == size or (empty and not v)) for v in values):
-        raise WireError(f"`{name}` must be a list of {size} bytes each, got {short(values)}")
-    if length is not None and len(values) != length:
-        raise WireError(f"`{name}` must have {length} entries, got {len(values)}")
-    return list(values)
-
-
-def _strings(values: Any, name: str) -> list[str]:
-    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
-        raise WireError(f"`{name}` must be a list of texts, got {short(values)}")
-    return list(values)
-
-
-def short(values: Any) -> str:
-    return as_told(repr(values[:80] if isinstance(values, list | str | bytes) else values), 80)

@@ -12,10 +12,12 @@ from typing import Any
 from flwr.app import Message, RecordDict
 from flwr.common import log
 from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
 
 from common.config import RunConfig
 from common.errors import as_told
 from common.wire import TRAIN, WireError, payload_bytes
+from server_app.polling import PollingGrid
 from server_app.reachability import Reachability
 from server_app.rollcall import Population, failure
 
@@ -73,37 +75,61 @@ class Exchange:
             self.sent.append(message)
         return list(self.sent)
 
-    def receive(self, replies: Iterable[Message], read: "Read", *, enough: int | None = None) -> None:
+    def send(self, grid: Grid, messages: list[Message], timeout: float | None, enough: int | None) -> Iterable[Message]:
+        """Send, and give the replies as they come; no more are waited for once so many tasks are answered for."""
+        if not isinstance(grid, PollingGrid):
+            return grid.send_and_receive(messages, timeout=timeout)
+        answered = 0
+
+        def are_enough(reply: Message) -> bool:
+            nonlocal answered
+            # Not before: Flower gives a message its id when it is pushed.
+            nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+            if failure(reply) is None:
+                answered += len(self.asked[nodes[reply.metadata.reply_to_message_id]])
+            return enough is not None and answered >= enough
+
+        return grid.replies(messages, timeout, are_enough)
+
+    def receive(
+        self, replies: Iterable[Message], read: "Read", *, opened: "Opened | None" = None, enough: int | None = None
+    ) -> None:
         """Hand every reply to `read` with its node and the tasks asked for; count and name what is of no use.
 
-        Replies are taken in the order of the requests, so that sums do not depend on which node was faster. Once `enough` tasks
-        are answered for, nobody is reproached for not having answered yet.
+        Replies are taken in the order of the requests, so that sums do not depend on which node was faster. `opened` gets each
+        as soon as it comes, and what it returns is kept in place of the message: `read` gets that. Once `enough` tasks are
+        answered for, nobody is reproached for not having answered yet.
         """
         asked = {message.metadata.message_id: message.metadata.dst_node_id for message in self.sent}
-        by_request: dict[str, Message] = {}
+        by_request: dict[str, _Came] = {}
         for came in replies:
             request = came.metadata.reply_to_message_id
             # Nobody answers for somebody else; that a node is not there is said in its place.
             if came.has_error() or came.metadata.src_node_id == asked.get(request):
-                by_request[request] = came
-        good = sum(len(self.asked[m.metadata.dst_node_id]) for m in self.sent if _good(by_request, m))
+                by_request[request] = _look_at(came, self.asked.get(asked.get(request, 0), []), opened)
+            del came  # before the next one comes
+        good = sum(
+            len(self.asked[node_id]) for key, node_id in asked.items() if key in by_request and not by_request[key].failure
+        )
         spare = enough is not None and good >= enough
         for message in self.sent:
             node_id = message.metadata.dst_node_id
-            reply = by_request.get(message.metadata.message_id)
+            reply = by_request.pop(message.metadata.message_id, None)
             if reply is None:
                 self.nodes.owes(message)
                 if not spare:
                     deadline = self._config.round_deadline
                     self.fail(f"node {node_id}", f"it sent no reply within `round-deadline` ({deadline:g} s)")
-            elif (reason := failure(reply)) is not None:
-                self.fail(f"node {node_id}", reason)
-                if reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE:
+            elif reply.failure is not None:
+                self.fail(f"node {node_id}", reply.failure)
+                if reply.not_there:
                     self.nodes.lost(node_id)
             else:
                 self.round.answered += 1
-                self.round.bytes_up += payload_bytes(reply.content)
+                self.round.bytes_up += reply.size
                 try:
+                    if isinstance(reply.content, WireError):
+                        raise reply.content
                     read(node_id, reply.content, self.asked[node_id])
                     if message.metadata.message_type == TRAIN:
                         self.round.trained.add(node_id)
@@ -131,9 +157,25 @@ class Exchange:
 
 
 Request = Callable[[int, list[str]], RecordDict]
-Read = Callable[[int, RecordDict, list[str]], None]
+Opened = Callable[[RecordDict, list[str]], Any]
+Read = Callable[[int, Any, list[str]], None]
 
 
-def _good(replies: Mapping[str, Message], message: Message) -> bool:
-    reply = replies.get(message.metadata.message_id)
-    return reply is not None and failure(reply) is None
+@dataclass(frozen=True)
+class _Came:
+    """What is kept of a reply until all are there. `content`: as it was opened, or the WireError that this raised."""
+
+    failure: str | None
+    not_there: bool = False
+    size: int = 0
+    content: Any = None
+
+
+def _look_at(reply: Message, task_ids: list[str], opened: Opened | None) -> _Came:
+    if (reason := failure(reply)) is not None:
+        return _Came(reason, reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE)
+    size = payload_bytes(reply.content)
+    try:
+        return _Came(None, size=size, content=opened(reply.content, task_ids) if opened else reply.content)
+    except WireError as error:
+        return _Came(None, size=size, content=error)

@@ -11,6 +11,7 @@ from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.app.error import Error
+from flwr.app.message.message import make_message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -43,7 +44,9 @@ class InlineGrid(Grid):
     def answer(self, message: Message) -> Message | None:
         """What the node that a message is addressed to replies; None: nothing."""
         try:
-            return self._app(message, self._contexts[message.metadata.dst_node_id])
+            # With records of its own, as over a network: a node may take them apart.
+            handed = make_message(message.metadata, RecordDict(dict(message.content)))
+            return self._app(handed, self._contexts[message.metadata.dst_node_id])
         except Exception as error:  # as Flower's node does: an exception becomes an error reply
             return Message(Error(code=0, reason=f"{type(error)}:<'{error}'>"), reply_to=message)
 

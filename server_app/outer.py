@@ -33,15 +33,25 @@ class OuterOptimizer:
         """The meta-parameters now; a copy."""
         return {name: leaf.detach().clone() for name, leaf in self._leaves.items()}
 
+    @property
+    def leaves(self) -> Params:
+        """The meta-parameters themselves, to be read only: the next step changes them."""
+        return {name: leaf.detach() for name, leaf in self._leaves.items()}
+
     def step(self, gradient: Params, server_round: int) -> Params:
-        """Take one step along the mean meta-gradient of round `server_round` (from 1); returns the new meta-parameters."""
+        """As `advance`; returns the new meta-parameters, a copy."""
+        self.advance(gradient, server_round)
+        return self.meta
+
+    def advance(self, gradient: Params, server_round: int) -> None:
+        """Take one step along the mean meta-gradient of round `server_round` (from 1)."""
         decay = 1 - (server_round - 1) / self._num_rounds if self._options.outer_decay else 1.0
         for group in self._optimizer.param_groups:
             group["lr"] = self._options.outer_lr * decay
         for name, leaf in self._leaves.items():
             leaf.grad = gradient[name].to(leaf.dtype)
         self._optimizer.step()
-        return self.meta
+        self._optimizer.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
         """Everything needed to go on later, the meta-parameters included, as named tensors."""

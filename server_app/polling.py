@@ -5,16 +5,18 @@ waits about a tenth of the time that has passed, so it costs little both for rou
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from common.config import Scalar
-from common.wire import tell_settings
+from common.wire import payload_bytes, tell_settings
 
 _SHORTEST, _LONGEST = 0.004, 0.5  # seconds
+LARGE = 2**23
+"""Bytes from which on a reply, taken to be as large as its request, is looked at before the next one is fetched."""
 
 
 class PollingGrid(Grid):
@@ -56,22 +58,39 @@ class PollingGrid(Grid):
         messages: Iterable[Message],
         *,
         timeout: float | None = None,
-        enough: Callable[[list[Message]], bool] = lambda replies: False,
     ) -> list[Message]:
-        """Send, then return the replies that came within `timeout` seconds (None: all of them, however long it takes).
+        """Send, then return the replies that came within `timeout` seconds (None: all of them, however long it takes)."""
+        return list(self.replies(messages, timeout))
 
-        `enough` is asked after every look; True: the others are not waited for.
+    def replies(
+        self, messages: Iterable[Message], timeout: float | None = None, enough: Callable[[Message], bool] = lambda reply: False
+    ) -> Iterator[Message]:
+        """Send, then hand on every reply as it comes, of which none is kept here.
+
+        `enough` gets every reply; once it is True the others are not waited for, but for those of the same look.
         """
+        listed = list(messages)
+        # Flower fetches all that it is asked for before it returns: of large replies one is enough in memory.
+        at_once = 1 if max((payload_bytes(message.content) for message in listed), default=0) >= LARGE else len(listed)
         started = time.monotonic()
         # None stands for a message that could not be delivered: there is no reply to wait for.
-        waiting = {message_id for message_id in self.push_messages(list(messages)) if message_id}
-        replies: list[Message] = []
+        waiting = [message_id for message_id in self.push_messages(listed) if message_id]
+        return self._wait(waiting, at_once, started, timeout, enough)
+
+    def _wait(
+        self, waiting: list[str], at_once: int, started: float, timeout: float | None, enough: Callable[[Message], bool]
+    ) -> Iterator[Message]:
+        done = False
         while waiting:
-            arrived = list(self.pull_messages(waiting))
-            replies += arrived
-            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+            there = set[str]()
+            for i in range(0, len(waiting), at_once):
+                for reply in self.pull_messages(waiting[i : i + at_once]):
+                    there.add(reply.metadata.reply_to_message_id)
+                    done = enough(reply) or done
+                    yield reply
+                    del reply
+            waiting = [message_id for message_id in waiting if message_id not in there]
             passed = time.monotonic() - started
-            if not waiting or enough(replies) or (timeout is not None and passed >= timeout):
+            if done or not waiting or (timeout is not None and passed >= timeout):
                 break
             time.sleep(min(max(passed / 10, _SHORTEST), _LONGEST))
-        return replies

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from flwr.app import RecordDict
+from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp import Grid
 
 from common.config import RunConfig
@@ -67,7 +67,10 @@ def unfit(nodes: int) -> str | None:
 
 @dataclass
 class SecureSum:
-    """One secure sum. `by_node`: the tasks of every node that is asked; `request`: what a node computes for its tasks."""
+    """One secure sum. `by_node`: the tasks of every node that is asked; `request`: what a node computes for its tasks.
+
+    `encoded`: the meta-parameters as they are sent.
+    """
 
     config: RunConfig
     grid: Grid
@@ -76,6 +79,7 @@ class SecureSum:
     by_node: Mapping[int, list[str]]
     request: Callable[[list[str]], TrainRequest]
     like: Params
+    encoded: ArrayRecord
     timeout: float | None = None
     session: bytes = field(default_factory=lambda: os.urandom(SESSION_BYTES))
 
@@ -122,7 +126,7 @@ class SecureSum:
 
         def request(node_id: int, task_ids: list[str]) -> RecordDict:
             envelopes = {keys[owner].masking: envelope_for(made, position[node_id]) for owner, made in shares.items()}
-            return MaskedRequest(self.request(task_ids), self.session, envelopes).to_records()
+            return MaskedRequest(self.request(task_ids), self.session, envelopes).to_records(self.encoded)
 
         def read(node_id: int, records: RecordDict, _: list[str]) -> None:
             found[node_id] = MaskedReply.from_records(records, length(self.like)).masked

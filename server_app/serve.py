@@ -63,7 +63,8 @@ def superexec(secrets: Path, address: str, runs: Path) -> NoReturn:
 
 
 def _become(command: Sequence[str]) -> NoReturn:
-    os.execve(command[0], list(command), environment())
+    # What `environment` says of memory is for processes that compute.
+    os.execve(command[0], list(command), {**environment(), **warm.MEMORY})
 
 
 def _readable(path: Path) -> None:

@@ -34,16 +34,14 @@ from common.wire import (
     KeepRequest,
     TrainReply,
     TrainRequest,
-    from_arrays,
     to_arrays,
 )
 from server_app.aggregate import aggregate, too_few
 from server_app.exchange import Exchange, TooFewError
 from server_app.outer import OuterOptimizer
-from server_app.polling import PollingGrid
 from server_app.privacy import TaskPrivacy
 from server_app.replies import check_scores, check_update, decoded, most_weight
-from server_app.rollcall import Population, failure
+from server_app.rollcall import Population
 from server_app.scores import Scores, best_rate
 from server_app.secure import SecureSum, check_totals, unfit
 
@@ -145,6 +143,7 @@ class MetaStrategy(Strategy):
             raise ValueError("`evaluate_fn` is of no use here: the server has no data")
         self._grid = grid
         started, result, arrays = time.monotonic(), Result(), initial_arrays
+        del initial_arrays  # a large model is not held longer than needed
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         self.summary()
         for number in range(self._first_round, num_rounds + 1):
@@ -173,9 +172,9 @@ class MetaStrategy(Strategy):
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 if self.config.secure_aggregation:
-                    return self._train_securely(grid, number, from_arrays(arrays), timeout)
+                    return self._train_securely(grid, number, arrays, timeout)
                 messages = self.configure_train(number, arrays, config, grid)
-                return self.aggregate_train(number, self._exchange(grid, messages, timeout))
+                return self.aggregate_train(number, self._messages.send(grid, messages, timeout, self._enough_tasks))
             except TooFewError as few:
                 if self.config.on_too_few == "skip":
                     log(WARNING, "Round %s is skipped, the model stays as it is: %s", number, few)
@@ -190,21 +189,6 @@ class MetaStrategy(Strategy):
                 log(WARNING, "Round %s is repeated: %s", number, few)
         raise AssertionError("the last attempt returns or raises")
 
-    def _exchange(self, grid: Grid, messages: list[Message], timeout: float | None) -> list[Message]:
-        """Send and receive; with `over-select` only until enough tasks are answered for."""
-        if self.config.over_select == 1 or not isinstance(grid, PollingGrid):
-            return list(grid.send_and_receive(messages, timeout=timeout))
-
-        def enough(replies: list[Message]) -> bool:
-            # Not before: Flower gives a message its id when it is pushed.
-            tasks = {
-                message.metadata.message_id: len(self._messages.asked[message.metadata.dst_node_id]) for message in messages
-            }
-            good = [reply for reply in replies if failure(reply) is None]
-            return sum(tasks[reply.metadata.reply_to_message_id] for reply in good) >= self.number_of_tasks
-
-        return grid.send_and_receive(messages, timeout=timeout, enough=enough)
-
     def summary(self) -> None:
         """Log what this run does."""
         splits = {name: len(ids) for name, ids in self.population.splits.items()}
@@ -217,6 +201,11 @@ class MetaStrategy(Strategy):
     def number_of_tasks(self) -> int:
         """How many training tasks a round is meant to have."""
         return self.config.tasks_in_round(len(self.population.splits["train"]))
+
+    @property
+    def _enough_tasks(self) -> int | None:
+        """With `over-select`: how many tasks must be answered for, so that the others are not waited for."""
+        return self.number_of_tasks if self.config.over_select > 1 else None
 
     @property
     def least_replies(self) -> int:
@@ -236,8 +225,8 @@ class MetaStrategy(Strategy):
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
         """One message to each node that hosts some of this round's tasks and can be asked."""
         by_node = self._draw(grid, server_round)
-        compute = self._request(from_arrays(arrays), server_round)
-        return self._messages.address(by_node, TRAIN, server_round, lambda _, task_ids: compute(task_ids).to_records())
+        compute = self._request(server_round)
+        return self._messages.address(by_node, TRAIN, server_round, lambda _, task_ids: compute(task_ids).to_records(arrays))
 
     def _draw(self, grid: Grid, server_round: int) -> dict[int, list[str]]:
         """This round's tasks by the node that hosts them, of nodes that can be asked."""
@@ -246,13 +235,13 @@ class MetaStrategy(Strategy):
         self._wait_for_hosts(grid, tasks)
         return self._messages.hosts(tasks)
 
-    def _request(self, meta: Params, server_round: int) -> Callable[[list[str]], TrainRequest]:
-        """What to ask a node for, by its tasks."""
+    def _request(self, server_round: int) -> Callable[[list[str]], TrainRequest]:
+        """What to ask a node for, by its tasks; the meta-parameters go along encoded."""
         clip = self.privacy.clip if self.privacy else 0.0
-        return lambda task_ids: TrainRequest(meta, server_round, self.config.seed, task_ids, self._lineage, clip)
+        return lambda task_ids: TrainRequest({}, server_round, self.config.seed, task_ids, self._lineage, clip)
 
     def _train_securely(
-        self, grid: Grid, server_round: int, meta: Params, timeout: float | None
+        self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout: float | None
     ) -> tuple[ArrayRecord, MetricRecord]:
         """A round in which the nodes' sum is all that is seen of them."""
         by_node = self._draw(grid, server_round)
@@ -260,9 +249,9 @@ class MetaStrategy(Strategy):
             # All nodes take part, also those of whose tasks none was drawn: how many were drawn must not decide anything.
             everybody = self._messages.hosts(self.population.splits["train"])
             by_node = {node_id: by_node.get(node_id, []) for node_id in everybody}
-        reference = self.outer.meta
-        request = self._request(meta, server_round)
-        steps = SecureSum(self.config, grid, self._messages, server_round, by_node, request, reference, timeout)
+        reference = self.outer.leaves
+        request = self._request(server_round)
+        steps = SecureSum(self.config, grid, self._messages, server_round, by_node, request, reference, arrays, timeout)
         totals, nodes = steps.totals()
         self._messages.round.trained |= set(nodes)
         tasks = [self.population.tasks[task_id] for node_id in nodes for task_id in by_node[node_id]]
@@ -295,22 +284,25 @@ class MetaStrategy(Strategy):
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Name and drop what is of no use, average the rest over tasks, take the outer step. Raises if too few are left."""
-        reference = self.outer.meta
+        reference = self.outer.leaves
         # A mean of clipped meta-gradients is no longer than one of them: who sends more has not clipped.
         bounds = [self.config.max_update_norm, self.privacy.clip if self.privacy else 0.0]
         largest = min((bound for bound in bounds if bound), default=0.0)
         usable: list[TrainReply] = []
 
-        def read(_: int, records: RecordDict, task_ids: list[str]) -> None:
+        def opened(records: RecordDict, task_ids: list[str]) -> TrainReply:
             reply = decoded(TrainReply.from_records(records, len(task_ids)), self.config.update_dtype, reference)
             announced = [self.population.tasks[task_id] for task_id in task_ids]
             most = most_weight(self.algorithm, announced, reply.losses, alike=self.privacy is not None)
             check_update(reply, reference, most, largest)
+            return reply
+
+        def read(_: int, reply: TrainReply, task_ids: list[str]) -> None:
             usable.append(reply)
             if dropped := [task for task, loss in zip(task_ids, reply.losses, strict=True) if not math.isfinite(loss)]:
                 self._messages.fail(f"task {dropped[0]}", f"its numbers are not finite (and {len(dropped) - 1} more tasks)")
 
-        self._messages.receive(replies, read, enough=self.number_of_tasks if self.config.over_select > 1 else None)
+        self._messages.receive(replies, read, opened=opened, enough=self._enough_tasks)
         losses = [loss for reply in usable for loss in reply.losses if math.isfinite(loss)]
         self.client_losses = losses
         loss = float(np.mean(losses)) if losses else math.nan
@@ -319,13 +311,14 @@ class MetaStrategy(Strategy):
     def _step(self, server_round: int, gradient: Params, loss: float, tasks: int) -> tuple[ArrayRecord, MetricRecord]:
         """The outer step with the meta-gradient of so many tasks, whose mean loss is `loss`."""
         # Privacy noise is in every number, and a node may lie: what tasks must start from at 0 stays there.
-        meta = self.outer.step(self.algorithm.with_zero_head(gradient), server_round)
-        if not all_finite(meta):
+        self.outer.advance(self.algorithm.with_zero_head(gradient), server_round)
+        del gradient
+        if not all_finite(self.outer.leaves):
             raise RunError(f"round {server_round}: the model is not finite any more: lower `outer-lr`")
         self._messages.round.record = {"round": server_round, "train": {"loss": loss, "tasks": tasks}}
         if self.privacy:
             self._messages.round.record["privacy"] = self.privacy.record()
-        return to_arrays(meta), MetricRecord({"loss": loss, "tasks": tasks})
+        return to_arrays(self.outer.leaves), MetricRecord({"loss": loss, "tasks": tasks})
 
     def _combine(self, replies: list[TrainReply], contributed: int, like: Params) -> Params:
         """One meta-gradient from the usable replies of a round to which so many tasks contributed."""
@@ -353,7 +346,7 @@ class MetaStrategy(Strategy):
         due = self.config.evaluate_every and server_round % self.config.evaluate_every == 0
         if not due and server_round != self.config.rounds:
             return []
-        return self._ask_scores(from_arrays(arrays), self.population.splits["validation"], self.lrs, server_round)
+        return self._ask_scores(arrays, self.population.splits["validation"], self.lrs, server_round)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Collect the scores of validation tasks, and close the round's line of the history."""
@@ -361,7 +354,7 @@ class MetaStrategy(Strategy):
         if self._messages.sent:
             scores = self._read_scores(replies, self.lrs)
             if self._grid is not None:
-                scores = self._wait_for_scores(self._grid, scores, self.outer.meta, self.population.splits["validation"])
+                scores = self._wait_for_scores(self._grid, scores, self.outer.leaves, self.population.splits["validation"])
             self.last_validation = scores
             if scores.task_ids:
                 lr, step = self.choose_rate(scores)
@@ -396,7 +389,7 @@ class MetaStrategy(Strategy):
         """
         self._messages.begin()
         self.nodes.refresh(grid)
-        messages = self._ask_scores(meta, task_ids, lrs, self.config.rounds, shots, final=True)
+        messages = self._ask_scores(to_arrays(meta), task_ids, lrs, self.config.rounds, shots, final=True)
         scores = self._read_scores(grid.send_and_receive(messages, timeout=self.config.round_deadline), lrs)
         scores = self._wait_for_scores(grid, scores, meta, task_ids, shots)
         self._count()
@@ -413,7 +406,7 @@ class MetaStrategy(Strategy):
             time.sleep(min(0.5, self.config.node_deadline))
             self.nodes.refresh(grid)
             if back := sorted(task for task in away if self.nodes.can_be_asked(self.population.homes[task])):
-                messages = self._ask_scores(meta, back, scores.lrs, self.config.rounds, shots)
+                messages = self._ask_scores(to_arrays(meta), back, scores.lrs, self.config.rounds, shots)
                 replies = grid.send_and_receive(messages, timeout=self.config.round_deadline)
                 scores = scores.joined(self._read_scores(replies, scores.lrs))
         return scores
@@ -437,8 +430,9 @@ class MetaStrategy(Strategy):
             return 0
         self._messages.begin()
         number, kept = self.config.rounds, 0
-        request = KeepRequest(meta, lr, steps, number, self._lineage, run)
-        messages = self._messages.address({node_id: [] for node_id in keepers}, KEEP, number, lambda *_: request.to_records())
+        request, arrays = KeepRequest({}, lr, steps, number, self._lineage, run), to_arrays(meta)
+        by_node: dict[int, list[str]] = {node_id: [] for node_id in keepers}
+        messages = self._messages.address(by_node, KEEP, number, lambda *_: request.to_records(arrays))
 
         def read(_: int, records: RecordDict, __: list[str]) -> None:
             nonlocal kept
@@ -452,10 +446,10 @@ class MetaStrategy(Strategy):
     # ---- messages
 
     def _ask_scores(
-        self, meta: Params, task_ids: list[str], lrs: list[float], number: int, shots: int = 0, *, final: bool = False
+        self, arrays: ArrayRecord, task_ids: list[str], lrs: list[float], number: int, shots: int = 0, *, final: bool = False
     ) -> list[Message]:
         def request(_: int, part: list[str]) -> RecordDict:
-            return EvaluateRequest(meta, lrs, self.config.adapt_steps, part, shots).to_records()
+            return EvaluateRequest({}, lrs, self.config.adapt_steps, part, shots).to_records(arrays)
 
         return self._messages.address(self._messages.hosts(task_ids, final=final), EVALUATE, number, request)
 

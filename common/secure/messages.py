@@ -6,22 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
+from common.arrays import arrays_of, to_arrays
+from common.reading import WireError, byte_strings, config_of, ints, nothing_else, reads
 from common.secure.masks import KEY_BYTES, Integers
 from common.secure.protocol import Envelope, Keys, Masked, PublicKeys, Shared, Shares
 from common.secure.shares import DIGEST_BYTES, SEALED_BYTES, SHARE_BYTES
-from common.wire import (
-    TrainRequest,
-    WireError,
-    arrays_of,
-    byte_strings,
-    config_of,
-    ints,
-    nothing_else,
-    reads,
-    to_arrays,
-)
+from common.wire import TrainRequest
 
 KEYS = "query.secure_keys"
 SHARES = "query.secure_shares"
@@ -112,12 +104,12 @@ class MaskedRequest:
     session: bytes
     envelopes: Mapping[bytes, Envelope]
 
-    def to_records(self) -> RecordDict:
+    def to_records(self, encoded: ArrayRecord | None = None) -> RecordDict:
         made = self.envelopes.values()
         fields: dict[str, Any] = {"session": [self.session], "owners": list(self.envelopes)}
         fields |= {"sealed": [envelope.sealed for envelope in made], "own_digests": [envelope.own_digest for envelope in made]}
         fields |= {"masking_digests": [envelope.masking_digest for envelope in made]}
-        return RecordDict({**self.train.to_records(), "secure": ConfigRecord(fields)})
+        return RecordDict({**self.train.to_records(encoded), "secure": ConfigRecord(fields)})
 
     @classmethod
     @reads

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from common.params import Params, add, all_finite, mismatch, subtract, weighted_mean
+from common.params import Params, add, add_weighted, all_finite, mismatch, subtract, weighted_mean, weighted_quotient, zeros
 
 
 def params(weight: list[float], bias: float) -> Params:
@@ -77,3 +77,24 @@ def test_a_mean_of_tensors_that_lie_in_memory_column_by_column() -> None:
     assert (
         weighted_mean([({"weight": columns}, 1.0), ({"weight": 3 * weight}, 1.0)])["weight"].tolist() == (2 * weight).tolist()
     )
+
+
+def test_weighted_mean_in_blocks_has_the_bits_of_the_plain_sum() -> None:
+    # More numbers than a block; the oracle adds whole tensors in float64, in the order given.
+    values = [torch.randn(3, 2**19, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    weights = [3.0, 0.1, 7.0]
+    plain = sum((weight * value.double() for value, weight in zip(values, weights, strict=True)), torch.zeros(3, 2**19))
+    mean = weighted_mean([({"w": value}, weight) for value, weight in zip(values, weights, strict=True)])["w"]
+    assert torch.equal(mean, (plain / sum(weights)).float())
+
+
+def test_weighted_quotient_has_the_bits_of_a_sum_in_float64() -> None:
+    values = torch.randn(3, 2**20, generator=torch.Generator().manual_seed(5))
+    values[:, 7] = -0.0
+    weights = torch.tensor([3.0, 0.1, 7.0], dtype=torch.float64)
+    total = zeros({"w": values[0]})["w"]
+    add_weighted(total, values, weights)
+    found = weighted_quotient(values, weights, 10.1, torch.float32)
+    assert torch.equal(found.view(torch.int32), (total / 10.1).float().view(torch.int32))
+    plain = (values.double() * weights.unsqueeze(1)).sum(dim=0) / 10.1
+    assert torch.allclose(found.double(), plain, rtol=1e-6, atol=1e-12)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -9,6 +10,7 @@ from loopback import LoopbackGrid
 
 from common.config import parse_run_config
 from common.wire import ROLL_CALL
+from server_app import polling
 from server_app.polling import PollingGrid
 
 
@@ -103,3 +105,24 @@ def test_an_error_of_the_network_goes_through() -> None:
 
     with pytest.raises(ConnectionError, match="gone"):
         ask(Broken([0.0]), timeout=1)
+
+
+def test_large_replies_are_fetched_one_at_a_time_and_small_ones_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    for large, looks in ((0, [1, 1, 1]), (10**9, [3])):
+        monkeypatch.setattr(polling, "LARGE", large)
+        grid, asked = SlowGrid([0.0] * 3), list[int]()
+        pull = grid.pull_messages
+
+        def counted(message_ids: Iterable[str], pull: Any = pull, asked: list[int] = asked) -> Any:
+            asked.append(len(list(message_ids)))
+            return pull(message_ids)
+
+        monkeypatch.setattr(grid, "pull_messages", counted)
+        assert len(ask(grid, timeout=30)[0]) == 3
+        assert asked == looks
+
+
+def test_a_reply_is_handed_on_before_the_last_one_has_come() -> None:
+    grid = SlowGrid([0.0, 99.0])
+    messages = [Message(RecordDict({"request": ConfigRecord()}), node_id, ROLL_CALL) for node_id in grid.get_node_ids()]
+    assert next(iter(PollingGrid(grid).replies(messages, 30))).metadata.src_node_id == 100

@@ -150,6 +150,14 @@ def test_flower_drives_it_and_gets_the_final_parameters() -> None:
     assert {"accuracy-before", "accuracy-after"} == set(result.evaluate_metrics_clientapp[4])
 
 
+def test_the_order_in_which_replies_come_leaves_every_bit_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = Run(5), Run(5)
+    pull = other.grid.pull_messages
+    monkeypatch.setattr(other.grid, "pull_messages", lambda message_ids: pull(message_ids)[::-1])
+    assert [r["train"] for r in one.start()] == [r["train"] for r in other.start()]
+    assert close(one.strategy.outer.meta, other.strategy.outer.meta, 0.0)
+
+
 def test_a_run_without_validation_tasks_works() -> None:
     run = Run(validation_tasks=0)
     assert not any("validation" in record for record in run.start())

@@ -1,0 +1,57 @@
+"""Large tensors travel in parts and arrive whole; parts that are no whole are refused."""
+
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord
+
+from common import arrays
+from common.arrays import from_arrays, to_arrays
+from common.reading import WireError
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "PART", 48)  # two rows of six float32
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_large_tensor_is_cut_by_rows_and_comes_back() -> None:
+    params = {"w": torch.arange(30.0).reshape(5, 6), "b": torch.ones(3), "row": torch.zeros(1, 99), "t": torch.rand(9, 7).T}
+    record = to_arrays(params)
+    assert [(key, array.shape) for key, array in record.items()][:4] == [
+        ("w#part0", (2, 6)),
+        ("w#part1", (2, 6)),
+        ("w#part2", (1, 6)),
+        ("b", (3,)),
+    ]
+    back = from_arrays(record)
+    assert list(back) == list(params)
+    assert all(torch.equal(back[name], value) for name, value in params.items())
+
+
+def part(*shape: int, dtype: Any = torch.float32) -> Array:
+    return Array(torch.zeros(shape, dtype=dtype).numpy())
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({"w#part1": part(2, 3)}, "are not in their order"),
+        ({"w#part0": part(2, 3), "w#part2": part(2, 3)}, "are not in their order"),
+        ({"w#part0": part(2, 3), "w": part(2, 3)}, "it is there twice"),
+        ({"w#part0": part(2, 3), "w#part1": part(2, 4)}, "do not fit together"),
+        ({"w#part0": part(2, 3), "w#part1": part(2, 3, dtype=torch.float64)}, "do not fit together"),
+    ],
+)
+def test_parts_that_make_no_tensor_are_refused(found: dict[str, Array], words: str) -> None:
+    with pytest.raises(WireError, match=words):
+        from_arrays(ArrayRecord(found))
+
+
+def test_an_array_of_another_kind_is_refused() -> None:
+    array = part(2)
+    array.stype = "pickle"
+    with pytest.raises(WireError, match="is of the kind"):
+        from_arrays(ArrayRecord({"w": array}))
