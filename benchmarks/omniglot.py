@@ -1,9 +1,9 @@
 """Omniglot, the published benchmark: N-way K-shot on characters of the unstructured split, against MAML's and Reptile's tables.
 
-Training characters are turned by quarter turns, and for all but `fedavg` every image is distorted a little. The network is
-MAML's strided one, for `protonet` that with max-pooling. Its batch norm uses the statistics of the batch at hand, so **all
-scores are transductive**, like MAML's and unlike Reptile's first table. The validation characters chose the rate and the steps
-of adaptation, and these settings. Rounds are compiled (`compile`), which needs a C++ compiler.
+Training characters are turned by quarter turns, and every image is distorted a little. The network is MAML's strided one, for
+`protonet` that with max-pooling. Its batch norm uses the statistics of the batch at hand, so **all scores are transductive**,
+like MAML's and unlike Reptile's first table. The validation characters chose the rate and the steps of adaptation, and these
+settings. Rounds are compiled (`compile`), which needs a C++ compiler.
 """
 
 from collections.abc import Mapping
@@ -44,9 +44,11 @@ SGD = (
     *("inner-steps=5", "batch-size=10", "omniglot.query-shots=9", "adapt-steps=20", "adapt-lrs=0.05,0.1,0.2"),
     *("tasks-per-round=5", "chunk-size=5", "conv4.filters=32", "evaluate-every=10000"),
 )
-# A server's Adam got further than the paper's epsilon in the same rounds, and heads of zeros as far in a fifth of them. FedAvg
-# stays what it is: the server takes the mean.
+# A server's Adam got further than the paper's epsilon in the same rounds, and heads of zeros as far in a fifth of them.
 REPTILE = ("inner-lr=0.1", "outer-optimizer=adam", "outer-lr=0.003", "zero-head=true", "omniglot.distort=true", *SGD)
+# FedAvg stays what it is: the server takes the mean. After 1,500 rounds rates of 0.05, 0.1, 0.2 gave 87.0, 89.3, 87.7 % on the
+# validation characters, a learned head 79.2 % (rate 0.1).
+FEDAVG = ("inner-lr=0.1", "zero-head=true", "omniglot.distort=true", *SGD, "adapt-lrs=0.02,0.05,0.1,0.2", "evaluate-every=4000")
 
 
 def plan(ways: int, shots: int) -> Plan:
@@ -67,7 +69,7 @@ def plan(ways: int, shots: int) -> Plan:
             variant("fomaml", FOMAML, 50_000),
             variant("protonet", PROTONET, 16_000),
             variant("reptile", REPTILE, 36_000),
-            variant("fedavg", ("inner-lr=0.2", *SGD), 2_000),
+            variant("fedavg", FEDAVG, 16_000),
         ),
         settings=(*COMMON, f"omniglot.ways={ways}", f"omniglot.shots={shots}"),
         nodes=1,

@@ -44,13 +44,17 @@ def end_group(process: subprocess.Popen[Any], patience: float = 10.0) -> None:
 def end_all_with(variable: str) -> None:
     """End every process whose environment holds `variable` ("NAME=value"); raises TimeoutError if one does not end.
 
-    Flower's SuperLink starts its workers in sessions of their own, so ending its process group is not enough.
+    Flower's SuperLink starts its workers in sessions of their own, so ending its process group is not enough. All that
+    runs in such a session is ended with it: Ray's agents write their titles over the environment they were given.
     """
     seen_without = 0
+    sessions: set[int] = set()
     for wish in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + 8
         while time.monotonic() < deadline:
             found = processes_with(variable)
+            sessions |= {session_of(pid) for pid in found} - {os.getsid(0), 0}
+            found += [pid for pid in living() if pid not in found and session_of(pid) in sessions]
             # A process that is just being started shows no environment: only a second look is sure.
             seen_without = 0 if found else seen_without + 1
             if seen_without == 2:
@@ -67,11 +71,31 @@ def end_all_with(variable: str) -> None:
 def processes_with(variable: str) -> list[int]:
     """Ids of the living processes but this one whose environment holds `variable`. Empty where there is no /proc."""
     found = []
-    for entry in Path("/proc").glob("[0-9]*"):
+    for pid in living():
         try:
-            alive = (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-            if alive and int(entry.name) != os.getpid() and variable.encode() in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
+            if variable.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                found.append(pid)
         except OSError:
             continue
     return found
+
+
+def living() -> list[int]:
+    """Ids of the processes but this one that have not ended. Empty where there is no /proc."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            alive = (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except OSError:
+            continue
+        if alive and int(entry.name) != os.getpid():
+            found.append(int(entry.name))
+    return found
+
+
+def session_of(pid: int) -> int:
+    """The session of a process, 0 if there is no such process."""
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return 0

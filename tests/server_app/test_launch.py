@@ -1,5 +1,6 @@
 """What is handed to Flower, and that nothing is left running."""
 
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from server_app.launch import LocalSuperLink, bundle, connection_exists, environment, nest
-from server_app.processes import end_group
+from server_app.processes import end_all_with, end_group, living
 
 
 def test_the_bundle_holds_the_app_and_nothing_else() -> None:
@@ -66,3 +67,26 @@ def test_the_private_superlink_ends_with_its_context() -> None:
         assert (link.home / "config.toml").is_file()
     assert link._process.returncode is not None
     assert not link.home.exists()
+
+
+def test_ending_all_with_a_variable_ends_what_lost_it_in_their_sessions(tmp_path: Path) -> None:
+    # Ray's agents write their titles over their environment, so a child of a marked process may not show the mark.
+    process = subprocess.Popen(
+        ["sh", "-c", "env -i sleep 300 & echo $!; wait"],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "QUICKBLOOM_TEST_MARK": str(tmp_path)},
+    )
+    other = subprocess.Popen(["sleep", "300"])
+    try:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        assert {child, process.pid} <= set(living())
+        end_all_with(f"QUICKBLOOM_TEST_MARK={tmp_path}")
+        assert not {child, process.pid} & set(living())
+        assert other.poll() is None  # in the session of this test
+    finally:
+        other.kill()
+        other.wait()
+        end_group(process)
