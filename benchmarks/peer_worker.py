@@ -89,8 +89,8 @@ def minibatches(work: Arrays, number: int) -> np.ndarray:
         text = "\x1f".join(("0", "peers", str(number), str(k)))
         digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
         rng = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
-        walk = [rng.permutation(num_rows)[: per_epoch * size] for _ in range(-(-steps // per_epoch))]
-        result.append(np.concatenate(walk).reshape(-1, size)[:steps])
+        walk = rng.random((-(-steps // per_epoch), num_rows)).argsort(axis=1)[:, : per_epoch * size]
+        result.append(walk.reshape(-1, size)[:steps])
     return np.stack(result)
 
 
@@ -229,6 +229,56 @@ def torchopt(work: Arrays) -> Any:
     return torch_loop(work, local)
 
 
+def pfl(work: Arrays) -> Any:
+    """pfl-research: its FederatedAveraging and simulated backend, a round at a time, without its evaluations."""
+    import torch
+    import torch.nn.functional as F
+    from pfl.aggregate.simulate import SimulatedBackend
+    from pfl.algorithm.algorithm_utils import run_train_eval
+    from pfl.algorithm.base import NNAlgorithmParams
+    from pfl.algorithm.federated_averaging import FederatedAveraging
+    from pfl.data.dataset import Dataset
+    from pfl.data.federated_dataset import FederatedDataset
+    from pfl.hyperparam.base import NNTrainHyperParams
+    from pfl.model.pytorch import PyTorchModel
+    from torch import nn
+
+    torch.set_num_threads(1)
+    features, classes = work["x"].shape[-1], len(work["5.bias"])
+    size = work["rows"].shape[-1]
+    x, y = torch.from_numpy(work["x"]), torch.from_numpy(work["y"])
+
+    class Perceptron(nn.Sequential):
+        def loss(self, x: Any, y: Any) -> Any:
+            return F.cross_entropy(self(x), y)
+
+        def metrics(self, x: Any, y: Any) -> Any:
+            return {}
+
+    hidden = [nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, classes)]
+    module = Perceptron(nn.Flatten(), *hidden)
+    model = PyTorchModel(module, torch.optim.SGD, torch.optim.SGD(module.parameters(), lr=1.0))
+    algorithm = FederatedAveraging()
+    # `evaluation_frequency` so that no round is a multiple of it.
+    params = NNAlgorithmParams(10**9, 10**9, train_cohort_size=len(work["clients"][0]), val_cohort_size=0)
+    train = NNTrainHyperParams(local_batch_size=size, local_num_epochs=1, local_learning_rate=LR)
+
+    def begin() -> Any:
+        module.load_state_dict({name: torch.from_numpy(value) for name, value in start(work).items()})
+        return module
+
+    def one_round(_: Any, number: int) -> Any:
+        each = zip(work["clients"][number], torch.from_numpy(minibatches(work, number)), strict=True)
+        cohort = iter([Dataset([x[k, rows.flatten()], y[k, rows.flatten()]], user_id=str(k)) for k, rows in each])
+        data = FederatedDataset(lambda dataset: dataset, lambda: next(cohort))
+        contexts, _, _ = algorithm.get_next_central_contexts(model, number + 1, params, train)
+        [(statistics, metrics)] = run_train_eval(algorithm, SimulatedBackend(data, data), model, contexts)
+        algorithm.process_aggregated_statistics_from_all_contexts(((contexts[0], statistics),), metrics, model)
+        return module
+
+    return begin, one_round, lambda module: to_numpy(dict(module.named_parameters()))
+
+
 def jax_loss(theta: Any, x: Any, y: Any) -> Any:
     import jax
 
@@ -298,6 +348,7 @@ SIDES: dict[str, Callable[[Arrays], Any]] = {
     "learn2learn": learn2learn,
     "higher": higher,
     "torchopt": torchopt,
+    "pfl": pfl,
     "jax": jax_side,
     "jax-given": jax_given,
     "fedjax": fedjax,

@@ -7,7 +7,7 @@ is checked first. Repetitions go round all sides in turn, and ratios are taken w
 
 The engine also scores every client, which the others are spared; `jax-given` is spared of drawing batches, too. Other libraries
 have needs of their own: install them into environments of their own (`python -m venv; pip install jax fedjax`, `pip install
-torch higher torchopt`) and name their Pythons with --peer-python.
+torch higher torchopt`, `pip install torch pfl`) and name their Pythons with --peer-python.
 """
 
 import argparse
@@ -44,6 +44,7 @@ LABELS = {
     "jax-given": "the same, batches given",
     "fedjax": "FedJAX, for_each_client, jit",
     "torchopt": "TorchOpt",
+    "pfl": "pfl-research",
 }
 
 
