@@ -73,7 +73,7 @@ def join(
     command += ["--root-certificates", str(secrets / "ca.crt"), "--auth-supernode-private-key", str(secrets / "node.key")]
     if config:
         command += ["--node-config", " ".join(f"{key}={_toml(value)}" for key, value in config.items())]
-    environment = {**_QUIET, **warm.MEMORY, warm.POLL: str(poll)}
+    environment = {**_QUIET, **warm.sparing(), warm.POLL: str(poll)}
     return outside(quiet or QuietHours(), lambda: _supervise(command, environment, server, say), say)
 
 

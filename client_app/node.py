@@ -82,6 +82,8 @@ def _with_own_file(run: RunConfig, config: NodeConfig) -> Options:
     # A column that this node names must be there; the run's may be one that other nodes have.
     name = config.task_name or (task_of_file(config.data_path) if config.data_path and not config.task_column else "")
     given = {key: value for key, value in {**named, "task_name": name}.items() if value}
+    if config.task_column and not config.task_name:
+        given["task_name"] = ""
     if given and run.dataset != "own":
         raise ConfigError(
             'node settings `data-path`, `task-column`, `task-name` and `target-column` need `dataset = "own"`, '

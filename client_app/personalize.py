@@ -58,7 +58,8 @@ def adapt(
     options = config.table("own").model_copy(update={"path": str(data), "leave_out": ""})
     # As of a device that takes part: a column that is named must be there.
     named = {"task_column": task, "target_column": target, "task_name": "" if task else task_of_file(str(data))}
-    own = Own(_own_options(options.model_copy(update={key: name for key, name in named.items() if name})), Path(), spec.schema)
+    given = {key: name for key, name in named.items() if name or (task and key == "task_name")}
+    own = Own(_own_options(options.model_copy(update=given)), Path(), spec.schema)
     if own.spec.input_shape != spec.input_shape:
         raise DataError(
             f"the data '{data}' have inputs of shape {own.spec.input_shape}, the checkpoint needs {spec.input_shape}"

@@ -69,8 +69,11 @@ def _numbers(name: str, array: Array) -> Numbers:
     if version not in _HEADERS:
         raise WireError(f"the tensor `{name}` has the format {version}, expected 1.0 or 2.0")
     shape, by_columns, dtype = _HEADERS[version](stream)
+    # Only plain numbers: of things without a size, such as "|S0", any number would fit into no bytes at all.
+    if dtype.kind not in "biuf" or dtype.itemsize == 0:
+        raise WireError(f"the tensor `{name}` holds {short(dtype)}, expected numbers")
     claimed, came = math.prod(shape) * dtype.itemsize, len(array.data) - stream.tell()
-    if dtype.hasobject or claimed != came:
+    if claimed != came:
         raise WireError(f"the tensor `{name}` claims {claimed} bytes of {dtype} and has {came}")
     return np.ndarray(shape, dtype, array.data, stream.tell(), order="F" if by_columns else "C")
 

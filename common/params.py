@@ -46,6 +46,8 @@ def can_be_squared(value: Tensor) -> bool:
     With Adam a gradient of 1e30 would stop its weights for good.
     """
     flat = value.reshape(-1)
+    if flat.dtype == torch.float16:  # squares of honest numbers pass its largest, 65504
+        flat = flat.float()
     # A product, since the squares would take as much memory again.
     return not value.is_floating_point() or bool(torch.isfinite(flat @ flat))
 

@@ -108,6 +108,18 @@ class Connecting:
         return self._grpc.secure_channel(target, credentials, options=[*options, *CONNECTION])
 
 
+def sparing() -> dict[str, str]:
+    """MEMORY, but for what the user has set; nothing where workers cannot be told from the processes that start them."""
+    if not wanted() or reason_against():
+        return {}
+    return {name: value for name, value in MEMORY.items() if name not in os.environ}
+
+
+def wanted() -> bool:
+    """Whether the user has not turned warm workers off."""
+    return os.environ.get("QUICKBLOOM_WARM", "1") != "0"
+
+
 def command(program: str, *arguments: str) -> list[str]:
     """The command line that starts `program` (flower-supernode or flower-superexec) warm."""
     # -P: nothing is imported from the working directory. -c: a fork would import a main module again.
@@ -120,7 +132,7 @@ def main() -> None:
     sys.argv = [program, *arguments]
     # Flower's own processes look for each other there.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    if os.environ.get("QUICKBLOOM_WARM", "1") != "0":
+    if wanted():
         if why_not := reason_against():
             from flwr.supercore import log
 
@@ -166,8 +178,8 @@ def warm_supernode(longest: float) -> None:
     node.time = Pace(longest)
 
     def start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-        # Workers compute: they keep what they have freed for the next step.
-        computing = {name: value for name, value in os.environ.items() if name not in MEMORY}
+        # Workers compute: they keep what they have freed for the next step. What the user has set stays.
+        computing = {name: value for name, value in os.environ.items() if MEMORY.get(name) != value}
         return subprocess.Popen(command(*arguments), env=computing)
 
     node.subprocess = types.SimpleNamespace(Popen=start)

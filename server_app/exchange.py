@@ -79,15 +79,18 @@ class Exchange:
         """Send, and give the replies as they come; no more are waited for once so many tasks are answered for."""
         if not isinstance(grid, PollingGrid):
             return grid.send_and_receive(messages, timeout=timeout)
+        if enough is None:
+            return grid.replies(messages, timeout)
         answered = 0
+        nodes: dict[str, int] = {}
 
         def are_enough(reply: Message) -> bool:
             nonlocal answered
             # Not before: Flower gives a message its id when it is pushed.
-            nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+            nodes.update({} if nodes else {sent.metadata.message_id: sent.metadata.dst_node_id for sent in messages})
             if failure(reply) is None:
                 answered += len(self.asked[nodes[reply.metadata.reply_to_message_id]])
-            return enough is not None and answered >= enough
+            return answered >= enough
 
         return grid.replies(messages, timeout, are_enough)
 
@@ -128,8 +131,8 @@ class Exchange:
                 self.round.answered += 1
                 self.round.bytes_up += reply.size
                 try:
-                    if isinstance(reply.content, WireError):
-                        raise reply.content
+                    if reply.trouble:
+                        raise WireError(reply.trouble)
                     read(node_id, reply.content, self.asked[node_id])
                     if message.metadata.message_type == TRAIN:
                         self.round.trained.add(node_id)
@@ -163,12 +166,13 @@ Read = Callable[[int, Any, list[str]], None]
 
 @dataclass(frozen=True)
 class _Came:
-    """What is kept of a reply until all are there. `content`: as it was opened, or the WireError that this raised."""
+    """What is kept of a reply until all are there. `content`: as it was opened; `trouble`: why it could not be."""
 
     failure: str | None
     not_there: bool = False
     size: int = 0
     content: Any = None
+    trouble: str = ""
 
 
 def _look_at(reply: Message, task_ids: list[str], opened: Opened | None) -> _Came:
@@ -178,4 +182,4 @@ def _look_at(reply: Message, task_ids: list[str], opened: Opened | None) -> _Cam
     try:
         return _Came(None, size=size, content=opened(reply.content, task_ids) if opened else reply.content)
     except WireError as error:
-        return _Came(None, size=size, content=error)
+        return _Came(None, size=size, trouble=str(error))  # the error itself would hold the reply in its frames

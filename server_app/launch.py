@@ -30,7 +30,7 @@ import torch
 from common.config import Scalar
 from common.errors import QuickbloomError
 from server_app import simulation
-from server_app.processes import end_all_with, end_group
+from server_app.processes import end_all_with, end_group, sessions_with
 from server_app.registration import trouble
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -140,9 +140,13 @@ class LocalSuperLink:
         return self._process.poll() is None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        ours = f"FLWR_HOME={self.home}"
+        sessions = sessions_with(ours)  # while their first processes live
         end_group(self._process)
-        end_all_with(f"FLWR_HOME={self.home}")
-        self._directory.cleanup()
+        try:
+            end_all_with(ours, sessions)
+        finally:
+            self._directory.cleanup()
 
 
 class Run:

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from common.config import RunConfig, Scalar, parse_run_config
@@ -112,7 +113,7 @@ def table(found: Mapping[str, Any]) -> Table:
         shown.add_column(heading, justify="left" if heading == "held-out task" else "right")
     for row in found["folds"]:
         cells = [_number(row[f"{name}_{when}"], name) for when in ("before", "after")]
-        shown.add_row(row["task"], str(row["train"]), *cells, f"{row['adapt_lr']:g}", str(row["adapt_steps"]))
+        shown.add_row(escape(row["task"]), str(row["train"]), *cells, f"{row['adapt_lr']:g}", str(row["adapt_steps"]))
     shown.add_section()
     cells = [f"{_number(found['mean'][i], name)} ± {_number(found['ci95'][i], name)}" for i in (0, 1)]
     shown.add_row("mean", "", *cells, "", "")

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,19 +41,19 @@ def end_group(process: subprocess.Popen[Any], patience: float = 10.0) -> None:
         process.stdout.close()
 
 
-def end_all_with(variable: str) -> None:
+def end_all_with(variable: str, sessions: Collection[int] = ()) -> None:
     """End every process whose environment holds `variable` ("NAME=value"); raises TimeoutError if one does not end.
 
-    Flower's SuperLink starts its workers in sessions of their own, so ending its process group is not enough. All that
-    runs in such a session is ended with it: Ray's agents write their titles over the environment they were given.
+    Flower's SuperLink starts its workers in sessions of their own, so ending its process group is not enough. `sessions`, as
+    `sessions_with` found them, are ended whole: Ray's agents write their titles over the environment they were given.
     """
     seen_without = 0
-    sessions: set[int] = set()
+    sessions = set(sessions)
     for wish in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + 8
         while time.monotonic() < deadline:
             found = processes_with(variable)
-            sessions |= {session_of(pid) for pid in found} - {os.getsid(0), 0}
+            sessions |= sessions_with(variable)
             found += [pid for pid in living() if pid not in found and session_of(pid) in sessions]
             # A process that is just being started shows no environment: only a second look is sure.
             seen_without = 0 if found else seen_without + 1
@@ -62,10 +62,15 @@ def end_all_with(variable: str) -> None:
             for pid in found:
                 try:
                     os.kill(pid, wish)
-                except ProcessLookupError:
+                except (ProcessLookupError, PermissionError):
                     continue
             time.sleep(0.2)
     raise TimeoutError(f"these processes do not end: {found}")
+
+
+def sessions_with(variable: str) -> set[int]:
+    """The sessions that were begun by a process whose environment holds `variable`, but for the one of this process."""
+    return {pid for pid in processes_with(variable) if session_of(pid) == pid} - {os.getsid(0)}
 
 
 def processes_with(variable: str) -> list[int]:

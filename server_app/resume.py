@@ -89,7 +89,9 @@ def goes_on_in_place(config: RunConfig) -> bool:
 
 def cut_history(checkpoint: Checkpoint, source: Path, directory: RunDirectory) -> None:
     """Give `directory` the rounds up to the checkpoint's, so that every round stands there once. `source`: `resume-from`."""
-    if records := history_until(run_of(source), int(checkpoint.facts["round"])):
+    records = history_until(run_of(source), int(checkpoint.facts["round"]))
+    # None where the run was cut off between the line of its first round and the checkpoint after it.
+    if records or (directory.path / "history.jsonl").exists():
         directory.write_rounds(records)
 
 

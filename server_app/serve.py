@@ -64,7 +64,7 @@ def superexec(secrets: Path, address: str, runs: Path) -> NoReturn:
 
 def _become(command: Sequence[str]) -> NoReturn:
     # What `environment` says of memory is for processes that compute.
-    os.execve(command[0], list(command), {**environment(), **warm.MEMORY})
+    os.execve(command[0], list(command), {**environment(), **warm.sparing()})
 
 
 def _readable(path: Path) -> None:

@@ -5,6 +5,7 @@ The rules are in docs/own-data.md. What must be equal on all nodes (names and ki
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,7 @@ class Own(FixedSplitDataset):
         self.table = read_table(options.path, options.image_side)
         self.one_task = bool(options.task_name) and options.task_column not in self.table
         if self.one_task:
+            _refuse_nearly(self.table, options.task_column, options.path)
             rows = len(next(iter(self.table.values())))
             self.table[options.task_column] = np.full(rows, options.task_name, dtype=object)
         self._agreed: dict[str, Any] = json.loads(schema) if schema else {}
@@ -232,7 +234,21 @@ class Own(FixedSplitDataset):
 
 def task_of_file(path: str) -> str:
     """What all rows of a file without a task column are called, if nobody has said: "/data/ward-7.csv" is "ward-7"."""
-    return Path(path).expanduser().absolute().stem
+    file = Path(path).expanduser().absolute()
+    return path if ":" in path and not file.exists() else file.stem  # "my_module:function" may not be "my_module"
+
+
+def _refuse_nearly(table: Table, column: str, path: str) -> None:
+    """Raise DataError if a column is called `column` but for case, blanks or underscores: it would become an input."""
+
+    def plain(name: str) -> str:
+        return re.sub(r"[\s_-]", "", name.casefold())
+
+    for name in table:
+        if plain(name) == plain(column):
+            raise DataError(
+                f"the data '{path}' have no column `{column}`, but `{name}`: rename it, or name it as the task column"
+            )
 
 
 def fit(table: Table, kinds: Mapping[str, str], reserved: set[str], path: str) -> None:

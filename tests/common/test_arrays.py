@@ -1,7 +1,9 @@
 """Large tensors travel in parts and arrive whole; parts that are no whole are refused."""
 
+import io
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord
@@ -48,6 +50,16 @@ def part(*shape: int, dtype: Any = torch.float32) -> Array:
 def test_parts_that_make_no_tensor_are_refused(found: dict[str, Array], words: str) -> None:
     with pytest.raises(WireError, match=words):
         from_arrays(ArrayRecord(found))
+
+
+@pytest.mark.parametrize("kind", ["|S0", "<U0", "|V0", "|O", "<M8[s]", "<c8", "|S4"])
+def test_an_array_of_anything_but_numbers_is_refused_before_memory_is_taken_for_it(kind: str) -> None:
+    header = io.BytesIO()
+    shape = (2**40,) if kind[-1] == "0" else (0,)  # of things without a size any number fits into no bytes
+    np.lib.format.write_array_header_1_0(header, {"descr": kind, "fortran_order": False, "shape": shape})
+    array = Array("float32", shape, "numpy.ndarray", header.getvalue())
+    with pytest.raises(WireError, match="expected numbers"):
+        from_arrays(ArrayRecord({"w": array}))
 
 
 def test_an_array_of_another_kind_is_refused() -> None:

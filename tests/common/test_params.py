@@ -4,8 +4,20 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from common.params import Params, add, add_weighted, all_finite, mismatch, subtract, weighted_mean, weighted_quotient, zeros
+from common.params import (
+    Params,
+    add,
+    add_weighted,
+    all_finite,
+    can_be_squared,
+    mismatch,
+    subtract,
+    weighted_mean,
+    weighted_quotient,
+    zeros,
+)
 
 
 def params(weight: list[float], bias: float) -> Params:
@@ -27,6 +39,22 @@ def test_add_and_subtract_work_key_by_key_and_change_nothing() -> None:
 def test_a_single_bad_entry_is_found(bad: float) -> None:
     assert all_finite(params([1.0, 2.0], 3.0))
     assert not all_finite(params([1.0, bad], 3.0))
+
+
+@pytest.mark.parametrize(
+    ("value", "fine"),
+    [
+        (torch.full((300_000,), 1.0, dtype=torch.float16), True),  # a sum of squares beyond float16 itself
+        (torch.tensor([6e4, 6e4], dtype=torch.float16), True),
+        (torch.tensor([float("inf")], dtype=torch.float16), False),
+        (torch.tensor([1e20]), False),
+        (torch.tensor([1e20], dtype=torch.float64), True),
+        (torch.tensor([float("nan"), 1.0]), False),
+        (torch.tensor([2**40]), True),
+    ],
+)
+def test_what_an_optimizer_can_square(value: Tensor, fine: bool) -> None:
+    assert can_be_squared(value) is fine
 
 
 def test_mismatch_is_none_for_equal_keys_shapes_and_dtypes() -> None:

@@ -60,7 +60,6 @@ LOOKED_AT = [
     (r"quickbloom run .*(--connection |--set mlflow=)", "needs a server: tests/integration/test_grpc.py"),
     (r"quickbloom run .*--resume ", "needs a run that was cut off: tests/integration/test_resume.py"),
     (r"quickbloom run .*--leave-one-out", "a run for each task: tests/server_app/test_leave_one_out.py"),
-    (r"quickbloom run .*--dataset uji ", "two minutes: tests/common/datasets, and its figures are of benchmarks/uji.py"),
     (r"quickbloom compare .*--algorithms fedavg,reptile,maml,protonet --dataset digits", "minutes; the README's is run"),
     (r"quickbloom compare --data hospitals.csv .*--algorithms fedavg,maml$", "a minute; that of the tutorial is run"),
     (r"quickbloom secrets .*--register ", "needs a SuperLink: tests/integration/test_secrets.py"),

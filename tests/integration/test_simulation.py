@@ -12,7 +12,7 @@ from real_processes import SCRIPTS, commands_with, curve, numbers, quickbloom
 
 from common.config import Scalar
 from server_app.launch import LaunchError, LocalSuperLink, Run, bundle, environment, free_port
-from server_app.processes import end_all_with
+from server_app.processes import end_all_with, living, session_of, sessions_with
 
 REPOSITORY = Path(__file__).parents[2]
 pytestmark = pytest.mark.simulation
@@ -66,6 +66,7 @@ def test_ended_from_outside_it_stops_the_run_and_leaves_no_process(tmp_path: Pat
         for line in running.stderr:
             if line.startswith(wait_for):
                 break
+        sessions = sessions_with(mark)
         if wait_for == "round":  # Flower started ours in the place of its own
             assert any("server_app/simulation.py" in command for command in commands_with(mark))
         for number in signals:
@@ -76,6 +77,8 @@ def test_ended_from_outside_it_stops_the_run_and_leaves_no_process(tmp_path: Pat
         assert "Stopped" in rest
         assert "Traceback" not in rest
         assert commands_with(mark) == []
+        # Ray's agents write over their environment, so that no mark is found in it.
+        assert [pid for pid in living() if session_of(pid) in sessions] == []
     finally:
         running.kill()
         end_all_with(mark)

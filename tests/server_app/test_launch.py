@@ -78,15 +78,22 @@ def test_ending_all_with_a_variable_ends_what_lost_it_in_their_sessions(tmp_path
         start_new_session=True,
         env={**os.environ, "QUICKBLOOM_TEST_MARK": str(tmp_path)},
     )
-    other = subprocess.Popen(["sleep", "300"])
+    # A marked process in a session that somebody else began: it is ended, and its neighbours are not.
+    somebody = subprocess.Popen(
+        ["sh", "-c", f"QUICKBLOOM_TEST_MARK={tmp_path} sleep 300 & sleep 300 & echo $!; wait"],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
         assert process.stdout is not None
         child = int(process.stdout.readline())
+        assert somebody.stdout is not None
+        neighbour = int(somebody.stdout.readline())
         assert {child, process.pid} <= set(living())
         end_all_with(f"QUICKBLOOM_TEST_MARK={tmp_path}")
         assert not {child, process.pid} & set(living())
-        assert other.poll() is None  # in the session of this test
+        assert {somebody.pid, neighbour} <= set(living())
     finally:
-        other.kill()
-        other.wait()
+        end_group(somebody)
         end_group(process)

@@ -12,6 +12,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from common.config import RunConfig, parse_run_config
+from common.datasets.own import task_of_file
 from common.errors import ConfigError
 from server_app import cli
 from server_app.app import run_federation
@@ -198,6 +199,21 @@ def test_a_task_column_that_a_node_names_must_be_there(tmp_path: Path) -> None:
     second = alone(tmp_path / "ward-7.csv")
     with pytest.raises(ConfigError, match=r"have no column `ward`: they have age, marker, outcome"):
         joined([{"data-path": first}, {"data-path": second, "task-column": "ward"}])
+    with pytest.raises(ConfigError, match="have no column `ward`"):  # also where the run has a name for all rows
+        joined([{"data-path": first}, {"data-path": second, "task-column": "ward"}], **{"own.task-name": "north"})
+
+
+def test_a_task_column_that_is_spelled_otherwise_does_not_become_an_input(tmp_path: Path) -> None:
+    first, _ = two_files(tmp_path)
+    second = tmp_path / "ward-7.csv"
+    second.write_text(Path(first).read_text().replace("hospital", "Hospital", 1))
+    with pytest.raises(ConfigError, match=r"no column `hospital`, but `Hospital`: rename it"):
+        joined([{"data-path": first}, {"data-path": str(second)}])
+
+
+def test_a_task_is_called_as_its_file_or_its_function() -> None:
+    assert task_of_file("/data/ward-7.csv") == "ward-7"
+    assert task_of_file("my.pkg:load") == "my.pkg:load"
 
 
 def test_two_files_of_one_name_are_refused_with_what_mends_it(tmp_path: Path) -> None:

@@ -107,6 +107,17 @@ def test_rounds_after_the_checkpoint_stand_in_the_history_once(tmp_path: Path) -
     assert result(tmp_path / "cut", rest) == result(tmp_path / "whole", whole)
 
 
+@pytest.mark.parametrize("torn", ["", '{"round": 2, "tra'])
+def test_a_first_round_whose_checkpoint_was_not_written_stands_in_the_history_once(tmp_path: Path, torn: str) -> None:
+    whole = run(tmp_path / "whole")
+    cut(tmp_path / "cut", TRAIN, 2)
+    (tmp_path / "cut" / "checkpoints" / "round-000001.safetensors").unlink()  # as killed between the two
+    with (tmp_path / "cut" / "history.jsonl").open("a") as file:
+        file.write(torn)
+    rest = run(tmp_path / "cut", resume_from=str(tmp_path / "cut"))
+    assert result(tmp_path / "cut", rest) == result(tmp_path / "whole", whole)
+
+
 def test_a_damaged_checkpoint_costs_one_round_more(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole")
     cut(tmp_path / "cut", TRAIN, 4)
