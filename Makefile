@@ -22,7 +22,8 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 tests: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not docker"
+	$(BIN)/python -m pytest -m "not docker" --ignore tests/integration -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not docker" tests/integration -n 2 --dist loadfile
 
 # With containers, in a real engine; as root on Debian it installs and starts one.
 test-docker: $(VENV)/.dev

@@ -1,6 +1,7 @@
 """What a node keeps in its process between messages: its settings, its data set, its model."""
 
 import json
+import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -14,7 +15,7 @@ from common.chunking import AutoChunks
 from common.compiling import Auto
 from common.config import NodeConfig, RunConfig, parse_node_config, parse_run_config
 from common.datasets import load_dataset
-from common.datasets.base import TaskInfo, resolve_data_dir
+from common.datasets.base import DataSpec, TaskInfo, resolve_data_dir
 from common.datasets.own import task_of_file
 from common.errors import ConfigError
 from common.options import Options
@@ -42,15 +43,13 @@ class Node:
         # A node's own file is all its own: only a file that nodes share is dealt out.
         self.tasks: list[TaskInfo] = tasks if config.data_path else tasks[config.partition_id :: config.num_partitions]
         self.run = run
-        self._algorithm: Algorithm | None = None
 
     def algorithm_for(self, meta: Params) -> tuple[Algorithm, Params]:
         """The run's algorithm on this node's device, and `meta` there. Raises WireError if `meta` does not fit the model."""
-        if self._algorithm is None:
-            self._algorithm = build_algorithm(self.run, self.dataset.spec, self.device, tried=True)  # by the server
-        if reason := mismatch(meta, self._algorithm.init()):
+        algorithm = _algorithm(self.run, self.dataset.spec, self.device)
+        if reason := mismatch(meta, algorithm.init()):
             raise WireError(f"the model that the server sent does not fit this node's data: {reason}")
-        return self._algorithm, {name: value.to(self.device) for name, value in meta.items()}
+        return algorithm, {name: value.to(self.device) for name, value in meta.items()}
 
     def check_hosted(self, task_ids: list[str]) -> list[str]:
         """The same ids. Raises WireError for one that this node does not host."""
@@ -65,14 +64,27 @@ def node_of(context: Context, told: Mapping[str, Any] | None = None) -> Node:
     `told`: settings that came with the message, which win over those of the run.
     """
     run_config = {**context.run_config, **(told or {})}
-    return _cached(json.dumps(run_config, sort_keys=True), json.dumps(dict(context.node_config), sort_keys=True))
+    # One text for all nodes of a process, where Flower simulates a thousand in each.
+    text = sys.intern(json.dumps(run_config, sort_keys=True))
+    return _cached(text, json.dumps(dict(context.node_config), sort_keys=True))
 
 
 @lru_cache(maxsize=1024)  # more than the nodes of one process: each would be built anew for every message
 def _cached(run_config: str, node_config: str) -> Node:
-    flat_run: dict[str, Any] = json.loads(run_config)
     flat_node: dict[str, Any] = json.loads(node_config)
-    return Node(parse_run_config(flat_run).resolved(), parse_node_config(flat_node))
+    return Node(_run(run_config), parse_node_config(flat_node))
+
+
+@lru_cache(maxsize=8)
+def _run(text: str) -> RunConfig:
+    flat: dict[str, Any] = json.loads(text)
+    return parse_run_config(flat).resolved()
+
+
+@lru_cache(maxsize=8)
+def _algorithm(run: RunConfig, spec: DataSpec, device: torch.device) -> Algorithm:
+    """The same for all nodes of a process whose data have the same form: an algorithm keeps nothing of a task."""
+    return build_algorithm(run, spec, device, tried=True)  # by the server
 
 
 def _with_own_file(run: RunConfig, config: NodeConfig) -> Options:

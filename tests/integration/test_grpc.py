@@ -53,9 +53,8 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             yield home
 
 
-@pytest.mark.parametrize("algorithm", ["reptile", "fomaml"])
-def test_the_curve_over_grpc_equals_the_simulation(federation: Path, tmp_path: Path, algorithm: str) -> None:
-    arguments = ["run", "--algorithm", algorithm, *ROUNDS]
+def test_the_curve_over_grpc_equals_the_simulation(federation: Path, tmp_path: Path) -> None:
+    arguments = ["run", "--algorithm", "reptile", *ROUNDS]
     real = quickbloom(*arguments, "--connection", "loopback", "--output", "real", cwd=tmp_path, flwr_home=federation)
     assert real.returncode == 0, real.stderr
     simulated = quickbloom(*arguments, "--output", "simulated", cwd=tmp_path)
@@ -68,7 +67,7 @@ def test_the_curve_over_grpc_equals_the_simulation(federation: Path, tmp_path: P
 
 def test_a_run_whose_server_is_killed_goes_on_with_its_directory_alone(federation: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "cut"
-    settings = ["--algorithm", "fomaml", "--rounds", "3", "--set", "evaluate-every=1", "--seed", "3"]
+    settings = ["--algorithm", "fomaml", "--rounds", "2", "--set", "evaluate-every=1", "--seed", "3"]
     command = [str(SCRIPTS / "quickbloom"), "run", *settings, "--connection", "loopback", "--output", str(run_dir)]
     with process(*command, env=environment(federation), log=tmp_path / "first.log"):
         deadline = time.monotonic() + 300
@@ -78,10 +77,10 @@ def test_a_run_whose_server_is_killed_goes_on_with_its_directory_alone(federatio
         killed = _kill_server_app(federation)
     assert killed
     done = len(read_history(run_dir))
-    assert done < 3
+    assert done < 2
     resumed = quickbloom("run", "--resume", str(run_dir), "--connection", "loopback", cwd=tmp_path, flwr_home=federation)
     assert resumed.returncode == 0, resumed.stderr
-    assert f"round {done + 1}/3" in resumed.stderr
+    assert f"round {done + 1}/2" in resumed.stderr
     assert json.loads((run_dir / "summary.json").read_text())["resumed"] == 1
     whole = quickbloom("run", "--in-process", *settings, "--output", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr

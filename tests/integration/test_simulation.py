@@ -33,9 +33,9 @@ def test_run_prints_the_summary_alone_and_leaves_a_run_directory(tmp_path: Path)
 
 def test_the_curve_does_not_depend_on_the_number_of_nodes(tmp_path: Path) -> None:
     curves = []
-    for nodes in ("1", "5"):
-        output = tmp_path / nodes
-        settings = ["--rounds", "3", "--set", "evaluate-every=1", "--nodes", nodes, "--output", str(output), "--json"]
+    for nodes in (["--nodes", "1", "--in-process"], ["--nodes", "5"]):
+        output = tmp_path / nodes[1]
+        settings = ["--rounds", "3", "--set", "evaluate-every=1", *nodes, "--output", str(output), "--json"]
         done = quickbloom("run", "--algorithm", "maml", *settings, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         curves.append(numbers(curve(output)))
@@ -45,7 +45,6 @@ def test_the_curve_does_not_depend_on_the_number_of_nodes(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("wait_for", "signals"),
     [
-        ("round", [signal.SIGINT]),
         ("round", [signal.SIGINT, signal.SIGINT, signal.SIGINT]),
         ("round", [signal.SIGTERM]),
         ("starting Flower", [signal.SIGINT]),
@@ -108,7 +107,7 @@ def test_a_users_own_model_is_imported_from_the_current_directory(tmp_path: Path
     settings = ["--set", "model=my_models:net", "--set", "evaluate-every=1", "--rounds", "2"]
     own, builtin = (
         quickbloom("run", *model, "--output", str(tmp_path / name), "--json", cwd=tmp_path)
-        for name, model in {"own": settings, "builtin": [*settings, "--set", "model=linear"]}.items()
+        for name, model in {"own": settings, "builtin": [*settings, "--in-process", "--set", "model=linear"]}.items()
     )
     assert own.returncode == builtin.returncode == 0, own.stderr + builtin.stderr
     assert json.loads((tmp_path / "own" / "config.json").read_text())["model"] == "my_models:net"
