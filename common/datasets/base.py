@@ -7,6 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
@@ -100,34 +101,66 @@ class FixedSplitDataset(Dataset):
     """
 
     resample: bool = True
-    _data: Mapping[str, TaskData]
+    _data: dict[str, TaskData]
 
     def tasks(self) -> list[TaskInfo]:
         return [TaskInfo(name, len(data.support.x), len(data.query.x), len(data.test.x)) for name, data in self._data.items()]
 
     def train_draw(self, task_id: str, rng: np.random.Generator) -> TaskData:
-        data = self._data[task_id]
-        return redraw(data, rng) if self.resample else data
+        return self.redraw(task_id, rng) if self.resample else self._data[task_id]
 
     def test_draws(self, task_id: str) -> list[TaskData]:
         return [self._data[task_id]]
 
+    def redraw(self, task_id: str, rng: np.random.Generator) -> TaskData:
+        """A task with support and query drawn anew from their union."""
+        if task_id not in self._pools:
+            pool = self._pools[task_id] = Pool.of(self._data[task_id])
+            self._data[task_id] = pool.data  # so that no example is kept twice
+        return self._pools[task_id].draw(rng)
 
-def redraw(data: TaskData, rng: np.random.Generator) -> TaskData:
-    """Draw support and query anew from their union; for class labels every class keeps its counts in both parts."""
-    x = torch.cat([data.support.x, data.query.x])
-    y = torch.cat([data.support.y, data.query.y])
-    num_support = len(data.support.x)
-    strata = y.numpy() if y.dtype == torch.int64 else np.zeros(len(y), dtype=np.int64)
-    # Thousands of tasks are drawn in a round: one sort puts the members of every class side by side, each class shuffled, and
-    # of each the first ones become support.
-    shuffled = np.lexsort((rng.random(len(strata)), strata))
-    sizes, kept = np.bincount(strata), np.bincount(strata[:num_support], minlength=strata.max(initial=0) + 1)
-    rank = np.arange(len(strata)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    chosen = np.zeros(len(strata), dtype=bool)
-    chosen[shuffled] = rank < np.repeat(kept, sizes)
-    support, query = (torch.from_numpy(part.nonzero()[0]) for part in (chosen, ~chosen))
-    return TaskData(Batch.of(x[support], y[support]), Batch.of(x[query], y[query]), data.test)
+    @cached_property
+    def _pools(self) -> "dict[str, Pool]":
+        return {}
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A task whose support and query are drawn anew from their union; for class labels every class keeps its counts in both.
+
+    What does not change from draw to draw is worked out once: a round may draw thousands of tasks.
+    """
+
+    data: TaskData
+    union: Batch
+    """Of which the support and the query of `data` are views."""
+    by_class: np.ndarray[Any, Any]
+    """Positions in `union`, class by class."""
+    classes: np.ndarray[Any, Any]
+    """The class of each of them, ascending."""
+    in_support: np.ndarray[Any, Any]
+    """Whether it goes to the support, once the members of every class are shuffled."""
+
+    @classmethod
+    def of(cls, data: TaskData) -> "Pool":
+        union = Batch(*(torch.cat([support, query]) for support, query in zip(data.support, data.query, strict=True)))
+        n = len(data.support.x)
+        y = union.y.numpy() if union.y.dtype == torch.int64 else np.zeros(len(union.y), dtype=np.int64)
+        sizes, kept = np.bincount(y), np.bincount(y[:n], minlength=y.max(initial=0) + 1)
+        rank = np.arange(len(y)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        by_class = y.argsort(kind="stable")
+        views = TaskData(Batch(*(part[:n] for part in union)), Batch(*(part[n:] for part in union)), data.test)
+        return cls(views, union, by_class, y[by_class], rank < np.repeat(kept, sizes))
+
+    def draw(self, rng: np.random.Generator) -> TaskData:
+        """The first ones of every class in a random order are the support; each part keeps the order of the union."""
+        # A random part of 1 more: the classes stay apart, each is shuffled.
+        shuffled = (self.classes + rng.random(len(self.classes))[self.by_class]).argsort()
+        chosen = np.zeros(len(shuffled), dtype=bool)
+        chosen[self.by_class[shuffled]] = self.in_support
+        order = torch.from_numpy(np.concatenate([chosen.nonzero()[0], (~chosen).nonzero()[0]]))
+        n, union = len(self.data.support.x), Batch(*(part.index_select(0, order) for part in self.union))
+        return TaskData(Batch(*(part[:n] for part in union)), Batch(*(part[n:] for part in union)), self.data.test)
 
 
 def resolve_data_dir(setting: str) -> Path:
@@ -186,10 +219,10 @@ __all__ = [
     "Dataset",
     "FixedSplitDataset",
     "Kind",
+    "Pool",
     "TaskInfo",
     "generator",
     "read_npz",
-    "redraw",
     "require_below",
     "require_file",
     "resolve_data_dir",

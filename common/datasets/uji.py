@@ -17,7 +17,7 @@ from pydantic import Field
 from torch.nn import functional
 
 from common.batch import Batch, TaskData
-from common.datasets.base import DataSpec, FixedSplitDataset, read_npz, redraw, require_below
+from common.datasets.base import DataSpec, FixedSplitDataset, read_npz, require_below
 from common.errors import DataError
 from common.options import Options
 
@@ -54,7 +54,7 @@ class Uji(FixedSplitDataset):
         return DataSpec("classification", (1, SIDE, SIDE), WAYS)
 
     def train_draw(self, task_id: str, rng: np.random.Generator) -> TaskData:
-        draw = redraw(self._data[task_id], rng)
+        draw = self.redraw(task_id, rng)
         if self._augment:
             draw = _same_hand(draw, rng)
         # Redrawing moves images between support and query; the test part stays what was not adapted on.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from common.batch import Batch, TaskData
 from common.datasets import DATASETS, load_dataset
-from common.datasets.base import read_npz, redraw, require_below, resolve_data_dir
+from common.datasets.base import Pool, read_npz, require_below, resolve_data_dir
 from common.errors import ConfigError, DataError
 
 FLOAT, BYTE = np.dtype(np.float32), np.dtype(np.uint8)
@@ -33,7 +33,7 @@ def test_redraw_keeps_class_counts_and_pairs_of_x_and_y(
     support: list[int], query: list[int], test: list[int], seed: int
 ) -> None:
     data = numbered(support, query, test)
-    drawn = redraw(data, np.random.default_rng(seed))
+    drawn = Pool.of(data).draw(np.random.default_rng(seed))
     assert sorted(drawn.support.y.tolist()) == sorted(support)
     assert sorted(drawn.query.y.tolist()) == sorted(query)
     everything = support + query
@@ -46,7 +46,7 @@ def test_redraw_uses_each_example_once_and_leaves_the_test_part_alone(
     support: list[int], query: list[int], test: list[int], seed: int
 ) -> None:
     data = numbered(support, query, test)
-    drawn = redraw(data, np.random.default_rng(seed))
+    drawn = Pool.of(data).draw(np.random.default_rng(seed))
     used = torch.cat([drawn.support.x, drawn.query.x]).sort().values
     assert used.tolist() == list(range(len(support) + len(query)))
     assert drawn.test is data.test
@@ -55,7 +55,7 @@ def test_redraw_uses_each_example_once_and_leaves_the_test_part_alone(
 def test_redraw_of_regression_keeps_the_sizes() -> None:
     x = torch.arange(10.0)[:, None]
     part = [Batch.of(rows, 2 * rows) for rows in torch.split(x, [3, 5, 2])]
-    drawn = redraw(TaskData(*part), np.random.default_rng(0))
+    drawn = Pool.of(TaskData(*part)).draw(np.random.default_rng(0))
     assert (len(drawn.support.x), len(drawn.query.x)) == (3, 5)
     assert torch.equal(drawn.query.y, 2 * drawn.query.x)
 
