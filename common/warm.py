@@ -44,7 +44,7 @@ MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**22), "MALLOC
 POLL = "QUICKBLOOM_POLL"
 """Environment variable with another LONGEST."""
 _STOCK_REPLY = 0.5  # what a SuperNode sleeps while it waits for its ClientApp's reply
-_FIRST_BACKOFF = 0.05  # seconds; a worker starts before its message's arrays are there, and would sleep for Flower's 1 s
+_FIRST_BACKOFF = 0.05  # seconds; whoever is told of a message asks for its arrays before they are there
 
 LONGEST_RETRY = 5  # seconds between two attempts to reach the server
 CONNECTION = (
@@ -168,12 +168,24 @@ def longest_pause() -> float:
     return seconds
 
 
+def pull_sooner() -> None:
+    """Let this process ask again soon for a part of a message that its sender still pushes: Flower waits 1 s.
+
+    Does nothing with another release of Flower.
+    """
+    if importlib.metadata.version("flwr").startswith(RELEASE):
+        pulling: Any = importlib.import_module("flwr.supercore.inflatable.inflatable_utils")
+        for pull in (pulling.pull_objects, pulling.pull_and_inflate_object_from_tree):
+            pull.__kwdefaults__["initial_backoff"] = _FIRST_BACKOFF
+
+
 def warm_supernode(longest: float) -> None:
     """Make this process's SuperNode poll by Pace, connect by Connecting and start a warm SuperExec."""
     connections: Any = importlib.import_module("flwr.supercore.grpc")
     connections.grpc = Connecting(connections.grpc)
     retries: Any = importlib.import_module("flwr.supercore.retry.grpc_retry")
     retries.MAX_RETRY_DELAY = LONGEST_RETRY
+    pull_sooner()
     node: Any = importlib.import_module("flwr.supernode.start_client_internal")
     node.time = Pace(longest)
 

@@ -16,7 +16,7 @@ from flwr.app import Context
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
-from common import __version__
+from common import __version__, warm
 from common.assemble import build_algorithm
 from common.config import RunConfig, parse_run_config
 from common.errors import ConfigError, QuickbloomError
@@ -43,6 +43,7 @@ LEDGER = "privacy.jsonl"
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one federation. Whatever a user can mend ends the run as failed, with one sentence and no traceback."""
+    warm.pull_sooner()
     try:
         known = context.run_config
         config = parse_run_config(known)

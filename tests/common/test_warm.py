@@ -154,7 +154,8 @@ from flwr.supercore.grpc import create_channel
 from flwr.supercore.retry.grpc_retry import make_simple_grpc_retry_invoker
 create_channel("127.0.0.1:9092", insecure=True)
 pauses = list(itertools.islice(make_simple_grpc_retry_invoker().wait_gen_factory(), 8))
-print(json.dumps([seen, pauses]))
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
+print(json.dumps([seen, pauses, pull_objects.__kwdefaults__["initial_backoff"]]))
 """
 
 
@@ -164,7 +165,8 @@ def test_a_node_whose_server_was_away_tries_again_within_seconds() -> None:
         [sys.executable, "-P", "-c", CONNECT], env=env, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
-    (options,), pauses = json.loads(done.stdout)
+    (options,), pauses, backoff = json.loads(done.stdout)
+    assert backoff < 1
     assert options["grpc.max_reconnect_backoff_ms"] == 5000
     assert options["grpc.keepalive_time_ms"] == 60_000
     assert options["grpc.max_receive_message_length"] > 1e9  # Flower's own are still there
