@@ -69,5 +69,5 @@ def in_words(personal: Personal) -> str:
     steps = personal.card["adapted"]["steps"]
     return (
         f"Personal model of {personal.task} (round {personal.card['run']['round']}): {score['name']} {before} before, {after} "
-        f"after {steps} steps, on {score['test']} test examples of its own"
+        f"after {steps} step{'s' * (steps != 1)}, on {score['test']} test examples of its own"
     )

@@ -1,14 +1,17 @@
 """From settings and the form of the data to the algorithm with its model: the same on the server and on every node."""
 
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from common.algorithms import ALGORITHMS, Algorithm
+from common.algorithms import ALGORITHMS, Algorithm, is_own_algorithm
 from common.batch import Batch, TaskData
 from common.config import RunConfig
 from common.datasets.base import DataSpec
@@ -114,11 +117,23 @@ def try_out_with(algorithm: Algorithm, model: str, spec: DataSpec) -> None:
             run_round(algorithm, meta, [TaskWork(data, generator(0, "try"))], chunk_size=1)
             evaluate(algorithm, meta, [[data]], [algorithm.options.inner_lr], steps=1, chunk_size=1)
         except Exception as error:  # the user's code may raise anything
+            if model in MODELS and is_own_algorithm(type(algorithm)):
+                raise ConfigError(
+                    f'`algorithm = "{algorithm.name}"` must work under torch.func.vmap, but it raised {in_one_line(error)}'
+                    f"{_where(error)}: use no `if`, `float()` or `.item()` on a tensor, and change nothing in place"
+                ) from error
             raise ConfigError(
                 f'`model = "{model}"` must work under torch.func.vmap and be differentiable as often as '
                 f'`algorithm = "{algorithm.name}"` needs it, but it raised {in_one_line(error)}: leave out dropout, changes in '
                 "place, torch's own recurrent layers and fused attention"
             ) from error
+
+
+def _where(error: Exception) -> str:
+    """The last line of the user's own that `error` came through: " (my_algorithm.py, line 31)"."""
+    others = (str(Path(__file__).parent), str(Path(torch.__file__).parents[1]), sysconfig.get_path("stdlib"))
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
+    return f" ({Path(lines[-1].filename).name}, line {lines[-1].lineno})" if lines else ""
 
 
 def _made_up(spec: DataSpec) -> Tensor:

@@ -18,7 +18,7 @@ from rich.progress import (
 from rich.table import Table
 
 from common.units import size
-from server_app.wording import ONE_TASK, metric_name, metric_of, score, unit
+from server_app.wording import ONE_TASK, counted, metric_name, metric_of, score, unit
 
 SUMMARY = "Summary: "
 _DIRECTORY = "Run directory: "
@@ -99,7 +99,7 @@ def result_table(summary: dict[str, Any]) -> Table:
             f"seed {summary['seed']}"
         ),
         caption=(
-            f"adapted with rate {chosen['adapt_lr']:g}, {chosen['adapt_steps']} steps "
+            f"adapted with rate {chosen['adapt_lr']:g}, {counted(chosen['adapt_steps'], 'step')} "
             f"({'chosen on validation tasks' if summary['validation'] else 'no validation tasks to choose on'}); "
             f"{seconds['total']:.1f} s in all, {seconds['round_median']:.2f} s a round; "
             f"{size(sent['up'])} up, {size(sent['down'])} down; {summary['failures']} failures"
@@ -131,7 +131,7 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
         tasks = summary["tasks"][split]
         lines.append(
             f"{tasks} {split} task{'s' * (tasks != 1)}: {metric_name(name)} {before} before, {after} after "
-            f"{summary['chosen']['adapt_steps']} steps, worst 10 % {worst}"
+            f"{counted(summary['chosen']['adapt_steps'], 'step')}, worst 10 % {worst}"
         )
     if privacy := summary.get("privacy"):
         lines.append(privacy_line(privacy))

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.algorithms import ALGORITHMS, is_own_algorithm
 from common.config import RunConfig, Scalar, parse_run_config
 from common.datasets.base import resolve_data_dir
 from common.errors import ConfigError
@@ -37,6 +38,11 @@ def settle(settings: dict[str, Scalar], connection: str | None, nodes: int | Non
         settings, nodes, in_process = _go_on(settings, nodes, in_process)
     nodes = nodes or (1 if in_process else 2)
     settings = {"min-nodes": nodes, **settings}
+    name = parse_run_config(settings).algorithm
+    if not in_process and is_own_algorithm(ALGORITHMS[name]):
+        raise ConfigError(
+            f'`algorithm = "{name}"` is known to this process alone: add `--in-process`, or put it into common/algorithms'
+        )
     if not settings.get("output-dir"):
         settings["output-dir"] = str(_new_directory(settings).absolute())
     check_locally(parse_run_config(settings), settings, nodes)

@@ -107,7 +107,7 @@ class Watched:
         if self.evaluations and self.evaluations[-1][0] == self.round:
             parts.append(f"validation {_change(self.evaluations[-1])}")
         if self.nodes:
-            parts.append(f"nodes {self.nodes}")
+            parts.append(f"replies {self.nodes}")
         parts.append(f"failures {len(self.failures)}")
         if (left := self.seconds_left) is not None:
             parts.append(f"{duration(round(left))} left")
@@ -125,7 +125,7 @@ class Watched:
         if self.evaluations:
             last = self.evaluations[-1]
             facts.add_row("validation", f"{_change(last)} in round {last[0]}{self._best()}")
-        facts.add_row("nodes", f"{self.nodes or '?'} answered in the last round")
+        facts.add_row("replies", f"{self.nodes or '?'} in the last round")
         facts.add_row("traffic", size(self.traffic))
         facts.add_row("failures", str(len(self.failures)))
         told = [Text(f"  {failure}", style="yellow") for failure in self.failures[-_TOLD:]]

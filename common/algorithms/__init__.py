@@ -32,4 +32,10 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     )
 }
 
-__all__ = ["ALGORITHMS", "Algorithm"]
+
+def is_own_algorithm(algorithm: type[Algorithm]) -> bool:
+    """Whether it comes from a user's own code, which only the process knows that has imported it."""
+    return not algorithm.__module__.startswith("common.algorithms.")
+
+
+__all__ = ["ALGORITHMS", "Algorithm", "is_own_algorithm"]

@@ -15,7 +15,10 @@ import torch
 from nbclient import NotebookClient
 
 from common.algorithms import ALGORITHMS
+from common.assemble import try_out_with
 from common.batch import Batch, Episode, Minibatches
+from common.datasets.base import DataSpec
+from common.errors import ConfigError
 from common.learner import Learner
 from common.params import Params
 from server_app.launch import LocalSuperLink, Run, environment
@@ -112,6 +115,24 @@ def own(monkeypatch: pytest.MonkeyPatch) -> Any:
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_a_mistake_in_an_own_algorithm_is_named_with_its_line(own: Any) -> None:
+    class Mistaken(own.Prox):  # type: ignore[misc]
+        def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> Any:
+            return self.options.no_such_setting
+
+    learner = Learner(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 3)), "classification", 3)
+    with pytest.raises(ConfigError, match=r"`algorithm = \"prox\"` must .*no_such_setting.* \(test_examples.py, line \d+\)"):
+        try_out_with(Mistaken(own.ProxOptions(inner_lr=0.5), learner), "mlp", DataSpec("classification", (2,), 3))
+
+
+def test_an_own_algorithm_is_refused_where_other_processes_would_not_know_it(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "own_algorithm.py"), "run", "--algorithm", "prox"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(modules=ROOT), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "is known to this process alone: add `--in-process`" in " ".join(done.stderr.split())
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(("mu", "end"), [(2.0, 1.625), (0.0, 2.5)])

@@ -95,7 +95,7 @@ def test_a_line_says_round_scores_nodes_failures_and_time(run: Path) -> None:
     said, fine = shown(run)
     assert (
         said.splitlines()[0]
-        == "round 4/10   query loss 0.2500   validation accuracy 20.0 % -> 70.0 %   nodes 2 of 3   failures 1   12 s left"
+        == "round 4/10   query loss 0.2500   validation accuracy 20.0 % -> 70.0 %   replies 2 of 3   failures 1   12 s left"
     )
     assert "to go on: quickbloom run --resume" in said
     assert not fine
