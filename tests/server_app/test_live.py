@@ -87,7 +87,7 @@ def test_a_diverged_score_is_called_that() -> None:
     scores = {"mean": [2.0, None], "ci95": [0.1, None], "worst10": [3.0, None]}
     split = {"steps": [0, 1], "mse": scores, "loss": scores}
     (line,) = result_lines(summary(test=split, chosen={"adapt_lr": 1.0, "adapt_steps": 1}))
-    assert "mean squared error 2 ± 0.1 before, diverged after 1 steps" in line
+    assert "mean squared error 2 ± 0.1 before, diverged after 1 step, " in line
 
 
 def test_a_single_task_has_no_interval_and_the_table_says_why() -> None:
