@@ -1,21 +1,29 @@
 """What a user's file holds, in lines for a person."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
+from common.config import Scalar, parse_run_config
+from common.datasets.base import left_out_in_words
 from common.datasets.own import Own, OwnOptions, task_of_file
 
 
-def describe(path: str, task: str, target: str, task_name: str = "") -> Iterator[str]:
+def describe(
+    path: str, task: str, target: str, task_name: str = "", settings: Mapping[str, Scalar] = MappingProxyType({})
+) -> Iterator[str]:
     """Rows, columns with ranges and missing values, tasks, classes. Raises DataError for what cannot be used.
 
     `task`: the task column, which must be there; "": `task` if there is one, else all rows are one task. `task_name`: its name
-    in a file without a task column, "": that of the file.
+    in a file without a task column, "": that of the file. `settings`: others of a run, such as {"own.shots": 5}.
     """
+    run = parse_run_config({"dataset": "own", **settings}).table("own")
+    assert isinstance(run, OwnOptions)
     name = task_name or ("" if task else task_of_file(path))
-    options = OwnOptions(path=path, task_column=task or "task", task_name=name, target_column=target)
+    given = {"task_column": task, "task_name": name, "target_column": target}
+    options = run.model_copy(update={"path": path} | {key: value for key, value in given.items() if value})
     own = Own(options, Path())
     yield f"rows: {len(next(iter(own.table.values())))}; {own.kind}; inputs {own.spec.input_shape}"
     if own.one_task:
@@ -40,5 +48,7 @@ def describe(path: str, task: str, target: str, task_name: str = "") -> Iterator
             labels = np.concatenate([part.y.numpy() for part in (data.support, data.query, data.test)])
             counts = np.bincount(labels, minlength=len(own.classes))
             yield "  classes: " + ", ".join(f"{label} {count}" for label, count in zip(own.classes, counts, strict=True))
-    for name, reason in own.left_out.items():
-        yield f"task {name} is left out: {reason}"
+    if own.left_out:
+        yield left_out_in_words(own.left_out)
+    for remark in own.remarks:
+        yield f"remark: {remark}"

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from common.assignment import scalar, split_assignment
 from common.errors import ConfigError, QuickbloomError
 
 FAILED, WRONG_INPUT = 1, 2
@@ -25,19 +26,23 @@ def _commands() -> None:
 
 @cli.command()
 def check_data(
-    path: Annotated[str, typer.Argument(help="A file, a folder of images, or module:function.")],
+    path: Annotated[str, typer.Argument(help="A .csv, .parquet, .jsonl or .npz file, a folder of images, or module:function.")],
     task: Annotated[
         str, typer.Option(help="Column that says whose row it is; by default `task`, without one all rows are one task.")
     ] = "",
     target: Annotated[str, typer.Option(help="Column to predict.")] = "",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the run, such as own.categorical=ward; repeat."),
+    ] = None,
 ) -> None:
     """Say what a file holds and what is wrong with it; nothing connects. Exit code: 0 usable, 2 not.
 
-    Example: quickbloom-edge check-data hospitals.csv --task hospital --target outcome
+    Example: quickbloom-edge check-data hospitals.csv --task hospital --target outcome --set own.shots=5
     """
     from client_app.check_data import describe  # imports torch, which takes seconds
 
-    for line in describe(path, task, target):
+    for line in describe(path, task, target, settings={key: scalar(value) for key, value in map(split_assignment, set_ or [])}):
         print(line)
 
 
@@ -79,6 +84,7 @@ def predict(
         try:
             with output.open("w", newline="") as file:
                 found.write_csv(file)
+            _say(f"Predictions for {len(found.rows)} row{'s' * (len(found.rows) != 1)}: {output}")
         except OSError as error:
             raise ConfigError(f"`--output` must be a file that can be written, got '{output}' ({error.strerror})") from None
     for score in found.scores:
@@ -140,11 +146,7 @@ def join(
     named = {"data-path": file, "task-column": task, "task-name": task_name, "target-column": target}
     others = {"state-dir": folder, "threads": threads, "chunk-size": chunk_size}
     settings = {key: str(value) for key, value in {**named, **others}.items() if value}
-    for assignment in set_ or []:
-        key, equals, value = assignment.partition("=")
-        if not (equals and key):
-            raise ConfigError(f"`--set` must be KEY=VALUE, got '{assignment}'")
-        settings[key] = value
+    settings |= dict(map(split_assignment, set_ or []))
     try:
         raise typer.Exit(take_part(server, secrets, settings, port, _say, poll, QuietHours.parse(quiet_hours)))
     except (JoinError, ClockError) as error:

@@ -96,9 +96,13 @@ def _check_data(config: NodeConfig, say: Say) -> None:
     """Raise DataError for what is wrong with the user's own file, if there is one."""
     if config.data_path:
         from client_app.check_data import describe  # imports torch, which takes seconds
+        from common.datasets.tables import MixedColumnError
 
-        for line in describe(config.data_path, config.task_column, config.target_column, config.task_name):
-            say(line)
+        try:
+            for line in describe(config.data_path, config.task_column, config.target_column, config.task_name):
+                say(line)
+        except MixedColumnError as error:  # which the run may have declared
+            say(f"{error}; unless the run does that already, the server will refuse this device")
 
 
 def check_state_dir(setting: str) -> None:

@@ -4,8 +4,10 @@ Beside it lies the model that they were adapted from, `meta.safetensors`, a chec
 replaces an old one whole; where it cannot be written, the old one stays.
 """
 
+from collections.abc import Mapping
 from logging import INFO, WARNING
 from pathlib import Path
+from typing import Any
 
 from flwr.common import log
 from safetensors import SafetensorError
@@ -69,5 +71,13 @@ def in_words(personal: Personal) -> str:
     steps = personal.card["adapted"]["steps"]
     return (
         f"Personal model of {personal.task} (round {personal.card['run']['round']}): {score['name']} {before} before, {after} "
-        f"after {steps} step{'s' * (steps != 1)}, on {score['test']} test examples of its own"
+        f"after {steps} step{'s' * (steps != 1)}, on {score['test']} test example{'s' * (score['test'] != 1)} of its own"
+        f"{'; adapting made it worse: more rows of this task, or more tasks in training, may help' if _is_worse(score) else ''}"
     )
+
+
+def _is_worse(score: Mapping[str, Any]) -> bool:
+    before, after = score["before"], score["after"]
+    if before is None or after is None:
+        return after is None
+    return bool(after < before if score["name"] == "accuracy" else after > before)

@@ -23,6 +23,7 @@ from common import checkpoint, personal
 from common.assemble import build_algorithm
 from common.batch import Batch
 from common.config import parse_run_config
+from common.datasets.base import left_out_in_words
 from common.datasets.own import Own, OwnOptions, as_text, fit, refuse_infinite, task_of_file
 from common.datasets.preparation import Preparation
 from common.datasets.tables import Array, Table, as_numbers, read_table
@@ -70,8 +71,8 @@ def adapt(
     chosen = found.facts.get("adapt", {"lr": algorithm.options.inner_lr, "steps": config.adapt_steps})
     run, lineage = str(found.facts.get("run", found.path)), str(found.facts.get("lineage", ""))
     origin = Origin(int(found.facts["round"]), lineage, run, float(chosen["lr"]), int(chosen["steps"]))
-    for name, why in own.left_out.items():
-        say(f"Task {name} is left out: {why}")
+    if own.left_out:
+        say(left_out_in_words(own.left_out))
     models = [
         personal.adapt(algorithm, found.meta, algorithm.fresh(), own, info.task_id, config, origin) for info in own.tasks()
     ]

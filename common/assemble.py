@@ -132,8 +132,10 @@ def try_out_with(algorithm: Algorithm, model: str, spec: DataSpec) -> None:
 def _where(error: Exception) -> str:
     """The last line of the user's own that `error` came through: " (my_algorithm.py, line 31)"."""
     others = (str(Path(__file__).parent), str(Path(torch.__file__).parents[1]), sysconfig.get_path("stdlib"))
-    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
-    return f" ({Path(lines[-1].filename).name}, line {lines[-1].lineno})" if lines else ""
+    # Not extract_tb, which shows as few as `sys.tracebacklimit` says.
+    frames = ((frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__))
+    own = [f" ({Path(file).name}, line {line})" for file, line in frames if not file.startswith(others)]
+    return own[-1] if own else ""
 
 
 def _made_up(spec: DataSpec) -> Tensor:

@@ -8,7 +8,6 @@ because Flower only lets declared keys be overridden; a test keeps the two equal
 
 import math
 from collections.abc import Mapping
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,7 +18,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 from common.algorithms import ALGORITHMS
 from common.algorithms.base import AlgorithmOptions
 from common.datasets import DATASETS
-from common.errors import ConfigError
+from common.errors import ConfigError, did_you_mean
 from common.models import MODELS, is_own_model
 from common.options import Options, Text
 from common.privacy import PrivacyOptions
@@ -185,7 +184,7 @@ def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
         elif table in tables:
             tables[table][name] = value
         else:
-            raise ConfigError(f"there is no settings table `{table}` (setting `{key}`){_suggest(table, tables)}")
+            raise ConfigError(f"there is no settings table `{table}` (setting `{key}`){did_you_mean(table, tables)}")
     config = _validate(RunConfig, own, "")
     config._tables.update({name: _validate(table_types()[name], values, f"{name}.") for name, values in tables.items()})
     _check_choices(config)
@@ -208,7 +207,7 @@ def _check_choices(config: RunConfig) -> None:
         if key == "model" and is_own_model(value):
             _check_own_model(value)
         elif value not in registry:
-            raise ConfigError(f"`{key}` must be one of {', '.join(registry)}, got {value!r}{_suggest(value, registry)}")
+            raise ConfigError(f"`{key}` must be one of {', '.join(registry)}, got {value!r}{did_you_mean(value, registry)}")
     try:
         rates = config.lrs
     except ValueError:
@@ -292,7 +291,7 @@ def _validate(model: type[T], values: Mapping[str, Any], prefix: str, what: str 
     for key in values:
         # Checked before pydantic, which would also take the snake_case names that Python code uses.
         if key not in known:
-            raise ConfigError(f"there is no {what} `{prefix}{key}`{_suggest(key, known)}")
+            raise ConfigError(f"there is no {what} `{prefix}{key}`{did_you_mean(key, known)}")
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
@@ -303,8 +302,3 @@ def _validate(model: type[T], values: Mapping[str, Any], prefix: str, what: str 
         subject = f"`{prefix}{first['loc'][0]}`" if what == "setting" else f"{what} `{prefix}{first['loc'][0]}`"
         came = first["input"]
         raise ConfigError(f"{subject} must be {expected}, got {came!r} ({type(came).__name__})") from None
-
-
-def _suggest(name: str, known: Any) -> str:
-    close = get_close_matches(name, list(known), n=1)
-    return f": did you mean `{close[0]}`?" if close else ""

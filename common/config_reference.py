@@ -1,14 +1,14 @@
 """Every setting as a page: `python -m common.config_reference` writes docs/configuration.md (`make config`)."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from pydantic.fields import FieldInfo
 
 from common.algorithms import ALGORITHMS
 from common.config import PRIVACY, NodeConfig, RunConfig, table_types
 from common.datasets import DATASETS
+from common.errors import ConfigError, did_you_mean
 from common.models import MODELS
 from common.options import Options
 
@@ -22,6 +22,50 @@ the same keys go into `--run-config`. What is wrong is refused in one sentence b
 
 What a node can be told, with `--node-config` or the options and `--set` of `quickbloom-edge join`, stands at the end.
 """
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting. `default`: as JSON; `kind`: what a value may be, in words, or `choices` to take one of, as JSON."""
+
+    key: str
+    default: str
+    kind: str
+    choices: tuple[str, ...]
+    meaning: str
+
+
+def settings(model: type[Options], prefix: str = "") -> list[Setting]:
+    """The settings of a model, in its order, with `prefix` before their keys."""
+    defaults = model().model_dump(by_alias=True)
+    schema = model.model_json_schema()["properties"]
+    return [
+        Setting(
+            f"{prefix}{key}",
+            json.dumps(value),
+            _kind(schema[key]),
+            tuple(json.dumps(choice) for choice in schema[key].get("enum", ())),
+            str(field.description),
+        )
+        for (key, value), field in zip(defaults.items(), model.model_fields.values(), strict=True)
+    ]
+
+
+def find(word: str = "") -> list[Setting]:
+    """The settings of the table `word`, those with `word` in their keys, or without one all that stand in no table.
+
+    Raises ConfigError if there is none.
+    """
+    tables = {name: settings(model, f"{name}.") for name, model in table_types().items()}
+    run = settings(RunConfig)
+    if not word:
+        return run
+    everything = run + [setting for table in tables.values() for setting in table]
+    found = tables.get(word) or [setting for setting in everything if word in setting.key]
+    if not found:
+        keys = {setting.key.rpartition(".")[2] for setting in everything}
+        raise ConfigError(f"there is no setting with `{word}` in its name{did_you_mean(word, {*tables, *keys})}")
+    return found
 
 
 def render() -> str:
@@ -41,29 +85,31 @@ def render() -> str:
 
 
 def _section(title: str, model: type[Options], prefix: str = "", level: str = "##") -> str:
-    defaults = model().model_dump(by_alias=True)
-    schema = model.model_json_schema()["properties"]
     rows = [
-        f"| `{prefix}{key}` | `{json.dumps(value)}` | {_expected(schema[key])} | {_escaped(field)} |"
-        for (key, value), field in zip(defaults.items(), model.model_fields.values(), strict=True)
+        f"| `{setting.key}` | `{setting.default}` | {_expected(setting)} | {_escaped(setting.meaning)} |"
+        for setting in settings(model, prefix)
     ]
     return (
         "\n".join([f"{level} {title}\n", "| setting | default | values | meaning |", "| --- | --- | --- | --- |", *rows]) + "\n"
     )
 
 
-def _expected(schema: dict[str, Any]) -> str:
-    """What a value may be, in words: its kind and its range, or the choices."""
+def _expected(setting: Setting) -> str:
+    return ", ".join(f"`{choice}`" for choice in setting.choices) or setting.kind
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """What a value may be, in words: its kind and its range; "" where there are choices."""
     if "enum" in schema:
-        return ", ".join(f"`{json.dumps(choice)}`" for choice in schema["enum"])
+        return ""
     kinds = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {schema[name]:g}" for name, sign in signs.items() if name in schema]
     return " ".join([kinds[schema["type"]], ", ".join(limits)]).rstrip()
 
 
-def _escaped(field: FieldInfo) -> str:
-    return str(field.description).replace("|", "\\|")
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def main() -> None:

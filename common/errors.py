@@ -1,5 +1,8 @@
 """The errors that a user can mend; whatever else is raised is a defect of this program."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class QuickbloomError(Exception):
     """Base of the errors whose message is written for the user: one sentence that says what to change."""
@@ -27,6 +30,13 @@ def as_told(text: str, most: int = 300) -> str:
     printable = "".join(sign if sign.isprintable() else " " for sign in text[: 4 * most])
     words = " ".join(printable.split())
     return words if len(words) <= most and len(text) <= 4 * most else words[: most - 3] + "..."
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence that refuses `name`: ": did you mean `rounds`?", or nothing if none of `known` is like it."""
+    spelled = {other.casefold(): other for other in known}
+    close = get_close_matches(name.casefold(), list(spelled), n=1)
+    return f": did you mean `{spelled[close[0]]}`?" if close else ""
 
 
 def in_one_line(error: BaseException) -> str:

@@ -13,18 +13,20 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from common.algorithms import ALGORITHMS
-from common.config import RunConfig, Scalar
+from common.config import RunConfig, Scalar, table_types
 from common.datasets import DATASETS
 from common.errors import FILE_TROUBLE, ConfigError, DataError, QuickbloomError, in_one_line
 from server_app.following import follow
 from server_app.history import to_json, unused
 from server_app.launch import connection_exists
-from server_app.live import result_table
+from server_app.live import few_tasks, result_table
 from server_app.settings import parse_assignments
 from server_app.starting import connection_for, own_data, settle
 from server_app.terminal import FAILED, STOPPED, WRONG_INPUT, console, paper, say, say_error
 
 _DEFAULT = RunConfig()
+
+_DATASETS = ", ".join(f"{name} (needs files)" if data.needs_files else name for name, data in DATASETS.items())
 
 cli = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False)
 
@@ -40,14 +42,17 @@ def _commands() -> None:
 @cli.command()
 def run(
     algorithm: Annotated[str | None, typer.Option(help=f"What to train: {', '.join(ALGORITHMS)}.")] = None,
-    dataset: Annotated[str | None, typer.Option(help=f"Whose tasks: {', '.join(DATASETS)}.")] = None,
+    dataset: Annotated[str | None, typer.Option(help=f"Whose tasks: {_DATASETS}.")] = None,
     data: Annotated[str | None, typer.Option(help="Your own file; see docs/own-data.md.")] = None,
     task: Annotated[str | None, typer.Option(help="Its column that says whose row it is.")] = None,
     target: Annotated[str | None, typer.Option(help="Its column to predict.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Training rounds.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides the initial model, the task split and every draw.")] = None,
     nodes: Annotated[int | None, typer.Option(help="Simulated nodes; by default 2, or 1 with --in-process.", min=1)] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; repeat.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, see `quickbloom settings`; repeat."),
+    ] = None,
     connection: Annotated[
         str | None,
         typer.Option(help="A SuperLink connection of Flower's config.toml; by default $QUICKBLOOM_CONNECTION, if set."),
@@ -95,6 +100,8 @@ def run(
         print(json.dumps(summary))
     else:
         Console(emoji=False).print(result_table(summary))
+        for line in few_tasks(summary):
+            say(line)
         say(f"Run directory: {summary['run_dir']}")
     if not no_report:
         _try_report(Path(str(summary["run_dir"])))
@@ -103,18 +110,22 @@ def run(
 @cli.command()
 def compare(
     algorithms: Annotated[str, typer.Option(help=f"With commas between them: {', '.join(ALGORITHMS)}.")],
-    dataset: Annotated[str, typer.Option(help=f"Whose tasks: {', '.join(DATASETS)}.")] = _DEFAULT.dataset,
-    data: Annotated[str | None, typer.Option(help="Your own file; its target column is `--set own.target-column=`.")] = None,
+    dataset: Annotated[str, typer.Option(help=f"Whose tasks: {_DATASETS}.")] = _DEFAULT.dataset,
+    data: Annotated[str | None, typer.Option(help="Your own file; see docs/own-data.md.")] = None,
     task: Annotated[str | None, typer.Option(help="Its column that says whose row it is.")] = None,
+    target: Annotated[str | None, typer.Option(help="Its column to predict.")] = None,
     seeds: Annotated[str, typer.Option(help="How many (3: seeds 0, 1, 2), or which (0,1,5).")] = "3",
     rounds: Annotated[int, typer.Option(help="Training rounds.")] = _DEFAULT.rounds,
     inner_lrs: Annotated[
         str | None, typer.Option(help="Inner rates of training to choose from; by default the data set's, / 3 and x 3.")
     ] = None,
-    target: Annotated[
+    target_score: Annotated[
         float | None, typer.Option(help="Validation accuracy (0..1) or mse to count rounds to; by default fedavg's last.")
     ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of all runs; repeat.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of all runs, see `quickbloom settings`; repeat."),
+    ] = None,
     jobs: Annotated[int | None, typer.Option(help="Runs at once; by default one per core, 1 with --simulation.", min=1)] = None,
     simulation: Annotated[bool, typer.Option("--simulation", help="Run in Flower's simulation: same result, later.")] = False,
     output: Annotated[Path | None, typer.Option(help="Directory; by default runs/compare-DATASET.")] = None,
@@ -130,7 +141,7 @@ def compare(
     from server_app import compare as comparing
     from server_app import comparison
 
-    own = own_data(data, task, None, None if dataset == _DEFAULT.dataset else dataset)
+    own = own_data(data, task, target, None if dataset == _DEFAULT.dataset else dataset)
     dataset = str(own.pop("dataset", dataset))
     set_ = [*(f"{key}={value}" for key, value in own.items()), *(set_ or [])]
     plan = comparing.Plan(
@@ -142,7 +153,7 @@ def compare(
         tuple(set_),
         simulation,
     )
-    plan.check(target)
+    plan.check(target_score)
     directory = output or Path("runs") / f"compare-{dataset}"
     jobs = jobs or (1 if simulation else len(os.sched_getaffinity(0)))
     with comparing.locked(directory):
@@ -155,7 +166,7 @@ def compare(
         except comparing.CompareError as error:
             say_error(str(error))
             raise typer.Exit(FAILED) from None
-        result = comparison.assemble(plan, entries, target)
+        result = comparison.assemble(plan, entries, target_score)
         comparison.write(result, directory)
         _write_comparison_page(result, directory)
     if json_:
@@ -222,6 +233,27 @@ def report(
     from server_app.report import write_report
 
     print(write_report(run_dirs, output))
+
+
+@cli.command()
+def settings(
+    word: Annotated[
+        str, typer.Argument(help="A table, such as maml, own or privacy, or a part of a name; by default the run's own.")
+    ] = "",
+) -> None:
+    """List what `--set` takes: names, defaults, values and meanings, as in docs/configuration.md.
+
+    Example: quickbloom settings maml; quickbloom settings inner-lr
+    """
+    from common.config_reference import find
+
+    page = paper()
+    for setting in find(word):
+        values = ", ".join(setting.choices) or setting.kind
+        page.print(f"{setting.key} = {setting.default}", style="bold", markup=False, highlight=False, soft_wrap=True)
+        page.print(f"    {setting.meaning}; {values}", markup=False, highlight=False, soft_wrap=True)
+    if not word:
+        page.print(f"Tables: {', '.join(table_types())}.", markup=False, highlight=False, soft_wrap=True)
 
 
 @cli.command()

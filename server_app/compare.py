@@ -25,7 +25,7 @@ from common.datasets import DATASETS, load_dataset
 from common.datasets.base import resolve_data_dir
 from common.errors import ConfigError
 from server_app.live import progress_bar
-from server_app.runs import Result, Run, Setup, perform
+from server_app.runs import Result, Run, Setup, perform, program
 from server_app.settings import check_with_data, parse_assignments
 
 SHOTS = "test-shots=1,2,5,10"
@@ -83,7 +83,7 @@ class Plan:
     def command(self) -> str:
         """What to type to repeat this comparison in its usual directory."""
         seeds = ",".join(map(str, self.seeds)) + "," * (len(self.seeds) == 1)
-        words = ["quickbloom", "compare", "--algorithms", ",".join(self.algorithms), "--dataset", self.dataset]
+        words = [*program(self.algorithms), "compare", "--algorithms", ",".join(self.algorithms), "--dataset", self.dataset]
         words += ["--seeds", seeds, "--rounds", str(self.rounds), "--inner-lrs", ",".join(f"{lr!r}" for lr in self.inner_lrs)]
         for text in self.settings:
             words += ["--set", text]
@@ -100,6 +100,8 @@ class Plan:
         """Raise ConfigError or DataError for whatever would end a run: with the data, before anything starts."""
         for name in self.algorithms:
             parse_run_config({"algorithm": name, "dataset": self.dataset})
+        if program(self.algorithms) != ["quickbloom"] and self.simulation:
+            raise ConfigError("`--simulation` needs algorithms of this project: Flower's processes do not know your own one")
         for algorithm in self.algorithms:
             self._check_settings(algorithm)
         for algorithm in self.algorithms:
@@ -127,7 +129,7 @@ class Plan:
 
     def _check_with_data(self, algorithm: str, seed: int) -> None:
         config = self.candidates(algorithm)[0].config(seed)
-        splits = check_with_data(config, resolve_data_dir(config.data_dir))
+        splits, _ = check_with_data(config, resolve_data_dir(config.data_dir))
         for split in ("validation", "test"):
             if not splits[split]:
                 raise ConfigError(f"a comparison needs {split} tasks: set `{split}-tasks` above 0")
@@ -136,11 +138,11 @@ class Plan:
         if target is None:
             return
         if not 0 < target < math.inf:
-            raise ConfigError(f"`--target` must be above 0, got {target:g}")
+            raise ConfigError(f"`--target-score` must be above 0, got {target:g}")
         config = self.candidates(self.algorithms[0])[0].config()
         spec = load_dataset(self.dataset, config.table(self.dataset), resolve_data_dir(config.data_dir)).spec
         if spec.kind == "classification" and target > 1:
-            raise ConfigError(f"`--target` must be an accuracy between 0 and 1, got {target:g}: write 0.75 for 75 %")
+            raise ConfigError(f"`--target-score` must be an accuracy between 0 and 1, got {target:g}: write 0.75 for 75 %")
 
 
 @dataclass(frozen=True)

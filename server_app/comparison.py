@@ -50,7 +50,7 @@ def assemble(plan: Plan, entries: Sequence[Entry], target: float | None) -> dict
         "adapt_lrs": [float(lr) for lr in plan.adapt_lrs.split(",")],
         "target": {"validation": value, "origin": origin},
         "algorithms": rows,
-        "command": plan.command() + (f" --target {target:g}" if target is not None else ""),
+        "command": plan.command() + (f" --target-score {target:g}" if target is not None else ""),
         "version": __version__,
     }
 

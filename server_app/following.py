@@ -74,8 +74,8 @@ def _follow_flower(start: Start, verbose: bool) -> Outcome:
     return OK, reader.summary
 
 
-def follow_here(config: RunConfig, nodes: int, verbose: bool) -> Outcome:
-    """A run with all nodes in this process and without Flower's runtime."""
+def follow_here(config: RunConfig, nodes: int, verbose: bool, *, rounds: bool = True) -> Outcome:
+    """A run with all nodes in this process and without Flower's runtime. `rounds`: whether to tell of them line by line."""
     from server_app.app import run_federation
     from server_app.inline import InlineGrid
     from server_app.strategy import RunError
@@ -85,7 +85,7 @@ def follow_here(config: RunConfig, nodes: int, verbose: bool) -> Outcome:
     try:
         with progress_bar(console) as progress:
             task = progress.add_task("roll call", total=None)
-            logger.handlers = [_LineHandler(lambda line: _show_line(line, reader, progress, task, verbose))]
+            logger.handlers = [_LineHandler(lambda line: _show_line(line, reader, progress, task, verbose, rounds))]
             return OK, run_federation(InlineGrid(nodes, config.flat(), {}), config)
     except KeyboardInterrupt:
         say(f"Stopped; what was finished is in {config.output_dir}.")
@@ -118,9 +118,9 @@ def _show(started: Run, progress: Progress, task: Any, verbose: bool) -> tuple[l
     return log, reader
 
 
-def _show_line(line: str, reader: LogReader, progress: Progress, task: Any, verbose: bool) -> None:
+def _show_line(line: str, reader: LogReader, progress: Progress, task: Any, verbose: bool, rounds: bool = True) -> None:
     said = reader.read(line)
-    if verbose or said:
+    if verbose or (said and (rounds or reader.warned)):
         # Never as markup: parts of it come from nodes.
         console.print(line if verbose else said, markup=False, style="yellow" if reader.warned else None, soft_wrap=True)
     if reader.round:

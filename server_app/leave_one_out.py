@@ -21,7 +21,7 @@ from server_app.following import follow_here
 from server_app.history import RunDirectory, spread
 from server_app.starting import check_locally
 from server_app.terminal import OK, say
-from server_app.wording import metric_name
+from server_app.wording import metric_name, score
 
 FILE = "leave-one-out"
 
@@ -30,15 +30,19 @@ def run_all(settings: Mapping[str, Scalar], directory: Path, verbose: bool) -> t
     """All folds, one after the other in this process: (exit code, `result`), the latter also in files; None if one failed."""
     settings = {"min-nodes": 1, **settings}
     tasks = tasks_of(parse_run_config(settings))
-    summaries = []
+    summaries: list[dict[str, Any]] = []
     for task in tasks:
         own = fold(settings, task, len(tasks), directory)
-        check_locally(parse_run_config(own), own, 1)
-        say(f"Leaving out {task}")
-        code, summary = follow_here(parse_run_config(own), 1, verbose)
+        remarks = check_locally(parse_run_config(own), own, 1)
+        for remark in remarks if not summaries else ():
+            say(f"Remark: {remark}")
+        code, summary = follow_here(parse_run_config(own), 1, verbose, rounds=False)
         if summary is None:
             return code, None
         summaries.append(summary)
+        (row,) = rows([task], [summary])
+        before, after = (score(row[f"{metric(summary)}_{when}"], metric(summary)) for when in ("before", "after"))
+        say(f"{len(summaries)}/{len(tasks)} {task} left out: {metric_name(metric(summary))} {before} -> {after}")
     found = result(rows(tasks, summaries), metric(summaries[0]))
     write(directory, found)
     return OK, found

@@ -1,7 +1,9 @@
 """What a person sees while a run goes on: a progress bar, a line per round, and the table at the end."""
 
+import csv
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,11 +20,12 @@ from rich.progress import (
 from rich.table import Table
 
 from common.units import size
-from server_app.wording import ONE_TASK, counted, metric_name, metric_of, score, unit
+from server_app.wording import ONE_TASK, counted, duration, metric_name, metric_of, score, unit
 
 SUMMARY = "Summary: "
 _DIRECTORY = "Run directory: "
 _FEW_ROUNDS = 200
+_FEW_TASKS = 3
 _ROUND = re.compile(r"\[ROUND (\d+)/(\d+)\]")
 _METRICS = re.compile(r"Aggregated MetricRecord: (\{.*\})")
 _PAIR = re.compile(r"'([\w-]+)': (-?(?:[\d.]+(?:e[+-]?\d+)?|inf)|nan)")
@@ -77,8 +80,8 @@ class LogReader:
         if "loss" in metrics:
             parts.append(f"query loss {metrics['loss']:.4f}")
         if "accuracy-after" in metrics:
-            before, after = 100 * metrics["accuracy-before"], 100 * metrics["accuracy-after"]
-            parts.append(f"validation accuracy {before:.1f} % -> {after:.1f} %")
+            before, after = (score(metrics[f"accuracy-{when}"], "accuracy") for when in ("before", "after"))
+            parts.append(f"validation accuracy {before} -> {after}")
         if "mse-after" in metrics:
             parts.append(f"validation mean squared error {metrics['mse-before']:.4g} -> {metrics['mse-after']:.4g}")
         return "   ".join(parts)
@@ -93,20 +96,21 @@ def progress_bar(console: Console) -> Progress:
 def result_table(summary: dict[str, Any]) -> Table:
     """Before and after adaptation on held-out tasks: mean with its 95 % half-width, and the worst tenth of the tasks."""
     chosen, seconds, sent = summary["chosen"], summary["seconds"], summary["bytes"]
+    chosen_on = "chosen on validation tasks" if summary["validation"] else "no validation tasks to choose on"
+    notes = [
+        f"adapted with rate {chosen['adapt_lr']:g}, {counted(chosen['adapt_steps'], 'step')} ({chosen_on})",
+        f"{duration(seconds['total'])} in all, {seconds['round_median']:.2f} s a round; {size(sent['up'])} up, "
+        f"{size(sent['down'])} down; {counted(summary['failures'], 'failure')}",
+        privacy_line(summary["privacy"]) if summary.get("privacy") else "",
+        f"of one task {ONE_TASK}" if _one_task(summary) else "",
+        unit(_metric(summary), summary["dataset"]),
+    ]
     table = Table(
         title=escape(
             f"{summary['algorithm']} on {summary.get('data', summary['dataset'])}, {summary['rounds']} rounds, "
             f"seed {summary['seed']}"
         ),
-        caption=(
-            f"adapted with rate {chosen['adapt_lr']:g}, {counted(chosen['adapt_steps'], 'step')} "
-            f"({'chosen on validation tasks' if summary['validation'] else 'no validation tasks to choose on'}); "
-            f"{seconds['total']:.1f} s in all, {seconds['round_median']:.2f} s a round; "
-            f"{size(sent['up'])} up, {size(sent['down'])} down; {summary['failures']} failures"
-            + (f"; {privacy_line(summary['privacy'])}" if summary.get("privacy") else "")
-            + (f"; of one task {ONE_TASK}" if _one_task(summary) else "")
-            + (f"; {said}" if (said := unit(_metric(summary), summary["dataset"])) else "")
-        ),
+        caption="\n".join(filter(None, notes)),
     )
     for heading in ("held-out tasks", "", "before", "after", "worst 10 % after"):
         table.add_column(heading, justify="left" if heading in ("held-out tasks", "") else "right")
@@ -118,6 +122,26 @@ def result_table(summary: dict[str, Any]) -> Table:
             cells = _cells(scores[name], name, chosen["adapt_steps"])
             table.add_row(f"{split} ({summary['tasks'][split]})", metric_name(name), *cells)
     return table
+
+
+def few_tasks(summary: dict[str, Any]) -> list[str]:
+    """Of a few test tasks their names, if per_task.csv is on this machine, and what else can be done with so few."""
+    number = summary["tasks"]["test"]
+    if not 0 < number <= _FEW_TASKS:
+        return []
+    said = [f"Only {counted(number, 'test task')}{_named(Path(str(summary['run_dir'])))}: others may fare otherwise."]
+    if summary["dataset"] == "own":
+        said.append("`quickbloom run --leave-one-out` tests every task on a model of the others.")
+    return [" ".join(said)]
+
+
+def _named(run_dir: Path) -> str:
+    try:
+        with (run_dir / "per_task.csv").open(newline="") as file:
+            names = [row["task"] for row in csv.DictReader(file) if row["split"] == "test"]
+    except OSError:
+        return ""
+    return f" ({', '.join(names)})"
 
 
 def result_lines(summary: dict[str, Any]) -> list[str]:
@@ -148,11 +172,9 @@ def _one_task(summary: dict[str, Any]) -> bool:
 
 def privacy_line(privacy: dict[str, Any]) -> str:
     """What the noise is worth, in words."""
-    epsilon = privacy["epsilon"]
+    epsilon, steps = privacy["epsilon"], counted(privacy["steps"], "step")
     found = "unbounded" if epsilon is None else f"{epsilon:.4g}"
-    return (
-        f"differential privacy of a training task: epsilon {found}, delta {privacy['delta']:g}, after {privacy['steps']} steps"
-    )
+    return f"differential privacy of a training task: epsilon {found}, delta {privacy['delta']:g}, after {steps}"
 
 
 def _cells(scores: dict[str, list[float | None]], name: str, step: int) -> tuple[str, str, str]:

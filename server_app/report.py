@@ -18,7 +18,7 @@ from server_app.page import LISTED, Code, Figures, Fold, Part, Section, Table, T
 from server_app.report_clients import clients_of
 from server_app.report_curves import adaptation, learning
 from server_app.report_runs import sections_of_runs
-from server_app.wording import ONE_TASK, change, duration, margin, metric_name, score, unit
+from server_app.wording import ONE_TASK, change, counted, duration, margin, metric_name, score, unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,10 +50,11 @@ def _lead(run: RunFacts) -> str:
     total, done = int(run.config["rounds"]), len(run.rounds)
     if run.summary:
         tasks = run.summary["tasks"]
+        trained, chose = (counted(tasks[split], "client") for split in ("train", "validation"))
         return (
-            f"{run.summary['rounds']} rounds of federated training on {tasks['train']} clients, in {duration(run.seconds)}. "
-            f"{tasks['validation']} clients chose the rate and {tasks['test']} unseen ones tested the result: none of these "
-            "took part in training. A client is one task: a user, a writer, a hospital."
+            f"{counted(run.summary['rounds'], 'round')} of federated training on {trained}, in {duration(run.seconds)}. "
+            f"{chose} chose the rate and {tasks['test']} unseen ones tested the result: none of these took part in "
+            "training. A client is one task: a user, a writer, a hospital."
         )
     return f"The run has not finished: {done} rounds so far, of {total}."
 
@@ -81,7 +82,7 @@ def _result(run: RunFacts) -> list[Part]:
         if not run.evaluations:
             return [Text("Nothing was evaluated yet.")]
         number, before, after, tasks = run.evaluations[-1]
-        note = f"in round {number}, on {tasks} validation clients; the test comes after the last round"
+        note = f"in round {number}, on {counted(tasks, 'validation client')}; the test comes after the last round"
         return [Figures([(f"{name}, provisional", change(before, after, run.metric), note)])]
     summary, test = run.summary, run.summary["test"]
     parts: list[Part] = []
@@ -89,7 +90,9 @@ def _result(run: RunFacts) -> list[Part]:
         step, scores = summary["chosen"]["adapt_steps"], test[run.metric]
         tasks, before, after = summary["tasks"]["test"], scores["mean"][0], scores["mean"][step]
         half = _half(scores["ci95"][step])
-        interval = f"{margin(half, run.metric)}, 95 % interval over {tasks} clients" if half is not None else ONE_TASK
+        interval = (
+            f"{margin(half, run.metric)}, 95 % interval over {counted(tasks, 'client')}" if half is not None else ONE_TASK
+        )
         steps = f"{step} step{'s' * (step != 1)}"
         parts.append(
             Figures(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from server_app.drawing import QUIET, SERIES, percent, picture, short
 from server_app.facts import Client, RunFacts, tenth
 from server_app.page import LISTED, Fold, Part, Picture, Table, Text
-from server_app.wording import axis_name, change, score
+from server_app.wording import axis_name, change, counted, score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,9 @@ def clients_of(run: RunFacts) -> list[Part]:
         ]
 
     worst = list(tenth(clients))
-    parts: list[Part] = [Text(f"{lost} of {len(clients)} unseen clients are worse off after adaptation than before.")]
+    verb = "is" if lost == 1 else "are"
+    told = f"{lost} of {counted(len(clients), 'unseen client')} {verb} worse off after adaptation than before."
+    parts: list[Part] = [Text(told)]
     parts += [_distribution(clients, run.metric)] if len(clients) > 1 else []
     parts += [_one_by_one(clients, run.metric)] if len(clients) <= _NAMED else []
     note = f" (the first {LISTED} of {len(worst)}; per_task.csv has all)" if len(worst) > LISTED else ""
@@ -68,7 +70,7 @@ def _distribution(clients: Sequence[Client], metric: str) -> Picture:
 
     scale = 0.01 if metric == "accuracy" else 1
     told = [f"median {score(scale * median(v), metric)} {when}" for v, when in ((before, "before"), (after, "after")) if v]
-    return picture("How many clients end where", f"{len(clients)} unseen clients, {', '.join(told)}.", draw)
+    return picture("How many clients end where", f"{counted(len(clients), 'unseen client')}, {', '.join(told)}.", draw)
 
 
 def _one_by_one(clients: Sequence[Client], metric: str) -> Picture:

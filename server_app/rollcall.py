@@ -16,12 +16,11 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from common.config import RunConfig
-from common.datasets.base import SPLITS, DataSpec, TaskInfo
+from common.datasets.base import SPLITS, DataSpec, TaskInfo, left_out_in_words
 from common.errors import ConfigError, as_told
 from common.randomness import generator
 from common.wire import ROLL_CALL, RollCallReply, WireError, error_reason, roll_call_request
 
-_MOST_NAMED = 5
 _PAUSE = 1.0
 """Seconds after which nodes that were gone are asked again."""
 _GONE = f"error {ErrorCode.NODE_UNAVAILABLE}:"
@@ -178,10 +177,7 @@ def _or_other_names(config: RunConfig) -> str:
 def _name_left_out(left_out: Mapping[str, str]) -> None:
     """One line, however many there are: nodes that share a file say the same."""
     if left_out:
-        told = [as_told(f"{name} ({reason})") for name, reason in sorted(left_out.items())[:_MOST_NAMED]]
-        more = f" and {len(left_out) - _MOST_NAMED} more" if len(left_out) > _MOST_NAMED else ""
-        count = "1 task is" if len(left_out) == 1 else f"{len(left_out)} tasks are"
-        log(WARNING, "%s left out: %s", count, " ".join(("; ".join(told) + more).split()))
+        log(WARNING, "%s", left_out_in_words(left_out))
 
 
 def _usable(task: TaskInfo, split: str) -> bool:

@@ -5,6 +5,7 @@ file is half done, and the run starts anew.
 """
 
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -20,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from common import __version__
+from common.algorithms import ALGORITHMS, is_own_algorithm
 from common.config import PRIVACY, RunConfig, parse_run_config
-from common.errors import FILE_TROUBLE
+from common.errors import FILE_TROUBLE, ConfigError
 from common.models import MODELS, is_own_model
 from server_app.history import read_history
 from server_app.launch import CPU_ENVIRONMENT
@@ -48,7 +50,7 @@ class Setup:
 
     def command(self, seed: int | str) -> list[str]:
         """What a user would type to repeat one run."""
-        command = ["quickbloom", "run", "--algorithm", self.algorithm, "--dataset", self.dataset]
+        command = [*program([self.algorithm]), "run", "--algorithm", self.algorithm, "--dataset", self.dataset]
         command += ["--rounds", str(self.rounds), "--nodes", str(self.nodes), "--seed", str(seed)]
         command += ["--in-process"] * self.in_process
         for text in self.settings:
@@ -83,7 +85,7 @@ class Run:
         settings = self.setup.effective()
         decisive = [
             settings,
-            _own_code(settings["model"]) + _own_data(settings),
+            _own_code(settings["model"]) + _own_algorithm(self.setup.algorithm) + _own_data(settings),
             self.setup.nodes,
             self.setup.in_process,
             self.seed,
@@ -166,6 +168,20 @@ def perform(
     return {run: results[run] for run in wanted}
 
 
+def program(algorithms: Iterable[str]) -> list[str]:
+    """What a user types before `run` or `compare`: "quickbloom", or "python FILE" where FILE brings an algorithm of its own.
+
+    Raises ConfigError for an algorithm that no file brings.
+    """
+    own = [name for name in algorithms if is_own_algorithm(ALGORITHMS[name])]
+    if not own:
+        return ["quickbloom"]
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    if not file:
+        raise ConfigError(f'`algorithm = "{own[0]}"` must come from a file, for every run is a process of its own')
+    return ["python", str(file)]
+
+
 def today() -> str:
     return datetime.now(UTC).date().isoformat()
 
@@ -174,6 +190,12 @@ def _own_code(model: str) -> str:
     """The file of a user's own model: it decides the result as the settings do. "" for any other model."""
     spec = find_spec(model.partition(":")[0]) if is_own_model(model) else None
     return Path(spec.origin).read_text() if spec and spec.origin else ""
+
+
+def _own_algorithm(name: str) -> str:
+    """The file of a user's own algorithm, as of a model. "" for any other algorithm."""
+    algorithm = ALGORITHMS[name]
+    return Path(inspect.getfile(algorithm)).read_text() if is_own_algorithm(algorithm) else ""
 
 
 def _own_data(settings: Mapping[str, Any]) -> str:
@@ -185,11 +207,15 @@ def _own_data(settings: Mapping[str, Any]) -> str:
 def _start(run: Run) -> subprocess.Popen[bytes]:
     shutil.rmtree(run.directory, ignore_errors=True)  # what a run that was interrupted has left
     run.directory.mkdir(parents=True)
-    # This Python's own script, so that the command is the one of this environment.
-    script, *arguments = run.setup.command(run.seed)
+    command = run.setup.command(run.seed)
+    # This Python and its own script, so that the command is the one of this environment.
+    if command[0] == "python":
+        command[0] = sys.executable
+    else:
+        command[0] = str(Path(sys.executable).parent / command[0])
     with (run.directory / _LOG).open("wb") as log:
         return subprocess.Popen(
-            [str(Path(sys.executable).parent / script), *arguments, "--output", str(run.directory.absolute()), "--no-report"],
+            [*command, "--output", str(run.directory.absolute()), "--no-report"],
             env={**os.environ, **CPU_ENVIRONMENT},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

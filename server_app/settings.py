@@ -1,13 +1,13 @@
 """Settings as they are typed: from "key=value" texts to a dictionary, and what can be checked before anything starts."""
 
 import sys
-import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.assemble import build_algorithm
+from common.assignment import scalar, split_assignment
 from common.config import RunConfig, Scalar, table_types
 from common.datasets import load_dataset
-from common.errors import ConfigError
 from common.models import is_own_model
 from server_app.rollcall import split_tasks
 
@@ -16,24 +16,22 @@ def parse_assignments(assignments: list[str], algorithm: str) -> dict[str, Scala
     """Settings from "key=value" texts. A key of the algorithm's own table may go without the table: "inner-lr=0.1"."""
     settings: dict[str, Scalar] = {}
     for text in assignments:
-        if text.startswith("algorithm="):
-            algorithm = str(_scalar(text.removeprefix("algorithm=")))
+        key, value = split_assignment(text)
+        if key == "algorithm":
+            algorithm = str(scalar(value))
     own = {field.alias for field in RunConfig.model_fields.values()}
     tables = table_types()
     for text in assignments:
-        key, equals, value = text.partition("=")
-        key = key.strip()
-        if not equals or not key:
-            raise ConfigError(f"`--set` must look like key=value, got '{text}'")
+        key, value = split_assignment(text)
         of_algorithm = tables[algorithm].model_fields.values() if algorithm in tables else ()
         if key not in own and key in {field.alias for field in of_algorithm}:
             key = f"{algorithm}.{key}"
-        settings[key] = _scalar(value.strip())
+        settings[key] = scalar(value)
     return settings
 
 
-def check_with_data(config: RunConfig, data_dir: Path) -> dict[str, list[str]]:
-    """Read the data, build the model and split the tasks, as the run will; returns the task ids of every split.
+def check_with_data(config: RunConfig, data_dir: Path) -> tuple[dict[str, list[str]], Sequence[str]]:
+    """Read the data, build the model and split the tasks, as the run will; returns the task ids of every split, and remarks.
 
     Raises ConfigError or DataError with what would end the run.
     """
@@ -41,18 +39,9 @@ def check_with_data(config: RunConfig, data_dir: Path) -> dict[str, list[str]]:
     if (modules := own_modules(config.model)) and str(modules) not in sys.path:
         sys.path.insert(0, str(modules))
     build_algorithm(config.resolved(), dataset.spec)
-    return split_tasks(dataset.tasks(), config)
+    return split_tasks(dataset.tasks(), config), dataset.remarks
 
 
 def own_modules(model: str) -> Path | None:
     """Where the module of a user's own model is looked for first: the current directory. None for any other model."""
     return Path.cwd() if is_own_model(model) else None
-
-
-def _scalar(text: str) -> Scalar:
-    """A TOML number or truth value, else the text itself: --set dataset=uji needs no quotation marks."""
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-    return value if isinstance(value, bool | int | float | str) else text

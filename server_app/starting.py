@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from server_app.history import RunDirectory, unused
 from server_app.launch import connection_exists
 from server_app.resume import goes_on_in_place, open_checkpoint, with_settings_of
 from server_app.settings import check_with_data
+from server_app.terminal import say
 from server_app.tracking import check as check_live_view
 
 
@@ -45,7 +47,8 @@ def settle(settings: dict[str, Scalar], connection: str | None, nodes: int | Non
         )
     if not settings.get("output-dir"):
         settings["output-dir"] = str(_new_directory(settings).absolute())
-    check_locally(parse_run_config(settings), settings, nodes)
+    for remark in check_locally(parse_run_config(settings), settings, nodes):
+        say(f"Remark: {remark}")
     return Start(settings, None, nodes, in_process)
 
 
@@ -89,14 +92,18 @@ def _go_on(settings: dict[str, Scalar], nodes: int | None, in_process: bool) -> 
     return merged, nodes or int(found.facts["nodes"]), in_process or bool(found.facts["in-process"])
 
 
-def check_locally(config: RunConfig, settings: dict[str, Scalar], nodes: int) -> None:
-    """Find what is wrong with the data, the model, the split and the directories now, not after Flower has started."""
+def check_locally(config: RunConfig, settings: dict[str, Scalar], nodes: int) -> Sequence[str]:
+    """Find what is wrong with the data, the model, the split and the directories now, not after Flower has started.
+
+    Returns what may be a mistake in the data, one sentence each.
+    """
     if config.min_nodes > nodes:
         raise ConfigError(f"`min-nodes` must be at most `--nodes` ({nodes}), got {config.min_nodes}")
     data_dir = resolve_data_dir(config.data_dir).absolute()
     settings["data-dir"] = str(data_dir)
-    check_with_data(config, data_dir)
+    _, remarks = check_with_data(config, data_dir)
     check_live_view(config)
     if config.resume_from:
         open_checkpoint(config.resolved(), lambda _: None)
     RunDirectory.create(config.output_dir, "", again=goes_on_in_place(config))
+    return remarks

@@ -109,7 +109,7 @@ class Watched:
         if self.nodes:
             parts.append(f"replies {self.nodes}")
         parts.append(f"failures {len(self.failures)}")
-        if (left := self.seconds_left) is not None:
+        if left := self.seconds_left:
             parts.append(f"{duration(round(left))} left")
         return "   ".join(parts)
 
@@ -119,8 +119,7 @@ class Watched:
         facts.add_row("run", Text(f"{self.name or 'starting'}   {self.directory}"))
         facts.add_row("rounds", ProgressBar(total=self.total or None, completed=self.round, width=40, pulse=not self.total))
         facts.add_row("", f"{self.round} of {self.total or '?'}")
-        left = self.seconds_left
-        facts.add_row("time left", "?" if left is None else f"{duration(round(left))} ({self._pace():.2f} s a round)")
+        facts.add_row("time left", self._left())
         facts.add_row("query loss", "?" if self.loss is None else f"{self.loss:.4f}")
         if self.evaluations:
             last = self.evaluations[-1]
@@ -130,6 +129,13 @@ class Watched:
         facts.add_row("failures", str(len(self.failures)))
         told = [Text(f"  {failure}", style="yellow") for failure in self.failures[-_TOLD:]]
         return Group(facts, *told)
+
+    def _left(self) -> str:
+        left, pace = self.seconds_left, f"({self._pace():.2f} s a round)" if self.seconds else ""
+        if left is None:
+            return "?"
+        # The last round is not the end of a run: its result is still to be computed.
+        return f"{duration(round(left))} {pace}" if left else f"the test of the result {pace}"
 
     def _pace(self) -> float:
         return statistics.median(self.seconds[-_PACE:])

@@ -49,7 +49,8 @@ def score(value: float | None, metric: str, half: float | None = None) -> str:
         return "diverged"
     around = half is not None and math.isfinite(half)
     if metric == "accuracy":
-        return f"{100 * value:.1f}" + (f" ± {100 * (half or 0):.1f} %" if around else " %")
+        # What float32 means cost must not decide on which side of a half a digit falls.
+        return f"{round(100 * value, 4):.1f}" + (f" ± {100 * (half or 0):.1f} %" if around else " %")
     return f"{value:.4g}" + (f" ± {half:.2g}" if around else "")
 
 

@@ -16,6 +16,12 @@ settings.load_profile("reproducible")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def traceback_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ServerApp's main sets it for its process, which here is that of the tests that follow."""
+    monkeypatch.setattr("sys.tracebacklimit", 1000, raising=False)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder with the published data files: QUICKBLOOM_DATA_DIR, else shared/data beside the repository, else skip."""

@@ -5,7 +5,7 @@ A data set knows no algorithm and no model. Adding one is a new file with a subc
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +16,14 @@ import numpy as np
 import torch
 
 from common.batch import Batch, TaskData
-from common.errors import DataError
+from common.errors import DataError, as_told
 from common.options import Options
 from common.randomness import generator
 
 Kind = Literal["classification", "regression"]
 SPLITS = ("train", "validation", "test")
+_MOST_NAMED = 5
+"""Of tasks that are left out for one reason, and of reasons."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,24 @@ class DataSpec:
     schema: str = ""
 
 
+def left_out_in_words(left_out: Mapping[str, str]) -> str:
+    """One sentence for tasks that cannot be used, by their reasons: "3 tasks are left out: A and B (too few rows); C (..)"."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in sorted(left_out.items()):
+        by_reason.setdefault(reason, []).append(name)
+    told = [f"{_listed(names)} ({as_told(reason)})" for reason, names in list(by_reason.items())[:_MOST_NAMED]]
+    rest = sum(len(names) for names in list(by_reason.values())[_MOST_NAMED:])
+    count = "1 task is" if len(left_out) == 1 else f"{len(left_out)} tasks are"
+    return f"{count} left out: {'; '.join(told)}" + (f" and {rest} more" if rest else "")
+
+
+def _listed(names: list[str]) -> str:
+    shown = [as_told(name, 60) for name in names[:_MOST_NAMED]]
+    if len(names) > _MOST_NAMED:
+        return f"{', '.join(shown)} and {len(names) - _MOST_NAMED} more"
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+
+
 class Dataset(ABC):
     """One family of tasks. Construction reads and checks the data; drawing from a task is then pure and cheap."""
 
@@ -64,8 +84,12 @@ class Dataset(ABC):
     """The model that `model = "auto"` picks for this data set; "auto": conv4 for images, else mlp."""
     inner_lr: ClassVar[float]
     """The inner learning rate that `inner-lr = 0` picks: a step size that suits the scale of the inputs and of the loss."""
+    needs_files: ClassVar[bool] = False
+    """Whether it reads files from QUICKBLOOM_DATA_DIR."""
     left_out: Mapping[str, str] = MappingProxyType({})
     """Names of tasks that cannot be used, each with the reason."""
+    remarks: Sequence[str] = ()
+    """What may be a mistake in the data, one sentence each."""
 
     @abstractmethod
     def __init__(self, options: Any, data_dir: Path) -> None:

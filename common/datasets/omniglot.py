@@ -81,6 +81,7 @@ class Omniglot(Dataset):
     """
 
     name = "omniglot"
+    needs_files = True
     Options = OmniglotOptions
     model = "conv4"
     inner_lr = 0.3

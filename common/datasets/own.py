@@ -6,6 +6,7 @@ The rules are in docs/own-data.md. What must be equal on all nodes (names and ki
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +17,17 @@ import torch
 from pydantic import Field
 
 from common.batch import Batch, TaskData
-from common.datasets.base import SPLITS, DataSpec, FixedSplitDataset, TaskInfo, generator
+from common.datasets.base import SPLITS, DataSpec, FixedSplitDataset, TaskInfo, generator, left_out_in_words
 from common.datasets.preparation import Preparation, measure
 from common.datasets.tables import PIXELS, Array, Table, as_numbers, read_table
-from common.errors import DataError
+from common.errors import DataError, did_you_mean
 from common.options import Options, Text
 
 _MOST_CLASSES = 20
 _LARGEST = 1e30
 """Of the numbers in a column."""
+_FEW = 10
+"""Rows of a class that may be a slip."""
 _PARTS = (0.4, 0.7)
 """Where the support and the query part of a task end, if `own.shots` is 0."""
 
@@ -75,7 +78,8 @@ class Own(FixedSplitDataset):
             options = options.model_copy(update={"split_column": ""})
         self.options = options
         self._target = options.target_column or self._agreed.get("target") or _pick_target(self.table, options)
-        for column in filter(None, (self._target, options.task_column, options.split_column)):
+        _require_tasks(self.table, options)
+        for column in filter(None, (self._target, options.split_column)):
             _require(self.table, column, options.path)
         if self._target == options.task_column:
             raise DataError(f"`--task` and `--target` must be two columns, got '{self._target}' for both")
@@ -93,6 +97,7 @@ class Own(FixedSplitDataset):
         self.rows: dict[str, list[Array]] = {}
         """The rows of every task's support, query and test part, counted from 0 in the file."""
         self._data = self._build()
+        self.remarks = _remarks(as_text(self.table[self._target]), self.classes, options.path)
 
     def _read_numbers(self) -> None:
         """Make numbers of text columns that hold nothing else, text of `own.categorical`; DataError for a mixture."""
@@ -102,7 +107,7 @@ class Own(FixedSplitDataset):
         used = list(agreed) or _listed(options.features) or list(table)
         fit(table, {**dict.fromkeys(used, ""), **agreed, **dict.fromkeys(categorical, "text")}, self._reserved, options.path)
         if options.kind != "classification" and self._target not in categorical and not self._agreed.get("classes"):
-            advice = "set `own.kind=classification`" if options.kind == "auto" else "leave the row out"
+            advice = "ask for classes with `--set own.kind=classification`" if options.kind == "auto" else "leave the row out"
             table[self._target] = as_numbers(self._target, table[self._target], advice)
 
     @property
@@ -160,8 +165,11 @@ class Own(FixedSplitDataset):
             if reason:
                 self.left_out[name] = reason
         if not data:
-            first = next(iter(self.left_out.items()), ("", "no row names a task"))
-            raise DataError(f"no task of '{options.path}' can be used: task '{first[0]}': {first[1]}")
+            why = f"{left_out_in_words(self.left_out)}" if self.left_out else "no row names one"
+            raise DataError(
+                f"no task of '{options.path}' can be used: {why}; is `{options.task_column}` the column that says whose row it "
+                "is (`--task`)?"
+            )
         return data
 
     def _add(self, data: dict[str, TaskData], name: str, rows: Array) -> str:
@@ -262,7 +270,9 @@ def fit(table: Table, kinds: Mapping[str, str], reserved: set[str], path: str) -
         if kind == "text":
             table[name] = np.array(as_text(table[name]), dtype=object)
         elif name in table and name not in reserved:
-            table[name] = as_numbers(name, table[name], f"set `own.categorical={name}`")
+            # What the others agreed on cannot be declared otherwise here.
+            advice = "leave the row out" if kind else f"declare categories with `--set own.categorical={name}`"
+            table[name] = as_numbers(name, table[name], advice)
             if kind == "number" and table[name].dtype == object and any(value is not None for value in table[name]):
                 raise DataError(f"the column `{name}` of '{path}' must hold numbers, as it did in training, got text")
             if kind == "number" and table[name].dtype == object:
@@ -306,7 +316,19 @@ def _pick_target(table: Table, options: OwnOptions) -> str:
 
 def _require(table: Table, column: str, path: str) -> None:
     if column not in table:
-        raise DataError(f"the data '{path}' have no column `{column}`: they have {', '.join(list(table)[:20])}")
+        hint = did_you_mean(column, table) or f": they have {', '.join(list(table)[:20])}"
+        raise DataError(f"the data '{path}' have no column `{column}`{hint}")
+
+
+def _require_tasks(table: Table, options: OwnOptions) -> None:
+    """Raise DataError unless the column is there that says whose a row is."""
+    default = OwnOptions().task_column
+    if options.task_column == default and default not in table:
+        raise DataError(
+            f"which column of '{options.path}' says whose row it is (a patient, a hospital) is not said: use `--task`, one of "
+            f"{', '.join(list(table)[:20])}"
+        )
+    _require(table, options.task_column, options.path)
 
 
 def _kind(target: Array, options: OwnOptions) -> Literal["classification", "regression"]:
@@ -340,6 +362,27 @@ def _classes(target: Array, options: OwnOptions, agreed: list[str]) -> list[str]
     if len(listed) < 2:
         raise DataError(f"the target must have at least two classes, got {len(listed)}: check `--target`")
     return listed
+
+
+def _remarks(labels: list[str | None], classes: list[str], path: str) -> list[str]:
+    """Sentences on classes that may be misspellings of others: alike but for case and blanks, or hardly ever there."""
+    alike: dict[str, list[str]] = {}
+    for label in classes:
+        alike.setdefault("".join(label.casefold().split()), []).append(label)
+    said = [
+        f"the classes {' and '.join(f'{label!r}' for label in group)} of '{path}' differ in case or blanks alone: if they are "
+        "one class, give them one spelling"
+        for group in alike.values()
+        if len(group) > 1
+    ]
+    counts = Counter(label for label in labels if label is not None)
+    for label in classes:
+        if 0 < counts[label] < _FEW and counts[label] < counts.total() / len(classes) / 10:
+            said.append(
+                f"the class {label!r} of '{path}' has {counts[label]} of {counts.total()} rows: mend it if that is a slip, "
+                "for every class is an output of the model"
+            )
+    return said
 
 
 def _number(label: str) -> float:

@@ -65,6 +65,7 @@ class Shakespeare(Dataset):
     """448 roles of at least 2,000 characters; inputs are `context` token ids, the class is the id of the next character."""
 
     name = "shakespeare"
+    needs_files = True
     Options = ShakespeareOptions
     model = "lstm"
     inner_lr = 1.0

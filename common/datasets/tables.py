@@ -7,6 +7,7 @@ claims are checked before memory is taken. Whatever is wrong with a file raises 
 import json
 import warnings
 import zipfile
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from math import prod
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import DataError, QuickbloomError, in_one_line
+from common.errors import DataError, QuickbloomError, as_told, in_one_line
 
 Array = np.ndarray[Any, Any]
 Table = dict[str, Array]
@@ -30,6 +31,11 @@ _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 _MISSING = {"", "na", "n/a", "nan", "-nan", "null", "none", "#n/a", "#na"}
 """How files spell a missing value, in small letters."""
 _BLOCK = 2**31 - 1
+_LONGEST_LINE = 2**20
+
+
+class MixedColumnError(DataError):
+    """A column holds words among numbers: a mistake, or categories that the settings must declare."""
 
 
 def read_table(path: str, image_side: int = 28) -> Table:
@@ -131,7 +137,7 @@ def _is_missing(value: object) -> bool:
 def as_numbers(name: str, column: Array, advice: str) -> Array:
     """A text column as float64 [rows] where all its values are numbers, as it came where most are words.
 
-    Where at least half are numbers, a word is taken for a mistake: DataError with its row and `advice` on how to mend it.
+    Where at least half are numbers, a word is taken for a mistake: MixedColumnError with its row and `advice`.
     """
     if column.dtype != object:
         return column
@@ -141,7 +147,7 @@ def as_numbers(name: str, column: Array, advice: str) -> Array:
     if 2 * (known - len(words)) < known or not known:
         return column
     if words:
-        raise DataError(
+        raise MixedColumnError(
             f"the column `{name}` holds numbers, but row {words[0] + 1} (without the header) holds the text "
             f"'{column[words[0]][:80]}': put a number there, leave it empty, or {advice}"
         )
@@ -158,9 +164,51 @@ def _number_in(text: str) -> float:
 
 def _csv(path: Path) -> Table:
     csv = _needs("pyarrow.csv")
-    # In one block: the type of a column is guessed from the first block alone, and must be that of all its rows.
-    reading = csv.ReadOptions(block_size=min(_BLOCK, path.stat().st_size + 1))
-    return _from_arrow(csv.read_csv(path, reading, convert_options=csv.ConvertOptions(strings_can_be_null=True)))
+    delimiter = _delimiter(path)
+    broken: list[Any] = []
+
+    def remember(row: Any) -> str:
+        broken.append(row)
+        return "error"
+
+    # In one block: the type of a column is guessed from the first block alone, and must be that of all its rows. In one thread:
+    # a row that is refused has a number only then.
+    reading = csv.ReadOptions(block_size=min(_BLOCK, path.stat().st_size + 1), use_threads=False)
+    parsing = csv.ParseOptions(delimiter=delimiter, invalid_row_handler=remember)
+    # Where semicolons stand between columns, commas stand in numbers; a point is understood there by `as_numbers`.
+    converting = csv.ConvertOptions(strings_can_be_null=True, decimal_point="," if delimiter == ";" else ".")
+    try:
+        return _from_arrow(csv.read_csv(path, reading, parsing, converting))
+    except Exception as error:
+        if not broken:
+            raise
+        row = broken[0]
+        raise DataError(
+            f"row {row.number - 1} of '{path}' (without the header) has {row.actual_columns} columns, the header "
+            f"{row.expected_columns}: mend or remove the row '{as_told(row.text, 80)}'"
+        ) from error
+
+
+def _delimiter(path: Path) -> str:
+    """What stands between the columns, by the header: a comma, or where it has none a semicolon or a tab.
+
+    Raises DataError if the file is not in UTF-8.
+    """
+    with path.open("rb") as file:
+        header = file.readline(_LONGEST_LINE)
+        file.seek(0)
+        decoder, number = getincrementaldecoder("utf-8")(), 1
+        try:
+            while block := file.read(_LONGEST_LINE):
+                decoder.decode(block)
+                number += block.count(b"\n")
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            line = number + error.object[: error.start].count(b"\n")
+            raise DataError(
+                f"the text of '{path}' is not in UTF-8 (line {line}): save it as UTF-8, which spreadsheets call \"CSV UTF-8\""
+            ) from None
+    return next((sign for sign in (",", ";", "\t") if sign.encode() in header), ",")
 
 
 def _jsonl(path: Path) -> Table:

@@ -36,6 +36,7 @@ class Uji(FixedSplitDataset):
     """60 writers; images [1, 28, 28] with ink 1 on paper 0; one support and one query image per digit."""
 
     name = "uji"
+    needs_files = True
     Options = UjiOptions
     model = "conv4"
     inner_lr = 0.3

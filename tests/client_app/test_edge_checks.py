@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from client_app import cli
 from client_app import join as joining
+from client_app.cli import cli as edge
 from client_app.clock import ClockError, check_against_ca
 from client_app.join import JoinError, check_files, default_state, join, node_settings, wait_for
 from client_app.quiet import QuietHours, outside
@@ -170,6 +171,23 @@ def test_data_are_checked_before_the_secrets_and_the_server(tmp_path: Path) -> N
             join("localhost:1", tmp_path / "none", {}, 9094, print)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_categories_that_the_run_may_have_declared_do_not_end_the_check(tmp_path: Path) -> None:
+    rows = "".join(f"A,{'B7' if x == 3 else x},{'ill' if x % 2 else 'well'}\n" for x in range(20))
+    (tmp_path / "a.csv").write_text(f"task,ward,y\n{rows}")
+    said, before = list[str](), signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(JoinError, match=r"node\.key|ca\.crt"):
+            join("localhost:1", tmp_path / "none", {"data-path": str(tmp_path / "a.csv")}, 9094, said.append)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert said[-1].startswith("the column `ward` holds numbers, but row 4")
+    assert said[-1].endswith("unless the run does that already, the server will refuse this device")
+    check = ["check-data", str(tmp_path / "a.csv")]
+    assert isinstance(CliRunner().invoke(edge, check).exception, DataError)
+    declared = CliRunner().invoke(edge, [*check, "--set", "own.categorical=ward"])
+    assert (declared.exit_code, "column ward: text, 20 different values" in declared.stdout) == (0, True)
 
 
 def test_a_file_without_a_task_column_is_said_to_be_one_task_before_anything_connects(tmp_path: Path) -> None:

@@ -19,11 +19,13 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from client_app.cli import cli
+from client_app.personal import in_words
 from client_app.personalize import adapt, predict
 from common import checkpoint, personal
 from common.config import parse_run_config
 from common.datasets.own import Own, OwnOptions
 from common.errors import ConfigError, DataError
+from common.personal import Personal
 from common.wire import KEEP, KeepRequest, error_reason, payload_bytes
 from server_app.app import run_federation
 
@@ -358,12 +360,30 @@ def test_the_commands_adapt_and_predict(kept: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "A: accuracy 0." in done.stderr
     assert "test rows of the data that it was adapted to" in " ".join(done.stderr.split())
+    assert f"Predictions for 120 rows: {table}" in done.stderr.splitlines()
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["row"] for row in rows] == [str(number) for number in range(1, 121)]
     assert rows[0].keys() == {"row", "task", "part", "target", "prediction", "probability"}
     printed = runner.invoke(cli, ["predict", "--model", str(tmp_path / "mine"), "--input", data])
     assert printed.stdout == table.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "worse"),
+    [
+        ("accuracy", 0.8, 0.6, True),
+        ("accuracy", 0.6, 0.6, False),
+        ("mse", 0.5, 0.6, True),
+        ("mse", 0.6, 0.5, False),
+        ("mse", 0.6, None, True),
+    ],
+)
+def test_a_model_that_adapting_made_worse_is_called_that(name: str, before: float, after: float | None, worse: bool) -> None:
+    score = {"name": name, "before": before, "after": after, "test": 1}
+    line = in_words(Personal({}, {"task": "A", "run": {"round": 1}, "adapted": {"steps": 1}, "score": score}))
+    assert "after 1 step, on 1 test example of its own" in line
+    assert ("; adapting made it worse" in line) == worse
 
 
 @settings(max_examples=int(os.environ.get("QUICKBLOOM_FUZZ", "60")))

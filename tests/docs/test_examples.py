@@ -117,7 +117,10 @@ def own(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def test_a_mistake_in_an_own_algorithm_is_named_with_its_line(own: Any) -> None:
+@pytest.mark.parametrize("limit", [1000, 0])
+def test_a_mistake_in_an_own_algorithm_is_named_with_its_line(own: Any, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr("sys.tracebacklimit", limit)  # 0 in Flower's process of a ServerApp
+
     class Mistaken(own.Prox):  # type: ignore[misc]
         def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> Any:
             return self.options.no_such_setting

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors import SafetensorError
+from typer.testing import CliRunner
 
 from common.algorithms import ALGORITHMS
+from common.config import parse_run_config
 from server_app import cli
 
 
@@ -185,3 +187,23 @@ def test_help_shows_an_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     out = capsys.readouterr().out
     assert "Usage" in out
     assert "Example" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "keys"),
+    [
+        ([], list(parse_run_config({}).flat())[:5]),
+        (["maml"], ["maml.zero-head", "maml.inner-lr"]),
+        (["dropout-of-noise"], []),
+        (["noise-mult"], ["privacy.noise-multiplier"]),
+    ],
+)
+def test_settings_are_listed_with_defaults_and_meanings(words: list[str], keys: list[str]) -> None:
+    done = CliRunner().invoke(cli.cli, ["settings", *words])
+    if not keys:
+        assert "there is no setting with `dropout-of-noise` in its name" in str(done.exception)
+        return
+    listed = [line.partition(" = ")[0] for line in done.stdout.splitlines() if " = " in line]
+    assert listed[: len(keys)] == keys
+    assert set(listed) <= set(parse_run_config({"algorithm": "maml"}).flat()) | {"privacy.noise-multiplier"}
+    assert len(set(listed)) == len(listed)

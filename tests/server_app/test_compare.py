@@ -381,7 +381,7 @@ def test_what_is_written_says_how_to_read_and_repeat_it(start: Any, tmp_path: Pa
     assert "seeds" not in text.partition("To repeat it")[0]
     assert "every 2 rounds" in " ".join(caption(result))
     command = "quickbloom compare --algorithms maml --dataset digits --seeds 3, --rounds 4 --inner-lrs 0.1,0.3,0.9"
-    assert f"    {command} --set evaluate-every=2 --target 0.75\n" in text
+    assert f"    {command} --set evaluate-every=2 --target-score 0.75\n" in text
 
 
 def test_the_page_has_the_table_and_three_plots_and_fetches_nothing(start: Any, tmp_path: Path) -> None:
@@ -457,9 +457,9 @@ def test_if_every_run_fails_so_does_the_command(start: Any, tmp_path: Path, monk
         (["--inner-lrs", ""], "`--inner-lrs` must be positive numbers with commas between them, got ''"),
         (["--seeds", "101"], "`--seeds` must be at most 100 seeds, got 101: for seed 101 alone write '101,'"),
         (["--rounds", "0"], "`rounds` must be greater than or equal to 1"),
-        (["--target", "-1"], "`--target` must be above 0, got -1"),
-        (["--target", "75"], "`--target` must be an accuracy between 0 and 1, got 75: write 0.75 for 75 %"),
-        (["--target", "nan"], "`--target` must be above 0, got nan"),
+        (["--target-score", "-1"], "`--target-score` must be above 0, got -1"),
+        (["--target-score", "75"], "`--target-score` must be an accuracy between 0 and 1, got 75: write 0.75 for 75 %"),
+        (["--target-score", "nan"], "`--target-score` must be above 0, got nan"),
         (
             ["--algorithms", "maml,protonet", "--set", "inner-steps=3"],
             "`inner-steps` is no setting of `protonet`: set it for one algorithm alone, as `maml.inner-steps`",

@@ -34,6 +34,8 @@ def test_every_fold_is_the_run_that_leaves_its_task_out(tmp_path: Path) -> None:
     data = file(tmp_path / "h.csv", "ABCD")
     done = invoke(*data, "--leave-one-out", "--output", str(tmp_path / "folds"))
     assert done.exit_code == 0, done.output
+    told = [line.partition(": accuracy")[0] for line in done.stderr.splitlines() if line.strip()]
+    assert told == ["1/4 A left out", "2/4 B left out", "3/4 C left out", "4/4 D left out"]
     found = json.loads(done.stdout)
     assert [fold["task"] for fold in found["folds"]] == list("ABCD")
     assert json.loads((tmp_path / "folds" / "leave-one-out.json").read_text()) == found

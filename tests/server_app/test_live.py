@@ -75,7 +75,7 @@ def test_the_table_shows_before_after_worst_seconds_and_bytes() -> None:
         "20.0 ± 1.0 %",
         "75.0 ± 3.0 %",
         "50.0 %",
-        "12.0 s in all",
+        "12 s in all",
         "0.10 s a round",
         "1.41 MB up",
         "999 B down",

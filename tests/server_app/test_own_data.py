@@ -229,4 +229,34 @@ def test_two_files_of_one_name_are_refused_with_what_mends_it(tmp_path: Path) ->
 def test_a_run_with_one_file_must_say_whose_row_is_whose(tmp_path: Path) -> None:
     arguments = ["run", *SMALL, "--data", alone(tmp_path / "ward.csv"), "--target", "outcome"]
     result = CliRunner().invoke(cli.cli, arguments)
-    assert "have no column `task`" in str(result.exception)
+    assert "says whose row it is (a patient, a hospital) is not said: use `--task`, one of age, marker" in str(result.exception)
+    result = CliRunner().invoke(cli.cli, [*arguments, "--task", "Markr"])
+    assert "have no column `Markr`: did you mean `marker`?" in str(result.exception)
+
+
+def test_a_column_that_tells_no_tasks_apart_is_asked_about(tmp_path: Path) -> None:
+    """Every number is then a task of a row or two: one sentence for all of them, and the question whether that was meant."""
+    data = ["--data", str(hospitals(tmp_path / "h.csv")), "--task", "marker", "--target", "outcome"]
+    said = str(CliRunner().invoke(cli.cli, ["run", *SMALL, *data]).exception)
+    assert re.search(r"can be used: \d+ tasks are left out: .* and \d+ more \(it has \d rows? with a target, too few", said)
+    assert said.endswith("is `marker` the column that says whose row it is (`--task`)?")
+    assert len(said) < 600
+
+
+def test_few_test_tasks_are_named_with_what_else_can_be_done(tmp_path: Path) -> None:
+    data = ["--data", str(hospitals(tmp_path / "h.csv")), "--task", "hospital", "--target", "outcome"]
+    few = ["--rounds", "1", "--set", "own.leave-out=B", "--in-process", "--no-report"]
+    done = CliRunner().invoke(cli.cli, ["run", *data, *few, "--output", str(tmp_path / "run")])
+    assert "Only 1 test task (B): others may fare otherwise. `quickbloom run --leave-one-out` tests every" in done.stderr
+
+
+def test_classes_that_may_be_slips_are_remarked_on_once(tmp_path: Path) -> None:
+    path = hospitals(tmp_path / "h.csv")
+    path.write_text(path.read_text().replace(",ill", ",Ill", 1))
+    data = ["--data", str(path), "--task", "hospital", "--target", "outcome", "--rounds", "1", "--in-process", "--no-report"]
+    done = CliRunner().invoke(cli.cli, ["run", *data, "--output", str(tmp_path / "run")])
+    remarks = [line for line in done.stderr.splitlines() if line.startswith("Remark: ")]
+    assert [line.partition(" of '")[0] for line in remarks] == [
+        "Remark: the classes 'Ill' and 'ill'",
+        "Remark: the class 'Ill'",
+    ]

@@ -265,4 +265,4 @@ def test_the_report_of_a_private_run_says_what_it_is_worth(tmp_path: Path) -> No
     summary = run_federation(LoopbackGrid(2, config.flat()), config)
     text = write_report(tmp_path, None).read_text()
     epsilon = f"{summary['privacy']['epsilon']:.4g}"
-    assert f"Differential privacy of a training task: epsilon {epsilon}, delta 0.01, after 1 steps." in text
+    assert f"Differential privacy of a training task: epsilon {epsilon}, delta 0.01, after 1 step." in text

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from loopback import Fault, LoopbackGrid
 
 from common.config import RunConfig, parse_run_config
-from common.datasets.base import DataSpec, TaskInfo
+from common.datasets.base import DataSpec, TaskInfo, left_out_in_words
 from common.errors import ConfigError
 from common.wire import PROTOCOL, RollCallReply, error_records
 from server_app.rollcall import call_roll, split_tasks
@@ -153,8 +153,23 @@ def test_tasks_that_nodes_cannot_use_are_named_in_one_line(caplog: pytest.LogCap
     few = {f"ward {i}": "it has 1\nrow" for i in range(7)}
     call_roll(federation(node(tasks(20)[:10], few), node(tasks(20)[10:], few)), config())
     (line,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
-    named = "; ".join(f"ward {i} (it has 1 row)" for i in range(5))
-    assert line == f"7 tasks are left out: {named} and 2 more"
+    assert line == "7 tasks are left out: ward 0, ward 1, ward 2, ward 3, ward 4 and 2 more (it has 1 row)"
+
+
+@pytest.mark.parametrize(
+    ("left_out", "sentence"),
+    [
+        ({"A": "too few"}, "1 task is left out: A (too few)"),
+        ({"B": "too few", "A": "too few"}, "2 tasks are left out: A and B (too few)"),
+        ({"A": "few", "B": "none", "C": "few", "D": "few"}, "4 tasks are left out: A, C and D (few); B (none)"),
+        (
+            {str(i): f"why {i}" for i in range(8)},
+            "8 tasks are left out: " + "; ".join(f"{i} (why {i})" for i in range(5)) + " and 3 more",
+        ),
+    ],
+)
+def test_tasks_that_are_left_out_are_told_by_their_reasons(left_out: dict[str, str], sentence: str) -> None:
+    assert left_out_in_words(left_out) == sentence
 
 
 def test_the_form_of_data_with_the_most_tasks_wins() -> None:

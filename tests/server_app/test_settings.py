@@ -30,7 +30,7 @@ def test_an_assignment_without_a_key_is_refused() -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_all_algorithms_of_a_seed_share_their_tasks(seed: int) -> None:
     configs = [parse_run_config({"algorithm": name, "seed": seed}) for name in ("fedavg", "maml", "protonet", "local")]
-    first, *others = (check_with_data(config, Path()) for config in configs)
+    first, *others = (check_with_data(config, Path())[0] for config in configs)
     assert all(other == first for other in others)
     assert [len(first[name]) for name in ("train", "validation", "test")] == [37, 8, 11]
 

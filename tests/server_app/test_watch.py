@@ -1,5 +1,6 @@
 """`quickbloom watch`: what it reads of a run's directory, while that grows, is written anew, or stops."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,17 @@ def test_time_left_goes_by_the_newest_rounds(run: Path) -> None:
     append(run, record(1, seconds=1000.0), *(record(number, seconds=3.0) for number in range(2, 9)))
     watched.read()
     assert watched.seconds_left == 6.0
+
+
+def test_after_the_last_round_nothing_is_left_but_the_test(run: Path) -> None:
+    append(run, *(record(number) for number in range(1, 11)))
+    said, _ = shown(run)
+    assert " left" not in said.splitlines()[0]
+    watched = Watched(run)
+    watched.read()
+    console = Console(width=100, file=io.StringIO(), record=True)
+    console.print(watched.panel())
+    assert "the test of the result" in console.export_text()
 
 
 def test_a_line_says_round_scores_nodes_failures_and_time(run: Path) -> None:

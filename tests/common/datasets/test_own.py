@@ -74,6 +74,10 @@ def _go_off(word: str) -> None:
         ("a.csv", b"task,x,y\n1,inf,a\n1,3,b\n", "infinite values"),
         ("a.csv", b"task,x,y\n1,1e31,a\n1,3,b\n", "numbers beyond 1e"),
         ("a.csv", b"task,x,y\n1,2,1e31\n1,3,2.5\n", "target holds numbers beyond 1e"),
+        ("a.csv", b"task,x,y\n1,2,a\n1,3\n", r"row 2 of '.*' \(without the header\) has 2 columns, the header 3: .* '1,3'"),
+        ("a.csv", b"task,x,y\nA,2,a\nA,3,caf\xe9\n", r"is not in UTF-8 \(line 3\): save it as UTF-8"),
+        ("a.csv", b"task,x,y\n" + b"A,2,a\n" * 300_000 + b"A,3,caf\xe9\n", r"is not in UTF-8 \(line 300002\)"),
+        ("a.csv", "task,x,y\nA,2,a\n".encode("utf-16"), "is not in UTF-8"),
         ("a.csv", b"task,x,y\n1,2,a\n1,3,b\n", "too few for support, query and test"),
         ("a.npz", _member("x.npy", _npy(np.array([{}], dtype=object))), "never loaded"),
         ("a.npz", _member("/x.npy", _npy([1.0, 2, 3])), "outside of itself"),
@@ -103,7 +107,9 @@ def mixed(column: str, values: list[str]) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("column", "advice"), [("x", "set `own.categorical=x`"), ("y", "set `own.kind=classification`")], ids=["feature", "target"]
+    ("column", "advice"),
+    [("x", "`--set own.categorical=x`"), ("y", "`--set own.kind=classification`")],
+    ids=["feature", "target"],
 )
 def test_a_word_among_numbers_is_refused_with_its_row_and_a_way_out(tmp_path: Path, column: str, advice: str) -> None:
     path = tmp_path / "a.csv"
@@ -112,6 +118,22 @@ def test_a_word_among_numbers_is_refused_with_its_row_and_a_way_out(tmp_path: Pa
     with pytest.raises(DataError, match=re.escape(sentence)) as caught:
         own(path)
     assert str(caught.value).endswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("sign", "number"), [(",", "0.5"), (";", "0,5"), (";", "0.5"), ("\t", "0.5")], ids=["comma", "semicolon", "point", "tab"]
+)
+def test_what_stands_between_columns_is_seen_in_the_header(tmp_path: Path, sign: str, number: str) -> None:
+    """As spreadsheets write them, of which some begin with a mark and have commas in their numbers."""
+    rows = [["task", "age", "note", "y"]] + [
+        ["A", f"{i}{number[1:]}", "x, y" if sign == ";" else "x", "ab"[i % 2]] for i in range(10)
+    ]
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(sign.join(row) for row in rows) + "\n", encoding="utf-8-sig")
+    data = own(path)
+    assert list(data.table) == ["task", "age", "note", "y"]
+    np.testing.assert_array_equal(data.table["age"], np.arange(10) + 0.5)
+    assert set(data.table["note"]) == {"x, y" if sign == ";" else "x"}
 
 
 @pytest.mark.parametrize("column", ["x", "y"])
