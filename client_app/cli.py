@@ -9,6 +9,7 @@ from rich.console import Console
 
 from common.assignment import scalar, split_assignment
 from common.errors import ConfigError, QuickbloomError
+from common.units import counted
 
 FAILED, WRONG_INPUT = 1, 2
 
@@ -84,7 +85,7 @@ def predict(
         try:
             with output.open("w", newline="") as file:
                 found.write_csv(file)
-            _say(f"Predictions for {len(found.rows)} row{'s' * (len(found.rows) != 1)}: {output}")
+            _say(f"Predictions for {counted(len(found.rows), 'row')}: {output}")
         except OSError as error:
             raise ConfigError(f"`--output` must be a file that can be written, got '{output}' ({error.strerror})") from None
     for score in found.scores:

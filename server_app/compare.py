@@ -24,6 +24,7 @@ from common.config import parse_run_config
 from common.datasets import DATASETS, load_dataset
 from common.datasets.base import resolve_data_dir
 from common.errors import ConfigError
+from common.units import counted
 from server_app.live import progress_bar
 from server_app.runs import Result, Run, Setup, perform, program
 from server_app.settings import check_with_data, parse_assignments
@@ -83,7 +84,7 @@ class Plan:
     def command(self) -> str:
         """What to type to repeat this comparison in its usual directory."""
         seeds = ",".join(map(str, self.seeds)) + "," * (len(self.seeds) == 1)
-        words = [*program(self.algorithms), "compare", "--algorithms", ",".join(self.algorithms), "--dataset", self.dataset]
+        words = [*program(), "compare", "--algorithms", ",".join(self.algorithms), "--dataset", self.dataset]
         words += ["--seeds", seeds, "--rounds", str(self.rounds), "--inner-lrs", ",".join(f"{lr!r}" for lr in self.inner_lrs)]
         for text in self.settings:
             words += ["--set", text]
@@ -94,13 +95,13 @@ class Plan:
         rates = {name: len(self.candidates(name)) for name in self.algorithms}
         parts = [f"{name} ({number} inner rates)" if number > 1 else name for name, number in rates.items()]
         total, seeds = sum(rates.values()) * len(self.seeds), len(self.seeds)
-        return f"{_count(total, 'run')}: {', '.join(parts)}; {_count(seeds, 'seed')} each"
+        return f"{counted(total, 'run')}: {', '.join(parts)}; {counted(seeds, 'seed')} each"
 
     def check(self, target: float | None = None) -> None:
         """Raise ConfigError or DataError for whatever would end a run: with the data, before anything starts."""
         for name in self.algorithms:
             parse_run_config({"algorithm": name, "dataset": self.dataset})
-        if program(self.algorithms) != ["quickbloom"] and self.simulation:
+        if program() != ["quickbloom"] and self.simulation:
             raise ConfigError("`--simulation` needs algorithms of this project: Flower's processes do not know your own one")
         for algorithm in self.algorithms:
             self._check_settings(algorithm)
@@ -248,10 +249,6 @@ def inner_lr(setup: Setup) -> float | None:
     if not ALGORITHMS[setup.algorithm].tunes_inner_lr:
         return None
     return float(setup.effective()[f"{setup.algorithm}.inner-lr"])
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 class _Watch:

@@ -19,8 +19,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from common.units import size
-from server_app.wording import ONE_TASK, counted, duration, metric_name, metric_of, score, unit
+from common.units import counted, size
+from server_app.wording import ONE_TASK, duration, metric_name, metric_of, score, unit
 
 SUMMARY = "Summary: "
 _DIRECTORY = "Run directory: "
@@ -154,7 +154,7 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
         before, after, worst = _cells(scores[name], name, summary["chosen"]["adapt_steps"])
         tasks = summary["tasks"][split]
         lines.append(
-            f"{tasks} {split} task{'s' * (tasks != 1)}: {metric_name(name)} {before} before, {after} after "
+            f"{counted(tasks, f'{split} task')}: {metric_name(name)} {before} before, {after} after "
             f"{counted(summary['chosen']['adapt_steps'], 'step')}, worst 10 % {worst}"
         )
     if privacy := summary.get("privacy"):

@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from common.errors import DataError
-from common.units import size
+from common.units import counted, size
 from server_app.drawing import SERIES, every, picture, style, whole_numbers
 from server_app.facts import RunFacts
 from server_app.live import privacy_line
@@ -18,7 +18,7 @@ from server_app.page import LISTED, Code, Figures, Fold, Part, Section, Table, T
 from server_app.report_clients import clients_of
 from server_app.report_curves import adaptation, learning
 from server_app.report_runs import sections_of_runs
-from server_app.wording import ONE_TASK, change, counted, duration, margin, metric_name, score, unit
+from server_app.wording import ONE_TASK, change, duration, margin, metric_name, score, unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,7 +93,7 @@ def _result(run: RunFacts) -> list[Part]:
         interval = (
             f"{margin(half, run.metric)}, 95 % interval over {counted(tasks, 'client')}" if half is not None else ONE_TASK
         )
-        steps = f"{step} step{'s' * (step != 1)}"
+        steps = counted(step, "step")
         parts.append(
             Figures(
                 [

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -50,7 +50,7 @@ class Setup:
 
     def command(self, seed: int | str) -> list[str]:
         """What a user would type to repeat one run."""
-        command = [*program([self.algorithm]), "run", "--algorithm", self.algorithm, "--dataset", self.dataset]
+        command = [*program(), "run", "--algorithm", self.algorithm, "--dataset", self.dataset]
         command += ["--rounds", str(self.rounds), "--nodes", str(self.nodes), "--seed", str(seed)]
         command += ["--in-process"] * self.in_process
         for text in self.settings:
@@ -168,12 +168,12 @@ def perform(
     return {run: results[run] for run in wanted}
 
 
-def program(algorithms: Iterable[str]) -> list[str]:
+def program() -> list[str]:
     """What a user types before `run` or `compare`: "quickbloom", or "python FILE" where FILE brings an algorithm of its own.
 
     Raises ConfigError for an algorithm that no file brings.
     """
-    own = [name for name in algorithms if is_own_algorithm(ALGORITHMS[name])]
+    own = [name for name, algorithm in ALGORITHMS.items() if is_own_algorithm(algorithm)]
     if not own:
         return ["quickbloom"]
     file = getattr(sys.modules["__main__"], "__file__", None)

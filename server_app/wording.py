@@ -71,8 +71,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def counted(number: int, thing: str) -> str:
-    """1 step, 2 steps."""
-    return f"{number} {thing}{'s' * (number != 1)}"

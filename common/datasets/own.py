@@ -22,6 +22,7 @@ from common.datasets.preparation import Preparation, measure
 from common.datasets.tables import PIXELS, Array, Table, as_numbers, read_table
 from common.errors import DataError, did_you_mean
 from common.options import Options, Text
+from common.units import counted
 
 _MOST_CLASSES = 20
 _LARGEST = 1e30
@@ -235,8 +236,7 @@ class Own(FixedSplitDataset):
                 part += chosen
         parts[2] += np.flatnonzero(forced).tolist()
         if not all(parts):
-            count = f"{len(y)} row{'s' * (len(y) != 1)}"
-            return f"it has {count} with a target, too few for support, query and test: 3 of a class are the least"
+            return f"it has {counted(len(y), 'row')} with a target, too few for support, query and test: 3 of a class are the least"
         return [np.array(sorted(part)) for part in parts]
 
 

@@ -336,7 +336,7 @@ def unit_file(text: str) -> None:
 
 def said_by_a_node(text: str) -> None:
     source = "".join((ROOT / "client_app" / name).read_text() for name in ("show.py", "app.py", "personal.py"))
-    for words in ("training", "on its own test part", "Personal model of", "test examples of its own"):
+    for words in ("training", "on its own test part", "Personal model of", "test example", " of its own"):
         assert words in text
         assert words in source
 

@@ -59,6 +59,24 @@ def test_the_own_algorithm_trains_with_its_own_setting(tmp_path: Path) -> None:
     assert json.loads((Path(summary["run_dir"]) / "config.json").read_text())["prox.mu"] == 0.1
 
 
+def test_the_own_algorithm_is_compared_with_another_from_its_own_file(tmp_path: Path) -> None:
+    """Every run is a process of its own, which knows the algorithm too; a change of the file is another run."""
+    file = tmp_path / "mine.py"
+    shutil.copy(EXAMPLES / "own_algorithm.py", file)
+    command = ["compare", "--algorithms", "fedavg,prox", "--dataset", "digits", "--seeds", "1", "--rounds", "2"]
+    command += ["--inner-lrs", "0.3", "--set", "adapt-steps=2", "--set", "prox.mu=0", "--json"]
+    fedavg, prox = json.loads(python(file, *command, cwd=tmp_path))["algorithms"]
+    assert (prox["algorithm"], prox["failed"]) == ("prox", 0)
+    # Without its extra term it is the other one.
+    assert prox["runs"][0]["steps"] == pytest.approx(fedavg["runs"][0]["steps"])
+    directory = tmp_path / "runs" / "compare-digits"
+    before = set(directory.glob("prox-*"))
+    file.write_text(file.read_text() + "\n")
+    python(file, *command, cwd=tmp_path)
+    assert len(set(directory.glob("prox-*")) - before) == 1
+    assert len(list(directory.glob("fedavg-*"))) == 1
+
+
 @pytest.mark.simulation
 def test_the_other_app_trains_with_the_strategy_under_flowers_own_runtime(tmp_path: Path) -> None:
     app = shutil.copytree(EXAMPLES / "flower_app", tmp_path / "flower_app")
