@@ -236,7 +236,8 @@ class Own(FixedSplitDataset):
                 part += chosen
         parts[2] += np.flatnonzero(forced).tolist()
         if not all(parts):
-            return f"it has {counted(len(y), 'row')} with a target, too few for support, query and test: 3 of a class are the least"
+            rows = counted(len(y), "row")
+            return f"it has {rows} with a target, too few for support, query and test: 3 of a class are the least"
         return [np.array(sorted(part)) for part in parts]
 
 
