@@ -62,7 +62,7 @@ def _replies(handler: Handler) -> Callable[[Message, Context], Message]:
             content = handler(message, node_of(context, told_settings(message.content)), context.state)
         except (QuickbloomError, WireError) as error:
             log(ERROR, "%s", error)
-            content = error_records(str(error))
+            content = error_records(error.for_others() if isinstance(error, QuickbloomError) else str(error))
         return Message(content, reply_to=message)
 
     return wrapped

@@ -21,7 +21,7 @@ def describe(
     """
     run = parse_run_config({"dataset": "own", **settings}).table("own")
     assert isinstance(run, OwnOptions)
-    name = task_name or ("" if task else task_of_file(path))
+    name = task_name or run.task_name or ("" if task else task_of_file(path))
     given = {"task_column": task, "task_name": name, "target_column": target}
     options = run.model_copy(update={"path": path} | {key: value for key, value in given.items() if value})
     own = Own(options, Path())

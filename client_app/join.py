@@ -98,11 +98,19 @@ def _check_data(config: NodeConfig, say: Say) -> None:
         from client_app.check_data import describe  # imports torch, which takes seconds
         from common.datasets.tables import MixedColumnError
 
-        try:
-            for line in describe(config.data_path, config.task_column, config.target_column, config.task_name):
-                say(line)
-        except MixedColumnError as error:  # which the run may have declared
-            say(f"{error}; unless the run does that already, the server will refuse this device")
+        named = (config.data_path, config.task_column, config.target_column, config.task_name)
+        declared: list[str] = []
+        while True:
+            try:
+                lines = list(describe(*named, settings={"own.categorical": ",".join(declared)}))
+                break
+            except MixedColumnError as error:
+                if error.column in declared:
+                    raise
+                say(f"{error.found}: this device is refused unless the run has `own.categorical={error.column}`")
+                declared.append(error.column)
+        for line in lines:
+            say(line)
 
 
 def check_state_dir(setting: str) -> None:

@@ -5,7 +5,21 @@ from difflib import get_close_matches
 
 
 class QuickbloomError(Exception):
-    """Base of the errors whose message is written for the user: one sentence that says what to change."""
+    """Base of the errors whose message is written for the user: one sentence that says what to change.
+
+    `quoted`: the parts of it that are contents of the user's data, as they stand in it.
+    """
+
+    def __init__(self, sentence: str, *quoted: str) -> None:
+        super().__init__(sentence)
+        self.quoted = quoted
+
+    def for_others(self) -> str:
+        """The sentence without what it quotes, fit to leave the device."""
+        sentence = str(self)
+        for part in self.quoted:
+            sentence = sentence.replace(" ".join(part.splitlines()), "(not told)")
+        return sentence
 
 
 class ConfigError(QuickbloomError):

@@ -13,6 +13,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from common.algorithms import ALGORITHMS
+from common.assignment import assignment
 from common.config import RunConfig, Scalar, table_types
 from common.datasets import DATASETS
 from common.errors import FILE_TROUBLE, ConfigError, DataError, QuickbloomError, in_one_line
@@ -100,7 +101,7 @@ def run(
         print(json.dumps(summary))
     else:
         Console(emoji=False).print(result_table(summary))
-        for line in few_tasks(summary):
+        for line in few_tasks(summary, own_file=data is not None):
             say(line)
         say(f"Run directory: {summary['run_dir']}")
     if not no_report:
@@ -143,7 +144,7 @@ def compare(
 
     own = own_data(data, task, target, None if dataset == _DEFAULT.dataset else dataset)
     dataset = str(own.pop("dataset", dataset))
-    set_ = [*(f"{key}={value}" for key, value in own.items()), *(set_ or [])]
+    set_ = [*(assignment(key, value) for key, value in own.items()), *(set_ or [])]
     plan = comparing.Plan(
         tuple(dict.fromkeys(name.strip() for name in algorithms.split(","))),
         comparing.parse_seeds(seeds),

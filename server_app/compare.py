@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from common.algorithms import ALGORITHMS
+from common.algorithms import ALGORITHMS, is_own_algorithm
 from common.config import parse_run_config
 from common.datasets import DATASETS, load_dataset
 from common.datasets.base import resolve_data_dir
@@ -28,6 +28,7 @@ from common.units import counted
 from server_app.live import progress_bar
 from server_app.runs import Result, Run, Setup, perform, program
 from server_app.settings import check_with_data, parse_assignments
+from server_app.terminal import say
 
 SHOTS = "test-shots=1,2,5,10"
 """Scored in every run; a run leaves out what its tasks do not have."""
@@ -101,7 +102,7 @@ class Plan:
         """Raise ConfigError or DataError for whatever would end a run: with the data, before anything starts."""
         for name in self.algorithms:
             parse_run_config({"algorithm": name, "dataset": self.dataset})
-        if program() != ["quickbloom"] and self.simulation:
+        if self.simulation and any(is_own_algorithm(ALGORITHMS[name]) for name in self.algorithms):
             raise ConfigError("`--simulation` needs algorithms of this project: Flower's processes do not know your own one")
         for algorithm in self.algorithms:
             self._check_settings(algorithm)
@@ -130,7 +131,10 @@ class Plan:
 
     def _check_with_data(self, algorithm: str, seed: int) -> None:
         config = self.candidates(algorithm)[0].config(seed)
-        splits, _ = check_with_data(config, resolve_data_dir(config.data_dir))
+        splits, remarks = check_with_data(config, resolve_data_dir(config.data_dir))
+        if (algorithm, seed) == (self.algorithms[0], self.seeds[0]):
+            for remark in remarks:
+                say(f"Remark: {remark}")
         for split in ("validation", "test"):
             if not splits[split]:
                 raise ConfigError(f"a comparison needs {split} tasks: set `{split}-tasks` above 0")

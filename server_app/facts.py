@@ -11,11 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from common.algorithms import ALGORITHMS
+from common.assignment import assignment
 from common.config import RunConfig, Scalar, parse_run_config
 from common.errors import ConfigError, DataError, in_one_line
 from server_app.history import read_history
 from server_app.page import nan_for_null
-from server_app.settings import parse_assignments
+from server_app.runs import program
 from server_app.wording import data_name, metric_of
 
 _NOT_OF_THE_RESULT = ("output-dir", "resume-from", "data-dir", "tensorboard", "mlflow")
@@ -180,21 +182,14 @@ class RunFacts:
 
     def command(self) -> str:
         """What to type for a run with the same settings."""
-        words = ["quickbloom", "run"]
+        words = [*(program() if self.config.get("algorithm") in ALGORITHMS else ["quickbloom"]), "run"]
         assignments = []
         for key, (value, _) in self.changed().items():
             if flag := _FLAGS.get(key):
                 words += [flag, str(value)]
             else:
                 assignments.append((key, value))
-        return shlex.join([*words, *(word for pair in assignments for word in ("--set", _assignment(*pair)))])
-
-
-def _assignment(key: str, value: Scalar | None) -> str:
-    """ "key=value" as `--set` reads it: a text that would be taken for a number stands in quotation marks."""
-    plain = f"{key}={str(value).lower() if isinstance(value, bool) else value}"
-    read = parse_assignments([plain], "")
-    return plain if read.get(key) == value and type(read.get(key)) is type(value) else f"{key}={json.dumps(value)}"
+        return shlex.join([*words, *(word for pair in assignments for word in ("--set", assignment(*pair)))])
 
 
 def _read_summary(file: Path) -> dict[str, Any] | None:

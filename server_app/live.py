@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from common.errors import as_told
 from common.units import counted, size
 from server_app.wording import ONE_TASK, duration, metric_name, metric_of, score, unit
 
@@ -124,13 +125,16 @@ def result_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def few_tasks(summary: dict[str, Any]) -> list[str]:
-    """Of a few test tasks their names, if per_task.csv is on this machine, and what else can be done with so few."""
+def few_tasks(summary: dict[str, Any], *, own_file: bool) -> list[str]:
+    """Of a few test tasks their names, if per_task.csv is on this machine, and what else can be done with so few.
+
+    `own_file`: the data are one file, on this machine.
+    """
     number = summary["tasks"]["test"]
     if not 0 < number <= _FEW_TASKS:
         return []
     said = [f"Only {counted(number, 'test task')}{_named(Path(str(summary['run_dir'])))}: others may fare otherwise."]
-    if summary["dataset"] == "own":
+    if own_file:
         said.append("`quickbloom run --leave-one-out` tests every task on a model of the others.")
     return [" ".join(said)]
 
@@ -138,8 +142,8 @@ def few_tasks(summary: dict[str, Any]) -> list[str]:
 def _named(run_dir: Path) -> str:
     try:
         with (run_dir / "per_task.csv").open(newline="") as file:
-            names = [row["task"] for row in csv.DictReader(file) if row["split"] == "test"]
-    except OSError:
+            names = [as_told(row["task"], 60) for row in csv.DictReader(file) if row["split"] == "test"]
+    except (OSError, csv.Error):  # names come from nodes
         return ""
     return f" ({', '.join(names)})"
 

@@ -119,7 +119,8 @@ class Watched:
         facts.add_row("run", Text(f"{self.name or 'starting'}   {self.directory}"))
         facts.add_row("rounds", ProgressBar(total=self.total or None, completed=self.round, width=40, pulse=not self.total))
         facts.add_row("", f"{self.round} of {self.total or '?'}")
-        facts.add_row("time left", self._left())
+        if not self.summary:
+            facts.add_row("time left", self._left())
         facts.add_row("query loss", "?" if self.loss is None else f"{self.loss:.4f}")
         if self.evaluations:
             last = self.evaluations[-1]

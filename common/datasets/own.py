@@ -20,13 +20,14 @@ from common.batch import Batch, TaskData
 from common.datasets.base import SPLITS, DataSpec, FixedSplitDataset, TaskInfo, generator, left_out_in_words
 from common.datasets.preparation import Preparation, measure
 from common.datasets.tables import PIXELS, Array, Table, as_numbers, read_table
-from common.errors import DataError, did_you_mean
+from common.errors import DataError, as_told, did_you_mean
 from common.options import Options, Text
 from common.units import counted
 
 _MOST_CLASSES = 20
 _LARGEST = 1e30
 """Of the numbers in a column."""
+_MOST_TOLD = 5
 _FEW = 10
 """Rows of a class that may be a slip."""
 _PARTS = (0.4, 0.7)
@@ -98,7 +99,8 @@ class Own(FixedSplitDataset):
         self.rows: dict[str, list[Array]] = {}
         """The rows of every task's support, query and test part, counted from 0 in the file."""
         self._data = self._build()
-        self.remarks = _remarks(as_text(self.table[self._target]), self.classes, options.path)
+        if classification:
+            self.remarks = _remarks(as_text(self.table[self._target]), self.classes, options.path)
 
     def _read_numbers(self) -> None:
         """Make numbers of text columns that hold nothing else, text of `own.categorical`; DataError for a mixture."""
@@ -109,7 +111,11 @@ class Own(FixedSplitDataset):
         fit(table, {**dict.fromkeys(used, ""), **agreed, **dict.fromkeys(categorical, "text")}, self._reserved, options.path)
         if options.kind != "classification" and self._target not in categorical and not self._agreed.get("classes"):
             advice = "ask for classes with `--set own.kind=classification`" if options.kind == "auto" else "leave the row out"
-            table[self._target] = as_numbers(self._target, table[self._target], advice)
+            target = table[self._target] = as_numbers(self._target, table[self._target], advice)
+            if self._agreed and target.dtype == object:
+                if any(value is not None for value in target):
+                    raise DataError(f"the target `{self._target}` of '{options.path}' must hold numbers, as it did in training")
+                table[self._target] = np.full(len(target), np.nan)
 
     @property
     def _reserved(self) -> set[str]:
@@ -121,7 +127,7 @@ class Own(FixedSplitDataset):
         agreed = [name for name, _ in self._agreed.get("features", [])]
         names = agreed or _listed(options.features) or sorted(set(self.table) - reserved)
         for name in names:
-            _require(self.table, name, options.path)
+            _require(self.table, name, options.path, typed=not agreed)
         if clash := reserved & set(names):
             raise DataError(f"`own.features` must not name the target, task or split column, got `{min(clash)}`")
         if not names:
@@ -166,11 +172,9 @@ class Own(FixedSplitDataset):
             if reason:
                 self.left_out[name] = reason
         if not data:
-            why = f"{left_out_in_words(self.left_out)}" if self.left_out else "no row names one"
-            raise DataError(
-                f"no task of '{options.path}' can be used: {why}; is `{options.task_column}` the column that says whose row it "
-                "is (`--task`)?"
-            )
+            why = left_out_in_words(self.left_out) if self.left_out else "no row names one"
+            many = f"; is `{options.task_column}` the column that says whose row it is (`--task`)?" if len(found) > 1 else ""
+            raise DataError(f"no task of '{options.path}' can be used: {why}{many}")
         return data
 
     def _add(self, data: dict[str, TaskData], name: str, rows: Array) -> str:
@@ -209,7 +213,8 @@ class Own(FixedSplitDataset):
             return nothing, ""
         said = as_text(self.table[self.options.split_column][rows])
         if wrong := sorted({str(value) for value in said} - set(SPLITS)):
-            raise DataError(f"the column `{self.options.split_column}` must hold train, validation or test, got '{wrong[0]}'")
+            got = f"'{wrong[0]}'"
+            raise DataError(f"the column `{self.options.split_column}` must hold train, validation or test, got {got}", got)
         if len(set(said)) == 1:
             return nothing, str(said[0])
         return np.array([value == "test" for value in said]), ""
@@ -267,7 +272,7 @@ def fit(table: Table, kinds: Mapping[str, str], reserved: set[str], path: str) -
     """
     for name, kind in sorted(kinds.items()):
         if kind:
-            _require(table, name, path)
+            _require(table, name, path, typed=False)
         if kind == "text":
             table[name] = np.array(as_text(table[name]), dtype=object)
         elif name in table and name not in reserved:
@@ -315,9 +320,10 @@ def _pick_target(table: Table, options: OwnOptions) -> str:
     )
 
 
-def _require(table: Table, column: str, path: str) -> None:
+def _require(table: Table, column: str, path: str, *, typed: bool = True) -> None:
+    """Raise DataError unless the column is there. `typed`: a person has named it, and may have misspelled it."""
     if column not in table:
-        hint = did_you_mean(column, table) or f": they have {', '.join(list(table)[:20])}"
+        hint = (did_you_mean(column, table) if typed else "") or f": they have {', '.join(list(table)[:20])}"
         raise DataError(f"the data '{path}' have no column `{column}`{hint}")
 
 
@@ -341,8 +347,8 @@ def _kind(target: Array, options: OwnOptions) -> Literal["classification", "regr
     if not text and options.kind != "classification" and (np.abs(target) > _LARGEST).any():
         raise DataError(f"the target holds numbers beyond {_LARGEST:g}: give it in a larger unit")
     if options.kind == "regression" and text:
-        example = next((value for value in target if value is not None), None)
-        raise DataError(f"the target must hold numbers for regression, got the text '{example}'")
+        example = f"'{next((value for value in target if value is not None), None)}'"
+        raise DataError(f"the target must hold numbers for regression, got the text {example}", example)
     if options.kind != "auto":
         return options.kind
     known = target if text else target[~np.isnan(target)]
@@ -370,20 +376,30 @@ def _remarks(labels: list[str | None], classes: list[str], path: str) -> list[st
     alike: dict[str, list[str]] = {}
     for label in classes:
         alike.setdefault("".join(label.casefold().split()), []).append(label)
-    said = [
-        f"the classes {' and '.join(f'{label!r}' for label in group)} of '{path}' differ in case or blanks alone: if they are "
-        "one class, give them one spelling"
-        for group in alike.values()
-        if len(group) > 1
-    ]
+    same = [" and ".join(map(_quoted, group[:_MOST_TOLD])) for group in alike.values() if len(group) > 1]
     counts = Counter(label for label in labels if label is not None)
-    for label in classes:
-        if 0 < counts[label] < _FEW and counts[label] < counts.total() / len(classes) / 10:
-            said.append(
-                f"the class {label!r} of '{path}' has {counts[label]} of {counts.total()} rows: mend it if that is a slip, "
-                "for every class is an output of the model"
-            )
+    least = min(_FEW, counts.total() / len(classes) / 10)
+    rare = [f"{_quoted(label)} ({counts[label]})" for label in classes if 0 < counts[label] < least]
+    said = []
+    if same:
+        said.append(
+            f"classes of '{path}' differ in case or blanks alone, {_some(same)}: if they are one class, give them one spelling"
+        )
+    if rare:
+        said.append(
+            f"classes of '{path}' have few of its {counts.total()} rows, {_some(rare)}: mend what is a slip, for every class "
+            "is an output of the model"
+        )
     return said
+
+
+def _quoted(label: str) -> str:
+    return f"'{as_told(label, 60)}'"
+
+
+def _some(items: list[str]) -> str:
+    more = f" and {len(items) - _MOST_TOLD} more" if len(items) > _MOST_TOLD else ""
+    return "; ".join(items[:_MOST_TOLD]) + more
 
 
 def _number(label: str) -> float:

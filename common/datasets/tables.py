@@ -5,6 +5,7 @@ claims are checked before memory is taken. Whatever is wrong with a file raises 
 """
 
 import json
+import re
 import warnings
 import zipfile
 from codecs import getincrementaldecoder
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import DataError, QuickbloomError, as_told, in_one_line
+from common.errors import DataError, QuickbloomError, in_one_line
 
 Array = np.ndarray[Any, Any]
 Table = dict[str, Array]
@@ -32,10 +33,20 @@ _MISSING = {"", "na", "n/a", "nan", "-nan", "null", "none", "#n/a", "#na"}
 """How files spell a missing value, in small letters."""
 _BLOCK = 2**31 - 1
 _LONGEST_LINE = 2**20
+_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
 
 
 class MixedColumnError(DataError):
-    """A column holds words among numbers: a mistake, or categories that the settings must declare."""
+    """A column holds words among numbers: a mistake, or categories that the settings must declare.
+
+    `column`: its name; `found`: what it holds, in words.
+    """
+
+    def __init__(self, column: str, row: int, word: str, advice: str) -> None:
+        cell = f"'{word[:80]}'"
+        self.column = column
+        self.found = f"the column `{column}` holds numbers, but row {row} (without the header) holds the text {cell}"
+        super().__init__(f"{self.found}: put a number there, leave it empty, or {advice}", cell)
 
 
 def read_table(path: str, image_side: int = 28) -> Table:
@@ -45,7 +56,8 @@ def read_table(path: str, image_side: int = 28) -> Table:
     except QuickbloomError:
         raise
     except (Exception, SystemExit) as error:  # readers of damaged files raise a dozen types, and a user's function any
-        raise DataError(f"the data '{path}' cannot be read ({in_one_line(error)}): check the file, or write it anew") from error
+        reason = in_one_line(error)
+        raise DataError(f"the data '{path}' cannot be read ({reason}): check the file, or write it anew", reason) from error
     lengths = {name: len(column) for name, column in table.items()}
     if not lengths or max(lengths.values()) == 0:
         raise DataError(f"the data '{path}' hold no rows: at least one task with a few examples is needed")
@@ -147,10 +159,7 @@ def as_numbers(name: str, column: Array, advice: str) -> Array:
     if 2 * (known - len(words)) < known or not known:
         return column
     if words:
-        raise MixedColumnError(
-            f"the column `{name}` holds numbers, but row {words[0] + 1} (without the header) holds the text "
-            f"'{column[words[0]][:80]}': put a number there, leave it empty, or {advice}"
-        )
+        raise MixedColumnError(name, words[0] + 1, column[words[0]], advice)
     return numbers
 
 
@@ -175,40 +184,54 @@ def _csv(path: Path) -> Table:
     # a row that is refused has a number only then.
     reading = csv.ReadOptions(block_size=min(_BLOCK, path.stat().st_size + 1), use_threads=False)
     parsing = csv.ParseOptions(delimiter=delimiter, invalid_row_handler=remember)
-    # Where semicolons stand between columns, commas stand in numbers; a point is understood there by `as_numbers`.
-    converting = csv.ConvertOptions(strings_can_be_null=True, decimal_point="," if delimiter == ";" else ".")
     try:
-        return _from_arrow(csv.read_csv(path, reading, parsing, converting))
+        table = _from_arrow(csv.read_csv(path, reading, parsing, csv.ConvertOptions(strings_can_be_null=True)))
     except Exception as error:
         if not broken:
             raise
         row = broken[0]
         raise DataError(
             f"row {row.number - 1} of '{path}' (without the header) has {row.actual_columns} columns, the header "
-            f"{row.expected_columns}: mend or remove the row '{as_told(row.text, 80)}'"
+            f"{row.expected_columns}: mend or remove it"
         ) from error
+    return {name: _without_decimal_commas(column) for name, column in table.items()} if delimiter == ";" else table
+
+
+def _without_decimal_commas(column: Array) -> Array:
+    """A text column with points in its numbers; float64 if it holds nothing else. Columns of any other kind as they are."""
+    if column.dtype != object:
+        return column
+    pointed = [
+        value.replace(",", ".") if value is not None and _DECIMAL_COMMA.fullmatch(value.strip()) else value for value in column
+    ]
+    numbers = np.array([np.nan if value is None else _number_in(value) for value in pointed], dtype=np.float64)
+    all_numbers = all(value is None or not np.isnan(number) for value, number in zip(pointed, numbers, strict=True))
+    return numbers if all_numbers else np.array(pointed, dtype=object)
 
 
 def _delimiter(path: Path) -> str:
-    """What stands between the columns, by the header: a comma, or where it has none a semicolon or a tab.
+    """What stands between the columns: of comma, semicolon and tab the one that the header has most often outside of quotes.
 
     Raises DataError if the file is not in UTF-8.
     """
     with path.open("rb") as file:
-        header = file.readline(_LONGEST_LINE)
+        start = file.read(_LONGEST_LINE)
+        header = next((line for line in re.split(rb"[\r\n]+", start) if line.strip()), b"")
+        ending = b"\n" if b"\n" in start else b"\r"
         file.seek(0)
         decoder, number = getincrementaldecoder("utf-8")(), 1
         try:
             while block := file.read(_LONGEST_LINE):
                 decoder.decode(block)
-                number += block.count(b"\n")
+                number += block.count(ending)
             decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
-            line = number + error.object[: error.start].count(b"\n")
+            line = number + error.object[: error.start].count(ending)
             raise DataError(
                 f"the text of '{path}' is not in UTF-8 (line {line}): save it as UTF-8, which spreadsheets call \"CSV UTF-8\""
             ) from None
-    return next((sign for sign in (",", ";", "\t") if sign.encode() in header), ",")
+    unquoted = re.sub(rb'"[^"]*"', b"", header)
+    return max((",", ";", "\t"), key=lambda sign: unquoted.count(sign.encode()))  # the first of equal ones
 
 
 def _jsonl(path: Path) -> Table:
@@ -219,7 +242,8 @@ def _jsonl(path: Path) -> Table:
             row = json.loads(line) if line.strip() else {}
             if not isinstance(row, dict):
                 raise DataError(
-                    f"line {number} of '{path}' must be a JSON object, a name and a value for each column, got {line[:40]!r}"
+                    f"line {number} of '{path}' must be a JSON object, a name and a value for each column, got {line[:40]!r}",
+                    repr(line[:40]),
                 )
             if row:
                 rows.append(row)
@@ -277,17 +301,20 @@ def _read_images(image_module: Any, folder: Path, side: int) -> Table:
     for file in files:
         parts = file.relative_to(folder).parts
         if len(parts) not in (2, 3):
-            raise DataError(f"the image '{file}' must lie in '{folder}' as CLASS/image or as TASK/CLASS/image")
+            raise DataError(f"the image '{file}' must lie in '{folder}' as CLASS/image or as TASK/CLASS/image", str(file))
         try:
             # Other formats start other programs (EPS), whatever the name of the file says.
             with image_module.open(file, formats=_FORMATS) as image:
                 if prod(image.size) > _MOST_PIXELS:
-                    raise DataError(f"the image '{file}' claims {prod(image.size)} pixels, at most {_MOST_PIXELS} are read")
+                    raise DataError(
+                        f"the image '{file}' claims {prod(image.size)} pixels, at most {_MOST_PIXELS} are read", str(file)
+                    )
                 pixels.append(np.asarray(image.convert("L").resize((side, side)), dtype=np.float64)[None] / 255)
         except DataError:
             raise
         except Exception as error:  # pillow raises a dozen types for damaged images
-            raise DataError(f"the image '{file}' cannot be read ({in_one_line(error)}): remove or replace it") from error
+            reason = in_one_line(error)
+            raise DataError(f"the image '{file}' cannot be read ({reason}): remove or replace it", reason, str(file)) from error
         classes.append(parts[-2])
         tasks.append(parts[0] if len(parts) == 3 else "all")
     if not pixels:

@@ -182,8 +182,9 @@ def test_categories_that_the_run_may_have_declared_do_not_end_the_check(tmp_path
             join("localhost:1", tmp_path / "none", {"data-path": str(tmp_path / "a.csv")}, 9094, said.append)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert said[-1].startswith("the column `ward` holds numbers, but row 4")
-    assert said[-1].endswith("unless the run does that already, the server will refuse this device")
+    assert said[0].startswith("the column `ward` holds numbers, but row 4 (without the header) holds the text 'B7'")
+    assert said[0].endswith("this device is refused unless the run has `own.categorical=ward`")
+    assert said[-2].startswith("task A: 8 support")  # and the rest of the file is looked at
     check = ["check-data", str(tmp_path / "a.csv")]
     assert isinstance(CliRunner().invoke(edge, check).exception, DataError)
     declared = CliRunner().invoke(edge, [*check, "--set", "own.categorical=ward"])

@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from client_app.check_data import describe
 from common.config import RunConfig, parse_run_config
 from common.datasets.own import task_of_file
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 from server_app import cli
 from server_app.app import run_federation
 from server_app.facts import RunFacts
@@ -211,6 +212,28 @@ def test_a_task_column_that_is_spelled_otherwise_does_not_become_an_input(tmp_pa
         joined([{"data-path": first}, {"data-path": str(second)}])
 
 
+@pytest.mark.parametrize("kind", ["a word among numbers", "a row that is too long"])
+def test_what_an_error_quotes_of_a_file_does_not_leave_its_node(tmp_path: Path, kind: str) -> None:
+    first, second = two_files(tmp_path)
+    path = Path(second)
+    path.write_text(_with_word(path.read_text()) if "word" in kind else path.read_text() + "SECRET-WORD,,,,,,,\n")
+    with pytest.raises(ConfigError) as caught:
+        joined([{"data-path": first}, {"data-path": second}])
+    assert re.search(r"row \d+ (of '.*' )?\(without the header\)", str(caught.value))
+    assert "SECRET-WORD" not in str(caught.value)
+    if "word" in kind:  # the device itself is told
+        with pytest.raises(DataError, match="holds the text 'SECRET-WORD'"):
+            list(describe(second, "ward", "outcome"))
+
+
+def _with_word(text: str) -> str:
+    """The table with a word in place of one number of its column `age`."""
+    header, row, rest = text.split("\n", 2)
+    cells = row.split(",")
+    cells[header.split(",").index("age")] = "SECRET-WORD"
+    return "\n".join([header, ",".join(cells), rest])
+
+
 def test_a_task_is_called_as_its_file_or_its_function() -> None:
     assert task_of_file("/data/ward-7.csv") == "ward-7"
     assert task_of_file("my.pkg:load") == "my.pkg:load"
@@ -255,8 +278,6 @@ def test_classes_that_may_be_slips_are_remarked_on_once(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace(",ill", ",Ill", 1))
     data = ["--data", str(path), "--task", "hospital", "--target", "outcome", "--rounds", "1", "--in-process", "--no-report"]
     done = CliRunner().invoke(cli.cli, ["run", *data, "--output", str(tmp_path / "run")])
-    remarks = [line for line in done.stderr.splitlines() if line.startswith("Remark: ")]
-    assert [line.partition(" of '")[0] for line in remarks] == [
-        "Remark: the classes 'Ill' and 'ill'",
-        "Remark: the class 'Ill'",
-    ]
+    alike, rare = (line for line in done.stderr.splitlines() if line.startswith("Remark: "))
+    assert "'Ill' and 'ill': if they are one class" in alike
+    assert "'Ill' (1): mend" in rare

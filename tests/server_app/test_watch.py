@@ -98,6 +98,9 @@ def test_after_the_last_round_nothing_is_left_but_the_test(run: Path) -> None:
     console = Console(width=100, file=io.StringIO(), record=True)
     console.print(watched.panel())
     assert "the test of the result" in console.export_text()
+    watched.summary = {"any": "thing"}
+    console.print(watched.panel())
+    assert "time left" not in console.export_text()
 
 
 def test_a_line_says_round_scores_nodes_failures_and_time(run: Path) -> None:

@@ -74,7 +74,11 @@ def _go_off(word: str) -> None:
         ("a.csv", b"task,x,y\n1,inf,a\n1,3,b\n", "infinite values"),
         ("a.csv", b"task,x,y\n1,1e31,a\n1,3,b\n", "numbers beyond 1e"),
         ("a.csv", b"task,x,y\n1,2,1e31\n1,3,2.5\n", "target holds numbers beyond 1e"),
-        ("a.csv", b"task,x,y\n1,2,a\n1,3\n", r"row 2 of '.*' \(without the header\) has 2 columns, the header 3: .* '1,3'"),
+        (
+            "a.csv",
+            b"task,x,y\n1,2,a\n1,3\n",
+            r"row 2 of '.*' \(without the header\) has 2 columns, the header 3: mend or remove it",
+        ),
         ("a.csv", b"task,x,y\nA,2,a\nA,3,caf\xe9\n", r"is not in UTF-8 \(line 3\): save it as UTF-8"),
         ("a.csv", b"task,x,y\n" + b"A,2,a\n" * 300_000 + b"A,3,caf\xe9\n", r"is not in UTF-8 \(line 300002\)"),
         ("a.csv", "task,x,y\nA,2,a\n".encode("utf-16"), "is not in UTF-8"),
@@ -118,6 +122,65 @@ def test_a_word_among_numbers_is_refused_with_its_row_and_a_way_out(tmp_path: Pa
     with pytest.raises(DataError, match=re.escape(sentence)) as caught:
         own(path)
     assert str(caught.value).endswith(advice)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Alter, Jahre;task;y", '"Alter, in, Jahren";task;y', "\nAlter;task;y", "Alter;task;y"],
+    ids=["comma in a name", "quoted", "empty line", "plain"],
+)
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_commas_in_the_header_or_in_numbers_are_not_between_columns(tmp_path: Path, header: str, ending: str) -> None:
+    lines = [*header.split("\n"), *(f"{i},5;A;{'ab'[i % 2]}" for i in range(10))]
+    path = tmp_path / "a.csv"
+    path.write_bytes(ending.join(lines).encode())
+    table = read_table(str(path))
+    assert list(table)[1:] == ["task", "y"]
+    np.testing.assert_array_equal(next(iter(table.values())), np.arange(10) + 0.5)
+
+
+@pytest.mark.parametrize(("word", "refused"), [("none", False), ("", False), ("B7", True), ("1.234,5", True)])
+def test_a_column_with_decimal_commas_is_one_of_numbers(tmp_path: Path, word: str, refused: bool) -> None:
+    """Also with a missing value; a word in it, or a number with points between its thousands, is refused with its row."""
+    numbers = [f"{i},5" for i in range(9)]
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(["task;x;y", *(f"A;{x};{'ab'[i % 2]}" for i, x in enumerate([*numbers, word]))]))
+    if refused:
+        with pytest.raises(DataError, match=rf"`x` holds numbers, but row 10 .* the text '{word}'"):
+            own(path)
+    else:
+        assert int(np.isnan(own(path).table["x"]).sum()) == 1
+
+
+def test_classes_in_files_of_different_dialects_are_the_same(tmp_path: Path) -> None:
+    for name, sign in (("a", ","), ("b", ";")):
+        rows = [f"A{sign}{i}{sign}{i % 2}.0" for i in range(10)]
+        (tmp_path / f"{name}.csv").write_text("\n".join([sign.join(("task", "x", "y")), *rows]))
+    assert own(tmp_path / "a.csv").spec == own(tmp_path / "b.csv").spec
+
+
+def test_many_classes_that_may_be_slips_are_one_remark_each(tmp_path: Path) -> None:
+    rows = [f"A,{i},{'ab'[i % 2]}" for i in range(4000)] + [f"A,0,c{i}" for i in range(30)] + ["A,0,C1"]
+    (tmp_path / "a.csv").write_text("\n".join(["task,x,y", *rows]))
+    alike, rare = own(tmp_path / "a.csv").remarks
+    assert "differ in case or blanks alone, 'C1' and 'c1': if they are" in alike
+    assert re.search(r"have few of its 4031 rows, 'C1' \(1\); 'c0' \(1\); .* and 26 more: mend what is a slip", rare)
+
+
+def test_a_prediction_file_without_a_column_is_not_asked_for_another_column_of_the_model(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("\n".join(["task,x_1,x_2,y", *(f"A,{i},{i},{'ab'[i % 2]}" for i in range(10))]))
+    (tmp_path / "b.csv").write_text("\n".join(["task,x_2,y", *(f"A,{i},{'ab'[i % 2]}" for i in range(10))]))
+    schema = own(tmp_path / "a.csv").spec.schema
+    with pytest.raises(DataError, match="have no column `x_1`: they have task, x_2, y"):
+        Own(OwnOptions(path=str(tmp_path / "b.csv")), Path(), schema)
+
+
+def test_words_as_targets_of_a_model_that_predicts_numbers_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("\n".join(["task,x,y", *(f"A,{i},{i}.5" for i in range(10))]))
+    (tmp_path / "b.csv").write_text("\n".join(["task,x,y", *(f"A,{i},high" for i in range(10))]))
+    schema = own(tmp_path / "a.csv").spec.schema
+    with pytest.raises(DataError, match=r"the target `y` of '.*' must hold numbers, as it did in training"):
+        Own(OwnOptions(path=str(tmp_path / "b.csv")), Path(), schema)
 
 
 @pytest.mark.parametrize(
