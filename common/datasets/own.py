@@ -99,8 +99,12 @@ class Own(FixedSplitDataset):
         self.rows: dict[str, list[Array]] = {}
         """The rows of every task's support, query and test part, counted from 0 in the file."""
         self._data = self._build()
-        if classification:
-            self.remarks = _remarks(as_text(self.table[self._target]), self.classes, options.path)
+        self.remarks = _remarks(as_text(self.table[self._target]), self.classes, options.path) if classification else []
+        if len(self.left_out) > len(self._data):
+            self.remarks.append(
+                f"{len(self.left_out)} of {len(self.left_out) + len(self._data)} tasks of '{options.path}' cannot be used: is "
+                f"`{options.task_column}` the column that says whose row it is (`--task`)?"
+            )
 
     def _read_numbers(self) -> None:
         """Make numbers of text columns that hold nothing else, text of `own.categorical`; DataError for a mixture."""

@@ -167,6 +167,16 @@ def test_many_classes_that_may_be_slips_are_one_remark_each(tmp_path: Path) -> N
     assert re.search(r"have few of its 4031 rows, 'C1' \(1\); 'c0' \(1\); .* and 26 more: mend what is a slip", rare)
 
 
+def test_a_column_that_hardly_tells_tasks_apart_is_remarked_on(tmp_path: Path) -> None:
+    many, few = [f"{i},{i},a" for i in range(3)], [f"A,{i},{'ab'[i % 2]}" for i in range(10)]
+    (tmp_path / "a.csv").write_text("\n".join(["task,x,y", *many, *few]))
+    (remark,) = own(tmp_path / "a.csv").remarks
+    assert remark.startswith("3 of 4 tasks of")
+    assert remark.endswith("cannot be used: is `task` the column that says whose row it is (`--task`)?")
+    (tmp_path / "b.csv").write_text("\n".join(["task,x,y", many[0], *few]))
+    assert not own(tmp_path / "b.csv").remarks
+
+
 def test_a_prediction_file_without_a_column_is_not_asked_for_another_column_of_the_model(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("\n".join(["task,x_1,x_2,y", *(f"A,{i},{i},{'ab'[i % 2]}" for i in range(10))]))
     (tmp_path / "b.csv").write_text("\n".join(["task,x_2,y", *(f"A,{i},{'ab'[i % 2]}" for i in range(10))]))
