@@ -81,7 +81,8 @@ def run(directory: Path, chosen: argparse.Namespace, how: list[str], env: dict[s
         command, env=env, cwd=directory.parent, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
     )
     if done.returncode:
-        raise SystemExit(f"the run ended with code {done.returncode}: {done.stderr[-3000:]}")
+        logs = [f"{log.name}: {log.read_text()[-4000:]}" for log in sorted(directory.parent.glob("super*.log"))]
+        raise SystemExit("\n".join([f"the run ended with code {done.returncode}: {done.stderr[-3000:]}", *logs]))
     summary = json.loads(done.stdout)
     history = read_history(directory)
     scores = summary["test"]["accuracy"]["mean"]
@@ -102,7 +103,8 @@ def chaos(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
         over = threading.Event()
         sizes: list[tuple[int, float]] = []
         watcher = threading.Thread(target=_watch, args=(folder / "run", sizes, over))
-        faults = threading.Thread(target=federation.disturb, args=(random.Random(chosen.seed), chosen.pause, over))
+        rng = random.Random(chosen.seed)
+        faults = threading.Thread(target=federation.disturb, args=(rng, chosen.pause, over, folder / "run"))
         watcher.start()
         faults.start()
         try:
@@ -189,8 +191,11 @@ class Federation:
             except ProcessLookupError:
                 continue
 
-    def disturb(self, rng: random.Random, pause: float, over: threading.Event) -> None:
-        """One fault after another until `over`; every one is mended in the end."""
+    def disturb(self, rng: random.Random, pause: float, over: threading.Event, run_dir: Path) -> None:
+        """One fault after another from the end of the first round until `over`; every one is mended in the end."""
+        while not (run_dir.exists() and read_history(run_dir)):
+            if over.wait(0.5):
+                return
         mends: list[tuple[float, str, Callable[[], None]]] = []
         hurt: set[str] = set()
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.progress import Progress
 
 from common.config import RunConfig, parse_run_config
-from server_app.launch import LaunchError, LocalSuperLink, Run, bundle
+from server_app.launch import LaunchError, LocalSuperLink, Run, bundle, unframed
 from server_app.live import LogReader, progress_bar
 from server_app.processes import ENDINGS
 from server_app.settings import own_modules
@@ -134,5 +134,5 @@ def _reason(status: str, details: str, log: list[str]) -> str:
     _, found, sentence = details.partition("exception: ")
     if found:
         return sentence
-    tail = [line for line in log if line.strip()][-3:]
+    tail = [unframed(line) for line in log if unframed(line)][-3:]
     return f"the run ended as {status} ({details}); its log ends with: {' '.join(tail)}"

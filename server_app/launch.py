@@ -191,8 +191,7 @@ class Run:
         """Why Flower did not take the run; its own account of a failed connection is the same for every cause."""
         if not self._link and (reason := trouble(self._connection)):
             return reason
-        words = re.sub("[\u2500-\u257f]+", " ", " ".join(said)).split()  # it draws a frame around them
-        return f"Flower did not take the run: {' '.join(words)}"
+        return f"Flower did not take the run: {unframed(' '.join(said))}"
 
     def _has_ended(self) -> bool:
         """Whether the run is over; False once Flower says that it goes on. Raises LaunchError if nobody can be asked."""
@@ -283,6 +282,11 @@ def _simulation(nodes: int) -> str:
         share = torch.cuda.device_count() / min(nodes, os.cpu_count() or 1)
         config += f" client-resources-num-gpus={math.floor(1e4 * share) / 1e4}"
     return config
+
+
+def unframed(said: str) -> str:
+    """What Flower said, in one line, without the frame that it draws around it."""
+    return " ".join(re.sub("[\u2500-\u257f]+", " ", said).split())
 
 
 def script(name: str) -> str:
