@@ -2,9 +2,9 @@
 
 `uji`: MAML on writers as in benchmarks/uji.py, and prototypical networks, which cost so little that there are many seeds of
 them. Omniglot: 5-way 1-shot prototypical networks as in benchmarks/omniglot.py, for a tenth of its rounds. What the server
-sends stays float32, so only the bytes up get fewer. Scores differ between two runs of the same accuracy as well, since every rounding
-sends the training another way; a seed has the same split and draws with every kind, so differences are taken seed by seed, and
-their standard error says how much of them is chance.
+sends stays float32, so only the bytes up get fewer. Scores differ between two runs of the same accuracy as well, since every
+rounding sends the training another way; a seed has the same split and draws with every kind, so differences are taken seed by
+seed, and their standard error says how much of them is chance.
 """
 
 import math
