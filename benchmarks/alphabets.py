@@ -17,7 +17,7 @@ PROTONET = (
     *("outer-decay=true", "adapt-steps=1", "tasks-per-round=1", "chunk-size=1", "conv4.downsample=max-pool", "compile=true"),
     *("omniglot.rotations=together", "omniglot.distort=true"),
 )
-# The local rate was chosen among 0.1, 0.3 and 1 on the validation alphabets; fine-tuning has up to 20 steps to choose from.
+# The local rate was chosen between 0.3 and 1 on the validation alphabets; fine-tuning has up to 20 steps to choose from.
 FEDAVG = (
     *("zero-head=true", "inner-lr=0.3", "inner-steps=5", "batch-size=20", "adapt-steps=20", "adapt-lrs=0.1,0.3,1"),
     *("tasks-per-round=4", "chunk-size=4", "conv4.filters=32", "omniglot.rotations=together", "omniglot.distort=true"),
