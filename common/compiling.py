@@ -27,8 +27,8 @@ from torch.func import vmap
 from common.algorithms.base import Algorithm
 from common.batch import Episode, Minibatches
 from common.errors import ConfigError, in_one_line
+from common.first_order import is_written_out
 from common.params import Params
-from common.perceptron import layer_names
 
 Contribute = Callable[[Params, Params, Episode, Minibatches], tuple[Params, Tensor, Params]]
 
@@ -89,7 +89,7 @@ class Auto:
 
     def mapped(self, algorithm: Algorithm) -> Contribute:
         """`mapped(algorithm)`, or from some call on what was compiled of it."""
-        if algorithm.first_order and layer_names(algorithm.learner.module) is not None:
+        if algorithm.first_order and is_written_out(algorithm.learner):
             return mapped(algorithm)  # written out, and faster than what a compiler makes of the general way
 
         def call(*args: Any) -> tuple[Params, Tensor, Params]:

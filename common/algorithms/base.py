@@ -70,7 +70,7 @@ class Algorithm(ABC):
     """Whether `adaptation_path` looks at `lr`."""
 
     first_order: bool = False
-    """Whether a round's inner loop is `perceptron.end_of_descent`: then perceptrons have a way that needs no compiler."""
+    """Whether a round's inner loop is `first_order.end_of_descent`: then torch.compile betters nothing on known models."""
 
     @classmethod
     def model_outputs(cls, options: Any, outputs: int) -> int:

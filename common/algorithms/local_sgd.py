@@ -8,8 +8,8 @@ from torch import Tensor
 
 from common.algorithms.base import Algorithm, InnerLoopOptions
 from common.batch import Episode, Minibatches
+from common.first_order import end_of_descent, loss_of
 from common.params import Params, subtract
-from common.perceptron import end_of_descent
 
 
 class LocalSgdOptions(InnerLoopOptions):
@@ -28,7 +28,7 @@ class LocalSgd(Algorithm):
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
         phi = end_of_descent(self.learner, meta, minibatches.stacked(episode), self.options.inner_lr)
         # The query examples were trained on as well, so this is a training loss.
-        return subtract(meta, phi), self.learner.loss(phi, episode.query)
+        return subtract(meta, phi), loss_of(self.learner, phi, episode.query)
 
 
 def shuffled_epochs(num_examples: int, steps: int, batch_size: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:

@@ -8,10 +8,11 @@ from torch.func import grad, vmap
 from common import perceptron as perceptron_module
 from common.algorithms import ALGORITHMS, Algorithm
 from common.batch import Batch, TaskData
+from common.first_order import end_of_descent
 from common.learner import Learner
 from common.local_round import RoundResult, TaskWork, run_round
 from common.models.mlp import perceptron
-from common.perceptron import end_of_descent, layer_names
+from common.perceptron import layer_names
 from common.randomness import generator
 
 SIZES = [(3, 7), (9, 2), (5, 5), (4, 3)]
