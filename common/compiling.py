@@ -28,6 +28,7 @@ from common.algorithms.base import Algorithm
 from common.batch import Episode, Minibatches
 from common.errors import ConfigError, in_one_line
 from common.first_order import is_written_out
+from common.kernels.train import known
 from common.params import Params
 
 Contribute = Callable[[Params, Params, Episode, Minibatches], tuple[Params, Tensor, Params]]
@@ -53,7 +54,12 @@ def _compiled(algorithm: Algorithm) -> Contribute:
 
 
 def compiled(algorithm: Algorithm) -> Contribute:
-    """The same by torch.compile, from the first call on. Raises ConfigError where that does not work."""
+    """The same by torch.compile, from the first call on; where kernels do the work there is nothing to compile.
+
+    Raises ConfigError where that does not work.
+    """
+    if algorithm.first_order and known(algorithm.learner.module) is not None:
+        return mapped(algorithm)
 
     def checked(*args: Any) -> tuple[Params, Tensor, Params]:
         from torch._dynamo.exc import TorchDynamoException  # here, because it is slow to import

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from common.batch import Batch
+from common.batch import Batch, Draws
 from common.inner import descend, last
 from common.kernels.network import Network
 from common.kernels.train import Train, What, known
@@ -23,23 +23,23 @@ def is_written_out(learner: Learner) -> bool:
     return layer_names(learner.module) is not None or known(learner.module) is not None
 
 
-def end_of_descent(learner: Learner, start: Params, batches: Batch, lr: float) -> Params:
+def end_of_descent(learner: Learner, start: Params, batches: Batch | Draws, lr: float) -> Params:
     """phi_k after a step on each of `batches` [steps, examples, ...]: the end of `inner.descend`, for first-order algorithms.
 
     Works under `vmap`; there is no gradient through it where it is written out.
     """
-    if torch.compiler.is_compiling():
-        return last(descend(learner.loss, start, batches.unbind(), lr))
     if (network := _network(learner, start, batches)) is not None:
         return network.named(_train("descent", network, start, batches, lr))
-    if (names := layer_names(learner.module)) is not None and set(names) == start.keys():
-        return descend_perceptron(names, start, batches, lr)
-    return last(descend(learner.loss, start, batches.unbind(), lr))
+    steps = batches.stacked() if isinstance(batches, Draws) else batches
+    names = None if torch.compiler.is_compiling() else layer_names(learner.module)
+    if names is not None and set(names) == start.keys():
+        return descend_perceptron(names, start, steps, lr)
+    return last(descend(learner.loss, start, steps.unbind(), lr))
 
 
 def gradient_and_loss(learner: Learner, at: Params, batch: Batch) -> tuple[Params, Tensor]:
     """(gradient with the keys of `at`, loss) of one batch; works under `vmap`."""
-    if torch.compiler.is_compiling() or (network := _network(learner, at, batch.times(1))) is None:
+    if (network := _network(learner, at, batch.times(1))) is None:
         return grad_and_value(learner.loss)(at, batch)
     *gradient, loss = _train("gradient", network, at, batch.times(1))
     return network.named(gradient), loss
@@ -47,20 +47,28 @@ def gradient_and_loss(learner: Learner, at: Params, batch: Batch) -> tuple[Param
 
 def loss_of(learner: Learner, at: Params, batch: Batch) -> Tensor:
     """The loss of one batch; works under `vmap`."""
-    if torch.compiler.is_compiling() or (network := _network(learner, at, batch.times(1))) is None:
+    if (network := _network(learner, at, batch.times(1))) is None:
         return learner.loss(at, batch)
     (loss,) = _train("loss", network, at, batch.times(1))
     return loss
 
 
-def _network(learner: Learner, at: Params, batches: Batch) -> Network | None:
-    """The model for the kernels, if they can take it with these parameters and these `batches` [steps, examples, ...]."""
-    network = known(learner.module)
-    return network if network is not None and network.takes(at, batches.x, batches.y) else None
+def _network(learner: Learner, at: Params, batches: Batch | Draws) -> Network | None:
+    """The model for the kernels, if they can take it with these parameters and examples."""
+    network = None if torch.compiler.is_compiling() else known(learner.module)
+    if network is None:
+        return None
+    first = 1 if isinstance(batches, Draws) else 2  # axes before those of one example
+    return network if network.takes(at, batches.x, batches.y, first) else None
 
 
-def _train(what: What, network: Network, at: Params, batches: Batch, lr: float = 0.0) -> list[Tensor]:
+def _train(what: What, network: Network, at: Params, batches: Batch | Draws, lr: float = 0.0) -> list[Tensor]:
     """One task's, which `vmap` makes many of."""
-    values = [value[None] for value in (*batches, *(at[name] for name in network.names))]
-    rate = values[-1].new_full((1,), lr)
-    return [value[0] for value in Train.apply(what, network, rate, *values)]  # type: ignore[no-untyped-call]
+    params = [at[name][None] for name in network.names]
+    rate = params[0].new_full((1,), lr)
+    if isinstance(batches, Draws):
+        rows, x, y = batches.rows[None], batches.x[None, None], batches.y[None, None]
+    else:
+        rows, x, y = None, batches.x[None], batches.y[None]
+    end = Train.apply(what, network, rows, rate, x, y, batches.weight[None], *params)  # type: ignore[no-untyped-call]
+    return [value[0] for value in end]

@@ -67,7 +67,7 @@ class Heads(LocalSgd):
             head = last(self._descend_part(kept, meta, batches[:of_head], lr))
             body = last(self._descend_part(meta, head, batches[of_head:], lr))
         else:
-            phi = end_of_descent(self.learner, {**meta, **kept}, minibatches.stacked(episode), lr)
+            phi = end_of_descent(self.learner, {**meta, **kept}, minibatches.of(episode), lr)
             body, head = ({name: phi[name] for name in part} for part in (meta, kept))
         # The query examples were trained on as well, so this is a training loss.
         return subtract(meta, body), loss_of(self.learner, {**body, **head}, episode.query), head

@@ -26,7 +26,7 @@ class LocalSgd(Algorithm):
         return shuffled_epochs(num_examples, self.options.inner_steps, self.options.batch_size, rng)
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
-        phi = end_of_descent(self.learner, meta, minibatches.stacked(episode), self.options.inner_lr)
+        phi = end_of_descent(self.learner, meta, minibatches.of(episode), self.options.inner_lr)
         # The query examples were trained on as well, so this is a training loss.
         return subtract(meta, phi), loss_of(self.learner, phi, episode.query)
 

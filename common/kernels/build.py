@@ -1,6 +1,6 @@
 """The kernels as a library of this machine: compiled once, kept in the user's cache, loaded by ctypes.
 
-Where there is no C++ compiler, or it does not make what it should, `library` is None and nothing is said: everything has a way
+Where there is no C++ compiler, or it fails, `library` is None and nothing is said: everything has a way
 in torch. QUICKBLOOM_KERNELS=0 in the environment asks for that.
 """
 
@@ -49,12 +49,10 @@ def _built(compiler: str, kind: tuple[str, ...]) -> Path:
     """The file of the library, made if it is not there yet. Raises OSError or SubprocessError."""
     native = "-mcpu=native" if platform.machine().startswith(("aarch64", "arm")) else "-march=native"
     command = [compiler, *FLAGS, native, *kind]
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=SECONDS).stdout.decode(
-        errors="replace"
-    )
+    made = Path(compiler).resolve().stat()  # instead of its version, for which it would have to be run in every process
     # A home directory may be shared by machines whose processors know different instructions.
-    key = hashlib.sha256("\0".join([*command, version, _processor(), SOURCE]).encode()).hexdigest()[:20]
-    file = _folder() / f"{key}.so"
+    parts = [*command, str(made.st_mtime_ns), str(made.st_size), _processor(), SOURCE]
+    file = _folder() / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
     if not file.exists():
         with (file.parent / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the other processes of a simulation wait, and find it

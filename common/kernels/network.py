@@ -65,14 +65,15 @@ class Network:
         """Parameters in that order, by name."""
         return dict(zip(self.names, values, strict=True))
 
-    def takes(self, params: Params, x: Tensor, y: Tensor) -> bool:
-        """Whether these are what the kernels expect: `x` [steps, n, ...], `y` [steps, n] or [steps, n, outputs]."""
-        first, outputs = self.blocks[0], self.blocks[-1].outputs
-        inputs = x.shape[2:3] if first.is_convolution and x.ndim == 5 else (math.prod(x.shape[2:]),)
-        labels = y.shape[2:] == (outputs,) if y.is_floating_point() else y.dtype == torch.int64 and y.ndim == 2
-        fits = tuple(inputs) == (first.inputs,) and (x.ndim == 5 or not first.is_convolution) and labels
+    def takes(self, params: Params, x: Tensor, y: Tensor, first: int) -> bool:
+        """Whether these are what the kernels expect, who do not look; `first`: how many axes of `x` and `y` are examples."""
+        shape, block, outputs = tuple(x.shape[first:]), self.blocks[0], self.blocks[-1].outputs
+        images = block.is_convolution
+        fits = (len(shape) == 3 and shape[0] == block.inputs) if images else math.prod(shape) == block.inputs
+        target = (outputs,) if y.is_floating_point() else ()
+        labels = tuple(y.shape[first:]) == target and (y.is_floating_point() or y.dtype == torch.int64)
         same = params.keys() == self.shapes.keys() and all(value.shape == self.shapes[name] for name, value in params.items())
-        return fits and same and all(value.dtype == self.dtype for value in (x, *params.values()))
+        return fits and labels and same and all(value.dtype == self.dtype for value in (x, *params.values()))
 
 
 def read_network(module: nn.Module) -> Network | None:
@@ -150,7 +151,7 @@ class _Reader:
         block = self.blocks[-1]
         block.side, block.stride, block.pad = side, stride, pad[0]
         square = module.kernel_size == (side, side) and module.stride == (stride, stride) and pad == (pad[0], pad[0])
-        return square and module.dilation == (1, 1) and module.groups == 1 and module.padding_mode == "zeros"
+        return bool(square) and module.dilation == (1, 1) and module.groups == 1 and module.padding_mode == "zeros"
 
     def _norm(self, prefix: str, norm: int, groups: int, epsilon: float, module: Any) -> bool:
         block = self._open()
@@ -197,6 +198,8 @@ class Layout:
 
     def pack(self, params: Sequence[Tensor]) -> Tensor:
         """Parameters [tasks, ...] in the order of `network.names`, as [tasks, size]."""
+        if len(params[0]) > 1 and not any(value.stride(0) for value in params):  # all tasks start from the same
+            return self.pack([value[:1] for value in params]).repeat(len(params[0]), 1)
         packed = params[0].new_zeros(len(params[0]), self.size)
         for view, value in zip(self._views(packed), params, strict=True):
             view.copy_(value.reshape(view.shape))
@@ -204,7 +207,7 @@ class Layout:
 
     def unpack(self, packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
         """The other way, in the shapes of `like`."""
-        return [view.reshape(values.shape).contiguous() for view, values in zip(self._views(packed), like, strict=True)]
+        return [view.reshape(values.shape) for view, values in zip(self._views(packed), like, strict=True)]
 
     def _views(self, packed: Tensor) -> list[Tensor]:
         """Every parameter [tasks, ...] with its own axes, as a view into `packed`."""

@@ -164,6 +164,7 @@ ALONE void weights_product(int count, const REAL *in, const long *offset, int pi
     }
 }
 
+#ifndef __clang__  // which has no shuffle by variables
 template <int half> INLINE void swap_halves(Vector *x) {
     Whole low, high;
     for (int m = 0; m < LANES; m++) {
@@ -179,19 +180,29 @@ template <int half> INLINE void swap_halves(Vector *x) {
         }
 }
 
+INLINE void transpose_square(const REAL *in, int in_stride, REAL *out, int out_stride, int columns) {
+    Vector x[LANES];
+#pragma GCC unroll 16
+    for (int k = 0; k < LANES; k++) x[k] = get(in + (long)k * in_stride);
+    swap_halves<1>(x);
+    if (LANES > 2) swap_halves<2>(x);
+    if (LANES > 4) swap_halves<4>(x);
+    if (LANES > 8) swap_halves<8>(x);
+    for (int k = 0; k < columns; k++) put(out + (long)k * out_stride, x[k]);
+}
+#else
+INLINE void transpose_square(const REAL *in, int in_stride, REAL *out, int out_stride, int columns) {
+    for (int k = 0; k < columns; k++)
+        for (int i = 0; i < LANES; i++) out[(long)k * out_stride + i] = in[(long)i * in_stride + k];
+}
+#endif
+
 // out[j][i] = in[i][j] for i < rows, j < columns; `rows` and both strides are whole vectors.
 static void transpose(int rows, int columns, const REAL *in, int in_stride, REAL *out, int out_stride) {
     for (int i = 0; i < rows; i += LANES)
-        for (int j = 0; j < columns; j += LANES) {
-            Vector x[LANES];
-#pragma GCC unroll 16
-            for (int k = 0; k < LANES; k++) x[k] = get(in + (long)(i + k) * in_stride + j);
-            swap_halves<1>(x);
-            if (LANES > 2) swap_halves<2>(x);
-            if (LANES > 4) swap_halves<4>(x);
-            if (LANES > 8) swap_halves<8>(x);
-            for (int k = 0; k < LANES && j + k < columns; k++) put(out + (long)(j + k) * out_stride + i, x[k]);
-        }
+        for (int j = 0; j < columns; j += LANES)
+            transpose_square(in + (long)i * in_stride + j, in_stride, out + (long)j * out_stride + i, out_stride,
+                             columns - j < LANES ? columns - j : LANES);
 }
 
 // ---- what follows a convolution
@@ -365,12 +376,12 @@ INLINE Vector exponential(Vector x) {
 }
 
 // Softmax and cross-entropy with the gradient times `share` in dz; the loss if asked for.
-static REAL classify(const Place &p, const int64_t *labels, const REAL *share, bool wanted) {
+static REAL classify(const Place &p, const int64_t *labels, const int64_t *rows, const REAL *share, bool wanted) {
     int C = p.layer.padded, outputs = p.layer.outputs;
     REAL loss = 0;
     for (int e = 0; e < p.examples; e++) {
         REAL *z = p.z + (long)e * C, *dz = p.dz + (long)e * C, top = z[0], total = 0;
-        int64_t label = labels[e];
+        int64_t label = labels[rows ? rows[e] : e];
         if (label < 0 || label >= outputs) return (REAL)NAN;
         for (int c = 1; c < outputs; c++) top = z[c] > top ? z[c] : top;
         for (int c = outputs; c < C; c++) z[c] = -(REAL)INFINITY;
@@ -388,13 +399,13 @@ static REAL classify(const Place &p, const int64_t *labels, const REAL *share, b
 }
 
 // The same for the squared error, averaged over the outputs.
-static REAL regress(const Place &p, const REAL *targets, const REAL *share) {
+static REAL regress(const Place &p, const REAL *targets, const int64_t *rows, const REAL *share) {
     int C = p.layer.padded, outputs = p.layer.outputs;
     REAL loss = 0;
     for (int e = 0; e < p.examples; e++) {
         REAL *z = p.z + (long)e * C, *dz = p.dz + (long)e * C, squares = 0;
         for (int c = 0; c < outputs; c++) {
-            REAL error = z[c] - targets[(long)e * outputs + c];
+            REAL error = z[c] - targets[(rows ? (long)rows[e] : e) * outputs + c];
             squares += error * error;
             dz[c] = share[e] * 2 * error / outputs;
         }
@@ -405,15 +416,20 @@ static REAL regress(const Place &p, const REAL *targets, const REAL *share) {
 
 // ---- one step of one task
 
-// The first layer's input; with a border it is copied, from [examples, channels, height, width].
-static void read(Place &p, const REAL *x) {
+// The first layer's input: examples as they lie, or those that `rows` names. Images [channels, height, width] are copied.
+static void read(Place &p, const REAL *x, const int64_t *rows) {
     const Layer &l = p.layer;
-    p.in = p.own_in ? p.own_in : (REAL *)x;
-    for (int e = 0; p.own_in && e < p.examples; e++)
-        for (int c = 0; c < l.inputs; c++)
+    long size = (long)l.inputs * l.height * l.width;
+    if (!p.own_in) p.in = (REAL *)x;
+    for (int e = 0; e < p.examples; e++) {
+        long row = rows ? (long)rows[e] : e;
+        if (!p.own_in) p.pixel[e] = row * size;
+        const REAL *from = x + row * size;
+        for (int c = 0; p.own_in && c < l.inputs; c++)
             for (int i = 0; i < l.height; i++)
-                for (int j = 0; j < l.width; j++, x++)
-                    p.in[e * p.image + ((long)(i + l.pad) * (l.width + 2 * l.pad) + j + l.pad) * l.inputs + c] = *x;
+                for (int j = 0; j < l.width; j++, from++)
+                    p.in[e * p.image + ((long)(i + l.pad) * (l.width + 2 * l.pad) + j + l.pad) * l.inputs + c] = *from;
+    }
 }
 
 static void forward(Place *places, int layers, const REAL *theta) {
@@ -514,7 +530,7 @@ static Place place(Rooms &rooms, const Layer &l, int examples, bool first, const
     p.image = (l.height + 2 * l.pad) * row * l.inputs;
     p.pixel = rooms.take<long>(pixels), p.dense = rooms.take<long>(pixels), p.next = rooms.take<long>(pixels);
     p.weight = rooms.take<long>(p.weights), p.line = rooms.take<long>(l.padded);
-    p.own_in = first && !l.pad ? 0 : rooms.take<REAL>(examples * p.image);
+    p.own_in = first && l.side == 1 ? 0 : rooms.take<REAL>(examples * p.image);
     p.in = p.own_in;
     p.z = rooms.take<REAL>(pixels * l.padded), p.dz = rooms.take<REAL>(pixels * l.padded);
     p.scale = rooms.take<REAL>((long)examples * l.padded), p.sums = rooms.take<REAL>(4L * l.padded);
@@ -536,12 +552,18 @@ static Place place(Rooms &rooms, const Layer &l, int examples, bool first, const
 }
 
 // An array with axes [tasks, steps, ...]: how far it is from one task, and from one step, to the next.
-struct Steps { const char *numbers; long task, step; };
+struct Steps {
+    const char *numbers;
+    long task, step;
+    const void *at(int t, int s) const { return numbers ? numbers + t * task + s * step : 0; }
+};
 
 // `rates`: a step of every task on each of its batches, in `theta` [tasks, numbers]. Without: `gradients` of the one batch, or
-// nothing but `losses`. `share`: weights of the examples that add up to 1. Returns 0, or 1 where there was no memory.
+// nothing but `losses`. A batch is a step's part of `x` and `y`, or where there are `rows` those rows of them. `share`: weights
+// of a batch's examples that add up to 1. Returns 0, or 1 where there was no memory.
 extern "C" int train(const Layer *list, int layers, int tasks, int steps, int examples, int classes, const Steps *x,
-                     const Steps *y, const Steps *share, REAL *theta, const REAL *rates, REAL *gradients, REAL *losses) {
+                     const Steps *y, const Steps *share, const Steps *rows, REAL *theta, const REAL *rates, REAL *gradients,
+                     REAL *losses) {
     Rooms rooms;
     Place places[MOST_LAYERS];
     long size = 0;
@@ -553,12 +575,12 @@ extern "C" int train(const Layer *list, int layers, int tasks, int steps, int ex
     const Place &top = places[layers - 1];
     for (int t = 0; t < tasks; t++, theta += size)
         for (int s = 0; s < steps; s++) {
-            const char *labels = y->numbers + t * y->task + s * y->step;
-            const REAL *shares = (const REAL *)(share->numbers + t * share->task + s * share->step);
-            read(places[0], (const REAL *)(x->numbers + t * x->task + s * x->step));
+            const int64_t *chosen = (const int64_t *)rows->at(t, s);
+            read(places[0], (const REAL *)x->at(t, s), chosen);
             forward(places, layers, theta);
-            REAL loss = classes ? classify(top, (const int64_t *)labels, shares, losses)
-                                : regress(top, (const REAL *)labels, shares);
+            const REAL *shares = (const REAL *)share->at(t, s);
+            REAL loss = classes ? classify(top, (const int64_t *)y->at(t, s), chosen, shares, losses)
+                                : regress(top, (const REAL *)y->at(t, s), chosen, shares);
             if (rates) backward(places, layers, theta, true, -rates[t], theta);
             else if (gradients) backward(places, layers, theta, false, 1, gradients + t * size);
             if (losses) losses[t] = loss;

@@ -38,15 +38,14 @@ class Train(torch.autograd.Function):
     """Many tasks at once; `vmap` over it makes more of them.
 
     `lr` [tasks], `x` [tasks, steps, n, ...], `y` [tasks, steps, n] int64 or [tasks, steps, n, outputs], `weight` [tasks,
-    steps, n] and the parameters [tasks, ...] in the order of the network's names. Returns the parameters after the last step,
-    or their gradients on the only batch and the losses [tasks], or the losses alone.
+    steps, n] and the parameters [tasks, ...] in the order of the network's names. With `rows` [tasks, steps, n] instead of None
+    the second axis of `x` and `y` is 1, and their third one the examples that rows are of. Returns the parameters after the
+    last step, or their gradients on the only batch and the losses [tasks], or the losses alone.
     """
 
     @staticmethod
-    def forward(
-        what: What, network: Network, lr: Tensor, x: Tensor, y: Tensor, weight: Tensor, *start: Tensor
-    ) -> tuple[Tensor, ...]:
-        return train(what, network, lr, x, y, weight, *start)
+    def forward(what: What, network: Network, rows: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return train(what, network, rows, *tensors)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: Any, output: Any) -> None:
@@ -58,32 +57,38 @@ class Train(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int | None, ...], what: What, network: Network, *tensors: Tensor
+        info: Any, in_dims: tuple[int | None, ...], what: What, network: Network, *tensors: Tensor | None
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         size = info.batch_size
-        together = (
-            (value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)).flatten(0, 1)
-            for value, dim in zip(tensors, in_dims[2:], strict=True)
-        )
-        end = Train.apply(what, network, *together)  # type: ignore[no-untyped-call]
+
+        def together(value: Tensor | None, dim: int | None) -> Tensor | None:
+            if value is None:
+                return None
+            return (value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)).flatten(0, 1)
+
+        end = Train.apply(what, network, *map(together, tensors, in_dims[2:]))  # type: ignore[no-untyped-call]
         return tuple(value.unflatten(0, (size, -1)) for value in end), (0,) * len(end)
 
 
-def train(what: What, network: Network, lr: Tensor, x: Tensor, y: Tensor, weight: Tensor, *start: Tensor) -> tuple[Tensor, ...]:
+def train(
+    what: What, network: Network, rows: Tensor | None, lr: Tensor, x: Tensor, y: Tensor, weight: Tensor, *start: Tensor
+) -> tuple[Tensor, ...]:
     """As `Train`, on plain tensors on the CPU."""
     layout, layers = _layout(network, tuple(x.shape[3:]), start[0].dtype)
     theta = layout.pack(start)
     every = weight if weight.stride(1) else weight[:, :1]  # the same examples in every step
     share = (every / every.sum(dim=-1, keepdim=True)).to(theta.dtype).expand(weight.shape)
     y = y if y.dtype == torch.int64 else y.to(theta.dtype)
-    steps = [values if values[0, 0].is_contiguous() else values.contiguous() for values in (x, y, share)]
+    steps = [None if values is None else _in_one_piece(values) for values in (x, y, share, rows)]
     rates = lr.to(theta.dtype).contiguous() if what == "descent" else None
     gradients = torch.empty_like(theta) if what == "gradient" else None
     losses = None if what == "descent" else theta.new_empty(len(theta))
-    results = [theta, rates, gradients, losses]
 
     def some(part: slice) -> None:
-        _call(layers, [values[part] for values in steps], [None if values is None else values[part] for values in results])
+        own = [
+            [None if values is None else values[part] for values in all] for all in (steps, [theta, rates, gradients, losses])
+        ]
+        _call(layers, *own)
 
     parts = _parts(len(theta), torch.get_num_threads())
     if len(parts) == 1:
@@ -95,26 +100,36 @@ def train(what: What, network: Network, lr: Tensor, x: Tensor, y: Tensor, weight
     return tuple(values) if losses is None else (*values, losses)
 
 
+def _in_one_piece(values: Tensor) -> Tensor:
+    """Every step's part, that is; steps and tasks may lie anywhere, several of them in the same place."""
+    return values if values[0, 0].is_contiguous() else values.contiguous()
+
+
 class Steps(ctypes.Structure):
     """`Steps` of the C++ source: an array with axes [tasks, steps, ...]."""
 
     _fields_ = [("numbers", ctypes.c_void_p), ("task", ctypes.c_long), ("step", ctypes.c_long)]
 
     @classmethod
-    def of(cls, values: Tensor) -> "Steps":
+    def of(cls, values: Tensor | None) -> "Steps":
+        if values is None:
+            return cls(None, 0, 0)
         size = values.element_size()
-        return cls(values.data_ptr(), values.stride(0) * size, values.stride(1) * size)
+        # With a single step the stride may be anything.
+        return cls(values.data_ptr(), values.stride(0) * size, values.stride(1) * size * (values.shape[1] > 1))
 
 
-def _call(layers: "ctypes.Array[Any]", steps: list[Tensor], results: list[Tensor | None]) -> None:
-    x, y, _ = steps
+def _call(layers: "ctypes.Array[Any]", steps: list[Tensor | None], results: list[Tensor | None]) -> None:
+    _, y, share, _ = steps
     theta = results[0]
+    assert y is not None
+    assert share is not None
     assert theta is not None
     kernels = library(theta.dtype)
     assert kernels is not None
     arrays = [ctypes.byref(Steps.of(values)) for values in steps]
     pointers = [ctypes.c_void_p(None if values is None else values.data_ptr()) for values in results]
-    if kernels.train(layers, len(layers), *x.shape[:3], int(y.dtype == torch.int64), *arrays, *pointers):
+    if kernels.train(layers, len(layers), *share.shape, int(y.dtype == torch.int64), *arrays, *pointers):
         raise MemoryError("no memory for a round's activations")
 
 
