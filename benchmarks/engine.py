@@ -2,8 +2,9 @@
 
 A perceptron 32-64-64-10, batches of 32 or, as in few-shot learning, 10 examples. "SGD": 15 inner steps as in Reptile and
 FedAvg; the loop copies the module and runs torch.optim.SGD on the same minibatches. "MAML": 5 inner steps, exact; the loop goes
-through them with create_graph=True. "conv4": SGD on images of 28 x 28 pixels with 32 filters, 5 steps. Where no gradient is
-written out (MAML, conv4) the engine is measured compiled as well, after compiling. Both sides also compute every task's query
+through them with create_graph=True. "conv4": SGD on images of 28 x 28 pixels with 32 filters, 5 steps. SGD is computed by
+compiled kernels and, for comparison, "in torch" as where there is no compiler; MAML, for which there are no kernels, is
+measured with torch.compile as well, after compiling. Both sides also compute every task's query
 loss and the mean over tasks, from the same task data to the same result, which is checked first. Repetitions alternate between
 the two sides, and ratios are taken within a repetition, so that other work on the machine hits both sides alike. Memory is the
 growth of a fresh process's peak over one round of exact MAML.
@@ -14,6 +15,7 @@ import copy
 import gc
 import math
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +31,7 @@ from benchmarks.runner import commit, finish, goal, machine, say
 from common.algorithms import ALGORITHMS, Algorithm
 from common.batch import Batch, TaskData
 from common.config import RunConfig
+from common.kernels.build import SWITCH, library
 from common.learner import Learner
 from common.local_round import TaskWork, run_round
 from common.models.conv4 import Conv4, Conv4Options
@@ -57,6 +60,8 @@ def main() -> None:
     if repetitions < 7:
         parser.error("--repetitions must be at least 7")
     torch.set_num_threads(1)
+    if library(torch.float32) is None:
+        raise SystemExit("there is no C++ compiler here: nothing to measure")
     cases = [compare("reptile", 15, 100, 32, plain_sgd, repetitions)]
     cases += [compare("maml", 5, tasks, batch, plain_maml, repetitions) for tasks, batch in ((100, 32), (32, 32), (32, 10))]
     cases.append(compare("reptile", 5, 32, 10, plain_sgd, repetitions, images=True))
@@ -136,8 +141,10 @@ def compare(
 
     sides: dict[str, Side] = {"plain": lambda: plain(algorithm, module, tasks)}
     sides |= {str(chunk): engine(chunk) for chunk in sorted({*CHUNKS, RunConfig().chunk_size})}
-    if images or name == "maml":
+    if name == "maml":
         sides["compiled"] = engine(RunConfig().chunk_size, compile=True)
+    else:
+        sides["in torch"] = without_kernels(engine(RunConfig().chunk_size))
     expected, *others = (side() for side in sides.values())  # also warms up
     apart = max(distance(expected, other) for other in others)
     if images and apart < ROUGH:  # batch norm over few examples makes roundings large: the proof is in double precision
@@ -175,6 +182,22 @@ def compare(
     return {**facts, "plain": timed.pop("plain")["seconds"], "engine": timed}
 
 
+def without_kernels(side: Side) -> Side:
+    """The same as where there is no compiler."""
+
+    def torch_alone() -> tuple[Params, list[float]]:
+        os.environ[SWITCH] = "0"
+        library.cache_clear()
+        try:
+            return side()
+        finally:
+            del os.environ[SWITCH]
+            library.cache_clear()
+            library(torch.float32)  # so that it is there for the next side
+
+    return torch_alone
+
+
 def in_double_precision(name: str, steps: int, batch: int, num_tasks: int, plain: Callable[..., Any]) -> float:
     """How far the plain loop and the engine are apart on images of float64."""
     algorithm = build(name, steps, batch, images=True)
@@ -182,12 +205,13 @@ def in_double_precision(name: str, steps: int, batch: int, num_tasks: int, plain
     tasks = [task(k, batch, images=True) for k in range(num_tasks)]
     tasks = [TaskData(*(Batch.of(part.x.double(), part.y) for part in (t.support, t.query, t.test))) for t in tasks]
     expected = plain(algorithm, algorithm.learner.module, tasks)
-    apart = []
-    for compile in (False, True):
+
+    def side() -> tuple[Params, list[float]]:
         work = [TaskWork(t, generator(0, k)) for k, t in enumerate(tasks)]
-        found = run_round(algorithm, algorithm.init(), work, RunConfig().chunk_size, compile=compile)
-        apart.append(distance(expected, (found.gradient, found.losses)))
-    return max(apart)
+        found = run_round(algorithm, algorithm.init(), work, RunConfig().chunk_size)
+        return found.gradient, found.losses
+
+    return max(distance(expected, result) for result in (side(), without_kernels(side)()))
 
 
 def plain_sgd(algorithm: Algorithm, module: nn.Module, tasks: list[TaskData]) -> tuple[Params, list[float]]:

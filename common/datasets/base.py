@@ -183,7 +183,9 @@ class Pool:
         chosen = np.zeros(len(shuffled), dtype=bool)
         chosen[self.by_class[shuffled]] = self.in_support
         order = torch.from_numpy(np.concatenate([chosen.nonzero()[0], (~chosen).nonzero()[0]]))
-        n, union = len(self.data.support.x), Batch(*(part.index_select(0, order) for part in self.union))
+        # All examples of a task are real: their weights are the same in any order.
+        union = Batch(self.union.x.index_select(0, order), self.union.y.index_select(0, order), self.union.weight)
+        n = self.data.support.x.shape[0]
         return TaskData(Batch(*(part[:n] for part in union)), Batch(*(part[n:] for part in union)), self.data.test)
 
 
