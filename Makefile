@@ -34,6 +34,7 @@ test-docker: $(VENV)/.dev
 # deployment. The Pythons of environments with other libraries: make bench PEERS="PATH PATH" (docs/performance.md).
 bench: $(VENV)/.dev
 	MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824 $(BIN)/python -m benchmarks.engine
+	MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824 $(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.peers $(addprefix --peer-python ,$(PEERS))
 	$(BIN)/python -m benchmarks.rounds
 	$(BIN)/python -m benchmarks.simulation
