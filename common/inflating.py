@@ -36,7 +36,9 @@ def _by_parts(whole: Callable[..., Any], pulling: Any) -> Callable[..., Any]:
     def inflate(
         object_id: str, contents: dict[str, bytes], *, keep_object_contents: bool = False, objects: dict[str, Any] | None = None
     ) -> Any:
-        done: dict[str, Any] = {} if objects is None else objects
+        if objects is not None:  # Flower's own goes down from one piece to those below by the same name
+            return whole(object_id, contents, keep_object_contents=keep_object_contents, objects=objects)
+        done: dict[str, Any] = {}
         heads = {key: pulling.get_object_head_values_from_object_content(content) for key, content in contents.items()}
         arrays = {key: children for key, (kind, children, _) in heads.items() if kind == "Array"}
         # Arrays with the same numbers share their pieces.
