@@ -74,11 +74,12 @@ def main() -> None:
 
 
 def at_rest(home: Path) -> dict[int, tuple[str, float]]:
-    """As `look`, once the fork servers have imported what they should: when nothing has grown for ten seconds."""
+    """As `look`, once the fork servers have imported what they should: when hardly anything has grown for ten seconds."""
     before, since = look(home), time.monotonic()
     while time.monotonic() - since < 10:
         time.sleep(1)
-        if (now := look(home)) != before:
+        now = look(home)
+        if now.keys() != before.keys() or any(peak > before[pid][1] + 1 for pid, (_, peak) in now.items()):
             before, since = now, time.monotonic()
     return before
 

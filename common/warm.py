@@ -40,7 +40,7 @@ use, and httpx httpcore. Not the app: its code comes with the run, and may be an
 
 SHORTEST, LONGEST = 0.05, 3.0
 """Seconds between two looks for work: a tenth of the time since the last work, within these bounds."""
-MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**22), "MALLOC_TRIM_THRESHOLD_": str(2**24)}
+MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**22)}
 """Environment of SuperLink, SuperExec and SuperNode: else glibc gives each of their threads a heap, and keeps what is free."""
 POLL = "QUICKBLOOM_POLL"
 """Environment variable with another LONGEST."""

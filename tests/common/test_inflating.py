@@ -1,11 +1,10 @@
 """Messages are put together part by part: the same message, and no piece is kept beside the array that it belongs to."""
 
 import tracemalloc
-from collections.abc import Iterator
 
 import pytest
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.supercore.inflatable import inflatable_utils as pulling
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
@@ -18,13 +17,12 @@ from common.wire import TrainRequest
 
 
 @pytest.fixture
-def spared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def spared(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Flower has it again afterwards."""
     for module in (pulling, http_grid):
         monkeypatch.setattr(module, "inflate_object_from_contents", module.inflate_object_from_contents)  # type: ignore[attr-defined]
     inflating.spare()
     inflating.spare()  # twice is as once
-    yield
 
 
 def pieces(meta: Params) -> tuple[str, dict[str, bytes]]:
