@@ -114,8 +114,12 @@ class Exchange:
         missing: list[Metadata] = []
         for reply in replies:
             place = places.get(reply.metadata.reply_to_message_id)
-            # Nobody answers for somebody else; that a node is not there is said in its place.
-            if place is not None and (reply.has_error() or reply.metadata.src_node_id == sent[place].dst_node_id):
+            # Nobody answers for somebody else, nor twice; that a node is not there is said in its place.
+            if (
+                place is not None
+                and place >= turn
+                and (reply.has_error() or reply.metadata.src_node_id == sent[place].dst_node_id)
+            ):
                 tasks = self.asked[sent[place].dst_node_id]
                 came[place] = _look_at(reply, tasks, opened)
                 good += 0 if came[place].failure else len(tasks)
