@@ -68,6 +68,23 @@ class TaskData:
     test: Batch
 
 
+class Draws(NamedTuple):
+    """A batch for every one of some steps, as rows of the same examples.
+
+    One task: `x` [examples, ...] and `y` [examples, ...] as in `Batch`; `rows` [steps, n] and `weight` [steps, n] (0: padding).
+    """
+
+    x: Tensor
+    y: Tensor
+    rows: Tensor
+    weight: Tensor
+
+    def stacked(self) -> Batch:
+        """The batches of all steps, with a leading axis of steps."""
+        # All batches in one gather: a gather in every step costs a tenth of the inner loop.
+        return Batch(self.x[self.rows], self.y[self.rows], self.weight)
+
+
 class Minibatches(NamedTuple):
     """Which examples of an episode every inner step uses: positions in support-then-query.
 
@@ -77,13 +94,11 @@ class Minibatches(NamedTuple):
     rows: Tensor
     weight: Tensor
 
-    def stacked(self, episode: Episode) -> Batch:
-        """The batches of all steps, with a leading axis of steps."""
-        # All batches in one gather: a gather in every step costs a tenth of the inner loop.
-        x = torch.cat([episode.support.x, episode.query.x])[self.rows]
-        y = torch.cat([episode.support.y, episode.query.y])[self.rows]
-        return Batch(x, y, self.weight)
+    def of(self, episode: Episode) -> Draws:
+        """The batches of all steps."""
+        x, y = (torch.cat([getattr(episode.support, part), getattr(episode.query, part)]) for part in ("x", "y"))
+        return Draws(x, y, self.rows, self.weight)
 
     def batches(self, episode: Episode) -> Iterator[Batch]:
         """One batch for every step."""
-        return self.stacked(episode).unbind()
+        return self.of(episode).stacked().unbind()

@@ -27,8 +27,9 @@ from torch.func import vmap
 from common.algorithms.base import Algorithm
 from common.batch import Episode, Minibatches
 from common.errors import ConfigError, in_one_line
+from common.first_order import is_written_out
+from common.kernels.train import known
 from common.params import Params
-from common.perceptron import layer_names
 
 Contribute = Callable[[Params, Params, Episode, Minibatches], tuple[Params, Tensor, Params]]
 
@@ -53,7 +54,12 @@ def _compiled(algorithm: Algorithm) -> Contribute:
 
 
 def compiled(algorithm: Algorithm) -> Contribute:
-    """The same by torch.compile, from the first call on. Raises ConfigError where that does not work."""
+    """The same by torch.compile, from the first call on; where kernels do the work there is nothing to compile.
+
+    Raises ConfigError where that does not work.
+    """
+    if algorithm.first_order and known(algorithm.learner.module) is not None:
+        return mapped(algorithm)
 
     def checked(*args: Any) -> tuple[Params, Tensor, Params]:
         from torch._dynamo.exc import TorchDynamoException  # here, because it is slow to import
@@ -89,7 +95,7 @@ class Auto:
 
     def mapped(self, algorithm: Algorithm) -> Contribute:
         """`mapped(algorithm)`, or from some call on what was compiled of it."""
-        if algorithm.first_order and layer_names(algorithm.learner.module) is not None:
+        if algorithm.first_order and is_written_out(algorithm.learner):
             return mapped(algorithm)  # written out, and faster than what a compiler makes of the general way
 
         def call(*args: Any) -> tuple[Params, Tensor, Params]:

@@ -1,8 +1,8 @@
-"""Plain SGD on a perceptron with its gradient written out, all tasks of a batch at once: what the fastest rounds consist of.
+"""Plain SGD on a perceptron with its gradient written out, all tasks of a batch at once: where there are no compiled kernels.
 
-The same numbers as `inner.descend`, but for rounding, which stays the definition and does everything else: other models,
-gradients through the steps, compiled rounds. Here nothing is recorded, nothing is allocated in a step, and the product that
-makes a weight's gradient also subtracts it from the weight (`baddbmm_`).
+The same numbers as `inner.descend`, but for rounding, which stays the definition and does everything else. Here nothing is
+recorded, nothing is allocated in a step, and the product that makes a weight's gradient also subtracts it from the weight
+(`baddbmm_`).
 
 One layer of one task, for rows h of examples: a = W h + b, out = relu(a). With d the loss's gradient with respect to a (at the
 top softmax minus one-hot, weighted): dW = d^T h, db = sum of d, and d W is the gradient with respect to h (Rumelhart, Hinton,
@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from common.batch import Batch
-from common.inner import descend, last
-from common.learner import Learner
 from common.params import Params
 
 Layers = list[tuple[Tensor, Tensor]]
@@ -28,14 +26,11 @@ TOGETHER = 40
 """Tasks at once on a CPU: few enough that their parameters and activations stay in its cache from one step to the next."""
 
 
-def end_of_descent(learner: Learner, start: Params, batches: Batch, lr: float) -> Params:
-    """phi_k after a step on each of `batches` [steps, examples, ...]: the end of `inner.descend`, for first-order algorithms.
+def descend_perceptron(names: list[str], start: Params, batches: Batch, lr: float) -> Params:
+    """phi_k after a step on each of `batches` [steps, examples, ...]; `names` as `layer_names` gives them.
 
-    Works under `vmap`; there is no gradient through it on a perceptron.
+    Works under `vmap`; there is no gradient through it.
     """
-    names = layer_names(learner.module)
-    if names is None or set(names) != start.keys() or torch.compiler.is_compiling():
-        return last(descend(learner.loss, start, batches.unbind(), lr))
     end = _Descent.apply(lr, *batches, *(start[name] for name in names))  # type: ignore[no-untyped-call]
     return dict(zip(names, end, strict=True))
 
@@ -70,7 +65,7 @@ class _Descent(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> Any:
-        raise NotImplementedError("there is no gradient through `end_of_descent`: use `descend`")
+        raise NotImplementedError("there is no gradient through what first-order algorithms compute: use `descend`")
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], lr: float, *tensors: Tensor) -> tuple[tuple[Tensor, ...], Any]:

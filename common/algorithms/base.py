@@ -73,7 +73,7 @@ class Algorithm(ABC):
     """Whether a node needs of the model's numbers none but `meta`; else those of the freshly made one, too."""
 
     first_order: bool = False
-    """Whether a round's inner loop is `perceptron.end_of_descent`: then perceptrons have a way that needs no compiler."""
+    """Whether a round's inner loop is `first_order.end_of_descent`: then torch.compile betters nothing on known models."""
 
     @classmethod
     def model_outputs(cls, options: Any, outputs: int) -> int:

@@ -9,12 +9,11 @@ from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
-from torch.func import grad_and_value
 
 from common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions, ZeroHeadOptions
 from common.batch import Episode, Minibatches
+from common.first_order import end_of_descent, gradient_and_loss
 from common.params import Params
-from common.perceptron import end_of_descent
 
 
 class FoMamlOptions(InnerLoopOptions, ZeroHeadOptions):
@@ -30,5 +29,4 @@ class FoMaml(Algorithm):
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
         phi = end_of_descent(self.learner, meta, episode.support.times(self.options.inner_steps), self.options.inner_lr)
-        gradient, loss = grad_and_value(self.learner.loss)(phi, episode.query)
-        return gradient, loss
+        return gradient_and_loss(self.learner, phi, episode.query)

@@ -15,11 +15,11 @@ from torch import Tensor
 from common.algorithms.base import AlgorithmOptions
 from common.algorithms.local_sgd import LocalSgd, LocalSgdOptions, shuffled_epochs
 from common.batch import Batch, Episode, Minibatches
+from common.first_order import end_of_descent, loss_of
 from common.inner import descend, last
 from common.learner import Learner
 from common.options import Text
 from common.params import Params, subtract
-from common.perceptron import end_of_descent
 
 
 class HeadsOptions(LocalSgdOptions):
@@ -68,10 +68,10 @@ class Heads(LocalSgd):
             head = last(self._descend_part(kept, meta, batches[:of_head], lr))
             body = last(self._descend_part(meta, head, batches[of_head:], lr))
         else:
-            phi = end_of_descent(self.learner, {**meta, **kept}, minibatches.stacked(episode), lr)
+            phi = end_of_descent(self.learner, {**meta, **kept}, minibatches.of(episode), lr)
             body, head = ({name: phi[name] for name in part} for part in (meta, kept))
         # The query examples were trained on as well, so this is a training loss.
-        return subtract(meta, body), self.learner.loss({**body, **head}, episode.query), head
+        return subtract(meta, body), loss_of(self.learner, {**body, **head}, episode.query), head
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Full parameters after 0, 1, .. `steps` steps from a fresh head: of the head alone for FedRep, of all for FedPer."""

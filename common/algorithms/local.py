@@ -10,9 +10,9 @@ from torch import Tensor
 
 from common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions
 from common.batch import Batch, Episode, Minibatches
+from common.first_order import end_of_descent, loss_of
 from common.inner import descend
 from common.params import Params
-from common.perceptron import end_of_descent
 
 
 class Local(Algorithm):
@@ -30,7 +30,7 @@ class Local(Algorithm):
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
         batches = episode.support.times(self.options.inner_steps)
         phi = end_of_descent(self.learner, self.learner.initial(), batches, self.options.inner_lr)
-        return {}, self.learner.loss(phi, episode.query)
+        return {}, loss_of(self.learner, phi, episode.query)
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         return descend(self.learner.loss, self.learner.initial(), iter([support] * steps), lr)

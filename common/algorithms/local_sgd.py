@@ -8,8 +8,8 @@ from torch import Tensor
 
 from common.algorithms.base import Algorithm, InnerLoopOptions
 from common.batch import Episode, Minibatches
+from common.first_order import end_of_descent, loss_of
 from common.params import Params
-from common.perceptron import end_of_descent
 
 
 class LocalSgdOptions(InnerLoopOptions):
@@ -26,9 +26,9 @@ class LocalSgd(Algorithm):
         return shuffled_epochs(num_examples, self.options.inner_steps, self.options.batch_size, rng)
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
-        phi = end_of_descent(self.learner, meta, minibatches.stacked(episode), self.options.inner_lr)
+        phi = end_of_descent(self.learner, meta, minibatches.of(episode), self.options.inner_lr)
         # The query examples were trained on as well, so this is a training loss.
-        loss = self.learner.loss(phi, episode.query)
+        loss = loss_of(self.learner, phi, episode.query)
         # theta - phi in the memory of phi, which is of no other use: nothing that belongs to somebody else is changed.
         return {name: value.neg_().add_(meta[name]) for name, value in phi.items()}, loss
 

@@ -5,19 +5,27 @@ import torch
 from torch import nn
 from torch.func import grad, vmap
 
+from common import first_order
 from common import perceptron as perceptron_module
 from common.algorithms import ALGORITHMS, Algorithm
 from common.batch import Batch, TaskData
+from common.first_order import end_of_descent
 from common.learner import Learner
 from common.local_round import RoundResult, TaskWork, run_round
 from common.models.mlp import perceptron
-from common.perceptron import end_of_descent, layer_names
+from common.perceptron import layer_names
 from common.randomness import generator
 
 SIZES = [(3, 7), (9, 2), (5, 5), (4, 3)]
 FIRST_ORDER = ["fedavg", "fomaml", "heads", "local", "reptile"]
 KINDS = ["classification", "regression"]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+@pytest.fixture(autouse=True)
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there is no compiler: tests/common/kernels has the other way."""
+    monkeypatch.setattr(first_order, "known", lambda module: None)
 
 
 class Other(nn.Sequential):

@@ -1,0 +1,74 @@
+"""What first-order algorithms compute of a model, the fastest way there is: descents, and losses or gradients where they end.
+
+Three ways give the same numbers but for rounding. The kernels (`common/kernels`): compiled C++, for the models that they know,
+on a CPU with a compiler. A perceptron with its gradient written out in torch (`common/perceptron.py`), also on a GPU. And the
+definition, `inner.descend` and `torch.func`, for everything else and within what torch.compile compiles.
+"""
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from common.batch import Batch, Draws
+from common.inner import descend, last
+from common.kernels.network import Network
+from common.kernels.train import Train, What, known
+from common.learner import Learner
+from common.params import Params
+from common.perceptron import descend_perceptron, layer_names
+
+
+def is_written_out(learner: Learner) -> bool:
+    """Whether there is a way that a compiler would not make faster."""
+    return layer_names(learner.module) is not None or known(learner.module) is not None
+
+
+def end_of_descent(learner: Learner, start: Params, batches: Batch | Draws, lr: float) -> Params:
+    """phi_k after a step on each of `batches` [steps, examples, ...]: the end of `inner.descend`, for first-order algorithms.
+
+    Works under `vmap`; there is no gradient through it where it is written out.
+    """
+    if (network := _network(learner, start, batches)) is not None:
+        return network.named(_train("descent", network, start, batches, lr))
+    steps = batches.stacked() if isinstance(batches, Draws) else batches
+    names = None if torch.compiler.is_compiling() else layer_names(learner.module)
+    if names is not None and set(names) == start.keys():
+        return descend_perceptron(names, start, steps, lr)
+    return last(descend(learner.loss, start, steps.unbind(), lr))
+
+
+def gradient_and_loss(learner: Learner, at: Params, batch: Batch) -> tuple[Params, Tensor]:
+    """(gradient with the keys of `at`, loss) of one batch; works under `vmap`."""
+    if (network := _network(learner, at, batch.times(1))) is None:
+        return grad_and_value(learner.loss)(at, batch)
+    *gradient, loss = _train("gradient", network, at, batch.times(1))
+    return network.named(gradient), loss
+
+
+def loss_of(learner: Learner, at: Params, batch: Batch) -> Tensor:
+    """The loss of one batch; works under `vmap`."""
+    if (network := _network(learner, at, batch.times(1))) is None:
+        return learner.loss(at, batch)
+    (loss,) = _train("loss", network, at, batch.times(1))
+    return loss
+
+
+def _network(learner: Learner, at: Params, batches: Batch | Draws) -> Network | None:
+    """The model for the kernels, if they can take it with these parameters and examples."""
+    network = None if torch.compiler.is_compiling() else known(learner.module)
+    if network is None:
+        return None
+    first = 1 if isinstance(batches, Draws) else 2  # axes before those of one example
+    return network if network.takes(at, batches.x, batches.y, first) else None
+
+
+def _train(what: What, network: Network, at: Params, batches: Batch | Draws, lr: float = 0.0) -> list[Tensor]:
+    """One task's, which `vmap` makes many of."""
+    params = [at[name][None] for name in network.names]
+    rate = params[0].new_full((1,), lr)
+    if isinstance(batches, Draws):
+        rows, x, y = batches.rows[None], batches.x[None, None], batches.y[None, None]
+    else:
+        rows, x, y = None, batches.x[None], batches.y[None]
+    end = Train.apply(what, network, rows, rate, x, y, batches.weight[None], *params)  # type: ignore[no-untyped-call]
+    return [value[0] for value in end]
