@@ -20,7 +20,7 @@ from common.wire import TrainRequest
 def spared(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Flower has it again afterwards."""
     for module in (pulling, http_grid):
-        monkeypatch.setattr(module, "inflate_object_from_contents", module.inflate_object_from_contents)  # type: ignore[attr-defined]
+        monkeypatch.setattr(module, "inflate_object_from_contents", module.inflate_object_from_contents)
     inflating.spare()
     inflating.spare()  # twice is as once
 
