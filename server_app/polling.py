@@ -95,7 +95,7 @@ class PollingGrid(Grid):
             for i in range(0, len(waiting), at_once):
                 for reply in self.pull_messages(waiting[i : i + at_once]):
                     there.add(reply.metadata.reply_to_message_id)
-                    done = done or (enough is not None and enough(reply))
+                    done = (enough is not None and enough(reply)) or done
                     yield reply
                     del reply
                 if in_order and not over and waiting[i] not in there:

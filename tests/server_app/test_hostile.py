@@ -179,10 +179,15 @@ def replies(changes: st.SearchStrategy[Change]) -> st.SearchStrategy[RecordDict 
     return st.one_of(changes, changes, changes, ANYTHING, ERRORS)
 
 
+def as_sent(records: RecordDict) -> RecordDict:
+    """With records of its own, as over a network: the server takes them apart."""
+    return RecordDict({key: ArrayRecord(dict(r)) if isinstance(r, ArrayRecord) else r for key, r in records.items()})
+
+
 def play(kind: str, drawn: RecordDict | Error | Change) -> tuple[MetaStrategy, dict[str, Any]]:
     """One phase of a round in which the second node replies what was drawn: (strategy, its line of the history)."""
     config, grid, population, algorithm, true, _, _ = setting()
-    honest, own = true[HONEST, kind], true[HOSTILE, kind]
+    honest, own = (as_sent(true[node, kind]) for node in (HONEST, HOSTILE))
     content = drawn(own) if callable(drawn) else drawn
     grid._faults = {
         0: lambda message, _: Message(honest, reply_to=message),
