@@ -38,8 +38,7 @@ def main() -> None:
     model = sum((a + 1) * b for a, b in itertools.pairwise(sizes)) * 4 / 1e6
     with tempfile.TemporaryDirectory() as folder, federation(Path(folder), warm_nodes=True, nodes=3):
         home = Path(folder)
-        time.sleep(15)  # until the fork servers have imported what they should
-        before = {pid: peak for pid, (_, peak) in look(home).items()}
+        before = {pid: peak for pid, (_, peak) in at_rest(home).items()}
         over, peaks = threading.Event(), dict[int, tuple[str, float]]()
         watcher = threading.Thread(target=watch, args=(home, peaks, over))
         watcher.start()
@@ -72,6 +71,17 @@ def main() -> None:
     lines = ["| process | rises by, MB | times the model |", "|---|---:|---:|"]
     lines += [f"| {role} | {size:.0f} | {size / model:.1f} |" for role, size in sorted(roles.items())]
     finish(result, "\n".join(lines))
+
+
+def at_rest(home: Path) -> dict[int, tuple[str, float]]:
+    """As `look`, once the fork servers have imported what they should: when hardly anything has grown for ten seconds."""
+    before, since = look(home), time.monotonic()
+    while time.monotonic() - since < 10:
+        time.sleep(1)
+        now = look(home)
+        if now.keys() != before.keys() or any(peak > before[pid][1] + 1 for pid, (_, peak) in now.items()):
+            before, since = now, time.monotonic()
+    return before
 
 
 def watch(home: Path, peaks: dict[int, tuple[str, float]], over: threading.Event) -> None:

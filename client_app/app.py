@@ -164,7 +164,8 @@ def _coded(node: Node, store: KeptState, gradient: Params, request: TrainRequest
 def evaluate_tasks(message: Message, node: Node, state: RecordDict) -> RecordDict:
     """Scores of held-out tasks after 0..K adaptation steps."""
     started = time.perf_counter()
-    request = EvaluateRequest.from_records(message.content)
+    request, received = EvaluateRequest.from_records(message.content), payload_bytes(message.content)
+    message.content.clear()  # it has been read
     algorithm, meta = node.algorithm_for(request.meta)
     draws = [
         [replace(draw, support=draw.support.first(request.shots)) for draw in node.dataset.test_draws(task_id)]
@@ -174,7 +175,6 @@ def evaluate_tasks(message: Message, node: Node, state: RecordDict) -> RecordDic
     seconds = time.perf_counter() - started
     number, at = message.metadata.group_id, _nearest(request.lrs, algorithm.options.inner_lr)
     scores = show.in_words(node, metrics[:, at, 0].mean(), metrics[:, at, -1].mean()) + f" at rate {request.lrs[at]:g}"
-    received = payload_bytes(message.content)
     show.tell(node, f"Round {number}, evaluation", request.task_ids, scores, seconds, received, 0)
     return EvaluateReply(losses, metrics, seconds).to_records()
 

@@ -1,7 +1,8 @@
 """Named tensors as Flower's ArrayRecord, and back.
 
 A large tensor travels in parts, some of its rows in each: whoever receives a message holds everything of one array three times
-while Flower puts it together, and so it is one part and not the whole model.
+while Flower puts it together, and so it is one part and not the whole model. A part is about as large as the pieces in which
+Flower sends an array.
 """
 
 import math
@@ -19,7 +20,7 @@ from torch import Tensor
 from common.params import Params
 from common.reading import WireError, reads, record_of, short
 
-PART = 2**24
+PART = 2**22
 """Bytes of a part, at the most, unless a single row has more."""
 
 _PART = re.compile(r"(.*)#part(\d+)", re.DOTALL)
@@ -45,19 +46,22 @@ def _parts(name: str, value: Numbers) -> Iterator[tuple[str, Numbers]]:
 
 
 @reads
-def from_arrays(record: ArrayRecord) -> Params:
+def from_arrays(record: ArrayRecord, *, take: bool = False) -> Params:
     """The tensors of an ArrayRecord, as copies that may be changed.
 
     Never unpickles, and takes no more memory than came: the size that an array claims is compared with its bytes first.
+    `take`: empty the record meanwhile, so that a large model is not there twice.
     """
     parts: dict[str, list[Numbers]] = {}
-    for key, array in record.items():
+    for key in list(record):
+        array = record.pop(key) if take else record[key]
         match = _PART.fullmatch(key)
         name, number = (match[1], int(match[2])) if match else (key, 0)
         if number != len(parts.setdefault(name, [])):
             raise WireError(f"the parts of the tensor `{name}` are not in their order, or it is there twice")
         parts[name].append(_numbers(name, array))
-    return {name: torch.from_numpy(_whole(name, found)) for name, found in parts.items()}
+        del array  # the view that was made of it keeps what is needed
+    return {name: torch.from_numpy(_whole(name, parts.pop(name))) for name in list(parts)}
 
 
 def _numbers(name: str, array: Array) -> Numbers:
@@ -83,9 +87,15 @@ def _whole(name: str, parts: list[Numbers]) -> Numbers:
         return np.array(parts[0], copy=True, order="C")
     if len({(part.dtype, part.shape[1:]) for part in parts}) > 1:
         raise WireError(f"the parts of the tensor `{name}` do not fit together")
-    return np.concatenate(parts)
+    result = np.empty((sum(len(part) for part in parts), *parts[0].shape[1:]), parts[0].dtype)
+    end = len(result)
+    while parts:  # each goes once it is copied
+        part = parts.pop()
+        result[end - len(part) : end] = part
+        end -= len(part)
+    return result
 
 
-def arrays_of(records: RecordDict, name: str) -> Params:
-    """The tensors of the record `name`. Raises WireError, or KeyError where there is none."""
-    return from_arrays(record_of(records, name, ArrayRecord))
+def arrays_of(records: RecordDict, name: str, *, take: bool = False) -> Params:
+    """The tensors of the record `name`, as from `from_arrays`. Raises WireError, or KeyError where there is none."""
+    return from_arrays(record_of(records, name, ArrayRecord), take=take)

@@ -3,7 +3,7 @@
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from common.local_round import TaskWork, evaluate, run_round
 from common.models import MODELS, build_model
 from common.models.conv4 import SMALLEST_SIDE
 from common.options import Options
+from common.params import LARGE
 from common.randomness import generator
 
 _CPU = torch.device("cpu")
@@ -29,20 +30,30 @@ _CPU = torch.device("cpu")
 def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _CPU, *, tried: bool = False) -> Algorithm:
     """The algorithm of `config` (resolved) on its freshly initialised model. Raises ConfigError if these do not go together.
 
-    `tried`: somebody has seen already that the model can be trained and scored, which takes several times its memory.
+    `tried`: somebody has seen already that the model can be trained and scored, which takes several times its memory; and the
+    parameters come from there, so that the model is no more than a structure where that will do.
     """
     model = config.model if config.model != "auto" else _model_for(spec)
     chosen, options = ALGORITHMS[config.algorithm], config.table(config.algorithm)
     outputs = chosen.model_outputs(options, spec.outputs)
     _check_inputs(model, spec)
     tokens = spec.outputs if spec.tokens else 0
-    module = build_model(model, config.table(model), spec.input_shape, outputs, config.seed, tokens)
-    learner = Learner(module, spec.kind, spec.outputs)
-    try_out(learner, model, spec, outputs)
-    if not tried:
+    ours = model in MODELS and not is_own_algorithm(chosen)
+    # On the device "meta" tensors have shapes and no numbers.
+    with torch.device("meta") if tried and ours and chosen.starts_from_meta else nullcontext():
+        module = build_model(model, config.table(model), spec.input_shape, outputs, config.seed, tokens)
+        learner = Learner(module, spec.kind, spec.outputs)
+        try_out(learner, model, spec, outputs)
+    if learner.device.type == "meta":
+        learner.drop_numbers()
+    if not tried and not (ours and _size(learner) >= LARGE):  # that ours go together is tested with small ones
         try_out_with(chosen(_few_steps(options), learner), model, spec)
-    module.to(device)
+    learner.to(device)
     return chosen(options, learner)
+
+
+def _size(learner: Learner) -> int:
+    return sum(value.nbytes for value in learner.module.parameters())
 
 
 def _model_for(spec: DataSpec) -> str:

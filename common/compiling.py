@@ -27,8 +27,7 @@ from torch.func import vmap
 from common.algorithms.base import Algorithm
 from common.batch import Episode, Minibatches
 from common.errors import ConfigError, in_one_line
-from common.first_order import is_written_out
-from common.kernels.train import known
+from common.first_order import has_kernels, is_written_out
 from common.params import Params
 
 Contribute = Callable[[Params, Params, Episode, Minibatches], tuple[Params, Tensor, Params]]
@@ -58,7 +57,7 @@ def compiled(algorithm: Algorithm) -> Contribute:
 
     Raises ConfigError where that does not work.
     """
-    if algorithm.first_order and known(algorithm.learner.module) is not None:
+    if algorithm.first_order and has_kernels(algorithm.learner):
         return mapped(algorithm)
 
     def checked(*args: Any) -> tuple[Params, Tensor, Params]:

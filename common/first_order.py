@@ -20,7 +20,12 @@ from common.perceptron import descend_perceptron, layer_names
 
 def is_written_out(learner: Learner) -> bool:
     """Whether there is a way that a compiler would not make faster."""
-    return layer_names(learner.module) is not None or known(learner.module) is not None
+    return layer_names(learner.module) is not None or has_kernels(learner)
+
+
+def has_kernels(learner: Learner) -> bool:
+    """Whether the kernels do the work."""
+    return learner.device.type == "cpu" and known(learner.module) is not None
 
 
 def end_of_descent(learner: Learner, start: Params, batches: Batch | Draws, lr: float) -> Params:
@@ -55,7 +60,9 @@ def loss_of(learner: Learner, at: Params, batch: Batch) -> Tensor:
 
 def _network(learner: Learner, at: Params, batches: Batch | Draws) -> Network | None:
     """The model for the kernels, if they can take it with these parameters and examples."""
-    network = None if torch.compiler.is_compiling() else known(learner.module)
+    # The device first: a module that is only a structure is nowhere.
+    away = torch.compiler.is_compiling() or learner.device.type != "cpu"
+    network = None if away else known(learner.module)
     if network is None:
         return None
     first = 1 if isinstance(batches, Draws) else 2  # axes before those of one example

@@ -2,26 +2,55 @@
 
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
 from common.batch import Batch
 from common.params import Params, add
 
+_PIECE = 2**20  # numbers
 Loss = Callable[[Params, Batch], Tensor]
 
 
-def descend(loss: Loss, start: Params, batches: Iterator[Batch], lr: float | Tensor) -> Iterator[Params]:
+def descend(
+    loss: Loss, start: Params, batches: Iterator[Batch], lr: float | Tensor, *, passing: bool = False
+) -> Iterator[Params]:
     """Yield phi_0 = start, then phi_{i+1} = phi_i - lr * grad loss(phi_i, batch_i) for every batch.
 
     Written with `torch.func`, so that a gradient taken through it is exact to any order. Plain SGD: state such as Adam's
     would have to be carried from task to task, which stateless clients cannot.
+    `passing`: every phi but the first may be written over by the next, and no gradient is taken through them.
     """
     phi = start
     yield phi
     for batch in batches:
-        phi = add(phi, grad(loss)(phi, batch), -lr)
+        if passing and isinstance(lr, Tensor):
+            phi = _moved(phi, grad(loss)(phi, batch), -lr, in_place=phi is not start)
+        else:
+            phi = add(phi, grad(loss)(phi, batch), -lr)
         yield phi
+
+
+def _moved(phi: Params, gradient: Params, scale: Tensor, *, in_place: bool) -> Params:
+    """phi + scale * gradient, the same bits as `add`. Large tensors come in the memory of those of `phi` if `in_place`."""
+    moved = {}
+    for name, value in phi.items():
+        slope = gradient.pop(name)
+        if value.numel() <= _PIECE:
+            moved[name] = value + scale * slope
+            continue
+        if in_place:
+            # Some rows at a time, else the products would take as much memory again.
+            size = max(1, len(value) * _PIECE // value.numel())
+            for rows, slopes in zip(torch.split(value, size), torch.split(slope, size), strict=True):
+                rows.add_(scale * slopes)
+            moved[name] = value
+        else:
+            moved[name] = scale * slope
+            del slope
+            moved[name].add_(value)
+    return moved
 
 
 def descend_towards(

@@ -23,6 +23,8 @@ class Learner:
                 "norm, or batch norm with track_running_stats=False"
             )
         self.module = module
+        self.structure_on: torch.device | None = None
+        """Where to compute, for a module that is only a structure: its parameters then have shapes and no numbers."""
         self.kind = kind
         self.outputs = outputs
         self.last_layer: str | None = None
@@ -36,8 +38,20 @@ class Learner:
 
     @property
     def device(self) -> torch.device:
-        """Where the module's parameters are."""
-        return next(self.module.parameters()).device
+        """Where the module's parameters are, or would be."""
+        return self.structure_on or next(self.module.parameters()).device
+
+    def to(self, device: torch.device) -> None:
+        """Compute on this device."""
+        if self.structure_on is None:
+            self.module.to(device)
+        else:
+            self.structure_on = device
+
+    def drop_numbers(self) -> None:
+        """Keep the structure of the module alone, which is all that is needed where parameters come from elsewhere."""
+        self.structure_on = self.device
+        self.module.to("meta")
 
     @property
     def dtype(self) -> torch.dtype:

@@ -20,6 +20,9 @@ from common.chunking import AutoChunks, chunks
 from common.compiling import Auto, Contribute, compiled, mapped
 from common.params import Params, add_weighted, weighted_quotient, zeros
 
+_PIECE = 2**20
+"""Numbers of a task that are squared at once."""
+
 
 @dataclass(frozen=True)
 class TaskWork:
@@ -71,7 +74,7 @@ def run_round(
     `clip`: a task whose meta-gradient has a larger norm is scaled down to it, and all tasks weigh 1; 0: neither.
     """
     total: Params = {}
-    first: tuple[Params, Tensor] | None = None  # alone it needs no sum beside it
+    first: tuple[Params, Tensor] | None = None  # one that is all there is needs no sum beside it
     total_weight, within = 0.0, 0.0
     losses = [float("nan")] * len(work)
     kept = [algorithm.fresh() if w.kept is None else w.kept for w in work]
@@ -84,11 +87,10 @@ def run_round(
             within += float((weights * (norms <= clip)).sum())
         else:
             weights_of_sum = weights
-        if first is None and not total:
+        if len(part.positions) == len(work):
             first = part.gradients, weights_of_sum
         else:
-            total = total or _sum_of(first, meta)
-            first = None
+            total = total or zeros(meta)
             for name, value in part.gradients.items():
                 add_weighted(total[name], value, weights_of_sum)
         total_weight += float(weights.sum())
@@ -96,6 +98,7 @@ def run_round(
             if part.finite[t]:
                 losses[position] = float(part.losses[t])
                 kept[position] = {name: value[t] for name, value in part.kept.items()}
+        del part  # before the next one comes
     divisor = max(total_weight, 1e-300)
     if first is not None:
         values, weights = first
@@ -103,14 +106,6 @@ def run_round(
     else:
         gradient = {name: value.div_(divisor).to(meta[name].dtype) for name, value in (total or zeros(meta)).items()}
     return RoundResult(gradient, total_weight, losses, kept, within)
-
-
-def _sum_of(first: tuple[Params, Tensor] | None, like: Params) -> Params:
-    total = zeros(like)
-    if first is not None:
-        for name, value in first[0].items():
-            add_weighted(total[name], value, first[1])
-    return total
 
 
 @dataclass(frozen=True)
@@ -141,12 +136,15 @@ def contributions(
         indices = [algorithm.minibatch_indices(w.num_examples, w.rng) for w in chosen]
         minibatches = _stack_minibatches(indices, [w.data.support.x.shape[0] for w in chosen], episode, device)
         before = {name: torch.stack([kept[i][name] for i in positions]) for name in kept[positions[0]]}
-        gradients, loss, after = contribute(meta, before, episode, minibatches)
-        finite = _finite_tasks(gradients, after, loss)
-        if not finite.all():
-            # where(), because 0 * NaN is NaN: a task that is left out must leave no trace.
-            gradients = {name: torch.where(_over(finite, value), value, 0.0) for name, value in gradients.items()}
-        yield Part(positions, gradients, loss, after, finite)
+        yield _part(positions, *contribute(meta, before, episode, minibatches))
+
+
+def _part(positions: list[int], gradients: Params, loss: Tensor, after: Params) -> Part:
+    finite = _finite_tasks(gradients, after, loss)
+    if not finite.all():
+        # where(), because 0 * NaN is NaN: a task that is left out must leave no trace.
+        gradients = {name: torch.where(_over(finite, value), value, 0.0) for name, value in gradients.items()}
+    return Part(positions, gradients, loss, after, finite)
 
 
 def _contribute(algorithm: Algorithm, compile: bool | Auto) -> Contribute:
@@ -187,10 +185,11 @@ def evaluate(
 
     def scores(theta: Params, lr: Tensor, support: Batch, test: Batch) -> tuple[Tensor, Tensor]:
         before, results = None, []
-        for phi in algorithm.adaptation_path(theta, support, lr, steps):
+        for phi in algorithm.passing_path(theta, support, lr, steps):
             # A path that stands still (prototypes) is scored once.
             results.append(results[-1] if phi is before else algorithm.score(phi, test))
             before = phi
+        del phi, before  # with them the path lets go of its last parameters before those of the next task are made
         losses, metrics = zip(*results, strict=True)
         return torch.stack(losses), torch.stack(metrics)
 
@@ -251,5 +250,13 @@ def _finite_tasks(gradients: Params, kept: Params, loss: Tensor) -> Tensor:
     finite = torch.isfinite(loss)
     for value in [*gradients.values(), *kept.values()]:
         # The squares, because a gradient of 1e26 would overflow in Adam's second moment and stop its weights for good.
-        finite &= torch.isfinite(value.reshape(value.shape[0], -1).square().sum(dim=1))
+        finite &= torch.isfinite(_squares(value.reshape(value.shape[0], -1)))
     return finite
+
+
+def _squares(rows: Tensor) -> Tensor:
+    """The sum of the squares of every row."""
+    if rows.shape[1] <= _PIECE:
+        return rows.square().sum(dim=1)
+    # In pieces, since the squares of all would take as much memory again.
+    return torch.stack([piece.square().sum(dim=1) for piece in torch.split(rows, _PIECE, dim=1)]).sum(dim=0)

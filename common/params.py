@@ -8,6 +8,8 @@ from torch import Tensor
 
 Params = dict[str, Tensor]
 
+LARGE = 2**25
+"""Bytes from which on a tensor is large enough for its sums to be kept in its own type."""
 _BLOCK = 2**20  # numbers
 
 
@@ -37,7 +39,7 @@ def norm(params: Mapping[str, Tensor]) -> float:
 
 def all_finite(params: Params) -> bool:
     """True if no tensor holds NaN or infinity."""
-    return all(bool(torch.isfinite(value).all()) for value in params.values())
+    return all(bool(torch.isfinite(part).all()) for value in params.values() for part in torch.split(value.reshape(-1), _BLOCK))
 
 
 def can_be_squared(value: Tensor) -> bool:
@@ -92,12 +94,19 @@ def _mean(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def zeros(like: Params) -> Params:
-    """Contiguous zeros in float64, in whatever order the numbers of `like` lie in memory: what `add_weighted` adds to."""
-    return {name: torch.zeros(value.shape, dtype=torch.float64, device=value.device) for name, value in like.items()}
+    """Contiguous zeros, in whatever order the numbers of `like` lie in memory: what `add_weighted` adds to.
+
+    In float64; in float32 for a tensor of that type that is LARGE, because sums of it would take twice its memory.
+    """
+    return {name: torch.zeros(value.shape, dtype=_type_of_sums(value), device=value.device) for name, value in like.items()}
+
+
+def _type_of_sums(value: Tensor) -> torch.dtype:
+    return torch.float32 if value.dtype == torch.float32 and value.nbytes >= LARGE else torch.float64
 
 
 def add_weighted(total: Tensor, values: Tensor, weights: Tensor) -> None:
-    """total += sum over i of weights[i] * values[i], in place, for a contiguous float64 `total` and float64 `weights` [n].
+    """total += sum over i of weights[i] * values[i], in place, for a `total` from `zeros` and float64 `weights` [n].
 
     In pieces, so that `values` [n, ...] of a large model are not copied as float64 as a whole.
     """

@@ -27,6 +27,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+from common import inflating
 from common.errors import ConfigError
 
 RELEASE = "1.39."
@@ -39,7 +40,7 @@ use, and httpx httpcore. Not the app: its code comes with the run, and may be an
 
 SHORTEST, LONGEST = 0.05, 3.0
 """Seconds between two looks for work: a tenth of the time since the last work, within these bounds."""
-MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**22), "MALLOC_TRIM_THRESHOLD_": str(2**24)}
+MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**22)}
 """Environment of SuperLink, SuperExec and SuperNode: else glibc gives each of their threads a heap, and keeps what is free."""
 POLL = "QUICKBLOOM_POLL"
 """Environment variable with another LONGEST."""
@@ -58,7 +59,7 @@ CONNECTION = (
 
 # Run in the fork. It must not import this package: a run's app brings its own `common`.
 _WORK = """
-import importlib, os, sys
+import importlib, os, runpy, sys
 sys.argv = {arguments!r}
 sys.dont_write_bytecode = False  # else the app would be compiled anew for every message
 if {quiet!r}:
@@ -67,6 +68,7 @@ if {quiet!r}:
 from flwr.supercore.inflatable import inflatable_utils as pulling
 for pull in (pulling.pull_objects, pulling.pull_and_inflate_object_from_tree):
     pull.__kwdefaults__["initial_backoff"] = {backoff!r}
+runpy.run_path({inflating!r})["worker"]()
 getattr(importlib.import_module({module!r}), {function!r})()
 """
 
@@ -168,8 +170,9 @@ def longest_pause() -> float:
     return seconds
 
 
-def pull_sooner() -> None:
-    """Let this process ask again soon for a part of a message that its sender still pushes: Flower waits 1 s.
+def pull_well() -> None:
+    """Let this process ask again soon for a part of a message that its sender still pushes, where Flower waits 1 s, and put
+    messages together part by part.
 
     Does nothing with another release of Flower.
     """
@@ -177,6 +180,7 @@ def pull_sooner() -> None:
         pulling: Any = importlib.import_module("flwr.supercore.inflatable.inflatable_utils")
         for pull in (pulling.pull_objects, pulling.pull_and_inflate_object_from_tree):
             pull.__kwdefaults__["initial_backoff"] = _FIRST_BACKOFF
+        inflating.spare()
 
 
 def warm_supernode(longest: float) -> None:
@@ -185,7 +189,7 @@ def warm_supernode(longest: float) -> None:
     connections.grpc = Connecting(connections.grpc)
     retries: Any = importlib.import_module("flwr.supercore.retry.grpc_retry")
     retries.MAX_RETRY_DELAY = LONGEST_RETRY
-    pull_sooner()
+    pull_well()
     node: Any = importlib.import_module("flwr.supernode.start_client_internal")
     node.time = Pace(longest)
 
@@ -214,6 +218,7 @@ def warm_superexec(longest: float) -> None:
             arguments=list(arguments),
             quiet=stdout == subprocess.DEVNULL,
             backoff=_FIRST_BACKOFF,
+            inflating=inflating.__file__,
             module=entry.module,
             function=entry.attr,
         )

@@ -175,7 +175,8 @@ class TrainReply:
 
     @classmethod
     @reads
-    def from_records(cls, records: RecordDict, num_tasks: int) -> "TrainReply":
+    def from_records(cls, records: RecordDict, num_tasks: int, *, take: bool = False) -> "TrainReply":
+        """`take`: empty the record of the meta-gradient meanwhile."""
         nothing_else(records, {"gradient", "metrics"})
         fields = _metrics(records)
         nothing_else(fields, {"weight", "losses", "seconds", "within"})
@@ -190,7 +191,7 @@ class TrainReply:
             raise WireError(f"`within` is {within}, more than the `weight` of all its tasks, {weight}")
         if (weight > 0) != any(map(math.isfinite, losses)):
             raise WireError(f"`weight` is {weight}, but {np.isfinite(losses).sum()} of its tasks contributed")
-        gradient = arrays_of(records, "gradient")
+        gradient = arrays_of(records, "gradient", take=take)
         for name, value in gradient.items():
             if not can_be_squared(value):
                 raise WireError(f"the tensor `{name}` holds NaN, infinity or numbers that are too large")

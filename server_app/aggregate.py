@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.params import Params, weighted_mean
+from common.params import Params, add_weighted, weighted_mean, zeros
 from common.wire import TrainReply
 
 _WEISZFELD_STEPS = 200
@@ -21,6 +21,36 @@ _WEISZFELD_STEPS = 200
 def mean_over_tasks(replies: Sequence[TrainReply]) -> Params:
     """The weighted mean over all tasks, however they are spread over nodes: a node's mean counts with its sum of weights."""
     return weighted_mean((reply.gradient, reply.weight) for reply in replies if reply.weight > 0)
+
+
+class RunningMean:
+    """The same of replies that come one after the other: what is added is kept in the sum alone.
+
+    `like`: tensors of the shapes and types of the meta-gradients.
+    """
+
+    def __init__(self, like: Params) -> None:
+        self._like = like
+        self._total: Params | None = None
+        self._weight = 0.0
+
+    def add(self, reply: TrainReply) -> TrainReply:
+        """Take the reply in, which must fit `like`; returns what is left of it."""
+        if reply.weight > 0:
+            self._total = self._total or zeros(self._like)
+            weight = torch.tensor([reply.weight], dtype=torch.float64)
+            for name, total in self._total.items():
+                add_weighted(total, reply.gradient[name].unsqueeze(0), weight)
+            self._weight += reply.weight
+        reply.gradient.clear()
+        return reply
+
+    def result(self) -> Params:
+        """The mean of what was added, at least one reply with weight. The sum is used up."""
+        if self._total is None:
+            raise ValueError("a weighted mean needs at least one reply with a positive weight")
+        total, self._total = self._total, None
+        return {name: total.pop(name).div_(self._weight).to(value.dtype) for name, value in self._like.items()}
 
 
 # ---- rules on updates [n, d]; d numbers come out

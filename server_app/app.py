@@ -12,7 +12,7 @@ from typing import Any
 import flwr
 import numpy as np
 import torch
-from flwr.app import Context
+from flwr.app import ArrayRecord, Context
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
@@ -21,7 +21,6 @@ from common.assemble import build_algorithm
 from common.config import RunConfig, parse_run_config
 from common.errors import ConfigError, QuickbloomError
 from common.personal import description
-from common.wire import to_arrays
 from server_app import resume, tracking
 from server_app.checkpoint import Checkpoint, CheckpointWriter, load
 from server_app.history import RunDirectory, read_history, spread, to_json
@@ -43,7 +42,7 @@ LEDGER = "privacy.jsonl"
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one federation. Whatever a user can mend ends the run as failed, with one sentence and no traceback."""
-    warm.pull_sooner()
+    warm.pull_well()
     try:
         known = context.run_config
         config = parse_run_config(known)
@@ -86,6 +85,7 @@ def _run_in(
     privacy, config = _with_privacy(config, population, directory, done)
     algorithm = build_algorithm(config, spec)
     outer = OuterOptimizer(algorithm.options, algorithm.init(), config.rounds)
+    algorithm.learner.drop_numbers()  # they are the outer optimizer's now
     origin = resume.origin_of(checkpoint, config)
     if checkpoint is not None:
         # Only now is it known that the run can go on: until here nothing of it was touched.
@@ -131,7 +131,7 @@ def _run_in(
     with tracking.tracked(config, directory.path, done, origin.branch) as live:
         if checkpoint is None and config.checkpoint_every:
             save(0)  # so that the run can go on from its first moment
-        strategy.start(grid, to_arrays(outer.meta), num_rounds=config.rounds, timeout=config.round_deadline)
+        strategy.start(grid, ArrayRecord(), num_rounds=config.rounds, timeout=config.round_deadline)
         return _conclude(grid, strategy, directory, clock, origin.resumed, live)
 
 
@@ -203,11 +203,11 @@ def _conclude(
     if population.splits["validation"] and (validation is None or not validation.task_ids):
         log(WARNING, "No validation task could be scored: the inner rate and all %s steps are used", config.adapt_steps)
     lr, steps = strategy.chosen_rate()
-    test = strategy.score_tasks(grid, strategy.outer.meta, population.splits["test"], [lr])
+    test = strategy.score_tasks(grid, strategy.outer.leaves, population.splits["test"], [lr])
     if population.splits["test"] and not test.task_ids:
         raise RunError("no node sent a usable score of the test tasks: the log above names the reasons")
     shots = _score_shots(grid, strategy, lr, steps)
-    strategy.let_keep(grid, strategy.outer.meta, lr, steps, directory.path.name)
+    strategy.let_keep(grid, strategy.outer.leaves, lr, steps, directory.path.name)
     rounds = read_history(directory.path)
     summary = {
         "schema": 1,
@@ -275,7 +275,7 @@ def _score_shots(grid: Grid, strategy: MetaStrategy, lr: float, steps: int) -> d
     scored: dict[int, Scores] = {}
     for shots in strategy.config.shots:
         if shots <= most:
-            scores = strategy.score_tasks(grid, strategy.outer.meta, test, [lr], shots)
+            scores = strategy.score_tasks(grid, strategy.outer.leaves, test, [lr], shots)
             scored |= {shots: scores} if scores.task_ids else {}
     if not scored:
         return None

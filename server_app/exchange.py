@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from logging import WARNING
 from typing import Any
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message, Metadata, RecordDict
 from flwr.common import log
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from common.config import RunConfig
 from common.errors import as_told
 from common.wire import TRAIN, WireError, payload_bytes
-from server_app.polling import PollingGrid
+from server_app.polling import PollingGrid, are_large
 from server_app.reachability import Reachability
 from server_app.rollcall import Population, failure
 
@@ -49,7 +49,8 @@ class Exchange:
         self._population = population
         self.nodes = Reachability(population, config.node_deadline)
         self.round = Round()
-        self.sent: list[Message] = []
+        self.sent: list[Metadata] = []
+        self._in_order = False
         self.asked: dict[int, list[str]] = {}
 
     def begin(self) -> None:
@@ -66,28 +67,31 @@ class Exchange:
         return by_node
 
     def address(self, by_node: Mapping[int, list[str]], kind: str, number: int, request: "Request") -> list[Message]:
-        """One message of this kind to each node; `request(node, its tasks)` is what it says."""
-        self.sent, self.asked = [], dict(by_node)
+        """One message of this kind to each node; `request(node, its tasks)` is what it says. None of them is kept here."""
+        self.sent, self.asked, self._in_order = [], dict(by_node), False
+        messages = []
         for node_id, part in by_node.items():
             message = Message(request(node_id, part), node_id, kind, group_id=str(number))
             self.round.asked += 1
             self.round.bytes_down += payload_bytes(message.content)
-            self.sent.append(message)
-        return list(self.sent)
+            self.sent.append(message.metadata)
+            messages.append(message)
+        return messages
 
     def send(self, grid: Grid, messages: list[Message], timeout: float | None, enough: int | None) -> Iterable[Message]:
         """Send, and give the replies as they come; no more are waited for once so many tasks are answered for."""
         if not isinstance(grid, PollingGrid):
             return grid.send_and_receive(messages, timeout=timeout)
         if enough is None:
+            self._in_order = are_large(messages)
             return grid.replies(messages, timeout)
-        answered = 0
+        answered, all_sent = 0, self.sent
         nodes: dict[str, int] = {}
 
         def are_enough(reply: Message) -> bool:
             nonlocal answered
             # Not before: Flower gives a message its id when it is pushed.
-            nodes.update({} if nodes else {sent.metadata.message_id: sent.metadata.dst_node_id for sent in messages})
+            nodes.update({} if nodes else {sent.message_id: sent.dst_node_id for sent in all_sent})
             if failure(reply) is None:
                 answered += len(self.asked[nodes[reply.metadata.reply_to_message_id]])
             return answered >= enough
@@ -99,46 +103,65 @@ class Exchange:
     ) -> None:
         """Hand every reply to `read` with its node and the tasks asked for; count and name what is of no use.
 
-        Replies are taken in the order of the requests, so that sums do not depend on which node was faster. `opened` gets each
-        as soon as it comes, and what it returns is kept in place of the message: `read` gets that. Once `enough` tasks are
-        answered for, nobody is reproached for not having answered yet.
+        Replies are taken in the order of the requests, so that sums do not depend on which node was faster, and each as soon as
+        it is its turn. `opened` gets each as soon as it comes, and what it returns is kept in place of the message: `read` gets
+        that. Once `enough` tasks are answered for, nobody is reproached for not having answered yet.
         """
-        asked = {message.metadata.message_id: message.metadata.dst_node_id for message in self.sent}
-        by_request: dict[str, _Came] = {}
-        for came in replies:
-            request = came.metadata.reply_to_message_id
-            # Nobody answers for somebody else; that a node is not there is said in its place.
-            if came.has_error() or came.metadata.src_node_id == asked.get(request):
-                by_request[request] = _look_at(came, self.asked.get(asked.get(request, 0), []), opened)
-            del came  # before the next one comes
-        good = sum(
-            len(self.asked[node_id]) for key, node_id in asked.items() if key in by_request and not by_request[key].failure
-        )
-        spare = enough is not None and good >= enough
-        for message in self.sent:
-            node_id = message.metadata.dst_node_id
-            reply = by_request.pop(message.metadata.message_id, None)
-            if reply is None:
-                self.nodes.owes(message)
-                if not spare:
-                    deadline = self._config.round_deadline
-                    self.fail(f"node {node_id}", f"it sent no reply within `round-deadline` ({deadline:g} s)")
-            elif reply.failure is not None:
-                self.fail(f"node {node_id}", reply.failure)
-                if reply.not_there:
-                    self.nodes.lost(node_id)
+        sent, self.sent = self.sent, []
+        places = {metadata.message_id: place for place, metadata in enumerate(sent)}
+        came: dict[int, _Came] = {}
+        turn = good = 0
+        missing: list[Metadata] = []
+        for reply in replies:
+            place = places.get(reply.metadata.reply_to_message_id)
+            # Nobody answers for somebody else, nor twice; that a node is not there is said in its place.
+            if (
+                place is not None
+                and place >= turn
+                and (reply.has_error() or reply.metadata.src_node_id == sent[place].dst_node_id)
+            ):
+                tasks = self.asked[sent[place].dst_node_id]
+                came[place] = _look_at(reply, tasks, opened)
+                good += 0 if came[place].failure else len(tasks)
+                if self._in_order:  # then those before it will not come any more
+                    missing += sent[turn:place]
+                    turn = max(turn, place)
+            del reply  # before the next one comes
+            while turn in came:
+                self._take(sent[turn], came.pop(turn), read)
+                turn += 1
+        for place in range(turn, len(sent)):
+            if place in came:
+                self._take(sent[place], came.pop(place), read)
             else:
-                self.round.answered += 1
-                self.round.bytes_up += reply.size
-                try:
-                    if reply.trouble:
-                        raise WireError(reply.trouble)
-                    read(node_id, reply.content, self.asked[node_id])
-                    if message.metadata.message_type == TRAIN:
-                        self.round.trained.add(node_id)
-                except WireError as error:
-                    self.blame(node_id, f"its reply is of no use: {error}")
-        self.sent = []
+                missing.append(sent[place])
+        for metadata in missing:
+            self._miss(metadata, spare=enough is not None and good >= enough)
+
+    def _take(self, sent: Metadata, reply: "_Came", read: "Read") -> None:
+        """Hand a reply on, or name what is wrong with it."""
+        node_id = sent.dst_node_id
+        if reply.failure is not None:
+            self.fail(f"node {node_id}", reply.failure)
+            if reply.not_there:
+                self.nodes.lost(node_id)
+            return
+        self.round.answered += 1
+        self.round.bytes_up += reply.size
+        try:
+            if reply.trouble:
+                raise WireError(reply.trouble)
+            read(node_id, reply.content, self.asked[node_id])
+            if sent.message_type == TRAIN:
+                self.round.trained.add(node_id)
+        except WireError as error:
+            self.blame(node_id, f"its reply is of no use: {error}")
+
+    def _miss(self, sent: Metadata, *, spare: bool) -> None:
+        self.nodes.owes(sent)
+        if not spare:
+            deadline = self._config.round_deadline
+            self.fail(f"node {sent.dst_node_id}", f"it sent no reply within `round-deadline` ({deadline:g} s)")
 
     def blame(self, node_id: int, reason: str) -> None:
         """A failure that is held against its node: after three of them it is left out."""

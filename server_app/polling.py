@@ -63,34 +63,53 @@ class PollingGrid(Grid):
         return list(self.replies(messages, timeout))
 
     def replies(
-        self, messages: Iterable[Message], timeout: float | None = None, enough: Callable[[Message], bool] = lambda reply: False
+        self, messages: Iterable[Message], timeout: float | None = None, enough: Callable[[Message], bool] | None = None
     ) -> Iterator[Message]:
-        """Send, then hand on every reply as it comes, of which none is kept here.
+        """Send, then hand on every reply as it comes, of which none is kept here; nor are the messages.
 
-        `enough` gets every reply; once it is True the others are not waited for, but for those of the same look.
+        `enough` gets every reply; once it is True the others are not waited for, but for those of the same look. Without it
+        large replies come in the order of their requests: meanwhile Flower keeps those whose turn it is not.
         """
         listed = list(messages)
-        # Flower fetches all that it is asked for before it returns: of large replies one is enough in memory.
-        at_once = 1 if max((payload_bytes(message.content) for message in listed), default=0) >= LARGE else len(listed)
+        large = are_large(listed)
         started = time.monotonic()
         # None stands for a message that could not be delivered: there is no reply to wait for.
         waiting = [message_id for message_id in self.push_messages(listed) if message_id]
-        return self._wait(waiting, at_once, started, timeout, enough)
+        return self._wait(waiting, started, timeout, enough, large=large)
 
     def _wait(
-        self, waiting: list[str], at_once: int, started: float, timeout: float | None, enough: Callable[[Message], bool]
+        self,
+        waiting: list[str],
+        started: float,
+        timeout: float | None,
+        enough: Callable[[Message], bool] | None,
+        *,
+        large: bool,
     ) -> Iterator[Message]:
-        done = False
-        while waiting:
+        # Flower fetches all that it is asked for before it returns: of large replies one is enough in memory.
+        at_once = 1 if large else len(waiting)
+        in_order, done, over = large and enough is None, False, False
+        while waiting and not (done or over):
+            over = timeout is not None and time.monotonic() - started >= timeout
             there = set[str]()
             for i in range(0, len(waiting), at_once):
                 for reply in self.pull_messages(waiting[i : i + at_once]):
                     there.add(reply.metadata.reply_to_message_id)
-                    done = enough(reply) or done
+                    done = (enough is not None and enough(reply)) or done
                     yield reply
                     del reply
+                if in_order and not over and waiting[i] not in there:
+                    break
             waiting = [message_id for message_id in waiting if message_id not in there]
-            passed = time.monotonic() - started
-            if done or not waiting or (timeout is not None and passed >= timeout):
-                break
-            time.sleep(min(max(passed / 10, _SHORTEST), _LONGEST))
+            if waiting and not (done or over):
+                self._sleep(time.monotonic() - started, timeout)
+
+    @staticmethod
+    def _sleep(passed: float, timeout: float | None) -> None:
+        pause = min(max(passed / 10, _SHORTEST), _LONGEST)
+        time.sleep(pause if timeout is None else max(0.0, min(pause, timeout - passed)))
+
+
+def are_large(messages: Iterable[Message]) -> bool:
+    """Whether the replies to these are taken to be large, as their requests are."""
+    return any(payload_bytes(message.content) >= LARGE for message in messages)

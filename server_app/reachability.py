@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from logging import INFO, WARNING
 
-from flwr.app import Message
+from flwr.app import Message, Metadata
 from flwr.common import log
 from flwr.serverapp import Grid
 
@@ -56,11 +56,10 @@ class Reachability:
     def left_out(self, node_id: int) -> bool:
         return self._bad[node_id] >= _MOST_BAD_REPLIES
 
-    def owes(self, message: Message) -> None:
+    def owes(self, sent: Metadata) -> None:
         """The reply to this message was not waited for, or did not come in time."""
-        node_id = message.metadata.dst_node_id
-        self._owed[message.metadata.message_id] = node_id, time.monotonic()
-        self._away.add(node_id)
+        self._owed[sent.message_id] = sent.dst_node_id, time.monotonic()
+        self._away.add(sent.dst_node_id)
 
     def lost(self, node_id: int) -> None:
         """Flower says that this node is not there."""

@@ -36,7 +36,7 @@ from common.wire import (
     TrainRequest,
     to_arrays,
 )
-from server_app.aggregate import aggregate, too_few
+from server_app.aggregate import RunningMean, aggregate, too_few
 from server_app.exchange import Exchange, TooFewError
 from server_app.outer import OuterOptimizer
 from server_app.privacy import TaskPrivacy
@@ -142,39 +142,40 @@ class MetaStrategy(Strategy):
         if evaluate_fn is not None:
             raise ValueError("`evaluate_fn` is of no use here: the server has no data")
         self._grid = grid
-        started, result, arrays = time.monotonic(), Result(), initial_arrays
-        del initial_arrays  # a large model is not held longer than needed
+        started, result = time.monotonic(), Result()
+        # The outer optimizer has the same. A large model is encoded when it is sent, and not kept beside it.
+        del initial_arrays
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         self.summary()
         for number in range(self._first_round, num_rounds + 1):
             log(INFO, "")
             log(INFO, "[ROUND %s/%s]", number, num_rounds)
-            trained, metrics = self._train_round(grid, number, arrays, train_config, timeout)
-            if trained is not None:
-                result.arrays = arrays = trained
+            metrics = self._train_round(grid, number, train_config, timeout)
             if metrics is not None:
                 log(INFO, "\t└──> Aggregated MetricRecord: %s", metrics)
                 result.train_metrics_clientapp[number] = metrics
-            messages = self.configure_evaluate(number, arrays, evaluate_config, grid)
-            scored = self.aggregate_evaluate(number, grid.send_and_receive(messages, timeout=timeout))
+            scored = self.aggregate_evaluate(number, self._ask_validation(grid, number, evaluate_config, timeout))
             if scored is not None:
                 log(INFO, "\t└──> Aggregated MetricRecord: %s", scored)
                 result.evaluate_metrics_clientapp[number] = scored
+        if result.train_metrics_clientapp:
+            result.arrays = self._encoded()
         log(INFO, "")
         log(INFO, "Strategy execution finished in %.2fs", time.monotonic() - started)
         return result
 
-    def _train_round(
-        self, grid: Grid, number: int, arrays: ArrayRecord, config: ConfigRecord, timeout: float | None
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def _encoded(self) -> ArrayRecord:
+        """The meta-parameters now, as they are sent."""
+        return to_arrays(self.outer.leaves)
+
+    def _train_round(self, grid: Grid, number: int, config: ConfigRecord, timeout: float | None) -> MetricRecord | None:
         """Train one round, or what `on-too-few` says."""
         self._messages.begin()
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 if self.config.secure_aggregation:
-                    return self._train_securely(grid, number, arrays, timeout)
-                messages = self.configure_train(number, arrays, config, grid)
-                return self.aggregate_train(number, self._messages.send(grid, messages, timeout, self._enough_tasks))
+                    return self._train_securely(grid, number, timeout)
+                return self._take_in(number, self._ask_gradients(grid, number, config, timeout))
             except TooFewError as few:
                 if self.config.on_too_few == "skip":
                     log(WARNING, "Round %s is skipped, the model stays as it is: %s", number, few)
@@ -183,11 +184,21 @@ class MetaStrategy(Strategy):
                         "train": {"loss": math.nan, "tasks": 0},
                         "skipped": str(few),
                     }
-                    return None, None
+                    return None
                 if self.config.on_too_few == "stop" or attempt == _ATTEMPTS:
                     raise RunError(f"round {number}: {few}") from None
                 log(WARNING, "Round %s is repeated: %s", number, few)
         raise AssertionError("the last attempt returns or raises")
+
+    def _ask_gradients(self, grid: Grid, number: int, config: ConfigRecord, timeout: float | None) -> Iterable[Message]:
+        # By itself, so that nothing holds the messages while their replies come.
+        messages = self.configure_train(number, self._encoded(), config, grid)
+        return self._messages.send(grid, messages, timeout, self._enough_tasks)
+
+    def _ask_validation(self, grid: Grid, number: int, config: ConfigRecord, timeout: float | None) -> Iterable[Message]:
+        if not self._scores_are_due(number):
+            return []
+        return grid.send_and_receive(self.configure_evaluate(number, self._encoded(), config, grid), timeout=timeout)
 
     def summary(self) -> None:
         """Log what this run does."""
@@ -240,9 +251,7 @@ class MetaStrategy(Strategy):
         clip = self.privacy.clip if self.privacy else 0.0
         return lambda task_ids: TrainRequest({}, server_round, self.config.seed, task_ids, self._lineage, clip)
 
-    def _train_securely(
-        self, grid: Grid, server_round: int, arrays: ArrayRecord, timeout: float | None
-    ) -> tuple[ArrayRecord, MetricRecord]:
+    def _train_securely(self, grid: Grid, server_round: int, timeout: float | None) -> MetricRecord:
         """A round in which the nodes' sum is all that is seen of them."""
         by_node = self._draw(grid, server_round)
         if self.privacy:
@@ -251,7 +260,9 @@ class MetaStrategy(Strategy):
             by_node = {node_id: by_node.get(node_id, []) for node_id in everybody}
         reference = self.outer.leaves
         request = self._request(server_round)
-        steps = SecureSum(self.config, grid, self._messages, server_round, by_node, request, reference, arrays, timeout)
+        steps = SecureSum(
+            self.config, grid, self._messages, server_round, by_node, request, reference, self._encoded(), timeout
+        )
         totals, nodes = steps.totals()
         self._messages.round.trained |= set(nodes)
         tasks = [self.population.tasks[task_id] for node_id in nodes for task_id in by_node[node_id]]
@@ -284,21 +295,27 @@ class MetaStrategy(Strategy):
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Name and drop what is of no use, average the rest over tasks, take the outer step. Raises if too few are left."""
+        metrics = self._take_in(server_round, replies)
+        return self._encoded(), metrics
+
+    def _take_in(self, server_round: int, replies: Iterable[Message]) -> MetricRecord:
         reference = self.outer.leaves
         # A mean of clipped meta-gradients is no longer than one of them: who sends more has not clipped.
         bounds = [self.config.max_update_norm, self.privacy.clip if self.privacy else 0.0]
         largest = min((bound for bound in bounds if bound), default=0.0)
         usable: list[TrainReply] = []
+        # Where the mean is all that is wanted of the replies, none is kept beside it.
+        mean = RunningMean(reference) if self.config.aggregate == "mean" and not self.privacy else None
 
         def opened(records: RecordDict, task_ids: list[str]) -> TrainReply:
-            reply = decoded(TrainReply.from_records(records, len(task_ids)), self.config.update_dtype, reference)
+            reply = decoded(TrainReply.from_records(records, len(task_ids), take=True), self.config.update_dtype, reference)
             announced = [self.population.tasks[task_id] for task_id in task_ids]
             most = most_weight(self.algorithm, announced, reply.losses, alike=self.privacy is not None)
             check_update(reply, reference, most, largest)
             return reply
 
         def read(_: int, reply: TrainReply, task_ids: list[str]) -> None:
-            usable.append(reply)
+            usable.append(mean.add(reply) if mean else reply)
             if dropped := [task for task, loss in zip(task_ids, reply.losses, strict=True) if not math.isfinite(loss)]:
                 self._messages.fail(f"task {dropped[0]}", f"its numbers are not finite (and {len(dropped) - 1} more tasks)")
 
@@ -306,9 +323,9 @@ class MetaStrategy(Strategy):
         losses = [loss for reply in usable for loss in reply.losses if math.isfinite(loss)]
         self.client_losses = losses
         loss = float(np.mean(losses)) if losses else math.nan
-        return self._step(server_round, self._combine(usable, len(losses), reference), loss, len(losses))
+        return self._step(server_round, self._combine(usable, len(losses), reference, mean), loss, len(losses))
 
-    def _step(self, server_round: int, gradient: Params, loss: float, tasks: int) -> tuple[ArrayRecord, MetricRecord]:
+    def _step(self, server_round: int, gradient: Params, loss: float, tasks: int) -> MetricRecord:
         """The outer step with the meta-gradient of so many tasks, whose mean loss is `loss`."""
         # Privacy noise is in every number, and a node may lie: what tasks must start from at 0 stays there.
         self.outer.advance(self.algorithm.with_zero_head(gradient), server_round)
@@ -318,10 +335,10 @@ class MetaStrategy(Strategy):
         self._messages.round.record = {"round": server_round, "train": {"loss": loss, "tasks": tasks}}
         if self.privacy:
             self._messages.round.record["privacy"] = self.privacy.record()
-        return to_arrays(self.outer.leaves), MetricRecord({"loss": loss, "tasks": tasks})
+        return MetricRecord({"loss": loss, "tasks": tasks})
 
-    def _combine(self, replies: list[TrainReply], contributed: int, like: Params) -> Params:
-        """One meta-gradient from the usable replies of a round to which so many tasks contributed."""
+    def _combine(self, replies: list[TrainReply], contributed: int, like: Params, mean: RunningMean | None = None) -> Params:
+        """One meta-gradient from the usable replies of a round to which so many tasks contributed. `mean`: it, if known."""
         if self.privacy:
             # That nobody was drawn or that no task was of use is a secret; that nobody could be reached is none.
             if self._sampled and not replies:
@@ -331,7 +348,7 @@ class MetaStrategy(Strategy):
         voters = sum(reply.weight > 0 for reply in replies)
         if reason := too_few(self.config.aggregate, self.config.malicious, voters):
             raise TooFewError(reason)
-        return aggregate(self.config.aggregate, self.config.malicious, replies)
+        return mean.result() if mean else aggregate(self.config.aggregate, self.config.malicious, replies)
 
     def _check_enough(self, contributed: int) -> None:
         if contributed >= self.least_replies:
@@ -343,10 +360,13 @@ class MetaStrategy(Strategy):
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
         """Ask for the validation tasks every `evaluate-every` rounds and after the last one."""
-        due = self.config.evaluate_every and server_round % self.config.evaluate_every == 0
-        if not due and server_round != self.config.rounds:
+        if not self._scores_are_due(server_round):
             return []
         return self._ask_scores(arrays, self.population.splits["validation"], self.lrs, server_round)
+
+    def _scores_are_due(self, server_round: int) -> bool:
+        every = self.config.evaluate_every
+        return (every > 0 and server_round % every == 0) or server_round == self.config.rounds
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Collect the scores of validation tasks, and close the round's line of the history."""

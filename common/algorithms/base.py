@@ -69,6 +69,9 @@ class Algorithm(ABC):
     uses_adapt_lr: ClassVar[bool] = True
     """Whether `adaptation_path` looks at `lr`."""
 
+    starts_from_meta: ClassVar[bool] = True
+    """Whether a node needs of the model's numbers none but `meta`; else those of the freshly made one, too."""
+
     first_order: bool = False
     """Whether a round's inner loop is `first_order.end_of_descent`: then torch.compile betters nothing on known models."""
 
@@ -139,6 +142,15 @@ class Algorithm(ABC):
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Personal parameters after 0, 1, .. `steps` gradient steps on the whole support set. The last one is personal."""
         return descend(self.learner.loss, meta, iter([support] * steps), lr)
+
+    def passing_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
+        """As `adaptation_path`, for somebody who has done with each of its parameters before asking for the next.
+
+        These may be written over the ones before, which spares the memory of one model; no gradient is taken through them.
+        """
+        if type(self).adaptation_path is not Algorithm.adaptation_path:
+            return self.adaptation_path(meta, support, lr, steps)
+        return descend(self.learner.loss, meta, iter([support] * steps), lr, passing=True)
 
     def personal_path(self, meta: Params, kept: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """As `adaptation_path`, for a task that kept something on its node in training; `kept`: `fresh()` if it did not."""

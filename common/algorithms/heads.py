@@ -38,6 +38,7 @@ class Heads(LocalSgd):
 
     name = "heads"
     Options: ClassVar[type[AlgorithmOptions]] = HeadsOptions
+    starts_from_meta = False
 
     def __init__(self, options: Any, learner: Learner) -> None:
         super().__init__(options, learner)

@@ -20,6 +20,7 @@ class Local(Algorithm):
 
     name = "local"
     Options: ClassVar[type[AlgorithmOptions]] = InnerLoopOptions
+    starts_from_meta = False
     first_order = True
     tunes_inner_lr = False
 

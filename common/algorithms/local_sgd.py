@@ -9,7 +9,7 @@ from torch import Tensor
 from common.algorithms.base import Algorithm, InnerLoopOptions
 from common.batch import Episode, Minibatches
 from common.first_order import end_of_descent, loss_of
-from common.params import Params, subtract
+from common.params import Params
 
 
 class LocalSgdOptions(InnerLoopOptions):
@@ -28,7 +28,9 @@ class LocalSgd(Algorithm):
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
         phi = end_of_descent(self.learner, meta, minibatches.of(episode), self.options.inner_lr)
         # The query examples were trained on as well, so this is a training loss.
-        return subtract(meta, phi), loss_of(self.learner, phi, episode.query)
+        loss = loss_of(self.learner, phi, episode.query)
+        # theta - phi in the memory of phi, which is of no other use: nothing that belongs to somebody else is changed.
+        return {name: value.neg_().add_(meta[name]) for name, value in phi.items()}, loss
 
 
 def shuffled_epochs(num_examples: int, steps: int, batch_size: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:

@@ -15,18 +15,24 @@ from torch.autograd.function import FunctionCtx
 
 from common.kernels.build import library
 from common.kernels.network import Layout, Network, is_hooked, lay_out, read_network, structure
+from common.params import LARGE
 
 What = Literal["descent", "gradient", "loss"]
 REAL = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 
 
 def known(module: nn.Module) -> Network | None:
-    """The module as the kernels see it, if they know it and there are kernels for it here."""
+    """The module as the kernels see it, if they know it and there are kernels for it here.
+
+    One that is only a structure counts as being on the CPU. A large one is none of theirs: what they gain is that a model stays
+    in the cache, and they need another copy of it.
+    """
     theta = next(module.parameters(), None)
-    if theta is None or theta.device.type != "cpu" or theta.dtype not in REAL or is_hooked(module):
+    if theta is None or theta.device.type not in ("cpu", "meta") or theta.dtype not in REAL or is_hooked(module):
         return None
     if module not in _READ:
-        _READ[module] = read_network(module)
+        large = sum(value.nbytes for value in module.parameters()) >= LARGE
+        _READ[module] = None if large else read_network(module)
     network = _READ[module]
     return network if network is not None and library(theta.dtype) is not None else None
 

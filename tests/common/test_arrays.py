@@ -67,3 +67,16 @@ def test_an_array_of_another_kind_is_refused() -> None:
     array.stype = "pickle"
     with pytest.raises(WireError, match="is of the kind"):
         from_arrays(ArrayRecord({"w": array}))
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("take", [False, True])
+def test_tensors_share_nothing_with_the_message_that_they_came_in(take: bool) -> None:
+    params = {"w": torch.rand(5, 6), "b": torch.ones(3)}
+    record = to_arrays(params)
+    kept = ArrayRecord(dict(record))
+    back = from_arrays(record, take=take)
+    assert len(record) == (0 if take else len(kept))
+    for value in back.values():
+        value.fill_(7.0)
+    assert all(torch.equal(value, params[name]) for name, value in from_arrays(kept).items())

@@ -4,18 +4,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from common.algorithms import ALGORITHMS
 from common.assemble import build_algorithm, try_out, try_out_with
+from common.batch import Batch, TaskData
 from common.config import parse_run_config
 from common.datasets import DATASETS
 from common.datasets.base import DataSpec
 from common.errors import ConfigError
 from common.learner import Learner
+from common.local_round import TaskWork, evaluate, run_round
 from common.models import MODELS
+from common.params import mismatch
+from common.randomness import generator
 
 IMAGES = DataSpec("classification", (1, 12, 12), 5)
 NUMBERS = DataSpec("regression", (6,), 2)
@@ -71,6 +76,42 @@ def test_every_model_is_built_for_data_that_fit_it_and_refused_in_one_sentence_f
     else:
         with pytest.raises(ConfigError, match=rf'`model = "{name}"` .*choose `model = "(auto|mlp)"`'):
             build_algorithm(config, spec)
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_a_model_that_is_only_a_structure_trains_and_scores_as_the_one_with_numbers(name: str, model: str) -> None:
+    spec = TOKENS if MODELS[model].tokens else IMAGES
+    small = {"conv4.filters": 4, "lstm.hidden": 4, "mlp.hidden": "6"}
+    if name in ("heads", "anil") and model == "linear":
+        pytest.skip("the model is nothing but a head")
+    config = parse_run_config({"model": model, "algorithm": name, **small, f"{name}.inner-lr": 0.1}).resolved()
+    whole, bare = build_algorithm(config, spec), build_algorithm(config, spec, tried=True)
+    assert mismatch(bare.init(), whole.init()) is None
+    assert (bare.learner.device, bare.learner.dtype) == (whole.learner.device, whole.learner.dtype)
+    meta, data = whole.init(), TaskData(*[_made_up_batch(spec)] * 3)
+    results = [run_round(a, meta, [TaskWork(data, generator(0, "x"))], 1) for a in (whole, bare)]
+    assert results[0].losses == results[1].losses
+    assert all(torch.equal(value, results[1].gradient[name]) for name, value in results[0].gradient.items())
+    scores = [evaluate(a, meta, [[data]], [0.1], 2, 1) for a in (whole, bare)]
+    assert np.array_equal(scores[0][0], scores[1][0])
+
+
+def _made_up_batch(spec: DataSpec) -> Batch:
+    shape, source = (6, *spec.input_shape), torch.Generator().manual_seed(1)
+    x = torch.randint(spec.outputs, shape, generator=source) if spec.tokens else torch.randn(shape, generator=source)
+    return Batch.of(x, torch.arange(6) % spec.outputs)
+
+
+def test_a_server_needs_no_more_than_the_structure() -> None:
+    config = parse_run_config({"model": "mlp", "algorithm": "fedavg"}).resolved()
+    algorithm = build_algorithm(config, NUMBERS)
+    meta, shapes = algorithm.init(), {name: value.shape for name, value in algorithm.init().items()}
+    algorithm.learner.drop_numbers()
+    assert all(value.is_meta for value in algorithm.learner.module.parameters())
+    assert algorithm.learner.device.type == "cpu"
+    assert {name: value.shape for name, value in algorithm.init().items()} == shapes
+    assert algorithm.learner.apply(meta, torch.zeros(2, *NUMBERS.input_shape)).shape == (2, NUMBERS.outputs)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,12 @@ import pytest
 import torch
 from plain_torch import cross_entropy, leaves, line_learner, random_episode, row, tanh_learner
 from torch import Tensor
+from torch.func import vmap
 
+from common import inner
 from common.batch import Batch
-from common.inner import descend_towards, gradient_and_hessian, last
+from common.inner import descend, descend_towards, gradient_and_hessian, last
+from common.params import Params
 
 LINE = line_learner(1)
 THREE = Batch.of(row(1), row(3))
@@ -61,3 +64,28 @@ def test_the_end_of_a_path_is_its_last_entry_and_an_empty_path_has_none() -> Non
     assert last(iter([{"w": row(1)}, {"w": row(2)}]))["w"].item() == 2
     with pytest.raises(StopIteration):
         last(iter([]))
+
+
+@pytest.mark.parametrize("piece", [1, 2, 10**6])
+def test_a_passing_path_has_the_bits_of_the_one_that_is_kept(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inner, "_PIECE", piece)
+    learner = tanh_learner("classification")
+    start, before = learner.initial(), learner.initial()
+    tasks = [random_episode("classification", 6, seed).support for seed in range(3)]
+    support = Batch(*(torch.stack(list(values)) for values in zip(*tasks, strict=True)))
+    rates = torch.tensor([0.1, 0.5], dtype=torch.float64)
+
+    def steps(*, passing: bool) -> list[Params]:
+        def path(theta: Params, lr: Tensor, batch: Batch) -> list[Params]:
+            found = descend(learner.loss, theta, iter([batch] * 3), lr, passing=passing)
+            return [{name: value.clone() for name, value in phi.items()} for phi in found]
+
+        over_rates = vmap(path, in_dims=(None, 0, None))
+        return list(vmap(over_rates, in_dims=(None, None, 0))(start, rates, support))
+
+    with torch.no_grad():
+        kept, passed = steps(passing=False), steps(passing=True)
+    assert len(kept) == 4
+    for phi, same in zip(kept, passed, strict=True):
+        assert all(torch.equal(value, same[name]) for name, value in phi.items())
+    assert all(torch.equal(value, before[name]) for name, value in start.items())

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from common import params
 from common.config import RunConfig
+from common.params import Params
 from common.wire import TrainReply
-from server_app.aggregate import RULES, aggregate, mean_over_tasks, too_few
+from server_app.aggregate import RULES, RunningMean, aggregate, mean_over_tasks, too_few
 
 
 def reply(gradient: float, weight: float) -> TrainReply:
@@ -43,6 +45,57 @@ def test_order_of_replies_does_not_matter() -> None:
 def test_no_weight_at_all_is_an_error(replies: list[TrainReply]) -> None:
     with pytest.raises(ValueError, match="at least one item"):
         mean_over_tasks(replies)
+
+
+# ---- the mean of replies that come one after the other
+
+
+def replies_of(number: int) -> list[TrainReply]:
+    def one(i: int) -> TrainReply:
+        source = torch.Generator().manual_seed(i)
+        gradient = {"w": torch.randn(30, 7, generator=source), "b": torch.randn(3, generator=source, dtype=torch.float64)}
+        return TrainReply(gradient, 0.0 if i == 2 else i + 0.5, [0.0], 0.0)
+
+    return [one(i) for i in range(number)]
+
+
+def running(replies: list[TrainReply]) -> Params:
+    mean = RunningMean(replies_of(1)[0].gradient)
+    for one in replies:
+        mean.add(one)
+    return mean.result()
+
+
+def test_a_running_mean_has_the_bits_of_the_mean_of_all_replies() -> None:
+    whole = mean_over_tasks(replies_of(6))
+    assert all(torch.equal(value, whole[name]) for name, value in running(replies_of(6)).items())
+
+
+def test_sums_of_large_tensors_in_their_own_type_differ_by_rounding_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = mean_over_tasks(replies_of(6))
+    monkeypatch.setattr(params, "LARGE", 100)
+    found = running(replies_of(6))
+    assert torch.equal(found["b"], whole["b"])
+    assert not torch.equal(found["w"], whole["w"])
+    assert torch.allclose(found["w"], whole["w"], rtol=0, atol=1e-6)
+
+
+def test_a_running_mean_keeps_nothing_of_a_reply_and_shares_nothing_with_it() -> None:
+    like, mine = replies_of(1)[0], replies_of(2)[1]
+    mean, tensors = RunningMean(like.gradient), dict(mine.gradient)
+    left = mean.add(mine)
+    assert (left.gradient, left.weight) == ({}, 1.5)
+    tensors["w"].fill_(9.0)
+    expected = replies_of(2)[1].gradient["w"]
+    assert torch.allclose(mean.result()["w"], expected, rtol=0, atol=1e-6)
+    assert torch.equal(like.gradient["w"], replies_of(1)[0].gradient["w"])
+
+
+def test_a_running_mean_of_nothing_is_an_error() -> None:
+    mean = RunningMean({"w": torch.zeros(1)})
+    mean.add(reply(1.0, 0.0))
+    with pytest.raises(ValueError, match="at least one reply"):
+        mean.result()
 
 
 # ---- robust rules

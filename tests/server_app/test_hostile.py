@@ -179,10 +179,15 @@ def replies(changes: st.SearchStrategy[Change]) -> st.SearchStrategy[RecordDict 
     return st.one_of(changes, changes, changes, ANYTHING, ERRORS)
 
 
+def as_sent(records: RecordDict) -> RecordDict:
+    """With records of its own, as over a network: the server takes them apart."""
+    return RecordDict({key: ArrayRecord(dict(r)) if isinstance(r, ArrayRecord) else r for key, r in records.items()})
+
+
 def play(kind: str, drawn: RecordDict | Error | Change) -> tuple[MetaStrategy, dict[str, Any]]:
     """One phase of a round in which the second node replies what was drawn: (strategy, its line of the history)."""
     config, grid, population, algorithm, true, _, _ = setting()
-    honest, own = true[HONEST, kind], true[HOSTILE, kind]
+    honest, own = (as_sent(true[node, kind]) for node in (HONEST, HOSTILE))
     content = drawn(own) if callable(drawn) else drawn
     grid._faults = {
         0: lambda message, _: Message(honest, reply_to=message),
@@ -244,7 +249,7 @@ def test_a_reply_whose_numbers_lie_column_by_column_counts_like_any_other(node: 
         messages = strategy.configure_train(1, to_arrays(strategy.outer.meta), ConfigRecord(), grid)
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(message.metadata.dst_node_id)
-        strategy.aggregate_train(1, [Message(content[m.metadata.dst_node_id], reply_to=m) for m in messages])
+        strategy.aggregate_train(1, [Message(as_sent(content[m.metadata.dst_node_id]), reply_to=m) for m in messages])
         models.append(strategy.outer.meta)
     torch.testing.assert_close(*models)
 
@@ -253,7 +258,7 @@ def test_nobody_answers_for_somebody_else() -> None:
     config, grid, population, algorithm, true, model, _ = setting()
     strategy = fresh(config, population, algorithm)
     messages = strategy.configure_train(1, to_arrays(strategy.outer.meta), ConfigRecord(), grid)
-    grid._faults = {0: lambda message, _: Message(true[HONEST, TRAIN], reply_to=message), 1: lambda message, _: None}
+    grid._faults = {0: lambda message, _: Message(as_sent(true[HONEST, TRAIN]), reply_to=message), 1: lambda message, _: None}
     sent = grid.send_and_receive(messages)
     forged = Message(with_metrics(weight=0.5)(true[HONEST, TRAIN]), reply_to=messages[0])
     forged.metadata.__dict__["_src_node_id"] = HOSTILE
@@ -266,8 +271,8 @@ def test_after_three_bad_replies_a_node_is_left_out() -> None:
     strategy = fresh(config, population, algorithm)
     bad = each(lambda tensor: tensor * float("nan"))(true[HOSTILE, TRAIN])
     grid._faults = {
-        0: lambda message, _: Message(true[HONEST, TRAIN], reply_to=message),
-        1: lambda message, _: Message(bad, reply_to=message),
+        0: lambda message, _: Message(as_sent(true[HONEST, TRAIN]), reply_to=message),
+        1: lambda message, _: Message(as_sent(bad), reply_to=message),
     }
     asked = []
     for number in range(1, 6):

@@ -1,6 +1,8 @@
 """Waiting for replies: no longer than needed, and no longer than allowed."""
 
+import gc
 import time
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -126,3 +128,35 @@ def test_a_reply_is_handed_on_before_the_last_one_has_come() -> None:
     grid = SlowGrid([0.0, 99.0])
     messages = [Message(RecordDict({"request": ConfigRecord()}), node_id, ROLL_CALL) for node_id in grid.get_node_ids()]
     assert next(iter(PollingGrid(grid).replies(messages, 30))).metadata.src_node_id == 100
+
+
+def order(delays: list[float | None], timeout: float | None, enough: Any = None) -> list[int]:
+    """The nodes in the order in which their replies are handed on, with all replies taken to be large."""
+    grid = SlowGrid(delays)
+    messages = [Message(RecordDict({"request": ConfigRecord()}), node_id, ROLL_CALL) for node_id in grid.get_node_ids()]
+    return [reply.metadata.src_node_id for reply in PollingGrid(grid).replies(messages, timeout, enough)]
+
+
+def test_large_replies_come_in_the_order_of_their_requests_and_none_is_lost_at_the_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert order([0.3, 0.0, 0.1], None) == [101, 102, 100]
+    monkeypatch.setattr(polling, "LARGE", 0)
+    assert order([0.3, 0.0, 0.1], None) == [100, 101, 102]
+    assert order([0.0, 99.0, 0.0], 0.3) == [100, 102]
+
+
+def test_where_not_all_are_waited_for_nobody_holds_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polling, "LARGE", 0)
+    assert order([99.0, 0.0, 0.0], 30, lambda reply: reply.metadata.src_node_id == 102) == [101, 102]
+
+
+def test_nothing_of_what_was_sent_is_kept_while_replies_are_waited_for() -> None:
+    grid = SlowGrid([0.0])
+    request = Message(RecordDict({"request": ConfigRecord()}), 100, ROLL_CALL)
+    replies, content = PollingGrid(grid).replies([request], 30), weakref.ref(request.content)
+    grid.requests.clear()
+    del request
+    gc.collect()
+    assert content() is None
+    assert len(list(replies)) == 1

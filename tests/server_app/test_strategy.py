@@ -1,7 +1,7 @@
 """The strategy: the same run however tasks are spread, held-out tasks apart, and broken nodes that cost only their reply."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,10 @@ from common.learner import Learner
 from common.models import build_model
 from common.params import Params
 from common.wire import EVALUATE, TRAIN, EvaluateRequest, TrainRequest, error_records, from_arrays, to_arrays
+from server_app import polling
+from server_app.exchange import Exchange
 from server_app.outer import OuterOptimizer
+from server_app.polling import PollingGrid
 from server_app.rollcall import Population, call_roll
 from server_app.scores import Scores
 from server_app.strategy import MetaStrategy, RunError
@@ -156,6 +159,54 @@ def test_the_order_in_which_replies_come_leaves_every_bit_as_it_is(monkeypatch: 
     monkeypatch.setattr(other.grid, "pull_messages", lambda message_ids: pull(message_ids)[::-1])
     assert [r["train"] for r in one.start()] == [r["train"] for r in other.start()]
     assert close(one.strategy.outer.meta, other.strategy.outer.meta, 0.0)
+
+
+class Shuffled(LoopbackGrid):
+    """Gives no reply in the first look after a message, and later those that it is asked for last to first."""
+
+    looked = False
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        self.looked = False
+        return super().push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        looked, self.looked = self.looked, True
+        return super().pull_messages(list(message_ids)[::-1]) if looked else []
+
+
+@pytest.mark.parametrize("large", [0, 10**9], ids=["large", "small"])
+@pytest.mark.parametrize("kind", ["", "garbage", "silent", "raises", "nan"])
+def test_large_replies_are_summed_as_small_ones_are_whoever_fails(
+    kind: str, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = {1: FAULTS[kind][0]} if kind else {}
+    plain, other = (Run(5, faults, rounds=2, evaluate_every=2) for _ in range(2))
+    expected = plain.start()
+    monkeypatch.setattr(polling, "LARGE", large)
+    grid = Shuffled(5, other.config.flat(), faults)
+    timeout = 3.0 if kind == "silent" else None
+    other.strategy.start(PollingGrid(grid), ArrayRecord(), num_rounds=2, timeout=timeout)
+    for key in ("train", "validation", "failures", "bytes"):
+        found = [record.get(key) for record in other.records]
+        assert found == [record.get(key) for record in expected]
+    assert close(plain.strategy.outer.meta, other.strategy.outer.meta, 0.0)
+
+
+def test_a_reply_is_added_up_as_soon_as_it_is_its_turn() -> None:
+    run, taken = Run(3), list[int]()
+    exchange = Exchange(run.config, run.population)
+    messages = exchange.address({100: ["a"], 101: ["b"], 102: ["c"]}, "query.none", 1, lambda *_: RecordDict())
+    run.grid.push_messages(messages)
+    replies = {message.metadata.dst_node_id: Message(RecordDict(), reply_to=message) for message in messages}
+
+    def coming() -> Iterator[Message]:
+        for node_id, before in ((101, 0), (100, 0), (102, 2)):
+            assert len(taken) == before
+            yield replies[node_id]
+
+    exchange.receive(coming(), lambda node_id, *_: taken.append(node_id))
+    assert taken == [100, 101, 102]
 
 
 def test_a_run_without_validation_tasks_works() -> None:

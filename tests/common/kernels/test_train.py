@@ -13,7 +13,8 @@ from torch.func import vmap
 
 from common import first_order
 from common.batch import Batch, Draws
-from common.first_order import end_of_descent, gradient_and_loss, loss_of
+from common.first_order import end_of_descent, gradient_and_loss, has_kernels, loss_of
+from common.kernels import train
 from common.kernels.build import library
 from common.kernels.train import known
 from common.learner import Learner
@@ -288,3 +289,16 @@ def test_there_is_no_gradient_through_a_descent() -> None:
     end = end_of_descent(learner, start, one.times(2), LR)
     with pytest.raises(NotImplementedError, match="no gradient through"):
         learner.loss(end, one).backward()  # type: ignore[no-untyped-call]
+
+
+def test_a_model_that_is_only_a_structure_has_kernels_and_a_large_one_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.device("meta"):
+        module, other = (nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)) for _ in range(2))
+    learner = Learner(module, "classification")
+    learner.drop_numbers()
+    learner.to(torch.device("cpu"))
+    assert has_kernels(learner)
+    learner.to(torch.device("cuda"))  # only a name: nothing is put there
+    assert not has_kernels(learner)
+    monkeypatch.setattr(train, "LARGE", 100)  # bytes; these are 47 numbers
+    assert known(other) is None
