@@ -9,6 +9,7 @@ test-docker` says how to get one.
 
 import argparse
 import json
+import signal
 import statistics
 import tempfile
 import time
@@ -44,10 +45,17 @@ def main() -> None:
     sides = [side for side in OVERLAYS if chosen.only in (None, side)]
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     Federation("quickbloom-bench", Path(tempfile.gettempdir())).build()
-    for _ in range(chosen.repetitions):
-        for side in sides:
-            runs[side].append(measure(side, chosen.rounds))
-            say(f"{time.strftime('%H:%M:%S')} {side}: {runs[side][-1]}")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        for _ in range(chosen.repetitions):
+            done = {side: measure(side, chosen.rounds) for side in sides}
+            for side in sides:
+                runs[side].append(done[side])
+    except KeyboardInterrupt:
+        say("stopped: what follows is of the repetitions that were complete")
+        if not all(runs.values()):
+            raise SystemExit(1) from None
     if chosen.only:
         return
     result = assemble(claim, chosen.rounds, runs)
@@ -75,7 +83,9 @@ def measure(side: str, rounds: int) -> dict[str, float]:
         finally:
             federation.down()
     later = statistics.median(seconds[1:])
-    return {"first": seconds[0], "round": later, "cpu": spent[-1] / rounds, "idle_megabytes": idle, "others": others}
+    result = {"first": seconds[0], "round": later, "cpu": spent[-1] / rounds, "idle_megabytes": idle, "others": others}
+    say(f"{time.strftime('%H:%M:%S')} {side}: {result}")
+    return result
 
 
 def stock(federation: Federation, rounds: int) -> list[float]:
