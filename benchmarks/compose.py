@@ -88,6 +88,8 @@ class Federation:
     def until_healthy(self, *services: str) -> None:
         """Wait until every container of these services says that it is well."""
 
+        found: list[str] = []
+
         def healthy() -> bool:
             nonlocal found
             if len(found) < len(services) or "" in (states := [inspect(one, "{{.State.Health.Status}}") for one in found]):
@@ -95,7 +97,6 @@ class Federation:
                 return False
             return all(state == "healthy" for state in states)
 
-        found: list[str] = []
         until(healthy, 240)
 
     @contextmanager
