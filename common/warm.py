@@ -34,7 +34,7 @@ from common.errors import ConfigError
 RELEASE = "1.39."
 PRELOAD = (
     *("torch", "torch._dynamo", "safetensors.torch", "pydantic", "flwr.supernode.cli", "flwr.superlink.cli", "httpcore"),
-    "sklearn.datasets",
+    "scipy.ndimage",
 )
 """What a worker has imported before its message comes, as far as it is installed; torch.func imports torch._dynamo at its first
 use, and httpx httpcore. Not the app: its code comes with the run, and may be another version."""
