@@ -31,7 +31,8 @@ test-docker: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/docker -rs
 
 # Speed, on a machine that does nothing else: the engine against plain loops and other libraries, rounds, simulations, a
-# deployment. The Pythons of environments with other libraries: make bench PEERS="PATH PATH" (docs/performance.md).
+# deployment, containers where there is an engine. The Pythons of environments with other libraries: make bench
+# PEERS="PATH PATH" (docs/performance.md).
 bench: $(VENV)/.dev
 	MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824 $(BIN)/python -m benchmarks.engine
 	MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824 $(BIN)/python -m benchmarks.scaling
@@ -39,6 +40,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.rounds
 	$(BIN)/python -m benchmarks.simulation
 	$(BIN)/python -m benchmarks.deployment
+	$(BIN)/python -m benchmarks.containers --if-possible
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

@@ -2,12 +2,14 @@
 
 A large tensor travels in parts, some of its rows in each: whoever receives a message holds everything of one array three times
 while Flower puts it together, and so it is one part and not the whole model. A part is about as large as the pieces in which
-Flower sends an array.
+Flower sends an array. Small tensors that follow each other travel together: each array costs requests of its own at every
+process that it passes, which for a small model is most of a round.
 """
 
+import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from io import BytesIO
 from typing import Any
 
@@ -23,6 +25,14 @@ from common.reading import WireError, reads, record_of, short
 PART = 2**22
 """Bytes of a part, at the most, unless a single row has more."""
 
+TOGETHER = 2**20
+"""Bytes of tensors that travel as one array, at the most."""
+
+_TOGETHER = "#together"
+"""So begins the key of such an array; the names and shapes of its tensors follow as JSON."""
+_MOST, _MOST_SIDES = 2**40, 32
+"""No side of a tensor is longer, and no tensor has more sides."""
+
 _PART = re.compile(r"(.*)#part(\d+)", re.DOTALL)
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -31,9 +41,53 @@ Numbers = np.ndarray[Any, Any]
 
 def to_arrays(params: Mapping[str, Tensor]) -> ArrayRecord:
     """Named tensors as an ArrayRecord; dtype and shape are kept."""
-    return ArrayRecord(
-        {name: Array(part) for whole, value in params.items() for name, part in _parts(whole, value.detach().cpu().numpy())}
-    )
+    values = ((name, value.detach().cpu().numpy()) for name, value in params.items())
+    return ArrayRecord({name: Array(part) for name, part in _joined(values)})
+
+
+def _joined(values: Iterable[tuple[str, Numbers]]) -> Iterator[tuple[str, Numbers]]:
+    """What to send: large tensors in parts, small ones of the same dtype that follow each other as one array."""
+    waiting: list[tuple[str, Numbers]] = []
+    for name, value in values:
+        size = sum(one.nbytes for _, one in waiting) + value.nbytes
+        if waiting and (size > TOGETHER or value.dtype != waiting[0][1].dtype):
+            yield _together(waiting)
+            waiting = []
+        if value.nbytes > TOGETHER:
+            yield from _parts(name, value)
+        else:
+            waiting.append((name, value))
+    if waiting:
+        yield _together(waiting)
+
+
+def _together(values: list[tuple[str, Numbers]]) -> tuple[str, Numbers]:
+    if len(values) == 1:
+        return values[0]
+    named = json.dumps([[name, *value.shape] for name, value in values])
+    return _TOGETHER + named, np.concatenate([value.ravel() for _, value in values])
+
+
+def _apart(listed: str, numbers: Numbers) -> Iterator[tuple[str, Numbers]]:
+    """The tensors, as views, that came as one array. `listed`: their names and shapes, as they came."""
+    start, tensors = 0, json.loads(listed)
+    if numbers.ndim != 1 or not isinstance(tensors, list):
+        raise WireError("tensors that came together must be a list of numbers, with a list of their names and shapes")
+    for tensor in tensors:
+        if not isinstance(tensor, list) or not tensor or not isinstance(tensor[0], str):
+            raise WireError(f"a tensor that came together with others has no name and shape: {short(tensor)}")
+        name, *shape = tensor
+        if any(type(side) is not int or not 0 <= side <= _MOST for side in shape) or len(shape) > _MOST_SIDES:
+            raise WireError(f"the tensor `{short(name)}` has no shape: {short(shape)}")
+        end = start + math.prod(shape)
+        if end > len(numbers):
+            break
+        yield name, numbers[start:end].reshape(shape)
+        start = end
+    else:
+        if start == len(numbers):
+            return
+    raise WireError(f"the shapes of tensors that came together do not fit their {len(numbers)} numbers")
 
 
 def _parts(name: str, value: Numbers) -> Iterator[tuple[str, Numbers]]:
@@ -55,6 +109,12 @@ def from_arrays(record: ArrayRecord, *, take: bool = False) -> Params:
     parts: dict[str, list[Numbers]] = {}
     for key in list(record):
         array = record.pop(key) if take else record[key]
+        if key.startswith(_TOGETHER):
+            for name, value in _apart(key.removeprefix(_TOGETHER), _numbers(_TOGETHER, array)):
+                if parts.setdefault(name, []):
+                    raise WireError(f"the tensor `{name}` is there twice")
+                parts[name].append(value)
+            continue
         match = _PART.fullmatch(key)
         name, number = (match[1], int(match[2])) if match else (key, 0)
         if number != len(parts.setdefault(name, [])):

@@ -17,11 +17,13 @@ import importlib
 import importlib.metadata
 import multiprocessing
 import os
+import select
 import subprocess
 import sys
 import time
 import types
 from collections.abc import Sequence
+from contextlib import suppress
 from logging import WARNING
 from multiprocessing import forkserver
 from pathlib import Path
@@ -33,7 +35,7 @@ from common.errors import ConfigError
 RELEASE = "1.39."
 PRELOAD = (
     *("torch", "torch._dynamo", "safetensors.torch", "pydantic", "flwr.supernode.cli", "flwr.superlink.cli", "httpcore"),
-    "sklearn.datasets",
+    "scipy.ndimage",
 )
 """What a worker has imported before its message comes, as far as it is installed; torch.func imports torch._dynamo at its first
 use, and httpx httpcore. Not the app: its code comes with the run, and may be another version."""
@@ -44,6 +46,8 @@ MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC
 """Environment of SuperLink, SuperExec and SuperNode: else glibc gives each of their threads a heap, and keeps what is free."""
 POLL = "QUICKBLOOM_POLL"
 """Environment variable with another LONGEST."""
+_WAKE = "QUICKBLOOM_WAKE"
+"""Environment variable with the number of the pipe through which a SuperNode tells its SuperExec that there is work."""
 _STOCK_REPLY = 0.5  # what a SuperNode sleeps while it waits for its ClientApp's reply
 _FIRST_BACKOFF = 0.05  # seconds; whoever is told of a message asks for its arrays before they are there
 
@@ -74,10 +78,14 @@ getattr(importlib.import_module({module!r}), {function!r})()
 
 
 class Pace:
-    """Stands for the module `time` in Flower's loops: sleeps for a tenth of the time since there was work."""
+    """Stands for the module `time` in Flower's loops: sleeps for a tenth of the time since there was work.
 
-    def __init__(self, longest: float) -> None:
-        self._longest = longest
+    `told`: a pipe by which this process is told of work; it need not look often, and every byte ends a sleep.
+    """
+
+    def __init__(self, longest: float, told: int | None = None) -> None:
+        self._longest = max(longest, SHORTEST)
+        self._told = told
         self._worked = time.monotonic()
 
     def __getattr__(self, name: str) -> Any:
@@ -90,8 +98,11 @@ class Pace:
     def sleep(self, seconds: float) -> None:
         if seconds == _STOCK_REPLY:
             self.work()
-        passed = time.monotonic() - self._worked
-        time.sleep(min(max(passed / 10, SHORTEST), max(self._longest, SHORTEST)))
+        if self._told is None:
+            passed = time.monotonic() - self._worked
+            time.sleep(min(max(passed / 10, SHORTEST), self._longest))
+        elif select.select([self._told], [], [], self._longest)[0] and not os.read(self._told, 2**16):
+            self._told = None  # the other end is gone
 
 
 class Connecting:
@@ -192,11 +203,21 @@ def warm_supernode(longest: float) -> None:
     pull_well()
     node: Any = importlib.import_module("flwr.supernode.start_client_internal")
     node.time = Pace(longest)
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    push = node._push_messages
+
+    def tell_and_push(*arguments: Any, **named: Any) -> None:
+        with suppress(OSError):  # a SuperExec that has ended or hangs
+            os.write(tell, b".")
+        push(*arguments, **named)
+
+    node._push_messages = tell_and_push
 
     def start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         # Workers compute: they keep what they have freed for the next step. What the user has set stays.
         computing = {name: value for name, value in os.environ.items() if MEMORY.get(name) != value}
-        return subprocess.Popen(command(*arguments), env=computing)
+        return subprocess.Popen(command(*arguments), env={**computing, _WAKE: str(told)}, pass_fds=[told])
 
     node.subprocess = types.SimpleNamespace(Popen=start)
 
@@ -205,7 +226,8 @@ def warm_superexec(longest: float) -> None:
     """Make this process's SuperExec poll by Pace and fork its tasks from a server that has imported PRELOAD."""
     loop: Any = importlib.import_module("flwr.supercore.superexec.run_superexec")
     executor: Any = importlib.import_module("flwr.supercore.superexec.executor.subprocess_executor")
-    loop.time = pace = Pace(min(longest, 1.0))
+    told = os.environ.pop(_WAKE, None)
+    loop.time = pace = Pace(min(longest, 1.0), told=int(told) if told else None)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOAD))
     forkserver.ensure_running()

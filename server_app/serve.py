@@ -14,8 +14,9 @@ from typing import NoReturn
 from common import warm
 from common.errors import ConfigError, QuickbloomError
 from common.tls import distrust
+from server_app import link
 from server_app.certificates import check_certificate, load_certificate
-from server_app.launch import environment, script
+from server_app.launch import environment
 
 
 class ServeError(QuickbloomError):
@@ -41,7 +42,7 @@ def superlink(secrets: Path, state: Path, host: str, port: int, fleet_host: str,
         *("--enable-supernode-auth", "--database", state / "superlink.db", "--isolation", "process"),
         *("--superexec-auth-secret-file", files["superexec.secret"], "--disable-runtime-dependency-installation"),
     ]
-    _become([script("flower-superlink"), *map(str, arguments)])
+    _become(link.command(*map(str, arguments)))
 
 
 def superexec(secrets: Path, address: str, runs: Path) -> NoReturn:

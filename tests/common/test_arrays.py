@@ -16,6 +16,7 @@ from common.reading import WireError
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrays, "PART", 48)  # two rows of six float32
+    monkeypatch.setattr(arrays, "TOGETHER", 48)
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -31,6 +32,60 @@ def test_a_large_tensor_is_cut_by_rows_and_comes_back() -> None:
     back = from_arrays(record)
     assert list(back) == list(params)
     assert all(torch.equal(back[name], value) for name, value in params.items())
+
+
+def test_small_tensors_that_follow_each_other_travel_as_one_array() -> None:
+    params = {
+        "w": torch.rand(9, 7).T,
+        "scale": torch.tensor(3.0),
+        "none": torch.zeros(0, 4),
+        "ids": torch.arange(6).reshape(2, 3),
+        "b": torch.rand(5),
+        "large": torch.rand(2**19),
+        "last": torch.ones(2),
+    }
+    record = to_arrays(params)
+    first, *others = record
+    assert (first.startswith("#together"), others) == (True, ["ids", "b", "large", "last"])
+    assert record[first].shape == (64,)
+    back = from_arrays(record)
+    assert list(back) == list(params)
+    for name, value in params.items():
+        assert (back[name].dtype, back[name].shape) == (value.dtype, value.shape)
+        assert torch.equal(back[name], value)
+    back["w"] += 1.0  # a copy
+    assert torch.equal(from_arrays(record)["w"], params["w"])
+
+
+def test_no_array_of_small_tensors_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "TOGETHER", 32)
+    params = {str(i): torch.full((3,), float(i)) for i in range(5)}
+    record = to_arrays(params)
+    assert [array.shape for array in record.values()] == [(6,), (6,), (3,)]
+    assert all(torch.equal(value, params[name]) for name, value in from_arrays(record).items())
+
+
+@pytest.mark.parametrize(
+    ("listed", "words"),
+    [
+        ('[["a", 2], ["b", 3]]', "do not fit their 6 numbers"),
+        ('[["a", 2], ["b", 5]]', "do not fit their 6 numbers"),
+        ('[["a", 1099511627777, 0], ["b", 6]]', "has no shape"),
+        ('[["a", -2, -3]]', "has no shape"),
+        ('[["a", true, 6]]', "has no shape"),
+        ('[["a", 6.0]]', "has no shape"),
+        (f'[["a", 6{", 1" * 40}]]', "has no shape"),
+        ('[["a", 3], ["a", 3]]', "`a` is there twice"),
+        ('[["w", 6]]', "`w` is there twice"),
+        ("[[], [6]]", "no name and shape"),
+        ('{"a": [6]}', "must be a list"),
+        ("[" * 100_000, "cannot be read"),
+        ("", "cannot be read"),
+    ],
+)
+def test_tensors_that_did_not_come_together_are_refused(listed: str, words: str) -> None:
+    with pytest.raises(WireError, match=words):
+        from_arrays(ArrayRecord({"w": part(2), f"#together{listed}": part(6)}))
 
 
 def part(*shape: int, dtype: Any = torch.float32) -> Array:

@@ -55,6 +55,53 @@ def test_waiting_for_a_reply_is_work(clock: list[float]) -> None:
     assert pace.perf_counter is time.perf_counter  # everything else is the module's own
 
 
+def test_a_superexec_that_is_told_of_work_looks_at_once_and_else_seldom() -> None:
+    told, tell = os.pipe()
+    pace = warm.Pace(0.4, told)
+    os.write(tell, b"..")
+    started = time.monotonic()
+    pace.sleep(1)
+    assert time.monotonic() - started < 0.3
+    pace.work()
+    pace.sleep(1)
+    assert time.monotonic() - started >= 0.4
+    os.close(tell)
+    pace.sleep(1)  # sees that the node is gone, and looks by itself from now on
+    for _ in range(3):
+        pace.sleep(1)
+    assert time.monotonic() - started >= 0.4 + 3 * warm.SHORTEST
+    os.close(told)
+
+
+TELL = """
+import json, os, subprocess
+from common import warm
+from flwr.supernode import start_client_internal as node
+pushed, started = [], {}
+node._push_messages = lambda **named: pushed.append(named)
+warm.warm_supernode(3.0)
+class Started:
+    def __init__(self, command, env, pass_fds):
+        started.update(env=env, fds=list(pass_fds))
+subprocess.Popen = Started
+node.subprocess.Popen(["flower-superexec", "--insecure"])
+for state in range(2):
+    node._push_messages(state=state)
+told = int(started["env"]["QUICKBLOOM_WAKE"])
+said = os.read(told, 100).decode()
+os.close(told)
+node._push_messages(state=2)
+print(json.dumps([pushed, said, told in started["fds"]]))
+"""
+
+
+def test_a_node_tells_its_superexec_of_every_message_and_goes_on_without_one() -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-P", "-c", TELL], env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[{"state": 0}, {"state": 1}, {"state": 2}], "..", True]
+
+
 @pytest.mark.parametrize("given", ["0", "61", "often", "nan"])
 def test_a_pause_out_of_range_is_refused_in_one_sentence(given: str) -> None:
     done = subprocess.run(

@@ -7,9 +7,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from containers import IMAGE, ROOT, Federation, docker, needs_engine
+from containers import needs_engine
 from real_processes import quickbloom
 
+from benchmarks.compose import IMAGE, ROOT, Federation, docker
 from server_app.certificates import issue, load_certificate, load_key, pem
 
 pytestmark = pytest.mark.docker

@@ -12,9 +12,10 @@ from typing import Any
 
 import grpc
 import pytest
-from containers import IMAGE, NODES, Federation, docker, federation, inspect, rounds, until
+from containers import federation, rounds
 from real_processes import SCRIPTS, curve, numbers, process, quickbloom
 
+from benchmarks.compose import IMAGE, NODES, Federation, docker, inspect, until
 from common import __version__
 from server_app.certificates import node_key
 from server_app.history import read_history

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from containers import Federation, docker, federation, kill, until
+from containers import federation
 from real_processes import curve, numbers, quickbloom
 
+from benchmarks.compose import Federation, docker, kill, until
 from server_app.launch import free_port
 
 pytestmark = pytest.mark.docker

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from containers import compose_command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from torch.utils.tensorboard import SummaryWriter
 
+from benchmarks.compose import compose_command
 from common import __version__
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -46,12 +46,12 @@ def test_fewer_bytes_and_nearly_the_same_learning(
     assert losses[0] == pytest.approx(losses[1], rel=tolerance)
 
 
-def test_the_wire_carries_the_numbers_and_a_header_each(plain: tuple[list[dict[str, Any]], dict[str, Any]]) -> None:
-    """At float32 four bytes a number, and NumPy's header of 128 bytes for every tensor; two nodes."""
+def test_the_wire_carries_the_numbers_and_one_header(plain: tuple[list[dict[str, Any]], dict[str, Any]]) -> None:
+    """At float32 four bytes a number, and NumPy's header of 128 bytes for tensors that travel together; two nodes."""
     config = parse_run_config({"dataset": "digits"}).resolved()
     spec = load_dataset("digits", config.table("digits"), resolve_data_dir("")).spec
     model = build_algorithm(config, spec).init()
-    expected = 2 * sum(4 * value.numel() + 128 for value in model.values())
+    expected = 2 * (128 + sum(4 * value.numel() for value in model.values()))
     assert plain[0][0]["bytes"] == {"up": expected, "down": expected}
 
 

@@ -22,7 +22,7 @@ from common.local_round import TaskWork, run_round
 from common.models import build_model
 from common.params import Params
 from common.randomness import generator
-from common.wire import to_arrays
+from common.wire import from_arrays, to_arrays
 from server_app.app import run_federation
 from server_app.outer import OuterOptimizer
 from server_app.rollcall import call_roll
@@ -211,6 +211,6 @@ def test_no_message_up_or_down_carries_a_head(tmp_path: Path) -> None:
         return reply
 
     run_federation(LoopbackGrid(2, config.flat(), faults={0: overheard, 1: overheard}), config)
-    carried = [list(arrays) for records in seen for arrays in records.array_records.values()]
+    carried = [list(from_arrays(arrays)) for records in seen for arrays in records.array_records.values()]
     # 2 rounds of training with arrays both ways and of validation with arrays down, and the test: on 2 nodes each.
     assert carried == [["1.weight", "1.bias"]] * (2 * (2 * 2 + 2 + 1))

@@ -1,8 +1,9 @@
 """Digits by device, checked against scikit-learn's own targets."""
 
-import builtins
+import subprocess
+import sys
+import types
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from common.batch import TaskData
-from common.datasets.digits import Digits, DigitsOptions
+from common.datasets.digits import Digits, DigitsOptions, _read
 from common.errors import DataError
 
 UPRIGHT = {"rotation": 0, "shear": 0}
@@ -134,15 +135,26 @@ def test_images_stay_within_zero_and_one() -> None:
 
 
 def test_a_missing_scikit_learn_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = builtins.__import__
-
-    def without_sklearn(name: str, *args: Any, **kwargs: Any) -> object:
-        if name.startswith("sklearn"):
-            raise ImportError(name)
-        return original(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_sklearn)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(DataError, match=r"pip install 'quickbloom\[datasets\]'"):
+        build()
+
+
+def test_images_and_digits_are_those_of_scikit_learn_without_importing_it() -> None:
+    code = "import sys; from common.datasets import digits; digits._read(); print('sklearn' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "False", done.stderr
+    bunch = pytest.importorskip("sklearn.datasets").load_digits()
+    images, digits = _read()
+    assert images.dtype == np.float32
+    assert np.array_equal(images, (bunch.images / 16).astype(np.float32))
+    assert np.array_equal(digits, bunch.target)
+
+
+def test_an_installation_without_the_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
+    with pytest.raises(DataError, match=r"digits.csv.gz' cannot be read .*: install scikit-learn anew"):
         build()
 
 

@@ -1,0 +1,46 @@
+"""Flower's SuperLink, whose database has less to do.
+
+For every piece of every message Flower looks in its database for tasks of which nothing was heard for too long, and writes
+twice in doing so, though they have half a minute. The requests of a round wait for each other's writes. Here it looks once a
+second. Everything else is Flower's own code, called as its command calls it.
+
+This reaches into one release of Flower, as `common.warm` does: with another, or with QUICKBLOOM_WARM=0, nothing is changed.
+"""
+
+import importlib
+import sys
+import time
+from typing import Any
+
+from common import warm
+
+PAUSE = 1.0
+"""Seconds between two looks for tasks of which nothing is heard."""
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line that starts Flower's SuperLink so."""
+    # -P: nothing is imported from the working directory.
+    return [sys.executable, "-P", "-c", "from server_app.link import main; main()", "flower-superlink", *arguments]
+
+
+def main() -> None:
+    """Run `flower-superlink` with the arguments after the first one, which is that name."""
+    sys.argv = sys.argv[1:]
+    if warm.wanted() and not warm.reason_against():
+        look_seldom()
+    importlib.import_module("flwr.superlink.cli").flower_superlink()
+
+
+def look_seldom() -> None:
+    """Let every state of this process look for lost tasks after PAUSE at the earliest."""
+    state: Any = importlib.import_module("flwr.supercore.corestate.sql_corestate").SqlCoreState
+    look = state._cleanup_expired_task_tokens
+
+    def seldom(self: Any) -> None:
+        now = time.monotonic()
+        if now - getattr(self, "_looked", -PAUSE) >= PAUSE:
+            self._looked = now
+            look(self)
+
+    state._cleanup_expired_task_tokens = seldom
