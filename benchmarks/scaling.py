@@ -16,6 +16,7 @@ import torch
 from benchmarks.engine import CLASSES, FEATURES, LR, TOLERANCE, distance, plain_sgd, task
 from benchmarks.runner import commit, finish, machine, say
 from common.algorithms import ALGORITHMS
+from common.kernels.build import library
 from common.learner import Learner
 from common.local_round import TaskWork, run_round
 from common.models.mlp import perceptron
@@ -39,6 +40,8 @@ def main() -> None:
     if repetitions < 5:
         parser.error("--repetitions must be at least 5")
     torch.set_num_threads(1)
+    if library(torch.float32) is None:
+        raise SystemExit("there is no C++ compiler here: nothing to measure")
     points = [COMMON, *({**COMMON, name: size} for name, sizes in SIZES.items() for size in sizes)]
     sides = [measure(point, repetitions) for point in points]
     result: dict[str, Any] = {"schema": 1, "benchmark": "scaling", "claim": claim, "points": sides, "goals": []}

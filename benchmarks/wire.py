@@ -35,7 +35,7 @@ def loss(plain: Mapping[str, Any], variant: Mapping[str, Any]) -> tuple[float, f
     """By which fraction the accuracy falls, mean over seeds, and its standard error."""
     after = {run["seed"]: run["after"] for run in plain["runs"]}
     lost = [after[run["seed"]] - run["after"] for run in variant["runs"]]
-    return statistics.mean(lost), statistics.stdev(lost) / math.sqrt(len(lost)) if len(lost) > 1 else math.nan
+    return statistics.mean(lost), statistics.stdev(lost) / math.sqrt(len(lost)) if len(lost) > 1 else 0.0
 
 
 PLANS = {
@@ -58,8 +58,8 @@ def main() -> None:
     lines = ["| data | update-dtype | seeds | after, % | against float32, points | up, bytes per round | times fewer |"]
     lines.append("|---|---|---:|---:|---:|---:|---:|")
     for name, (of, seeds) in PLANS.items():
-        if chosen.part in (None, name):
-            some = [seed for seed in seeds if seed in chosen.seeds]
+        some = [seed for seed in seeds if seed in chosen.seeds]
+        if some and chosen.part in (None, name):
             result[name] = run_all(of, some, fresh=chosen.fresh, jobs=chosen.jobs)
         elif name in before:
             result[name] = before[name]

@@ -66,7 +66,8 @@ def _network(learner: Learner, at: Params, batches: Batch | Draws) -> Network | 
     if network is None:
         return None
     first = 1 if isinstance(batches, Draws) else 2  # axes before those of one example
-    return network if network.takes(at, batches.x, batches.y, first) else None
+    of_the_kind = (learner.kind == "classification") == (batches.y.dtype == torch.int64) and type(learner) is Learner
+    return network if of_the_kind and network.takes(at, batches.x, batches.y, first) else None
 
 
 def _train(what: What, network: Network, at: Params, batches: Batch | Draws, lr: float = 0.0) -> list[Tensor]:

@@ -8,11 +8,16 @@ import contextlib
 import ctypes
 import fcntl
 import hashlib
+import logging
 import os
 import platform
 import shutil
+import signal
+import stat
 import subprocess
 import tempfile
+import time
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -21,8 +26,8 @@ import torch
 from common.kernels.source import SOURCE
 
 SWITCH = "QUICKBLOOM_KERNELS"
-SECONDS = 120
-"""How long a compiler may take; a small device needs a dozen."""
+SECONDS, DAY = 120, 86_400
+"""How long a compiler may take, a small device needs a dozen; and how long one that failed is not tried again."""
 FLAGS = ("-O3", "-std=c++14", "-shared", "-fPIC", "-ffp-contract=fast", "-w")
 KINDS = {
     torch.float32: ("-DREAL=float", "-DBITS=int32_t"),
@@ -30,23 +35,29 @@ KINDS = {
 }
 
 
+_LOG = logging.getLogger(__name__)
+
+
 @cache
 def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The kernels for numbers of `dtype`; None where there are none."""
-    if os.environ.get(SWITCH) == "0" or dtype not in KINDS:
+    if os.environ.get(SWITCH) == "0" or dtype not in KINDS or (compiler := find_compiler()) is None:
         return None
-    compiler = next(
-        (found for name in (os.environ.get("CXX") or "", "c++", "g++", "clang++") if (found := shutil.which(name))), None
-    )
-    if compiler is None:
-        return None
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
+    try:
         return ctypes.CDLL(str(_built(compiler, KINDS[dtype])))
-    return None
+    except Exception as error:  # whatever it is, there is another way
+        _LOG.debug("no compiled kernels: %s", error)
+        return None
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler that CXX names, or the usual ones; None if there is none."""
+    names = (os.environ.get("CXX", ""), "c++", "g++", "clang++")
+    return next(filter(None, (shutil.which(name) for name in names if name)), None)
 
 
 def _built(compiler: str, kind: tuple[str, ...]) -> Path:
-    """The file of the library, made if it is not there yet. Raises OSError or SubprocessError."""
+    """The file of the library, made if it is not there yet. Raises BuildError or OSError."""
     native = "-mcpu=native" if platform.machine().startswith(("aarch64", "arm")) else "-march=native"
     command = [compiler, *FLAGS, native, *kind]
     made = Path(compiler).resolve().stat()  # instead of its version, for which it would have to be run in every process
@@ -61,12 +72,40 @@ def _built(compiler: str, kind: tuple[str, ...]) -> Path:
     return file
 
 
+class BuildError(Exception):
+    """The compiler did not make a library."""
+
+
 def _compile(command: list[str], file: Path) -> None:
+    """Make `file`. What failed is not tried again for a day: on a device every message has a process of its own."""
+    failed = file.with_suffix(".failed")
+    with contextlib.suppress(FileNotFoundError):
+        if time.time() - failed.stat().st_mtime < DAY:
+            raise BuildError(failed.read_text())
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         source, made = Path(folder) / "kernels.cpp", Path(folder) / file.name
         source.write_text(SOURCE)
-        subprocess.run([*command, str(source), "-o", str(made), "-lm"], capture_output=True, check=True, timeout=SECONDS)
+        try:
+            _run([*command, str(source), "-o", str(made), "-lm"])
+            ctypes.CDLL(str(made))
+        except (BuildError, OSError) as error:
+            failed.write_text(str(error))
+            raise
         made.replace(file)
+
+
+def _run(command: list[str]) -> None:
+    """Run the compiler, and end all that it started if it takes too long. Raises BuildError or OSError."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True)
+    try:
+        _, said = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise BuildError(f"the compiler took more than {SECONDS} s") from None
+    if process.returncode:
+        raise BuildError(said.decode(errors="replace")[-2000:])
 
 
 def _processor() -> str:
@@ -82,11 +121,17 @@ def _folder() -> Path:
 
     Raises OSError where others could put something there: what lies there is run.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quickbloom" / "kernels"
-    for folder in (home, Path(tempfile.gettempdir()) / f"quickbloom-kernels-{os.getuid()}"):
+    for folder in _places():
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = folder.stat()
-            if status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(folder, os.W_OK):
+            status = folder.lstat()  # not of what a link leads to
+            own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+            if own and not status.st_mode & 0o022 and os.access(folder, os.W_OK):
                 return folder
     raise OSError("no folder for what is compiled")
+
+
+def _places() -> Iterator[Path]:
+    with contextlib.suppress(RuntimeError):  # there are users without a home
+        yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quickbloom" / "kernels"
+    yield Path(tempfile.gettempdir()) / f"quickbloom-kernels-{os.getuid()}"

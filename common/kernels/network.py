@@ -1,7 +1,8 @@
 """Which modules the kernels know, and how their parameters are laid out there.
 
-Known are sequences of convolution blocks (Conv2d, then a normalisation without running state, ReLU and MaxPool2d(2), each or
-none), Flatten, and Linear layers with ReLU between: the models `mlp`, `sine`, `linear` and `conv4`, whatever their sizes.
+Known are sequences of convolution blocks (Conv2d, then a normalisation without running state or none, ReLU or not, and behind
+ReLU perhaps MaxPool2d(2)), Flatten, and Linear layers with ReLU between: the models `mlp`, `sine`, `linear` and `conv4`,
+whatever their sizes.
 """
 
 import ctypes
@@ -72,6 +73,8 @@ class Network:
         fits = (len(shape) == 3 and shape[0] == block.inputs) if images else math.prod(shape) == block.inputs
         target = (outputs,) if y.is_floating_point() else ()
         labels = tuple(y.shape[first:]) == target and (y.is_floating_point() or y.dtype == torch.int64)
+        if x.shape[first - 1] < (2 if any(block.norm for block in self.blocks) else 1):
+            return False  # torch has to be asked: it refuses to normalise a single number
         same = params.keys() == self.shapes.keys() and all(value.shape == self.shapes[name] for name, value in params.items())
         return fits and labels and same and all(value.dtype == self.dtype for value in (x, *params.values()))
 
@@ -90,12 +93,19 @@ def read_network(module: nn.Module) -> Network | None:
     return network if sorted(network.names) == sorted(shapes) else None
 
 
-def is_hooked(module: nn.Module) -> bool:
-    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in module.modules())
+def is_changed(module: nn.Module) -> bool:
+    """Whether some module in it does something besides, or something else than, what its type does."""
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks or "forward" in vars(m)
+        for m in module.modules()
+    )
 
 
 def _leaves(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    for name, child in module.named_children():
+    # Not `named_children`, which passes over a module that is there for the second time.
+    for name, child in module._modules.items():
+        if child is None:
+            continue
         if type(child) is nn.Sequential:
             yield from _leaves(child, f"{prefix}{name}.")
         else:
@@ -155,7 +165,7 @@ class _Reader:
 
     def _norm(self, prefix: str, norm: int, groups: int, epsilon: float, module: Any) -> bool:
         block = self._open()
-        if block is None or block.norm or block.relu or module.weight is None or module.bias is None:
+        if block is None or block.norm or block.relu or module.weight is None or module.bias is None or epsilon <= 0:
             return False
         block.norm, block.groups, block.epsilon = norm, groups, epsilon
         block.names += [f"{prefix}weight", f"{prefix}bias"]

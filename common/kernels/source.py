@@ -35,6 +35,7 @@ enum { LANES = BYTES / sizeof(REAL), ROWS = 6, COLUMNS = 2, MOST_LAYERS = 16 };
 INLINE Vector get(const REAL *from) { return *(const Vector *)from; }
 INLINE void put(REAL *to, Vector value) { *(Vector *)to = value; }
 INLINE Vector zeros() { return Vector{}; }
+INLINE Vector larger(Vector a, Vector b) { return (a < b) | (b != b) ? b : a; }  // NaN, where there is one
 
 struct Layer {
     int32_t side, stride, pad;                      // of the square kernel
@@ -310,9 +311,7 @@ static void finish_forward(const Place &p, const REAL *gamma, REAL *next_in) {
                 for (int c = 0; c < C; c += LANES) {
                     Vector one = get(a + c), two = get(a + w.right + c);
                     Vector three = get(a + w.down + c), four = get(a + w.down + w.right + c);
-                    one = one < two ? two : one;
-                    three = three < four ? four : three;
-                    put(next_in + *q + c, one < three ? three : one);
+                    put(next_in + *q + c, larger(larger(one, two), larger(three, four)));
                 }
             }
 }
@@ -393,7 +392,7 @@ static REAL classify(const Place &p, const int64_t *labels, const int64_t *rows,
         for (int c = 0; c < outputs; c++) total += dz[c];
         for (int c = 0; c < C; c += LANES) put(dz + c, get(dz + c) * (share[e] / total));
         dz[label] -= share[e];
-        if (wanted && share[e] > 0) loss += share[e] * ((REAL)log(total) + top - z[label]);
+        if (wanted && !(share[e] <= 0)) loss += share[e] * ((REAL)log(total) + (top - z[label]));
     }
     return loss;
 }
@@ -409,7 +408,7 @@ static REAL regress(const Place &p, const REAL *targets, const int64_t *rows, co
             squares += error * error;
             dz[c] = share[e] * 2 * error / outputs;
         }
-        if (share[e] > 0) loss += share[e] * squares / outputs;
+        if (!(share[e] <= 0)) loss += share[e] * squares / outputs;
     }
     return loss;
 }
@@ -530,7 +529,8 @@ static Place place(Rooms &rooms, const Layer &l, int examples, bool first, const
     p.image = (l.height + 2 * l.pad) * row * l.inputs;
     p.pixel = rooms.take<long>(pixels), p.dense = rooms.take<long>(pixels), p.next = rooms.take<long>(pixels);
     p.weight = rooms.take<long>(p.weights), p.line = rooms.take<long>(l.padded);
-    p.own_in = first && l.side == 1 ? 0 : rooms.take<REAL>(examples * p.image);
+    bool as_they_lie = first && l.side == 1 && l.height * l.width == 1 && !l.pad;
+    p.own_in = as_they_lie ? 0 : rooms.take<REAL>(examples * p.image);
     p.in = p.own_in;
     p.z = rooms.take<REAL>(pixels * l.padded), p.dz = rooms.take<REAL>(pixels * l.padded);
     p.scale = rooms.take<REAL>((long)examples * l.padded), p.sums = rooms.take<REAL>(4L * l.padded);

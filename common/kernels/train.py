@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from common.kernels.build import library
-from common.kernels.network import Layout, Network, is_hooked, lay_out, read_network, structure
+from common.kernels.network import Layout, Network, is_changed, lay_out, read_network, structure
 from common.params import LARGE
 
 What = Literal["descent", "gradient", "loss"]
@@ -28,16 +28,18 @@ def known(module: nn.Module) -> Network | None:
     in the cache, and they need another copy of it.
     """
     theta = next(module.parameters(), None)
-    if theta is None or theta.device.type not in ("cpu", "meta") or theta.dtype not in REAL or is_hooked(module):
+    if theta is None or theta.device.type not in ("cpu", "meta") or theta.dtype not in REAL or is_changed(module):
         return None
-    if module not in _READ:
+    parts = tuple((name, type(part), id(part)) for name, part in module.named_modules(remove_duplicate=False))
+    read = _READ.get(module)
+    if read is None or read[0] != parts:
         large = sum(value.nbytes for value in module.parameters()) >= LARGE
-        _READ[module] = None if large else read_network(module)
-    network = _READ[module]
-    return network if network is not None and library(theta.dtype) is not None else None
+        read = _READ[module] = parts, None if large else read_network(module)
+    return read[1] if read[1] is not None and library(theta.dtype) is not None else None
 
 
-_READ: "WeakKeyDictionary[nn.Module, Network | None]" = WeakKeyDictionary()
+_READ: "WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Network | None]]" = WeakKeyDictionary()
+"""What was read of a module, and of which parts it consisted then."""
 
 
 class Train(torch.autograd.Function):
@@ -79,7 +81,11 @@ class Train(torch.autograd.Function):
 def train(
     what: What, network: Network, rows: Tensor | None, lr: Tensor, x: Tensor, y: Tensor, weight: Tensor, *start: Tensor
 ) -> tuple[Tensor, ...]:
-    """As `Train`, on plain tensors on the CPU."""
+    """As `Train`, on plain tensors on the CPU. Raises IndexError for rows that are none, which the kernels would follow."""
+    if rows is not None:
+        rows = rows.long()
+        if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < x.shape[2]):
+            raise IndexError(f"rows of a batch must be 0..{x.shape[2] - 1}, got {int(rows.min())}..{int(rows.max())}")
     layout, layers = _layout(network, tuple(x.shape[3:]), start[0].dtype)
     theta = layout.pack(start)
     every = weight if weight.stride(1) else weight[:, :1]  # the same examples in every step

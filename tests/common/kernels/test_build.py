@@ -2,7 +2,6 @@
 
 import os
 import stat
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from common.kernels.build import library
 from common.kernels.train import known
 from common.models.mlp import perceptron
 
-needs_compiler = pytest.mark.skipif(library(torch.float32) is None, reason="no C++ compiler here")
+needs_compiler = pytest.mark.skipif(build.find_compiler() is None, reason="no C++ compiler here")
 
 
 @pytest.fixture(autouse=True)
@@ -38,18 +37,24 @@ def program(folder: Path, name: str, text: str) -> Path:
 @needs_compiler
 def test_it_is_compiled_once_and_then_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[str]] = []
-    run = subprocess.run
+    run = build._run
 
-    def counting(command: list[str], **options: object) -> object:
+    def counting(command: list[str]) -> None:
         calls.append(command)
-        return run(command, **options)  # type: ignore[call-overload]
+        run(command)
 
-    monkeypatch.setattr(subprocess, "run", counting)
+    monkeypatch.setattr(build, "_run", counting)
     assert library(torch.float32) is not None
     library.cache_clear()
     assert library(torch.float32) is not None
     assert len(calls) == 1
     assert [file.suffix for file in sorted((tmp_path / "quickbloom" / "kernels").iterdir())] == [".so", ""]
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_compiler_takes_the_source(dtype: torch.dtype) -> None:
+    assert library(dtype) is not None
 
 
 @needs_compiler
@@ -103,3 +108,42 @@ def test_other_tools_make_another_library(tmp_path: Path, monkeypatch: pytest.Mo
         assert library(torch.float32) is None
         library.cache_clear()
     assert log.read_text().split() == ["once", "once"]
+
+
+def test_a_compiler_that_failed_is_not_asked_again_that_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    monkeypatch.setenv("CXX", str(program(tmp_path, "compiler", f"echo once >> {log}; exit 1")))
+    for _ in range(3):
+        assert library(torch.float32) is None
+        library.cache_clear()
+    assert log.read_text().split() == ["once"]
+    (failed,) = (tmp_path / "quickbloom" / "kernels").glob("*.failed")
+    os.utime(failed, (0, 0))
+    assert library(torch.float32) is None
+    assert log.read_text().split() == ["once", "once"]
+
+
+def test_a_compiler_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = tmp_path / "child"
+    monkeypatch.setattr(build, "SECONDS", 1)
+    monkeypatch.setenv("CXX", str(program(tmp_path, "compiler", f"sleep 77 & echo $! > {child}; wait")))
+    assert library(torch.float32) is None
+    status = Path(f"/proc/{int(child.read_text())}/status")
+    assert not status.exists() or "Z (zombie)" in status.read_text()
+
+
+def test_a_user_without_a_home_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert build._folder() == tmp_path / f"quickbloom-kernels-{os.getuid()}"
+
+
+def test_a_link_to_a_folder_is_not_used(tmp_path: Path) -> None:
+    # Its owner could let it lead elsewhere, between the look and the use.
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    (tmp_path / "quickbloom").mkdir()
+    (tmp_path / "quickbloom" / "kernels").symlink_to(tmp_path / "elsewhere")
+    assert build._folder() == tmp_path / f"quickbloom-kernels-{os.getuid()}"

@@ -15,14 +15,14 @@ from common import first_order
 from common.batch import Batch, Draws
 from common.first_order import end_of_descent, gradient_and_loss, has_kernels, loss_of
 from common.kernels import train
-from common.kernels.build import library
+from common.kernels.build import find_compiler
 from common.kernels.train import known
 from common.learner import Learner
 from common.models.conv4 import Conv4, Conv4Options
 from common.models.mlp import perceptron
 from common.params import Params
 
-pytestmark = pytest.mark.skipif(library(torch.float64) is None, reason="no C++ compiler here")
+pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler here")
 
 LR, CLASSES = 0.05, 5
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
@@ -214,12 +214,65 @@ def test_broken_numbers_are_not_hidden_by_relu(poison: float) -> None:
 
 
 def test_large_logits_keep_their_digits() -> None:
-    # Softmax of (1000, 0, .., 0): the loss of the first class is 0, of another one 1000.
-    module = perceptron((1, CLASSES))
-    start = {"1.weight": torch.zeros(CLASSES, 1), "1.bias": torch.tensor([1000.0] + [0.0] * (CLASSES - 1))}
-    x = torch.zeros(1, 1)
-    losses = [loss_of(Learner(module, "classification", CLASSES), start, Batch.of(x, torch.tensor([k]))).item() for k in (0, 1)]
-    assert losses == pytest.approx([0.0, 1000.0], abs=1e-4)
+    # Logits 1000 and 990: the losses are log(1 + e^-10) = 4.54e-5 and 10 more.
+    module = perceptron((1, 2))
+    start = {"1.weight": torch.zeros(2, 1), "1.bias": torch.tensor([1000.0, 990.0])}
+    learner, x = Learner(module, "classification", 2), torch.zeros(1, 1)
+    losses = [loss_of(learner, start, Batch.of(x, torch.tensor([k]))).item() for k in (0, 1)]
+    assert losses == pytest.approx([4.5399e-5, 10.0000454], rel=1e-3)
+
+
+def test_max_pooling_hands_on_what_is_not_a_number() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 8, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32, CLASSES))
+    learner = Learner(module, "classification", CLASSES)
+    for place in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        one = batch(3, (1, 4, 4), torch.float32, 1)
+        one.x[(0, 0, *place)] = torch.nan
+        assert torch.isnan(loss_of(learner, learner.initial(), one))
+
+
+SHAPES = [(1, 1, 0), (1, 2, 0), (1, 1, 2), (2, 1, 1), (3, 1, 0), (3, 3, 2), (5, 2, 2)]
+
+
+@pytest.mark.parametrize(("side", "stride", "pad"), SHAPES)
+def test_other_convolutions_descend_as_with_torch_optim(
+    side: int, stride: int, pad: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = watched(monkeypatch)
+    body = [nn.Conv2d(2, 5, side, stride, pad), nn.ReLU(), nn.Conv2d(5, 3, side, stride, pad), nn.GroupNorm(1, 3), nn.Flatten()]
+    features = nn.Sequential(*body)(torch.zeros(1, 2, 13, 11)).shape[1]
+    module = prepared(nn.Sequential(*body, nn.Linear(features, CLASSES)), torch.float64)
+    learner = Learner(module, "classification", CLASSES)
+    batches = [batch(4, (2, 13, 11), torch.float64, seed) for seed in range(2)]
+    found = end_of_descent(learner, learner.initial(), stacked(batches), LR)
+    torch.testing.assert_close(found, plain_descent(learner, batches), rtol=0, atol=1e-10)
+    assert asked == ["descent"]
+
+
+def test_modules_that_are_there_twice_are_twice_in_the_network() -> None:
+    relu, pool = nn.ReLU(), nn.MaxPool2d(2)
+    convolutions = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+    body = [part for convolution in convolutions for part in (convolution, relu, pool)]
+    module = prepared(nn.Sequential(*body, nn.Flatten(), nn.Linear(16, CLASSES)), torch.float64)
+    assert known(module) is not None
+    learner, one = Learner(module, "classification", CLASSES), batch(4, (1, 8, 8), torch.float64, 1)
+    found = end_of_descent(learner, learner.initial(), stacked([one]), LR)
+    torch.testing.assert_close(found, plain_descent(learner, [one]), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("row", [-1, 9, 10**9])
+def test_a_row_that_is_none_is_an_error_and_no_crash(row: int) -> None:
+    learner, whole = mlp(), batch(9, (6,), torch.float64, 1)
+    draws = Draws(whole.x, whole.y, torch.tensor([[0, row]]), torch.ones(1, 2, dtype=torch.float64))
+    with pytest.raises(IndexError, match=r"rows of a batch must be 0\.\.8"):
+        end_of_descent(learner, learner.initial(), draws, LR)
+
+
+def test_a_batch_without_weight_has_no_loss() -> None:
+    learner, one = mlp(), batch(4, (6,), torch.float64, 1)
+    nothing = one._replace(weight=torch.zeros(4, dtype=torch.float64))
+    assert torch.isnan(loss_of(learner, learner.initial(), nothing))
+    assert torch.isnan(learner.loss(learner.initial(), nothing))
 
 
 REFUSED: dict[str, Callable[[], tuple[Params, Batch]]] = {
@@ -278,9 +331,27 @@ def test_a_hook_is_not_passed_over() -> None:
     assert known(module) is None
 
 
+def test_neither_is_a_forward_of_its_own_or_a_part_that_was_exchanged() -> None:
+    module = perceptron((6, 5, 4))
+    module[1].forward = lambda x: x
+    assert known(module) is None
+    module = perceptron((6, 5, 4))
+    assert known(module) is not None
+    module[2] = nn.Tanh()
+    assert known(module) is None
+
+
 def test_layers_that_share_a_weight_are_not_known() -> None:
-    layer = nn.Linear(6, 6)
-    assert known(nn.Sequential(nn.Flatten(), layer, nn.ReLU(), layer)) is None
+    layer, other = nn.Linear(6, 6), nn.Linear(6, 4)
+    assert known(nn.Sequential(nn.Flatten(), layer, nn.ReLU(), layer, nn.ReLU(), other)) is None
+    block = nn.Sequential(layer, nn.ReLU())
+    assert known(nn.Sequential(nn.Flatten(), block, block, other)) is None
+
+
+def test_labels_of_the_other_kind_are_torch_s_to_refuse() -> None:
+    one = batch(4, (6,), torch.float64, 1)
+    regression = Learner(mlp().module, "regression", CLASSES)
+    assert first_order._network(regression, regression.initial(), one.times(1)) is None
 
 
 def test_there_is_no_gradient_through_a_descent() -> None:
