@@ -203,14 +203,17 @@ def test_two_rounds_equal_plain_torch_whose_second_round_starts_from_the_heads_o
 
 def test_no_message_up_or_down_carries_a_head(tmp_path: Path) -> None:
     config = federation(**{"output-dir": str(tmp_path), "min-nodes": 2, "evaluate-every": 1, "adapt-steps": 2})
-    seen: list[RecordDict] = []
+    carried: list[list[str]] = []
+
+    def overhear(content: RecordDict) -> None:
+        carried.extend(list(from_arrays(arrays)) for arrays in content.array_records.values())
 
     def overheard(message: Message, answer: object) -> Message:
+        overhear(message.content)  # at once: whoever has read a message lets go of what it holds
         reply: Message = answer(message)  # type: ignore[operator]
-        seen.extend((message.content, reply.content))
+        overhear(reply.content)
         return reply
 
     run_federation(LoopbackGrid(2, config.flat(), faults={0: overheard, 1: overheard}), config)
-    carried = [list(from_arrays(arrays)) for records in seen for arrays in records.array_records.values()]
     # 2 rounds of training with arrays both ways and of validation with arrays down, and the test: on 2 nodes each.
     assert carried == [["1.weight", "1.bias"]] * (2 * (2 * 2 + 2 + 1))
