@@ -206,14 +206,32 @@ class Layout:
         """How many numbers a task's parameters are, with what fills them up."""
         return sum((_weights(layer) + 1 + 2 * bool(layer["norm"])) * layer["padded"] for layer in self.layers)
 
-    def pack(self, params: Sequence[Tensor]) -> Tensor:
-        """Parameters [tasks, ...] in the order of `network.names`, as [tasks, size]."""
+    def pack(self, params: Sequence[Tensor], *, to_change: bool) -> Tensor:
+        """Parameters [tasks, ...] in the order of `network.names`, as [tasks, size].
+
+        What `unpack` gave is not copied again, unless `to_change`.
+        """
+        if not to_change and (whole := self._unpacked_from(params)) is not None:
+            return whole
         if len(params[0]) > 1 and not any(value.stride(0) for value in params):  # all tasks start from the same
-            return self.pack([value[:1] for value in params]).repeat(len(params[0]), 1)
+            return self.pack([value[:1] for value in params], to_change=True).repeat(len(params[0]), 1)
         packed = params[0].new_zeros(len(params[0]), self.size)
         for view, value in zip(self._views(packed), params, strict=True):
             view.copy_(value.reshape(view.shape))
         return packed
+
+    def _unpacked_from(self, params: Sequence[Tensor]) -> Tensor | None:
+        """What `params` are views of, if it is laid out as here."""
+        first, shape = params[0], (len(params[0]), self.size)
+        start = first.storage_offset()
+        if first.untyped_storage().nbytes() < (start + math.prod(shape)) * first.element_size():
+            return None
+        whole = first.as_strided(shape, (self.size, 1), start)
+        for view, value in zip(self._views(whole), params, strict=True):
+            alike = view.reshape(value.shape)
+            if (alike.data_ptr(), alike.stride()) != (value.data_ptr(), value.stride()):
+                return None
+        return whole
 
     def unpack(self, packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
         """The other way, in the shapes of `like`."""

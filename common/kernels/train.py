@@ -87,7 +87,7 @@ def train(
         if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < x.shape[2]):
             raise IndexError(f"rows of a batch must be 0..{x.shape[2] - 1}, got {int(rows.min())}..{int(rows.max())}")
     layout, layers = _layout(network, tuple(x.shape[3:]), start[0].dtype)
-    theta = layout.pack(start)
+    theta = layout.pack(start, to_change=what == "descent")
     every = weight if weight.stride(1) else weight[:, :1]  # the same examples in every step
     share = (every / every.sum(dim=-1, keepdim=True)).to(theta.dtype).expand(weight.shape)
     y = y if y.dtype == torch.int64 else y.to(theta.dtype)
