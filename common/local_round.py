@@ -140,6 +140,8 @@ def contributions(
 
 
 def _part(positions: list[int], gradients: Params, loss: Tensor, after: Params) -> Part:
+    # As rows of numbers, which what follows would make of them each time.
+    gradients = {name: value.contiguous() for name, value in gradients.items()}
     finite = _finite_tasks(gradients, after, loss)
     if not finite.all():
         # where(), because 0 * NaN is NaN: a task that is left out must leave no trace.
