@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 
 from common.algorithms.base import AlgorithmOptions, ObjectiveAlgorithm
 from common.batch import Batch, Episode
@@ -24,6 +25,10 @@ PROTOTYPES, KNOWN = "prototypes", "known"
 
 class ProtoNetOptions(AlgorithmOptions):
     embedding: int = Field(64, ge=1, le=65_536, description="dimension of the embedding: the number of outputs of the model")
+    pairs: bool = Field(
+        False,
+        description="in training, every two examples of a class are tested on one another, against those of all other classes",
+    )
 
 
 class ProtoNet(ObjectiveAlgorithm):
@@ -40,8 +45,28 @@ class ProtoNet(ObjectiveAlgorithm):
         return int(options.embedding)
 
     def objective(self, meta: Params, episode: Episode) -> Tensor:
+        if self.options.pairs:
+            return self._pairs(meta, episode)
         loss, _ = self.score(last(self.adaptation_path(meta, episode.support, 0.0, 1)), episode.query)
         return loss
+
+    def _pairs(self, meta: Params, episode: Episode) -> Tensor:
+        """Mean of -log(e^-d(i, j) / (e^-d(i, j) + sum over n of e^-d(i, n))) over all pairs of examples i, j of the same class,
+        where n is every example of another class and d the squared distance (Sohn 2016, "Improved Deep Metric Learning with
+        Multi-class N-pair Loss Objective"). Each pair is a one-shot episode: j is a prototype, and so is every n.
+        """
+        batches = (episode.support, episode.query)
+        # One after the other, as in adaptation: batch norm sees what it will see there.
+        embedded = torch.cat([self.learner.apply(meta, batch.x) for batch in batches])
+        y, weight = (torch.cat(parts) for parts in ([batch.y for batch in batches], [batch.weight for batch in batches]))
+        embedded = embedded - embedded.mean(dim=0)  # see `predict`
+        squares = embedded.square().sum(dim=-1)
+        logits = 2 * embedded @ embedded.T - squares.unsqueeze(-1) - squares
+        alike = y.unsqueeze(-1) == y
+        others = torch.where(alike | (weight == 0), -1e30, logits).logsumexp(dim=-1, keepdim=True)
+        itself = torch.eye(len(y), dtype=torch.bool, device=y.device)
+        weights = torch.where(alike & ~itself, weight.unsqueeze(-1) * weight, 0.0)
+        return (functional.softplus(others - logits) * weights).sum() / weights.sum().clamp(min=1)
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """The embedding without prototypes, then with those of the support set; `lr` has nothing to do."""

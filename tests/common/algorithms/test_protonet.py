@@ -1,5 +1,6 @@
 """Prototypical networks against a plane with two classes worked by hand, and against explicit distances in plain autograd."""
 
+import itertools
 import math
 
 import pytest
@@ -149,3 +150,57 @@ def test_the_model_gets_as_many_outputs_as_the_embedding_has_dimensions() -> Non
 def test_regression_is_refused() -> None:
     with pytest.raises(ConfigError, match='`algorithm = "protonet"` is defined for classification'):
         ProtoNet(ProtoNet.Options.model_validate({"inner-lr": 0.1, "embedding": 5}), tanh_learner("regression", outputs=5))
+
+
+def in_pairs(learner: Learner, embedding: int) -> ProtoNet:
+    settings = {"inner-lr": 0.1, "embedding": embedding, "pairs": True}
+    return ProtoNet(ProtoNet.Options.model_validate(settings), learner)
+
+
+def test_pairs_by_hand() -> None:
+    # Support (0, 0) of class 0 and (2, 0) of class 1, query (1, 0) of class 0. The only pair is (0, 0) and (1, 0), distance 1;
+    # from (0, 0) the other class is 4 away: log(1 + e^(1 - 4)). From (1, 0) it is 1 away: log(1 + e^(1 - 1)) = log 2.
+    algorithm = in_pairs(Learner(nn.Linear(2, 2, bias=False).double(), "classification", 2), 2)
+    episode = Episode(points((0, 0, 0), (2, 0, 1)), points((1, 0, 0)))
+    expected = (math.log1p(math.exp(-3)) + math.log(2)) / 2
+    assert algorithm.objective(IDENTITY, episode).item() == pytest.approx(expected, abs=1e-12)
+
+
+def plain_pairs(theta: Weights, episode: Episode) -> Tensor:
+    """Every ordered pair of a class as an episode of its own: cross-entropy over explicit squared distances."""
+    embedded = torch.cat([tanh_outputs(theta, batch.x) for batch in episode])
+    y = torch.cat([batch.y for batch in episode]).tolist()
+    losses = []
+    for i, j in itertools.permutations(range(len(y)), 2):
+        if y[i] == y[j]:
+            candidates = [j, *(n for n in range(len(y)) if y[n] != y[i])]
+            scores = torch.stack([-((embedded[i] - embedded[n]) ** 2).sum() for n in candidates])
+            losses.append(-scores.log_softmax(0)[0])
+    return torch.stack(losses).mean()
+
+
+def test_gradient_of_pairs_equals_plain_autograd() -> None:
+    algorithm, episode = in_pairs(tanh_learner("classification", outputs=5), 5), random_episode("classification", 7, 8)
+    theta = leaves(algorithm.init())
+    objective = plain_pairs(theta, episode)
+    gradient, loss = algorithm.meta_gradient(algorithm.init(), episode, NO_MINIBATCHES)
+    assert close(gradient, torch.autograd.grad(objective, theta), atol=1e-10)
+    assert loss.item() == pytest.approx(objective.item(), abs=1e-12)
+
+
+def test_examples_of_weight_zero_are_in_no_pair() -> None:
+    algorithm, episode = in_pairs(tanh_learner("classification", outputs=5), 5), random_episode("classification", 7, 8)
+    weight = torch.cat([torch.ones(7), torch.zeros(1)]).double()
+    masked = Episode(episode.support, episode.query._replace(weight=weight))
+    without = Episode(episode.support, Batch(*(values[:7] for values in episode.query)))
+    gradient, loss = algorithm.meta_gradient(algorithm.init(), masked, NO_MINIBATCHES)
+    expected, expected_loss = algorithm.meta_gradient(algorithm.init(), without, NO_MINIBATCHES)
+    assert close(gradient, list(expected.values()), atol=1e-12)
+    assert loss.item() == pytest.approx(expected_loss.item(), abs=1e-12)
+
+
+def test_an_episode_of_one_example_per_class_has_no_pair_and_a_gradient_of_zero() -> None:
+    algorithm = in_pairs(Learner(nn.Linear(2, 2, bias=False).double(), "classification", 3), 2)
+    gradient, loss = algorithm.meta_gradient(IDENTITY, Episode(points((0, 3, 0)), points((1, 1, 2))), NO_MINIBATCHES)
+    assert loss.item() == 0
+    assert not gradient["weight"].any()
