@@ -1,8 +1,8 @@
 """Prototypical networks (Snell, Swersky, Zemel 2017, "Prototypical Networks for Few-shot Learning", Algorithm 1).
 
 No inner loop: a class is the mean embedding of its support examples, and an example is classified by a softmax over the
-negative squared Euclidean distances to the prototypes. The model is the embedding: it is built with `embedding` outputs. The
-personal parameters are the embedding and the prototypes; one "step" finds them, more change nothing.
+negative squared Euclidean distances to the prototypes, divided by `temperature`. The model is the embedding: it is built with
+`embedding` outputs. The personal parameters are the embedding and the prototypes; one "step" finds them, more change nothing.
 """
 
 from collections.abc import Iterator
@@ -25,6 +25,9 @@ PROTOTYPES, KNOWN = "prototypes", "known"
 
 class ProtoNetOptions(AlgorithmOptions):
     embedding: int = Field(64, ge=1, le=65_536, description="dimension of the embedding: the number of outputs of the model")
+    temperature: float = Field(
+        1.0, gt=0, description="squared distances are divided by it: less confident, where it is above 1"
+    )
     pairs: bool = Field(
         False,
         description="in training, every two examples of a class are tested on one another, against those of all other classes",
@@ -52,8 +55,9 @@ class ProtoNet(ObjectiveAlgorithm):
 
     def _pairs(self, meta: Params, episode: Episode) -> Tensor:
         """Mean of -log(e^-d(i, j) / (e^-d(i, j) + sum over n of e^-d(i, n))) over all pairs of examples i, j of the same class,
-        where n is every example of another class and d the squared distance (Sohn 2016, "Improved Deep Metric Learning with
-        Multi-class N-pair Loss Objective"). Each pair is a one-shot episode: j is a prototype, and so is every n.
+        where n is every example of another class and d the squared distance over the temperature (Sohn 2016, "Improved Deep
+        Metric Learning with Multi-class N-pair Loss Objective"). Each pair is a one-shot episode: j is a prototype, and so is
+        every n.
         """
         batches = (episode.support, episode.query)
         # One after the other, as in adaptation: batch norm sees what it will see there.
@@ -61,7 +65,7 @@ class ProtoNet(ObjectiveAlgorithm):
         y, weight = (torch.cat(parts) for parts in ([batch.y for batch in batches], [batch.weight for batch in batches]))
         embedded = embedded - embedded.mean(dim=0)  # see `predict`
         squares = embedded.square().sum(dim=-1)
-        logits = 2 * embedded @ embedded.T - squares.unsqueeze(-1) - squares
+        logits = (2 * embedded @ embedded.T - squares.unsqueeze(-1) - squares) / self.options.temperature
         alike = y.unsqueeze(-1) == y
         others = torch.where(alike | (weight == 0), -1e30, logits).logsumexp(dim=-1, keepdim=True)
         itself = torch.eye(len(y), dtype=torch.bool, device=y.device)
@@ -83,14 +87,17 @@ class ProtoNet(ObjectiveAlgorithm):
                 yield personal
 
     def predict(self, personal: Params, x: Tensor) -> Tensor:
-        """Negative squared distances to the prototypes, but for what is the same for all; -1e30 for a class without one."""
+        """Negative squared distances to the prototypes over the temperature, but for what is the same for all classes.
+
+        -1e30 for a class without a prototype.
+        """
         theta = {name: value for name, value in personal.items() if name not in (PROTOTYPES, KNOWN)}
         prototypes = personal[PROTOTYPES]
         # Distances do not change when everything moves; near zero the products below keep their digits.
         middle = prototypes.mean(dim=0)
         embedded, prototypes = self.learner.apply(theta, x) - middle, prototypes - middle
         # -||x - p||^2 without ||x||^2, which is the same for all classes and cancels in the softmax.
-        logits = 2 * embedded @ prototypes.T - prototypes.square().sum(dim=-1)
+        logits = (2 * embedded @ prototypes.T - prototypes.square().sum(dim=-1)) / self.options.temperature
         return torch.where(_within_reach(personal), logits, -1e30)
 
     def score(self, personal: Params, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -48,6 +48,15 @@ def test_prototypes_loss_and_accuracy_by_hand() -> None:
     assert accuracy.item() == 0.5
 
 
+def test_the_temperature_divides_the_distances() -> None:
+    # As above with a temperature of 2: differences of 4 / 2 = 2.
+    settings = {"inner-lr": 0.1, "embedding": 2, "temperature": 2.0}
+    algorithm = ProtoNet(ProtoNet.Options.model_validate(settings), plane().learner)
+    loss, accuracy = algorithm.score(adapted(algorithm, SUPPORT), points((1, 1, 0), (0, 2, 0)))
+    assert loss.item() == pytest.approx((math.log1p(math.exp(-2)) + math.log1p(math.exp(2))) / 2, abs=1e-12)
+    assert accuracy.item() == 0.5
+
+
 def plain_objective(theta: Weights, episode: Episode) -> Tensor:
     """Cross-entropy over explicit squared distances to class means, one query example at a time."""
     embedded, total = tanh_outputs(theta, episode.support.x), torch.zeros((), dtype=torch.float64)
@@ -152,18 +161,20 @@ def test_regression_is_refused() -> None:
         ProtoNet(ProtoNet.Options.model_validate({"inner-lr": 0.1, "embedding": 5}), tanh_learner("regression", outputs=5))
 
 
-def in_pairs(learner: Learner, embedding: int) -> ProtoNet:
-    settings = {"inner-lr": 0.1, "embedding": embedding, "pairs": True}
+def in_pairs(learner: Learner, embedding: int, temperature: float = 1.0) -> ProtoNet:
+    settings = {"inner-lr": 0.1, "embedding": embedding, "pairs": True, "temperature": temperature}
     return ProtoNet(ProtoNet.Options.model_validate(settings), learner)
 
 
 def test_pairs_by_hand() -> None:
     # Support (0, 0) of class 0 and (2, 0) of class 1, query (1, 0) of class 0. The only pair is (0, 0) and (1, 0), distance 1;
     # from (0, 0) the other class is 4 away: log(1 + e^(1 - 4)). From (1, 0) it is 1 away: log(1 + e^(1 - 1)) = log 2.
-    algorithm = in_pairs(Learner(nn.Linear(2, 2, bias=False).double(), "classification", 2), 2)
+    learner = Learner(nn.Linear(2, 2, bias=False).double(), "classification", 2)
     episode = Episode(points((0, 0, 0), (2, 0, 1)), points((1, 0, 0)))
     expected = (math.log1p(math.exp(-3)) + math.log(2)) / 2
-    assert algorithm.objective(IDENTITY, episode).item() == pytest.approx(expected, abs=1e-12)
+    assert in_pairs(learner, 2).objective(IDENTITY, episode).item() == pytest.approx(expected, abs=1e-12)
+    expected = (math.log1p(math.exp(-3 / 4)) + math.log(2)) / 2
+    assert in_pairs(learner, 2, temperature=4.0).objective(IDENTITY, episode).item() == pytest.approx(expected, abs=1e-12)
 
 
 def plain_pairs(theta: Weights, episode: Episode) -> Tensor:
