@@ -60,7 +60,7 @@ class OmniglotOptions(Options):
         False,
         description="in training, every image is moved more than by `distort`, bent, and drawn with a thicker or thinner pen",
     )
-    fit: bool = Field(False, description="every image is moved and scaled so that its ink fills the middle 24 x 24 pixels")
+    fit: bool = Field(False, description="every image is moved and scaled so that its ink fills the middle, about 24 x 24 pixels")
     official_split: bool = Field(False, description="train on the 30 background alphabets, test on the 20 evaluation ones")
     train_clients: int = Field(100, ge=1, le=10_000, description="training tasks, for `unstructured`")
     validation_clients: int = Field(20, ge=1, le=10_000, description="validation tasks, for `unstructured`")
@@ -201,18 +201,20 @@ def _batch(images: Array) -> Batch:
 
 
 def fitted(images: Array) -> Array:
-    """u8 [..., 28, 28] moved and scaled alike along both axes, so that the box around its ink is in the middle and its longer
-    side has 24 pixels; scaled by 0.8 to 1.6, so that a dot stays small. Ink is what is darker than 0.3.
+    """u8 [..., 28, 28] moved and scaled so that the box around its ink is in the middle and its longer side has 24 pixels.
+
+    Scaled by 0.8 to 1.6, so that a dot stays small, and along the shorter side, so that flat characters show what they are, by
+    the square root of longer / shorter on top, at most 1.5. Ink is what is darker than 0.3.
     """
     flat = images.reshape(-1, SIDE, SIDE)
-    moves, is_ink, place = np.zeros((len(flat), 6)), flat > 0.3 * 255, np.arange(SIDE)
-    for axis in (0, 1):  # across, down
-        has_ink = is_ink.any(axis=1 + axis)
-        first, last = np.where(has_ink, place, SIDE).min(axis=1), np.where(has_ink, place, -1).max(axis=1)
-        empty = last < 0
-        moves[:, 4 + axis] = np.where(empty, 0, (first + last) / 2 - (SIDE - 1) / 2)
-        moves[:, 2 + axis] = np.where(empty, 24, last - first + 1)
-    moves[:, 2:4] = 1 / np.clip(24 / moves[:, 2:4].max(axis=1, keepdims=True), 0.8, 1.6)
+    is_ink, place = flat > 0.3 * 255, np.arange(SIDE)
+    has_ink = np.stack([is_ink.any(axis=1), is_ink.any(axis=2)])  # [across or down, image, place]
+    first, last = np.where(has_ink, place, SIDE).min(axis=2), np.where(has_ink, place, -1).max(axis=2)
+    sides = np.where(last < 0, 24, last - first + 1)
+    middles = np.where(last < 0, 0, (first + last - SIDE + 1) / 2)
+    longer = sides.max(axis=0)
+    scales = np.clip(24 / longer, 0.8, 1.6) * np.minimum(np.sqrt(longer / sides), 1.5)
+    moves = np.stack([np.zeros(len(flat)), np.zeros(len(flat)), *1 / scales, *middles], axis=1)
     result = np.empty_like(flat)
     for some in np.array_split(np.arange(len(flat)), math.ceil(len(flat) / 2000)):
         x = torch.from_numpy(flat[some]).unsqueeze(1).float()
