@@ -15,7 +15,14 @@ KNOWN = {"people": 0.955, "simple ConvNet": 0.865, "modified Hausdorff distance"
 # One alphabet in a round, for many rounds; its characters are turned and mirrored together, which makes more alphabets.
 PROTONET = (
     *("protonet.pairs=true", "protonet.embedding=128", "protonet.temperature=10", "outer-lr=0.002", "outer-decay=true"),
-    *("adapt-steps=1", "tasks-per-round=1", "chunk-size=1", "omniglot.rotations=together", "omniglot.warp=true"),
+    *(
+        "adapt-steps=3",
+        "protonet.refine=true",
+        "tasks-per-round=1",
+        "chunk-size=1",
+        "omniglot.rotations=together",
+        "omniglot.warp=true",
+    ),
     *("model=resnet", "resnet.channels=32,48,96,128", "resnet.norm=batch"),
 )
 # The local rate was chosen between 0.3 and 1 on the validation alphabets; fine-tuning has up to 20 steps to choose from.
@@ -30,7 +37,7 @@ PLAN = Plan(
     dataset="omniglot",
     rounds=1_200,
     variants=(
-        Variant("protonet", "protonet", PROTONET, KNOWN, 6_000),
+        Variant("protonet", "protonet", PROTONET, KNOWN, 4_000),
         Variant("fedavg", "fedavg", FEDAVG, {}, 1_000),
     ),
     settings=(

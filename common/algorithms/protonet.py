@@ -28,6 +28,11 @@ class ProtoNetOptions(AlgorithmOptions):
     temperature: float = Field(
         1.0, gt=0, description="squared distances are divided by it: less confident, where it is above 1"
     )
+    refine: bool = Field(
+        False,
+        description="every step of adaptation after the first moves the prototypes by the examples that are predicted together, "
+        "which is transductive",
+    )
     pairs: bool = Field(
         False,
         description="in training, every two examples of a class are tested on one another, against those of all other classes",

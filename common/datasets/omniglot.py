@@ -60,7 +60,9 @@ class OmniglotOptions(Options):
         False,
         description="in training, every image is moved more than by `distort`, bent, and drawn with a thicker or thinner pen",
     )
-    fit: bool = Field(False, description="every image is moved and scaled so that its ink fills the middle, about 24 x 24 pixels")
+    fit: bool = Field(
+        False, description="every image is moved and scaled so that its ink fills about the middle 24 x 24 pixels"
+    )
     official_split: bool = Field(False, description="train on the 30 background alphabets, test on the 20 evaluation ones")
     train_clients: int = Field(100, ge=1, le=10_000, description="training tasks, for `unstructured`")
     validation_clients: int = Field(20, ge=1, le=10_000, description="validation tasks, for `unstructured`")
