@@ -3,6 +3,10 @@
 No inner loop: a class is the mean embedding of its support examples, and an example is classified by a softmax over the
 negative squared Euclidean distances to the prototypes, divided by `temperature`. The model is the embedding: it is built with
 `embedding` outputs. The personal parameters are the embedding and the prototypes; one "step" finds them, more change nothing.
+
+With `refine` every further step is one of soft k-means (Ren et al. 2018, "Meta-Learning for Semi-Supervised Few-Shot
+Classification"), not in training: a prototype becomes the mean of its support examples and of all examples that are predicted
+together, each with the probability that it is of that class.
 """
 
 from collections.abc import Iterator
@@ -19,8 +23,10 @@ from common.inner import last
 from common.learner import cross_entropy, hits, mean_over_examples
 from common.params import Params
 
-PROTOTYPES, KNOWN = "prototypes", "known"
-"""Names of the personal tensors: prototypes [classes, embedding], and which classes have one, 1 or 0 [classes]."""
+PROTOTYPES, KNOWN, MOVES = "prototypes", "known", "moves"
+"""Names of the personal tensors: prototypes [classes, embedding], and which classes have one, 1 or 0 [classes]. With `refine`
+also the number of support examples of every class, once for every time that the prototypes are to be moved [times, classes].
+"""
 
 
 class ProtoNetOptions(AlgorithmOptions):
@@ -30,8 +36,8 @@ class ProtoNetOptions(AlgorithmOptions):
     )
     refine: bool = Field(
         False,
-        description="every step of adaptation after the first moves the prototypes by the examples that are predicted together, "
-        "which is transductive",
+        description="after the first, every step of adaptation moves the prototypes by examples that are predicted together; "
+        "this is transductive",
     )
     pairs: bool = Field(
         False,
@@ -88,26 +94,40 @@ class ProtoNet(ObjectiveAlgorithm):
             counts = members.sum(dim=0)
             sums = members.T @ self.learner.apply(meta, support.x)
             personal = {**meta, PROTOTYPES: sums / counts.clamp(min=1).unsqueeze(-1), KNOWN: (counts > 0).to(counts.dtype)}
-            for _ in range(steps):
-                yield personal
+            for step in range(steps):
+                yield {**personal, MOVES: counts.expand(step, -1)} if self.options.refine else personal
 
     def predict(self, personal: Params, x: Tensor) -> Tensor:
         """Negative squared distances to the prototypes over the temperature, but for what is the same for all classes.
 
         -1e30 for a class without a prototype.
         """
-        theta = {name: value for name, value in personal.items() if name not in (PROTOTYPES, KNOWN)}
+        return self._logits(personal, x, x.new_ones(x.shape[0], dtype=personal[PROTOTYPES].dtype))
+
+    def _logits(self, personal: Params, x: Tensor, weight: Tensor) -> Tensor:
+        """As `predict`, where examples of weight 0 move no prototype."""
+        theta = {name: value for name, value in personal.items() if name not in (PROTOTYPES, KNOWN, MOVES)}
         prototypes = personal[PROTOTYPES]
         # Distances do not change when everything moves; near zero the products below keep their digits.
         middle = prototypes.mean(dim=0)
         embedded, prototypes = self.learner.apply(theta, x) - middle, prototypes - middle
-        # -||x - p||^2 without ||x||^2, which is the same for all classes and cancels in the softmax.
-        logits = (2 * embedded @ prototypes.T - prototypes.square().sum(dim=-1)) / self.options.temperature
-        return torch.where(_within_reach(personal), logits, -1e30)
+        within_reach = _within_reach(personal)
+
+        def logits(prototypes: Tensor) -> Tensor:
+            # -||x - p||^2 without ||x||^2, which is the same for all classes and cancels in the softmax.
+            distances = 2 * embedded @ prototypes.T - prototypes.square().sum(dim=-1)
+            return torch.where(within_reach, distances / self.options.temperature, -1e30)
+
+        found, of_support = logits(prototypes), prototypes
+        for counts in personal.get(MOVES, ()):
+            shares = found.softmax(dim=-1) * weight.unsqueeze(-1)
+            totals = (counts + shares.sum(dim=0)).clamp(min=1e-30)  # a class without any has no prototype to move
+            found = logits((counts.unsqueeze(-1) * of_support + shares.T @ embedded) / totals.unsqueeze(-1))
+        return found
 
     def score(self, personal: Params, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss, accuracy). A class without support cannot be recognised: its examples count as errors, not in the loss."""
-        logits, within_reach = self.predict(personal, batch.x), _within_reach(personal)
+        logits, within_reach = self._logits(personal, batch.x, batch.weight), _within_reach(personal)
         weight = torch.where(within_reach[batch.y], batch.weight, 0.0)
         loss = (cross_entropy(logits, batch.y) * weight).sum() / weight.sum().clamp(min=1)
         return loss, mean_over_examples(hits(logits, batch.y), batch.weight)

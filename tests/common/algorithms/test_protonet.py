@@ -215,3 +215,69 @@ def test_an_episode_of_one_example_per_class_has_no_pair_and_a_gradient_of_zero(
     gradient, loss = algorithm.meta_gradient(IDENTITY, Episode(points((0, 3, 0)), points((1, 1, 2))), NO_MINIBATCHES)
     assert loss.item() == 0
     assert not gradient["weight"].any()
+
+
+def refined(learner: Learner, embedding: int, temperature: float = 1.0) -> ProtoNet:
+    settings = {"inner-lr": 0.1, "embedding": embedding, "refine": True, "temperature": temperature}
+    return ProtoNet(ProtoNet.Options.model_validate(settings), learner)
+
+
+def test_a_refinement_by_hand() -> None:
+    # One example of each class, (0, 0) and (4, 0), and (1, 0) and (3, 0) to predict at a temperature of 8 / log 3. Distances 1
+    # and 9: the first is of class 0 with a probability of 1 / (1 + e^(-8 / temperature)) = 3/4, the second with 1/4.
+    # New prototype of class 0: (0 + 3/4 * 1 + 1/4 * 3) / (1 + 3/4 + 1/4) = 3/4; that of class 1 is 4 - 3/4 likewise.
+    learner, temperature = Learner(nn.Linear(2, 2, bias=False).double(), "classification", 2), 8 / math.log(3)
+    algorithm = refined(learner, 2, temperature)
+    _, first, second = algorithm.adaptation_path(IDENTITY, points((0, 0, 0), (4, 0, 1)), 0.1, 2)
+    query = points((1, 0, 0), (3, 0, 1))
+    for personal, prototype in ((first, 0.0), (second, 0.75)):
+        difference = ((3 - prototype) ** 2 - (1 - prototype) ** 2) / temperature
+        loss, _ = algorithm.score(personal, query)
+        assert loss.item() == pytest.approx(math.log1p(math.exp(-difference)), abs=1e-12)
+        logits = algorithm.predict(personal, query.x)
+        assert (logits[0, 0] - logits[0, 1]).item() == pytest.approx(difference, abs=1e-12)
+
+
+def plain_refinement(theta: Weights, episode: Episode, times: int) -> Tensor:
+    """Logits of the query after soft k-means, one class at a time."""
+    support, query = (tanh_outputs(theta, batch.x) for batch in episode)
+    of_class = [support[episode.support.y == c] for c in range(3)]
+    prototypes = [part.mean(0) for part in of_class]
+
+    def logits() -> Tensor:
+        return -torch.stack([((query - p) ** 2).sum(1) for p in prototypes], 1)
+
+    for _ in range(times):
+        share = logits().softmax(1)
+        sums = [part.sum(0) + sum(w * z for w, z in zip(share[:, c], query, strict=True)) for c, part in enumerate(of_class)]
+        prototypes = [total / (len(of_class[c]) + share[:, c].sum()) for c, total in enumerate(sums)]
+    return logits()
+
+
+def test_every_further_step_is_one_of_soft_k_means() -> None:
+    algorithm, episode = refined(tanh_learner("classification", outputs=5), 5), random_episode("classification", 7, 8)
+    theta = algorithm.init()
+    for step, personal in enumerate(algorithm.adaptation_path(theta, episode.support, 0.1, 4)):
+        if step:
+            expected = plain_refinement(list(theta.values()), episode, step - 1).softmax(1)
+            found = algorithm.predict(personal, episode.query.x).softmax(1)
+            torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+
+
+def test_refinement_is_no_part_of_training() -> None:
+    learner, episode = tanh_learner("classification", outputs=5), random_episode("classification", 7, 8)
+    plain = ProtoNet(ProtoNet.Options.model_validate({"inner-lr": 0.1, "embedding": 5}), learner)
+    gradient, _ = refined(learner, 5).meta_gradient(plain.init(), episode, NO_MINIBATCHES)
+    expected, _ = plain.meta_gradient(plain.init(), episode, NO_MINIBATCHES)
+    assert close(gradient, list(expected.values()), atol=0)
+
+
+def test_padding_and_a_class_without_support_take_no_part_in_a_refinement() -> None:
+    algorithm, episode = refined(tanh_learner("classification", outputs=5), 5), random_episode("classification", 7, 8)
+    support = episode.support._replace(weight=(episode.support.y != 2).double())
+    personal = last(algorithm.adaptation_path(algorithm.init(), support, 0.1, 3))
+    weight = torch.cat([torch.ones(6), torch.zeros(2)]).double()
+    masked = algorithm.score(personal, episode.query._replace(weight=weight))
+    without = algorithm.score(personal, Batch(*(values[:6] for values in episode.query)))
+    torch.testing.assert_close(masked, without, atol=1e-12, rtol=0)
+    assert (algorithm.predict(personal, episode.query.x)[:, 2] == -1e30).all()
