@@ -58,6 +58,10 @@ class ProtoNet(ObjectiveAlgorithm):
     def model_outputs(cls, options: Any, outputs: int) -> int:
         return int(options.embedding)
 
+    @property
+    def mixes_examples(self) -> bool:
+        return bool(self.options.refine) or super().mixes_examples
+
     def objective(self, meta: Params, episode: Episode) -> Tensor:
         if self.options.pairs:
             return self._pairs(meta, episode)
@@ -95,7 +99,7 @@ class ProtoNet(ObjectiveAlgorithm):
             sums = members.T @ self.learner.apply(meta, support.x)
             personal = {**meta, PROTOTYPES: sums / counts.clamp(min=1).unsqueeze(-1), KNOWN: (counts > 0).to(counts.dtype)}
             for step in range(steps):
-                yield {**personal, MOVES: counts.expand(step, -1)} if self.options.refine else personal
+                yield {**personal, MOVES: counts.expand(step, -1)} if step and self.options.refine else personal
 
     def predict(self, personal: Params, x: Tensor) -> Tensor:
         """Negative squared distances to the prototypes over the temperature, but for what is the same for all classes.

@@ -281,3 +281,11 @@ def test_padding_and_a_class_without_support_take_no_part_in_a_refinement() -> N
     without = algorithm.score(personal, Batch(*(values[:6] for values in episode.query)))
     torch.testing.assert_close(masked, without, atol=1e-12, rtol=0)
     assert (algorithm.predict(personal, episode.query.x)[:, 2] == -1e30).all()
+
+
+def test_predictions_depend_on_one_another_only_where_prototypes_are_refined() -> None:
+    learner = tanh_learner("classification", outputs=5)
+    assert not network().mixes_examples
+    assert refined(learner, 5).mixes_examples
+    with_batch_norm = Learner(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False)), "classification", 2)
+    assert ProtoNet(ProtoNet.Options.model_validate({"inner-lr": 0.1}), with_batch_norm).mixes_examples
