@@ -167,7 +167,7 @@ def _predict(model: Personal, data: str, *, alone: bool) -> tuple[list[dict[str,
 
 def _outputs(model: Personal, x: torch.Tensor, parts: list[str]) -> torch.Tensor:
     """The model's outputs [n, ...], by chunks. One that mixes the examples of a batch sees each part by itself, as in a run."""
-    mixes = model.algorithm.learner.mixes_examples
+    mixes = model.algorithm.mixes_examples
     groups = [np.flatnonzero([part == one for part in parts]) for one in sorted(set(parts))] if mixes else [np.arange(len(x))]
     chunks = [torch.from_numpy(group[at : at + _CHUNK]) for group in groups for at in range(0, len(group), _CHUNK)]
     found = [model.outputs(x[chunk]) for chunk in chunks]

@@ -92,6 +92,11 @@ class Algorithm(ABC):
         self.learner = learner
         self._zeroed = self._last_layer() if getattr(options, "zero_head", False) else []
 
+    @property
+    def mixes_examples(self) -> bool:
+        """Whether the prediction of an example depends on those that are predicted with it."""
+        return self.learner.mixes_examples
+
     def init(self) -> Params:
         """The meta-parameters before the first round: all that travels."""
         return self.initial()

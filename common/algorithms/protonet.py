@@ -1,8 +1,12 @@
 """Prototypical networks (Snell, Swersky, Zemel 2017, "Prototypical Networks for Few-shot Learning", Algorithm 1).
 
 No inner loop: a class is the mean embedding of its support examples, and an example is classified by a softmax over the
-negative squared Euclidean distances to the prototypes. The model is the embedding: it is built with `embedding` outputs. The
-personal parameters are the embedding and the prototypes; one "step" finds them, more change nothing.
+negative squared Euclidean distances to the prototypes, divided by `temperature`. The model is the embedding: it is built with
+`embedding` outputs. The personal parameters are the embedding and the prototypes; one "step" finds them, more change nothing.
+
+With `refine` every further step is one of soft k-means (Ren et al. 2018, "Meta-Learning for Semi-Supervised Few-Shot
+Classification"), not in training: a prototype becomes the mean of its support examples and of all examples that are predicted
+together, each with the probability that it is of that class.
 """
 
 from collections.abc import Iterator
@@ -11,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 
 from common.algorithms.base import AlgorithmOptions, ObjectiveAlgorithm
 from common.batch import Batch, Episode
@@ -18,12 +23,26 @@ from common.inner import last
 from common.learner import cross_entropy, hits, mean_over_examples
 from common.params import Params
 
-PROTOTYPES, KNOWN = "prototypes", "known"
-"""Names of the personal tensors: prototypes [classes, embedding], and which classes have one, 1 or 0 [classes]."""
+PROTOTYPES, KNOWN, MOVES = "prototypes", "known", "moves"
+"""Names of the personal tensors: prototypes [classes, embedding], and which classes have one, 1 or 0 [classes]. With `refine`
+also the number of support examples of every class, once for every time that the prototypes are to be moved [times, classes].
+"""
 
 
 class ProtoNetOptions(AlgorithmOptions):
     embedding: int = Field(64, ge=1, le=65_536, description="dimension of the embedding: the number of outputs of the model")
+    temperature: float = Field(
+        1.0, gt=0, description="squared distances are divided by it: less confident, where it is above 1"
+    )
+    refine: bool = Field(
+        False,
+        description="after the first, every step of adaptation moves the prototypes by examples that are predicted together; "
+        "this is transductive",
+    )
+    pairs: bool = Field(
+        False,
+        description="in training, every two examples of a class are tested on one another, against those of all other classes",
+    )
 
 
 class ProtoNet(ObjectiveAlgorithm):
@@ -39,9 +58,34 @@ class ProtoNet(ObjectiveAlgorithm):
     def model_outputs(cls, options: Any, outputs: int) -> int:
         return int(options.embedding)
 
+    @property
+    def mixes_examples(self) -> bool:
+        return bool(self.options.refine) or super().mixes_examples
+
     def objective(self, meta: Params, episode: Episode) -> Tensor:
+        if self.options.pairs:
+            return self._pairs(meta, episode)
         loss, _ = self.score(last(self.adaptation_path(meta, episode.support, 0.0, 1)), episode.query)
         return loss
+
+    def _pairs(self, meta: Params, episode: Episode) -> Tensor:
+        """Mean of -log(e^-d(i, j) / (e^-d(i, j) + sum over n of e^-d(i, n))) over all pairs of examples i, j of the same class,
+        where n is every example of another class and d the squared distance over the temperature (Sohn 2016, "Improved Deep
+        Metric Learning with Multi-class N-pair Loss Objective"). Each pair is a one-shot episode: j is a prototype, and so is
+        every n.
+        """
+        batches = (episode.support, episode.query)
+        # One after the other, as in adaptation: batch norm sees what it will see there.
+        embedded = torch.cat([self.learner.apply(meta, batch.x) for batch in batches])
+        y, weight = (torch.cat(parts) for parts in ([batch.y for batch in batches], [batch.weight for batch in batches]))
+        embedded = embedded - embedded.mean(dim=0)  # see `predict`
+        squares = embedded.square().sum(dim=-1)
+        logits = (2 * embedded @ embedded.T - squares.unsqueeze(-1) - squares) / self.options.temperature
+        alike = y.unsqueeze(-1) == y
+        others = torch.where(alike | (weight == 0), -1e30, logits).logsumexp(dim=-1, keepdim=True)
+        itself = torch.eye(len(y), dtype=torch.bool, device=y.device)
+        weights = torch.where(alike & ~itself, weight.unsqueeze(-1) * weight, 0.0)
+        return (functional.softplus(others - logits) * weights).sum() / weights.sum().clamp(min=1)
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """The embedding without prototypes, then with those of the support set; `lr` has nothing to do."""
@@ -54,23 +98,40 @@ class ProtoNet(ObjectiveAlgorithm):
             counts = members.sum(dim=0)
             sums = members.T @ self.learner.apply(meta, support.x)
             personal = {**meta, PROTOTYPES: sums / counts.clamp(min=1).unsqueeze(-1), KNOWN: (counts > 0).to(counts.dtype)}
-            for _ in range(steps):
-                yield personal
+            for step in range(steps):
+                yield {**personal, MOVES: counts.expand(step, -1)} if step and self.options.refine else personal
 
     def predict(self, personal: Params, x: Tensor) -> Tensor:
-        """Negative squared distances to the prototypes, but for what is the same for all; -1e30 for a class without one."""
-        theta = {name: value for name, value in personal.items() if name not in (PROTOTYPES, KNOWN)}
+        """Negative squared distances to the prototypes over the temperature, but for what is the same for all classes.
+
+        -1e30 for a class without a prototype.
+        """
+        return self._logits(personal, x, x.new_ones(x.shape[0], dtype=personal[PROTOTYPES].dtype))
+
+    def _logits(self, personal: Params, x: Tensor, weight: Tensor) -> Tensor:
+        """As `predict`, where examples of weight 0 move no prototype."""
+        theta = {name: value for name, value in personal.items() if name not in (PROTOTYPES, KNOWN, MOVES)}
         prototypes = personal[PROTOTYPES]
         # Distances do not change when everything moves; near zero the products below keep their digits.
         middle = prototypes.mean(dim=0)
         embedded, prototypes = self.learner.apply(theta, x) - middle, prototypes - middle
-        # -||x - p||^2 without ||x||^2, which is the same for all classes and cancels in the softmax.
-        logits = 2 * embedded @ prototypes.T - prototypes.square().sum(dim=-1)
-        return torch.where(_within_reach(personal), logits, -1e30)
+        within_reach = _within_reach(personal)
+
+        def logits(prototypes: Tensor) -> Tensor:
+            # -||x - p||^2 without ||x||^2, which is the same for all classes and cancels in the softmax.
+            distances = 2 * embedded @ prototypes.T - prototypes.square().sum(dim=-1)
+            return torch.where(within_reach, distances / self.options.temperature, -1e30)
+
+        found, of_support = logits(prototypes), prototypes
+        for counts in personal.get(MOVES, ()):
+            shares = found.softmax(dim=-1) * weight.unsqueeze(-1)
+            totals = (counts + shares.sum(dim=0)).clamp(min=1e-30)  # a class without any has no prototype to move
+            found = logits((counts.unsqueeze(-1) * of_support + shares.T @ embedded) / totals.unsqueeze(-1))
+        return found
 
     def score(self, personal: Params, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss, accuracy). A class without support cannot be recognised: its examples count as errors, not in the loss."""
-        logits, within_reach = self.predict(personal, batch.x), _within_reach(personal)
+        logits, within_reach = self._logits(personal, batch.x, batch.weight), _within_reach(personal)
         weight = torch.where(within_reach[batch.y], batch.weight, 0.0)
         loss = (cross_entropy(logits, batch.y) * weight).sum() / weight.sum().clamp(min=1)
         return loss, mean_over_examples(hits(logits, batch.y), batch.weight)

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 from torch.nn import functional as F
 
 from common.batch import Batch, TaskData
@@ -55,6 +56,13 @@ class OmniglotOptions(Options):
         "those of an episode are all turned alike, every other time mirrored as well",
     )
     distort: bool = Field(False, description="in training, every image is shifted, turned, sheared and scaled a little")
+    warp: bool = Field(
+        False,
+        description="in training, every image is moved more than by `distort`, bent, and drawn with a thicker or thinner pen",
+    )
+    fit: bool = Field(
+        False, description="every image is moved and scaled so that its ink fills about the middle 24 x 24 pixels"
+    )
     official_split: bool = Field(False, description="train on the 30 background alphabets, test on the 20 evaluation ones")
     train_clients: int = Field(100, ge=1, le=10_000, description="training tasks, for `unstructured`")
     validation_clients: int = Field(20, ge=1, le=10_000, description="validation tasks, for `unstructured`")
@@ -94,6 +102,8 @@ class Omniglot(Dataset):
         self._rotations = by_default if options.rotations == "auto" else options.rotations
         self._train_ways = options.train_ways or options.ways
         self._is_copy = _copies(self._images)
+        if options.fit:
+            self._images = fitted(self._images)
         pools = {"alphabet": _alphabets, "alphabet-drawers": _alphabet_drawers, "unstructured": _unstructured}[options.clients]
         self._pools = {task_id: self._drawable(pool) for task_id, pool in pools(arrays, options).items()}
         if options.leave_out_small:
@@ -117,10 +127,11 @@ class Omniglot(Dataset):
 
     def train_draw(self, task_id: str, rng: np.random.Generator) -> TaskData:
         data = self._episode(self._pools[task_id], rng, self._train_ways, self._rotations)
-        if not self._options.distort:
+        if not (self._options.distort or self._options.warp):
             return data
-        query = distorted(data.query, rng)
-        return TaskData(distorted(data.support, rng), query, query)
+        change = warped if self._options.warp else distorted
+        support, query = change(data.support, rng), change(data.query, rng)
+        return TaskData(support, query, query)
 
     def test_draws(self, task_id: str) -> list[TaskData]:
         rng = generator(self._options.data_seed, "omniglot", "test", task_id)
@@ -191,18 +202,65 @@ def _batch(images: Array) -> Batch:
     return Batch.of(x, torch.arange(ways).repeat_interleave(count))
 
 
+def fitted(images: Array) -> Array:
+    """u8 [..., 28, 28] moved and scaled so that the box around its ink is in the middle and its longer side has 24 pixels.
+
+    Scaled by 0.8 to 1.6, so that a dot stays small, and along the shorter side, so that flat characters show what they are, by
+    the square root of longer / shorter on top, at most 1.5. Ink is what is darker than 0.3.
+    """
+    flat = images.reshape(-1, SIDE, SIDE)
+    is_ink, place = flat > 0.3 * 255, np.arange(SIDE)
+    has_ink = np.stack([is_ink.any(axis=1), is_ink.any(axis=2)])  # [across or down, image, place]
+    first, last = np.where(has_ink, place, SIDE).min(axis=2), np.where(has_ink, place, -1).max(axis=2)
+    sides = np.where(last < 0, 24, last - first + 1)
+    middles = np.where(last < 0, 0, (first + last - SIDE + 1) / 2)
+    longer = sides.max(axis=0)
+    scales = np.clip(24 / longer, 0.8, 1.6) * np.minimum(np.sqrt(longer / sides), 1.5)
+    moves = np.stack([np.zeros(len(flat)), np.zeros(len(flat)), *1 / scales, *middles], axis=1)
+    result = np.empty_like(flat)
+    for some in np.array_split(np.arange(len(flat)), math.ceil(len(flat) / 2000)):
+        x = torch.from_numpy(flat[some]).unsqueeze(1).float()
+        result[some] = F.grid_sample(x, _affine_grid(moves[some], x), align_corners=False).round().squeeze(1).numpy()
+    return result.reshape(images.shape)
+
+
 def distorted(batch: Batch, rng: np.random.Generator) -> Batch:
     """Every image [1, 28, 28] under a random affine map of its own: turned by up to 10 degrees, sheared by up to 0.2, scaled by
     0.85 to 1.15 along each axis, shifted by up to 2 pixels; as Koch, Zemel, Salakhutdinov 2015, a little more gently.
     """
     low, high = np.array([[-math.radians(10), -0.2, 0.85, 0.85, -2, -2], [math.radians(10), 0.2, 1.15, 1.15, 2, 2]])
-    angle, shear, width, height, right, down = rng.uniform(low, high, size=(len(batch.x), 6)).T
+    grid = _affine_grid(rng.uniform(low, high, size=(len(batch.x), 6)), batch.x)
+    return batch._replace(x=F.grid_sample(batch.x, grid, align_corners=False))
+
+
+def warped(batch: Batch, rng: np.random.Generator) -> Batch:
+    """Every image [1, 28, 28] moved, bent and drawn with another pen, at random and each in its own way.
+
+    Moved: turned by up to 15 degrees, sheared by up to 0.3, scaled by 0.82 to 1.22 along each axis, shifted by up to 2 pixels.
+    Bent: the points of a 5 x 5 net are shifted along each axis by normal numbers, whose deviation is up to 1.5 pixels, and all
+    between them smoothly (elastic distortions, Simard, Steinkraus, Platt 2003). The pen: an image goes up to half the way to
+    what a pixel more, or less, on each side of every stroke would make of it.
+    """
+    count = len(batch.x)
+    low, high = np.array([[-math.radians(15), -0.3, -0.2, -0.2, -2, -2], [math.radians(15), 0.3, 0.2, 0.2, 2, 2]])
+    moves = rng.uniform(low, high, size=(count, 6))
+    moves[:, 2:4] = np.exp(moves[:, 2:4])
+    net = rng.standard_normal((count, 2, 5, 5)) * rng.uniform(0, 1.5 * 2 / SIDE, size=(count, 1, 1, 1))
+    bent = F.interpolate(torch.from_numpy(net).to(batch.x.dtype), size=(SIDE, SIDE), mode="bicubic", align_corners=True)
+    x = F.grid_sample(batch.x, _affine_grid(moves, batch.x) + bent.movedim(1, -1), align_corners=False)
+    pen = torch.from_numpy(rng.uniform(-0.5, 0.5, size=(count, 1, 1, 1))).to(x.dtype)
+    thick, thin = F.max_pool2d(x, 3, stride=1, padding=1), -F.max_pool2d(-x, 3, stride=1, padding=1)
+    return batch._replace(x=x + torch.where(pen > 0, pen * (thick - x), pen * (x - thin)))
+
+
+def _affine_grid(moves: Array, images: Tensor) -> Tensor:
+    """Where pixels of the new images are read in the old; `moves`: angle, shear, width, height, right, down of each."""
+    angle, shear, width, height, right, down = moves.T
     # affine_grid wants the map from the new image to the old, with coordinates from -1 to 1.
     cos, sin = np.cos(angle), np.sin(angle)
     rows = [[cos * width, (shear - sin) * width, right * 2 / SIDE], [sin * height, cos * height, down * 2 / SIDE]]
-    maps = torch.from_numpy(np.moveaxis(np.array(rows), -1, 0)).to(batch.x.dtype)
-    grid = F.affine_grid(maps, list(batch.x.shape), align_corners=False)
-    return batch._replace(x=F.grid_sample(batch.x, grid, align_corners=False))
+    maps = torch.from_numpy(np.moveaxis(np.array(rows), -1, 0)).to(images.dtype)
+    return F.affine_grid(maps, list(images.shape), align_corners=False)
 
 
 def _alphabets(arrays: dict[str, Array], options: OmniglotOptions) -> dict[str, Pool]:

@@ -12,10 +12,11 @@ from common.models.linear import Linear
 from common.models.lstm import Lstm
 from common.models.mlp import Mlp
 from common.models.own import is_own_model, own_factory
+from common.models.resnet import ResNet
 from common.models.sine import Sine
 from common.randomness import generator
 
-MODELS: dict[str, type[Model]] = {model.name: model for model in (Mlp, Conv4, Sine, Linear, Lstm)}
+MODELS: dict[str, type[Model]] = {model.name: model for model in (Mlp, Conv4, ResNet, Sine, Linear, Lstm)}
 
 
 def build_model(name: str, options: Any, input_shape: tuple[int, ...], outputs: int, seed: int, tokens: int = 0) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import nn
 
 from common.errors import ConfigError
 from common.models.base import Model
+from common.models.norms import NORM, Norm, norm_layers
 from common.options import Options
 
 SMALLEST_SIDE = 8
@@ -21,10 +22,7 @@ SMALLEST_SIDE = 8
 class Conv4Options(Options):
     filters: int = Field(64, ge=1, le=1024, description="channels of every block")
     downsample: Literal["stride", "max-pool"] = Field("stride", description="how a block halves the resolution")
-    norm: Literal["group", "batch", "none"] = Field(
-        "group",
-        description="normalisation; `batch` uses the statistics of the batch at hand, so scores with it are transductive",
-    )
+    norm: Norm = Field("group", description=NORM)
 
 
 class Conv4(Model):
@@ -54,16 +52,8 @@ class Conv4(Model):
 def _block(options: Conv4Options, channels: int) -> nn.Sequential:
     strided = options.downsample == "stride"
     layers: list[nn.Module] = [nn.Conv2d(channels, options.filters, 3, stride=2 if strided else 1, padding=1)]
-    if options.norm == "group":
-        layers.append(nn.GroupNorm(_groups(options.filters), options.filters))
-    elif options.norm == "batch":
-        layers.append(nn.BatchNorm2d(options.filters, track_running_stats=False))
+    layers += norm_layers(options.norm, options.filters)
     layers.append(nn.ReLU())
     if not strided:
         layers.append(nn.MaxPool2d(2, ceil_mode=True))
     return nn.Sequential(*layers)
-
-
-def _groups(filters: int) -> int:
-    # At least 4 channels in a group: small images end at 1 x 1 pixels, where a group of one channel is normalised to zero.
-    return max(groups for groups in (8, 4, 2, 1) if filters % groups == 0 and (filters // groups >= 4 or groups == 1))

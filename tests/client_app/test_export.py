@@ -22,6 +22,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "mlp": {"algorithm": "fomaml"},
     "regression": {"algorithm": "fomaml", "own.target-column": "amount"},
     "prototypes": {"algorithm": "protonet"},
+    "refined": {"algorithm": "protonet", "protonet.refine": True, "adapt-steps": 3},
     "images": {"algorithm": "fomaml", "conv4.filters": 4, "rounds": 1, "adapt-steps": 2},
 }
 

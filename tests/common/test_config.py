@@ -87,7 +87,7 @@ def test_any_dictionary_is_taken_or_refused(flat: dict[str, Any]) -> None:
         ("maml.inner-lr", -1, r"`maml\.inner-lr` must be greater than or equal to 0, got -1"),
         ("algorithm", "mamml", "`algorithm` must be one of .*got 'mamml': did you mean `maml`"),
         ("dataset", "digit", "`dataset` must be one of .*did you mean `digits`"),
-        ("model", "resnet", "`model` must be one of auto, "),
+        ("model", "vgg", "`model` must be one of auto, "),
         ("round", 3, "there is no setting `round`: did you mean `rounds`"),
         ("adapt_steps", 3, "there is no setting `adapt_steps`: did you mean `adapt-steps`"),
         ("maml.inner-rate", 0.1, r"there is no setting `maml\.inner-rate`"),

@@ -26,6 +26,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def build(name: str, settings: Mapping[str, str | int] | None = None, seed: int = 0, outputs: int = 3) -> nn.Module:
     """For images of 2 channels and 9 x 8 pixels, or sequences of 6 tokens; small where it can be."""
     small: dict[str, str | int] = {"mlp.hidden": "7,5", "conv4.filters": 4, "lstm.embedding": 2, "lstm.hidden": 4}
+    small |= {"resnet.channels": "4,6"}
     table = parse_run_config({**small, **(settings or {})}).table(name)
     return build_model(name, table, (LENGTH,) if MODELS[name].tokens else IMAGE, outputs, seed)
 
@@ -124,7 +125,9 @@ def test_number_of_parameters_by_hand() -> None:
     # mlp 144-7-5-3: 144*7+7 + 7*5+5 + 5*3+3. linear: 144*3+3. sine: 144*40+40 + 40*40+40 + 40*3+3.
     # conv4 (4 filters, group norm, stride 2): 2*4*9+4 + 8, then 3 times 4*4*9+4 + 8; 9x8 -> 5x4 -> 3x2 -> 2x1 -> 1x1, 4*3+3.
     # lstm (3 tokens, embedding 2, 4 units): 3*2, then 4 gates of 4*(2+4) + 2*4, then 4*3+3.
+    # resnet (4 and 6 channels, group norm): 2*4*9 + 8; then 4*6*9 + 12, 6*6*9 + 12 and 4*6 around them; 9x8 -> 5x4, 120*3+3.
     counts = {"mlp": 1073, "linear": 435, "sine": 7563, "conv4": 84 + 3 * 156 + 15, "lstm": 6 + 4 * 32 + 15}
+    counts |= {"resnet": 80 + 228 + 336 + 24 + 363}
     for name, expected in counts.items():
         assert num_parameters(build(name)) == expected, name
 
@@ -147,6 +150,36 @@ def test_conv4_tells_small_images_apart_at_any_number_of_filters(filters: int) -
 def test_conv4_refuses_inputs_that_are_no_images_of_8_by_8(shape: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match=r'`model = "conv4"` needs images.*choose `model = "mlp"`'):
         build_model("conv4", parse_run_config({}).table("conv4"), shape, 5, 0)
+
+
+@pytest.mark.parametrize("norm", ["group", "batch", "none"])
+@pytest.mark.parametrize("channels", ["5", "4,4", "4,8,6"])
+def test_resnet_works_in_all_its_forms(norm: str, channels: str) -> None:
+    assert build("resnet", {"resnet.norm": norm, "resnet.channels": channels})(images(4)).shape == (4, 3)
+
+
+def test_a_residual_block_adds_what_it_is_given() -> None:
+    # Convolutions of zeros leave norm(0) = 0 of the residual part: what is left is ReLU of the pooled first convolution.
+    module = build("resnet", {"resnet.channels": "4,4"})
+    body = module.get_submodule("0")
+    assert isinstance(body, nn.Sequential)
+    for layer in body[4].modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.zeros_(layer.weight)
+    x = images(5)
+    torch.testing.assert_close(body(x), body[:4](x).relu().flatten(1), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("channels", "shape"), [("4,4,4,4", (1, 7, 8)), ("4", (1, 1, 8)), ("4,4", (64,)), ("4,4", (8, 8))])
+def test_resnet_refuses_what_is_no_image_or_too_small_a_one(channels: str, shape: tuple[int, ...]) -> None:
+    table = parse_run_config({"resnet.channels": channels}).table("resnet")
+    with pytest.raises(ConfigError, match=r'`model = "resnet"` with . `channels` needs images.*give fewer `channels`'):
+        build_model("resnet", table, shape, 5, 0)
+
+
+def test_resnet_without_channels_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"`resnet\.channels` must have at least one number"):
+        build("resnet", {"resnet.channels": ""})
 
 
 @pytest.mark.parametrize("text", ["0", "64,-1", "64,", "a", "1.5", "64;64", ","])

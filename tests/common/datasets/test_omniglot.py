@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.batch import Batch, TaskData
-from common.datasets.omniglot import FILE, Omniglot, OmniglotOptions, distorted
+from common.datasets.omniglot import FILE, Omniglot, OmniglotOptions, distorted, fitted, warped
 from common.errors import DataError
 
 Arrays = dict[str, np.ndarray]
@@ -324,3 +324,104 @@ def test_a_file_of_another_form_is_refused(tmp_path: Path, changes: Any, complai
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"omniglot_28\.npz' does not exist"):
         build(tmp_path)
+
+
+def test_warped_images_differ_are_ink_between_zero_and_one_and_keep_most_of_it(data_dir: Path) -> None:
+    plain = build(data_dir).test_draws("latin")[0].support
+    copies = Batch.of(plain.x[:1].expand(200, -1, -1, -1), plain.y[:1].expand(200))
+    images = warped(copies, np.random.default_rng(0)).x
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert len({image.numpy().tobytes() for image in images}) == 200
+    share = images.sum(dim=(1, 2, 3)) / copies.x[0].sum()
+    assert 0.2 < share.min() < 0.7
+    assert 1.4 < share.max() < 3
+
+
+class Drawn:
+    """A "random" generator that draws these affine parameters, a net of shifts and a pen for every image."""
+
+    def __init__(
+        self, moves: tuple[float, ...] = (0,) * 6, net: np.ndarray | None = None, bend: float = 0, pen: float = 0
+    ) -> None:
+        self.moves, self.net, self.bend, self.pen = moves, net, bend, pen
+
+    def uniform(self, low: Any, high: Any, size: tuple[int, ...]) -> np.ndarray:
+        if len(size) == 2:
+            return np.tile(self.moves, (size[0], 1))
+        return np.full(size, self.pen if low < 0 else self.bend)
+
+    def standard_normal(self, size: tuple[int, ...]) -> np.ndarray:
+        return np.zeros(size) if self.net is None else np.broadcast_to(self.net, size)
+
+
+def one_pixel(row: int, column: int) -> Batch:
+    x = torch.zeros(1, 1, 28, 28)
+    x[0, 0, row, column] = 1
+    return Batch.of(x, torch.zeros(1, dtype=torch.int64))
+
+
+def test_warping_by_nothing_keeps_the_images(data_dir: Path) -> None:
+    batch = build(data_dir).test_draws("latin")[0].support
+    torch.testing.assert_close(warped(batch, Drawn()).x, batch.x, atol=1e-4, rtol=0)  # type: ignore[arg-type]
+
+
+def test_a_pen_goes_half_the_way_to_a_stroke_of_a_pixel_more_or_less() -> None:
+    # A pixel of ink: with a pixel more on each side it is a square of nine, with one less it is gone.
+    thick, thin = (warped(one_pixel(10, 20), Drawn(pen=pen)).x[0, 0] for pen in (0.5, -0.5))  # type: ignore[arg-type]
+    expected = torch.zeros(28, 28)
+    expected[9:12, 19:22] = 0.5
+    expected[10, 20] = 1
+    torch.testing.assert_close(thick, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(thin, one_pixel(10, 20).x[0, 0] / 2, atol=1e-4, rtol=0)
+
+
+def test_bending_reads_pixels_where_the_net_was_moved_to() -> None:
+    # All points of the net three pixels to the right and none down; a pixel is 2 / 28 of the image's width 2.
+    net = np.stack([np.full((5, 5), 3.0), np.zeros((5, 5))])
+    bent = warped(one_pixel(10, 20), Drawn(net=net, bend=2 / 28)).x[0, 0]  # type: ignore[arg-type]
+    torch.testing.assert_close(bent, one_pixel(10, 17).x[0, 0], atol=1e-4, rtol=0)
+
+
+def test_warped_draws_depend_on_the_generator_alone_and_leave_testing_alone(data_dir: Path) -> None:
+    plain, dataset = build(data_dir), build(data_dir, warp=True)
+    first, again = (dataset.train_draw("latin", np.random.default_rng(3)) for _ in range(2))
+    assert torch.equal(first.support.x, again.support.x)
+    assert torch.equal(first.query.x, again.query.x)
+    assert not torch.equal(first.support.x, plain.train_draw("latin", np.random.default_rng(3)).support.x)
+    for a, b in zip(dataset.test_draws("latin"), plain.test_draws("latin"), strict=True):
+        assert torch.equal(a.support.x, b.support.x)
+
+
+def box(image: np.ndarray) -> tuple[int, int, int, int]:
+    """Top, bottom, left, right of what is darker than 0.3."""
+    rows, columns = (np.flatnonzero((image > 76).any(axis=axis)) for axis in (1, 0))
+    return rows[0], rows[-1], columns[0], columns[-1]
+
+
+def test_fitted_ink_is_in_the_middle_and_as_large_as_it_may_be(arrays: Arrays) -> None:
+    images = arrays["images"][::40].reshape(-1, 28, 28)
+    for before, after in zip(images, fitted(images), strict=True):
+        top, bottom, left, right = box(before)
+        height, width = bottom - top + 1, right - left + 1
+        scale = np.clip(24 / max(height, width), 0.8, 1.6)
+        new = box(after)
+        # Interpolation makes an edge lighter: it may end a pixel or two earlier or later.
+        assert abs((new[0] + new[1]) / 2 - 13.5) <= 1.5
+        assert abs((new[2] + new[3]) / 2 - 13.5) <= 1.5
+        assert abs(new[1] - new[0] + 1 - height * scale * min(max(1, (width / height) ** 0.5), 1.5)) <= 3
+        assert abs(new[3] - new[2] + 1 - width * scale * min(max(1, (height / width) ** 0.5), 1.5)) <= 3
+
+
+def test_an_image_that_fits_stays_and_one_without_ink_does_too() -> None:
+    square = np.zeros((2, 28, 28), dtype=np.uint8)
+    square[0, 2:26, 2:26] = 255
+    assert np.array_equal(fitted(square), square)
+
+
+def test_fitted_episodes_are_of_the_same_characters_and_drawers(data_dir: Path, arrays: Arrays, origin: Origin) -> None:
+    plain, fit = build(data_dir), build(data_dir, fit=True)
+    all_fitted = fitted(arrays["images"])
+    for a, b in zip(plain.test_draws("latin"), fit.test_draws("latin"), strict=True):
+        expected = [all_fitted[source] for source in sources(a.support, origin)]
+        assert np.array_equal(ink(b.support), np.stack(expected))
