@@ -67,7 +67,7 @@ class Recurrent(nn.Module):
 @pytest.mark.parametrize("spec", [IMAGES, NUMBERS, TOKENS], ids=["images", "numbers", "tokens"])
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_model_is_built_for_data_that_fit_it_and_refused_in_one_sentence_for_others(name: str, spec: DataSpec) -> None:
-    fits = MODELS[name].tokens == spec.tokens and (name != "conv4" or spec is IMAGES)
+    fits = MODELS[name].tokens == spec.tokens and (name not in ("conv4", "resnet") or spec is IMAGES)
     config = parse_run_config({"model": name, "conv4.filters": 4, "lstm.hidden": 4}).resolved()
     if fits:
         algorithm = build_algorithm(config, spec)
@@ -82,10 +82,10 @@ def test_every_model_is_built_for_data_that_fit_it_and_refused_in_one_sentence_f
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_a_model_that_is_only_a_structure_trains_and_scores_as_the_one_with_numbers(name: str, model: str) -> None:
     spec = TOKENS if MODELS[model].tokens else IMAGES
-    small = {"conv4.filters": 4, "lstm.hidden": 4, "mlp.hidden": "6"}
+    small = {"conv4.filters": 4, "lstm.hidden": 4, "mlp.hidden": "6", "resnet.channels": "4,6"}
     if name in ("heads", "anil") and model == "linear":
         pytest.skip("the model is nothing but a head")
-    config = parse_run_config({"model": model, "algorithm": name, **small, f"{name}.inner-lr": 0.1}).resolved()
+    config = parse_run_config({"model": model, "algorithm": name, **small, f"{name}.inner-lr": 0.01}).resolved()
     whole, bare = build_algorithm(config, spec), build_algorithm(config, spec, tried=True)
     assert mismatch(bare.init(), whole.init()) is None
     assert (bare.learner.device, bare.learner.dtype) == (whole.learner.device, whole.learner.dtype)
