@@ -94,9 +94,11 @@ def run_round(
             for name, value in part.gradients.items():
                 add_weighted(total[name], value, weights_of_sum)
         total_weight += float(weights.sum())
+        # As lists: each look into a tensor takes as long as a step of a small task.
+        finite, of_part = part.finite.tolist(), part.losses.tolist()
         for t, position in enumerate(part.positions):
-            if part.finite[t]:
-                losses[position] = float(part.losses[t])
+            if finite[t]:
+                losses[position] = of_part[t]
                 kept[position] = {name: value[t] for name, value in part.kept.items()}
         del part  # before the next one comes
     divisor = max(total_weight, 1e-300)
