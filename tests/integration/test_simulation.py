@@ -126,7 +126,7 @@ def test_a_run_that_diverges_ends_without_a_traceback(tmp_path: Path) -> None:
 
 
 def test_a_run_whose_nodes_all_lack_their_data_fails_with_one_sentence(tmp_path: Path) -> None:
-    settings: dict[str, Scalar] = {"dataset": "uji", "data-dir": str(tmp_path / "nowhere"), "node-deadline": 20.0}
+    settings: dict[str, Scalar] = {"dataset": "uji", "data-dir": str(tmp_path / "nowhere"), "node-deadline": 90.0}
     settings["output-dir"] = str(tmp_path / "run")
     with bundle() as app, LocalSuperLink() as link:
         run = Run(app, link, settings, 2)
