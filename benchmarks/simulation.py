@@ -66,18 +66,23 @@ def main() -> None:
     )
     parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="default: %(default)s")
     parser.add_argument("--nodes", type=int, default=2, metavar="N", help="one per core; default: %(default)s")
+    parser.add_argument("--quick", action="store_true", help="stock Flower and the first case only; writes no results")
     chosen = parser.parse_args()
-    runs: dict[str, list[dict[str, float]]] = {label: [] for label in [STOCK, *(case.label for case in CASES)]}
+    cases = CASES[:1] if chosen.quick else CASES
+    runs: dict[str, list[dict[str, float]]] = {label: [] for label in [STOCK, *(case.label for case in cases)]}
     for repetition in range(chosen.repetitions):
         runs[STOCK].append(stock())
         say(f"{STOCK}: {runs[STOCK][-1]}")
-        for case in CASES:
+        for case in cases:
             # The long one, which has no rate to tell, is run once.
             if repetition == 0 or case.nodes == 2:
                 runs[case.label].append(measure(case, repetition, chosen.nodes))
                 say(f"{case.label}: {runs[case.label][-1]}")
     result: dict[str, Any] = {"schema": 1, "benchmark": "simulation", "claim": claim, "goals": []}
     result["sides"] = [{"label": label, "runs": of, "median": middle(of)} for label, of in runs.items()]
+    if chosen.quick:
+        print(table(result))
+        return
     result |= {"machine": machine(), "versions": {"torch": torch.__version__}, "commit": commit(), "date": today()}
     first, _, many, nodes = (case.label for case in CASES)
     rate = middle(runs[first])["rate"]
