@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.engine import CLASSES, FEATURES, LR, TOLERANCE, distance, plain_sgd, task
+from benchmarks.engine import CLASSES, FEATURES, LR, distance, plain_sgd, task
 from benchmarks.runner import commit, finish, machine, say
 from common.algorithms import ALGORITHMS
 from common.kernels.build import library
@@ -26,6 +26,8 @@ from server_app.runs import today
 COMMON = {"tasks": 100, "width": 64, "steps": 15, "examples": 32}
 SIZES = {"tasks": (1, 10, 1000), "width": (16, 256, 1024), "steps": (1, 5, 50), "examples": (5, 10, 100)}
 CHUNK = 128
+TOLERANCE = 1e-4
+"""How far the two sides may be apart: the wide ones add up many numbers in single precision."""
 LONG = 20.0
 """Seconds of a plain round beyond which a point is measured three times only."""
 
