@@ -15,9 +15,10 @@ from torch.autograd.function import FunctionCtx
 
 from common.kernels.build import library
 from common.kernels.network import Layout, Network, is_changed, lay_out, read_network, structure
-from common.params import LARGE
 
 What = Literal["descent", "gradient", "loss"]
+MOST = 2**20
+"""Bytes of a model's parameters: what stays in a core's cache. With 4.4 MB the kernels were slower than a plain loop."""
 REAL = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 
 
@@ -33,7 +34,7 @@ def known(module: nn.Module) -> Network | None:
     parts = tuple((name, type(part), id(part)) for name, part in module.named_modules(remove_duplicate=False))
     read = _READ.get(module)
     if read is None or read[0] != parts:
-        large = sum(value.nbytes for value in module.parameters()) >= LARGE
+        large = sum(value.nbytes for value in module.parameters()) > MOST
         read = _READ[module] = parts, None if large else read_network(module)
     return read[1] if read[1] is not None and library(theta.dtype) is not None else None
 

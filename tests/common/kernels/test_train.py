@@ -373,3 +373,8 @@ def test_a_model_that_is_only_a_structure_has_kernels_and_a_large_one_has_none(m
     assert not has_kernels(learner)
     monkeypatch.setattr(train, "LARGE", 100)  # bytes; these are 47 numbers
     assert known(other) is None
+
+
+def test_a_model_that_does_not_fit_a_cache_is_left_to_torch() -> None:
+    assert known(perceptron((32, 256, 256, 10))) is not None
+    assert known(perceptron((32, 1024, 1024, 10))) is None
