@@ -371,7 +371,7 @@ def test_a_model_that_is_only_a_structure_has_kernels_and_a_large_one_has_none(m
     assert has_kernels(learner)
     learner.to(torch.device("cuda"))  # only a name: nothing is put there
     assert not has_kernels(learner)
-    monkeypatch.setattr(train, "LARGE", 100)  # bytes; these are 47 numbers
+    monkeypatch.setattr(train, "MOST", 100)  # bytes; these are 47 numbers
     assert known(other) is None
 
 
