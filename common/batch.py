@@ -94,9 +94,9 @@ class Minibatches(NamedTuple):
     rows: Tensor
     weight: Tensor
 
-    def of(self, episode: Episode) -> Draws:
-        """The batches of all steps."""
-        x, y = (torch.cat([getattr(episode.support, part), getattr(episode.query, part)]) for part in ("x", "y"))
+    def of(self, episode: Episode, axis: int = 0) -> Draws:
+        """The batches of all steps; `axis`: that of the examples, 1 for stacked tasks."""
+        x, y = (torch.cat([getattr(episode.support, part), getattr(episode.query, part)], dim=axis) for part in ("x", "y"))
         return Draws(x, y, self.rows, self.weight)
 
     def batches(self, episode: Episode) -> Iterator[Batch]:

@@ -5,6 +5,8 @@ on a CPU with a compiler. A perceptron with its gradient written out in torch (`
 definition, `inner.descend` and `torch.func`, for everything else and within what torch.compile compiles.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.func import grad_and_value
@@ -12,7 +14,7 @@ from torch.func import grad_and_value
 from common.batch import Batch, Draws
 from common.inner import descend, last
 from common.kernels.network import Network
-from common.kernels.train import Train, What, known
+from common.kernels.train import Train, What, known, sum_up
 from common.learner import Learner
 from common.params import Params
 from common.perceptron import descend_perceptron, layer_names
@@ -58,14 +60,56 @@ def loss_of(learner: Learner, at: Params, batch: Batch) -> Tensor:
     return loss
 
 
-def _network(learner: Learner, at: Params, batches: Batch | Draws) -> Network | None:
-    """The model for the kernels, if they can take it with these parameters and examples."""
+@dataclass(frozen=True)
+class Summed:
+    """What many tasks contribute, summed up: `total` in float64, and of every task its query loss [tasks] and the norm of what
+    it contributes [tasks], which is not finite where its numbers are not; such a task is not in the sum.
+    """
+
+    total: Params
+    losses: Tensor
+    norms: Tensor
+
+
+def sum_of_descents(
+    learner: Learner,
+    start: Params,
+    batches: Batch | Draws,
+    query: Batch,
+    lr: float,
+    weights: Tensor,
+    clip: float,
+    *,
+    of_query: bool = False,
+) -> Summed | None:
+    """The sum over tasks of weights [tasks] times start - phi, or with `of_query` times the gradient of the query loss at phi.
+
+    phi is the end of a task's descent; `batches` and `query` have a leading task axis. What a task contributes is scaled down
+    to the norm `clip` if that is above 0. None where there are no kernels for it.
+    """
+    if (network := _network(learner, start, batches, stacked=1)) is None:
+        return None
+    inner = (
+        (batches.rows, batches.x[:, None], batches.y[:, None], batches.weight)
+        if isinstance(batches, Draws)
+        else (None, *batches)
+    )
+    scored = Batch(*(values[:, None] for values in query))
+    found = sum_up(network, [start[name] for name in network.names], lr, inner, scored, weights, clip, of_query=of_query)
+    return Summed(network.named(found.total), found.losses, found.norms)
+
+
+def _network(learner: Learner, at: Params, batches: Batch | Draws, *, stacked: int = 0) -> Network | None:
+    """The model for the kernels, if they can take it with these parameters and examples.
+
+    `stacked`: how many axes of tasks the examples have.
+    """
     # The device first: a module that is only a structure is nowhere.
     away = torch.compiler.is_compiling() or learner.device.type != "cpu"
     network = None if away else known(learner.module)
     if network is None:
         return None
-    first = 1 if isinstance(batches, Draws) else 2  # axes before those of one example
+    first = stacked + (1 if isinstance(batches, Draws) else 2)  # axes before those of one example
     of_the_kind = (learner.kind == "classification") == (batches.y.dtype == torch.int64) and type(learner) is Learner
     return network if of_the_kind and network.takes(at, batches.x, batches.y, first) else None
 

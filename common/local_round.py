@@ -78,29 +78,35 @@ def run_round(
     total_weight, within = 0.0, 0.0
     losses = [float("nan")] * len(work)
     kept = [algorithm.fresh() if w.kept is None else w.kept for w in work]
-    for part in contributions(algorithm, meta, work, chunk_size, compile=compile):
-        numbers = [1.0 if clip else algorithm.weight(work[i].num_examples) for i in part.positions]
-        weights = torch.tensor(numbers, dtype=torch.float64, device=part.finite.device) * part.finite
-        if clip:
-            norms = task_norms(part.gradients)
-            weights_of_sum = weights * (clip / norms.clamp(min=clip))
-            within += float((weights * (norms <= clip)).sum())
-        else:
-            weights_of_sum = weights
-        if len(part.positions) == len(work):
-            first = part.gradients, weights_of_sum
-        else:
+    for some in _stacks(algorithm, work, chunk_size):
+        numbers = [1.0 if clip else algorithm.weight(work[i].num_examples) for i in some.positions]
+        weights = torch.tensor(numbers, dtype=torch.float64, device=algorithm.learner.device)
+        summed = None if some.kept else algorithm.sum_up(meta, some.episode, some.minibatches, weights, clip)
+        if summed is not None:
+            finite, norms, of_part = summed.norms.isfinite(), summed.norms, summed.losses
+            weights = weights * finite
             total = total or zeros(meta)
-            for name, value in part.gradients.items():
-                add_weighted(total[name], value, weights_of_sum)
+            for name, value in summed.total.items():
+                total[name] += value
+        else:
+            part = _part(some.positions, *_contribute(algorithm, compile)(meta, some.kept, some.episode, some.minibatches))
+            finite, norms, of_part = part.finite, task_norms(part.gradients) if clip else weights, part.losses
+            weights = weights * finite
+            scaled = weights * (clip / norms.clamp(min=clip)) if clip else weights
+            if len(some.positions) == len(work):
+                first = part.gradients, scaled
+            else:
+                total = total or zeros(meta)
+                for name, value in part.gradients.items():
+                    add_weighted(total[name], value, scaled)
+            for t in finite.nonzero().flatten().tolist() if part.kept else ():
+                kept[some.positions[t]] = {name: value[t] for name, value in part.kept.items()}
+            del part  # before the next one comes
         total_weight += float(weights.sum())
+        within += float((weights * (norms <= clip)).sum()) if clip else 0.0
         # As lists: each look into a tensor takes as long as a step of a small task.
-        finite, of_part = part.finite.tolist(), part.losses.tolist()
-        for t, position in enumerate(part.positions):
-            if finite[t]:
-                losses[position] = of_part[t]
-                kept[position] = {name: value[t] for name, value in part.kept.items()}
-        del part  # before the next one comes
+        for position, is_finite, loss in zip(some.positions, finite.tolist(), of_part.tolist(), strict=True):
+            losses[position] = loss if is_finite else losses[position]
     divisor = max(total_weight, 1e-300)
     if first is not None:
         values, weights = first
@@ -108,6 +114,30 @@ def run_round(
     else:
         gradient = {name: value.div_(divisor).to(meta[name].dtype) for name, value in (total or zeros(meta)).items()}
     return RoundResult(gradient, total_weight, losses, kept, within)
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Some of a round's tasks with a leading task axis: `positions` says which, `kept` what they kept since earlier rounds."""
+
+    positions: list[int]
+    episode: Episode
+    minibatches: Minibatches
+    kept: Params
+
+
+def _stacks(algorithm: Algorithm, work: Sequence[TaskWork], chunk_size: int | AutoChunks) -> Iterator[_Stack]:
+    """All tasks, of which `chunk_size` are stacked at once."""
+    device = algorithm.learner.device
+    # What was kept comes from a record or a file, hence on the CPU; a fresh start is where the model is.
+    kept = [algorithm.fresh() if w.kept is None else {name: value.to(device) for name, value in w.kept.items()} for w in work]
+    for positions in chunks([_sizes(w.data) for w in work], chunk_size, exact=algorithm.learner.mixes_examples):
+        chosen = [work[i] for i in positions]
+        episode = Episode(stack([w.data.support for w in chosen], device), stack([w.data.query for w in chosen], device))
+        indices = [algorithm.minibatch_indices(w.num_examples, w.rng) for w in chosen]
+        minibatches = _stack_minibatches(indices, [w.data.support.x.shape[0] for w in chosen], episode, device)
+        before = {name: torch.stack([kept[i][name] for i in positions]) for name in kept[positions[0]]}
+        yield _Stack(positions, episode, minibatches, before)
 
 
 @dataclass(frozen=True)
@@ -128,17 +158,9 @@ def contributions(
     algorithm: Algorithm, meta: Params, work: Sequence[TaskWork], chunk_size: int | AutoChunks, *, compile: bool | Auto = False
 ) -> Iterator[Part]:
     """Every task's meta-gradient by itself, before anything is weighed, clipped or averaged; `chunk_size` tasks at once."""
-    device = algorithm.learner.device
     contribute = _contribute(algorithm, compile)
-    # What was kept comes from a record or a file, hence on the CPU; a fresh start is where the model is.
-    kept = [algorithm.fresh() if w.kept is None else {name: value.to(device) for name, value in w.kept.items()} for w in work]
-    for positions in chunks([_sizes(w.data) for w in work], chunk_size, exact=algorithm.learner.mixes_examples):
-        chosen = [work[i] for i in positions]
-        episode = Episode(stack([w.data.support for w in chosen], device), stack([w.data.query for w in chosen], device))
-        indices = [algorithm.minibatch_indices(w.num_examples, w.rng) for w in chosen]
-        minibatches = _stack_minibatches(indices, [w.data.support.x.shape[0] for w in chosen], episode, device)
-        before = {name: torch.stack([kept[i][name] for i in positions]) for name in kept[positions[0]]}
-        yield _part(positions, *contribute(meta, before, episode, minibatches))
+    for some in _stacks(algorithm, work, chunk_size):
+        yield _part(some.positions, *contribute(meta, some.kept, some.episode, some.minibatches))
 
 
 def _part(positions: list[int], gradients: Params, loss: Tensor, after: Params) -> Part:
@@ -219,7 +241,7 @@ def evaluate(
 
 def stack(batches: Sequence[Batch], device: torch.device) -> Batch:
     """Batches of several tasks as one with a leading task axis, padded to the largest with weight 0."""
-    if len({len(batch.x) for batch in batches}) == 1:  # there is nothing to pad
+    if len({batch.x.shape[0] for batch in batches}) == 1:  # there is nothing to pad
         return Batch(*(torch.stack(list(values)).to(device) for values in zip(*batches, strict=True)))
     x, y, weight = (pad_sequence(list(values), batch_first=True) for values in zip(*batches, strict=True))
     # Padding repeats an example rather than zeros: it cannot make a model overflow where the task itself does not.

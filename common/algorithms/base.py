@@ -21,6 +21,7 @@ from torch.func import grad_and_value
 
 from common.batch import Batch, Episode, Minibatches
 from common.errors import ConfigError
+from common.first_order import Summed
 from common.inner import descend
 from common.learner import Learner
 from common.options import Options
@@ -143,6 +144,18 @@ class Algorithm(ABC):
         """(g, loss, kept): `meta_gradient` of a task that may keep something on its node, and what it keeps from now on."""
         gradient, loss = self.meta_gradient(meta, episode, minibatches)
         return self.with_zero_head(gradient), loss, kept
+
+    def sum_up(self, meta: Params, episode: Episode, minibatches: Minibatches, weights: Tensor, clip: float) -> Summed | None:
+        """What stacked tasks that keep nothing `contribute`, summed up in one go; None: there is no way to do so.
+
+        `weights` [tasks] are float64; each contribution is scaled down to the norm `clip` first, if that is above 0.
+        """
+        return None
+
+    def contributes_as(self, other: "type[Algorithm]") -> bool:
+        """Whether a task contributes what it does in the algorithm `other`, and not what a subclass makes of that."""
+        own = type(self)
+        return own.meta_gradient is other.meta_gradient and own.contribute is other.contribute and not self._zeroed
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Personal parameters after 0, 1, .. `steps` gradient steps on the whole support set. The last one is personal."""

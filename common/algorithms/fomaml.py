@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions, ZeroHeadOptions
-from common.batch import Episode, Minibatches
-from common.first_order import end_of_descent, gradient_and_loss
+from common.batch import Batch, Episode, Minibatches
+from common.first_order import Summed, end_of_descent, gradient_and_loss, sum_of_descents
 from common.params import Params
 
 
@@ -30,3 +30,10 @@ class FoMaml(Algorithm):
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
         phi = end_of_descent(self.learner, meta, episode.support.times(self.options.inner_steps), self.options.inner_lr)
         return gradient_and_loss(self.learner, phi, episode.query)
+
+    def sum_up(self, meta: Params, episode: Episode, minibatches: Minibatches, weights: Tensor, clip: float) -> Summed | None:
+        if not self.contributes_as(FoMaml):
+            return None
+        steps, lr = self.options.inner_steps, self.options.inner_lr
+        batches = Batch(*(values[:, None].expand(-1, steps, *values.shape[1:]) for values in episode.support))
+        return sum_of_descents(self.learner, meta, batches, episode.query, lr, weights, clip, of_query=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from common.algorithms.base import Algorithm, InnerLoopOptions
 from common.batch import Episode, Minibatches
-from common.first_order import end_of_descent, loss_of
+from common.first_order import Summed, end_of_descent, loss_of, sum_of_descents
 from common.params import Params
 
 
@@ -31,6 +31,12 @@ class LocalSgd(Algorithm):
         loss = loss_of(self.learner, phi, episode.query)
         # theta - phi in the memory of phi, which is of no other use: nothing that belongs to somebody else is changed.
         return {name: value.neg_().add_(meta[name]) for name, value in phi.items()}, loss
+
+    def sum_up(self, meta: Params, episode: Episode, minibatches: Minibatches, weights: Tensor, clip: float) -> Summed | None:
+        if not self.contributes_as(LocalSgd):
+            return None
+        batches, lr = minibatches.of(episode, axis=1), self.options.inner_lr
+        return sum_of_descents(self.learner, meta, batches, episode.query, lr, weights, clip)
 
 
 def shuffled_epochs(num_examples: int, steps: int, batch_size: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:

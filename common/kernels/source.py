@@ -13,6 +13,7 @@ SOURCE = r"""
 //
 // Six rows of two vectors at once are as many sums as a core has registers for.
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -31,6 +32,11 @@ SOURCE = r"""
 typedef REAL Vector __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
 typedef BITS Whole __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
 enum { LANES = BYTES / sizeof(REAL), ROWS = 6, COLUMNS = 2, MOST_LAYERS = 16 };
+#ifdef DOUBLE
+static const double LARGEST = DBL_MAX;
+#else
+static const double LARGEST = FLT_MAX;
+#endif
 
 INLINE Vector get(const REAL *from) { return *(const Vector *)from; }
 INLINE void put(REAL *to, Vector value) { *(Vector *)to = value; }
@@ -501,7 +507,7 @@ static void backward(Place *places, int layers, const REAL *theta, bool keep, RE
 // ---- many steps of many tasks
 
 struct Rooms {
-    void *taken[16 * MOST_LAYERS];
+    void *taken[16 * MOST_LAYERS + 2];
     int count = 0;
     bool full = false;
     template <class T> T *take(size_t numbers) {
@@ -558,34 +564,91 @@ struct Steps {
     const void *at(int t, int s) const { return numbers ? numbers + t * task + s * step : 0; }
 };
 
-// `rates`: a step of every task on each of its batches, in `theta` [tasks, numbers]. Without: `gradients` of the one batch, or
-// nothing but `losses`. A batch is a step's part of `x` and `y`, or where there are `rows` those rows of them. `share`: weights
-// of a batch's examples that add up to 1. Returns 0, or 1 where there was no memory.
-extern "C" int train(const Layer *list, int layers, int tasks, int steps, int examples, int classes, const Steps *x,
-                     const Steps *y, const Steps *share, const Steps *rows, REAL *theta, const REAL *rates, REAL *gradients,
-                     REAL *losses) {
+// Batches of many tasks. One is a step's part of `x` and `y`, or where there are `rows` those rows of them; `share`: weights of
+// its examples that add up to 1.
+struct Batches {
+    int32_t steps, examples;
+    Steps x, y, share, rows;
+};
+
+// A network with the arrays for batches of one size.
+struct Net {
     Rooms rooms;
     Place places[MOST_LAYERS];
+    int layers;
+    bool classes;
+    const Batches &batches;
     long size = 0;
-    for (int n = 0; n < layers; n++) {
-        places[n] = place(rooms, list[n], examples, n == 0, n + 1 < layers ? list + n + 1 : 0);
-        size += list[n].numbers();
-    }
-    if (rooms.full) return 1;
-    const Place &top = places[layers - 1];
-    for (int t = 0; t < tasks; t++, theta += size)
-        for (int s = 0; s < steps; s++) {
-            const int64_t *chosen = (const int64_t *)rows->at(t, s);
-            read(places[0], (const REAL *)x->at(t, s), chosen);
-            forward(places, layers, theta);
-            const REAL *shares = (const REAL *)share->at(t, s);
-            REAL loss = classes ? classify(top, (const int64_t *)y->at(t, s), chosen, shares, losses)
-                                : regress(top, (const REAL *)y->at(t, s), chosen, shares);
-            if (rates) backward(places, layers, theta, true, -rates[t], theta);
-            else if (gradients) backward(places, layers, theta, false, 1, gradients + t * size);
-            if (losses) losses[t] = loss;
-            if (loss != loss && rates) theta[0] = loss;  // a label that is none must not go unnoticed
+
+    Net(const Layer *list, int layers, bool classes, const Batches &batches)
+        : layers(layers), classes(classes), batches(batches) {
+        for (int n = 0; n < layers; n++) {
+            places[n] = place(rooms, list[n], batches.examples, n == 0, n + 1 < layers ? list + n + 1 : 0);
+            size += list[n].numbers();
         }
+    }
+
+    // The loss of a batch, if `wanted`, and what `backward` starts from.
+    REAL loss(int task, int step, const REAL *theta, bool wanted) {
+        const int64_t *rows = (const int64_t *)batches.rows.at(task, step);
+        const void *y = batches.y.at(task, step);
+        const REAL *share = (const REAL *)batches.share.at(task, step);
+        read(places[0], (const REAL *)batches.x.at(task, step), rows);
+        forward(places, layers, theta);
+        const Place &top = places[layers - 1];
+        return classes ? classify(top, (const int64_t *)y, rows, share, wanted) : regress(top, (const REAL *)y, rows, share);
+    }
+
+    // A step on every batch of a task.
+    void descend(int task, REAL rate, REAL *theta) {
+        for (int s = 0; s < batches.steps; s++) {
+            REAL loss = this->loss(task, s, theta, false);
+            backward(places, layers, theta, true, -rate, theta);
+            if (loss != loss) theta[0] = loss;  // a label that is none must not go unnoticed
+        }
+    }
+};
+
+// `rates`: a step of every task on each of its batches, in `theta` [tasks, numbers]. Without: `gradients` of the one batch, or
+// nothing but `losses`. Returns 0, or 1 where there was no memory.
+extern "C" int train(const Layer *list, int layers, int tasks, int classes, const Batches *batches, REAL *theta,
+                     const REAL *rates, REAL *gradients, REAL *losses) {
+    Net net(list, layers, classes, *batches);
+    if (net.rooms.full) return 1;
+    for (int t = 0; t < tasks; t++, theta += net.size) {
+        if (rates) net.descend(t, rates[t], theta);
+        if (losses) losses[t] = net.loss(t, 0, theta, true);
+        if (gradients) backward(net.places, layers, theta, false, 1, gradients + t * net.size);
+    }
+    return 0;
+}
+
+// A round of tasks that all begin at `start`. What a task adds to `total`, times its weight, is start - theta after its steps,
+// or with `of_query` the gradient there on its query batch; scaled down to the norm `clip`, if that is not 0. It adds nothing
+// if its numbers, their squares or its query loss are not finite. `norms`: of what it has to add, NaN for such a task.
+extern "C" int sum_up(const Layer *list, int layers, int tasks, int classes, const Batches *batches, const Batches *query,
+                      int of_query, const REAL *start, double rate, const double *weights, double clip, double *total,
+                      REAL *losses, double *norms) {
+    Net net(list, layers, classes, *batches), scored(list, layers, classes, *query);
+    long size = net.size;
+    REAL *theta = net.rooms.take<REAL>(size), *own = net.rooms.take<REAL>(size);
+    if (net.rooms.full || scored.rooms.full) return 1;
+    for (int t = 0; t < tasks; t++) {
+        memcpy(theta, start, size * sizeof(REAL));
+        net.descend(t, (REAL)rate, theta);
+        losses[t] = scored.loss(t, 0, theta, true);
+        if (of_query) backward(scored.places, layers, theta, false, 1, own);
+        else
+            for (long c = 0; c < size; c += LANES) put(own + c, get(start + c) - get(theta + c));
+        double squares[LANES] = {}, sum = 0;
+        for (long c = 0; c < size; c += LANES)
+            for (int i = 0; i < LANES; i++) squares[i] += (double)own[c + i] * own[c + i];
+        for (int i = 0; i < LANES; i++) sum += squares[i];
+        bool finite = sum <= LARGEST && losses[t] - losses[t] == 0;
+        norms[t] = finite ? sqrt(sum) : NAN;
+        double times = clip > 0 && norms[t] > clip ? weights[t] * (clip / norms[t]) : weights[t];
+        for (long c = 0; finite && c < size; c++) total[c] += times * own[c];
+    }
     return 0;
 }
 

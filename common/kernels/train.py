@@ -1,12 +1,16 @@
-"""The kernels called from torch: every task's descent, or the gradient or the loss of one batch each.
+"""The kernels called from torch: every task's descent, or the gradient or the loss of one batch each; and a round's whole sum.
 
-They take what `torch.func.vmap` has stacked, as ordinary arrays; there is no gradient through them.
+`Train` takes what `torch.func.vmap` has stacked, as ordinary arrays; there is no gradient through it. `sum_up` does a round in
+one go, where a task's numbers never leave the cache: what has to be written down for every task, copied, squared, weighed and
+summed up costs as much as the training of a small model.
 """
 
 import ctypes
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -83,34 +87,86 @@ def train(
     what: What, network: Network, rows: Tensor | None, lr: Tensor, x: Tensor, y: Tensor, weight: Tensor, *start: Tensor
 ) -> tuple[Tensor, ...]:
     """As `Train`, on plain tensors on the CPU. Raises IndexError for rows that are none, which the kernels would follow."""
-    if rows is not None:
-        rows = rows.long()
-        if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < x.shape[2]):
-            raise IndexError(f"rows of a batch must be 0..{x.shape[2] - 1}, got {int(rows.min())}..{int(rows.max())}")
     layout, layers = _layout(network, tuple(x.shape[3:]), start[0].dtype)
     theta = layout.pack(start, to_change=what == "descent")
-    every = weight if weight.stride(1) else weight[:, :1]  # the same examples in every step
-    share = (every / every.sum(dim=-1, keepdim=True)).to(theta.dtype).expand(weight.shape)
-    y = y if y.dtype == torch.int64 else y.to(theta.dtype)
-    steps = [None if values is None else _in_one_piece(values) for values in (x, y, share, rows)]
+    batches = _Arrays.of(theta.dtype, rows, x, y, weight)
     rates = lr.to(theta.dtype).contiguous() if what == "descent" else None
     gradients = torch.empty_like(theta) if what == "gradient" else None
     losses = None if what == "descent" else theta.new_empty(len(theta))
 
     def some(part: slice) -> None:
-        own = [
-            [None if values is None else values[part] for values in all] for all in (steps, [theta, rates, gradients, losses])
-        ]
-        _call(layers, *own)
+        own = [None if values is None else values[part] for values in (theta, rates, gradients, losses)]
+        _call("train", layers, batches[part], *map(_pointer, own))
 
-    parts = _parts(len(theta), torch.get_num_threads())
+    _in_parts(len(theta), some)
+    values = [] if what == "loss" else layout.unpack(theta if gradients is None else gradients, start)
+    return tuple(values) if losses is None else (*values, losses)
+
+
+class Summed(NamedTuple):
+    """A sum over tasks, in float64 and in the order of the network's names, and of every task its query loss [tasks] and the
+    norm of what it added [tasks], float64: NaN for a task that added nothing because a number of it was not finite.
+    """
+
+    total: list[Tensor]
+    losses: Tensor
+    norms: Tensor
+
+
+def sum_up(
+    network: Network,
+    start: Sequence[Tensor],
+    lr: float,
+    batches: tuple[Tensor | None, Tensor, Tensor, Tensor],
+    query: tuple[Tensor, Tensor, Tensor],
+    weights: Tensor,
+    clip: float,
+    *,
+    of_query: bool,
+) -> Summed:
+    """The sum of weight * (start - phi) over the tasks, or with `of_query` of weight * gradient of the query loss at phi.
+
+    phi is where a task ends that takes a step on each of its `batches` (rows, x, y, weight as of `Train`) from `start`, which
+    is that of all tasks, in the order of the network's names. `query` (x, y, weight): as of `Train`, a single step. `weights`
+    [tasks] are float64. A task's own is scaled down to the norm `clip`, unless that is 0. Raises IndexError as `train` does.
+    """
+    layout, layers = _layout(network, tuple(query[0].shape[3:]), start[0].dtype)
+    theta = layout.pack([value[None] for value in start], to_change=True)
+    inner, scored = _Arrays.of(theta.dtype, *batches), _Arrays.of(theta.dtype, None, *query)
+    tasks = len(weights)
+    parts = _parts(tasks, torch.get_num_threads())
+    total, norms = torch.zeros(len(parts), layout.size, dtype=torch.float64), torch.empty(tasks, dtype=torch.float64)
+    losses = theta.new_empty(tasks)
+
+    def some(part: slice) -> None:
+        own = [_pointer(values) for values in (weights[part], total[parts.index(part)], losses[part], norms[part])]
+        rate, largest = ctypes.c_double(lr), ctypes.c_double(clip)
+        _call(
+            "sum_up",
+            layers,
+            inner[part],
+            scored[part].reference,
+            int(of_query),
+            _pointer(theta),
+            rate,
+            own[0],
+            largest,
+            *own[1:],
+        )
+
+    _in_parts(tasks, some)
+    values = layout.unpack(total.sum(dim=0, keepdim=True), [value[None] for value in start])
+    return Summed([value[0] for value in values], losses, norms)
+
+
+def _in_parts(tasks: int, some: Callable[[slice], None]) -> None:
+    """`some` of the tasks in every thread."""
+    parts = _parts(tasks, torch.get_num_threads())
     if len(parts) == 1:
         some(parts[0])
     else:
         with ThreadPoolExecutor(len(parts)) as pool:  # the kernels let go of Python's lock
             list(pool.map(some, parts))
-    values = [] if what == "loss" else layout.unpack(theta if gradients is None else gradients, start)
-    return tuple(values) if losses is None else (*values, losses)
 
 
 def _in_one_piece(values: Tensor) -> Tensor:
@@ -132,17 +188,53 @@ class Steps(ctypes.Structure):
         return cls(values.data_ptr(), values.stride(0) * size, values.stride(1) * size * (values.shape[1] > 1))
 
 
-def _call(layers: "ctypes.Array[Any]", steps: list[Tensor | None], results: list[Tensor | None]) -> None:
-    _, y, share, _ = steps
-    theta = results[0]
-    assert y is not None
-    assert share is not None
-    assert theta is not None
-    kernels = library(theta.dtype)
+class Batches(ctypes.Structure):
+    """`Batches` of the C++ source."""
+
+    _fields_ = [("steps", ctypes.c_int32), ("examples", ctypes.c_int32)]
+    _fields_ += [(name, Steps) for name in ("x", "y", "share", "rows")]
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """What the batches of tasks are, for as long as the kernels read them; a part of it by tasks with [ ]."""
+
+    x: Tensor
+    y: Tensor
+    share: Tensor
+    rows: Tensor | None
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, rows: Tensor | None, x: Tensor, y: Tensor, weight: Tensor) -> "_Arrays":
+        """In the form that the kernels read. Raises IndexError for rows that are none."""
+        if rows is not None:
+            rows = rows.long()
+            if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < x.shape[2]):
+                raise IndexError(f"rows of a batch must be 0..{x.shape[2] - 1}, got {int(rows.min())}..{int(rows.max())}")
+        every = weight if weight.stride(1) else weight[:, :1]  # the same examples in every step
+        share = (every / every.sum(dim=-1, keepdim=True)).to(dtype).expand(weight.shape)
+        y = y if y.dtype == torch.int64 else y.to(dtype)
+        return cls(_in_one_piece(x), _in_one_piece(y), _in_one_piece(share), None if rows is None else _in_one_piece(rows))
+
+    def __getitem__(self, part: slice) -> "_Arrays":
+        rows = None if self.rows is None else self.rows[part]
+        return _Arrays(self.x[part], self.y[part], self.share[part], rows)
+
+    @property
+    def reference(self) -> Any:
+        steps = (Steps.of(values) for values in (self.x, self.y, self.share, self.rows))
+        return ctypes.byref(Batches(*self.share.shape[1:], *steps))
+
+
+def _pointer(values: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if values is None else values.data_ptr())
+
+
+def _call(function: str, layers: "ctypes.Array[Any]", batches: _Arrays, *rest: Any) -> None:
+    kernels = library(batches.share.dtype)
     assert kernels is not None
-    arrays = [ctypes.byref(Steps.of(values)) for values in steps]
-    pointers = [ctypes.c_void_p(None if values is None else values.data_ptr()) for values in results]
-    if kernels.train(layers, len(layers), *share.shape, int(y.dtype == torch.int64), *arrays, *pointers):
+    tasks, classes = len(batches.share), int(batches.y.dtype == torch.int64)
+    if kernels[function](layers, len(layers), tasks, classes, batches.reference, *rest):
         raise MemoryError("no memory for a round's activations")
 
 
