@@ -129,7 +129,7 @@ def _trained(message: Message, node: Node, state: RecordDict, request: TrainRequ
             work.append(TaskWork(node.dataset.train_draw(task_id, rng), rng, kept))
     compile = node.compile.round(request.round) if isinstance(node.compile, Auto) else node.compile
     result = run_round(algorithm, meta, work, node.chunk_size, compile=compile, clip=request.clip)
-    for t, task_id in enumerate(request.task_ids):
+    for t, task_id in enumerate(request.task_ids if fresh else ()):
         episodes = result.kept[t * node.episodes : (t + 1) * node.episodes]
         store.save(task_id, weighted_mean((kept, 1.0) for kept in episodes))
     losses = _mean_of_finite(np.reshape(result.losses, (-1, node.episodes)))

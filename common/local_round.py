@@ -256,16 +256,15 @@ def _stack_minibatches(
     if not present:
         empty = torch.zeros(len(indices), 0, 0, device=device)
         return Minibatches(empty.long(), empty)
-    size = max(index.shape[1] for index in present)
-    shape = (len(present), present[0].shape[0], size)
-    index, weight = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32)
-    padding = [episode.support.x.shape[1] - n for n in num_support]
-    for t, own in enumerate(present):
-        # Query examples stand behind the padding of the support part.
-        index[t, :, : own.shape[1]] = own + padding[t] * (own >= num_support[t])
-        weight[t, :, : own.shape[1]] = 1.0
-    dtype = episode.support.weight.dtype
-    return Minibatches(torch.from_numpy(index).to(device), torch.from_numpy(weight).to(device, dtype))
+    sizes, starts = np.array([index.shape[1] for index in present]), np.array(num_support)[:, None, None]
+    steps, size = len(present[0]), sizes.max()
+    same = all(index.shape[1] == size for index in present)
+    index = np.stack(present if same else [np.pad(index, ((0, 0), (0, size - index.shape[1]))) for index in present])
+    padding = episode.support.x.shape[1] - starts
+    if padding.any():  # query examples stand behind the padding of the support part
+        index = index + padding * (index >= starts)
+    weight = torch.from_numpy(np.arange(size) < sizes[:, None]).to(device, episode.support.weight.dtype)
+    return Minibatches(torch.from_numpy(index).to(device), weight[:, None].expand(-1, steps, -1))
 
 
 def _sizes(data: TaskData) -> tuple[int, int]:

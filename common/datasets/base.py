@@ -182,11 +182,12 @@ class Pool:
         shuffled = (self.classes + rng.random(len(self.classes))[self.by_class]).argsort()
         chosen = np.zeros(len(shuffled), dtype=bool)
         chosen[self.by_class[shuffled]] = self.in_support
-        order = torch.from_numpy(np.concatenate([chosen.nonzero()[0], (~chosen).nonzero()[0]]))
+        return TaskData(self._part(chosen, self.data.support), self._part(~chosen, self.data.query), self.data.test)
+
+    def _part(self, chosen: np.ndarray[Any, Any], like: Batch) -> Batch:
+        rows = torch.from_numpy(chosen.nonzero()[0])
         # All examples of a task are real: their weights are the same in any order.
-        union = Batch(self.union.x.index_select(0, order), self.union.y.index_select(0, order), self.union.weight)
-        n = self.data.support.x.shape[0]
-        return TaskData(Batch(*(part[:n] for part in union)), Batch(*(part[n:] for part in union)), self.data.test)
+        return Batch(self.union.x.index_select(0, rows), self.union.y.index_select(0, rows), like.weight)
 
 
 def resolve_data_dir(setting: str) -> Path:
