@@ -52,7 +52,7 @@ PLAN = Plan(
 
 
 def main() -> None:
-    arguments = parser(PLAN.claim, PLAN.name, seeds=(0,)).parse_args()
+    arguments = parser(PLAN.claim, PLAN.name, seeds=(0,), has_only=True).parse_args()
     if arguments.only:
         run_only(PLAN, arguments.only, arguments.seeds, fresh=arguments.fresh, jobs=arguments.jobs)
         return

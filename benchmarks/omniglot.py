@@ -78,7 +78,7 @@ def plan(ways: int, shots: int) -> Plan:
 
 
 def main() -> None:
-    arguments = parser("N-way K-shot Omniglot, one seed by default", "omniglot", seeds=(0,))
+    arguments = parser("N-way K-shot Omniglot, one seed by default", "omniglot", seeds=(0,), has_only=True)
     arguments.add_argument("--cell", choices=[f"{w}w{s}s" for w, s in PUBLISHED], default="5w1s", help="default: %(default)s")
     chosen = arguments.parse_args()
     ways, shots = (int(part) for part in chosen.cell.rstrip("s").split("w"))

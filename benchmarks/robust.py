@@ -229,7 +229,7 @@ CLAIM = "20 % lying nodes cost less than 3 points with multi-krum or geometric-m
 
 
 def main() -> None:
-    arguments = parser(CLAIM, "robust", seeds=range(3)).parse_args()
+    arguments = parser(CLAIM, "robust", seeds=range(3), has_only=True).parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")

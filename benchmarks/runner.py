@@ -65,8 +65,8 @@ class Plan:
         return Setup(variant.algorithm, self.dataset, rounds, settings, self.nodes, self.in_process)
 
 
-def parser(description: str, name: str, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
-    """The command line that all benchmarks share."""
+def parser(description: str, name: str, seeds: Sequence[int] = (0, 1, 2), *, has_only: bool = False) -> argparse.ArgumentParser:
+    """The command line that all benchmarks share; `has_only`: whether variants can be done by themselves."""
     result = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
         description=description,
@@ -75,7 +75,10 @@ def parser(description: str, name: str, seeds: Sequence[int] = (0, 1, 2)) -> arg
     )
     result.add_argument("--seeds", type=int, nargs="+", default=list(seeds), metavar="SEED", help="default: %(default)s")
     result.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once; default: %(default)s")
-    result.add_argument("--only", nargs="+", default=[], metavar="LABEL", help="do only these variants, and write no result")
+    if has_only:
+        result.add_argument(
+            "--only", nargs="+", default=[], metavar="LABEL", help="do only these variants, and write no result"
+        )
     result.add_argument("--fresh", action="store_true", help="repeat runs that are finished as well")
     return result
 

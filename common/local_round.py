@@ -86,7 +86,7 @@ def run_round(
             finite, norms, of_part = summed.norms.isfinite(), summed.norms, summed.losses
             weights = weights * finite
             total = total or zeros(meta)
-            for name, value in summed.total.items():
+            for name, value in algorithm.with_zero_head(summed.total).items():
                 total[name] += value
         else:
             part = _part(some.positions, *_contribute(algorithm, compile)(meta, some.kept, some.episode, some.minibatches))

@@ -152,10 +152,14 @@ class Algorithm(ABC):
         """
         return None
 
-    def contributes_as(self, other: "type[Algorithm]") -> bool:
-        """Whether a task contributes what it does in the algorithm `other`, and not what a subclass makes of that."""
+    def sums_up_as(self, other: "type[Algorithm]", clip: float) -> bool:
+        """Whether tasks contribute what they do in the algorithm `other`, and not what a subclass makes of that.
+
+        With a head of zeros not where they are clipped: the head would count in their norms.
+        """
         own = type(self)
-        return own.meta_gradient is other.meta_gradient and own.contribute is other.contribute and not self._zeroed
+        same = own.meta_gradient is other.meta_gradient and own.contribute is other.contribute
+        return same and not (clip and self._zeroed)
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Personal parameters after 0, 1, .. `steps` gradient steps on the whole support set. The last one is personal."""

@@ -32,7 +32,7 @@ class FoMaml(Algorithm):
         return gradient_and_loss(self.learner, phi, episode.query)
 
     def sum_up(self, meta: Params, episode: Episode, minibatches: Minibatches, weights: Tensor, clip: float) -> Summed | None:
-        if not self.contributes_as(FoMaml):
+        if not self.sums_up_as(FoMaml, clip):
             return None
         steps, lr = self.options.inner_steps, self.options.inner_lr
         batches = Batch(*(values[:, None].expand(-1, steps, *values.shape[1:]) for values in episode.support))

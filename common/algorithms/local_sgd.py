@@ -33,7 +33,7 @@ class LocalSgd(Algorithm):
         return {name: value.neg_().add_(meta[name]) for name, value in phi.items()}, loss
 
     def sum_up(self, meta: Params, episode: Episode, minibatches: Minibatches, weights: Tensor, clip: float) -> Summed | None:
-        if not self.contributes_as(LocalSgd):
+        if not self.sums_up_as(LocalSgd, clip):
             return None
         batches, lr = minibatches.of(episode, axis=1), self.options.inner_lr
         return sum_of_descents(self.learner, meta, batches, episode.query, lr, weights, clip)
