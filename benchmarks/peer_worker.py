@@ -17,6 +17,7 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 
 Arrays = dict[str, np.ndarray]
 Round = Callable[[Any, int], Any]
@@ -79,6 +80,16 @@ def start(work: Arrays) -> Arrays:
     return {name: work[name] for name in NAMES}
 
 
+class Digest(ISeedSequence):
+    """As in `common.randomness`, which the Pythons of other libraries have not."""
+
+    def __init__(self, digest: bytes) -> None:
+        self._words = np.frombuffer(digest, dtype="<u8")
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> Any:
+        return self._words
+
+
 def minibatches(work: Arrays, number: int) -> np.ndarray:
     """[clients, steps, batch] rows of round `number`: every side draws them anew, in the way that the engine draws its own."""
     _, _, steps, size = work["rows"].shape
@@ -87,8 +98,8 @@ def minibatches(work: Arrays, number: int) -> np.ndarray:
     result = []
     for k in work["clients"][number]:
         text = "\x1f".join(("0", "peers", str(number), str(k)))
-        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-        rng = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+        digest = hashlib.blake2b(text.encode(), digest_size=32).digest()
+        rng = np.random.Generator(np.random.PCG64(Digest(digest)))  # type: ignore[arg-type]
         walk = rng.random((-(-steps // per_epoch), num_rows)).argsort(axis=1)[:, : per_epoch * size]
         result.append(walk.reshape(-1, size)[:steps])
     return np.stack(result)

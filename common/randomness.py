@@ -5,8 +5,10 @@ the work nor on which node a task lives on.
 """
 
 import hashlib
+from typing import Any
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 
 
 def generator(seed: int, *parts: str | int) -> np.random.Generator:
@@ -14,7 +16,22 @@ def generator(seed: int, *parts: str | int) -> np.random.Generator:
 
     Example: `generator(7, "episode", round_number, task_id)`.
     """
-    text = "\x1f".join(str(part) for part in (seed, *parts))
-    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-    # What `default_rng` makes, without its looking at what it was given: a round of many small tasks makes one for each.
-    return np.random.Generator(np.random.PCG64(np.frombuffer(digest, dtype=np.uint32)))
+    text = "\x1f".join(map(str, (seed, *parts)))
+    digest = hashlib.blake2b(text.encode(), digest_size=32).digest()
+    # NumPy takes any ISeedSequence, whatever its stubs say.
+    return np.random.Generator(np.random.PCG64(_Digest(digest)))  # type: ignore[arg-type]
+
+
+class _Digest(ISeedSequence):
+    """The 256 bits that PCG64 starts from. A cryptographic digest needs none of the mixing that `SeedSequence` does, which takes
+    longer than all the rest here; and a round of many small tasks makes a generator for each.
+    """
+
+    def __init__(self, digest: bytes) -> None:
+        self._digest = digest
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray[Any, Any]:
+        words = np.frombuffer(self._digest, dtype="<u8").astype(np.uint64, copy=False)
+        if n_words != len(words) or np.dtype(dtype) != np.uint64:
+            raise NotImplementedError(f"{n_words} words of {np.dtype(dtype)}: PCG64 takes four of 64 bits")
+        return words

@@ -1,5 +1,6 @@
 """Randomness is a pure function of what it is for."""
 
+import hashlib
 import subprocess
 import sys
 
@@ -39,3 +40,20 @@ def test_drawing_leaves_the_global_state_alone() -> None:
 def test_a_text_that_cannot_be_encoded_is_an_error() -> None:
     with pytest.raises(UnicodeEncodeError):
         generator(0, "\ud800")
+
+
+def test_the_state_is_the_digest_of_the_parts() -> None:
+    words = np.frombuffer(hashlib.blake2b(b"7\x1ftrain\x1f3", digest_size=32).digest(), dtype="<u8").tolist()
+    # PCG64 (O'Neill 2014) by hand: the increment is odd, and the start is advanced twice.
+    start, increment = (words[0] << 64) + words[1], ((((words[2] << 64) + words[3]) << 1) | 1) % 2**128
+    multiplier = 47026247687942121848144207491837523525
+    state = (((increment + start) * multiplier) + increment) % 2**128
+    found = generator(7, "train", 3).bit_generator.state["state"]
+    assert found == {"state": state, "inc": increment}
+
+
+def test_equal_numbers_are_rare_and_the_mean_is_right() -> None:
+    draws = np.array([generator(0, "task", k).random() for k in range(4000)])
+    assert len(set(draws)) == len(draws)
+    assert abs(draws.mean() - 0.5) < 4 / np.sqrt(12 * len(draws))
+    assert abs(np.corrcoef(draws[1:], draws[:-1])[0, 1]) < 4 / np.sqrt(len(draws))
