@@ -23,8 +23,9 @@ def generator(seed: int, *parts: str | int) -> np.random.Generator:
 
 
 class _Digest(ISeedSequence):
-    """The 256 bits that PCG64 starts from. A cryptographic digest needs none of the mixing that `SeedSequence` does, which takes
-    longer than all the rest here; and a round of many small tasks makes a generator for each.
+    """The 256 bits that PCG64 starts from. A cryptographic digest needs none of the mixing that `SeedSequence` does.
+
+    That mixing would cost more than all the rest, and a round of many small tasks makes a generator for each.
     """
 
     def __init__(self, digest: bytes) -> None:
