@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from common.batch import Batch
 from common.params import Params
+from common.without_gradient import WithoutGradient
 
 Layers = list[tuple[Tensor, Tensor]]
 """(weight [tasks, outputs, inputs], bias [tasks, 1, outputs]) of every layer."""
@@ -51,21 +51,13 @@ def _is_hooked(module: nn.Module) -> bool:
     return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in module.modules())
 
 
-class _Descent(torch.autograd.Function):
+class _Descent(WithoutGradient):
     """One task's descent, which `vmap` maps over tasks as a whole and not operation by operation."""
 
     @staticmethod
     def forward(lr: float, x: Tensor, y: Tensor, weight: Tensor, *start: Tensor) -> tuple[Tensor, ...]:
         end = descend_together(lr, x[None], y[None], weight[None], [value[None] for value in start])
         return tuple(value[0] for value in end)
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Any:
-        raise NotImplementedError("there is no gradient through what first-order algorithms compute: use `descend`")
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], lr: float, *tensors: Tensor) -> tuple[tuple[Tensor, ...], Any]:

@@ -15,10 +15,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from common.kernels.build import library
 from common.kernels.network import Layout, Network, is_changed, lay_out, read_network, structure
+from common.without_gradient import WithoutGradient
 
 What = Literal["descent", "gradient", "loss"]
 MOST = 2**20
@@ -47,7 +47,7 @@ _READ: "WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Network | None]]" = 
 """What was read of a module, and of which parts it consisted then."""
 
 
-class Train(torch.autograd.Function):
+class Train(WithoutGradient):
     """Many tasks at once; `vmap` over it makes more of them.
 
     `lr` [tasks], `x` [tasks, steps, n, ...], `y` [tasks, steps, n] int64 or [tasks, steps, n, outputs], `weight` [tasks,
@@ -59,14 +59,6 @@ class Train(torch.autograd.Function):
     @staticmethod
     def forward(what: What, network: Network, rows: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
         return train(what, network, rows, *tensors)
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Any:
-        raise NotImplementedError("there is no gradient through what first-order algorithms compute: use `descend`")
 
     @staticmethod
     def vmap(
