@@ -87,14 +87,16 @@ def sum_of_descents(
     phi is the end of a task's descent; `batches` and `query` have a leading task axis. What a task contributes is scaled down
     to the norm `clip` if that is above 0. None where there are no kernels for it.
     """
-    if (network := _network(learner, start, batches, stacked=1)) is None:
+    scored = Batch(*(values[:, None] for values in query))  # as of a single step
+    network = _network(learner, start, batches, stacked=1)
+    alike = scored.x.shape[3:] == batches.x.shape[2 if isinstance(batches, Draws) else 3 :]
+    if network is None or not alike or _network(learner, start, scored, stacked=1) is None:
         return None
     inner = (
         (batches.rows, batches.x[:, None], batches.y[:, None], batches.weight)
         if isinstance(batches, Draws)
         else (None, *batches)
     )
-    scored = Batch(*(values[:, None] for values in query))
     found = sum_up(network, [start[name] for name in network.names], lr, inner, scored, weights, clip, of_query=of_query)
     return Summed(network.named(found.total), found.losses, found.norms)
 
@@ -110,8 +112,9 @@ def _network(learner: Learner, at: Params, batches: Batch | Draws, *, stacked: i
     if network is None:
         return None
     first = stacked + (1 if isinstance(batches, Draws) else 2)  # axes before those of one example
+    size = batches.weight.shape[-1]
     of_the_kind = (learner.kind == "classification") == (batches.y.dtype == torch.int64) and type(learner) is Learner
-    return network if of_the_kind and network.takes(at, batches.x, batches.y, first) else None
+    return network if of_the_kind and network.takes(at, batches.x, batches.y, first, size) else None
 
 
 def _train(what: What, network: Network, at: Params, batches: Batch | Draws, lr: float = 0.0) -> list[Tensor]:

@@ -8,7 +8,7 @@ import hashlib
 from typing import Any
 
 import numpy as np
-from numpy.random.bit_generator import ISeedSequence
+from numpy.random.bit_generator import ISpawnableSeedSequence
 
 
 def generator(seed: int, *parts: str | int) -> np.random.Generator:
@@ -17,12 +17,11 @@ def generator(seed: int, *parts: str | int) -> np.random.Generator:
     Example: `generator(7, "episode", round_number, task_id)`.
     """
     text = "\x1f".join(map(str, (seed, *parts)))
-    digest = hashlib.blake2b(text.encode(), digest_size=32).digest()
     # NumPy takes any ISeedSequence, whatever its stubs say.
-    return np.random.Generator(np.random.PCG64(_Digest(digest)))  # type: ignore[arg-type]
+    return np.random.Generator(np.random.PCG64(_Digest(_digest(text.encode()))))  # type: ignore[arg-type]
 
 
-class _Digest(ISeedSequence):
+class _Digest(ISpawnableSeedSequence):
     """The 256 bits that PCG64 starts from. A cryptographic digest needs none of the mixing that `SeedSequence` does.
 
     That mixing would cost more than all the rest, and a round of many small tasks makes a generator for each.
@@ -30,9 +29,18 @@ class _Digest(ISeedSequence):
 
     def __init__(self, digest: bytes) -> None:
         self._digest = digest
+        self._spawned = 0
 
     def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray[Any, Any]:
         words = np.frombuffer(self._digest, dtype="<u8").astype(np.uint64, copy=False)
         if n_words != len(words) or np.dtype(dtype) != np.uint64:
             raise NotImplementedError(f"{n_words} words of {np.dtype(dtype)}: PCG64 takes four of 64 bits")
         return words
+
+    def spawn(self, n_children: int) -> "list[_Digest]":
+        first, self._spawned = self._spawned, self._spawned + n_children
+        return [_Digest(_digest(self._digest + b"\x1e%d" % child)) for child in range(first, self._spawned)]
+
+
+def _digest(text: bytes) -> bytes:
+    return hashlib.blake2b(text, digest_size=32).digest()

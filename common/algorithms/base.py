@@ -158,7 +158,8 @@ class Algorithm(ABC):
         With a head of zeros not where they are clipped: the head would count in their norms.
         """
         own = type(self)
-        same = own.meta_gradient is other.meta_gradient and own.contribute is other.contribute
+        names = ("meta_gradient", "contribute", "with_zero_head")
+        same = all(getattr(own, name) is getattr(other, name) for name in names)
         return same and not (clip and self._zeroed)
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from common.algorithms.base import Algorithm, InnerLoopOptions
 from common.batch import Episode, Minibatches
-from common.first_order import Summed, end_of_descent, loss_of, sum_of_descents
+from common.first_order import Summed, end_of_descent, has_kernels, loss_of, sum_of_descents
 from common.params import Params
 
 
@@ -33,7 +33,7 @@ class LocalSgd(Algorithm):
         return {name: value.neg_().add_(meta[name]) for name, value in phi.items()}, loss
 
     def sum_up(self, meta: Params, episode: Episode, minibatches: Minibatches, weights: Tensor, clip: float) -> Summed | None:
-        if not self.sums_up_as(LocalSgd, clip):
+        if not self.sums_up_as(LocalSgd, clip) or not has_kernels(self.learner):
             return None
         batches, lr = minibatches.of(episode, axis=1), self.options.inner_lr
         return sum_of_descents(self.learner, meta, batches, episode.query, lr, weights, clip)

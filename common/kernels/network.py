@@ -66,14 +66,17 @@ class Network:
         """Parameters in that order, by name."""
         return dict(zip(self.names, values, strict=True))
 
-    def takes(self, params: Params, x: Tensor, y: Tensor, first: int) -> bool:
-        """Whether these are what the kernels expect, who do not look; `first`: how many axes of `x` and `y` are examples."""
+    def takes(self, params: Params, x: Tensor, y: Tensor, first: int, size: int) -> bool:
+        """Whether these are what the kernels expect, who do not look.
+
+        `first`: how many axes of `x` and `y` stand before those of one example; `size`: examples in a batch.
+        """
         shape, block, outputs = tuple(x.shape[first:]), self.blocks[0], self.blocks[-1].outputs
         images = block.is_convolution
         fits = (len(shape) == 3 and shape[0] == block.inputs) if images else math.prod(shape) == block.inputs
         target = (outputs,) if y.is_floating_point() else ()
         labels = tuple(y.shape[first:]) == target and (y.is_floating_point() or y.dtype == torch.int64)
-        if x.shape[first - 1] < (2 if any(block.norm for block in self.blocks) else 1):
+        if size < (2 if any(block.norm for block in self.blocks) else 1):
             return False  # torch has to be asked: it refuses to normalise a single number
         same = params.keys() == self.shapes.keys() and all(value.shape == self.shapes[name] for name, value in params.items())
         return fits and labels and same and all(value.dtype == self.dtype for value in (x, *params.values()))

@@ -57,3 +57,12 @@ def test_equal_numbers_are_rare_and_the_mean_is_right() -> None:
     assert len(set(draws)) == len(draws)
     assert abs(draws.mean() - 0.5) < 4 / np.sqrt(12 * len(draws))
     assert abs(np.corrcoef(draws[1:], draws[:-1])[0, 1]) < 4 / np.sqrt(len(draws))
+
+
+def test_children_are_streams_of_their_own() -> None:
+    parent = generator(0, "x")
+    (first, second), (third,) = parent.spawn(2), parent.spawn(1)
+    again = generator(0, "x").spawn(3)
+    drawn = [child.random() for child in (first, second, third)]
+    assert [child.random() for child in again] == drawn
+    assert len({*drawn, generator(0, "x").random()}) == 4

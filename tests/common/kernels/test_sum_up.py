@@ -18,7 +18,7 @@ from common.batch import Batch, Episode, Minibatches, TaskData
 from common.kernels import train
 from common.kernels.build import SWITCH, find_compiler, library
 from common.learner import Learner
-from common.local_round import RoundResult, TaskWork, run_round
+from common.local_round import RoundResult, TaskWork, contributions, run_round
 from common.models.conv4 import Conv4, Conv4Options
 from common.models.mlp import perceptron
 from common.params import Params
@@ -192,6 +192,62 @@ def test_rows_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
         run_round(algorithm, algorithm.init(), work(tasks()), 128)
 
 
+def general(algorithm: Algorithm, some: list[TaskData]) -> RoundResult | type[BaseException]:
+    """What comes of the same tasks without the sum, or the kind of error."""
+    try:
+        parts = list(contributions(algorithm, algorithm.init(), work(some), 128))
+    except Exception as error:
+        return type(error)
+    gradient = {name: value.mean(dim=0) for name, value in parts[0].gradients.items()}
+    return RoundResult(gradient, float(parts[0].finite.sum()), parts[0].losses.tolist(), [])
+
+
+def with_query(data: TaskData, x: Tensor, y: Tensor) -> TaskData:
+    return replace(data, query=Batch.of(x, y), test=Batch.of(x, y))
+
+
+ODD_QUERIES = {
+    "other numbers": lambda data: with_query(data, data.query.x.double(), data.query.y),
+    "other labels": lambda data: with_query(data, data.query.x, torch.zeros(len(data.query.x), CLASSES)),
+    "other inputs": lambda data: with_query(data, data.query.x[:, :5], data.query.y),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_QUERIES)
+def test_a_query_that_does_not_fit_is_for_torch_to_refuse(odd: str, sums: list[int]) -> None:
+    """The kernels would read beyond its end, or numbers as what they are not."""
+    algorithm = build("fomaml", dtype=torch.float32)
+    some = [ODD_QUERIES[odd](data) for data in tasks(dtype=torch.float32)[:2]]
+    expected = general(algorithm, some)
+    assert isinstance(expected, type)
+    with pytest.raises(expected):
+        run_round(algorithm, algorithm.init(), work(some), 128)
+    assert not sums
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_query_example_is_not_normalised_alone(name: str, sums: list[int]) -> None:
+    """At 1 x 1 pixels torch refuses to, and so must the sum."""
+    options = Conv4Options.model_validate({"filters": 4, "norm": "batch", "downsample": "max-pool"})
+    module = Conv4.build(options, (1, 8, 8), CLASSES)
+    like = build(name, dtype=torch.float32)
+    algorithm = type(like)(like.options, Learner(module, "classification", CLASSES))
+    x = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = TaskData(Batch.of(x[:5], torch.arange(5) % CLASSES), *[Batch.of(x[5:], torch.tensor([1]))] * 2)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        run_round(algorithm, algorithm.init(), work([data, data]), 128)
+    assert not sums
+
+
+def test_a_task_without_a_query_is_left_out(sums: list[int]) -> None:
+    algorithm = build("reptile")
+    empty = Batch.of(torch.zeros(0, 6, dtype=torch.float64), torch.zeros(0, dtype=torch.int64))
+    some = [replace(data, query=empty) for data in tasks()[:2]]
+    found = run_round(algorithm, algorithm.init(), work(some), 128)
+    assert (found.weight, sums) == (0.0, [])
+    assert not any(value.any() for value in found.gradient.values())
+
+
 class Halved(Reptile):
     """What a user's own algorithm may change."""
 
@@ -208,7 +264,12 @@ class Watched(Reptile):
         return {name: value / 2 for name, value in gradient.items()}, loss, kept
 
 
-@pytest.mark.parametrize("own", [Halved, Watched])
+class Frozen(Reptile):
+    def with_zero_head(self, params: Params) -> Params:
+        return {name: value / 2 for name, value in params.items()}
+
+
+@pytest.mark.parametrize("own", [Halved, Watched, Frozen])
 def test_a_subclass_contributes_what_it_says(own: type[Reptile], sums: list[int]) -> None:
     reptile = build("reptile")
     found = run_round(own(reptile.options, reptile.learner), reptile.init(), work(tasks()), 128)
