@@ -1,7 +1,8 @@
 """A Grid that waits for replies with short polls.
 
 Flower's own grids sleep 0.1 s (simulation) or 3 s (deployment) between two looks, which is most of a small round. This one
-waits about a tenth of the time that has passed, so it costs little both for rounds of 50 ms and for rounds of minutes.
+waits for a part of the time that has passed, so it costs little both for rounds of 50 ms and for rounds of minutes; and since
+rounds take about as long as the one before, it looks more often when the replies are due.
 """
 
 import time
@@ -28,6 +29,8 @@ class PollingGrid(Grid):
     def __init__(self, grid: Grid, settings: Mapping[str, Scalar] | None = None) -> None:
         self._grid = grid
         self._settings = dict(settings or {})
+        self._took: dict[str, float] = {}
+        """Seconds until all replies to the last messages of a type were there."""
 
     def set_run(self, run: Run) -> None:
         self._grid.set_run(run)
@@ -75,11 +78,13 @@ class PollingGrid(Grid):
         started = time.monotonic()
         # None stands for a message that could not be delivered: there is no reply to wait for.
         waiting = [message_id for message_id in self.push_messages(listed) if message_id]
-        return self._wait(waiting, started, timeout, enough, large=large)
+        kind = listed[0].metadata.message_type if listed else ""
+        return self._wait(waiting, kind, started, timeout, enough, large=large)
 
     def _wait(
         self,
         waiting: list[str],
+        kind: str,
         started: float,
         timeout: float | None,
         enough: Callable[[Message], bool] | None,
@@ -101,13 +106,23 @@ class PollingGrid(Grid):
                 if in_order and not over and waiting[i] not in there:
                     break
             waiting = [message_id for message_id in waiting if message_id not in there]
-            if waiting and not (done or over):
-                self._sleep(time.monotonic() - started, timeout)
+            passed = time.monotonic() - started
+            if not waiting:
+                self._took[kind] = passed
+            elif not (done or over):
+                wait = pause(passed, self._took.get(kind))
+                time.sleep(wait if timeout is None else max(0.0, min(wait, timeout - passed)))
 
-    @staticmethod
-    def _sleep(passed: float, timeout: float | None) -> None:
-        pause = min(max(passed / 10, _SHORTEST), _LONGEST)
-        time.sleep(pause if timeout is None else max(0.0, min(pause, timeout - passed)))
+
+def pause(passed: float, due: float | None) -> float:
+    """Seconds until the next look. `passed`: since the messages were sent; `due`: how long it took the last time."""
+    if due is None or passed > 1.5 * due:
+        part = passed / 10
+    elif passed < 0.85 * due:
+        part = min(passed / 5, 0.85 * due - passed)
+    else:
+        part = due / 50
+    return min(max(part, _SHORTEST), _LONGEST)
 
 
 def are_large(messages: Iterable[Message]) -> bool:

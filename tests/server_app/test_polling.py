@@ -85,6 +85,44 @@ def test_looks_become_rarer_as_time_passes() -> None:
     assert 5 < grid.looks < 60
 
 
+@pytest.mark.parametrize(
+    ("passed", "due", "expected"),
+    [
+        (0.1, None, 0.01),  # nothing is known: a tenth of what has passed
+        (0.001, None, 0.004),
+        (60.0, None, 0.5),
+        (0.1, 1.0, 0.02),  # long before: a fifth
+        (0.8, 1.0, 0.05),  # but not beyond the time from which on replies may be there
+        (0.9, 1.0, 0.02),
+        (1.4, 1.0, 0.02),  # a fiftieth of a round is the most that is lost
+        (1.6, 1.0, 0.16),  # something has changed: as if nothing were known
+        (0.1, 0.1, 0.004),
+        (100.0, 110.0, 0.5),
+    ],
+)
+def test_looks_are_dense_when_replies_are_due(passed: float, due: float | None, expected: float) -> None:
+    assert polling.pause(passed, due) == pytest.approx(expected)
+
+
+def test_what_the_last_replies_took_says_when_the_next_are_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    known: list[float | None] = []
+    plain = polling.pause
+
+    def watching(passed: float, due: float | None) -> float:
+        known.append(due)
+        return plain(passed, due)
+
+    monkeypatch.setattr(polling, "pause", watching)
+    grid = SlowGrid([0.0, 0.2])
+    asking = PollingGrid(grid)
+    for first in (True, False):
+        known.clear()
+        messages = [Message(RecordDict({"request": ConfigRecord()}), i, ROLL_CALL) for i in grid.get_node_ids()]
+        assert len(list(asking.send_and_receive(messages))) == 2
+        assert known
+        assert all((due is None) == first and (due is None or 0.2 <= due < 10) for due in known)
+
+
 def test_no_messages_need_no_look() -> None:
     grid = SlowGrid([0.0])
     assert PollingGrid(grid).send_and_receive([], timeout=30) == []
