@@ -64,8 +64,8 @@ def test_two_liars_of_ten_move_the_mean_and_hardly_the_rule(rule: str) -> None:
     lies = {3: liar(lambda value: 1000 * torch.ones_like(value)), 7: liar(lambda value: 1000 * torch.ones_like(value))}
     honest = Run().start()
     moved = distance(honest, Run().before)
-    # Krum takes the meta-gradient of a single node, so it is noisier than the others.
-    assert distance(Run(faults=lies, aggregate=rule).start(), honest) < (2 if rule == "krum" else 0.5) * moved
+    # Of 100 and more times for the mean. Krum takes the meta-gradient of a single node, so it is noisier than the others.
+    assert distance(Run(faults=lies, aggregate=rule).start(), honest) < (2 if rule == "krum" else 0.75) * moved
     assert distance(Run(faults=lies).start(), honest) > 100 * moved
 
 
