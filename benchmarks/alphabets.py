@@ -38,13 +38,13 @@ PLAN = Plan(
     dataset="omniglot",
     rounds=1_200,
     variants=(
-        Variant("protonet", "protonet", PROTONET, KNOWN, 4_000),
+        Variant("protonet", "protonet", PROTONET, KNOWN, 9_000),
         Variant("fedavg", "fedavg", FEDAVG, {}, 600),
     ),
     settings=(
         *("omniglot.clients=alphabet", "omniglot.official-split=true", "omniglot.leave-out-small=true"),
         *("omniglot.ways=20", "omniglot.query-shots=3", "omniglot.test-episodes=20", "omniglot.fit=true"),
-        *("validation-tasks=2", "evaluate-every=1000", "checkpoint-every=500"),
+        *("validation-tasks=4", "evaluate-every=1000", "checkpoint-every=500"),
     ),
     nodes=1,
     in_process=True,

@@ -1,6 +1,6 @@
 """What smaller updates cost: the same run with every `update-dtype`, on `uji` and on Omniglot, and the bytes that went up.
 
-`uji`: MAML, compiled, and prototypical networks on writers as in benchmarks/uji.py, ten seeds. Omniglot: 5-way 1-shot
+`uji`: MAML and prototypical networks on writers as in benchmarks/uji.py, ten seeds. Omniglot: 5-way 1-shot
 prototypical networks as in benchmarks/omniglot.py, for a tenth of its rounds. What the server sends stays float32, so only the
 bytes up get fewer. Scores differ between two runs of the same accuracy as well, since every rounding sends the training another
 way; a seed has the same split and draws with every kind, so differences are taken seed by seed, and their standard error says
@@ -43,7 +43,7 @@ PLANS = {
         plan("wire-uji-protonet", uji.PLAN, "protonet", uji.PLAN.rounds, (*KINDS, "float16", "top-k")),
         MANY_SEEDS,
     ),
-    "uji, maml": (plan("wire-uji", uji.PLAN, "maml", uji.PLAN.rounds, KINDS, "compile=true"), MANY_SEEDS),
+    "uji, maml": (plan("wire-uji", uji.PLAN, "maml", uji.PLAN.rounds, KINDS), MANY_SEEDS),
     "omniglot, protonet": (plan("wire-omniglot", omniglot.plan(5, 1), "protonet", 1600, KINDS), FEW_SEEDS),
 }
 
