@@ -200,6 +200,10 @@ def _conclude(
     """Choose the adaptation rate on the validation tasks, score the test tasks once, write the results."""
     config, population = strategy.config, strategy.population
     validation = strategy.last_validation
+    if validation is not None and (validation.lrs != strategy.lrs or validation.metrics.shape[-1] != config.adapt_steps + 1):
+        # Training was over, and the run is gone on with under other rates or steps.
+        validation = strategy.score_tasks(grid, strategy.outer.leaves, population.splits["validation"], strategy.lrs)
+        strategy.last_validation = validation
     if population.splits["validation"] and (validation is None or not validation.task_ids):
         log(WARNING, "No validation task could be scored: the inner rate and all %s steps are used", config.adapt_steps)
     lr, steps = strategy.chosen_rate()

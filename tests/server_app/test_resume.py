@@ -97,6 +97,18 @@ def test_a_run_can_be_cut_off_often_and_counts_how_often(tmp_path: Path, algorit
     assert rest["resumed"] == 3
 
 
+@pytest.mark.parametrize("changes", [{"adapt_steps": 4}, {"adapt_lrs": "0.02,0.2"}])
+def test_a_finished_training_is_scored_with_the_steps_and_rates_that_it_is_gone_on_with(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    whole = run(tmp_path / "whole", **changes)
+    cut(tmp_path / "cut", "test", 4)
+    rest = run(tmp_path / "cut", resume_from=str(tmp_path / "cut"), **changes)
+    for name in ("chosen", "test", "validation"):
+        assert rest[name] == whole[name]
+    assert (tmp_path / "cut" / "per_task.csv").read_text() == (tmp_path / "whole" / "per_task.csv").read_text()
+
+
 def test_rounds_after_the_checkpoint_stand_in_the_history_once(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole")
     cut(tmp_path / "cut", TRAIN, 4, checkpoint_every=2)  # the checkpoint is of round 2, the history has 1, 2 and 3
