@@ -4,7 +4,7 @@ A device is an alphabet. The 30 background alphabets train and choose (those wit
 evaluation alphabets are the unseen devices. The 20 characters of an episode come from one alphabet, which makes it far harder
 than the unstructured benchmark. In training, characters are turned by quarter turns. Batch norm uses the batch at hand: scores
 are transductive. Every image is moved and scaled so that its ink fills the frame (`fit`). Adaptation of `protonet` is scored
-after one step, which finds the prototypes, and after two more that move them by the query images at hand (`refine`).
+after one step, which finds the prototypes, and after five more that move them by the query images at hand (`refine`).
 """
 
 from benchmarks.floor import NAME, floor
@@ -17,8 +17,9 @@ KNOWN = {"people": 0.955, "simple ConvNet": 0.865, "modified Hausdorff distance"
 PROTONET = (
     *("protonet.pairs=true", "protonet.embedding=128", "protonet.temperature=10", "outer-lr=0.002", "outer-decay=true"),
     *(
-        "adapt-steps=3",
+        "adapt-steps=6",
         "protonet.refine=true",
+        "validation-tasks=4",  # two are a poor guide: one of those that seed 0 draws is Braille
         "tasks-per-round=1",
         "chunk-size=1",
         "omniglot.rotations=together",
@@ -44,7 +45,7 @@ PLAN = Plan(
     settings=(
         *("omniglot.clients=alphabet", "omniglot.official-split=true", "omniglot.leave-out-small=true"),
         *("omniglot.ways=20", "omniglot.query-shots=3", "omniglot.test-episodes=20", "omniglot.fit=true"),
-        *("validation-tasks=4", "evaluate-every=1000", "checkpoint-every=500"),
+        *("validation-tasks=2", "evaluate-every=1000", "checkpoint-every=500"),
     ),
     nodes=1,
     in_process=True,
