@@ -70,6 +70,9 @@ class Algorithm(ABC):
     uses_adapt_lr: ClassVar[bool] = True
     """Whether `adaptation_path` looks at `lr`."""
 
+    per_step: ClassVar[tuple[str, ...]] = ()
+    """Personal tensors [times, outputs] that are there only after some steps, the more of them the longer."""
+
     starts_from_meta: ClassVar[bool] = True
     """Whether a node needs of the model's numbers none but `meta`; else those of the freshly made one, too."""
 

@@ -53,6 +53,7 @@ class ProtoNet(ObjectiveAlgorithm):
     kinds = ("classification",)
     tunes_inner_lr = False
     uses_adapt_lr = False
+    per_step = (MOVES,)
 
     @classmethod
     def model_outputs(cls, options: Any, outputs: int) -> int:
