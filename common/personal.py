@@ -165,9 +165,6 @@ def save(personal: Personal, path: Path) -> None:
     checkpoint.write_text(path.with_suffix(".json"), json.dumps(personal.card, indent=2) + "\n")
 
 
-_NONE = torch.zeros(())
-
-
 def load(path: Path) -> Personal:
     """A personal model. Raises DataError."""
     found = checkpoint.read(path, PERSONAL, "personal model")
@@ -177,9 +174,10 @@ def load(path: Path) -> Personal:
     personal = Personal(found.tensors, found.facts)
     try:
         wanted = next(iter(personal.algorithm.adaptation_path(personal.algorithm.init(), _nothing(personal), 0.1, 0)))
-        outputs = personal.algorithm.learner.outputs
-        fits = {name for name in personal.algorithm.per_step if (personal.tensors.get(name, _NONE).shape[1:]) == (outputs,)}
-        reason = mismatch({name: value for name, value in personal.tensors.items() if name not in fits}, wanted)
+        algorithm = personal.algorithm
+        row = (algorithm.learner.outputs,)
+        fit = [name for name in algorithm.per_step if name in personal.tensors and personal.tensors[name].shape[1:] == row]
+        reason = mismatch({name: value for name, value in personal.tensors.items() if name not in fit}, wanted)
         Preparation.from_json(found.facts["preparation"])
         OwnOptions.model_validate(found.facts["columns"])
     except QuickbloomError as error:
