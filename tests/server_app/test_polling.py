@@ -10,10 +10,12 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from loopback import LoopbackGrid
 
+from common.assemble import build_algorithm
 from common.config import parse_run_config
-from common.wire import ROLL_CALL
+from common.wire import ROLL_CALL, TRAIN, TrainReply, TrainRequest
 from server_app import polling
 from server_app.polling import PollingGrid
+from server_app.rollcall import call_roll
 
 
 class SlowGrid(LoopbackGrid):
@@ -127,6 +129,24 @@ def test_no_messages_need_no_look() -> None:
     grid = SlowGrid([0.0])
     assert PollingGrid(grid).send_and_receive([], timeout=30) == []
     assert grid.looks == 0
+
+
+def test_small_messages_travel_as_one_record_but_for_the_roll_call() -> None:
+    config = parse_run_config({"min-nodes": 2}).resolved()
+    grid = LoopbackGrid(2, config.flat())
+    replies: list[RecordDict] = []
+    handed_out = grid.pull_messages
+    grid.pull_messages = lambda ids: [replies.append(one.content) or one for one in handed_out(ids)]  # type: ignore
+    asking = PollingGrid(grid, {"rounds": 9}, packs=True)
+    population = call_roll(asking, config)
+    meta = build_algorithm(config, population.spec).init()
+    request = TrainRequest(meta, 1, 0, [population.splits["train"][0]])
+    node = population.homes[request.task_ids[0]]
+    (reply,) = asking.send_and_receive([Message(request.to_records(), node, TRAIN)])
+    assert TrainReply.from_records(reply.content, 1).weight == 1
+    kinds = [(message.metadata.message_type, list(message.content)) for message in grid.requests]
+    assert kinds == [(ROLL_CALL, ["request", "settings"])] * 2 + [(TRAIN, ["packed"])]
+    assert [list(records) for records in replies] == [["roll-call"], ["roll-call"], ["packed"]]
 
 
 def test_everything_else_is_passed_on() -> None:

@@ -1,0 +1,43 @@
+"""A message whose records travel as one.
+
+Flower sends every record of a message, every array in it and every piece of an array by itself: a dozen requests there and back
+for each node, at each of the four processes between server and app, which for a small model is most of a round. Here the
+records of a small message are one record of one field.
+"""
+
+from flwr.app import ConfigRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as Proto
+
+from common.reading import WireError, reads
+
+SMALL = 2**20
+"""Bytes of tensors in a message that travels so, at the most: pieces of larger ones are better sent by themselves."""
+_NAME = "packed"
+
+
+def pack(records: RecordDict) -> RecordDict:
+    """The same records in one; as they are if they hold more than SMALL, or are packed already."""
+    size = sum(len(array.data) for record in records.array_records.values() for array in record.values())
+    if size > SMALL or is_packed(records):
+        return records
+    return RecordDict({_NAME: ConfigRecord({_NAME: recorddict_to_proto(records).SerializeToString()})})
+
+
+def is_packed(records: RecordDict) -> bool:
+    """Whether these records are those of `pack`, however damaged."""
+    return list(records) == [_NAME]
+
+
+@reads
+def unpack(records: RecordDict) -> RecordDict:
+    """What was packed; as they are if nothing was. Raises WireError for what cannot be read."""
+    if not is_packed(records):
+        return records
+    content = records.config_records[_NAME][_NAME]
+    if not isinstance(content, bytes):
+        raise WireError("packed records must be bytes")
+    inside = recorddict_from_proto(Proto.FromString(content))
+    if is_packed(inside):
+        raise WireError("packed records are packed once")
+    return inside
