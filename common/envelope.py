@@ -11,17 +11,19 @@ from flwr.proto.recorddict_pb2 import RecordDict as Proto
 
 from common.reading import WireError, reads
 
-SMALL = 2**20
-"""Bytes of tensors in a message that travels so, at the most: pieces of larger ones are better sent by themselves."""
+SMALL = 2**17
+"""Bytes of a message that travels so, at the most. Messages with the same arrays share their pieces, and packed they have
+copies of their own: up to here a copy costs less than the requests for the pieces."""
 _NAME = "packed"
 
 
 def pack(records: RecordDict) -> RecordDict:
-    """The same records in one; as they are if they hold more than SMALL, or are packed already."""
-    size = sum(len(array.data) for record in records.array_records.values() for array in record.values())
-    if size > SMALL or is_packed(records):
+    """The same records in one; as they are if they have more than SMALL bytes, or are packed already."""
+    tensors = sum(len(array.data) for record in records.array_records.values() for array in record.values())
+    if tensors > SMALL or is_packed(records):
         return records
-    return RecordDict({_NAME: ConfigRecord({_NAME: recorddict_to_proto(records).SerializeToString()})})
+    content = recorddict_to_proto(records).SerializeToString()
+    return records if len(content) > SMALL else RecordDict({_NAME: ConfigRecord({_NAME: content})})
 
 
 def is_packed(records: RecordDict) -> bool:
@@ -31,12 +33,12 @@ def is_packed(records: RecordDict) -> bool:
 
 @reads
 def unpack(records: RecordDict) -> RecordDict:
-    """What was packed; as they are if nothing was. Raises WireError for what cannot be read."""
+    """What was packed; as they are if nothing was. Raises WireError for what cannot be read, or has more than SMALL bytes."""
     if not is_packed(records):
         return records
     content = records.config_records[_NAME][_NAME]
-    if not isinstance(content, bytes):
-        raise WireError("packed records must be bytes")
+    if not isinstance(content, bytes) or len(content) > SMALL:
+        raise WireError(f"packed records must be at most {SMALL} bytes")
     inside = recorddict_from_proto(Proto.FromString(content))
     if is_packed(inside):
         raise WireError("packed records are packed once")

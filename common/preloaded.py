@@ -9,13 +9,19 @@ import functools
 import hashlib
 import importlib
 import io
+import posixpath
+import shutil
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from logging import DEBUG
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("client_app", "common", "server_app")
+from flwr.common import log
+
+PACKAGES = ("client_app", "common")
 _ROOT = Path(__file__).resolve().parent.parent
 _MANIFEST = ".info/CONTENT"
 _COMPLETE = ".quickbloom-complete"
@@ -23,21 +29,24 @@ _COMPLETE = ".quickbloom-complete"
 
 
 def installed_files() -> dict[str, str]:
-    """SHA-256 of every Python file of this release, by its path in a bundle."""
+    """SHA-256 of every Python file of PACKAGES as they are installed, by its path in a bundle."""
     files = (file for package in PACKAGES for file in (_ROOT / package).rglob("*.py"))
     return {file.relative_to(_ROOT).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def bundled_files(bundle: bytes) -> dict[str, str]:
-    """The same for a bundle, by its manifest, whose lines are path, SHA-256 and size; {} if it has none that can be read."""
+    """The same of all files in PACKAGES of a bundle, by its manifest, whose lines are path, SHA-256 and size.
+
+    {} if it has none that can be read; a file that is not in it has the hash "".
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
-            names = archive.namelist()
-            lines = archive.read(_MANIFEST).decode().split()
+            names = [posixpath.normpath(name) for name in archive.namelist() if not name.endswith("/")]
+            lines = archive.read(_MANIFEST).decode().splitlines()
     except (KeyError, UnicodeDecodeError, zipfile.BadZipFile):
         return {}
     hashes = {path: digest for path, digest, _ in (line.rsplit(",", 2) for line in lines if line.count(",") >= 2)}
-    return {name: hashes.get(name, "") for name in names if name.endswith(".py") and name.split("/")[0] in PACKAGES}
+    return {name: hashes.get(name, "") for name in names if name.split("/")[0] in PACKAGES}
 
 
 def imported() -> list[str]:
@@ -52,10 +61,44 @@ def forget(names: Iterable[str]) -> None:
 
 
 def adopt(names: Iterable[str], directory: Path) -> None:
-    """Use these modules as those of the bundle in `directory`: what is imported later comes from there."""
+    """Use these modules as those of the bundle in `directory`: what is imported later comes from there.
+
+    What is imported already keeps its `__file__`, which is where it is installed.
+    """
     for name in names:
-        if hasattr(sys.modules[name], "__path__"):
-            sys.modules[name].__path__ = [str(directory.joinpath(*name.split(".")))]
+        module = sys.modules[name]
+        if hasattr(module, "__path__"):
+            module.__path__ = [str(directory.joinpath(*name.split(".")))]
+            if module.__spec__ is not None:
+                module.__spec__.submodule_search_locations = list(module.__path__)
+
+
+def unpacked(install: Callable[..., Path], bundle: bytes, apps: Path) -> Path:
+    """The directory of a bundle below `apps`, which `install` fills if it is not complete.
+
+    `install` is Flower's `install_from_fab`, which takes any directory that is there for a complete one.
+    """
+    digest = hashlib.sha256(bundle).hexdigest()
+    for mark in apps.glob(f"*.{digest[:8]}/{_COMPLETE}"):
+        if _is(mark, digest):
+            return mark.parent
+    try:
+        apps.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=apps.parent, prefix="unpacking-") as folder:
+            fresh = install(bundle, Path(folder), skip_prompt=True)
+            directory = apps / fresh.name
+            shutil.copytree(fresh, directory, dirs_exist_ok=True)
+        (directory / _COMPLETE).write_text(digest)
+    except OSError:  # whoever shares this directory may have unpacked it, or it is for Flower to say what is wrong
+        return install(bundle, skip_prompt=True)
+    return directory
+
+
+def _is(mark: Path, digest: str) -> bool:
+    try:
+        return mark.read_text() == digest
+    except (OSError, ValueError):
+        return False
 
 
 def prepare(install: Callable[..., Path], apps: Path, ours: Mapping[str, str], names: Iterable[str]) -> Callable[..., Path]:
@@ -65,16 +108,12 @@ def prepare(install: Callable[..., Path], apps: Path, ours: Mapping[str, str], n
     """
 
     @functools.wraps(install)
-    def install_and_settle(bundle: bytes, *arguments: Any, **named: Any) -> Path:
-        digest = hashlib.sha256(bundle).hexdigest()
-        complete = (mark.parent for mark in apps.glob(f"*.{digest[:8]}/{_COMPLETE}") if mark.read_text() == digest)
-        directory = next(complete, None)
-        if directory is None:
-            directory = install(bundle, *arguments, **named)
-            (directory / _COMPLETE).write_text(digest)
+    def install_and_settle(bundle: bytes, **_: Any) -> Path:
+        directory = unpacked(install, bundle, apps)
         if ours and bundled_files(bundle) == ours:
             adopt(names, directory)
         else:
+            log(DEBUG, "The run brings other code than is installed here: it is imported for every message")
             forget(names)
         return directory
 
@@ -94,7 +133,8 @@ def _import_app() -> dict[str, str]:
     try:
         importlib.import_module("client_app.app")
         return installed_files()
-    except Exception:  # whatever is wrong with this installation, the run's bundle may be in order
+    except Exception as error:  # whatever is wrong with this installation, the run's bundle may be in order
+        log(DEBUG, "The app that is installed here cannot be imported: %s", error)
         return {}
 
 

@@ -19,9 +19,9 @@ RECORDS = RecordDict(
 )
 
 
-def objects(records: RecordDict) -> int:
+def pieces(records: RecordDict) -> int:
     """How many pieces Flower sends of a message with these records."""
-    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1  # without which it builds none
     return len(get_all_nested_objects(Message(records, 7, "train")))
 
 
@@ -41,13 +41,18 @@ def test_what_is_packed_comes_out_as_it_went_in() -> None:
 
 
 def test_a_packed_message_is_three_pieces() -> None:
-    assert objects(RECORDS) == 9
-    assert objects(envelope.pack(RECORDS)) == 3
+    assert pieces(RECORDS) == 9
+    assert pieces(envelope.pack(RECORDS)) == 3
 
 
 def test_a_large_message_and_one_that_is_packed_stay_as_they_are() -> None:
     large = RecordDict({"meta": ArrayRecord({"w": Array(np.zeros(envelope.SMALL, np.int8))})})  # and its header
     assert envelope.pack(large) is large
+    words = RecordDict({"request": ConfigRecord({"raw": [b"x" * 1024] * 128})})
+    assert envelope.pack(words) is words
+    almost = RecordDict({"meta": ArrayRecord({"w": Array(np.zeros(envelope.SMALL - 500, np.int8))})})
+    assert envelope.unpack(envelope.pack(almost)).array_records["meta"]["w"].shape == (envelope.SMALL - 500,)
+    assert envelope.is_packed(envelope.pack(almost))
     assert envelope.unpack(large) is large
     packed = envelope.pack(RECORDS)
     assert envelope.pack(packed) is packed
@@ -62,6 +67,7 @@ def test_a_large_message_and_one_that_is_packed_stay_as_they_are() -> None:
         ConfigRecord({"packed": [b"bytes"]}),
         ConfigRecord({"packed": b"no protocol buffer"}),
         ConfigRecord({"other": b""}),
+        ConfigRecord({"packed": b"\0" * (envelope.SMALL + 1)}),
         ConfigRecord(),
         MetricRecord({"packed": 1}),
         ArrayRecord(),

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.superlink.grid import HttpGrid, InMemoryGrid
 from loopback import LoopbackGrid
 
+from common import envelope
 from common.assemble import build_algorithm
 from common.config import parse_run_config
 from common.wire import ROLL_CALL, TRAIN, TrainReply, TrainRequest
@@ -147,6 +149,21 @@ def test_small_messages_travel_as_one_record_but_for_the_roll_call() -> None:
     kinds = [(message.metadata.message_type, list(message.content)) for message in grid.requests]
     assert kinds == [(ROLL_CALL, ["request", "settings"])] * 2 + [(TRAIN, ["packed"])]
     assert [list(records) for records in replies] == [["roll-call"], ["roll-call"], ["packed"]]
+
+
+def test_a_message_that_is_sent_again_is_as_it_was() -> None:
+    grid = LoopbackGrid(1, parse_run_config({}).flat())
+    asking = PollingGrid(grid, {"rounds": 9}, packs=True)
+    message = Message(RecordDict({"request": ConfigRecord({"round": 1})}), 100, TRAIN)
+    for _ in range(2):
+        asking.push_messages([message])
+    contents = [envelope.unpack(sent.content) for sent in grid.requests]
+    assert [dict(records) for records in contents] == [{"request": {"round": 1}, "settings": {"rounds": 9}}] * 2
+
+
+def test_messages_are_packed_where_they_leave_the_machine() -> None:
+    assert polling.hands_over(InMemoryGrid.__new__(InMemoryGrid))
+    assert not polling.hands_over(HttpGrid.__new__(HttpGrid))
 
 
 def test_everything_else_is_passed_on() -> None:
