@@ -2,9 +2,10 @@
 
 Flower's own grids sleep 0.1 s (simulation) or 3 s (deployment) between two looks, which is most of a small round. This one
 waits for a part of the time that has passed, so it costs little both for rounds of 50 ms and for rounds of minutes; and since
-rounds take about as long as the one before, it looks more often when the replies are due.
+rounds take about as long as the one before, it looks seldom before the replies are due, and often then.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -35,6 +36,8 @@ class PollingGrid(Grid):
         self._packs = packs
         self._took: dict[str, float] = {}
         """Seconds until all replies to the last messages of a type were there."""
+        self._look = float("inf")
+        """Seconds that a look takes which finds nothing, at the least: through a SuperLink it is hundreds of times as dear."""
 
     def set_run(self, run: Run) -> None:
         self._grid.set_run(run)
@@ -111,6 +114,7 @@ class PollingGrid(Grid):
         while waiting and not (done or over):
             over = timeout is not None and time.monotonic() - started >= timeout
             there = set[str]()
+            looked = time.monotonic()
             for i in range(0, len(waiting), at_once):
                 for reply in self.pull_messages(waiting[i : i + at_once]):
                     there.add(reply.metadata.reply_to_message_id)
@@ -120,11 +124,14 @@ class PollingGrid(Grid):
                 if in_order and not over and waiting[i] not in there:
                     break
             waiting = [message_id for message_id in waiting if message_id not in there]
-            passed = time.monotonic() - started
+            now = time.monotonic()
+            passed = now - started
+            if not there:
+                self._look = min(self._look, now - looked)
             if not waiting:
                 self._took[kind] = passed
             elif not (done or over):
-                wait = pause(passed, self._took.get(kind))
+                wait = pause(passed, self._took.get(kind), self._look)
                 time.sleep(wait if timeout is None else max(0.0, min(wait, timeout - passed)))
 
 
@@ -133,15 +140,19 @@ def hands_over(grid: Grid) -> bool:
     return type(grid).__name__ == "InMemoryGrid"  # by name: where Flower has the class changes from release to release
 
 
-def pause(passed: float, due: float | None) -> float:
-    """Seconds until the next look. `passed`: since the messages were sent; `due`: how long it took the last time."""
+def pause(passed: float, due: float | None, look: float) -> float:
+    """Seconds until the next look.
+
+    `passed`: since the messages were sent; `due`: how long it took the last time; `look`: how long a look takes, of which
+    this makes a fifth of the time at the most (inf: not known yet).
+    """
     if due is None or passed > 1.5 * due:
         part = passed / 10
     elif passed < 0.85 * due:
-        part = min(passed / 5, 0.85 * due - passed)
+        part = min(max(passed, due / 4), 0.85 * due - passed)
     else:
         part = due / 50
-    return min(max(part, _SHORTEST), _LONGEST)
+    return min(max(part, _SHORTEST, 0.0 if math.isinf(look) else 4 * look), _LONGEST)
 
 
 def are_large(messages: Iterable[Message]) -> bool:

@@ -1,6 +1,7 @@
 """Waiting for replies: no longer than needed, and no longer than allowed."""
 
 import gc
+import math
 import time
 import weakref
 from collections.abc import Iterable
@@ -90,31 +91,47 @@ def test_looks_become_rarer_as_time_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("passed", "due", "expected"),
+    ("passed", "due", "look", "expected"),
     [
-        (0.1, None, 0.01),  # nothing is known: a tenth of what has passed
-        (0.001, None, 0.004),
-        (60.0, None, 0.5),
-        (0.1, 1.0, 0.02),  # long before: a fifth
-        (0.8, 1.0, 0.05),  # but not beyond the time from which on replies may be there
-        (0.9, 1.0, 0.02),
-        (1.4, 1.0, 0.02),  # a fiftieth of a round is the most that is lost
-        (1.6, 1.0, 0.16),  # something has changed: as if nothing were known
-        (0.1, 0.1, 0.004),
-        (100.0, 110.0, 0.5),
+        (0.1, None, math.inf, 0.01),  # nothing is known: a tenth of what has passed
+        (0.001, None, 0.0001, 0.004),
+        (60.0, None, 0.01, 0.5),
+        (0.01, 1.0, 0.001, 0.25),  # long before: twice in the first half of the time
+        (0.26, 1.0, 0.001, 0.26),
+        (0.6, 1.0, 0.001, 0.25),  # but not beyond the time from which on replies may be there
+        (0.8, 1.0, 0.001, 0.05),
+        (0.9, 1.0, 0.001, 0.02),
+        (1.4, 1.0, 0.001, 0.02),  # a fiftieth of a round is the most that is lost
+        (1.4, 1.0, 0.015, 0.06),  # unless looking is dear
+        (1.6, 1.0, 0.001, 0.16),  # something has changed: as if nothing were known
+        (0.1, 0.1, 0.0001, 0.004),
+        (100.0, 110.0, 0.01, 0.5),
     ],
 )
-def test_looks_are_dense_when_replies_are_due(passed: float, due: float | None, expected: float) -> None:
-    assert polling.pause(passed, due) == pytest.approx(expected)
+def test_looks_are_dense_when_replies_are_due(passed: float, due: float | None, look: float, expected: float) -> None:
+    assert polling.pause(passed, due, look) == pytest.approx(expected)
+
+
+def test_a_look_that_takes_long_is_taken_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = SlowGrid([0.6])
+    quick = grid.pull_messages
+
+    def slow(ids: Iterable[str]) -> list[Message]:
+        time.sleep(0.03)
+        return quick(ids)
+
+    monkeypatch.setattr(grid, "pull_messages", slow)
+    assert ask(grid, timeout=30)[0] == [100]
+    assert grid.looks <= 0.6 / (5 * 0.03) + 3
 
 
 def test_what_the_last_replies_took_says_when_the_next_are_due(monkeypatch: pytest.MonkeyPatch) -> None:
     known: list[float | None] = []
     plain = polling.pause
 
-    def watching(passed: float, due: float | None) -> float:
+    def watching(passed: float, due: float | None, look: float) -> float:
         known.append(due)
-        return plain(passed, due)
+        return plain(passed, due, look)
 
     monkeypatch.setattr(polling, "pause", watching)
     grid = SlowGrid([0.0, 0.2])
