@@ -19,7 +19,7 @@ from client_app import secure, show
 from client_app.kept import KeptState
 from client_app.node import Node, node_of
 from client_app.personal import keep_all
-from common import __version__
+from common import __version__, envelope
 from common.compiling import Auto
 from common.compression import FLOAT32, CodingError, encode, with_feedback
 from common.errors import QuickbloomError
@@ -58,12 +58,14 @@ def _replies(handler: Handler) -> Callable[[Message, Context], Message]:
 
     @wraps(handler)
     def wrapped(message: Message, context: Context) -> Message:
+        packed = envelope.is_packed(message.content)
         try:
+            message.content = envelope.unpack(message.content)
             content = handler(message, node_of(context, told_settings(message.content)), context.state)
         except (QuickbloomError, WireError) as error:
             log(ERROR, "%s", error)
             content = error_records(error.for_others() if isinstance(error, QuickbloomError) else str(error))
-        return Message(content, reply_to=message)
+        return Message(envelope.pack(content) if packed else content, reply_to=message)
 
     return wrapped
 

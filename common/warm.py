@@ -38,7 +38,9 @@ PRELOAD = (
     "scipy.ndimage",
 )
 """What a worker has imported before its message comes, as far as it is installed; torch.func imports torch._dynamo at its first
-use, and httpx httpcore. Not the app: its code comes with the run, and may be another version."""
+use, and httpx httpcore."""
+_PRELOADED = "common.preloaded"
+"""Which a node's fork server imports last: the app as it is installed, for runs that bring the same."""
 
 SHORTEST, LONGEST = 0.05, 3.0
 """Seconds between two looks for work: a tenth of the time since the last work, within these bounds."""
@@ -63,7 +65,8 @@ CONNECTION = (
 
 # Run in the fork. It must not import this package: a run's app brings its own `common`.
 _WORK = """
-import importlib, os, runpy, sys
+import gc, importlib, os, runpy, sys
+gc.freeze()  # else looking through what was imported before would copy it
 sys.argv = {arguments!r}
 sys.dont_write_bytecode = False  # else the app would be compiled anew for every message
 if {quiet!r}:
@@ -73,6 +76,8 @@ from flwr.supercore.inflatable import inflatable_utils as pulling
 for pull in (pulling.pull_objects, pulling.pull_and_inflate_object_from_tree):
     pull.__kwdefaults__["initial_backoff"] = {backoff!r}
 runpy.run_path({inflating!r})["worker"]()
+if {preloaded!r} in sys.modules:
+    sys.modules[{preloaded!r}].worker()
 getattr(importlib.import_module({module!r}), {function!r})()
 """
 
@@ -229,7 +234,7 @@ def warm_superexec(longest: float) -> None:
     told = os.environ.pop(_WAKE, None)
     loop.time = pace = Pace(min(longest, 1.0), told=int(told) if told else None)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOAD))
+    context.set_forkserver_preload([*PRELOAD, _PRELOADED] if told else list(PRELOAD))
     forkserver.ensure_running()
 
     def start(arguments: Sequence[str], stdout: int | None = None, stderr: int | None = None) -> None:
@@ -241,6 +246,7 @@ def warm_superexec(longest: float) -> None:
             quiet=stdout == subprocess.DEVNULL,
             backoff=_FIRST_BACKOFF,
             inflating=inflating.__file__,
+            preloaded=_PRELOADED,
             module=entry.module,
             function=entry.attr,
         )

@@ -21,7 +21,7 @@ from common.params import Params, can_be_squared
 from common.reading import WireError as WireError
 from common.reading import config_of, floats, ints, nothing_else, reads, record_of, short, strings
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Raised whenever a node of the old form could not work with a server of the new one."""
 
 ROLL_CALL = "query.roll_call"

@@ -27,7 +27,7 @@ from server_app.history import RunDirectory, read_history, spread, to_json
 from server_app.inline import InlineGrid
 from server_app.live import SUMMARY, result_lines
 from server_app.outer import OuterOptimizer
-from server_app.polling import PollingGrid
+from server_app.polling import PollingGrid, hands_over
 from server_app.privacy import Ledger, TaskPrivacy
 from server_app.rollcall import Population, call_roll
 from server_app.scores import Scores
@@ -51,7 +51,7 @@ def main(grid: Grid, context: Context) -> None:
             config = parse_run_config(given).resolved()
         # Flower tells the nodes the settings that it knows; those that come from a checkpoint are told by the server.
         unknown = {key: value for key, value in config.flat().items() if config.resume_from and known.get(key) != value}
-        run_federation(PollingGrid(grid, unknown), config)
+        run_federation(PollingGrid(grid, unknown, packs=not hands_over(grid)), config)
     except (QuickbloomError, RunError):
         # Flower logs the exception; the sentence says it all, the stack says nothing to a user.
         sys.tracebacklimit = 0

@@ -2,18 +2,21 @@
 
 Flower's own grids sleep 0.1 s (simulation) or 3 s (deployment) between two looks, which is most of a small round. This one
 waits for a part of the time that has passed, so it costs little both for rounds of 50 ms and for rounds of minutes; and since
-rounds take about as long as the one before, it looks more often when the replies are due.
+rounds take about as long as the one before, it looks seldom before the replies are due, and often then.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from common import envelope
 from common.config import Scalar
-from common.wire import payload_bytes, tell_settings
+from common.wire import ROLL_CALL, WireError, payload_bytes, tell_settings
 
 _SHORTEST, _LONGEST = 0.004, 0.5  # seconds
 LARGE = 2**23
@@ -23,14 +26,18 @@ LARGE = 2**23
 class PollingGrid(Grid):
     """Delegates everything to another grid but the waiting in `send_and_receive`.
 
-    `settings`: those of the run that its nodes cannot know from Flower; they go along with every message.
+    `settings`: those of the run that its nodes cannot know from Flower; they go along with every message. `packs`: whether the
+    records of a small message travel as one, which only the ClientApp of this package can read.
     """
 
-    def __init__(self, grid: Grid, settings: Mapping[str, Scalar] | None = None) -> None:
+    def __init__(self, grid: Grid, settings: Mapping[str, Scalar] | None = None, *, packs: bool = False) -> None:
         self._grid = grid
         self._settings = dict(settings or {})
+        self._packs = packs
         self._took: dict[str, float] = {}
         """Seconds until all replies to the last messages of a type were there."""
+        self._look = float("inf")
+        """Seconds that a look takes which finds nothing, at the least: through a SuperLink it is hundreds of times as dear."""
 
     def set_run(self, run: Run) -> None:
         self._grid.set_run(run)
@@ -48,13 +55,23 @@ class PollingGrid(Grid):
         return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """As the other grid; the contents of the messages are what is sent afterwards."""
         listed = list(messages)
         for message in listed:
-            tell_settings(message.content, self._settings)
+            if not envelope.is_packed(message.content):
+                tell_settings(message.content, self._settings)
+            # A node of another release must be able to read the roll call, and to say that it is one.
+            if self._packs and message.metadata.message_type != ROLL_CALL:
+                message.content = envelope.pack(message.content)
         return self._grid.push_messages(listed)
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return self._grid.pull_messages(message_ids)
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        replies = list(self._grid.pull_messages(message_ids))
+        for reply in replies:
+            if self._packs and reply.has_content():
+                with suppress(WireError):  # whoever reads it finds that nothing is there that should be
+                    reply.content = envelope.unpack(reply.content)
+        return replies
 
     def send_and_receive(
         self,
@@ -97,6 +114,7 @@ class PollingGrid(Grid):
         while waiting and not (done or over):
             over = timeout is not None and time.monotonic() - started >= timeout
             there = set[str]()
+            looked = time.monotonic()
             for i in range(0, len(waiting), at_once):
                 for reply in self.pull_messages(waiting[i : i + at_once]):
                     there.add(reply.metadata.reply_to_message_id)
@@ -106,23 +124,35 @@ class PollingGrid(Grid):
                 if in_order and not over and waiting[i] not in there:
                     break
             waiting = [message_id for message_id in waiting if message_id not in there]
-            passed = time.monotonic() - started
+            now = time.monotonic()
+            passed = now - started
+            if not there:
+                self._look = min(self._look, now - looked)
             if not waiting:
                 self._took[kind] = passed
             elif not (done or over):
-                wait = pause(passed, self._took.get(kind))
+                wait = pause(passed, self._took.get(kind), self._look)
                 time.sleep(wait if timeout is None else max(0.0, min(wait, timeout - passed)))
 
 
-def pause(passed: float, due: float | None) -> float:
-    """Seconds until the next look. `passed`: since the messages were sent; `due`: how long it took the last time."""
+def hands_over(grid: Grid) -> bool:
+    """Whether messages stay in the memory of one machine, as in a simulation: there packing them would only cost time."""
+    return type(grid).__name__ == "InMemoryGrid"  # by name: where Flower has the class changes from release to release
+
+
+def pause(passed: float, due: float | None, look: float) -> float:
+    """Seconds until the next look.
+
+    `passed`: since the messages were sent; `due`: how long it took the last time; `look`: how long a look takes, of which
+    this makes a fifth of the time at the most (inf: not known yet).
+    """
     if due is None or passed > 1.5 * due:
         part = passed / 10
     elif passed < 0.85 * due:
-        part = min(passed / 5, 0.85 * due - passed)
+        part = min(max(passed, due / 4), 0.85 * due - passed)
     else:
         part = due / 50
-    return min(max(part, _SHORTEST), _LONGEST)
+    return min(max(part, _SHORTEST, 0.0 if math.isinf(look) else 4 * look), _LONGEST)
 
 
 def are_large(messages: Iterable[Message]) -> bool:

@@ -30,12 +30,12 @@ ARRAYS = st.one_of(
         Array, TEXTS, st.lists(st.integers(-9, 9), max_size=3).map(tuple), st.sampled_from(["numpy.ndarray", "x"]), st.binary()
     ),
 )
-FIELDS = st.sampled_from(["weight", "losses", "seconds", "scores", "reason"]) | TEXTS
+FIELDS = st.sampled_from(["weight", "losses", "seconds", "scores", "reason", "packed"]) | TEXTS
 RECORDS: st.SearchStrategy[Record] = st.one_of(
     st.dictionaries(FIELDS, VALUES, max_size=5).map(MetricRecord),
     st.dictionaries(FIELDS, MORE_VALUES, max_size=5).map(lambda fields: ConfigRecord(dict(fields))),
     st.dictionaries(TEXTS, ARRAYS, max_size=3).map(ArrayRecord),
 )
-NAMES = st.sampled_from(["gradient", "metrics", "error", "settings", "secure", "masked"]) | TEXTS
+NAMES = st.sampled_from(["gradient", "metrics", "error", "settings", "secure", "masked", "packed"]) | TEXTS
 ANYTHING = st.dictionaries(NAMES, RECORDS, max_size=4).map(RecordDict)
 ERRORS = st.builds(Error, code=st.integers(-9, 999), reason=st.none() | st.text(max_size=400))

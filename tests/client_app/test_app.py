@@ -12,6 +12,7 @@ from loopback import LoopbackGrid
 
 from client_app import app as client
 from client_app.node import node_of
+from common import envelope
 from common.algorithms import ALGORITHMS
 from common.algorithms.reptile import Reptile
 from common.batch import Batch, Episode, Minibatches
@@ -85,6 +86,23 @@ def test_a_server_of_another_protocol_is_refused_in_one_sentence() -> None:
     records["request"] = ConfigRecord({"protocol": PROTOCOL + 1})
     words = f"the server speaks protocol {PROTOCOL + 1}, this node speaks {PROTOCOL}: install the same release"
     assert reason(ask(records, ROLL_CALL)) == words
+
+
+def test_a_request_that_travels_as_one_record_is_answered_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, packed = (ask(form(train_request(IDS[0])), TRAIN).content for form in (lambda records: records, envelope.pack))
+    assert set(plain) == {"gradient", "metrics"}
+    assert envelope.is_packed(packed)
+    one, other = (TrainReply.from_records(records, 1).gradient for records in (plain, envelope.unpack(packed)))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    request = envelope.pack(train_request(IDS[0]))
+    monkeypatch.setattr(envelope, "pack", lambda records: records)  # as with an answer that is too large
+    assert set(ask(request, TRAIN).content) == {"gradient", "metrics"}
+
+
+def test_a_request_that_cannot_be_unpacked_is_refused_in_one_sentence() -> None:
+    reply = ask(RecordDict({"packed": ConfigRecord({"packed": b"?"})}), TRAIN)
+    reply.content = envelope.unpack(reply.content)
+    assert "cannot be read" in reason(reply)
 
 
 @pytest.mark.parametrize("nodes", [1, 3, 60])

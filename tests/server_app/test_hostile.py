@@ -13,17 +13,19 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.app.error import Error
-from hostile import ANYTHING, ERRORS
+from hostile import ANYTHING, ERRORS, MORE_VALUES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loopback import LoopbackGrid
 
+from common import envelope
 from common.algorithms.base import Algorithm
 from common.assemble import build_algorithm
 from common.config import RunConfig, parse_run_config
 from common.params import Params
 from common.wire import EVALUATE, TRAIN, from_arrays, to_arrays
 from server_app.outer import OuterOptimizer
+from server_app.polling import PollingGrid
 from server_app.rollcall import Population, call_roll
 from server_app.strategy import MetaStrategy
 
@@ -175,8 +177,34 @@ EVALUATE_CHANGES: st.SearchStrategy[Change] = st.one_of(
 )
 
 
+def with_packed(change: Callable[[bytes], Any]) -> Change:
+    """The records travel as one, whose bytes become others."""
+
+    def packed(records: RecordDict) -> RecordDict:
+        content = envelope.pack(records).config_records["packed"]["packed"]
+        assert isinstance(content, bytes)
+        return RecordDict({"packed": ConfigRecord({"packed": change(content)})})
+
+    return packed
+
+
+def as_one(records: RecordDict) -> RecordDict:
+    try:
+        return envelope.pack(records)
+    except ValueError:  # there are numbers that no node can send
+        return records
+
+
+PACKED: st.SearchStrategy[Change] = st.one_of(
+    st.floats(0, 0.999).map(lambda part: with_packed(lambda content: content[: int(part * len(content))])),
+    st.binary(max_size=99).map(lambda noise: with_packed(lambda content: noise)),
+    MORE_VALUES.map(lambda value: with_packed(lambda content: value)),
+)
+
+
 def replies(changes: st.SearchStrategy[Change]) -> st.SearchStrategy[RecordDict | Error | Change]:
-    return st.one_of(changes, changes, changes, ANYTHING, ERRORS)
+    in_one = changes.map(lambda change: lambda records: as_one(change(records)))
+    return st.one_of(changes, changes, in_one, PACKED, ANYTHING, ERRORS)
 
 
 def as_sent(records: RecordDict) -> RecordDict:
@@ -186,10 +214,11 @@ def as_sent(records: RecordDict) -> RecordDict:
 
 def play(kind: str, drawn: RecordDict | Error | Change) -> tuple[MetaStrategy, dict[str, Any]]:
     """One phase of a round in which the second node replies what was drawn: (strategy, its line of the history)."""
-    config, grid, population, algorithm, true, _, _ = setting()
+    config, nodes, population, algorithm, true, _, _ = setting()
     honest, own = (as_sent(true[node, kind]) for node in (HONEST, HOSTILE))
     content = drawn(own) if callable(drawn) else drawn
-    grid._faults = {
+    grid = PollingGrid(nodes, packs=True)
+    nodes._faults = {
         0: lambda message, _: Message(honest, reply_to=message),
         1: lambda message, _: Message(content, reply_to=message),
     }
@@ -228,11 +257,12 @@ def test_no_hostile_score_counts_or_raises(drawn: RecordDict | Error | Change) -
     assert [failure["who"] for failure in record["failures"]] == [f"node {HOSTILE}"]
 
 
-def test_the_true_replies_of_both_nodes_count() -> None:
-    strategy, record = play(TRAIN, lambda records: records)
+@pytest.mark.parametrize("form", [lambda records: records, envelope.pack])
+def test_the_true_replies_of_both_nodes_count(form: Change) -> None:
+    strategy, record = play(TRAIN, form)
     assert record["failures"] == []
     assert not all(torch.equal(value, setting().model[name]) for name, value in strategy.outer.meta.items())
-    strategy, record = play(EVALUATE, lambda records: records)
+    strategy, record = play(EVALUATE, form)
     assert record["failures"] == []
     assert strategy.last_validation is not None
     assert strategy.last_validation.task_ids == setting().population.splits["validation"]

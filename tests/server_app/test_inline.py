@@ -34,11 +34,12 @@ def result(folder: Path, summary: dict[str, Any]) -> tuple[dict[str, Any], list[
 @pytest.mark.parametrize("algorithm", ["reptile", "heads", "local"])
 def test_summary_and_history_are_those_of_the_grid_that_polls(tmp_path: Path, algorithm: str) -> None:
     results = []
-    for name, wrap in (("inline", lambda grid: grid), ("polling", PollingGrid)):
+    for name in ("inline", "polling", "packing"):
         config = settings(tmp_path / name, algorithm=algorithm)
-        summary = run_federation(wrap(InlineGrid(2, config.flat(), {})), config)
+        grid = InlineGrid(2, config.flat(), {})
+        summary = run_federation(grid if name == "inline" else PollingGrid(grid, packs=name == "packing"), config)
         results.append(result(tmp_path / name, summary))
-    assert results[0] == results[1]
+    assert results[0] == results[1] == results[2]
     assert len(results[0][1]) == 2
 
 

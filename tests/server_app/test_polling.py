@@ -1,6 +1,7 @@
 """Waiting for replies: no longer than needed, and no longer than allowed."""
 
 import gc
+import math
 import time
 import weakref
 from collections.abc import Iterable
@@ -8,12 +9,16 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.superlink.grid import HttpGrid, InMemoryGrid
 from loopback import LoopbackGrid
 
+from common import envelope
+from common.assemble import build_algorithm
 from common.config import parse_run_config
-from common.wire import ROLL_CALL
+from common.wire import ROLL_CALL, TRAIN, TrainReply, TrainRequest
 from server_app import polling
 from server_app.polling import PollingGrid
+from server_app.rollcall import call_roll
 
 
 class SlowGrid(LoopbackGrid):
@@ -86,31 +91,47 @@ def test_looks_become_rarer_as_time_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("passed", "due", "expected"),
+    ("passed", "due", "look", "expected"),
     [
-        (0.1, None, 0.01),  # nothing is known: a tenth of what has passed
-        (0.001, None, 0.004),
-        (60.0, None, 0.5),
-        (0.1, 1.0, 0.02),  # long before: a fifth
-        (0.8, 1.0, 0.05),  # but not beyond the time from which on replies may be there
-        (0.9, 1.0, 0.02),
-        (1.4, 1.0, 0.02),  # a fiftieth of a round is the most that is lost
-        (1.6, 1.0, 0.16),  # something has changed: as if nothing were known
-        (0.1, 0.1, 0.004),
-        (100.0, 110.0, 0.5),
+        (0.1, None, math.inf, 0.01),  # nothing is known: a tenth of what has passed
+        (0.001, None, 0.0001, 0.004),
+        (60.0, None, 0.01, 0.5),
+        (0.01, 1.0, 0.001, 0.25),  # long before: twice in the first half of the time
+        (0.26, 1.0, 0.001, 0.26),
+        (0.6, 1.0, 0.001, 0.25),  # but not beyond the time from which on replies may be there
+        (0.8, 1.0, 0.001, 0.05),
+        (0.9, 1.0, 0.001, 0.02),
+        (1.4, 1.0, 0.001, 0.02),  # a fiftieth of a round is the most that is lost
+        (1.4, 1.0, 0.015, 0.06),  # unless looking is dear
+        (1.6, 1.0, 0.001, 0.16),  # something has changed: as if nothing were known
+        (0.1, 0.1, 0.0001, 0.004),
+        (100.0, 110.0, 0.01, 0.5),
     ],
 )
-def test_looks_are_dense_when_replies_are_due(passed: float, due: float | None, expected: float) -> None:
-    assert polling.pause(passed, due) == pytest.approx(expected)
+def test_looks_are_dense_when_replies_are_due(passed: float, due: float | None, look: float, expected: float) -> None:
+    assert polling.pause(passed, due, look) == pytest.approx(expected)
+
+
+def test_a_look_that_takes_long_is_taken_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = SlowGrid([0.6])
+    quick = grid.pull_messages
+
+    def slow(ids: Iterable[str]) -> list[Message]:
+        time.sleep(0.03)
+        return quick(ids)
+
+    monkeypatch.setattr(grid, "pull_messages", slow)
+    assert ask(grid, timeout=30)[0] == [100]
+    assert grid.looks <= 0.6 / (5 * 0.03) + 3
 
 
 def test_what_the_last_replies_took_says_when_the_next_are_due(monkeypatch: pytest.MonkeyPatch) -> None:
     known: list[float | None] = []
     plain = polling.pause
 
-    def watching(passed: float, due: float | None) -> float:
+    def watching(passed: float, due: float | None, look: float) -> float:
         known.append(due)
-        return plain(passed, due)
+        return plain(passed, due, look)
 
     monkeypatch.setattr(polling, "pause", watching)
     grid = SlowGrid([0.0, 0.2])
@@ -127,6 +148,39 @@ def test_no_messages_need_no_look() -> None:
     grid = SlowGrid([0.0])
     assert PollingGrid(grid).send_and_receive([], timeout=30) == []
     assert grid.looks == 0
+
+
+def test_small_messages_travel_as_one_record_but_for_the_roll_call() -> None:
+    config = parse_run_config({"min-nodes": 2}).resolved()
+    grid = LoopbackGrid(2, config.flat())
+    replies: list[RecordDict] = []
+    handed_out = grid.pull_messages
+    grid.pull_messages = lambda ids: [replies.append(one.content) or one for one in handed_out(ids)]  # type: ignore
+    asking = PollingGrid(grid, {"rounds": 9}, packs=True)
+    population = call_roll(asking, config)
+    meta = build_algorithm(config, population.spec).init()
+    request = TrainRequest(meta, 1, 0, [population.splits["train"][0]])
+    node = population.homes[request.task_ids[0]]
+    (reply,) = asking.send_and_receive([Message(request.to_records(), node, TRAIN)])
+    assert TrainReply.from_records(reply.content, 1).weight == 1
+    kinds = [(message.metadata.message_type, list(message.content)) for message in grid.requests]
+    assert kinds == [(ROLL_CALL, ["request", "settings"])] * 2 + [(TRAIN, ["packed"])]
+    assert [list(records) for records in replies] == [["roll-call"], ["roll-call"], ["packed"]]
+
+
+def test_a_message_that_is_sent_again_is_as_it_was() -> None:
+    grid = LoopbackGrid(1, parse_run_config({}).flat())
+    asking = PollingGrid(grid, {"rounds": 9}, packs=True)
+    message = Message(RecordDict({"request": ConfigRecord({"round": 1})}), 100, TRAIN)
+    for _ in range(2):
+        asking.push_messages([message])
+    contents = [envelope.unpack(sent.content) for sent in grid.requests]
+    assert [dict(records) for records in contents] == [{"request": {"round": 1}, "settings": {"rounds": 9}}] * 2
+
+
+def test_messages_are_packed_where_they_leave_the_machine() -> None:
+    assert polling.hands_over(InMemoryGrid.__new__(InMemoryGrid))
+    assert not polling.hands_over(HttpGrid.__new__(HttpGrid))
 
 
 def test_everything_else_is_passed_on() -> None:

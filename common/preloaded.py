@@ -1,0 +1,143 @@
+"""This release's ClientApp, imported before a message comes, for workers whose run brings the same code.
+
+`common.warm` lets the fork server import this module, and with it the ClientApp as it is installed here: a third of what a
+message of a small model would cost. A worker uses it if the run's bundle has exactly the same files, by their SHA-256; else it
+forgets all of it, and Flower imports the bundle's. Unpacking the bundle, which Flower does for every message, is done once.
+"""
+
+import functools
+import hashlib
+import importlib
+import io
+import posixpath
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from logging import DEBUG
+from pathlib import Path
+from typing import Any
+
+from flwr.common import log
+
+PACKAGES = ("client_app", "common")
+_ROOT = Path(__file__).resolve().parent.parent
+_MANIFEST = ".info/CONTENT"
+_COMPLETE = ".quickbloom-complete"
+"""In the directory of a bundle that was unpacked to the end: the SHA-256 of the bundle."""
+
+
+def installed_files() -> dict[str, str]:
+    """SHA-256 of every Python file of PACKAGES as they are installed, by its path in a bundle."""
+    files = (file for package in PACKAGES for file in (_ROOT / package).rglob("*.py"))
+    return {file.relative_to(_ROOT).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def bundled_files(bundle: bytes) -> dict[str, str]:
+    """The same of all files in PACKAGES of a bundle, by its manifest, whose lines are path, SHA-256 and size.
+
+    {} if it has none that can be read; a file that is not in it has the hash "".
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+            names = [posixpath.normpath(name) for name in archive.namelist() if not name.endswith("/")]
+            lines = archive.read(_MANIFEST).decode().splitlines()
+    except (KeyError, UnicodeDecodeError, zipfile.BadZipFile):
+        return {}
+    hashes = {path: digest for path, digest, _ in (line.rsplit(",", 2) for line in lines if line.count(",") >= 2)}
+    return {name: hashes.get(name, "") for name in names if name.split("/")[0] in PACKAGES}
+
+
+def imported() -> list[str]:
+    """The names of all modules of PACKAGES that are imported."""
+    return [name for name in sys.modules if name.split(".")[0] in PACKAGES]
+
+
+def forget(names: Iterable[str]) -> None:
+    """Let the next import of any of these modules find whatever comes first on the path."""
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def adopt(names: Iterable[str], directory: Path) -> None:
+    """Use these modules as those of the bundle in `directory`: what is imported later comes from there.
+
+    What is imported already keeps its `__file__`, which is where it is installed.
+    """
+    for name in names:
+        module = sys.modules[name]
+        if hasattr(module, "__path__"):
+            module.__path__ = [str(directory.joinpath(*name.split(".")))]
+            if module.__spec__ is not None:
+                module.__spec__.submodule_search_locations = list(module.__path__)
+
+
+def unpacked(install: Callable[..., Path], bundle: bytes, apps: Path) -> Path:
+    """The directory of a bundle below `apps`, which `install` fills if it is not complete.
+
+    `install` is Flower's `install_from_fab`, which takes any directory that is there for a complete one.
+    """
+    digest = hashlib.sha256(bundle).hexdigest()
+    for mark in apps.glob(f"*.{digest[:8]}/{_COMPLETE}"):
+        if _is(mark, digest):
+            return mark.parent
+    try:
+        apps.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=apps.parent, prefix="unpacking-") as folder:
+            fresh = install(bundle, Path(folder), skip_prompt=True)
+            directory = apps / fresh.name
+            shutil.copytree(fresh, directory, dirs_exist_ok=True)
+        (directory / _COMPLETE).write_text(digest)
+    except OSError:  # whoever shares this directory may have unpacked it, or it is for Flower to say what is wrong
+        return install(bundle, skip_prompt=True)
+    return directory
+
+
+def _is(mark: Path, digest: str) -> bool:
+    try:
+        return mark.read_text() == digest
+    except (OSError, ValueError):
+        return False
+
+
+def prepare(install: Callable[..., Path], apps: Path, ours: Mapping[str, str], names: Iterable[str]) -> Callable[..., Path]:
+    """Flower's `install_from_fab`, which also settles what becomes of the modules `names`: those of the files `ours`.
+
+    `apps`: the directory in which Flower unpacks bundles, each in one whose name ends in the first digits of its SHA-256.
+    """
+
+    @functools.wraps(install)
+    def install_and_settle(bundle: bytes, **_: Any) -> Path:
+        directory = unpacked(install, bundle, apps)
+        if ours and bundled_files(bundle) == ours:
+            adopt(names, directory)
+        else:
+            log(DEBUG, "The run brings other code than is installed here: it is imported for every message")
+            forget(names)
+        return directory
+
+    return install_and_settle
+
+
+def worker() -> None:
+    """Let Flower's worker in this process use what is imported here."""
+    from flwr.common.constant import APP_DIR
+    from flwr.supercore.utils import get_flwr_home
+
+    client: Any = importlib.import_module("flwr.supernode.runtime.run_clientapp")
+    client.install_from_fab = prepare(client.install_from_fab, get_flwr_home() / APP_DIR, FILES, _NAMES)
+
+
+def _import_app() -> dict[str, str]:
+    try:
+        importlib.import_module("client_app.app")
+        return installed_files()
+    except Exception as error:  # whatever is wrong with this installation, the run's bundle may be in order
+        log(DEBUG, "The app that is installed here cannot be imported: %s", error)
+        return {}
+
+
+FILES = _import_app()
+"""What a bundle must consist of for the modules here to be its own; empty: they never are."""
+_NAMES = imported()  # now: a worker that looks at all modules would copy all their memory
