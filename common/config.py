@@ -185,7 +185,8 @@ def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
             tables[table][name] = value
         else:
             raise ConfigError(f"there is no settings table `{table}` (setting `{key}`){did_you_mean(table, tables)}")
-    config = _validate(RunConfig, own, "")
+    algorithm = own.get("algorithm", RunConfig.model_fields["algorithm"].default)
+    config = _validate(RunConfig, own, "", near=_shown(algorithm, table_types().get(str(algorithm), Options)))
     config._tables.update({name: _validate(table_types()[name], values, f"{name}.") for name, values in tables.items()})
     _check_choices(config)
     return config
@@ -286,12 +287,22 @@ def _check_own_model(value: str) -> None:
         raise ConfigError(f'`model` must be "module:factory" for a model of your own, such as "my_models:small", got {value!r}')
 
 
-def _validate(model: type[T], values: Mapping[str, Any], prefix: str, what: str = "setting") -> T:
-    known = [field.alias for field in model.model_fields.values() if field.alias]
+def _shown(table: str, model: type[Options]) -> dict[str, str]:
+    """The names of a table's settings, each with the name by which it can be set."""
+    return {
+        field.alias: f"{table}.{field.alias}" if table else field.alias for field in model.model_fields.values() if field.alias
+    }
+
+
+def _validate(
+    model: type[T], values: Mapping[str, Any], prefix: str, what: str = "setting", near: Mapping[str, str] | None = None
+) -> T:
+    """`near`: names of other settings, for whoever misspells one of these, with what is to be typed."""
+    known = _shown(prefix.removesuffix("."), model)
     for key in values:
         # Checked before pydantic, which would also take the snake_case names that Python code uses.
         if key not in known:
-            raise ConfigError(f"there is no {what} `{prefix}{key}`{did_you_mean(key, known)}")
+            raise ConfigError(f"there is no {what} `{prefix}{key}`{did_you_mean(key, {**(near or {}), **known})}")
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:

@@ -1,6 +1,6 @@
 """The errors that a user can mend; whatever else is raised is a defect of this program."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 
@@ -47,8 +47,12 @@ def as_told(text: str, most: int = 300) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence that refuses `name`: ": did you mean `rounds`?", or nothing if none of `known` is like it."""
-    spelled = {other.casefold(): other for other in known}
+    """The end of a sentence that refuses `name`: ": did you mean `rounds`?", or nothing if none of `known` is like it.
+
+    Of a mapping the keys are compared, and the value is what is shown.
+    """
+    shown = known if isinstance(known, Mapping) else {other: other for other in known}
+    spelled = {other.casefold(): full for other, full in shown.items()}
     close = get_close_matches(name.casefold(), list(spelled), n=1)
     return f": did you mean `{spelled[close[0]]}`?" if close else ""
 

@@ -254,7 +254,11 @@ def settings(
         page.print(f"{setting.key} = {setting.default}", style="bold", markup=False, highlight=False, soft_wrap=True)
         page.print(f"    {setting.meaning}; {values}", markup=False, highlight=False, soft_wrap=True)
     if not word:
-        page.print(f"Tables: {', '.join(table_types())}.", markup=False, highlight=False, soft_wrap=True)
+        words = (
+            f"Tables, of which `quickbloom settings NAME` lists one: {', '.join(table_types())}. With --set, those of the "
+            "algorithm's own table go without its name as well: inner-lr=0.1."
+        )
+        page.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
 @cli.command()
