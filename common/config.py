@@ -302,7 +302,8 @@ def _validate(
     for key in values:
         # Checked before pydantic, which would also take the snake_case names that Python code uses.
         if key not in known:
-            raise ConfigError(f"there is no {what} `{prefix}{key}`{did_you_mean(key, {**(near or {}), **known})}")
+            shown = {**(near or {}), **known}
+            raise ConfigError(f"there is no {what} `{prefix}{key}`{did_you_mean(key, shown, shown)}")
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:

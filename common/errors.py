@@ -46,15 +46,15 @@ def as_told(text: str, most: int = 300) -> str:
     return words if len(words) <= most and len(text) <= 4 * most else words[: most - 3] + "..."
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str], shown: Mapping[str, str] | None = None) -> str:
     """The end of a sentence that refuses `name`: ": did you mean `rounds`?", or nothing if none of `known` is like it.
 
-    Of a mapping the keys are compared, and the value is what is shown.
+    `shown`: what is to be typed for one that is known, if that is more than its name.
     """
-    shown = known if isinstance(known, Mapping) else {other: other for other in known}
-    spelled = {other.casefold(): full for other, full in shown.items()}
+    spelled = {other.casefold(): other for other in known}
     close = get_close_matches(name.casefold(), list(spelled), n=1)
-    return f": did you mean `{spelled[close[0]]}`?" if close else ""
+    meant = spelled[close[0]] if close else ""
+    return f": did you mean `{(shown or {}).get(meant, meant)}`?" if close else ""
 
 
 def in_one_line(error: BaseException) -> str:
