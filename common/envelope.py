@@ -13,7 +13,7 @@ from common.reading import WireError, reads
 
 SMALL = 2**17
 """Bytes of a message that travels so, at the most. Messages with the same arrays share their pieces, and packed they have
-copies of their own: up to here a copy costs less than the requests for the pieces."""
+copies of their own: a copy is to cost less than the requests for the pieces. Chosen by judgement, not measured."""
 _NAME = "packed"
 
 
