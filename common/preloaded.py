@@ -1,8 +1,9 @@
 """This release's ClientApp, imported before a message comes, for workers whose run brings the same code.
 
 `common.warm` lets the fork server import this module, and with it the ClientApp as it is installed here, whose import is
-much of what a message of a small model costs. A worker uses it if the run's bundle has exactly the same files, by their SHA-256; else it
-forgets all of it, and Flower imports the bundle's. Unpacking the bundle, which Flower does for every message, is done once.
+much of what a message of a small model costs. A worker uses it if the run's bundle has exactly the same files, by their
+SHA-256; else it forgets all of it, and Flower imports the bundle's. Unpacking the bundle, which Flower does for every message,
+is done once.
 """
 
 import functools

@@ -37,7 +37,7 @@ class PollingGrid(Grid):
         self._took: dict[str, float] = {}
         """Seconds until all replies to the last messages of a type were there."""
         self._look = float("inf")
-        """Seconds that a look takes which finds nothing, at the least: a request to a SuperLink is far dearer than a look into memory."""
+        """Seconds that a look takes which finds nothing, at the least: a SuperLink is far dearer to ask than memory."""
 
     def set_run(self, run: Run) -> None:
         self._grid.set_run(run)
