@@ -47,7 +47,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 # The pages of docs/ as a site in ./site, readable from disk; every warning is an error.
-docs: $(VENV)/.dev
+docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Write every setting and its default into pyproject.toml and docs/configuration.md, after a change of the settings models.
@@ -68,6 +68,10 @@ $(VENV)/.torch:
 
 $(VENV)/.user: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install --quiet --editable ".[simulation,datasets,report]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.user pyproject.toml
+	$(BIN)/pip install --quiet --editable ".[simulation,datasets,report,docs]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.user pyproject.toml

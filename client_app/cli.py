@@ -9,7 +9,7 @@ from rich.console import Console
 
 from common.assignment import scalar, split_assignment
 from common.errors import ConfigError, QuickbloomError
-from common.units import counted
+from common.units import counted, score
 
 FAILED, WRONG_INPUT = 1, 2
 
@@ -88,9 +88,9 @@ def predict(
             _say(f"Predictions for {counted(len(found.rows), 'row')}: {output}")
         except OSError as error:
             raise ConfigError(f"`--output` must be a file that can be written, got '{output}' ({error.strerror})") from None
-    for score in found.scores:
-        which = "test rows of the data that it was adapted to" if score.part == "test" else "rows with a target"
-        _say(f"{score.task}: {score.name} {score.value:.6g} on {score.examples} {which}")
+    for of in found.scores:
+        which = "test rows of the data that it was adapted to" if of.part == "test" else "rows with a target"
+        _say(f"{of.task}: {of.name} {score(of.value, of.name)} on {of.examples} {which}")
 
 
 @cli.command()

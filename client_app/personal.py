@@ -17,7 +17,7 @@ from client_app.node import Node
 from common import checkpoint
 from common.errors import ConfigError, DataError, in_one_line
 from common.personal import SUFFIX, Origin, Personal, adapt, description, save
-from common.units import counted
+from common.units import counted, score
 from common.wire import KeepRequest
 
 FOLDER, META = "personal", "meta.safetensors"
@@ -66,14 +66,14 @@ def path_of(folder: Path, task_id: str) -> Path:
 
 
 def in_words(personal: Personal) -> str:
-    """One line for a person: "Personal model of ward-7 (round 100): accuracy 0.41 before, 0.83 after 10 steps, 24 examples"."""
-    score = personal.card["score"]
-    before, after = (f"{score[when]:.4g}" if score[when] is not None else "not finite" for when in ("before", "after"))
+    """One line for a person: "Personal model of ward-7 (round 100): accuracy 41.2 % before, 83.3 % after 10 steps, .."."""
+    found = personal.card["score"]
+    before, after = (score(found[when], found["name"]) for when in ("before", "after"))
     steps = counted(personal.card["adapted"]["steps"], "step")
     return (
-        f"Personal model of {personal.task} (round {personal.card['run']['round']}): {score['name']} {before} before, {after} "
-        f"after {steps}, on {counted(score['test'], 'test example')} of its own"
-        f"{'; adapting made it worse: more rows of this task, or more tasks in training, may help' if _is_worse(score) else ''}"
+        f"Personal model of {personal.task} (round {personal.card['run']['round']}): {found['name']} {before} before, {after} "
+        f"after {steps}, on {counted(found['test'], 'test example')} of its own"
+        f"{'; adapting made it worse: more rows of this task, or more tasks in training, may help' if _is_worse(found) else ''}"
     )
 
 

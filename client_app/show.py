@@ -8,7 +8,7 @@ from client_app.node import Node
 from common.algorithms import Algorithm
 from common.local_round import evaluate
 from common.params import Params
-from common.units import size
+from common.units import score, size
 
 _MOST_NAMED = 3
 _MOST_SCORED = 16
@@ -16,7 +16,7 @@ _MOST_SCORED = 16
 
 
 def tell(node: Node, what: str, task_ids: list[str], scores: str, seconds: float, received: int, sent: int) -> None:
-    """One line: "Round 7, training: ward-7; accuracy 0.412 -> 0.833; 0.8 s, 12 kB in, 12 kB out"."""
+    """One line: "Round 7, training: ward-7; accuracy 41.2 % -> 83.3 % on ..; 0.8 s, 12 kB in, 12 kB out"."""
     if node.show_rounds:
         named = ", ".join(task_ids[:_MOST_NAMED]) + (f" and {len(task_ids) - _MOST_NAMED} more" * (len(task_ids) > _MOST_NAMED))
         log(INFO, "%s: %s; %s%.1f s, %s in, %s out", what, named, scores and f"{scores}; ", seconds, size(received), size(sent))
@@ -36,4 +36,4 @@ def own_scores(node: Node, algorithm: Algorithm, meta: Params, task_ids: list[st
 
 def in_words(node: Node, before: float, after: float) -> str:
     name = "accuracy" if node.dataset.spec.kind == "classification" else "mse"
-    return f"{name} {before:.4g} -> {after:.4g} on its own test part"
+    return f"{name} {score(before, name)} -> {score(after, name)} on its own test part"

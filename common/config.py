@@ -7,7 +7,7 @@ because Flower only lets declared keys be overridden; a test keeps the two equal
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -202,13 +202,22 @@ def parse_node_config(flat: Mapping[str, Any]) -> NodeConfig:
     return config
 
 
+def check_choice(key: str, value: str, registry: Collection[str]) -> None:
+    """Raise ConfigError if the setting `key` names nothing that is in `registry`."""
+    if value not in registry:
+        hint = did_you_mean(value, registry)
+        if key == "algorithm" and not hint:
+            hint = ": one of your own needs its file started in place of `quickbloom`, see docs/own-algorithm.md"
+        raise ConfigError(f"`{key}` must be one of {', '.join(registry)}, got {value!r}{hint}")
+
+
 def _check_choices(config: RunConfig) -> None:
     for key, registry in (("algorithm", ALGORITHMS), ("dataset", DATASETS), ("model", ["auto", *MODELS])):
         value = getattr(config, key)
         if key == "model" and is_own_model(value):
             _check_own_model(value)
-        elif value not in registry:
-            raise ConfigError(f"`{key}` must be one of {', '.join(registry)}, got {value!r}{did_you_mean(value, registry)}")
+        else:
+            check_choice(key, value, registry)
     try:
         rates = config.lrs
     except ValueError:

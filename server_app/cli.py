@@ -121,7 +121,10 @@ def compare(
         str | None, typer.Option(help="Inner rates of training to choose from; by default the data set's, / 3 and x 3.")
     ] = None,
     target_score: Annotated[
-        float | None, typer.Option(help="Validation accuracy (0..1) or mse to count rounds to; by default fedavg's last.")
+        float | None,
+        typer.Option(
+            help="Validation accuracy (0..1) or mse to count rounds to; by default fedavg's last, else the weakest's."
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,

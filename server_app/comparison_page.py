@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.units import score
 from server_app.comparison import caption, failures, table
 from server_app.drawing import QUIET, every, picture, possible, style, whole_numbers
 from server_app.page import Code, Fold, Part, Picture, Section, Table, Text, nan_for_null, require_packages, write_page
-from server_app.wording import axis_name, score
+from server_app.wording import axis_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -41,7 +41,7 @@ def _follow_flower(start: Start, verbose: bool) -> Outcome:
             progress = stack.enter_context(progress_bar(console))
             task = progress.add_task("starting Flower", total=None)
             if not console.is_terminal:
-                console.print("starting Flower")
+                console.print("starting Flower: ten seconds or more")
             app = stack.enter_context(bundle())
             link = connection or stack.enter_context(LocalSuperLink(own_modules(str(settings.get("model", "auto")))))
             started = Run(app, link, settings, start.nodes)

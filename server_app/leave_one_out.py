@@ -17,11 +17,12 @@ from common.config import RunConfig, Scalar, parse_run_config
 from common.datasets import load_dataset
 from common.datasets.base import resolve_data_dir
 from common.errors import ConfigError
+from common.units import score
 from server_app.following import follow_here
 from server_app.history import RunDirectory, spread
 from server_app.starting import check_locally
 from server_app.terminal import OK, say
-from server_app.wording import metric_name, score
+from server_app.wording import metric_name
 
 FILE = "leave-one-out"
 

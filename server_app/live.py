@@ -20,8 +20,8 @@ from rich.progress import (
 from rich.table import Table
 
 from common.errors import as_told
-from common.units import counted, size
-from server_app.wording import ONE_TASK, duration, metric_name, metric_of, score, unit
+from common.units import counted, score, size
+from server_app.wording import ONE_TASK, duration, metric_name, metric_of, unit
 
 SUMMARY = "Summary: "
 _DIRECTORY = "Run directory: "

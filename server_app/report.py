@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from common.errors import DataError
-from common.units import counted, size
+from common.units import counted, score, size
 from server_app.drawing import SERIES, every, picture, style, whole_numbers
 from server_app.facts import RunFacts
 from server_app.live import privacy_line
@@ -18,7 +18,7 @@ from server_app.page import LISTED, Code, Figures, Fold, Part, Section, Table, T
 from server_app.report_clients import clients_of
 from server_app.report_curves import adaptation, learning
 from server_app.report_runs import sections_of_runs
-from server_app.wording import ONE_TASK, change, duration, margin, metric_name, score, unit
+from server_app.wording import ONE_TASK, change, duration, margin, metric_name, unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from common.units import counted
+from common.units import counted, score
 from server_app.drawing import QUIET, SERIES, percent, picture, short
 from server_app.facts import Client, RunFacts, tenth
 from server_app.page import LISTED, Fold, Part, Picture, Table, Text
-from server_app.wording import axis_name, change, score
+from server_app.wording import axis_name, change
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

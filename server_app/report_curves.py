@@ -3,10 +3,11 @@
 import math
 from typing import TYPE_CHECKING
 
+from common.units import score
 from server_app.drawing import QUIET, SERIES, every, percent, picture, possible, style, whole_numbers
 from server_app.facts import RunFacts
 from server_app.page import Fold, Part, Picture, Table, Text
-from server_app.wording import axis_name, metric_name, score
+from server_app.wording import axis_name, metric_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,11 +8,11 @@ import numpy as np
 
 from common.config import PRIVACY, Scalar
 from common.errors import DataError
-from common.units import size
+from common.units import score, size
 from server_app.drawing import LONGEST_NAME, every, percent, picture, short, style, whole_numbers
 from server_app.facts import RunFacts
 from server_app.page import Code, Fold, Part, Section, Table, Text
-from server_app.wording import axis_name, data_name, duration, metric_name, score
+from server_app.wording import axis_name, data_name, duration, metric_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,9 +4,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.algorithms import ALGORITHMS
 from common.assemble import build_algorithm
 from common.assignment import scalar, split_assignment
-from common.config import RunConfig, Scalar, table_types
+from common.config import RunConfig, Scalar, check_choice, table_types
 from common.datasets import load_dataset
 from common.models import is_own_model
 from server_app.rollcall import split_tasks
@@ -19,6 +20,7 @@ def parse_assignments(assignments: list[str], algorithm: str) -> dict[str, Scala
         key, value = split_assignment(text)
         if key == "algorithm":
             algorithm = str(scalar(value))
+    check_choice("algorithm", algorithm, ALGORITHMS)  # before a key of its table is refused for want of the table
     own = {field.alias for field in RunConfig.model_fields.values()}
     tables = table_types()
     for text in assignments:

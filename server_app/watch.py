@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from common.errors import ConfigError, in_one_line
-from common.units import size
+from common.units import score, size
 from server_app.live import result_table
-from server_app.wording import data_name, duration, metric_name, metric_of, score
+from server_app.wording import data_name, duration, metric_name, metric_of
 
 _PACE = 30  # newest rounds whose median says how long the rest will take
 _TOLD = 5  # newest failures that are shown

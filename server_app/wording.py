@@ -1,9 +1,10 @@
 """How figures are told, the same in the terminal and in reports."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from common.units import score
 
 ONE_TASK = "no interval: the spread over tasks cannot be told from a single one"
 
@@ -41,17 +42,6 @@ def unit(metric: str, dataset: str) -> str:
 def axis_name(metric: str) -> str:
     """The same in few words, for an axis of a picture."""
     return "accuracy, %" if metric == "accuracy" else "mean squared error"
-
-
-def score(value: float | None, metric: str, half: float | None = None) -> str:
-    """A score with its half-width, if there is one: "75.5 ± 3.1 %" or "0.351 ± 0.02"."""
-    if value is None or not math.isfinite(value):  # this run diverged
-        return "diverged"
-    around = half is not None and math.isfinite(half)
-    if metric == "accuracy":
-        # What float32 means cost must not decide on which side of a half a digit falls.
-        return f"{round(100 * value, 4):.1f}" + (f" ± {100 * (half or 0):.1f} %" if around else " %")
-    return f"{value:.4g}" + (f" ± {half:.2g}" if around else "")
 
 
 def margin(half: float, metric: str) -> str:
