@@ -14,7 +14,10 @@ from server_app.rollcall import split_tasks
 
 
 def parse_assignments(assignments: list[str], algorithm: str) -> dict[str, Scalar]:
-    """Settings from "key=value" texts. A key of the algorithm's own table may go without the table: "inner-lr=0.1"."""
+    """Settings from "key=value" texts. A key of the algorithm's own table may go without the table: "inner-lr=0.1".
+
+    Raises ConfigError for a text of another form, and if there is no such algorithm.
+    """
     settings: dict[str, Scalar] = {}
     for text in assignments:
         key, value = split_assignment(text)
@@ -22,11 +25,10 @@ def parse_assignments(assignments: list[str], algorithm: str) -> dict[str, Scala
             algorithm = str(scalar(value))
     check_choice("algorithm", algorithm, ALGORITHMS)  # before a key of its table is refused for want of the table
     own = {field.alias for field in RunConfig.model_fields.values()}
-    tables = table_types()
+    of_algorithm = {field.alias for field in table_types()[algorithm].model_fields.values()}
     for text in assignments:
         key, value = split_assignment(text)
-        of_algorithm = tables[algorithm].model_fields.values() if algorithm in tables else ()
-        if key not in own and key in {field.alias for field in of_algorithm}:
+        if key not in own and key in of_algorithm:
             key = f"{algorithm}.{key}"
         settings[key] = scalar(value)
     return settings
