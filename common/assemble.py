@@ -131,7 +131,7 @@ def try_out_with(algorithm: Algorithm, model: str, spec: DataSpec) -> None:
             if model in MODELS and is_own_algorithm(type(algorithm)):
                 raise ConfigError(
                     f'`algorithm = "{algorithm.name}"` must work under torch.func.vmap, without `if`, `float()` or `.item()` '
-                    f"on a tensor and without changes in place, but it raised{_where(error)} {in_one_line(error)}"
+                    f"on a tensor and without changes in place, but it raised {in_one_line(error)}{_where(error)}"
                 ) from error
             raise ConfigError(
                 f'`model = "{model}"` must work under torch.func.vmap and be differentiable as often as '

@@ -17,6 +17,7 @@ from flwr.supercore.run import Run
 from common import envelope
 from common.config import Scalar
 from common.wire import ROLL_CALL, WireError, payload_bytes, tell_settings
+from server_app.uploads import awaited_until, bound
 
 _SHORTEST, _LONGEST = 0.004, 0.5  # seconds
 LARGE = 2**23
@@ -31,6 +32,7 @@ class PollingGrid(Grid):
     """
 
     def __init__(self, grid: Grid, settings: Mapping[str, Scalar] | None = None, *, packs: bool = False) -> None:
+        bound(grid)
         self._grid = grid
         self._settings = dict(settings or {})
         self._packs = packs
@@ -111,12 +113,16 @@ class PollingGrid(Grid):
         # Flower fetches all that it is asked for before it returns: of large replies one is enough in memory.
         at_once = 1 if large else len(waiting)
         in_order, done, over = large and enough is None, False, False
+        deadline = math.inf if timeout is None else started + timeout
         while waiting and not (done or over):
-            over = timeout is not None and time.monotonic() - started >= timeout
+            over = time.monotonic() >= deadline
             there = set[str]()
             looked = time.monotonic()
             for i in range(0, len(waiting), at_once):
-                for reply in self.pull_messages(waiting[i : i + at_once]):
+                with awaited_until(deadline):
+                    replies = self.pull_messages(waiting[i : i + at_once])
+                while replies:
+                    reply = replies.pop(0)
                     there.add(reply.metadata.reply_to_message_id)
                     done = (enough is not None and enough(reply)) or done
                     yield reply
@@ -132,7 +138,7 @@ class PollingGrid(Grid):
                 self._took[kind] = passed
             elif not (done or over):
                 wait = pause(passed, self._took.get(kind), self._look)
-                time.sleep(wait if timeout is None else max(0.0, min(wait, timeout - passed)))
+                time.sleep(max(0.0, min(wait, deadline - now)))
 
 
 def hands_over(grid: Grid) -> bool:

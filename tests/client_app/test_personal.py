@@ -385,6 +385,7 @@ def test_a_model_that_adapting_made_worse_is_called_that(name: str, before: floa
     line = in_words(Personal({}, {"task": "A", "run": {"round": 1}, "adapted": {"steps": 1}, "score": score}))
     assert "after 1 step, on 1 test example of its own" in line
     assert ("; adapting made it worse" in line) == worse
+    assert f"{name} {f'{100 * before:.1f} %' if name == 'accuracy' else before} before" in line
 
 
 @settings(max_examples=int(os.environ.get("QUICKBLOOM_FUZZ", "60")))
