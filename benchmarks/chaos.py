@@ -2,7 +2,7 @@
 
 Every few seconds something befalls a node: it is killed (and started again after a while), paused, cut off, or gets a slow
 link; now and then the SuperLink is killed and started again with its database. The same run without any fault, in one process,
-is what the outcome is held against. A round that too few answered is repeated. The data are generated, with 240 held-out
+is what the outcome is held against. A round that too few answered is repeated. The data are generated, with 240 test
 clients: on the 11 of `digits` two undisturbed runs that ask other devices differ by more than the point that is looked for.
 """
 
@@ -39,8 +39,8 @@ SETTINGS = (
     *("evaluate-every=0", "round-deadline=15", "node-deadline=120", "on-too-few=repeat", "min-replies=0.5"),
 )
 POINT, MEMORY = 0.01, 1.05
-_AT_REST = 50
-"""Percent of the machine's processors."""
+_AT_REST, _LOOKS = 50, 60
+"""Percent of the machine's processors, and how often it is looked whether they are at rest, for five seconds each."""
 MARK = "QUICKBLOOM_CHAOS"
 
 
@@ -204,40 +204,43 @@ class Federation:
             if over.wait(0.5):
                 return
         mends: list[tuple[float, str, Callable[[], None]]] = []
-        hurt: set[str] = set()
+        try:
+            while not over.wait(rng.uniform(0.5, 1.5) * pause):
+                for entry in [entry for entry in mends if entry[0] <= time.monotonic()]:
+                    mends.remove(entry)
+                    entry[2]()
+                hurt = {name for _, name, _ in mends}
+                what = rng.choices(("kill", "pause", "cut", "slow", "superlink"), (3, 3, 3, 3, 1))[0]
+                if what == "superlink":
+                    fit = {"superlink"} - hurt
+                else:  # half of the nodes must answer, so a quarter may be away by our doing
+                    few = len(hurt - {"superlink"}) < max(1, len(self.names) // 4)
+                    fit = set(self.names) - hurt if few else set()
+                if fit:
+                    self.counted[what] += 1
+                    mends.append(self._hurt(rng.choice(sorted(fit)), what, rng))
+        finally:
+            for _, _, mend in mends:
+                mend()
 
-        def later(seconds: float, name: str, mend: Callable[[], None]) -> None:
-            mends.append((time.monotonic() + seconds, name, mend))
-
-        while not over.wait(rng.uniform(0.5, 1.5) * pause):
-            for entry in [entry for entry in mends if entry[0] <= time.monotonic()]:
-                mends.remove(entry)
-                entry[2]()
-                hurt.discard(entry[1])
-            what = rng.choices(("kill", "pause", "cut", "slow", "superlink"), (3, 3, 3, 3, 1))[0]
-            fit = [name for name in self.names if name not in hurt]
-            # Half of the nodes must answer, so a quarter may be away by our doing.
-            if len(hurt - {"superlink"}) >= max(1, len(self.names) // 4) if what != "superlink" else "superlink" in hurt:
-                continue
-            name = "superlink" if what == "superlink" else rng.choice(fit)
-            seconds = rng.uniform(2, 40)
-            self.counted[what] += 1
-            hurt.add(name)
-            if what in ("kill", "superlink"):
-                self.signal(name, signal.SIGKILL)
-                self.running.pop(name).wait()
-                later(min(seconds, 5) if name == "superlink" else seconds, name, partial(self.start, name))
-            elif what == "pause":
-                self.signal(name, signal.SIGSTOP)
-                later(seconds, name, partial(self.signal, name, signal.SIGCONT))
-            elif what == "cut":
-                self.links[name].cut()
-                later(seconds, name, self.links[name].mend)
-            else:
-                self.links[name].delay = rng.uniform(0.05, 0.3)
-                later(seconds, name, partial(setattr, self.links[name], "delay", 0.0))
-        for _, _, mend in mends:
-            mend()
+    def _hurt(self, name: str, what: str, rng: random.Random) -> tuple[float, str, Callable[[], None]]:
+        """Do this to a node or to the SuperLink: (when it is to be mended, whom, how)."""
+        seconds = rng.uniform(2, 40)
+        mend: Callable[[], None]
+        if what in ("kill", "superlink"):
+            self.signal(name, signal.SIGKILL)
+            self.running.pop(name).wait()
+            seconds, mend = min(seconds, 5) if what == "superlink" else seconds, partial(self.start, name)
+        elif what == "pause":
+            self.signal(name, signal.SIGSTOP)
+            mend = partial(self.signal, name, signal.SIGCONT)
+        elif what == "cut":
+            self.links[name].cut()
+            mend = self.links[name].mend
+        else:
+            self.links[name].delay = rng.uniform(0.05, 0.3)
+            mend = partial(setattr, self.links[name], "delay", 0.0)
+        return time.monotonic() + seconds, name, mend
 
     def end(self) -> None:
         for name in ("superexec", "superlink", *self.names):
@@ -268,8 +271,10 @@ def federated(folder: Path, nodes: int) -> Iterator[Federation]:
             federation.start(name)
             time.sleep(0.5)
         # Nodes import torch beforehand, in a process that forks for every message: until all have, they are slow to answer.
-        while psutil.cpu_percent(interval=5) > _AT_REST:
-            say("nodes are preparing themselves")
+        say("nodes prepare themselves")
+        for _ in range(_LOOKS):
+            if psutil.cpu_percent(interval=5) < _AT_REST:
+                break
         yield federation
     finally:
         federation.end()

@@ -88,9 +88,9 @@ def predict(
             _say(f"Predictions for {counted(len(found.rows), 'row')}: {output}")
         except OSError as error:
             raise ConfigError(f"`--output` must be a file that can be written, got '{output}' ({error.strerror})") from None
-    for of in found.scores:
-        which = "test rows of the data that it was adapted to" if of.part == "test" else "rows with a target"
-        _say(f"{of.task}: {of.name} {score(of.value, of.name)} on {of.examples} {which}")
+    for scored in found.scores:
+        which = "test rows of the data that it was adapted to" if scored.part == "test" else "rows with a target"
+        _say(f"{scored.task}: {scored.name} {score(scored.value, scored.name)} on {scored.examples} {which}")
 
 
 @cli.command()

@@ -55,7 +55,7 @@ class RunConfig(Options):
     )
     min_nodes: int = Field(2, ge=1, description="nodes that must answer the roll call")
     node_deadline: float = Field(60.0, gt=0, description="seconds to wait for `min-nodes` nodes")
-    round_deadline: float = Field(600.0, gt=0, description="seconds to wait for the replies of a round")
+    round_deadline: float = Field(600.0, gt=0, description="seconds to wait for the replies of a round, uploads included")
     over_select: float = Field(
         1.0, ge=1, le=100, description="ask this many times the tasks of a round, go on when enough answered"
     )
@@ -207,7 +207,7 @@ def check_choice(key: str, value: str, registry: Collection[str]) -> None:
     if value not in registry:
         hint = did_you_mean(value, registry)
         if key == "algorithm" and not hint:
-            hint = ": one of your own needs its file started in place of `quickbloom`, see docs/own-algorithm.md"
+            hint = ": to use one of your own run its file instead of `quickbloom`, see docs/own-algorithm.md"
         raise ConfigError(f"`{key}` must be one of {', '.join(registry)}, got {value!r}{hint}")
 
 

@@ -19,7 +19,7 @@ from common.errors import as_told
 from common.wire import TRAIN, WireError, payload_bytes
 from server_app.polling import PollingGrid, are_large
 from server_app.reachability import Reachability
-from server_app.rollcall import Population, failure
+from server_app.rollcall import UNFINISHED, Population, failure
 
 
 class TooFewError(Exception):
@@ -142,7 +142,8 @@ class Exchange:
         """Hand a reply on, or name what is wrong with it."""
         node_id = sent.dst_node_id
         if reply.failure is not None:
-            self.fail(f"node {node_id}", reply.failure)
+            unfinished = f" (`round-deadline` is {self._config.round_deadline:g} s)" if reply.failure == UNFINISHED else ""
+            self.fail(f"node {node_id}", reply.failure + unfinished)
             if reply.not_there:
                 self.nodes.lost(node_id)
             return
@@ -182,6 +183,9 @@ class Exchange:
         self.round.failures.append({"who": who, "reason": reason})
 
 
+# Of the second Flower has given the place of a reply away, so nothing can be owed: the node is called before it is asked again.
+_NOT_THERE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
+
 Request = Callable[[int, list[str]], RecordDict]
 Opened = Callable[[RecordDict, list[str]], Any]
 Read = Callable[[int, Any, list[str]], None]
@@ -200,7 +204,7 @@ class _Came:
 
 def _look_at(reply: Message, task_ids: list[str], opened: Opened | None) -> _Came:
     if (reason := failure(reply)) is not None:
-        return _Came(reason, reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE)
+        return _Came(reason, reply.has_error() and reply.error.code in _NOT_THERE)
     size = payload_bytes(reply.content)
     try:
         return _Came(None, size=size, content=opened(reply.content, task_ids) if opened else reply.content)

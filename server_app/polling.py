@@ -17,7 +17,7 @@ from flwr.supercore.run import Run
 from common import envelope
 from common.config import Scalar
 from common.wire import ROLL_CALL, WireError, payload_bytes, tell_settings
-from server_app.uploads import awaited_until, bound
+from server_app.uploads import GRACE, awaited_until, limit_uploads
 
 _SHORTEST, _LONGEST = 0.004, 0.5  # seconds
 LARGE = 2**23
@@ -32,7 +32,7 @@ class PollingGrid(Grid):
     """
 
     def __init__(self, grid: Grid, settings: Mapping[str, Scalar] | None = None, *, packs: bool = False) -> None:
-        bound(grid)
+        limit_uploads(grid)
         self._grid = grid
         self._settings = dict(settings or {})
         self._packs = packs
@@ -119,7 +119,8 @@ class PollingGrid(Grid):
             there = set[str]()
             looked = time.monotonic()
             for i in range(0, len(waiting), at_once):
-                with awaited_until(deadline):
+                # Once enough are there, nothing that is not complete is worth a moment.
+                with awaited_until(looked if done else max(deadline, looked + GRACE)):
                     replies = self.pull_messages(waiting[i : i + at_once])
                 while replies:
                     reply = replies.pop(0)

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 
 from common.wire import ROLL_CALL, RollCallReply, WireError, roll_call_request
 from server_app.rollcall import Population, failure
+from server_app.uploads import awaited_until
 
 _MOST_BAD_REPLIES = 3
 _FORGET = 3600.0
@@ -78,8 +79,9 @@ class Reachability:
         # One that was cut off may still have work: it is called before it is asked.
         self._away |= self._known - connected
         self._connected = connected
-        self._collect_late(grid)
-        self._collect_answers(grid)
+        with awaited_until(time.monotonic()):  # what is not there in full is given up, and the node called again
+            self._collect_late(grid)
+            self._collect_answers(grid)
         self._admit()
         self._call(grid, connected)
 

@@ -25,6 +25,8 @@ _PAUSE = 1.0
 """Seconds after which nodes that were gone are asked again."""
 _GONE = f"error {ErrorCode.NODE_UNAVAILABLE}:"
 """How the reason begins why a node did not answer that Flower does not reach."""
+UNFINISHED = "it announced a reply, but had not uploaded all of it in time"
+"""Why there is no answer of a node that died in the middle, or whose link is slow."""
 
 
 @dataclass
@@ -81,11 +83,11 @@ def _ask_until_enough(grid: Grid, config: RunConfig) -> tuple[dict[int, RollCall
     node_ids = _wait_for_nodes(grid, config)
     deadline = time.monotonic() + config.node_deadline
     while True:
-        asked = [node_id for node_id in node_ids if node_id not in answers and refused.get(node_id, _GONE).startswith(_GONE)]
+        asked = [node_id for node_id in node_ids if node_id not in answers and _is_gone(refused.get(node_id, _GONE))]
         more, reasons = ask(grid, asked, config.node_deadline)
         answers |= more
         refused = {node_id: why for node_id, why in (refused | reasons).items() if node_id not in answers}
-        gone = any(reason.startswith(_GONE) for reason in refused.values())
+        gone = any(map(_is_gone, refused.values()))
         if len(answers) >= config.min_nodes or not gone or time.monotonic() + _PAUSE > deadline:
             return answers, refused
         time.sleep(_PAUSE)
@@ -115,8 +117,15 @@ def ask(grid: Grid, node_ids: Sequence[int], deadline: float) -> tuple[dict[int,
     return answers, reasons
 
 
+def _is_gone(reason: str) -> bool:
+    """Whether a node that did not answer for this reason may answer the next time."""
+    return reason.startswith(_GONE) or reason == UNFINISHED
+
+
 def failure(reply: Message) -> str | None:
     """Why a reply carries no result, in words; None if it may carry one."""
+    if reply.has_error() and reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE:
+        return UNFINISHED
     if reply.has_error():
         lines = [line.strip() for line in (reply.error.reason or "").splitlines() if line.strip()]
         return f"error {reply.error.code}: {as_told(lines[-1]) if lines else 'no reason given'}"

@@ -16,15 +16,20 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-LEAST = 3.0
-"""Seconds that every upload is given, also after the deadline: those before it in a look may have used the time up."""
+GRACE = 3.0
+"""Seconds that the uploads are given which are under way when the deadline has come, all of them together."""
+_PAUSE = 1.0
+"""Seconds between two questions for the same contents at the most; Flower's own pauses grow to ten, and no limit ends one."""
 
 _deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
 
 
 @contextmanager
 def awaited_until(deadline: float) -> Iterator[None]:
-    """Within this, unfinished uploads are given up at `deadline` (of `time.monotonic`), where `bound` was called before."""
+    """Within this, contents that are not there at `deadline` (of `time.monotonic`) are given up; those that are, never.
+
+    What is given up comes as an error reply of the code MESSAGE_UNAVAILABLE. Needs `limit_uploads`.
+    """
     token = _deadline.set(deadline)
     try:
         yield
@@ -32,21 +37,25 @@ def awaited_until(deadline: float) -> Iterator[None]:
         _deadline.reset(token)
 
 
-def bound(grid: Grid) -> None:
-    """Have `grid` obey `awaited_until`. Does nothing for one that fetches in another way, as another release of Flower may."""
-    module: Any = sys.modules[type(grid).__module__]
+def limit_uploads(grid: Grid) -> None:
+    """Have all grids of this class, in this process, obey `awaited_until`.
+
+    Does nothing to one that fetches in another way, as another release of Flower may.
+    """
+    module: Any = sys.modules.get(type(grid).__module__)
     theirs = getattr(module, "pull_objects", None)
-    if callable(theirs) and "max_time" in inspect.signature(theirs).parameters:
-        module.pull_objects = _Bounded(theirs)
+    if callable(theirs) and {"max_time", "backoff_cap"} <= inspect.signature(theirs).parameters.keys():
+        module.pull_objects = _Limited(theirs)
 
 
-class _Bounded:
+class _Limited:
     """Flower's function with a limit; its signature shows no `max_time`, so it is not wrapped again."""
 
     def __init__(self, theirs: Any) -> None:
         self._theirs = theirs
 
     def __call__(self, *positional: Any, **named: Any) -> Any:
-        left = _deadline.get() - time.monotonic()
-        limit = {} if math.isinf(left) else {"max_time": max(left, LEAST)}
-        return self._theirs(*positional, **{**named, **limit})
+        deadline = _deadline.get()
+        if deadline < math.inf:
+            named |= {"max_time": max(deadline - time.monotonic(), 0.0), "backoff_cap": _PAUSE}
+        return self._theirs(*positional, **named)

@@ -86,7 +86,7 @@ def test_any_dictionary_is_taken_or_refused(flat: dict[str, Any]) -> None:
         ("device", "gpu", "`device` must be 'auto', 'cpu' or 'cuda', got 'gpu'"),
         ("maml.inner-lr", -1, r"`maml\.inner-lr` must be greater than or equal to 0, got -1"),
         ("algorithm", "mamml", "`algorithm` must be one of .*got 'mamml': did you mean `maml`"),
-        ("algorithm", "decay", "got 'decay': one of your own needs its file started .*, see docs/own-algorithm.md"),
+        ("algorithm", "decay", "got 'decay': to use one of your own run its file .*, see docs/own-algorithm.md"),
         ("dataset", "digit", "`dataset` must be one of .*did you mean `digits`"),
         ("model", "vgg", "`model` must be one of auto, "),
         ("round", 3, "there is no setting `round`: did you mean `rounds`"),

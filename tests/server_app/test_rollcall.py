@@ -84,14 +84,15 @@ def test_nodes_that_come_late_but_in_time_are_waited_for() -> None:
     assert len(set(call_roll(grid, config(min_nodes=3)).homes.values())) == 3
 
 
-def test_a_node_that_is_on_its_way_back_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", [5, 3])
+def test_a_node_that_is_on_its_way_back_is_asked_again(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     monkeypatch.setattr("server_app.rollcall._PAUSE", 0.01)
     asked = []
 
     def gone_at_first(message: Message, answer: Callable[[Message], Message]) -> Message:
         asked.append(message)
         back = len(asked) == 3
-        return says(tasks(20)[10:])(message, answer) if back else Message(Error(code=5, reason="gone"), reply_to=message)  # type: ignore[return-value]
+        return says(tasks(20)[10:])(message, answer) if back else Message(Error(code, "gone"), reply_to=message)  # type: ignore[return-value]
 
     population = call_roll(federation(says(tasks(20)[:10]), gone_at_first), config(node_deadline=60))
     assert len(asked) == 3

@@ -313,25 +313,29 @@ def test_a_node_that_only_fails_to_score_leaves_the_scores_of_the_others() -> No
     assert [failure["who"] for failure in record["failures"]] == ["node 101"]
 
 
-def gone_for(times: int) -> Fault:
-    """A node that Flower does not reach for so many requests of scores, and that is back at the next roll call."""
+def gone_for(times: int, code: int = 5) -> Fault:
+    """A node that Flower does not reach for so many requests of scores, and that is back at the next roll call.
+
+    `code`: 5 if it is gone before it answers, 3 if it is while it uploads its answer.
+    """
     left = [times]
 
     def fault(message: Message, answer: Answer) -> Message:
         if message.metadata.message_type == EVALUATE and left[0]:
             left[0] -= 1
-            return Message(Error(code=5, reason="gone"), reply_to=message)
+            return Message(Error(code=code, reason="gone"), reply_to=message)
         return answer(message)
 
     return fault
 
 
-def test_scores_of_a_node_that_comes_back_are_waited_for_where_nothing_may_be_lost() -> None:
-    undisturbed, run = Run(3, rounds=1), Run(3, {1: gone_for(2)}, rounds=1, on_too_few="repeat")
+@pytest.mark.parametrize("code", [5, 3])
+def test_scores_of_a_node_that_comes_back_are_waited_for_where_nothing_may_be_lost(code: int) -> None:
+    undisturbed, run = Run(3, rounds=1), Run(3, {1: gone_for(2, code)}, rounds=1, on_too_few="repeat")
     expected, record = undisturbed.start()[-1], run.start()[-1]
     assert record["validation"] == expected["validation"]
     assert [failure["who"] for failure in record["failures"]] == ["node 101", "node 101"]
-    run.grid._faults[1] = gone_for(1)
+    run.grid._faults[1] = gone_for(1, code)
     test = run.population.splits["test"]
     scores = run.strategy.score_tasks(run.grid, run.strategy.outer.meta, test, [0.1])
     reference = undisturbed.strategy.score_tasks(undisturbed.grid, undisturbed.strategy.outer.meta, test, [0.1])
