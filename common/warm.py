@@ -54,6 +54,7 @@ _STOCK_REPLY = 0.5  # what a SuperNode sleeps while it waits for its ClientApp's
 _FIRST_BACKOFF = 0.05  # seconds; whoever is told of a message asks for its arrays before they are there
 
 LONGEST_RETRY = 5  # seconds between two attempts to reach the server
+_RETRIES = ("flwr.supercore.retry.grpc_retry", "flwr.supercore.retry.http_retry")
 CONNECTION = (
     ("grpc.initial_reconnect_backoff_ms", 500),
     ("grpc.max_reconnect_backoff_ms", 1000 * LONGEST_RETRY),
@@ -75,6 +76,8 @@ if {quiet!r}:
 from flwr.supercore.inflatable import inflatable_utils as pulling
 for pull in (pulling.pull_objects, pulling.pull_and_inflate_object_from_tree):
     pull.__kwdefaults__["initial_backoff"] = {backoff!r}
+for retries in {retries!r}:
+    importlib.import_module(retries).MAX_RETRY_DELAY = {longest_retry!r}
 runpy.run_path({inflating!r})["worker"]()
 if {preloaded!r} in sys.modules:
     sys.modules[{preloaded!r}].worker()
@@ -203,8 +206,7 @@ def warm_supernode(longest: float) -> None:
     """Make this process's SuperNode poll by Pace, connect by Connecting and start a warm SuperExec."""
     connections: Any = importlib.import_module("flwr.supercore.grpc")
     connections.grpc = Connecting(connections.grpc)
-    retries: Any = importlib.import_module("flwr.supercore.retry.grpc_retry")
-    retries.MAX_RETRY_DELAY = LONGEST_RETRY
+    _retry_soon()
     pull_well()
     node: Any = importlib.import_module("flwr.supernode.start_client_internal")
     node.time = Pace(longest)
@@ -227,8 +229,19 @@ def warm_supernode(longest: float) -> None:
     node.subprocess = types.SimpleNamespace(Popen=start)
 
 
+def _retry_soon() -> None:
+    """Let this process try every LONGEST_RETRY s to reach a server that is away.
+
+    Of a run that is not heard of for a minute the SuperLink thinks that it is dead, and Flower's retries grow to 20 s.
+    """
+    for name in _RETRIES:
+        retries: Any = importlib.import_module(name)
+        retries.MAX_RETRY_DELAY = LONGEST_RETRY
+
+
 def warm_superexec(longest: float) -> None:
     """Make this process's SuperExec poll by Pace and fork its tasks from a server that has imported PRELOAD."""
+    _retry_soon()
     loop: Any = importlib.import_module("flwr.supercore.superexec.run_superexec")
     executor: Any = importlib.import_module("flwr.supercore.superexec.executor.subprocess_executor")
     told = os.environ.pop(_WAKE, None)
@@ -245,6 +258,8 @@ def warm_superexec(longest: float) -> None:
             arguments=list(arguments),
             quiet=stdout == subprocess.DEVNULL,
             backoff=_FIRST_BACKOFF,
+            retries=_RETRIES,
+            longest_retry=LONGEST_RETRY,
             inflating=inflating.__file__,
             preloaded=_PRELOADED,
             module=entry.module,

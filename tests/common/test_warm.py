@@ -152,6 +152,8 @@ def main():
     from flwr.supercore.inflatable import inflatable_utils
     print("said")
     facts = {"pid": os.getpid(), "argv": sys.argv, "torch": "torch" in sys.modules, "ours": "common" in sys.modules}
+    from flwr.supercore.retry import grpc_retry, http_retry
+    facts["retries"] = [grpc_retry.MAX_RETRY_DELAY, http_retry.MAX_RETRY_DELAY]
     facts["backoff"] = inflatable_utils.pull_objects.__kwdefaults__["initial_backoff"]
     with open(os.environ["FACTS"] + sys.argv[1], "w") as file:
         json.dump(facts, file)
@@ -188,6 +190,7 @@ def test_every_task_has_a_fork_of_its_own_that_knows_torch_but_not_our_code(tmp_
         assert facts["torch"]
         assert not facts["ours"]
         assert facts["backoff"] < 1
+        assert facts["retries"] == [5, 5]
     assert done.stdout == "said\n"  # the second was asked to be quiet
 
 
@@ -198,9 +201,10 @@ grpc.insecure_channel = lambda target, options: seen.append(dict(options))
 from common import warm
 warm.warm_supernode(3.0)
 from flwr.supercore.grpc import create_channel
-from flwr.supercore.retry.grpc_retry import make_simple_grpc_retry_invoker
+from flwr.supercore.retry import make_simple_grpc_retry_invoker, make_simple_http_retry_invoker
 create_channel("127.0.0.1:9092", insecure=True)
-pauses = list(itertools.islice(make_simple_grpc_retry_invoker().wait_gen_factory(), 8))
+invokers = make_simple_grpc_retry_invoker(), make_simple_http_retry_invoker()
+pauses = [list(itertools.islice(invoker.wait_gen_factory(), 8)) for invoker in invokers]
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
 print(json.dumps([seen, pauses, pull_objects.__kwdefaults__["initial_backoff"]]))
 """
@@ -217,4 +221,4 @@ def test_a_node_whose_server_was_away_tries_again_within_seconds() -> None:
     assert options["grpc.max_reconnect_backoff_ms"] == 5000
     assert options["grpc.keepalive_time_ms"] == 60_000
     assert options["grpc.max_receive_message_length"] > 1e9  # Flower's own are still there
-    assert pauses == [1, 2, 4, 5, 5, 5, 5, 5]
+    assert pauses == [[1, 2, 4, 5, 5, 5, 5, 5]] * 2
