@@ -99,7 +99,7 @@ def run(directory: Path, chosen: argparse.Namespace, how: list[str], env: dict[s
         "seconds": summary["seconds"]["total"],
         "missed": sum(len(record["failures"]) for record in history),
         "answered": sum(record["nodes"]["answered"] for record in history) / len(history),
-        "command": " ".join(["quickbloom", *command[1:]]),
+        "command": " ".join(["quickbloom", *command[1:]]).replace(str(directory), directory.name),
     }
 
 
