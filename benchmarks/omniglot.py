@@ -55,7 +55,7 @@ FEDAVG = ("inner-lr=0.1", "zero-head=true", "omniglot.distort=true", *SGD, "adap
 
 ROUNDS: Mapping[tuple[int, int], Mapping[str, int]] = {
     (5, 1): {"maml": 36_000, "fomaml": 50_000, "protonet": 16_000, "reptile": 36_000, "fedavg": 16_000},
-    # Short schedules; those that were run took 12 to 15 CPU minutes.
+    # Short schedules; those that were run took 7 to 15 CPU minutes.
     (5, 5): {"maml": 1_500, "fomaml": 3_000, "protonet": 3_000, "reptile": 3_000, "fedavg": 2_500},
     (20, 1): {"maml": 2_500, "fomaml": 2_000, "protonet": 4_000, "reptile": 2_000, "fedavg": 2_000},
     (20, 5): {"maml": 800, "fomaml": 1_500, "protonet": 1_500, "reptile": 1_500, "fedavg": 1_200},
