@@ -42,6 +42,7 @@ class Node:
         tasks = self.dataset.tasks()
         # A node's own file is all its own: only a file that nodes share is dealt out.
         self.tasks: list[TaskInfo] = tasks if config.data_path else tasks[config.partition_id :: config.num_partitions]
+        self._hosted = {task.task_id for task in self.tasks}
         self.run = run
 
     def algorithm_for(self, meta: Params) -> tuple[Algorithm, Params]:
@@ -53,7 +54,7 @@ class Node:
 
     def check_hosted(self, task_ids: list[str]) -> list[str]:
         """The same ids. Raises WireError for one that this node does not host."""
-        if foreign := sorted(set(task_ids) - {task.task_id for task in self.tasks}):
+        if foreign := sorted(set(task_ids) - self._hosted):
             raise WireError(f"this node does not host the task '{foreign[0]}'")
         return task_ids
 

@@ -2,13 +2,16 @@
 
 Flower's own grids sleep 0.1 s (simulation) or 3 s (deployment) between two looks, which is most of a small round. This one
 waits for a part of the time that has passed, so it costs little both for rounds of 50 ms and for rounds of minutes; and since
-rounds take about as long as the one before, it looks seldom before the replies are due, and often then.
+rounds take about as long as the one before, it looks seldom before the replies are due, and often then. In a simulation it is
+told of replies that are due, without which a round of 0.3 s takes a twentieth longer.
 """
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -20,6 +23,8 @@ from common.wire import ROLL_CALL, WireError, payload_bytes, tell_settings
 from server_app.uploads import GRACE, awaited_until, limit_uploads
 
 _SHORTEST, _LONGEST = 0.004, 0.5  # seconds
+_DUE = 0.85
+"""Of the time that replies took before: from then on they are due."""
 LARGE = 2**23
 """Bytes from which on a reply, taken to be as large as its request, is looked at before the next one is fetched."""
 
@@ -36,6 +41,7 @@ class PollingGrid(Grid):
         self._grid = grid
         self._settings = dict(settings or {})
         self._packs = packs
+        self._stored = told_of_replies(grid)
         self._took: dict[str, float] = {}
         """Seconds until all replies to the last messages of a type were there."""
         self._look = float("inf")
@@ -138,8 +144,37 @@ class PollingGrid(Grid):
             if not waiting:
                 self._took[kind] = passed
             elif not (done or over):
-                wait = pause(passed, self._took.get(kind), self._look)
-                time.sleep(max(0.0, min(wait, deadline - now)))
+                due = self._took.get(kind, math.inf)
+                wait = max(0.0, min(pause(passed, due, self._look), deadline - now))
+                self._rest(wait, now - looked, is_due=passed + wait >= _DUE * due)
+
+    def _rest(self, wait: float, look: float, *, is_due: bool) -> None:
+        """Wait so many seconds, or until a reply has come that is due. `look`: seconds that the last look took."""
+        if self._stored is None or not is_due:
+            time.sleep(wait)
+            return
+        started = time.monotonic()
+        if self._stored.wait(wait):
+            self._stored.clear()
+            # Of many nodes one comes every moment: looks take a fifth of the time at most.
+            time.sleep(max(0.0, min(wait, 4 * look) - (time.monotonic() - started)))
+
+
+def told_of_replies(grid: Grid) -> threading.Event | None:
+    """What is set when a reply has come, where messages stay in memory; None elsewhere, or where a release does it otherwise."""
+    state: Any = getattr(grid, "state", None)
+    store = getattr(state, "store_message_res", None)
+    if not hands_over(grid) or not callable(store):
+        return None
+    stored = threading.Event()
+
+    def telling(message: Message) -> Any:
+        result = store(message)
+        stored.set()
+        return result
+
+    state.store_message_res = telling
+    return stored
 
 
 def hands_over(grid: Grid) -> bool:
@@ -147,16 +182,16 @@ def hands_over(grid: Grid) -> bool:
     return type(grid).__name__ == "InMemoryGrid"  # by name: where Flower has the class changes from release to release
 
 
-def pause(passed: float, due: float | None, look: float) -> float:
+def pause(passed: float, due: float, look: float) -> float:
     """Seconds until the next look.
 
     `passed`: since the messages were sent; `due`: how long it took the last time; `look`: how long a look takes, of which
-    this makes a fifth of the time at the most (inf: not known yet).
+    this makes a fifth of the time at the most (inf: not known yet, of both).
     """
-    if due is None or passed > 1.5 * due:
+    if math.isinf(due) or passed > 1.5 * due:
         part = passed / 10
-    elif passed < 0.85 * due:
-        part = min(max(passed, due / 4), 0.85 * due - passed)
+    elif passed < _DUE * due:
+        part = min(max(passed, due / 4), _DUE * due - passed)
     else:
         part = due / 50
     return min(max(part, _SHORTEST, 0.0 if math.isinf(look) else 4 * look), _LONGEST)
