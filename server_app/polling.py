@@ -1,8 +1,8 @@
 """A Grid that waits for replies with short polls.
 
 Flower's own grids sleep 0.1 s (simulation) or 3 s (deployment) between two looks, which is most of a small round. This one
-waits for a part of the time that has passed, so it costs little both for rounds of 50 ms and for rounds of minutes; and since
-rounds take about as long as the one before, it looks seldom before the replies are due, and often then. In a simulation it is
+waits for a part of the time that has passed, so it costs little both for rounds of 50 ms and for rounds of minutes. Rounds take
+about as long as the one before: until replies are due it looks every half second at most, then often. In a simulation it is
 told of replies that are due, without which a round of 0.3 s takes a twentieth longer.
 """
 
@@ -161,7 +161,7 @@ class PollingGrid(Grid):
 
 
 def told_of_replies(grid: Grid) -> threading.Event | None:
-    """What is set when a reply has come, where messages stay in memory; None elsewhere, or where a release does it otherwise."""
+    """What is set when a reply has come, where messages stay in memory; None elsewhere, or where it is done in another way."""
     state: Any = getattr(grid, "state", None)
     store = getattr(state, "store_message_res", None)
     if not hands_over(grid) or not callable(store):
@@ -191,7 +191,7 @@ def pause(passed: float, due: float, look: float) -> float:
     if math.isinf(due) or passed > 1.5 * due:
         part = passed / 10
     elif passed < _DUE * due:
-        part = min(max(passed, due / 4), _DUE * due - passed)
+        part = _DUE * due - passed
     else:
         part = due / 50
     return min(max(part, _SHORTEST, 0.0 if math.isinf(look) else 4 * look), _LONGEST)

@@ -2,14 +2,17 @@
 
 import gc
 import math
+import threading
 import time
 import weakref
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.superlink.grid import HttpGrid, InMemoryGrid
+from flwr.superlink.grid import HttpGrid
+from flwr.superlink.grid import InMemoryGrid as FlowersInMemoryGrid
 from loopback import LoopbackGrid
 
 from common import envelope
@@ -93,13 +96,12 @@ def test_looks_become_rarer_as_time_passes() -> None:
 @pytest.mark.parametrize(
     ("passed", "due", "look", "expected"),
     [
-        (0.1, None, math.inf, 0.01),  # nothing is known: a tenth of what has passed
-        (0.001, None, 0.0001, 0.004),
-        (60.0, None, 0.01, 0.5),
-        (0.01, 1.0, 0.001, 0.25),  # long before: twice in the first half of the time
-        (0.26, 1.0, 0.001, 0.26),
-        (0.6, 1.0, 0.001, 0.25),  # but not beyond the time from which on replies may be there
-        (0.8, 1.0, 0.001, 0.05),
+        (0.1, math.inf, math.inf, 0.01),  # nothing is known: a tenth of what has passed
+        (0.001, math.inf, 0.0001, 0.004),
+        (60.0, math.inf, 0.01, 0.5),
+        (0.01, 0.1, 0.0001, 0.075),  # not before replies may be there
+        (0.01, 1.0, 0.001, 0.5),  # but now and then, for this one may be quicker
+        (0.6, 1.0, 0.001, 0.25),
         (0.9, 1.0, 0.001, 0.02),
         (1.4, 1.0, 0.001, 0.02),  # a fiftieth of a round is the most that is lost
         (1.4, 1.0, 0.015, 0.06),  # unless looking is dear
@@ -108,7 +110,7 @@ def test_looks_become_rarer_as_time_passes() -> None:
         (100.0, 110.0, 0.01, 0.5),
     ],
 )
-def test_looks_are_dense_when_replies_are_due(passed: float, due: float | None, look: float, expected: float) -> None:
+def test_looks_are_dense_when_replies_are_due(passed: float, due: float, look: float, expected: float) -> None:
     assert polling.pause(passed, due, look) == pytest.approx(expected)
 
 
@@ -126,10 +128,10 @@ def test_a_look_that_takes_long_is_taken_seldom(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_the_last_replies_took_says_when_the_next_are_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    known: list[float | None] = []
+    known: list[float] = []
     plain = polling.pause
 
-    def watching(passed: float, due: float | None, look: float) -> float:
+    def watching(passed: float, due: float, look: float) -> float:
         known.append(due)
         return plain(passed, due, look)
 
@@ -141,7 +143,54 @@ def test_what_the_last_replies_took_says_when_the_next_are_due(monkeypatch: pyte
         messages = [Message(RecordDict({"request": ConfigRecord()}), i, ROLL_CALL) for i in grid.get_node_ids()]
         assert len(list(asking.send_and_receive(messages))) == 2
         assert known
-        assert all((due is None) == first and (due is None or 0.2 <= due < 10) for due in known)
+        assert all(due == math.inf if first else 0.2 <= due < 10 for due in known)
+
+
+class InMemoryGrid(SlowGrid):  # by this name it is known
+    """One that stores replies when they are due, as Flower's simulation does."""
+
+    def __init__(self, delays: list[float | None]) -> None:
+        super().__init__(delays)
+        self.stored: list[Any] = []
+        self.state = SimpleNamespace(store_message_res=self.stored.append)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        listed = list(messages)
+        for message in listed:
+            delay = self.delays[message.metadata.dst_node_id - 100]
+            assert delay is not None
+            threading.Timer(delay, lambda: self.state.store_message_res("reply")).start()
+        return super().push_messages(listed)
+
+
+def test_in_a_simulation_a_reply_that_is_due_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polling, "pause", lambda passed, due, look: 1.0)  # it would look a second late without being told
+    grid = InMemoryGrid([0.3, 0.5])
+    asking = PollingGrid(grid)
+    asking._took[ROLL_CALL] = 0.5
+    messages = [Message(RecordDict({"request": ConfigRecord()}), i, ROLL_CALL) for i in grid.get_node_ids()]
+    started = time.monotonic()
+    assert len(list(asking.send_and_receive(messages))) == 2
+    assert time.monotonic() - started < 0.9
+    assert grid.stored == ["reply"] * 2
+
+
+@pytest.mark.parametrize("is_due", [True, False])
+def test_who_is_told_often_still_looks_for_a_fifth_of_the_time_at_most(is_due: bool) -> None:
+    asking = PollingGrid(InMemoryGrid([0.0]))
+    assert asking._stored is not None
+    asking._stored.set()
+    started = time.monotonic()
+    asking._rest(0.3, 0.05, is_due=is_due)
+    assert time.monotonic() - started >= (0.2 if is_due else 0.3)
+    assert asking._stored.is_set() != is_due
+
+
+def test_other_grids_tell_of_nothing() -> None:
+    assert polling.told_of_replies(SlowGrid([])) is None
+    nameless = InMemoryGrid([])
+    del nameless.state.store_message_res
+    assert polling.told_of_replies(nameless) is None
 
 
 def test_no_messages_need_no_look() -> None:
@@ -179,7 +228,7 @@ def test_a_message_that_is_sent_again_is_as_it_was() -> None:
 
 
 def test_messages_are_packed_where_they_leave_the_machine() -> None:
-    assert polling.hands_over(InMemoryGrid.__new__(InMemoryGrid))
+    assert polling.hands_over(FlowersInMemoryGrid.__new__(FlowersInMemoryGrid))
     assert not polling.hands_over(HttpGrid.__new__(HttpGrid))
 
 

@@ -1,6 +1,7 @@
 """The loop that hands messages to simulated nodes."""
 
 import threading
+import time
 from dataclasses import dataclass, field
 from queue import Queue
 from types import SimpleNamespace
@@ -8,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from server_app.simulation import add_messages_to_queue, addressees
+from server_app import simulation
+from server_app.simulation import add_messages_to_queue, addressees, loyal, pickling_once
 
 
 @dataclass
@@ -22,6 +24,10 @@ class State:
     def put(self, name: str, node_id: int) -> None:
         metadata = SimpleNamespace(dst_node_id=node_id, delivered_at="")
         self.message_ins_store[name] = SimpleNamespace(name=name, metadata=metadata)
+
+    def store_message_ins(self, message: tuple[str, int]) -> str:
+        self.put(*message)
+        return message[0]
 
     def get_message_ins(self, node_id: int, limit: int) -> list[Any]:
         self.looks.append(node_id)
@@ -64,3 +70,61 @@ def test_every_message_for_a_node_is_handed_on_once_until_the_end(state: State) 
     assert not loop.is_alive()
     assert queue.empty()
     assert state.looks == [10, 30, 30, 20]  # node 99 is none of the nodes here
+
+
+def test_the_loop_is_told_of_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulation, "LONGEST", 60.0)
+    state, queue, over = State(), Queue[Any](), threading.Event()
+    loop = threading.Thread(target=add_messages_to_queue, args=(state, queue, {10: 0}, over))
+    loop.start()
+    try:
+        while not is_wrapped(state):
+            time.sleep(0.01)
+        time.sleep(0.2)  # it has looked, and waits
+        assert state.store_message_ins(("a", 10)) == "a"
+        assert queue.get(timeout=20).name == "a"
+    finally:
+        over.set()
+        state.store_message_ins(("b", 20))
+        loop.join(timeout=20)
+    assert not loop.is_alive()
+
+
+def is_wrapped(state: State) -> bool:
+    return "store_message_ins" in vars(state)
+
+
+class Pool:
+    """What is used of Flower's pool: the idle actors, of which `submit` takes the last."""
+
+    def __init__(self, *actors: str) -> None:
+        self.pool = list(actors)
+
+    def submit(self, actor_fn: Any, job: tuple[Any, Any, str, Any]) -> Any:
+        return actor_fn(self.pool.pop(), job)
+
+
+def test_a_node_stays_with_its_actor_while_that_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pool, "submit", loyal(Pool.submit))
+    pool = Pool("a", "b")
+
+    def served(*nodes: str) -> list[str]:
+        actors = [pool.submit(lambda actor, job: actor, (None, None, node, None)) for node in nodes]
+        pool.pool += actors  # they come back in this order
+        return actors
+
+    assert served("0", "1") == ["b", "a"]
+    assert served("1", "0") == ["a", "b"]  # else it would be the other way round
+    assert served("0", "1") == ["b", "a"]
+    pool.pool.remove("b")
+    assert served("0") == ["a"]  # its own is at work
+    pool.pool.append("b")
+    assert served("0", "1") == ["a", "b"]
+
+
+def test_the_app_is_pickled_once() -> None:
+    built = []
+    backend = SimpleNamespace(app_fn=None)
+    pickling_once(lambda it, app_fn: built.append((it, app_fn)), lambda app_fn: f"where {app_fn} is")(backend, "app")
+    assert built == [(backend, "app")]
+    assert backend.app_fn == "where app is"
