@@ -1,9 +1,10 @@
 """How long does a round take in a real deployment? A SuperLink and two SuperNodes on loopback gRPC, a small model.
 
 Three sides, one after the other in every repetition, so that other work on the machine hits all of them alike; ratios are taken
-within a repetition. "Flower": its own FedAvg, grid and SuperNodes (benchmarks/stock_flower). "quickbloom, Flower's nodes": our
-server, the nodes as `flower-supernode` starts them. "quickbloom": our server, and the nodes as `quickbloom-edge join` starts
-them, with warm workers. The first round of a run, which waits for idle nodes to look for work, is told apart.
+within a repetition. "Flower": its own FedAvg, grid, SuperLink and SuperNodes (benchmarks/stock_flower). "quickbloom, Flower's
+nodes": our server, the rest as Flower's commands start it. "quickbloom": our server, the nodes as `quickbloom-edge join` starts
+them, with warm workers, and the SuperLink as `quickbloom superlink` starts it. The first round of a run, which waits for idle
+nodes to look for work, is told apart.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import psutil
 
 from benchmarks.runner import ROOT, commit, finish, goal, machine, say
 from common import warm
+from server_app import link as superlink
 from server_app.history import read_history
 from server_app.launch import environment, free_port, healthy, script
 from server_app.processes import end_group
@@ -59,7 +61,7 @@ def main() -> None:
 
 def measure(side: str, rounds: int) -> dict[str, float]:
     """Seconds of a run's first and median later round, CPU seconds per round of one node, and its memory when idle, in MB."""
-    with tempfile.TemporaryDirectory() as folder, federation(Path(folder), warm_nodes=side == OURS) as node:
+    with tempfile.TemporaryDirectory() as folder, federation(Path(folder), ours=side == OURS) as node:
         home = Path(folder)
         time.sleep(10)  # until the nodes have started, and a fork server has imported what it should
         idle, before = memory(node), cpu(node)
@@ -79,14 +81,15 @@ def measure(side: str, rounds: int) -> dict[str, float]:
 
 
 @contextmanager
-def federation(home: Path, *, warm_nodes: bool, nodes: int = 2) -> Iterator[psutil.Process]:
+def federation(home: Path, *, ours: bool, nodes: int = 2) -> Iterator[psutil.Process]:
     """FLWR_HOME with the connection `loopback` to a SuperLink with SuperNodes; gives the first of these."""
     env = {**environment(home), **warm.MEMORY}  # as `quickbloom superlink` and `quickbloom-edge join` have it
     http, fleet = free_port(), free_port()
     (home / "config.toml").write_text(f'[superlink.loopback]\naddress = "127.0.0.1:{http}"\ninsecure = true\n')
-    link = [script("flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(http), "--fleet-api-address"]
-    link += [f"127.0.0.1:{fleet}", "--disable-runtime-dependency-installation"]
-    node = warm.command("flower-supernode") if warm_nodes else [script("flower-supernode")]
+    link = superlink.command() if ours else [script("flower-superlink")]
+    link += ["--insecure", "--host", "127.0.0.1", "--port", str(http), "--fleet-api-address", f"127.0.0.1:{fleet}"]
+    link += ["--disable-runtime-dependency-installation"]
+    node = warm.command("flower-supernode") if ours else [script("flower-supernode")]
     node += ["--insecure", "--superlink", f"127.0.0.1:{fleet}"]
     started = [_start(link, env, home)]
     try:

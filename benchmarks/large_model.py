@@ -36,7 +36,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     sizes = (32, *HIDDEN, 10)
     model = sum((a + 1) * b for a, b in itertools.pairwise(sizes)) * 4 / 1e6
-    with tempfile.TemporaryDirectory() as folder, federation(Path(folder), warm_nodes=True, nodes=3):
+    with tempfile.TemporaryDirectory() as folder, federation(Path(folder), ours=True, nodes=3):
         home = Path(folder)
         before = {pid: peak for pid, (_, peak) in at_rest(home).items()}
         over, peaks = threading.Event(), dict[int, tuple[str, float]]()
