@@ -91,10 +91,13 @@ def get(app: Starlette, path: str) -> str:
     return asyncio.run(text())
 
 
-def test_requests_of_users_go_through_every_layer(app: Starlette, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_users_are_still_asked_who_they_are(app: Starlette) -> None:
     with pytest.raises(FlowerError) as refused:
         get(app, "/v1/control/list-runs")
     assert refused.value.code == ApiErrorCode.ACCOUNT_AUTHENTICATION_NOT_INITIALIZED
+
+
+def test_requests_of_users_go_through_every_layer(app: Starlette, monkeypatch: pytest.MonkeyPatch) -> None:
     passed = through(monkeypatch)
     assert get(app, "/v1/control/list-runs") == "/v1/control/list-runs"
     assert passed == list(LAYERS)
