@@ -29,7 +29,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from common import inflating
+from common import inflating, light_requests
 from common.errors import ConfigError
 
 RELEASE = "1.39."
@@ -208,6 +208,7 @@ def warm_supernode(longest: float) -> None:
     connections.grpc = Connecting(connections.grpc)
     _retry_soon()
     pull_well()
+    light_requests.look_up_at_once()
     node: Any = importlib.import_module("flwr.supernode.start_client_internal")
     node.time = Pace(longest)
     told, tell = os.pipe()

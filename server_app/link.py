@@ -3,8 +3,7 @@
 - For every piece of every message Flower looks in its database for tasks of which nothing was heard for too long, and writes
   twice in doing so, though they have half a minute. The requests of a round wait for each other's writes. Here it looks once a
   second.
-- Every request of a run's server goes through six layers that each start a task and two streams. Four of them do nothing but
-  for requests of users. Here the others go past these four.
+- The requests of a run's server go past what is for others (`common.light_requests`).
 
 This reaches into one release of Flower, as `common.warm` does: with another, or with QUICKBLOOM_WARM=0, nothing is changed.
 """
@@ -12,15 +11,12 @@ This reaches into one release of Flower, as `common.warm` does: with another, or
 import importlib
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
-from common import warm
+from common import light_requests, warm
 
 PAUSE = 1.0
 """Seconds between two looks for tasks of which nothing is heard."""
-CONTROL = "/v1/control/"
-"""What the paths of users' requests begin with."""
 
 
 def command(*arguments: str) -> list[str]:
@@ -34,7 +30,8 @@ def main() -> None:
     sys.argv = sys.argv[1:]
     if warm.wanted() and not warm.reason_against():
         look_seldom()
-        go_past()
+        light_requests.go_past()
+        light_requests.look_up_at_once()
     importlib.import_module("flwr.superlink.cli").flower_superlink()
 
 
@@ -50,26 +47,3 @@ def look_seldom() -> None:
             look(self)
 
     state._cleanup_expired_task_tokens = seldom
-
-
-def go_past() -> None:
-    """Let requests that are none of users go past the layers that are for these alone."""
-    layers: Any = importlib.import_module("flwr.superlink.routers.control.middlewares")
-    for layer in (
-        layers.ControlSensitiveResponseMiddleware,
-        layers.ControlEventLogMiddleware,
-        layers.ControlLicenseMiddleware,
-        layers.ControlAuthenticationMiddleware,
-    ):
-        layer.__call__ = past(layer.__call__)
-
-
-def past(through: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """The method `__call__` of a layer, for requests of users and where what happens is logged; others go to what is behind."""
-
-    async def called(layer: Any, scope: Any, receive: Any, send: Any) -> None:
-        of_users = scope["type"] != "http" or scope["path"].startswith(CONTROL)
-        logged = "app" in scope and getattr(scope["app"].state, "control_event_log_plugin", None) is not None
-        await (through(layer, scope, receive, send) if of_users or logged else layer.app(scope, receive, send))
-
-    return called
