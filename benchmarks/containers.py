@@ -3,7 +3,8 @@
 Two sides, one after the other in every repetition, so that other work on the machine hits both alike; ratios are taken within a
 repetition. "Flower": Flower's own FedAvg (benchmarks/stock_flower), SuperLink, SuperExec and SuperNodes, in the same containers
 of the same image with the same keys (benchmarks/stock_flower/compose.yml). "quickbloom": docker-compose.yml as it is. The first
-round of a run, which waits for idle nodes to look for work, is told apart. Needs root and an engine on this machine; `make
+round of a run, which waits for idle nodes to look for work, is told apart, and our last one, which scores as well as trains,
+does not count. Needs root and an engine on this machine; `make
 test-docker` says how to get one.
 """
 
@@ -19,9 +20,8 @@ from typing import Any
 import psutil
 
 from benchmarks.compose import NODES, Federation, main_process, missing
-from benchmarks.deployment import FLOWER, GOAL_RATIO, GOAL_SECONDS, OURS, RUN, cpu, memory, middle, table
+from benchmarks.deployment import FLOWER, GOAL_RATIO, GOAL_SECONDS, OURS, RUN, cpu, memory, middle, seconds_of_training, table
 from benchmarks.runner import ROOT, commit, finish, goal, machine, say
-from server_app.history import read_history
 from server_app.runs import today
 
 STOCK = ROOT / "benchmarks" / "stock_flower"
@@ -102,13 +102,13 @@ def stock(federation: Federation, rounds: int) -> list[float]:
 
 
 def ours(federation: Federation, rounds: int) -> list[float]:
-    """Seconds of every round of `quickbloom run`."""
+    """Seconds of every round of `quickbloom run` that only trains."""
     settings = ["--rounds", str(rounds), "--set", f"min-nodes={len(NODES)}", "--json"]
     run = federation.start("quickbloom", "run", *RUN, *settings)
     out, said = run.communicate(timeout=1800)
     if run.returncode:
         raise SystemExit(f"the run failed: {said[-3000:]}")
-    return [float(record["seconds"]) for record in read_history(federation.directory_of(json.loads(out)))]
+    return seconds_of_training(federation.directory_of(json.loads(out)))
 
 
 def assemble(claim: str, rounds: int, runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Three sides, one after the other in every repetition, so that other work on the 
 within a repetition. "Flower": its own FedAvg, grid, SuperLink and SuperNodes (benchmarks/stock_flower). "quickbloom, Flower's
 nodes": our server, the rest as Flower's commands start it. "quickbloom": our server, the nodes as `quickbloom-edge join` starts
 them, with warm workers, and the SuperLink as `quickbloom superlink` starts it. The first round of a run, which waits for idle
-nodes to look for work, is told apart.
+nodes to look for work, is told apart, and our last one, which scores as well as trains, does not count.
 """
 
 import argparse
@@ -75,9 +75,14 @@ def measure(side: str, rounds: int) -> dict[str, float]:
             command = [script("quickbloom"), "run", *RUN, "--rounds", str(rounds), "--connection", "loopback"]
             command += ["--output", str(home / "run")]
             subprocess.run(command, env=environment(home), check=True, capture_output=True, timeout=600)
-            seconds = [record["seconds"] for record in read_history(home / "run")]
+            seconds = seconds_of_training(home / "run")
         spent = (cpu(node) - before) / rounds
     return {"first": seconds[0], "round": statistics.median(seconds[1:]), "cpu": spent, "idle_megabytes": idle}
+
+
+def seconds_of_training(run: Path) -> list[float]:
+    """Seconds of every round of a run but the last, in which held-out tasks are scored as well: by a message more to each."""
+    return [float(record["seconds"]) for record in read_history(run) if "validation" not in record]
 
 
 @contextmanager
