@@ -39,6 +39,8 @@ def main() -> None:
     parser.add_argument("--only", choices=list(OVERLAYS), help="measure this side alone, and write no result")
     parser.add_argument("--if-possible", action="store_true", help="do nothing where there is no engine")
     chosen = parser.parse_args()
+    if chosen.rounds < 3:
+        parser.error(f"--rounds must be at least 3, as neither the first nor the last counts, got {chosen.rounds}")
     if reason := missing():
         say(f"containers are not measured: it {reason}")
         raise SystemExit(0 if chosen.if_possible else 1)

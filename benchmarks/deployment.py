@@ -43,6 +43,8 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=8, metavar="N", help="of every run; default: %(default)s")
     chosen = parser.parse_args()
+    if chosen.rounds < 3:
+        parser.error(f"--rounds must be at least 3, as neither the first nor the last counts, got {chosen.rounds}")
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for _ in range(chosen.repetitions):
         for side in SIDES:
@@ -60,7 +62,9 @@ def main() -> None:
 
 
 def measure(side: str, rounds: int) -> dict[str, float]:
-    """Seconds of a run's first and median later round, CPU seconds per round of one node, and its memory when idle, in MB."""
+    """Seconds of a run's first and median later round, CPU seconds of one node per round, scoring included, and its memory when
+    idle, in MB.
+    """
     with tempfile.TemporaryDirectory() as folder, federation(Path(folder), ours=side == OURS) as node:
         home = Path(folder)
         time.sleep(10)  # until the nodes have started, and a fork server has imported what it should

@@ -30,7 +30,7 @@ def plan(name: str, of: Plan, label: str, rounds: int, kinds: tuple[str, ...], *
     like = next(variant for variant in of.variants if variant.label == label)
     changes = [(kind, f"update-dtype={kind}") for kind in kinds]
     changes[1:1] = controls
-    variants = tuple(Variant(name, like.algorithm, (*like.settings, setting)) for name, setting in changes)
+    variants = tuple(Variant(label, like.algorithm, (*like.settings, setting)) for label, setting in changes)
     claim = "bfloat16 and int8 cost at most half a point of accuracy"
     return Plan(name, claim, of.dataset, rounds, variants, of.settings, of.nodes, of.in_process)
 

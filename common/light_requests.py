@@ -16,13 +16,15 @@ LAYERS = (
     "ControlLicenseMiddleware",
     "ControlAuthenticationMiddleware",
 )
-"""Layers around every request, of a task and two streams each, that do nothing but for requests of users."""
+"""Layers around every request, of a task and two streams each. For requests that are none of users only the second does
+anything, where an event log is set up.
+"""
 LOOK_UPS = (
     ("flwr.supercore.protobuf.translation", "get_protobuf_request"),
     ("flwr.supercore.dependencies.runtime", "get_runtime_state"),
     ("flwr.supercore.dependencies.runtime", "get_runtime_handlers"),
 )
-"""Functions that return what is there already. FastAPI calls every function of a request in another thread."""
+"""Functions that return what is there already. FastAPI calls them in another thread, as it does all that are no coroutines."""
 
 Through = Callable[..., Awaitable[None]]
 
@@ -30,8 +32,7 @@ Through = Callable[..., Awaitable[None]]
 def go_past() -> None:
     """Let requests that are none of users go past LAYERS, in this process."""
     layers: Any = importlib.import_module("flwr.superlink.routers.control.middlewares")
-    for name in LAYERS:
-        layer = getattr(layers, name)
+    for layer in filter(None, (getattr(layers, name, None) for name in LAYERS)):
         layer.__call__ = past(layer.__call__)
 
 
@@ -50,7 +51,7 @@ def look_up_at_once() -> None:
     """Let FastAPI call LOOK_UPS, and the comparison of versions, where it is and not in another thread, in this process."""
     solving: Any = importlib.import_module("fastapi.dependencies.utils")
     versions: Any = importlib.import_module("flwr.supercore.dependencies.runtime_version")
-    functions = {getattr(importlib.import_module(module), name) for module, name in LOOK_UPS}
+    functions = {getattr(importlib.import_module(module), name, None) for module, name in LOOK_UPS}
     elsewhere = solving.run_in_threadpool
 
     async def call(function: Any, *arguments: Any, **named: Any) -> Any:

@@ -2,7 +2,8 @@
 
 - The loop that hands messages to the simulated nodes: Flower's looks every 0.1 s, and goes through all messages for every
   node, which with a thousand nodes keeps a core busy. This one is told of messages.
-- A node stays with a process, as far as that is idle: else every process comes to hold the data of every node.
+- A node stays with a process, as long as that is idle: with as many nodes as processes each then holds the data of its own
+  node alone, and not of all.
 - The ClientApp is given to Ray once. Flower pickles it anew for every message, which takes 5 ms.
 
 `server_app.launch` puts a script that runs this file before Flower's own on the PATH of its SuperLink. This reaches into one
@@ -11,6 +12,7 @@ release of Flower; with another, Flower's own code runs. It must not import this
 
 import importlib
 import importlib.metadata
+import importlib.util
 import threading
 from collections.abc import Callable
 from queue import Queue
@@ -65,35 +67,51 @@ def pickling_once(build: Callable[[Any, Any], None], put: Callable[[Any], Any]) 
     return built
 
 
-def loyal(submit: Callable[..., Any]) -> Callable[..., Any]:
-    """The method `submit` of Flower's pool of actors, which gives the next job to the last of the idle ones: that which
-    served the job's node before, if it is among them.
+class Loyal:
+    """Two methods of Flower's pool of actors: the next job goes to the idle actor that served its node before, if there is one,
+    else to the last of the idle ones, as with Flower. Who fails a node serves it no more.
     """
-    served: dict[str, Any] = {}
-    one_at_a_time = threading.Lock()
 
-    def submitted(pool: Any, actor_fn: Any, job: tuple[Any, Any, str, Any]) -> Any:
+    def __init__(self, fetch: Callable[[Any, Any], Any]) -> None:
+        self._fetch = fetch
+        self._served: dict[str, Any] = {}
+        self._jobs: dict[Any, tuple[str, Any]] = {}
+        self._choosing = threading.Lock()
+
+    def submit(self, pool: Any, actor_fn: Callable[..., Any], job: tuple[Any, Any, str, Any]) -> Any:
+        """In the place of the method `submit` of the pool."""
         node = job[2]
-        with one_at_a_time:
-            if (actor := served.get(node)) in pool.pool:
-                pool.pool.remove(actor)
-                pool.pool.append(actor)
-            served[node] = pool.pool[-1]
-            return submit(pool, actor_fn, job)
+        with self._choosing:
+            before = self._served.pop(node, None)
+            actor = before if before in pool.pool else pool.pool[-1]
+            pool.pool.remove(actor)
+        future = actor_fn(actor, *job)
+        self._jobs[future] = node, actor
+        pool._future_to_actor[future] = actor
+        return future
 
-    return submitted
+    def fetch(self, pool: Any, future: Any) -> Any:
+        """In the place of the method `fetch_result_and_return_actor_to_pool`."""
+        node, actor = self._jobs.pop(future)
+        result = self._fetch(pool, future)
+        self._served[node] = actor
+        return result
 
 
 def main() -> None:
     """The command `flwr-simulation`."""
     from flwr.simulation.app import flwr_simulation
 
-    if importlib.metadata.version("flwr").startswith(RELEASE):
+    # Without Ray Flower says what is missing.
+    if importlib.metadata.version("flwr").startswith(RELEASE) and importlib.util.find_spec("ray"):
         vce: Any = importlib.import_module("flwr.server.superlink.fleet.vce.vce_api")
         vce.add_messages_to_queue = add_messages_to_queue
         backend: Any = importlib.import_module("flwr.server.superlink.fleet.vce.backend.raybackend")
-        backend.BasicActorPool.submit = loyal(backend.BasicActorPool.submit)
         backend.RayBackend.build = pickling_once(backend.RayBackend.build, backend.ray.put)
+        pool = backend.BasicActorPool
+        loyal = Loyal(pool.fetch_result_and_return_actor_to_pool)
+        pool.submit = lambda *arguments: loyal.submit(*arguments)
+        pool.fetch_result_and_return_actor_to_pool = lambda *arguments: loyal.fetch(*arguments)
     flwr_simulation()
 
 

@@ -10,6 +10,7 @@ import pytest
 from fastapi import Depends, FastAPI
 from flwr.supercore.dependencies import runtime
 from flwr.supercore.error import ApiErrorCode, FlowerError
+from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.superlink.routers.control import middlewares
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -81,11 +82,12 @@ def through(monkeypatch: pytest.MonkeyPatch) -> list[type]:
     return passed
 
 
-def test_no_path_of_users_is_anywhere_else() -> None:
-    sensitive = {path for _, path in middlewares.CONTROL_SENSITIVE_ROUTE_KEYS}
-    assert sensitive
-    assert all(path.startswith(light_requests.CONTROL) for path in sensitive)
-    assert middlewares._is_control_path(light_requests.CONTROL)
+def test_of_all_paths_of_flower_those_of_users_begin_so() -> None:
+    paths = {path for _, path in PROTOBUF_REQUEST_TYPES}
+    of_users = {path for path in paths if middlewares._is_control_path(path)}
+    assert {path for path in paths if path.startswith(light_requests.CONTROL)} == of_users
+    assert {path for _, path in middlewares.CONTROL_SENSITIVE_ROUTE_KEYS} <= of_users
+    assert of_users < paths
 
 
 def test_what_is_there_already_is_looked_up_without_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:

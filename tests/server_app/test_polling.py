@@ -147,43 +147,56 @@ def test_what_the_last_replies_took_says_when_the_next_are_due(monkeypatch: pyte
 
 
 class InMemoryGrid(SlowGrid):  # by this name it is known
-    """One that stores replies when they are due, as Flower's simulation does."""
+    """One that stores a reply when it is due, and has it from then on, as Flower's simulation does."""
 
     def __init__(self, delays: list[float | None]) -> None:
         super().__init__(delays)
-        self.stored: list[Any] = []
-        self.state = SimpleNamespace(store_message_res=self.stored.append)
+        self.state = SimpleNamespace(store_message_res=lambda message_id: self.due.update({message_id: 0.0}))
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         listed = list(messages)
-        for message in listed:
+        ids = super().push_messages(listed)
+        for message, message_id in zip(listed, ids, strict=True):
+            self.due[message_id] = math.inf
             delay = self.delays[message.metadata.dst_node_id - 100]
-            assert delay is not None
-            threading.Timer(delay, lambda: self.state.store_message_res("reply")).start()
-        return super().push_messages(listed)
+            threading.Timer(delay or 0.0, lambda reply: self.state.store_message_res(reply), [message_id]).start()
+        return ids
 
 
-def test_in_a_simulation_a_reply_that_is_due_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(polling, "pause", lambda passed, due, look: 1.0)  # it would look a second late without being told
-    grid = InMemoryGrid([0.3, 0.5])
-    asking = PollingGrid(grid)
-    asking._took[ROLL_CALL] = 0.5
-    messages = [Message(RecordDict({"request": ConfigRecord()}), i, ROLL_CALL) for i in grid.get_node_ids()]
-    started = time.monotonic()
-    assert len(list(asking.send_and_receive(messages))) == 2
-    assert time.monotonic() - started < 0.9
-    assert grid.stored == ["reply"] * 2
+def test_in_a_simulation_a_reply_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polling, "pause", lambda passed, due, look: 60.0)
+    nodes, seconds = ask(InMemoryGrid([0.3, 0.5]), timeout=120)
+    assert nodes == [100, 101]
+    assert 0.5 <= seconds < 30
 
 
-@pytest.mark.parametrize("is_due", [True, False])
-def test_who_is_told_often_still_looks_for_a_fifth_of_the_time_at_most(is_due: bool) -> None:
+def test_who_is_told_often_still_looks_for_a_tenth_of_the_time_at_most() -> None:
     asking = PollingGrid(InMemoryGrid([0.0]))
     assert asking._stored is not None
     asking._stored.set()
     started = time.monotonic()
-    asking._rest(0.3, 0.05, is_due=is_due)
-    assert time.monotonic() - started >= (0.2 if is_due else 0.3)
-    assert asking._stored.is_set() != is_due
+    asking._rest(30.0, 0.03)
+    assert 0.27 <= time.monotonic() - started < 15
+    assert not asking._stored.is_set()
+
+
+def test_replies_that_are_quicker_than_the_last_ones_are_soon_expected_sooner() -> None:
+    grid = SlowGrid([0.05])
+    asking = PollingGrid(grid)
+    expected = asking._took[ROLL_CALL] = 0.6
+    for _ in range(2):
+        list(asking.send_and_receive([Message(RecordDict({"request": ConfigRecord()}), 100, ROLL_CALL)]))
+        # Looked at 0.85 of what was expected, and found.
+        assert 0.59 * expected < asking._took[ROLL_CALL] < 0.9 * expected
+        expected = asking._took[ROLL_CALL]
+
+
+def test_how_long_it_took_until_enough_were_there_is_what_is_expected() -> None:
+    grid = SlowGrid([0.1, 99.0])
+    asking = PollingGrid(grid)
+    messages = [Message(RecordDict({"request": ConfigRecord()}), i, ROLL_CALL) for i in grid.get_node_ids()]
+    assert len(list(asking.replies(messages, 60, lambda reply: True))) == 1
+    assert 0.1 <= asking._took[ROLL_CALL] < 30
 
 
 def test_other_grids_tell_of_nothing() -> None:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import Queue
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from server_app import simulation
-from server_app.simulation import add_messages_to_queue, addressees, loyal, pickling_once
+from server_app.simulation import Loyal, add_messages_to_queue, addressees, pickling_once
 
 
 @dataclass
@@ -75,14 +76,22 @@ def test_every_message_for_a_node_is_handed_on_once_until_the_end(state: State) 
 def test_the_loop_is_told_of_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulation, "LONGEST", 60.0)
     state, queue, over = State(), Queue[Any](), threading.Event()
+    looked = threading.Event()
+
+    def look(*arguments: Any) -> list[int]:
+        looked.set()
+        return addressees(*arguments)
+
+    monkeypatch.setattr(simulation, "addressees", look)
     loop = threading.Thread(target=add_messages_to_queue, args=(state, queue, {10: 0}, over))
     loop.start()
     try:
-        while not is_wrapped(state):
-            time.sleep(0.01)
-        time.sleep(0.2)  # it has looked, and waits
+        assert looked.wait(20)
+        time.sleep(0.2)  # it has found nothing, and waits
+        started = time.monotonic()
         assert state.store_message_ins(("a", 10)) == "a"
-        assert queue.get(timeout=20).name == "a"
+        assert queue.get(timeout=50).name == "a"
+        assert time.monotonic() - started < 30
     finally:
         over.set()
         state.store_message_ins(("b", 20))
@@ -90,36 +99,67 @@ def test_the_loop_is_told_of_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not loop.is_alive()
 
 
-def is_wrapped(state: State) -> bool:
-    return "store_message_ins" in vars(state)
-
-
 class Pool:
-    """What is used of Flower's pool: the idle actors, of which `submit` takes the last."""
+    """What is used of Flower's pool: the idle actors, and which of them is at what."""
 
     def __init__(self, *actors: str) -> None:
         self.pool = list(actors)
+        self._future_to_actor: dict[Any, str] = {}
 
-    def submit(self, actor_fn: Any, job: tuple[Any, Any, str, Any]) -> Any:
-        return actor_fn(self.pool.pop(), job)
+    def back(self, future: Any) -> str:
+        """As Flower's own method: the result, here the name of the actor, which is idle again."""
+        if self._future_to_actor[future] == "broken":
+            raise RuntimeError("it has died")
+        self.pool.append(self._future_to_actor.pop(future))
+        return self.pool[-1]
 
 
-def test_a_node_stays_with_its_actor_while_that_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Pool, "submit", loyal(Pool.submit))
-    pool = Pool("a", "b")
+def serve(loyal: Loyal, pool: Pool, *nodes: str) -> list[str]:
+    """Which actor serves each of the nodes, of which all are asked before the first has answered."""
+    futures = [loyal.submit(pool, lambda actor, *job: (actor, job[2]), (None, None, node, None)) for node in nodes]
+    return [loyal.fetch(pool, future) for future in futures]
 
-    def served(*nodes: str) -> list[str]:
-        actors = [pool.submit(lambda actor, job: actor, (None, None, node, None)) for node in nodes]
-        pool.pool += actors  # they come back in this order
-        return actors
 
-    assert served("0", "1") == ["b", "a"]
-    assert served("1", "0") == ["a", "b"]  # else it would be the other way round
-    assert served("0", "1") == ["b", "a"]
+def test_a_node_stays_with_its_actor_while_that_is_idle() -> None:
+    pool, loyal = Pool("a", "b"), Loyal(Pool.back)
+    assert serve(loyal, pool, "0", "1") == ["b", "a"]
+    assert serve(loyal, pool, "1", "0") == ["a", "b"]  # else it would be the other way round
+    assert serve(loyal, pool, "0", "1") == ["b", "a"]
     pool.pool.remove("b")
-    assert served("0") == ["a"]  # its own is at work
+    assert serve(loyal, pool, "0") == ["a"]  # its own is at work
     pool.pool.append("b")
-    assert served("0", "1") == ["a", "b"]
+    assert serve(loyal, pool, "0", "1") == ["a", "b"]
+    assert not loyal._jobs
+    assert not pool._future_to_actor
+
+
+def test_a_node_does_not_stay_with_an_actor_that_failed_it() -> None:
+    pool, loyal = Pool("a", "broken"), Loyal(Pool.back)
+    with pytest.raises(RuntimeError, match="died"):
+        serve(loyal, pool, "0")
+    pool.pool.insert(0, "broken")  # Flower takes it for idle
+    assert serve(loyal, pool, "0") == ["a"]
+    assert serve(loyal, pool, "0") == ["a"]
+
+
+def test_no_actor_gets_two_jobs_at_once() -> None:
+    pool, loyal, at_work = Pool(*"abcd"), Loyal(Pool.back), set[str]()
+
+    def begin(actor: str, *job: Any) -> Any:
+        assert actor not in at_work
+        at_work.add(actor)
+        time.sleep(0.001)
+        return actor, job
+
+    def go_on(node: str) -> None:
+        for turn in range(50):
+            future = loyal.submit(pool, begin, (None, turn, node, None))
+            at_work.remove(future[0])
+            loyal.fetch(pool, future)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(go_on, "0123")) == [None] * 4
+    assert sorted(pool.pool) == list("abcd")
 
 
 def test_the_app_is_pickled_once() -> None:
