@@ -26,7 +26,7 @@ _SHORTEST, _LONGEST = 0.004, 0.5  # seconds
 _DUE = 0.85
 """Of the time that replies took before: from then on they are due."""
 _SHRINKS = 0.7
-"""What is assumed of the time of a look that finds all and follows the one at the start: they came before it, who knows when."""
+"""What is assumed of the time of a look that finds all, if it is the first after that at the start: they came before it."""
 LARGE = 2**23
 """Bytes from which on a reply, taken to be as large as its request, is looked at before the next one is fetched."""
 
