@@ -4,8 +4,7 @@ Two sides, one after the other in every repetition, so that other work on the ma
 repetition. "Flower": Flower's own FedAvg (benchmarks/stock_flower), SuperLink, SuperExec and SuperNodes, in the same containers
 of the same image with the same keys (benchmarks/stock_flower/compose.yml). "quickbloom": docker-compose.yml as it is. The first
 round of a run, which waits for idle nodes to look for work, is told apart, and our last one, which scores as well as trains,
-does not count. Needs root and an engine on this machine; `make
-test-docker` says how to get one.
+does not count. Needs root and an engine on this machine; `make test-docker` says how to get one.
 """
 
 import argparse

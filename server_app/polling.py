@@ -20,6 +20,7 @@ from flwr.supercore.run import Run
 from common import envelope
 from common.config import Scalar
 from common.wire import ROLL_CALL, WireError, payload_bytes, tell_settings
+from server_app.simulation import telling
 from server_app.uploads import GRACE, awaited_until, limit_uploads
 
 _SHORTEST, _LONGEST = 0.004, 0.5  # seconds
@@ -171,13 +172,7 @@ def told_of_replies(grid: Grid) -> threading.Event | None:
     if not hands_over(grid) or not callable(store):
         return None
     stored = threading.Event()
-
-    def telling(message: Message) -> Any:
-        result = store(message)
-        stored.set()
-        return result
-
-    state.store_message_res = telling
+    state.store_message_res = telling(store, stored)
     return stored
 
 
