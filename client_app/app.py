@@ -40,6 +40,7 @@ from common.wire import (
     check_roll_call,
     error_records,
     payload_bytes,
+    told_agreed,
     told_settings,
 )
 
@@ -61,7 +62,8 @@ def _replies(handler: Handler) -> Callable[[Message, Context], Message]:
         packed = envelope.is_packed(message.content)
         try:
             message.content = envelope.unpack(message.content)
-            content = handler(message, node_of(context, told_settings(message.content)), context.state)
+            node = node_of(context, told_settings(message.content), told_agreed(message.content))
+            content = handler(message, node, context.state)
         except (QuickbloomError, WireError) as error:
             log(ERROR, "%s", error)
             content = error_records(error.for_others() if isinstance(error, QuickbloomError) else str(error))

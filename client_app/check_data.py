@@ -9,15 +9,30 @@ import numpy as np
 from common.config import Scalar, parse_run_config
 from common.datasets.base import left_out_in_words
 from common.datasets.own import Own, OwnOptions, task_of_file
+from common.datasets.own.columns import categories
+from common.datasets.own.numbers import read_numbers
+from common.datasets.own.parquet_file import Unusable
+from common.datasets.own.tables import PIXELS
+from common.datasets.own.text import Array, Text, as_text
+from common.datasets.own.vocabulary import Places, input_names
+
+_MOST_TASKS = 50
+"""Of which each has lines of its own."""
 
 
 def describe(
-    path: str, task: str, target: str, task_name: str = "", settings: Mapping[str, Scalar] = MappingProxyType({})
+    path: str,
+    task: str,
+    target: str,
+    task_name: str = "",
+    settings: Mapping[str, Scalar] = MappingProxyType({}),
+    show: int = 0,
 ) -> Iterator[str]:
     """Rows, columns with ranges and missing values, tasks, classes. Raises DataError for what cannot be used.
 
     `task`: the task column, which must be there; "": `task` if there is one, else all rows are one task. `task_name`: its name
-    in a file without a task column, "": that of the file. `settings`: others of a run, such as {"own.shots": 5}.
+    in a file without a task column, "": that of the file. `settings`: others of a run, such as {"own.shots": 5}. `show`: so
+    many rows as the model sees them, at the end.
     """
     run = parse_run_config({"dataset": "own", **settings}).table("own")
     assert isinstance(run, OwnOptions)
@@ -25,30 +40,91 @@ def describe(
     given = {"task_column": task, "task_name": name, "target_column": target}
     options = run.model_copy(update={"path": path} | {key: value for key, value in given.items() if value})
     own = Own(options, Path())
-    yield f"rows: {len(next(iter(own.table.values())))}; {own.kind}; inputs {own.spec.input_shape}"
+    yield f"rows: {own.table.rows}; {own.kind}; inputs {own.spec.input_shape}"
     if own.one_task:
         yield (
-            f"no column `{options.task_column}` says whose row it is: all rows are one task, to the server '{name}', "
-            "unless the run names a task column that is here"
+            f"no column `{own.options.task_column}` says whose row it is: all rows are one task, to the server "
+            f"'{own.options.task_name}', unless the run names a task column that is here"
         )
-    for name, column in own.table.items():
-        if own.one_task and name == options.task_column:
-            continue
-        if column.dtype == object:
-            words = [value for value in column if value is not None]
-            yield f"column {name}: text, {len(set(words))} different values, {len(column) - len(words)} missing"
-        else:
-            known = column[~np.isnan(column)]
-            span = f"{known.min():g} .. {known.max():g}" if len(known) else "empty"
-            yield f"column {name}: numbers {span}, {int(np.isnan(column).sum())} missing"
-    for info in own.tasks():
-        yield f"task {info.task_id}: {info.num_support} support, {info.num_query} query, {info.num_test} test examples"
-        if own.kind == "classification":
-            data = own.test_draws(info.task_id)[0]
-            labels = np.concatenate([part.y.numpy() for part in (data.support, data.query, data.test)])
-            counts = np.bincount(labels, minlength=len(own.classes))
-            yield "  classes: " + ", ".join(f"{label} {count}" for label, count in zip(own.classes, counts, strict=True))
+    for name in own.table:
+        if not (own.one_task and name == own.options.task_column):
+            yield _column(own, name)
+    yield from _tasks(own)
     if own.left_out:
         yield left_out_in_words(own.left_out)
     for remark in own.remarks:
         yield f"remark: {remark}"
+    yield from show_rows(own, show)
+
+
+def _column(own: Own, name: str) -> str:
+    column, kind = own.table[name], own.schema.features.get(name, "")
+    if isinstance(column, Unusable):
+        return f"column {name}: neither numbers nor text, not used"
+    if isinstance(column, np.ndarray) and column.ndim > 1:
+        return f"column {name}: numbers {column.min():g} .. {column.max():g}, 0 missing"
+    if name == own.options.task_column:
+        return f"column {name}: {len(own.rows) + len(own.left_out)} tasks, {own.rows_without_task} rows without one"
+    if kind == "text" or (not kind and isinstance(column, Text) and not _is_numeric_target(own, name)):
+        text = categories(column) if kind else as_text(column)
+        return f"column {name}: text, {len(text.values)} different values, {int((text.codes < 0).sum())} missing"
+    numbers = own.inputs[name] if kind else own.target.values if name == own.schema.target else column
+    assert isinstance(numbers, np.ndarray)
+    return f"column {name}: {_range(numbers, kind)}{_convention(own, name)}"
+
+
+def _is_numeric_target(own: Own, name: str) -> bool:
+    return name == own.schema.target and own.kind == "regression"
+
+
+def _range(numbers: Array, kind: str) -> str:
+    if numbers.dtype.kind in "mM":
+        return f"dates, {int(np.isnat(numbers).sum())} missing"
+    numbers = np.asarray(numbers, dtype=np.float64)
+    known = numbers[~np.isnan(numbers)]
+    span = f"{known.min():g} .. {known.max():g}" if len(known) else "empty"
+    what = {"date": "dates, in days since 1970,", "time": "times, in hours,"}.get(kind, "numbers")
+    return f"{what} {span}, {len(numbers) - len(known)} missing"
+
+
+def _convention(own: Own, name: str) -> str:
+    column = own.table[name]
+    how = read_numbers(column, own.table.decimal).how if isinstance(column, Text) else ""
+    return f" ({how})" if how and own.schema.features.get(name, "number") == "number" else ""
+
+
+def _tasks(own: Own) -> Iterator[str]:
+    infos = own.tasks()
+    for info in infos[:_MOST_TASKS]:
+        yield f"task {info.task_id}: {info.num_support} support, {info.num_query} query, {info.num_test} test examples"
+        if own.kind == "classification":
+            labels = own.target.values[np.concatenate(own.rows[info.task_id])].astype(np.int64)
+            counts = np.bincount(labels, minlength=len(own.classes))
+            yield "  classes: " + ", ".join(f"{label} {count}" for label, count in zip(own.classes, counts, strict=True))
+    if more := infos[_MOST_TASKS:]:
+        totals = [info.num_support + info.num_query + info.num_test for info in more]
+        yield f"and {len(more)} more tasks, of {min(totals)} to {max(totals)} rows"
+
+
+def show_rows(own: Own, count: int) -> Iterator[str]:
+    """The first rows that are used, as the model sees them: every input by name, and the target."""
+    parts = {row: (task, part) for task in list(own.rows)[:_MOST_TASKS] for row, part in own.part_of_rows(task).items()}
+    for row in sorted(parts)[:count]:
+        task, part = parts[row]
+        data = own.test_draws(task)[0]
+        batch = {"support": data.support, "query": data.query, "test": data.test}[part]
+        at = int(np.searchsorted(own.rows[task][("support", "query", "test").index(part)], row))
+        x, y = batch.x[at].numpy(), batch.y[at].numpy()
+        said = f"target {own.classes[int(y)]} (class {int(y)})" if own.kind == "classification" else f"target {float(y[0]):.4g}"
+        yield f"row {row + 1}: task {task}, {part}; {_inputs_in_words(own, x)}; {said}"
+
+
+def _inputs_in_words(own: Own, x: Array) -> str:
+    if PIXELS in own.inputs:
+        return f"pixels {x.shape}, {x.min():.3g} .. {x.max():.3g}, mean {x.mean():.3g}"
+    names = []
+    for name, column in own.inputs.items():
+        held = own.table.get(name)
+        text = categories(held) if isinstance(column, Places) and not isinstance(held, Unusable | None) else None
+        names += input_names(name, text, own.schema.vocabularies.get(name, [])) if isinstance(column, Places) else [name]
+    return ", ".join(f"{name} {value:.4g}" for name, value in zip(names, x, strict=True))

@@ -36,14 +36,16 @@ def check_data(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of the run, such as own.categorical=ward; repeat."),
     ] = None,
+    show: Annotated[int, typer.Option(help="So many rows as the model sees them.", min=0)] = 0,
 ) -> None:
     """Say what a file holds and what is wrong with it; nothing connects. Exit code: 0 usable, 2 not.
 
-    Example: quickbloom-edge check-data hospitals.csv --task hospital --target outcome --set own.shots=5
+    Example: quickbloom-edge check-data hospitals.csv --task hospital --target outcome --set own.shots=5 --show 5
     """
     from client_app.check_data import describe  # imports torch, which takes seconds
 
-    for line in describe(path, task, target, settings={key: scalar(value) for key, value in map(split_assignment, set_ or [])}):
+    settings = {key: scalar(value) for key, value in map(split_assignment, set_ or [])}
+    for line in describe(path, task, target, settings=settings, show=show):
         print(line)
 
 
@@ -88,6 +90,8 @@ def predict(
             _say(f"Predictions for {counted(len(found.rows), 'row')}: {output}")
         except OSError as error:
             raise ConfigError(f"`--output` must be a file that can be written, got '{output}' ({error.strerror})") from None
+    for remark in found.remarks:
+        _say(f"Remark: {remark}")
     for scored in found.scores:
         which = "test rows of the data that it was adapted to" if scored.part == "test" else "rows with a target"
         _say(f"{scored.task}: {scored.name} {score(scored.value, scored.name)} on {scored.examples} {which}")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from client_app.personalize import one_model
-from common.datasets.preparation import Preparation
+from common.datasets.own.preparation import Preparation
 from common.errors import ConfigError, DataError, in_one_line
 from common.personal import Personal
 

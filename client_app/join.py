@@ -96,7 +96,7 @@ def _check_data(config: NodeConfig, say: Say) -> None:
     """Raise DataError for what is wrong with the user's own file, if there is one."""
     if config.data_path:
         from client_app.check_data import describe  # imports torch, which takes seconds
-        from common.datasets.tables import MixedColumnError
+        from common.datasets.own import MixedColumnError
 
         named = (config.data_path, config.task_column, config.target_column, config.task_name)
         declared: list[str] = []

@@ -26,7 +26,8 @@ from common.wire import WireError
 class Node:
     """One node of a run: the tasks it hosts and the algorithm it runs. Building it reads the data, so `node_of` caches it."""
 
-    def __init__(self, run: RunConfig, config: NodeConfig) -> None:
+    def __init__(self, run: RunConfig, config: NodeConfig, agreed: str = "") -> None:
+        """`agreed`: the schema that the nodes of the run agreed on; "": that of this node's file."""
         torch.set_num_threads(config.threads)
         self.compile = Auto(run.rounds) if run.compile == "auto" else run.compile
         self.episodes = run.episodes
@@ -38,7 +39,7 @@ class Node:
         self.chunk_size = config.chunk_size or run.chunk_size or AutoChunks(self.device)
         self.chunk_size_scoring = config.chunk_size or run.chunk_size or AutoChunks(self.device)
         data_dir = resolve_data_dir(config.data_dir or run.data_dir)
-        self.dataset = load_dataset(run.dataset, _with_own_file(run, config), data_dir)
+        self.dataset = load_dataset(run.dataset, _with_own_file(run, config), data_dir, agreed)
         tasks = self.dataset.tasks()
         # A node's own file is all its own: only a file that nodes share is dealt out.
         self.tasks: list[TaskInfo] = tasks if config.data_path else tasks[config.partition_id :: config.num_partitions]
@@ -59,21 +60,21 @@ class Node:
         return task_ids
 
 
-def node_of(context: Context, told: Mapping[str, Any] | None = None) -> Node:
+def node_of(context: Context, told: Mapping[str, Any] | None = None, agreed: str = "") -> Node:
     """The Node of this process for the settings in `context`; built once. Raises ConfigError or DataError.
 
-    `told`: settings that came with the message, which win over those of the run.
+    `told`: settings that came with the message, which win over those of the run. `agreed`: as of `Node`, by the message.
     """
     run_config = {**context.run_config, **(told or {})}
     # One text for all nodes of a process, where Flower simulates a thousand in each.
     text = sys.intern(json.dumps(run_config, sort_keys=True))
-    return _cached(text, json.dumps(dict(context.node_config), sort_keys=True))
+    return _cached(text, json.dumps(dict(context.node_config), sort_keys=True), agreed)
 
 
 @lru_cache(maxsize=1024)  # more than the nodes of one process: each would be built anew for every message
-def _cached(run_config: str, node_config: str) -> Node:
+def _cached(run_config: str, node_config: str, agreed: str) -> Node:
     flat_node: dict[str, Any] = json.loads(node_config)
-    return Node(_run(run_config), parse_node_config(flat_node))
+    return Node(_run(run_config), parse_node_config(flat_node), agreed)
 
 
 @lru_cache(maxsize=8)

@@ -8,8 +8,7 @@ A checkpoint and a personal model describe their own model, classes and columns:
 """
 
 import csv
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,12 +23,17 @@ from common.assemble import build_algorithm
 from common.batch import Batch
 from common.config import parse_run_config
 from common.datasets.base import left_out_in_words
-from common.datasets.own import Own, OwnOptions, as_text, fit, refuse_infinite, task_of_file
-from common.datasets.preparation import Preparation
-from common.datasets.tables import Array, Table, as_numbers, read_table
+from common.datasets.own import Own, OwnOptions, task_of_file
+from common.datasets.own.columns import Schema, make_inputs, usable
+from common.datasets.own.dataset import reading_of
+from common.datasets.own.preparation import Preparation
+from common.datasets.own.tables import Table, read_table
+from common.datasets.own.target import UnknownClassError, read_target
+from common.datasets.own.text import Array, as_text, names
 from common.errors import ConfigError, DataError, in_one_line
 from common.params import mismatch
 from common.personal import SUFFIX, Origin, Personal
+from common.units import counted
 
 _CHUNK = 1024
 
@@ -98,12 +102,15 @@ class Score:
 class Predictions:
     """`rows`: one dictionary for each row of the file that belongs to a model, in its order; `scores`: where there are targets.
 
+    `remarks`: which rows are not there, and why.
+
     The keys: "row" (counted from 1), "task", "part" (support, query or test, if these are the data that the model was adapted
     to), "target", "prediction", and "probability" of the predicted class.
     """
 
     rows: list[dict[str, Any]]
     scores: list[Score]
+    remarks: Sequence[str] = ()
 
     def write_csv(self, file: TextIO) -> None:
         """As a table with a header."""
@@ -124,38 +131,43 @@ def predict(model: str | Path, data: str | Path) -> Predictions:
     for one in models:
         if (name := one.card["config"].get("dataset")) != "own":
             raise DataError(f"the personal model of '{one.task}' is for the data set `{name}`, and no file fits it")
+    side = {OwnOptions.model_validate(one.card["columns"]).image_side for one in models}
+    tables = {pixels: read_table(str(data), pixels) for pixels in side}
     rows: list[dict[str, Any]] = []
     scores: list[Score] = []
     for one in models:
-        found, score = _predict(one, str(data), alone=len(models) == 1)
+        table = tables[OwnOptions.model_validate(one.card["columns"]).image_side]
+        found, score = _predict(one, table, alone=len(models) == 1)
         rows += found
         scores += score
+    total, column = next(iter(tables.values())).rows, models[0].card["columns"]["task-column"]
     if not rows:
         raise DataError(
-            f"the data '{data}' hold no row of the task '{models[0].task}': leave the column "
-            f"`{models[0].card['columns']['task-column']}` out to predict all rows"
+            f"the data '{data}' hold no row of the task '{models[0].task}': leave the column `{column}` out to predict all rows"
         )
-    return Predictions(sorted(rows, key=lambda row: int(row["row"])), scores)
+    left = total - len(rows)
+    remarks = [
+        f"{left} of {counted(total, 'row')} name no task, or one without a model here (`{column}`): they are not predicted"
+    ]
+    return Predictions(sorted(rows, key=lambda row: int(row["row"])), scores, remarks if left else [])
 
 
-def _predict(model: Personal, data: str, *, alone: bool) -> tuple[list[dict[str, Any]], list[Score]]:
+def _predict(model: Personal, table: Table, *, alone: bool) -> tuple[list[dict[str, Any]], list[Score]]:
     card = model.card
-    options = OwnOptions.model_validate({**card["columns"], "path": data})
-    preparation, schema = Preparation.from_json(card["preparation"]), json.loads(card["schema"])
-    table = read_table(data, options.image_side)
+    options = OwnOptions.model_validate({**card["columns"], "path": table.path}).cleaned()
+    preparation, schema = Preparation.from_json(card["preparation"]), Schema.from_json(card["schema"])
     rows = _rows_of(model.task, table, options, alone=alone)
     if not len(rows):
         return [], []
-    kinds = dict(schema["features"])
-    fit(table, kinds, {schema["target"], options.task_column}, data)
-    refuse_infinite(table, list(kinds))
-    x = torch.from_numpy(preparation.encode({name: table[name][rows] for name in preparation.features}))
+    x = torch.from_numpy(preparation.encode(make_inputs(table, schema, reading_of(options), rows)))
     if list(x.shape[1:]) != list(card["spec"][1]):
-        raise DataError(f"the inputs of '{data}' have the shape {tuple(x.shape[1:])}, the model needs {tuple(card['spec'][1])}")
-    y, texts = _targets(table, schema, preparation, rows, data)
+        raise DataError(
+            f"the inputs of '{table.path}' have the shape {tuple(x.shape[1:])}, the model needs {tuple(card['spec'][1])}"
+        )
+    y, texts = _targets(table, schema, preparation, rows, options)
     parts = _parts(model, options, card)
     outputs = _outputs(model, x, [parts.get(int(row), "") for row in rows])
-    said = _in_words(outputs, schema["classes"], preparation)
+    said = _in_words(outputs, schema.classes, preparation)
     listed = [
         {"row": int(row) + 1, "task": model.task, "part": parts.get(int(row), ""), "target": texts[i], **said[i]}
         for i, row in enumerate(rows)
@@ -189,32 +201,34 @@ def _score(model: Personal, x: torch.Tensor, y: Array, chosen: Array, part: str)
 
 def _rows_of(task: str, table: Table, options: OwnOptions, *, alone: bool) -> Array:
     """Positions of the task's rows; all where nothing says whose they are, and there is but one model."""
-    length = len(next(iter(table.values())))
     if options.task_column not in table:
         if not alone:
             raise DataError(
-                f"the data '{options.path}' have no column `{options.task_column}`, which says whose row it is: name the model "
+                f"the data '{table.path}' have no column `{options.task_column}`, which says whose row it is: name the model "
                 "of one task"
             )
-        return np.arange(length)
-    names = as_text(table[options.task_column])
-    return np.flatnonzero([name == task for name in names])
+        return np.arange(table.rows)
+    tasks = names(usable(table, options.task_column), reading_of(options).extra_missing)
+    return np.flatnonzero(tasks.codes == tasks.values.index(task)) if task in tasks.values else np.array([], dtype=np.int64)
 
 
-def _targets(table: Table, schema: dict[str, Any], preparation: Preparation, rows: Array, data: str) -> tuple[Array, list[str]]:
+def _targets(
+    table: Table, schema: Schema, preparation: Preparation, rows: Array, options: OwnOptions
+) -> tuple[Array, list[str]]:
     """(class positions or standardised numbers, NaN where unknown; the same as text) of the rows."""
-    name, classes = schema["target"], schema["classes"]
-    if name not in table:
+    if schema.target not in table:
         return np.full(len(rows), np.nan), [""] * len(rows)
-    column = table[name] if classes else as_numbers(name, table[name], "leave the row out")
-    texts = ["" if text is None else text for text in as_text(column[rows])]
-    if not classes:
-        numbers = np.full(len(rows), np.nan) if column.dtype == object else column[rows]
-        return preparation.target.apply(numbers) if preparation.target else numbers, texts
-    if strange := sorted(set(texts) - {"", *classes}):
-        raise DataError(f"the column `{name}` of '{data}' holds the class '{strange[0]}', the model knows {', '.join(classes)}")
-    position = {label: float(i) for i, label in enumerate(classes)}
-    return np.array([position.get(text, np.nan) for text in texts]), texts
+    try:
+        found = read_target(table, schema.target, options, reading_of(options), schema)
+    except UnknownClassError as error:
+        raise DataError(
+            f"the column `{schema.target}` of '{table.path}' holds the class '{error.label}', the model knows "
+            f"{', '.join(schema.classes)}",
+            error.label,
+        ) from None
+    texts = ["" if text is None else text for text in as_text(usable(table, schema.target)).take(rows).cells()]
+    values = found.values[rows]
+    return preparation.target.apply(values) if preparation.target else values, texts
 
 
 def _parts(model: Personal, options: OwnOptions, card: Any) -> dict[int, str]:
@@ -225,8 +239,7 @@ def _parts(model: Personal, options: OwnOptions, card: Any) -> dict[int, str]:
             return {}
     except DataError:  # it lacks targets, say: it is another file
         return {}
-    names = ("support", "query", "test")
-    return {int(row): name for name, rows in zip(names, own.rows[model.task], strict=True) for row in rows}
+    return own.part_of_rows(model.task)
 
 
 def _in_words(outputs: torch.Tensor, classes: list[str], preparation: Preparation) -> list[dict[str, Any]]:

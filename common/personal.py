@@ -26,7 +26,7 @@ from common.config import RunConfig, parse_run_config
 from common.datasets import Dataset
 from common.datasets.base import DataSpec
 from common.datasets.own import Own, OwnOptions
-from common.datasets.preparation import Preparation
+from common.datasets.own.preparation import Preparation
 from common.errors import DataError, QuickbloomError, in_one_line
 from common.models import MODELS
 from common.params import Params, all_finite, mismatch

@@ -21,7 +21,7 @@ from common.params import Params, can_be_squared
 from common.reading import WireError as WireError
 from common.reading import config_of, floats, ints, nothing_else, reads, record_of, short, strings
 
-PROTOCOL = 6
+PROTOCOL = 7
 """Raised whenever a node of the old form could not work with a server of the new one."""
 
 ROLL_CALL = "query.roll_call"
@@ -36,9 +36,11 @@ _ROUNDING = 1e-3
 """Losses and errors are not negative, but for rounding."""
 
 
-def roll_call_request() -> RecordDict:
-    """What the server asks every node before the first round."""
-    return RecordDict({"request": ConfigRecord({"protocol": PROTOCOL})})
+def roll_call_request(agreed: str = "") -> RecordDict:
+    """What the server asks every node before the first round. `agreed`: as of `tell_agreed`."""
+    records = RecordDict({"request": ConfigRecord({"protocol": PROTOCOL})})
+    tell_agreed(records, agreed)
+    return records
 
 
 @reads
@@ -311,6 +313,21 @@ def tell_settings(records: RecordDict, settings: Mapping[str, bool | int | float
 def told_settings(records: RecordDict) -> dict[str, Any]:
     """What `tell_settings` added to a request."""
     return dict(config_of(records, "settings")) if "settings" in records else {}
+
+
+def tell_agreed(records: RecordDict, schema: str) -> None:
+    """Add to a request what the nodes of the run agreed on (`DataSpec.schema`); "": they found the same by themselves."""
+    if schema:
+        records["agreed"] = ConfigRecord({"schema": schema})
+
+
+@reads
+def told_agreed(records: RecordDict) -> str:
+    """What `tell_agreed` added to a request."""
+    if "agreed" not in records:
+        return ""
+    (schema,) = strings([config_of(records, "agreed")["schema"]], "schema")
+    return schema
 
 
 def kept_to_records(records: RecordDict, owner: str, kept: Params) -> None:

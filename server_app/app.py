@@ -78,7 +78,7 @@ def _run_in(
 ) -> dict[str, Any]:
     if checkpoint is None:
         directory.write_json("config.json", config.flat())
-    population = call_roll(grid, config)
+    population = call_roll(grid, config, str(checkpoint.facts.get("schema", "")) if checkpoint else "")
     spec, done = population.spec, int(checkpoint.facts["round"]) if checkpoint else 0
     if checkpoint is not None and config.privacy.on:
         Ledger(directory.path / LEDGER).take_over(Ledger(resume.run_of(Path(config.resume_from)) / LEDGER))

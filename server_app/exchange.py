@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 
 from common.config import RunConfig
 from common.errors import as_told
-from common.wire import TRAIN, WireError, payload_bytes
+from common.wire import TRAIN, WireError, payload_bytes, tell_agreed
 from server_app.polling import PollingGrid, are_large
 from server_app.reachability import Reachability
 from server_app.rollcall import UNFINISHED, Population, failure
@@ -71,7 +71,9 @@ class Exchange:
         self.sent, self.asked, self._in_order = [], dict(by_node), False
         messages = []
         for node_id, part in by_node.items():
-            message = Message(request(node_id, part), node_id, kind, group_id=str(number))
+            records = request(node_id, part)
+            tell_agreed(records, self._population.agreed)
+            message = Message(records, node_id, kind, group_id=str(number))
             self.round.asked += 1
             self.round.bytes_down += payload_bytes(message.content)
             self.sent.append(message.metadata)

@@ -17,7 +17,10 @@ from flwr.serverapp import Grid
 
 from common.config import RunConfig
 from common.datasets.base import SPLITS, DataSpec, TaskInfo, left_out_in_words
-from common.errors import ConfigError, as_told
+from common.datasets.own import OwnOptions
+from common.datasets.own.agreement import agree, core, fits
+from common.datasets.own.columns import Schema
+from common.errors import ConfigError, DataError, as_told
 from common.randomness import generator
 from common.wire import ROLL_CALL, RollCallReply, WireError, error_reason, roll_call_request
 
@@ -34,6 +37,7 @@ class Population:
     """Who takes part. `homes`: the node of every task. `splits`: task ids of "train", "validation" and "test", each sorted.
 
     `nodes`: all that answered the roll call, also those without tasks. `keepers`: those with a place for personal models.
+    `agreed`: the schema that every message tells the nodes, where they did not find the same by themselves; else "".
     """
 
     spec: DataSpec
@@ -43,11 +47,18 @@ class Population:
     refused: dict[int, str] = field(default_factory=dict)
     nodes: set[int] = field(default_factory=set)
     keepers: set[int] = field(default_factory=set)
+    agreed: str = ""
 
 
-def call_roll(grid: Grid, config: RunConfig) -> Population:
-    """Wait for `min-nodes` nodes, ask all that are there, and split their tasks. Raises ConfigError if that cannot work."""
-    answers, refused = _ask_until_enough(grid, config)
+def call_roll(grid: Grid, config: RunConfig, agreed: str = "") -> Population:
+    """Wait for `min-nodes` nodes, ask all that are there, and split their tasks. Raises ConfigError if that cannot work.
+
+    `agreed`: the schema of a run that goes on, which the nodes are told; "": they agree on one.
+    """
+    answers, refused = _ask_until_enough(grid, config, agreed)
+    if not agreed:
+        answers, reasons, agreed = _let_agree(grid, config, answers)
+        refused |= reasons
     spec, odd = _majority(answers)
     refused |= odd
     answers = {node_id: answer for node_id, answer in answers.items() if node_id not in odd}
@@ -69,10 +80,40 @@ def call_roll(grid: Grid, config: RunConfig) -> Population:
     splits = split_tasks(list(tasks.values()), config)
     log(INFO, "%s nodes host %s tasks: %s", len(answers), len(tasks), {name: len(ids) for name, ids in splits.items()})
     keepers = {node_id for node_id, answer in answers.items() if answer.keeps and answer.tasks}
-    return Population(spec, homes, splits, tasks, refused, set(answers), keepers)
+    return Population(spec, homes, splits, tasks, refused, set(answers), keepers, agreed)
 
 
-def _ask_until_enough(grid: Grid, config: RunConfig) -> tuple[dict[int, RollCallReply], dict[int, str]]:
+def _let_agree(
+    grid: Grid, config: RunConfig, answers: dict[int, RollCallReply]
+) -> tuple[dict[int, RollCallReply], dict[int, str], str]:
+    """(answers, reasons of nodes that do not fit, the schema to tell), once files of the nodes' own have one schema.
+
+    Files that hold other categories make other inputs, so their nodes are asked again, with the categories of all.
+    """
+    own = config.table(config.dataset)
+    if not isinstance(own, OwnOptions) or len({answer.spec.schema for answer in answers.values()}) < 2:
+        return answers, {}, ""
+    found, reasons = _schemas(answers)
+    agreed = agree([(schema, len(answers[node_id].tasks)) for node_id, schema in found.items()], own.vocabulary_limit)
+    reasons |= {node_id: _other_columns(schema, agreed) for node_id, schema in found.items() if not fits(schema, agreed)}
+    fitting = [node_id for node_id in answers if node_id not in reasons]
+    again, missing = ask(grid, fitting, config.node_deadline, agreed.to_json())
+    return again, reasons | missing, agreed.to_json()
+
+
+def _schemas(answers: Mapping[int, RollCallReply]) -> tuple[dict[int, Schema], dict[int, str]]:
+    """The schemas by node, and why others have none."""
+    found: dict[int, Schema] = {}
+    reasons: dict[int, str] = {}
+    for node_id, answer in answers.items():
+        try:
+            found[node_id] = Schema.from_json(answer.spec.schema)
+        except DataError as error:
+            reasons[node_id] = as_told(str(error))
+    return found, reasons
+
+
+def _ask_until_enough(grid: Grid, config: RunConfig, agreed: str) -> tuple[dict[int, RollCallReply], dict[int, str]]:
     """What `ask` gives for all nodes that are there, once `min-nodes` of them answered or `node-deadline` is over.
 
     A SuperLink that was started again lists nodes that are still on their way back, and says of them that they are gone: those
@@ -84,7 +125,7 @@ def _ask_until_enough(grid: Grid, config: RunConfig) -> tuple[dict[int, RollCall
     deadline = time.monotonic() + config.node_deadline
     while True:
         asked = [node_id for node_id in node_ids if node_id not in answers and _is_gone(refused.get(node_id, _GONE))]
-        more, reasons = ask(grid, asked, config.node_deadline)
+        more, reasons = ask(grid, asked, config.node_deadline, agreed)
         answers |= more
         refused = {node_id: why for node_id, why in (refused | reasons).items() if node_id not in answers}
         gone = any(map(_is_gone, refused.values()))
@@ -94,9 +135,11 @@ def _ask_until_enough(grid: Grid, config: RunConfig) -> tuple[dict[int, RollCall
         node_ids = list(grid.get_node_ids())
 
 
-def ask(grid: Grid, node_ids: Sequence[int], deadline: float) -> tuple[dict[int, RollCallReply], dict[int, str]]:
+def ask(
+    grid: Grid, node_ids: Sequence[int], deadline: float, agreed: str = ""
+) -> tuple[dict[int, RollCallReply], dict[int, str]]:
     """Send the roll call to `node_ids`: (answers, reasons of those without a usable one), both by node id."""
-    messages = [Message(roll_call_request(), node_id, ROLL_CALL) for node_id in node_ids]
+    messages = [Message(roll_call_request(agreed), node_id, ROLL_CALL) for node_id in node_ids]
     replies = list(grid.send_and_receive(messages, timeout=deadline))
     sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
     answers: dict[int, RollCallReply] = {}
@@ -237,12 +280,14 @@ def _majority(answers: dict[int, RollCallReply]) -> tuple[DataSpec | None, dict[
 
 
 def _difference(odd: DataSpec, spec: DataSpec) -> str:
-    if odd.schema == spec.schema or _describe(odd) != _describe(spec):
-        return f"its data have the form {_describe(odd)}, the other nodes' {_describe(spec)}"
-    return (
-        f"its columns or classes are {as_told(odd.schema, 500)}, the other nodes' {as_told(spec.schema, 500)}: set "
-        "`own.classes` and `own.features`, or rename columns"
-    )
+    return f"its data have the form {_describe(odd)}, the other nodes' {_describe(spec)}"
+
+
+def _other_columns(odd: Schema, agreed: Schema) -> str:
+    """Why a node with these columns or classes is refused, and what mends it."""
+    kinds = [name for name, kind in agreed.features.items() if odd.features.get(name, kind) not in ("", kind)]
+    mend = f"set `own.categorical={kinds[0]}`" if kinds else "set `own.classes` and `own.features`, or rename columns"
+    return f"its columns or classes are {as_told(core(odd), 500)}, the other nodes' {as_told(core(agreed), 500)}: {mend}"
 
 
 def _describe(spec: DataSpec | None) -> str:

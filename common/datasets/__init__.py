@@ -26,13 +26,16 @@ DATASETS: dict[str, type[Dataset]] = {
 
 
 @lru_cache(maxsize=8)
-def load_dataset(name: str, options: Options, data_dir: Path) -> Dataset:
+def load_dataset(name: str, options: Options, data_dir: Path, schema: str = "") -> Dataset:
     """The data set `name`, read at most once per process for the same options and folder.
 
+    `schema`: what the nodes of a run have agreed on, for a data set that asks for it (`DataSpec.schema`).
     Nobody may change the tensors it hands out: they are shared. Example: `load_dataset("gaussian", GaussianOptions(), Path())`.
     """
     if name not in DATASETS:
         raise ConfigError(f"`dataset` must be one of {', '.join(DATASETS)}, got '{name}'")
+    if schema and name == Own.name:
+        return Own(options, data_dir, schema)  # type: ignore[arg-type]  # the options are those of this data set
     return DATASETS[name](options, data_dir)
 
 

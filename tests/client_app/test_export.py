@@ -13,8 +13,8 @@ from client_app.export import export
 from client_app.personalize import predict
 from common import personal
 from common.config import parse_run_config
-from common.datasets.preparation import Preparation
-from common.datasets.tables import read_table
+from common.datasets.own.preparation import Preparation
+from common.datasets.own.tables import read_table
 from common.errors import ConfigError, DataError
 from server_app.app import run_federation
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from common.datasets.own import Own, OwnOptions
-from common.datasets.tables import read_table
+from common.datasets.own.tables import read_table
 from common.errors import DataError
 
 

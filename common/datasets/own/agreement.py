@@ -1,0 +1,58 @@
+"""What nodes with files of their own agree on: one schema, from what each of them finds in its file.
+
+The kinds of columns, the classes and the target must be the same. A column that is empty on a node is there what it is on the
+others, and the categories of a column are those of all nodes together.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from common.datasets.own.columns import EMPTY, NUMBER, Schema
+
+
+def agree(found: Sequence[tuple[Schema, int]], limit: int) -> Schema:
+    """The schema for all: that of most tasks, with the categories of all nodes that have it. `found`: with numbers of tasks.
+
+    `limit`: of the categories of a column; those that most nodes have come first.
+    """
+    kinds = _kinds(found)
+    votes: Counter[str] = Counter()
+    for schema, tasks in found:
+        votes[core(_filled(schema, kinds))] += tasks
+    most = max(votes, key=lambda text: (votes[text], text))
+    agreed = [_filled(schema, kinds) for schema, _ in found if core(_filled(schema, kinds)) == most]
+    merged = {name: _union([schema.vocabularies.get(name, []) for schema in agreed], limit) for name in agreed[0].vocabularies}
+    return replace(agreed[0], vocabularies=merged, features={name: kind or NUMBER for name, kind in agreed[0].features.items()})
+
+
+def core(schema: Schema) -> str:
+    """What of a schema must be the same on all nodes: everything but the categories."""
+    return replace(schema, vocabularies={}).to_json()
+
+
+def fits(schema: Schema, agreed: Schema) -> bool:
+    """Whether a node that found `schema` can take part where `agreed` was agreed on."""
+    return core(_filled(schema, agreed.features)) == core(agreed)
+
+
+def _kinds(found: Iterable[tuple[Schema, int]]) -> dict[str, str]:
+    """The kind of every column by most tasks, of the nodes on which it is not empty."""
+    votes: dict[str, Counter[str]] = {}
+    for schema, tasks in found:
+        for name, kind in schema.features.items():
+            if kind != EMPTY:
+                votes.setdefault(name, Counter())[kind] += max(tasks, 1)
+    return {name: max(counts, key=lambda kind: (counts[kind], kind)) for name, counts in votes.items()}
+
+
+def _filled(schema: Schema, kinds: Mapping[str, str]) -> Schema:
+    """With the kinds of its empty columns, which then have no category of their own."""
+    features = {name: kind or kinds.get(name, NUMBER) for name, kind in schema.features.items()}
+    texts = {name: schema.vocabularies.get(name, []) for name, kind in features.items() if kind == "text"}
+    return replace(schema, features=features, vocabularies=texts)
+
+
+def _union(vocabularies: Sequence[Sequence[str]], limit: int) -> list[str]:
+    nodes = Counter(key for keys in vocabularies for key in set(keys))
+    return sorted(sorted(nodes, key=lambda key: (-nodes[key], key))[:limit])

@@ -1,0 +1,223 @@
+"""What the columns of a file are: numbers, dates, times or categories; and the columns as a model needs them.
+
+A kind is found by all cells of the column, or is what all nodes agreed on (`Schema`): then another file's cells are read as
+that, whatever else stands in it.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from common.datasets.own.dates import Order, cyclic, of_typed, read_moments
+from common.datasets.own.numbers import read_numbers
+from common.datasets.own.parquet_file import Unusable
+from common.datasets.own.tables import PIXELS, Table
+from common.datasets.own.text import MISSING_IN_TEXT, Array, Text, as_text
+from common.datasets.own.vocabulary import Places, places, vocabulary
+from common.errors import DataError, as_told, did_you_mean
+
+NUMBER, DATE, TIME, TEXT, EMPTY = "number", "date", "time", "text", ""
+"""Kinds of columns; `EMPTY`: no row holds anything, and it is what it is on other nodes."""
+_LARGEST = 1e30
+"""Of the numbers in a column."""
+
+Inputs = dict[str, Array | Places]
+"""The columns of a model's inputs: float64 numbers (NaN: missing), places among categories, or pixels."""
+
+
+class MixedColumnError(DataError):
+    """A column holds words among numbers: a mistake, or categories that the settings must declare.
+
+    `column`: its name; `found`: what it holds, in words.
+    """
+
+    def __init__(self, column: str, holds: str, row: int, word: str, advice: str) -> None:
+        cell = f"'{as_told(word, 80)}'"
+        self.column = column
+        self.found = f"the column `{column}` holds {holds}, but row {row} (without the header) holds the text {cell}"
+        super().__init__(f"{self.found}: put one of those there, leave it empty, or {advice}", cell)
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What all nodes agree on. `features`: the kind of every column to predict from; `vocabularies`: the keys of those of text.
+
+    `classes`: of the target; none for a number. `cyclic`: columns of dates or times that become their place in the day as well.
+    """
+
+    target: str
+    classes: list[str]
+    features: dict[str, str]
+    vocabularies: dict[str, list[str]] = field(default_factory=dict)
+    cyclic: list[str] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        """The same text for the same content."""
+        facts = {**vars(self), "features": [list(pair) for pair in self.features.items()]}
+        return json.dumps(facts, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Schema":
+        """Raises DataError for a text of another form."""
+        try:
+            facts = json.loads(text)
+            return cls(**{**facts, "features": dict(facts["features"])}).checked()
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise DataError(
+                "what the columns of the data are is not said in a form that this release reads: make it anew"
+            ) from None
+
+    def checked(self) -> "Schema":
+        """Itself, if everything is of its type; else raises TypeError."""
+        texts = [self.target, *self.classes, *self.features, *self.features.values(), *self.cyclic, *self.vocabularies]
+        texts += [one for keys in self.vocabularies.values() for one in keys]
+        if not all(isinstance(text, str) for text in texts) or not isinstance(self.classes, list):
+            raise TypeError("a schema is made of text")
+        return self
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the cells of a file are to be read, as the settings say. `extra_missing`: in small letters."""
+
+    path: str
+    order: Order = "auto"
+    extra_missing: Collection[str] = ()
+
+
+def find_kind(table: Table, name: str, reading: Reading, advice: str = "") -> str:
+    """The kind of a column by its cells. Raises MixedColumnError for a word among numbers or dates; `advice`: what mends it."""
+    column = usable(table, name)
+    if isinstance(column, Text):
+        advice = advice or f"declare categories with `--set own.categorical={name}`"
+        return _kind_of_text(name, column.without(reading.extra_missing), table.decimal, reading, advice)
+    return DATE if column.dtype.kind == "M" else EMPTY if column.ndim == 1 and _is_empty(column) else NUMBER
+
+
+def _is_empty(column: Array) -> bool:
+    return column.dtype.kind == "f" and bool(np.isnan(column).all())
+
+
+def _kind_of_text(name: str, text: Text, decimal: str, reading: Reading, advice: str) -> str:
+    rows, numbers = text.counts(), read_numbers(text, decimal)
+    missing = np.isnan(numbers.numbers) & ~numbers.wrong
+    known = int(rows[~missing].sum())
+    if not known:
+        return EMPTY
+    if not numbers.wrong.any():
+        return NUMBER
+    moments = read_moments(text, reading.order)
+    if not moments.wrong.any():
+        return moments.kind
+    for holds, wrong in (("numbers", numbers.wrong), (f"{moments.kind}s", moments.wrong)):
+        if 2 * int(rows[wrong].sum()) <= known:  # a word is then taken for a slip
+            raise _mixed(name, holds, text, wrong, advice)
+    return TEXT
+
+
+def _mixed(name: str, holds: str, text: Text, wrong: Array, advice: str) -> MixedColumnError:
+    place = min(map(int, np.flatnonzero(wrong)), key=text.first_row)
+    return MixedColumnError(name, holds, text.first_row(place) + 1, text.values[place], advice)
+
+
+def usable(table: Table, name: str) -> Text | Array:
+    """The column. Raises DataError for one that is neither numbers nor text."""
+    column = table[name]
+    if isinstance(column, Unusable):
+        raise DataError(column.reason)
+    return column
+
+
+def of_kind(table: Table, name: str, kind: str, reading: Reading, advice: str = "leave the row out") -> Array | Text:
+    """A column read as what it is: float64 [rows] for numbers, dates and times, text for categories; pixels as they are.
+
+    Raises DataError for cells that are something else. `advice`: what else mends that.
+    """
+    column = usable(table, name)
+    if kind == TEXT:
+        return categories(column, reading.extra_missing)
+    if isinstance(column, Text):
+        return _read(table, name, column.without(reading.extra_missing), kind or NUMBER, reading, advice)
+    if column.dtype.kind in "mM":
+        column = of_typed(column)
+    elif kind in (DATE, TIME):
+        raise DataError(f"the column `{name}` of '{reading.path}' must hold {kind}s, as it did in training, got numbers")
+    return np.asarray(column, dtype=np.float64)
+
+
+def categories(column: Text | Array, extra_missing: Collection[str] = ()) -> Text:
+    """A column as categories: the same cell is the same text, whatever else the file holds."""
+    return as_text(column).without({*MISSING_IN_TEXT, *extra_missing})
+
+
+def _read(table: Table, name: str, text: Text, kind: str, reading: Reading, advice: str) -> Array:
+    found = read_numbers(text, table.decimal) if kind == NUMBER else read_moments(text, reading.order)
+    number = kind == NUMBER
+    if not number and found.kind != kind and not found.wrong.all():  # type: ignore[union-attr]
+        raise DataError(f"the column `{name}` of '{reading.path}' must hold {kind}s, as it did in training, got something else")
+    if found.wrong.any():
+        if found.wrong.all() or np.isnan(found.numbers).all():
+            raise DataError(f"the column `{name}` of '{reading.path}' must hold {kind}s, as it did in training, got text")
+        raise _mixed(name, f"{kind}s", text, found.wrong, advice)
+    if found.either >= 0 and (not number or not table.decimal):
+        raise DataError(*_either(name, text, found.either, number=number))
+    return text.spread(found.numbers, np.nan)
+
+
+def _either(name: str, text: Text, place: int, *, number: bool) -> tuple[str, str]:
+    cell, row = f"'{text.values[place]}'", text.first_row(place) + 1
+    mend = (
+        "write it without a sign between thousands, or give every column of the file the same decimal sign"
+        if number
+        else "write dates as 2024-03-31, or set `own.date-order` to day-first or month-first"
+    )
+    what = "numbers" if number else "dates"
+    return f"the column `{name}` holds in row {row} (without the header) {cell}, which may be two {what}: {mend}", cell
+
+
+def make_inputs(table: Table, schema: Schema, reading: Reading, rows: Array | None = None) -> Inputs:
+    """The features as the schema has them, of all rows or of some. Raises DataError for cells that do not fit."""
+    result: Inputs = {}
+    for name, kind in schema.features.items():
+        require(table, name, reading.path, typed=False)
+        column = usable(table, name) if name == PIXELS else of_kind(table, name, kind, reading)
+        column = column if rows is None else column.take(rows) if isinstance(column, Text) else column[rows]
+        if isinstance(column, Text):
+            result[name] = places(name, column, schema.vocabularies.get(name, []))
+            continue
+        _refuse_infinite(name, column)
+        result[name] = column
+        if name in schema.cyclic:
+            result |= cyclic(name, kind, column)
+    return result
+
+
+def make_vocabulary(table: Table, name: str, reading: Reading, least: int, most: int) -> list[str]:
+    """The keys of the values of a column of categories."""
+    return vocabulary(name, categories(usable(table, name), reading.extra_missing), least, most)
+
+
+def _refuse_infinite(name: str, column: Array) -> None:
+    """Raise DataError if a column holds infinity, or numbers whose squares would become that."""
+    if np.isinf(column).any():
+        raise DataError(f"the column `{name}` holds infinite values: remove them or leave them empty")
+    if (np.abs(column) > _LARGEST).any():
+        raise DataError(f"the column `{name}` holds numbers beyond {_LARGEST:g}: give it in a larger unit")
+
+
+def refuse_target(column: Array) -> None:
+    """Raise DataError for numbers that no model can be trained on."""
+    if np.isinf(column).any():
+        raise DataError("the target holds infinite values: remove them or leave them empty")
+    if (np.abs(column) > _LARGEST).any():
+        raise DataError(f"the target holds numbers beyond {_LARGEST:g}: give it in a larger unit")
+
+
+def require(columns: Mapping[str, Any], name: str, path: str, *, typed: bool = True) -> None:
+    """Raise DataError unless the column is there. `typed`: a person has named it, and may have misspelled it."""
+    if name not in columns:
+        hint = (did_you_mean(name, columns) if typed else "") or f": they have {', '.join(list(columns)[:20])}"
+        raise DataError(f"the data '{path}' have no column `{name}`{hint}")

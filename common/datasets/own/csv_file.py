@@ -1,0 +1,164 @@
+"""A .csv file as columns of text. Reading is Python's; what stands here is what spreadsheets and programs put around it."""
+
+import csv
+import re
+from codecs import getincrementaldecoder
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from common.datasets.own.text import Text, clean
+from common.errors import DataError
+
+_LONGEST_CELL = 2**24
+_BLOCK = 2**20
+_CHUNK = 20_000
+"""Rows that are held as Python's lists at once."""
+_SEPARATOR_LINE = re.compile(r"sep=(.)\s*", re.IGNORECASE)
+
+
+def read_csv(path: Path) -> tuple[dict[str, Text], str]:
+    """The columns, and what stands between them: of comma, semicolon and tab what the header has most often outside of quotes.
+
+    A byte order mark, Excel's line `sep=;` and comments before the header are understood. Raises DataError.
+    """
+    _check_encoding(path)
+    csv.field_size_limit(_LONGEST_CELL)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        delimiter, comments = _look_at_start(file)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for _ in range(comments):
+            file.readline()
+        rows = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
+        try:
+            return _columns(path, rows), delimiter
+        except csv.Error as error:
+            line = rows.line_num + comments
+            raise DataError(
+                f"the text of '{path}' cannot be read near line {line} ({error}): is a quotation mark missing, or one too many?"
+            ) from None
+
+
+def _columns(path: Path, rows: Iterator[list[str]]) -> dict[str, Text]:
+    filled = (row for row in rows if row)
+    header = [clean(name.removeprefix("#") if at == 0 else name) for at, name in enumerate(next(filled, []))]
+    if not header:
+        raise DataError(f"the data '{path}' hold no rows: at least one task with a few examples is needed")
+    if not header[-1] and len(header) > 1:  # a delimiter at the end of the header
+        header.pop()
+    columns = [_Growing() for _ in header]
+    done = 0
+    while chunk := list(islice(filled, _CHUNK)):
+        for number, row in enumerate(chunk, start=done + 1):
+            if len(row) == len(header) + 1 and not row[-1].strip():  # a delimiter at the end of the row
+                row.pop()
+            if len(row) != len(header):
+                raise DataError(
+                    f"row {number} of '{path}' (without the header) has {len(row)} columns, the header {len(header)}: "
+                    "mend or remove it"
+                )
+        for column, cells in zip(columns, zip(*chunk, strict=True), strict=True):
+            column.add(cells)
+        done += len(chunk)
+    return named(path, header, [column.text() for column in columns])
+
+
+def named(path: object, header: list[str], columns: list[Text]) -> dict[str, Text]:
+    """The columns by their names, without an empty one that has none. Raises DataError for names that are not enough."""
+    result: dict[str, Text] = {}
+    for number, (name, column) in enumerate(zip(header, columns, strict=True), start=1):
+        if name in result:
+            raise DataError(f"the column `{name}` stands twice in the data: rename one")
+        if not name and number > 1 and column.values:
+            raise DataError(f"column {number} of '{path}' has no name in the header: give it one")
+        result[name] = column
+    if not result.get("", Text(np.zeros(0), ["x"])).values:
+        del result[""]
+    return result
+
+
+class _Growing:
+    """A column that is read by parts."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, int] = {}
+        self._codes: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
+
+    def add(self, cells: tuple[str, ...]) -> None:
+        places = self._places
+        self._codes.append(np.array([places.setdefault(cell, len(places)) for cell in cells], dtype=np.int64))
+
+    def text(self) -> Text:
+        codes = np.concatenate(self._codes) if self._codes else np.zeros(0, dtype=np.int64)
+        return Text(codes, list(self._places)).mapped(clean)
+
+
+def _look_at_start(file: TextIO) -> tuple[str, int]:
+    """(delimiter, lines before the header)."""
+    start = _lines(file)
+    if found := _SEPARATOR_LINE.fullmatch(start[0].strip("\r\n")) if start else None:
+        return found[1], 1
+    comments = next((i for i, line in enumerate(start) if not line.startswith("#")), len(start))
+    header = start[comments] if comments < len(start) else ""
+    if comments and _is_header(start[comments - 1], header):
+        comments -= 1
+        header = start[comments]
+    return _delimiter(header), comments
+
+
+def _lines(file: TextIO, most: int = 200) -> list[str]:
+    """The first lines up to one that is neither empty nor a comment. Empty ones are passed over by the reader as well."""
+    lines: list[str] = []
+    while len(lines) < most and (line := file.readline(_BLOCK)):
+        lines.append(line)
+        if (
+            line.strip()
+            and not line.startswith("#")
+            and not (len(lines) == 1 and _SEPARATOR_LINE.fullmatch(line.strip("\r\n")))
+        ):
+            break
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines
+
+
+def _is_header(comment: str, first: str) -> bool:
+    """Whether a line that begins with # names the columns: as many as the line below has, which holds a number."""
+    sign = _delimiter(comment)
+    cells = first.split(sign)
+    return len(cells) > 1 and comment.count(sign) == first.count(sign) and any(_is_number(cell) for cell in cells)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell.strip().strip('"').replace(",", "."))
+    except ValueError:
+        return False
+    return True
+
+
+def _delimiter(header: str) -> str:
+    unquoted = re.sub(r'"[^"]*"', "", header)
+    return max((",", ";", "\t"), key=unquoted.count)  # the first of equal ones
+
+
+def _check_encoding(path: Path) -> None:
+    """Raise DataError with the line if the file is not in UTF-8."""
+    decoder, number = getincrementaldecoder("utf-8")(), 1
+    with path.open("rb") as file:
+        start = file.read(_BLOCK)
+        ending = b"\n" if b"\n" in start else b"\r"
+        file.seek(0)
+        try:
+            while block := file.read(_BLOCK):
+                decoder.decode(block)
+                number += block.count(ending)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            line = number + error.object[: error.start].count(ending)
+            raise DataError(
+                f"the text of '{path}' is not in UTF-8 (line {line}): save it as UTF-8, which spreadsheets call \"CSV UTF-8\""
+            ) from None

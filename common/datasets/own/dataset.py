@@ -1,0 +1,300 @@
+"""A user's own data: one file whose rows belong to tasks (hospitals, patients), or one file for each node.
+
+The rules are in docs/own-data.md. What must be equal on all nodes (names and kinds of columns, classes, categories) is
+`DataSpec.schema`; what is measured on examples (means, deviations) comes from a task's own support part alone.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.batch import Batch, TaskData
+from common.datasets.base import SPLITS, DataSpec, FixedSplitDataset, TaskInfo, generator, left_out_in_words
+from common.datasets.own import remarks
+from common.datasets.own.columns import (
+    EMPTY,
+    NUMBER,
+    TEXT,
+    Inputs,
+    Reading,
+    Schema,
+    find_kind,
+    make_inputs,
+    make_vocabulary,
+    require,
+    usable,
+)
+from common.datasets.own.options import OwnOptions, listed
+from common.datasets.own.preparation import Preparation, measure
+from common.datasets.own.tables import PIXELS, Table, read_table
+from common.datasets.own.target import pick_target, read_target
+from common.datasets.own.text import Array, Text, names
+from common.datasets.own.vocabulary import Places
+from common.errors import DataError
+from common.units import counted
+
+_PARTS = (0.4, 0.7)
+"""Where the support and the query part of a task end, if `own.shots` is 0."""
+
+
+class Own(FixedSplitDataset):
+    """Tasks from a user's own table; standardised per task from its support part."""
+
+    name = "own"
+    Options = OwnOptions
+    model = "auto"
+    """The form of the inputs decides: images have conv4."""
+    inner_lr = 0.03  # 0.1 diverges on standardised numbers
+
+    def __init__(self, options: OwnOptions, data_dir: Path, schema: str = "") -> None:
+        """`schema`: what other nodes agreed on (`DataSpec.schema`), which this file then must fit; "": the file decides."""
+        if not options.path:
+            raise DataError("the data set `own` needs a file: use `--data PATH`, or set `own.path` or the node's `data-path`")
+        options = options.cleaned()
+        self.table = read_table(options.path, options.image_side)
+        self.one_task = bool(options.task_name) and options.task_column not in self.table
+        if self.one_task:
+            _refuse_nearly(self.table, options.task_column, options.path)
+            self.table[options.task_column] = Text(np.zeros(self.table.rows, dtype=np.int64), [options.task_name])
+        agreed = Schema.from_json(schema) if schema else None
+        if agreed and options.split_column not in self.table:  # of the others' files
+            options = options.model_copy(update={"split_column": ""})
+        self.options = options
+        self._reading = reading_of(options)
+        name = options.target_column or (agreed.target if agreed else "") or pick_target(self.table, options)
+        _require_tasks(self.table, options)
+        for column in filter(None, (name, options.split_column)):
+            require(self.table, column, options.path)
+        if name == options.task_column:
+            raise DataError(f"`--task` and `--target` must be two columns, got '{name}' for both")
+        self.target = read_target(self.table, name, options, self._reading, agreed)
+        self.kind, self.classes = self.target.kind, self.target.classes
+        self.schema = agreed or self._find_schema(name)
+        self.inputs = make_inputs(self.table, self.schema, self._reading)
+        self._tasks = names(usable(self.table, options.task_column), self._reading.extra_missing)
+        self._published = self._read_splits()
+        self.left_out: dict[str, str] = {}
+        self._splits: dict[str, str] = {}
+        self.rows: dict[str, list[Array]] = {}
+        """The rows of every task's support, query and test part, counted from 0 in the file."""
+        self._cut_tasks()
+        self._data = _OnDemand(self._task_data)
+        self.remarks = remarks.of(self)
+
+    # ---- what the file is
+
+    @property
+    def _reserved(self) -> set[str]:
+        """Columns that nothing is predicted from."""
+        return {self.options.task_column, self.options.split_column}
+
+    def _find_schema(self, target: str) -> Schema:
+        options, table = self.options, self.table
+        features = self._pick_features(target)
+        categorical = listed(options.categorical, table)
+        for name in categorical:
+            require(table, name, options.path)
+        kinds = {name: self._kind_of(name, categorical) for name in features}
+        vocabularies = {
+            name: make_vocabulary(table, name, self._reading, options.vocabulary_min_count, options.vocabulary_limit)
+            for name, kind in kinds.items()
+            if kind == TEXT
+        }
+        cycles = listed(options.cyclic, table)
+        if wrong := [name for name in cycles if kinds.get(name, "date") not in ("date", "time", EMPTY)]:
+            raise DataError(f"`own.cyclic` must name columns of dates or times, `{wrong[0]}` holds {kinds[wrong[0]]}s")
+        return Schema(target, self.classes, kinds, vocabularies, [name for name in cycles if name in kinds])
+
+    def _kind_of(self, name: str, categorical: list[str]) -> str:
+        if name == PIXELS:
+            return NUMBER
+        return TEXT if name in categorical else find_kind(self.table, name, self._reading)
+
+    def _pick_features(self, target: str) -> list[str]:
+        options, reserved = self.options, self._reserved | {target}
+        found = listed(options.features, self.table) or sorted(set(self.table) - reserved)
+        for name in found:
+            require(self.table, name, options.path)
+        if clash := reserved & set(found):
+            raise DataError(f"`own.features` must not name the target, task or split column, got `{min(clash)}`")
+        if not found:
+            raise DataError(f"the data '{options.path}' have no column to predict from beside the target and the task")
+        if PIXELS in found and found != [PIXELS]:
+            raise DataError("images cannot be mixed with other columns: set `own.features=pixels`")
+        return found
+
+    @property
+    def spec(self) -> DataSpec:
+        if list(self.inputs) == [PIXELS]:
+            shape = tuple(self._pixels.shape[1:])
+        else:
+            shape = (sum(column.size if isinstance(column, Places) else 1 for column in self.inputs.values()),)
+        return DataSpec(self.kind, shape, len(self.classes) or 1, schema=self.schema.to_json())
+
+    @property
+    def _pixels(self) -> Array:
+        column = self.inputs[PIXELS]
+        assert isinstance(column, np.ndarray)
+        return column
+
+    # ---- tasks and their parts
+
+    def tasks(self) -> list[TaskInfo]:
+        found = []
+        for name, (support, query, test) in self.rows.items():
+            found.append(TaskInfo(name, len(support), len(query), len(test), split=self._splits[name]))
+        return found
+
+    def preparation(self, task_id: str) -> Mapping[str, Any]:
+        return self._measured(task_id).to_json()
+
+    def part_of_rows(self, task_id: str) -> dict[int, str]:
+        """ "support", "query" or "test" of every row that the task uses."""
+        parts = zip(("support", "query", "test"), self.rows[task_id], strict=True)
+        return {int(row): part for part, rows in parts for row in rows}
+
+    @property
+    def rows_without_task(self) -> int:
+        """How many rows name no task."""
+        return int((self._tasks.codes < 0).sum())
+
+    def _measured(self, task_id: str) -> Preparation:
+        support = self.rows[task_id][0]
+        numbers = self.target.values[support] if self.kind == "regression" else None
+        brightest = 1.0
+        if PIXELS in self.inputs:
+            brightest = 255.0 if self._pixels[support].max() > 1 else 1.0
+        return measure(_of_rows(self.inputs, support), numbers, self.options.target_deviation, brightest)
+
+    def _task_data(self, task_id: str) -> TaskData:
+        preparation = self._measured(task_id)
+        return TaskData(*(self._batch(preparation, rows) for rows in self.rows[task_id]))
+
+    def _batch(self, preparation: Preparation, rows: Array) -> Batch:
+        x, y = preparation.encode(_of_rows(self.inputs, rows)), self.target.values[rows]
+        if preparation.target is None:
+            return Batch.of(torch.from_numpy(x), torch.from_numpy(y.astype(np.int64)))
+        return Batch.of(torch.from_numpy(x), torch.from_numpy(preparation.target.apply(y).astype(np.float32))[:, None])
+
+    def _cut_tasks(self) -> None:
+        """Cut the rows of every task; name those that cannot be used. One pass, whatever the number of tasks."""
+        options = self.options
+        found = self._tasks.values
+        if options.leave_out and options.leave_out not in found:
+            raise DataError(f"`own.leave-out` must be one of the tasks {', '.join(found[:10])}, got '{options.leave_out}'")
+        for name, rows in sorted(_by_value(self._tasks)):
+            known = rows[~np.isnan(self.target.values[rows])]
+            forced, split = self._forced(known)
+            parts = self._cut(name, self.target.values[known], forced)
+            if isinstance(parts, str):
+                self.left_out[name] = parts
+                continue
+            self.rows[name] = [known[part] for part in parts]
+            self._splits[name] = ("test" if name == options.leave_out else "train") if options.leave_out else split
+        if not self.rows:
+            why = left_out_in_words(self.left_out) if self.left_out else "no row names one"
+            many = f"; is `{options.task_column}` the column that says whose row it is (`--task`)?" if len(found) > 1 else ""
+            raise DataError(f"no task of '{options.path}' can be used: {why}{many}")
+
+    def _read_splits(self) -> Text | None:
+        name = self.options.split_column
+        if not name:
+            return None
+        said = names(usable(self.table, name))
+        held = {said.values[code] if code >= 0 else "" for code in np.unique(said.codes)}
+        if wrong := sorted(held - set(SPLITS)):
+            got = f"'{wrong[0]}'"
+            raise DataError(f"the column `{name}` must hold train, validation or test, got {got}", got)
+        return said
+
+    def _forced(self, rows: Array) -> tuple[Array, str]:
+        """Which rows are test rows, and the split of the whole task: it has one if all its rows say the same."""
+        if self._published is None or not len(rows):
+            return np.zeros(len(rows), dtype=bool), ""
+        said = self._published.take(rows).cells()
+        if len(set(said)) == 1:
+            return np.zeros(len(rows), dtype=bool), str(said[0])
+        return np.array([value == "test" for value in said]), ""
+
+    def _cut(self, name: str, y: Array, forced: Array) -> list[Array] | str:
+        """Positions of support, query and test; a reason if the task has too few rows."""
+        rng = generator(0, "own", name)
+        strata = y if self.kind == "classification" else np.zeros(len(y))
+        shots, has_test = self.options.shots, bool(forced.any())
+        found = np.unique(strata)
+        if shots and self.kind == "classification" and len(found) < len(self.classes):
+            return f"it has examples of {len(found)} of {len(self.classes)} classes, `own.shots` needs {shots} + 2 of each"
+        parts: list[list[int]] = [[], [], []]
+        for stratum in found:
+            order = rng.permutation(((strata == stratum) & ~forced).nonzero()[0]).tolist()
+            first = shots or max(1, round(_PARTS[0] * len(order)))
+            second = (
+                len(order) if has_test else (first + (len(order) - first + 1) // 2 if shots else round(_PARTS[1] * len(order)))
+            )
+            if shots and len(order) < shots + (1 if has_test else 2):
+                return f"it has {len(order)} rows of a class, `own.shots` needs {shots} for support and others to test"
+            second = max(first + 1, second)
+            for part, chosen in zip(parts, (order[:first], order[first:second], order[second:]), strict=True):
+                part += chosen
+        parts[2] += forced.nonzero()[0].tolist()
+        if not all(parts):
+            rows = counted(len(y), "row")
+            return f"it has {rows} with a target, too few for support, query and test: 3 of a class are the least"
+        return [np.array(sorted(part)) for part in parts]
+
+
+class _OnDemand(dict[str, TaskData]):
+    """Tasks whose examples are made when they are first asked for: of 100,000 users, a round asks for a few."""
+
+    def __init__(self, make: Callable[[str], TaskData]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, task_id: str) -> TaskData:
+        data = self[task_id] = self._make(task_id)
+        return data
+
+
+def reading_of(options: OwnOptions) -> Reading:
+    """How the settings want the cells of a file read."""
+    return Reading(options.path, options.date_order, {word.casefold() for word in listed(options.missing)})
+
+
+def _of_rows(inputs: Inputs, rows: Array) -> Inputs:
+    return {name: column.take(rows) if isinstance(column, Places) else column[rows] for name, column in inputs.items()}
+
+
+def _by_value(text: Text) -> Iterator[tuple[str, Array]]:
+    """Every value with its rows, ascending."""
+    order = np.argsort(text.codes, kind="stable")
+    ends = np.searchsorted(text.codes[order], np.arange(len(text.values) + 1))
+    for place, value in enumerate(text.values):
+        yield value, order[ends[place] : ends[place + 1]]
+
+
+def _refuse_nearly(table: Table, column: str, path: str) -> None:
+    """Raise DataError if a column is called `column` but for case, blanks or underscores: it would become an input."""
+
+    def plain(name: str) -> str:
+        return re.sub(r"[\s_-]", "", name.casefold())
+
+    for name in table:
+        if plain(name) == plain(column):
+            raise DataError(
+                f"the data '{path}' have no column `{column}`, but `{name}`: rename it, or name it as the task column"
+            )
+
+
+def _require_tasks(table: Table, options: OwnOptions) -> None:
+    """Raise DataError unless the column is there that says whose a row is."""
+    default = OwnOptions().task_column
+    if options.task_column == default and default not in table:
+        raise DataError(
+            f"which column of '{options.path}' says whose row it is (a patient, a hospital) is not said: use `--task`, one of "
+            f"{', '.join(list(table)[:20])}"
+        )
+    require(table, options.task_column, options.path)

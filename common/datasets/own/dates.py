@@ -1,0 +1,179 @@
+"""Dates and times as numbers: days since 1970-01-01 00:00 (in UTC where a zone is given), times of day as hours.
+
+A column is read by one form that all of its cells follow. 03/04/2024 is two dates: the other cells of the column decide, else
+`own.date-order`.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, time
+from math import pi
+from typing import Literal
+
+import numpy as np
+
+from common.datasets.own.text import MISSING_WORDS, Array, Text
+
+Order = Literal["auto", "day-first", "month-first"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ISO = re.compile(
+    r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}"
+    r"(?:[T ][0-9]{1,2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]{1,9})?)?\s?(?:Z|UTC|[+-][0-9]{2}:?[0-9]{2})?)?"
+)
+_TIME = re.compile(r"[0-9]{1,2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?(?:\s?[AaPp][Mm])?")
+_PARTS = re.compile(
+    r"([0-9]{1,4})([./-])([0-9]{1,2})\2([0-9]{2}|[0-9]{4})(?:,?\s+([0-9]{1,2}:[0-9]{2}(?::[0-9]{2})?(?:\s?[AaPp][Mm])?))?"
+)
+_MORE_DIGITS = re.compile(r"([.][0-9]{6})[0-9]+")
+_FEW = 50
+"""Cells after which a column of words is known for one."""
+_NAMED = (
+    "%d %b %Y",
+    "%d %B %Y",
+    "%d-%b-%Y",
+    "%d-%b-%y",
+    "%d. %b %Y",
+    "%d. %B %Y",
+    "%b %d, %Y",
+    "%B %d, %Y",
+    "%b %d %Y",
+    "%B %d %Y",
+)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """How the different cells of a column read as dates or times. `numbers`, `wrong`: as of `numbers.Reading`.
+
+    `kind`: "date" or "time". `either`: the position of a cell that may be two dates, where no other decides; -1: none.
+    """
+
+    kind: str
+    numbers: Array
+    wrong: Array
+    either: int = -1
+
+
+def read_moments(text: Text, order: Order = "auto") -> Moments:
+    """Read the cells of a column as what most of its rows are, dates or times of day."""
+    missing = np.array([value.casefold() in MISSING_WORDS for value in text.values], dtype=bool)
+    known = [value for value, gone in zip(text.values, missing, strict=True) if not gone]
+    slashed = [found for value in known if (found := _PARTS.fullmatch(value))]
+    day_first = _day_first(slashed, order)
+    readers: dict[str, Callable[[str], float]] = {"date": lambda value: _date(value, day_first is not False), "time": _time}
+    if all(np.isnan(reader(value)) for value in known[:_FEW] for reader in readers.values()):
+        return Moments("date", np.full(len(text.values), np.nan), ~missing)
+    rows = text.counts()
+    read = [_read(kind, text.values, missing, reader) for kind, reader in readers.items()]
+    best = max(read, key=lambda moments: int(rows[~moments.wrong & ~missing].sum()))
+    doubtful = [i for i, value in enumerate(text.values) if day_first is None and best.kind == "date" and _is_two_dates(value)]
+    return Moments(best.kind, best.numbers, best.wrong, doubtful[0] if doubtful else -1)
+
+
+def _read(kind: str, values: list[str], missing: Array, reader: Callable[[str], float]) -> Moments:
+    numbers = np.array(
+        [np.nan if gone else reader(value) for value, gone in zip(values, missing, strict=True)], dtype=np.float64
+    )
+    return Moments(kind, numbers, np.isnan(numbers) & ~missing)
+
+
+def _day_first(dates: list[re.Match[str]], order: Order) -> bool | None:
+    """Whether the day stands first in 3/4/2024; None: it is not said. Points mean that it does, as in German."""
+    if order != "auto":
+        return order == "day-first"
+    short = [found for found in dates if len(found[1]) <= 2]
+    if all(found[2] == "." for found in short):  # or there is none
+        return True
+    firsts, seconds = ([int(found[part]) for found in short] for part in (1, 3))
+    if (max(firsts) > 12) != (max(seconds) > 12):
+        return max(firsts) > 12
+    return None
+
+
+def _is_two_dates(value: str) -> bool:
+    found = _PARTS.fullmatch(value)
+    return found is not None and len(found[1]) <= 2 and found[2] != "." and found[1].lstrip("0") != found[3].lstrip("0")
+
+
+def _date(value: str, day_first: bool) -> float:
+    """Days since 1970; NaN for a cell that is no date."""
+    try:
+        moment = _moment(value, day_first)
+    except (ValueError, OverflowError):
+        return float("nan")
+    if moment is None:
+        return float("nan")
+    return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH).total_seconds() / 86400
+
+
+def _moment(value: str, day_first: bool) -> datetime | None:
+    if _ISO.fullmatch(value):
+        return _iso(value)
+    if found := _PARTS.fullmatch(value):
+        first, second, third = int(found[1]), int(found[3]), int(found[4])
+        if len(found[1]) > 2:
+            year, month, day = first, second, third
+        else:
+            day, month = (first, second) if day_first else (second, first)
+            # As POSIX has it for two digits.
+            year = third if len(found[4]) == 4 else third + (2000 if third < 69 else 1900)
+        at = datetime.min.time() if found[5] is None else _clock(found[5])
+        return datetime.combine(datetime(year, month, day), at) if len(found[1]) != 3 else None
+    for form in _NAMED if any(map(str.isalpha, value)) and len(value) < 30 else ():
+        try:
+            return datetime.strptime(value, form)
+        except ValueError:
+            continue
+    return None
+
+
+def _iso(value: str) -> datetime:
+    date, _, rest = value.replace("T", " ").partition(" ")
+    date = "-".join(part.zfill(2) for part in date.split("-"))
+    rest = rest.replace("UTC", "Z").replace(",", ".").replace(" ", "")
+    if rest[1:2] == ":":
+        rest = f"0{rest}"
+    # Python keeps microseconds; what a file says beyond them is cut.
+    rest = _MORE_DIGITS.sub(r"\1", rest)
+    return datetime.fromisoformat(f"{date} {rest}".strip())
+
+
+def _time(value: str) -> float:
+    """Hours since midnight; NaN for a cell that is no time of day."""
+    if not _TIME.fullmatch(value):
+        return float("nan")
+    try:
+        found = _clock(value)
+    except ValueError:
+        return float("nan")
+    return found.hour + found.minute / 60 + (found.second + found.microsecond / 1e6) / 3600
+
+
+def _clock(value: str) -> time:
+    half = value[-2:].upper() if value[-1:].isalpha() else ""
+    digits = value[:-2].strip() if half else value
+    hours, _, rest = digits.partition(":")
+    if half and not 1 <= int(hours) <= 12:
+        raise ValueError(value)
+    hour = int(hours) % 12 + 12 * (half == "PM") if half else int(hours)
+    return time.fromisoformat(f"{hour:02d}:{rest}")
+
+
+def of_typed(column: Array) -> Array:
+    """float64 [rows] of datetime64 (days since 1970) or timedelta64 (days) of any unit; NaN where it is not a time."""
+    whole = column.astype("datetime64[us]" if column.dtype.kind == "M" else "timedelta64[us]")
+    numbers = whole.astype(np.int64) / 86_400_000_000
+    return np.where(np.isnat(whole), np.nan, numbers)
+
+
+def cyclic(name: str, kind: str, numbers: Array) -> dict[str, Array]:
+    """Sine and cosine of the place in the day, and of a date also in the week and in the year of 365.2425 days; NaN stays."""
+    periods = {"day": 24.0} if kind == "time" else {"day": 1.0, "week": 7.0, "year": 365.2425}
+    turns = {period: 2 * pi * numbers / length for period, length in periods.items()}
+    return {
+        f"{name} ({period}, {word})": function(turn)
+        for period, turn in turns.items()
+        for word, function in (("sine", np.sin), ("cosine", np.cos))
+    }

@@ -1,0 +1,126 @@
+"""A .parquet file as columns. Types are told by pyarrow, and only columns that can be used are read."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.datasets.own.text import Array, Text, clean
+from common.errors import DataError
+
+INDEX = "__index_level_0__"
+"""What pandas calls a column that was the index of a table."""
+
+
+class Unusable:
+    """A column whose values are neither numbers nor text; it is no fault unless it is asked for.
+
+    `reason`: the sentence for whoever asks.
+    """
+
+    def __init__(self, rows: int, reason: str) -> None:
+        self._rows = rows
+        self.reason = reason
+
+    def __len__(self) -> int:
+        return self._rows
+
+
+Column = Array | Text | Unusable
+
+
+def read_parquet(path: Path, check_size: Any) -> dict[str, Column]:
+    """The columns by name. `check_size(path, bytes)` raises DataError for too many.
+
+    Text is kept once for all rows that hold it, but is counted for each: a file of 2 kB may hold gigabytes.
+    """
+    parquet, types = import_module("pyarrow.parquet"), import_module("pyarrow.types")
+    with path.open("rb") as stream:
+        facts = parquet.ParquetFile(stream)
+        schema, size = facts.schema_arrow, facts.metadata
+        check_size(path, sum(size.row_group(i).total_byte_size for i in range(size.num_row_groups)))
+        check_size(path, 8 * size.num_rows * size.num_columns)
+        if len(set(schema.names)) < len(schema.names):
+            twice = next(name for name in schema.names if schema.names.count(name) > 1)
+            raise DataError(f"the column `{twice}` stands twice in the data: rename one")
+        usable = [field.name for field in schema if _is_usable(types, field.type)]
+        words = [field.name for field in schema if _is_text(types, field.type)]
+        file = parquet.ParquetFile(stream, read_dictionary=words)
+        # A nested column has as many leaves as it likes; those are not asked for.
+        table: Any = file.read(columns=usable, use_threads=False) if usable else None
+    columns: dict[str, Column] = {}
+    for field in schema:
+        name = clean(field.name)
+        if name in columns:
+            raise DataError(f"the column `{name}` stands twice in the data: rename one")
+        columns[name] = _unusable(field, size.num_rows) if field.name not in usable else _column(types, table[field.name])
+    texts = [column for column in columns.values() if isinstance(column, Text)]
+    check_size(
+        path, sum(int(text.counts() @ np.array([len(value) for value in text.values], dtype=np.int64)) for text in texts)
+    )
+    return columns
+
+
+def _unusable(field: Any, rows: int) -> Unusable:
+    return Unusable(
+        rows,
+        f"the column `{field.name}` must hold numbers or text, got {str(field.type)[:80]}: leave it out with `own.features` or "
+        "spread it over columns",
+    )
+
+
+def _is_text(types: Any, kind: Any) -> bool:
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
+def _is_usable(types: Any, kind: Any) -> bool:
+    if types.is_dictionary(kind):
+        return not types.is_dictionary(kind.value_type) and _is_usable(types, kind.value_type)
+    view = getattr(types, "is_string_view", lambda kind: False)
+    if types.is_interval(kind):
+        return False
+    asked = ("is_integer", "is_floating", "is_boolean", "is_null", "is_decimal", "is_temporal")
+    return _is_text(types, kind) or bool(view(kind)) or any(getattr(types, name)(kind) for name in asked)
+
+
+def _column(types: Any, column: Any) -> Column:
+    kind = column.type
+    if types.is_dictionary(kind):
+        if not _is_text(types, kind.value_type):
+            return _column(types, column.cast(kind.value_type))
+        return _of_dictionary(column.unify_dictionaries())
+    if types.is_null(kind):
+        return np.full(len(column), np.nan)
+    if types.is_floating(kind):
+        return np.asarray(column.cast("float32" if types.is_float16(kind) else kind).to_numpy())
+    if types.is_integer(kind) or types.is_boolean(kind):
+        return np.asarray(column.to_numpy()) if not column.null_count else _of_dictionary(_as_dictionary(column, "string"))
+    if types.is_timestamp(kind) or types.is_date(kind) or types.is_duration(kind):
+        return _moments(types, column, kind)
+    return _of_dictionary(_as_dictionary(column, "string"))
+
+
+def _as_dictionary(column: Any, kind: str) -> Any:
+    return column.cast(kind).dictionary_encode().unify_dictionaries()
+
+
+def _of_dictionary(column: Any) -> Text:
+    if not column.num_chunks or not len(column):
+        return Text(np.full(len(column), -1, dtype=np.int64), [])
+    values = column.chunk(0).dictionary.to_pylist()
+    codes = [np.asarray(chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64) for chunk in column.chunks]
+    return Text(np.concatenate(codes), [value or "" for value in values]).mapped(clean)
+
+
+def _moments(types: Any, column: Any, kind: Any) -> Array:
+    """datetime64 or timedelta64 [rows] of the column's own unit; pyarrow would ask for pandas for some."""
+    if types.is_date(kind):
+        column, unit, letter = column.cast("date32").cast("int32"), "D", "M"
+    else:
+        unit, letter = kind.unit, "m" if types.is_duration(kind) else "M"
+    missing = np.asarray(column.is_null().to_numpy(), dtype=bool)
+    whole = np.asarray(column.cast("int64").fill_null(0).to_numpy(), dtype=np.int64)
+    result = whole.astype(f"{letter}8[{unit}]")
+    result[missing] = np.array("NaT", dtype=result.dtype)
+    return result

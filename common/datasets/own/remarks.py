@@ -1,0 +1,178 @@
+"""What may be a mistake in a user's data, or quietly does not count: one sentence each, for a person."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.datasets.own.columns import EMPTY, NUMBER, TEXT, categories, usable
+from common.datasets.own.numbers import read_numbers
+from common.datasets.own.preparation import has_spread
+from common.datasets.own.tables import PIXELS
+from common.datasets.own.text import MISSING_WORDS, Text
+from common.errors import as_told
+from common.units import counted
+
+if TYPE_CHECKING:
+    from common.datasets.own.dataset import Own
+
+_MOST_TOLD = 5
+_FEW = 10
+"""Rows of a class that may be a slip."""
+_MOSTLY_DIFFERENT = 0.9
+_LEAST_ROWS = 20
+"""Of a column of text, before that its values differ says something."""
+_LARGEST_EXACT = 2**53
+
+
+def of(data: Own) -> list[str]:
+    """All remarks on a file, in the order in which it is read."""
+    parts = (_columns(data), _rows(data), _targets(data), _tasks(data))
+    return [*data.table.remarks, *(remark for part in parts for remark in part)]
+
+
+def _columns(data: Own) -> Iterator[str]:
+    for name, kind in data.schema.features.items():
+        column = data.table[name]
+        if kind == EMPTY:
+            yield f"the column `{name}` is empty: it is no input worth having"
+        if name == PIXELS:
+            continue
+        if kind == TEXT:
+            yield from _on_categories(data, name)
+        elif isinstance(column, Text) and kind == NUMBER:
+            yield from _on_numbers(name, column, data.table.decimal)
+
+
+def _on_categories(data: Own, name: str) -> Iterator[str]:
+    text = categories(usable(data.table, name))
+    rows, values = int((text.codes >= 0).sum()), len(text.values)
+    if rows >= _LEAST_ROWS and values >= _MOSTLY_DIFFERENT * rows:
+        yield (
+            f"{values} of {rows} values of the column `{name}` differ: as categories they say nothing of new rows; are they "
+            "ids, or numbers or dates in words? leave it out with `own.features`, or write numbers"
+        )
+    if values > data.options.vocabulary_limit and not data.schema.vocabularies.get(name, [])[data.options.vocabulary_limit :]:
+        yield (
+            f"the column `{name}` has {values} categories, of which `own.vocabulary-limit` ({data.options.vocabulary_limit}) "
+            "are inputs of their own, the most frequent; the others are one"
+        )
+
+
+def _on_numbers(name: str, column: Text, decimal: str) -> Iterator[str]:
+    found = read_numbers(column, decimal)
+    if found.either >= 0:
+        cell, number = column.values[found.either], found.numbers[found.either]
+        yield f"'{cell}' in the column `{name}` is read as {number:.12g}: if it is another number, write it without that sign"
+    if padded := next((value for value in column.values if re.fullmatch(r"0[0-9]+", value)), None):
+        yield (
+            f"the column `{name}` holds whole numbers that begin with 0, such as '{padded}': if they are codes, declare "
+            f"categories with `--set own.categorical={name}`"
+        )
+
+
+def _rows(data: Own) -> Iterator[str]:
+    table, options = data.table, data.options
+    rows = f"{counted(table.rows, 'row')} of '{options.path}'"
+    if without := data.rows_without_task:
+        yield f"{without} of {rows} name no task (`{options.task_column}`): they are not used"
+    if without := int(np.isnan(data.target.values).sum()):
+        yield f"{without} of {rows} have no target (`{data.schema.target}`): they are not used"
+    column = table[options.task_column]
+    if isinstance(column, np.ndarray) and column.dtype.kind == "f" and (np.abs(column) >= _LARGEST_EXACT).any():
+        yield (
+            f"the tasks in `{options.task_column}` are numbers of 16 digits and more with a decimal point, which no longer "
+            "tells them all apart: write them as whole numbers or text"
+        )
+
+
+def _targets(data: Own) -> Iterator[str]:
+    if data.kind == "regression":
+        yield from _without_spread(data)
+        return
+    labels = data.target.labels
+    if labels is None:
+        return
+    counts = dict(zip(labels.values, map(int, labels.counts()), strict=True))
+    yield from _slips(counts, data.classes, data.options.path)
+    for label in data.classes:
+        if label.casefold() in MISSING_WORDS and counts.get(label):
+            yield (
+                f"{counted(counts[label], 'row')} of '{data.options.path}' are of the class '{label}': if that means that the "
+                f"target is missing, set `own.missing={label}`"
+            )
+    yield from _never_tested(data)
+
+
+def _without_spread(data: Own) -> Iterator[str]:
+    supports = {name: data.target.values[rows[0]] for name, rows in data.rows.items()}
+    flat = sorted(name for name, numbers in supports.items() if not has_spread(numbers))
+    if not flat:
+        return
+    others = [numbers - numbers.mean() for name, numbers in supports.items() if name not in set(flat)]
+    typical = f"; that of the others is {np.concatenate(others).std():.3g}" if others else ""
+    yield (
+        f"all targets in the support part of {counted(len(flat), 'task')} are the same ({_some(flat)}): their deviation is "
+        f"taken for `own.target-deviation` ({data.options.target_deviation:g}){typical}"
+    )
+
+
+def _never_tested(data: Own) -> Iterator[str]:
+    number = len(data.classes)
+    held, tested, tasks = np.zeros(number, dtype=int), np.zeros(number, dtype=int), np.zeros(number, dtype=int)
+    for parts in data.rows.values():
+        counts = [np.bincount(data.target.values[rows].astype(np.int64), minlength=number) for rows in parts]
+        held, tested = held + sum(counts), tested + counts[2]
+        tasks += (sum(counts) > 0) & (counts[2] == 0)
+    for label, rows, test, without in zip(data.classes, held, tested, tasks, strict=True):
+        if without:
+            where = "in no task" if not test else f"in {without} of {len(data.rows)} tasks not"
+            yield (
+                f"the class {_quoted(label)} ({counted(int(rows), 'row')}) is {where} among the test rows, for it has too few: "
+                "accuracy says nothing of it there"
+            )
+
+
+def _tasks(data: Own) -> Iterator[str]:
+    options, found = data.options, len(data.left_out) + len(data.rows)
+    if len(data.left_out) > len(data.rows):
+        yield (
+            f"{len(data.left_out)} of {found} tasks of '{options.path}' cannot be used: is `{options.task_column}` the column "
+            "that says whose row it is (`--task`)?"
+        )
+    for name in (*data.rows, *data.left_out):
+        if name.casefold() in MISSING_WORDS:
+            yield (f"a task is called '{name}': if that means that rows name no task, set `own.missing={name}`")
+
+
+def _slips(counts: dict[str, int], classes: list[str], path: str) -> Iterator[str]:
+    """On classes that may be misspellings of others: alike but for case and blanks, or hardly ever there."""
+    alike: dict[str, list[str]] = {}
+    for label in classes:
+        alike.setdefault("".join(label.casefold().split()), []).append(label)
+    same = [" and ".join(map(_quoted, group[:_MOST_TOLD])) for group in alike.values() if len(group) > 1]
+    total = Counter(counts).total()
+    least = min(_FEW, total / len(classes) / 10)
+    rare = [f"{_quoted(label)} ({counts[label]})" for label in classes if 0 < counts.get(label, 0) < least]
+    if same:
+        yield (
+            f"classes of '{path}' differ in case or blanks alone, {_some(same)}: if they are one class, give them one spelling"
+        )
+    if rare:
+        yield (
+            f"classes of '{path}' have few of its {total} rows, {_some(rare)}: mend what is a slip, for every class "
+            "is an output of the model"
+        )
+
+
+def _quoted(label: str) -> str:
+    return f"'{as_told(label, 60)}'"
+
+
+def _some(items: list[str]) -> str:
+    more = f" and {len(items) - _MOST_TOLD} more" if len(items) > _MOST_TOLD else ""
+    return "; ".join(items[:_MOST_TOLD]) + more

@@ -1,0 +1,273 @@
+"""Reading a user's own file into named columns: .npz, .csv, .parquet, .jsonl, a folder of images, or "module:function".
+
+Reading is Python's, pyarrow's, pillow's and NumPy's; what stands here are the limits. Nothing is unpickled, and sizes that a
+header claims are checked before memory is taken. Whatever is wrong with a file raises DataError, never anything else.
+"""
+
+import json
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from math import prod
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from common.datasets.own.csv_file import read_csv
+from common.datasets.own.numbers import decimal_sign
+from common.datasets.own.parquet_file import INDEX, Column, Unusable, read_parquet
+from common.datasets.own.text import Array, Text, as_text, clean
+from common.errors import DataError, QuickbloomError, in_one_line
+
+LIMIT = 2 * 2**30
+"""Bytes that a file may have, or claim to have once it is unpacked."""
+PIXELS = "pixels"
+_MOST_PIXELS = 50_000_000
+_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
+
+
+class Table(dict[str, Column]):
+    """Columns of equal length, as the file has them: numbers, dates or truths of any width, `Text`, or `Unusable`.
+
+    `pixels`: [rows, channels, side, side]. `remarks`: what was taken for something else than a column, one sentence each.
+    `decimal`: the sign of its numbers written as text; "" where they disagree. `path`: what was read.
+    """
+
+    path = ""
+
+    def __init__(self, columns: Mapping[str, Column], delimiter: str = ",") -> None:
+        super().__init__(columns)
+        self.remarks: list[str] = []
+        texts = [column for column in columns.values() if isinstance(column, Text)]
+        self.decimal = decimal_sign(texts, "," if delimiter == ";" else ".")
+
+    @property
+    def rows(self) -> int:
+        """How many rows every column has."""
+        return len(next(iter(self.values())))
+
+
+def read_table(path: str, image_side: int = 28) -> Table:
+    """The columns of `path`. Images become grey [1, side, side] in 0..1, with the columns `class` and `task`."""
+    try:
+        table = _read(path, image_side)
+    except QuickbloomError:
+        raise
+    except (Exception, SystemExit) as error:  # readers of damaged files raise a dozen types, and a user's function any
+        reason = in_one_line(error)
+        raise DataError(f"the data '{path}' cannot be read ({reason}): check the file, or write it anew", reason) from error
+    lengths = {name: len(column) for name, column in table.items()}
+    if not lengths or max(lengths.values()) == 0:
+        raise DataError(f"the data '{path}' hold no rows: at least one task with a few examples is needed")
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"the columns of '{path}' must have the same number of rows, got {lengths}")
+    _drop_index(table)
+    table.path = path
+    return table
+
+
+def _drop_index(table: Table) -> None:
+    """Without the numbers of rows that pandas writes as a column: they tell nothing of new rows."""
+    for name in ("", "Unnamed: 0", INDEX):
+        column = table.get(name)
+        if column is None:
+            continue
+        if not isinstance(column, Unusable) and column.ndim == 1 and _numbers_rows(as_text(column)):
+            del table[name]
+            table.remarks.append(f"the column `{name}` holds the numbers of rows (pandas' index) and is left out")
+        elif not name:
+            raise DataError("the first column has no name in the header: give it one")
+
+
+def _numbers_rows(text: Text) -> bool:
+    return len(text.values) == len(text) and all(value.isascii() and value.isdigit() for value in text.values)
+
+
+def _read(path: str, image_side: int) -> Table:
+    file = Path(path).expanduser()
+    if not file.exists():
+        if ":" in path:
+            return _from_function(path)
+        raise DataError(f"the data '{path}' do not exist: name a file, a folder of images, or module:function")
+    if file.is_dir():
+        return _images(file, image_side)
+    readers: dict[str, Callable[[Path], Table]] = {".npz": _npz, ".csv": _csv, ".parquet": _parquet, ".jsonl": _jsonl}
+    reader = readers.get(file.suffix.lower())
+    if reader is None:
+        raise DataError(f"the data '{path}' must end in {', '.join(readers)}, be a folder of images, or module:function")
+    size = file.stat().st_size
+    if size == 0:
+        raise DataError(f"the data file '{path}' is empty: write it anew")
+    _check_size(path, size)
+    return reader(file)
+
+
+def _check_size(path: object, claimed: int) -> None:
+    if claimed > LIMIT:
+        raise DataError(
+            f"the data '{path}' claim {claimed / 1e9:.1f} GB, at most {LIMIT / 1e9:.1f} GB are read: split or thin them out"
+        )
+
+
+def _csv(path: Path) -> Table:
+    columns, delimiter = read_csv(path)
+    return Table(columns, delimiter)
+
+
+def _parquet(path: Path) -> Table:
+    _needs("pyarrow.parquet")
+    return Table(read_parquet(path, _check_size))
+
+
+def _npz(path: Path) -> Table:
+    columns: dict[str, Column] = {}
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        for member in members:
+            name = PurePosixPath(member.filename.replace("\\", "/"))
+            if name.is_absolute() or ".." in name.parts or len(name.parts) != 1:
+                raise DataError(f"the archive '{path}' holds the path '{member.filename}' outside of itself: write it anew")
+        _check_size(path, sum(member.file_size for member in members))
+        for member in members:
+            # The header first: it is what NumPy would take memory by.
+            with archive.open(member) as stream:
+                version = np.lib.format.read_magic(stream)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(stream)
+            if dtype.hasobject:
+                raise DataError(
+                    f"the array `{member.filename}` in '{path}' holds pickled objects, which are never loaded: save numbers or "
+                    "fixed-width text"
+                )
+            _check_size(path, prod(shape) * dtype.itemsize)
+            if prod(shape) * dtype.itemsize > member.file_size:
+                raise DataError(f"the array `{member.filename}` in '{path}' claims more than the file holds: write it anew")
+            with archive.open(member) as stream:
+                array = np.lib.format.read_array(stream, allow_pickle=False)
+            _add(columns, _columns(clean(member.filename.removesuffix(".npy")), array))
+    return Table(columns)
+
+
+def _add(columns: dict[str, Column], more: dict[str, Column]) -> None:
+    """DataError where a name is there already."""
+    if twice := sorted(set(columns) & set(more)):
+        raise DataError(f"the column `{twice[0]}` stands twice in the data: rename one")
+    columns |= more
+
+
+def _columns(name: str, array: Array) -> dict[str, Column]:
+    """One column for [rows], one for each number of [rows, n] (`x_0`, `x_1`, ..), pixels for [rows, channels, side, side]."""
+    if array.ndim == 0:
+        raise DataError(f"the array `{name}` must have a row for each example, got a single value")
+    if array.ndim in (3, 4):
+        return {PIXELS: (array[:, None] if array.ndim == 3 else array).astype(np.float64)}
+    if array.ndim == 2:
+        return {f"{name}_{i}": _column(array[:, i]) for i in range(array.shape[1])}
+    if array.ndim > 4:
+        raise DataError(f"the array `{name}` must have at most 4 axes, got {array.ndim}")
+    return {name: _column(array)}
+
+
+def _column(array: Array) -> Column:
+    if array.dtype.kind in "biufmM":
+        return array.astype(np.float32) if array.dtype == np.float16 else array
+    if array.dtype.kind not in "UO":
+        raise DataError(f"a column must hold numbers or text, got {array.dtype}")
+    return Text.of(array.tolist())
+
+
+def _jsonl(path: Path) -> Table:
+    """Python's own reader: pyarrow's has crashed, not only failed, on lines that are no objects."""
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            row = _json_row(path, number, line)
+            if row:
+                rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns: dict[str, Column] = {}
+    for name in names:
+        _add(columns, {clean(name): _json_column(name, [row.get(name) for row in rows])})
+    return Table(columns)
+
+
+def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
+    quoted = repr(line[:40])
+    try:
+        row = json.loads(line) if line.strip() else {}
+    except ValueError as error:
+        raise DataError(f"line {number} of '{path}' is no JSON ({error}), got {quoted}: mend or remove it", quoted) from None
+    if not isinstance(row, dict):
+        raise DataError(
+            f"line {number} of '{path}' must be a JSON object, a name and a value for each column, got {quoted}", quoted
+        )
+    return row
+
+
+def _json_column(name: str, values: list[Any]) -> Column:
+    if strange := next((value for value in values if isinstance(value, list | dict)), None):
+        return Unusable(
+            len(values),
+            f"the column `{name}` must hold numbers or text, got a {type(strange).__name__}: leave it out with `own.features` "
+            "or spread it over columns",
+        )
+    return Text.of(values)
+
+
+def _images(folder: Path, side: int) -> Table:
+    """folder/TASK/CLASS/image, or folder/CLASS/image for a single task `all`."""
+    with warnings.catch_warnings(action="ignore"):  # pillow's remarks; what it would warn of as too large is refused below
+        return _read_images(_needs("PIL.Image"), folder, side)
+
+
+def _read_images(image_module: Any, folder: Path, side: int) -> Table:
+    pixels, classes, tasks = [], [], []
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGES and path.is_file())
+    _check_size(folder, len(files) * side * side * np.dtype(np.float64).itemsize)
+    for file in files:
+        parts = file.relative_to(folder).parts
+        if len(parts) not in (2, 3):
+            raise DataError(f"the image '{file}' must lie in '{folder}' as CLASS/image or as TASK/CLASS/image", str(file))
+        try:
+            # Other formats start other programs (EPS), whatever the name of the file says.
+            with image_module.open(file, formats=_FORMATS) as image:
+                if prod(image.size) > _MOST_PIXELS:
+                    raise DataError(
+                        f"the image '{file}' claims {prod(image.size)} pixels, at most {_MOST_PIXELS} are read", str(file)
+                    )
+                pixels.append(np.asarray(image.convert("L").resize((side, side)), dtype=np.float64)[None] / 255)
+        except DataError:
+            raise
+        except Exception as error:  # pillow raises a dozen types for damaged images
+            reason = in_one_line(error)
+            raise DataError(f"the image '{file}' cannot be read ({reason}): remove or replace it", reason, str(file)) from error
+        classes.append(parts[-2])
+        tasks.append(parts[0] if len(parts) == 3 else "all")
+    if not pixels:
+        raise DataError(f"the folder '{folder}' holds no images as CLASS/image or TASK/CLASS/image")
+    return Table({PIXELS: np.stack(pixels), "class": Text.of(classes), "task": Text.of(tasks)})
+
+
+def _from_function(name: str) -> Table:
+    module, _, attribute = name.partition(":")
+    found: object = getattr(import_module(module), attribute)
+    returned = found() if callable(found) else None
+    if not isinstance(returned, Mapping):
+        raise DataError(f"the data '{name}' must name a function without arguments that returns a dictionary of arrays")
+    columns: dict[str, Column] = {}
+    for key, value in returned.items():
+        _add(columns, _columns(clean(str(key)), np.asarray(value)))
+    return Table(columns)
+
+
+def _needs(module: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = {"PIL": "pillow"}.get(module.split(".")[0], "pyarrow")
+        raise DataError(
+            f"this kind of data needs {package}, which is not installed: run pip install 'quickbloom[datasets]', or use .npz"
+        ) from error

@@ -1,0 +1,129 @@
+"""The target of a user's own data: which column it is, whether it is a class or a number, and what every row holds."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from common.datasets.own.columns import DATE, NUMBER, Reading, Schema, find_kind, of_kind, refuse_target, require, usable
+from common.datasets.own.options import OwnOptions, listed, quoted
+from common.datasets.own.tables import Table
+from common.datasets.own.text import MISSING_WORDS, Array, Text, as_text, names
+from common.errors import DataError
+
+_MOST_CLASSES = 20
+Kind = Literal["classification", "regression"]
+
+
+class UnknownClassError(DataError):
+    """The data hold a class that is none of those given. `label`: that class."""
+
+    def __init__(self, label: str, given: list[str]) -> None:
+        self.label = label
+        super().__init__(
+            f"`own.classes` must name every class of the data, '{label}' is missing from {quoted(given)!r}", f"'{label}'"
+        )
+
+
+@dataclass(frozen=True)
+class Target:
+    """`values`: float64 [rows], the position among `classes` or the number; NaN where it is missing. `labels`: if classes."""
+
+    kind: Kind
+    classes: list[str]
+    values: Array
+    labels: Text | None = None
+
+
+def pick_target(table: Table, options: OwnOptions) -> str:
+    """The name of the column. Raises DataError where it is not said."""
+    if options.target_column:
+        require(table, options.target_column, options.path)
+        return options.target_column
+    for name in ("target", "label", "class", "y"):
+        if name in table:
+            return name
+    raise DataError(
+        f"which column of '{options.path}' is to be predicted is not said: use `--target`, one of {', '.join(table)}"
+    )
+
+
+def read_target(table: Table, name: str, options: OwnOptions, reading: Reading, agreed: Schema | None) -> Target:
+    """What every row is to be predicted as. Raises DataError for cells that do not fit."""
+    column = usable(table, name)
+    if column.ndim != 1:
+        raise DataError("the target must be one column, got images")
+    if agreed:
+        return (
+            _classes(column, agreed.classes, options, reading)
+            if agreed.classes
+            else _numbers(table, name, NUMBER, reading, agreed)
+        )
+    kind = _kind_of_cells(table, name, options, reading)
+    if options.kind == "classification" or kind not in (NUMBER, DATE):
+        _refuse_words(column, options)
+        return _classes(column, listed(options.classes, _labels(column, reading, ()).values), options, reading)
+    found = _numbers(table, name, kind, reading, None)
+    if options.kind == "regression" or kind == DATE or _is_number(column, found.values):
+        return found
+    return _classes(column, listed(options.classes, _labels(column, reading, ()).values), options, reading)
+
+
+def _kind_of_cells(table: Table, name: str, options: OwnOptions, reading: Reading) -> str:
+    if options.kind == "classification" or name in listed(options.categorical, table):
+        return "text"
+    advice = "ask for classes with `--set own.kind=classification`" if options.kind == "auto" else "leave the row out"
+    return find_kind(table, name, reading, advice)
+
+
+def _is_number(column: Array | Text, values: Array) -> bool:
+    """Whether numbers are a quantity: truths and few different whole numbers are classes."""
+    known = values[~np.isnan(values)]
+    truths = column.dtype.kind == "b" if isinstance(column, np.ndarray) else False
+    return not truths and (bool((known != np.round(known)).any()) or len(np.unique(known)) > _MOST_CLASSES)
+
+
+def _refuse_words(column: Array | Text, options: OwnOptions) -> None:
+    if options.kind != "regression":
+        return
+    example = f"'{next((cell for cell in as_text(column).values), None)}'"
+    raise DataError(f"the target must hold numbers for regression, got the text {example}", example)
+
+
+def _numbers(table: Table, name: str, kind: str, reading: Reading, agreed: Schema | None) -> Target:
+    try:
+        values = of_kind(table, name, kind, reading)
+    except DataError:
+        if not agreed:
+            raise
+        raise DataError(f"the target `{name}` of '{reading.path}' must hold numbers, as it did in training") from None
+    assert isinstance(values, np.ndarray)
+    refuse_target(values)
+    return Target("regression", [], values)
+
+
+def _labels(column: Array | Text, reading: Reading, classes: list[str] | tuple[str, ...]) -> Text:
+    """The classes of the rows as text. A word such as `NA` is one where the others are words, or if it is one of `classes`."""
+    if not classes:
+        return names(column, reading.extra_missing)
+    gone = {*MISSING_WORDS, *reading.extra_missing}
+    return as_text(column).mapped(lambda value: "" if value not in classes and value.casefold() in gone else value)
+
+
+def _classes(column: Array | Text, given: list[str], options: OwnOptions, reading: Reading) -> Target:
+    labels = _labels(column, reading, given)
+    if extra := sorted(set(labels.values) - set(given)) if given else []:
+        raise UnknownClassError(extra[0], given)
+    classes = given or sorted(labels.values, key=lambda label: (_number(label), label))
+    if len(classes) < 2:
+        raise DataError(f"the target must have at least two classes, got {len(classes)}: check `--target`")
+    position = {label: float(place) for place, label in enumerate(classes)}
+    of_values = np.array([position[label] for label in labels.values], dtype=np.float64)
+    return Target("classification", classes, labels.spread(of_values, np.nan), labels)
+
+
+def _number(label: str) -> float:
+    try:
+        return float(label)
+    except ValueError:
+        return float("inf")
