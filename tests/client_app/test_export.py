@@ -13,6 +13,7 @@ from client_app.export import export
 from client_app.personalize import predict
 from common import personal
 from common.config import parse_run_config
+from common.datasets.own.columns import Reading, Schema, make_inputs
 from common.datasets.own.preparation import Preparation
 from common.datasets.own.tables import read_table
 from common.errors import ConfigError, DataError
@@ -49,9 +50,10 @@ def trained(tmp_path: Path, kind: str) -> tuple[Path, Path]:
 
 def inputs(model: Path, data: Path) -> torch.Tensor:
     """What the exported program is fed with: rows as the card's preparation makes them."""
-    preparation = Preparation.from_json(personal.load(model).card["preparation"])
-    table = read_table(str(data))
-    return torch.from_numpy(preparation.encode({name: column[table["task"] == "A"] for name, column in table.items()}))
+    card = personal.load(model).card
+    rows = np.flatnonzero(np.load(data)["task"] == "A")
+    columns = make_inputs(read_table(str(data)), Schema.from_json(card["schema"]), Reading(str(data)), rows)
+    return torch.from_numpy(Preparation.from_json(card["preparation"]).encode(columns))
 
 
 def outputs(form: str, path: Path, x: torch.Tensor) -> np.ndarray[Any, Any]:

@@ -278,6 +278,7 @@ def test_classes_that_may_be_slips_are_remarked_on_once(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace(",ill", ",Ill", 1))
     data = ["--data", str(path), "--task", "hospital", "--target", "outcome", "--rounds", "1", "--in-process", "--no-report"]
     done = CliRunner().invoke(cli.cli, ["run", *data, "--output", str(tmp_path / "run")])
-    alike, rare = (line for line in done.stderr.splitlines() if line.startswith("Remark: "))
+    alike, rare, untested = (line for line in done.stderr.splitlines() if line.startswith("Remark: "))
     assert "'Ill' and 'ill': if they are one class" in alike
     assert "'Ill' (1): mend" in rare
+    assert "too few rows for a test row: 'Ill' in 1 of 4 tasks" in untested

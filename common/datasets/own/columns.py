@@ -34,11 +34,11 @@ class MixedColumnError(DataError):
     `column`: its name; `found`: what it holds, in words.
     """
 
-    def __init__(self, column: str, holds: str, row: int, word: str, advice: str) -> None:
+    def __init__(self, column: str, kind: str, row: int, word: str, advice: str) -> None:
         cell = f"'{as_told(word, 80)}'"
         self.column = column
-        self.found = f"the column `{column}` holds {holds}, but row {row} (without the header) holds the text {cell}"
-        super().__init__(f"{self.found}: put one of those there, leave it empty, or {advice}", cell)
+        self.found = f"the column `{column}` holds {kind}s, but row {row} (without the header) holds the text {cell}"
+        super().__init__(f"{self.found}: put a {kind} there, leave it empty, or {advice}", cell)
 
 
 @dataclass(frozen=True)
@@ -112,15 +112,15 @@ def _kind_of_text(name: str, text: Text, decimal: str, reading: Reading, advice:
     moments = read_moments(text, reading.order)
     if not moments.wrong.any():
         return moments.kind
-    for holds, wrong in (("numbers", numbers.wrong), (f"{moments.kind}s", moments.wrong)):
+    for kind, wrong in ((NUMBER, numbers.wrong), (moments.kind, moments.wrong)):
         if 2 * int(rows[wrong].sum()) <= known:  # a word is then taken for a slip
-            raise _mixed(name, holds, text, wrong, advice)
+            raise _mixed(name, kind, text, wrong, advice)
     return TEXT
 
 
-def _mixed(name: str, holds: str, text: Text, wrong: Array, advice: str) -> MixedColumnError:
+def _mixed(name: str, kind: str, text: Text, wrong: Array, advice: str) -> MixedColumnError:
     place = min(map(int, np.flatnonzero(wrong)), key=text.first_row)
-    return MixedColumnError(name, holds, text.first_row(place) + 1, text.values[place], advice)
+    return MixedColumnError(name, kind, text.first_row(place) + 1, text.values[place], advice)
 
 
 def usable(table: Table, name: str) -> Text | Array:
@@ -161,7 +161,7 @@ def _read(table: Table, name: str, text: Text, kind: str, reading: Reading, advi
     if found.wrong.any():
         if found.wrong.all() or np.isnan(found.numbers).all():
             raise DataError(f"the column `{name}` of '{reading.path}' must hold {kind}s, as it did in training, got text")
-        raise _mixed(name, f"{kind}s", text, found.wrong, advice)
+        raise _mixed(name, kind, text, found.wrong, advice)
     if found.either >= 0 and (not number or not table.decimal):
         raise DataError(*_either(name, text, found.either, number=number))
     return text.spread(found.numbers, np.nan)

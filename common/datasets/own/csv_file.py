@@ -17,6 +17,8 @@ _LONGEST_CELL = 2**24
 _BLOCK = 2**20
 _CHUNK = 20_000
 """Rows that are held as Python's lists at once."""
+_MOST_BEFORE = 1000
+"""Lines before the header."""
 _SEPARATOR_LINE = re.compile(r"sep=(.)\s*", re.IGNORECASE)
 
 
@@ -43,7 +45,7 @@ def read_csv(path: Path) -> tuple[dict[str, Text], str]:
 
 
 def _columns(path: Path, rows: Iterator[list[str]]) -> dict[str, Text]:
-    filled = (row for row in rows if row)
+    filled = (row for row in rows if len(row) > 1 or (row and row[0].strip()))
     header = [clean(name.removeprefix("#") if at == 0 else name) for at, name in enumerate(next(filled, []))]
     if not header:
         raise DataError(f"the data '{path}' hold no rows: at least one task with a few examples is needed")
@@ -97,32 +99,19 @@ class _Growing:
 
 
 def _look_at_start(file: TextIO) -> tuple[str, int]:
-    """(delimiter, lines before the header)."""
-    start = _lines(file)
-    if found := _SEPARATOR_LINE.fullmatch(start[0].strip("\r\n")) if start else None:
-        return found[1], 1
-    comments = next((i for i, line in enumerate(start) if not line.startswith("#")), len(start))
-    header = start[comments] if comments < len(start) else ""
-    if comments and _is_header(start[comments - 1], header):
-        comments -= 1
-        header = start[comments]
-    return _delimiter(header), comments
-
-
-def _lines(file: TextIO, most: int = 200) -> list[str]:
-    """The first lines up to one that is neither empty nor a comment. Empty ones are passed over by the reader as well."""
-    lines: list[str] = []
-    while len(lines) < most and (line := file.readline(_BLOCK)):
-        lines.append(line)
-        if (
-            line.strip()
-            and not line.startswith("#")
-            and not (len(lines) == 1 and _SEPARATOR_LINE.fullmatch(line.strip("\r\n")))
-        ):
+    """(delimiter, lines before the header): Excel's `sep=;`, comments, and lines with nothing in them."""
+    before: list[str] = []
+    while len(before) < _MOST_BEFORE and (line := file.readline(_BLOCK)):
+        if found := _SEPARATOR_LINE.fullmatch(line.strip("\r\n")) if not before else None:
+            return found[1], 1
+        if line.strip() and not line.startswith("#"):
             break
-    while lines and not lines[-1].strip():
-        lines.pop()
-    return lines
+        before.append(line)
+    else:
+        line = ""
+    if before and before[-1].strip() and _is_header(before[-1], line):
+        line = before.pop()
+    return _delimiter(line), len(before)
 
 
 def _is_header(comment: str, first: str) -> bool:

@@ -6,6 +6,7 @@ The rules are in docs/own-data.md. What must be equal on all nodes (names and ki
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ class Own(FixedSplitDataset):
             raise DataError(f"`--task` and `--target` must be two columns, got '{name}' for both")
         self.target = read_target(self.table, name, options, self._reading, agreed)
         self.kind, self.classes = self.target.kind, self.target.classes
-        self.schema = agreed or self._find_schema(name)
+        # A file of one's own may call the target otherwise.
+        self.schema = replace(agreed, target=name) if agreed else self._find_schema(name)
         self.inputs = make_inputs(self.table, self.schema, self._reading)
         self._tasks = names(usable(self.table, options.task_column), self._reading.extra_missing)
         self._published = self._read_splits()

@@ -13,7 +13,7 @@ from common.datasets.own.columns import EMPTY, NUMBER, TEXT, categories, usable
 from common.datasets.own.numbers import read_numbers
 from common.datasets.own.preparation import has_spread
 from common.datasets.own.tables import PIXELS
-from common.datasets.own.text import MISSING_WORDS, Text
+from common.datasets.own.text import MISSING_WORDS, Array, Text
 from common.errors import as_told
 from common.units import counted
 
@@ -123,18 +123,23 @@ def _without_spread(data: Own) -> Iterator[str]:
 
 def _never_tested(data: Own) -> Iterator[str]:
     number = len(data.classes)
-    held, tested, tasks = np.zeros(number, dtype=int), np.zeros(number, dtype=int), np.zeros(number, dtype=int)
+    without = np.zeros(number, dtype=np.int64)
     for parts in data.rows.values():
-        counts = [np.bincount(data.target.values[rows].astype(np.int64), minlength=number) for rows in parts]
-        held, tested = held + sum(counts), tested + counts[2]
-        tasks += (sum(counts) > 0) & (counts[2] == 0)
-    for label, rows, test, without in zip(data.classes, held, tested, tasks, strict=True):
-        if without:
-            where = "in no task" if not test else f"in {without} of {len(data.rows)} tasks not"
-            yield (
-                f"the class {_quoted(label)} ({counted(int(rows), 'row')}) is {where} among the test rows, for it has too few: "
-                "accuracy says nothing of it there"
-            )
+        held, tested = (
+            np.bincount(data.target.values[rows].astype(np.int64), minlength=number) for rows in _all_and_test(parts)
+        )
+        without += (held > 0) & (tested == 0)
+    said = [
+        f"{_quoted(label)} in {tasks} of {len(data.rows)} tasks"
+        for label, tasks in zip(data.classes, without, strict=True)
+        if tasks
+    ]
+    if said:
+        yield f"classes with too few rows for a test row: {_some(said)}; the scores of those tasks say nothing of them"
+
+
+def _all_and_test(parts: list[Array]) -> tuple[Array, Array]:
+    return np.concatenate(parts), parts[2]
 
 
 def _tasks(data: Own) -> Iterator[str]:
