@@ -8,13 +8,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from common.batch import Batch, TaskData
-from common.datasets.base import SPLITS, DataSpec, FixedSplitDataset, TaskInfo, generator, left_out_in_words
+from common.datasets.base import SPLITS, DataSpec, FixedSplitDataset, Pool, TaskInfo, generator, left_out_in_words
 from common.datasets.own import remarks
 from common.datasets.own.columns import (
     EMPTY,
@@ -30,7 +30,7 @@ from common.datasets.own.columns import (
     usable,
 )
 from common.datasets.own.options import OwnOptions, listed
-from common.datasets.own.preparation import Preparation, measure
+from common.datasets.own.preparation import Preparation, Scale, measure
 from common.datasets.own.tables import PIXELS, Table, read_table
 from common.datasets.own.target import pick_target, read_target
 from common.datasets.own.text import Array, Text, names
@@ -38,6 +38,7 @@ from common.datasets.own.vocabulary import Places
 from common.errors import DataError
 from common.units import counted
 
+_Made = TypeVar("_Made")
 _PARTS = (0.4, 0.7)
 """Where the support and the query part of a task end, if `own.shots` is 0."""
 
@@ -85,6 +86,7 @@ class Own(FixedSplitDataset):
         """The rows of every task's support, query and test part, counted from 0 in the file."""
         self._cut_tasks()
         self._data = _OnDemand(self._task_data)
+        self._training = _OnDemand(self._training_pool)
         self.remarks = remarks.of(self)
 
     # ---- what the file is
@@ -151,6 +153,9 @@ class Own(FixedSplitDataset):
             found.append(TaskInfo(name, len(support), len(query), len(test), split=self._splits[name]))
         return found
 
+    def train_draw(self, task_id: str, rng: np.random.Generator) -> TaskData:
+        return super().train_draw(task_id, rng) if self.kind == "classification" else self._training[task_id].draw(rng)
+
     def preparation(self, task_id: str) -> Mapping[str, Any]:
         return self._measured(task_id).to_json()
 
@@ -163,6 +168,17 @@ class Own(FixedSplitDataset):
     def rows_without_task(self) -> int:
         """How many rows name no task."""
         return int((self._tasks.codes < 0).sum())
+
+    def _training_pool(self, task_id: str) -> Pool:
+        """The examples of a training task with a number to predict.
+
+        Its deviation is that of all examples that it trains with, so that none is more than their square root away: a support
+        part that happens to hold nothing but zeros would make the others of the task so large that they spoil the model.
+        """
+        support, query, _ = self.rows[task_id]
+        target = Scale.of(self.target.values[np.concatenate([support, query])], self.options.target_deviation)
+        preparation = replace(self._measured(task_id), target=target)
+        return Pool.of(TaskData(*(self._batch(preparation, rows) for rows in self.rows[task_id])))
 
     def _measured(self, task_id: str) -> Preparation:
         support = self.rows[task_id][0]
@@ -249,14 +265,14 @@ class Own(FixedSplitDataset):
         return [np.array(sorted(part)) for part in parts]
 
 
-class _OnDemand(dict[str, TaskData]):
+class _OnDemand(dict[str, _Made]):
     """Tasks whose examples are made when they are first asked for: of 100,000 users, a round asks for a few."""
 
-    def __init__(self, make: Callable[[str], TaskData]) -> None:
+    def __init__(self, make: Callable[[str], _Made]) -> None:
         super().__init__()
         self._make = make
 
-    def __missing__(self, task_id: str) -> TaskData:
+    def __missing__(self, task_id: str) -> _Made:
         data = self[task_id] = self._make(task_id)
         return data
 
