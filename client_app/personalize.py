@@ -26,8 +26,9 @@ from common.datasets.base import left_out_in_words
 from common.datasets.own import Own, OwnOptions, task_of_file
 from common.datasets.own.columns import Schema, make_inputs, usable
 from common.datasets.own.dataset import reading_of
+from common.datasets.own.image_arrays import choose_images, require_same_scale
 from common.datasets.own.preparation import Preparation
-from common.datasets.own.tables import Table, read_table
+from common.datasets.own.tables import PIXELS, Table, read_table
 from common.datasets.own.target import UnknownClassError, read_target
 from common.datasets.own.text import Array, as_text, names
 from common.errors import ConfigError, DataError, in_one_line
@@ -131,13 +132,16 @@ def predict(model: str | Path, data: str | Path) -> Predictions:
     for one in models:
         if (name := one.card["config"].get("dataset")) != "own":
             raise DataError(f"the personal model of '{one.task}' is for the data set `{name}`, and no file fits it")
-    side = {OwnOptions.model_validate(one.card["columns"]).image_side for one in models}
-    tables = {pixels: read_table(str(data), pixels) for pixels in side}
+    tables: dict[tuple[int, str, tuple[str, ...]], Table] = {}
     rows: list[dict[str, Any]] = []
     scores: list[Score] = []
     for one in models:
-        table = tables[OwnOptions.model_validate(one.card["columns"]).image_side]
-        found, score = _predict(one, table, alone=len(models) == 1)
+        options, agreed = OwnOptions.model_validate(one.card["columns"]), Schema.from_json(one.card["schema"])
+        key = (options.image_side, options.features, tuple(agreed.features))
+        if key not in tables:
+            tables[key] = read_table(str(data), options.image_side)
+            choose_images(tables[key], options.features, agreed.features)
+        found, score = _predict(one, tables[key], alone=len(models) == 1)
         rows += found
         scores += score
     total, column = next(iter(tables.values())).rows, models[0].card["columns"]["task-column"]
@@ -159,7 +163,10 @@ def _predict(model: Personal, table: Table, *, alone: bool) -> tuple[list[dict[s
     rows = _rows_of(model.task, table, options, alone=alone)
     if not len(rows):
         return [], []
-    x = torch.from_numpy(preparation.encode(make_inputs(table, schema, reading_of(options), rows)))
+    inputs = make_inputs(table, schema, reading_of(options), rows)
+    if isinstance(pixels := inputs.get(PIXELS), np.ndarray) and preparation.images:
+        require_same_scale(pixels, preparation.brightest, table.path)
+    x = torch.from_numpy(preparation.encode(inputs))
     if list(x.shape[1:]) != list(card["spec"][1]):
         raise DataError(
             f"the inputs of '{table.path}' have the shape {tuple(x.shape[1:])}, the model needs {tuple(card['spec'][1])}"
