@@ -103,7 +103,7 @@ class Score:
 class Predictions:
     """`rows`: one dictionary for each row of the file that belongs to a model, in its order; `scores`: where there are targets.
 
-    `remarks`: which rows are not there, and why.
+    `remarks`: how the file was read where that may not be meant, and which rows are not there.
 
     The keys: "row" (counted from 1), "task", "part" (support, query or test, if these are the data that the model was adapted
     to), "target", "prediction", and "probability" of the predicted class.
@@ -144,16 +144,18 @@ def predict(model: str | Path, data: str | Path) -> Predictions:
         found, score = _predict(one, tables[key], alone=len(models) == 1)
         rows += found
         scores += score
-    total, column = next(iter(tables.values())).rows, models[0].card["columns"]["task-column"]
+    first = next(iter(tables.values()))
+    total, column = first.rows, models[0].card["columns"]["task-column"]
     if not rows:
         raise DataError(
             f"the data '{data}' hold no row of the task '{models[0].task}': leave the column `{column}` out to predict all rows"
         )
-    left = total - len(rows)
-    remarks = [
-        f"{left} of {counted(total, 'row')} name no task, or one without a model here (`{column}`): they are not predicted"
-    ]
-    return Predictions(sorted(rows, key=lambda row: int(row["row"])), scores, remarks if left else [])
+    remarks = list(first.remarks)
+    if left := total - len(rows):
+        remarks.append(
+            f"{left} of {counted(total, 'row')} name no task, or one without a model here (`{column}`): they are not predicted"
+        )
+    return Predictions(sorted(rows, key=lambda row: int(row["row"])), scores, remarks)
 
 
 def _predict(model: Personal, table: Table, *, alone: bool) -> tuple[list[dict[str, Any]], list[Score]]:

@@ -108,8 +108,9 @@ def test_a_personal_model_is_given_the_array_that_it_was_trained_on(tmp_path: Pa
     ]
     # The same pictures in another type and with the channels last are the same inputs.
     np.savez(tmp_path / "c.npz", allow_pickle=False, **columns, image=(image / 255)[..., None])
-    said = [row["prediction"] for row in predict(tmp_path / "mine", tmp_path / "c.npz").rows]
-    assert said == [row["prediction"] for row in found.rows]
+    turned = predict(tmp_path / "mine", tmp_path / "c.npz")
+    assert [row["prediction"] for row in turned.rows] == [row["prediction"] for row in found.rows]
+    assert turned.remarks == ["the last axis of the images `image`, (100, 8, 8, 1), is taken for their channels"]
     np.savez(tmp_path / "d.npz", allow_pickle=False, **columns, image=image.astype(float))
     with pytest.raises(DataError, match=r"have decimal pixels of .*, those of the model's own data 0 to 1: scale them alike"):
         predict(tmp_path / "mine", tmp_path / "d.npz")
