@@ -26,8 +26,9 @@ from common.datasets.base import left_out_in_words
 from common.datasets.own import Own, OwnOptions, task_of_file
 from common.datasets.own.columns import Schema, make_inputs, usable
 from common.datasets.own.dataset import reading_of
+from common.datasets.own.image_arrays import choose_images, require_same_scale
 from common.datasets.own.preparation import Preparation
-from common.datasets.own.tables import Table, read_table
+from common.datasets.own.tables import PIXELS, Table, read_table
 from common.datasets.own.target import UnknownClassError, read_target
 from common.datasets.own.text import Array, as_text, names
 from common.errors import ConfigError, DataError, in_one_line
@@ -102,7 +103,7 @@ class Score:
 class Predictions:
     """`rows`: one dictionary for each row of the file that belongs to a model, in its order; `scores`: where there are targets.
 
-    `remarks`: which rows are not there, and why.
+    `remarks`: how the file was read where that may not be meant, and which rows are not there.
 
     The keys: "row" (counted from 1), "task", "part" (support, query or test, if these are the data that the model was adapted
     to), "target", "prediction", and "probability" of the predicted class.
@@ -131,25 +132,30 @@ def predict(model: str | Path, data: str | Path) -> Predictions:
     for one in models:
         if (name := one.card["config"].get("dataset")) != "own":
             raise DataError(f"the personal model of '{one.task}' is for the data set `{name}`, and no file fits it")
-    side = {OwnOptions.model_validate(one.card["columns"]).image_side for one in models}
-    tables = {pixels: read_table(str(data), pixels) for pixels in side}
+    tables: dict[tuple[int, str, tuple[str, ...]], Table] = {}
     rows: list[dict[str, Any]] = []
     scores: list[Score] = []
     for one in models:
-        table = tables[OwnOptions.model_validate(one.card["columns"]).image_side]
-        found, score = _predict(one, table, alone=len(models) == 1)
+        options, agreed = OwnOptions.model_validate(one.card["columns"]), Schema.from_json(one.card["schema"])
+        key = (options.image_side, options.features, tuple(agreed.features))
+        if key not in tables:
+            tables[key] = read_table(str(data), options.image_side)
+            choose_images(tables[key], options.features, agreed.features)
+        found, score = _predict(one, tables[key], alone=len(models) == 1)
         rows += found
         scores += score
-    total, column = next(iter(tables.values())).rows, models[0].card["columns"]["task-column"]
+    first = next(iter(tables.values()))
+    total, column = first.rows, models[0].card["columns"]["task-column"]
     if not rows:
         raise DataError(
             f"the data '{data}' hold no row of the task '{models[0].task}': leave the column `{column}` out to predict all rows"
         )
-    left = total - len(rows)
-    remarks = [
-        f"{left} of {counted(total, 'row')} name no task, or one without a model here (`{column}`): they are not predicted"
-    ]
-    return Predictions(sorted(rows, key=lambda row: int(row["row"])), scores, remarks if left else [])
+    remarks = list(first.remarks)
+    if left := total - len(rows):
+        remarks.append(
+            f"{left} of {counted(total, 'row')} name no task, or one without a model here (`{column}`): they are not predicted"
+        )
+    return Predictions(sorted(rows, key=lambda row: int(row["row"])), scores, remarks)
 
 
 def _predict(model: Personal, table: Table, *, alone: bool) -> tuple[list[dict[str, Any]], list[Score]]:
@@ -159,7 +165,10 @@ def _predict(model: Personal, table: Table, *, alone: bool) -> tuple[list[dict[s
     rows = _rows_of(model.task, table, options, alone=alone)
     if not len(rows):
         return [], []
-    x = torch.from_numpy(preparation.encode(make_inputs(table, schema, reading_of(options), rows)))
+    inputs = make_inputs(table, schema, reading_of(options), rows)
+    if isinstance(pixels := inputs.get(PIXELS), np.ndarray) and preparation.images:
+        require_same_scale(pixels, preparation.brightest, table.path)
+    x = torch.from_numpy(preparation.encode(inputs))
     if list(x.shape[1:]) != list(card["spec"][1]):
         raise DataError(
             f"the inputs of '{table.path}' have the shape {tuple(x.shape[1:])}, the model needs {tuple(card['spec'][1])}"

@@ -29,6 +29,7 @@ from common.datasets.own.columns import (
     require,
     usable,
 )
+from common.datasets.own.image_arrays import NO_SCALE, choose_images, is_beyond_white, white_of
 from common.datasets.own.options import OwnOptions, listed
 from common.datasets.own.preparation import Preparation, Scale, measure
 from common.datasets.own.tables import PIXELS, Table, read_table
@@ -63,6 +64,8 @@ class Own(FixedSplitDataset):
             _refuse_nearly(self.table, options.task_column, options.path)
             self.table[options.task_column] = Text(np.zeros(self.table.rows, dtype=np.int64), [options.task_name])
         agreed = Schema.from_json(schema) if schema else None
+        self._images = choose_images(self.table, options.features, agreed.features if agreed else ())
+        """The array that is called `PIXELS` in the table."""
         if agreed and options.split_column not in self.table:  # of the others' files
             options = options.model_copy(update={"split_column": ""})
         self.options = options
@@ -82,6 +85,8 @@ class Own(FixedSplitDataset):
         self._published = self._read_splits()
         self.left_out: dict[str, str] = {}
         self._splits: dict[str, str] = {}
+        self.beyond_white: list[str] = []
+        """Tasks with pixels that had to be cut off."""
         self.rows: dict[str, list[Array]] = {}
         """The rows of every task's support, query and test part, counted from 0 in the file."""
         self._cut_tasks()
@@ -120,7 +125,8 @@ class Own(FixedSplitDataset):
 
     def _pick_features(self, target: str) -> list[str]:
         options, reserved = self.options, self._reserved | {target}
-        found = listed(options.features, self.table) or sorted(set(self.table) - reserved)
+        named = [PIXELS if name == self._images else name for name in listed(options.features, [*self.table, self._images])]
+        found = named or sorted(set(self.table) - reserved)
         for name in found:
             require(self.table, name, options.path)
         if clash := reserved & set(found):
@@ -128,7 +134,7 @@ class Own(FixedSplitDataset):
         if not found:
             raise DataError(f"the data '{options.path}' have no column to predict from beside the target and the task")
         if PIXELS in found and found != [PIXELS]:
-            raise DataError("images cannot be mixed with other columns: set `own.features=pixels`")
+            raise DataError(f"images cannot be mixed with other columns: set `own.features={self._images}`")
         return found
 
     @property
@@ -183,9 +189,7 @@ class Own(FixedSplitDataset):
     def _measured(self, task_id: str) -> Preparation:
         support = self.rows[task_id][0]
         numbers = self.target.values[support] if self.kind == "regression" else None
-        brightest = 1.0
-        if PIXELS in self.inputs:
-            brightest = 255.0 if self._pixels[support].max() > 1 else 1.0
+        brightest = white_of(self._pixels[support]) if PIXELS in self.inputs else 1.0
         return measure(_of_rows(self.inputs, support), numbers, self.options.target_deviation, brightest)
 
     def _task_data(self, task_id: str) -> TaskData:
@@ -208,6 +212,8 @@ class Own(FixedSplitDataset):
             known = rows[~np.isnan(self.target.values[rows])]
             forced, split = self._forced(known)
             parts = self._cut(name, self.target.values[known], forced)
+            if not isinstance(parts, str) and PIXELS in self.inputs:
+                parts = self._check_pixels(name, known, parts[0]) or parts
             if isinstance(parts, str):
                 self.left_out[name] = parts
                 continue
@@ -217,6 +223,13 @@ class Own(FixedSplitDataset):
             why = left_out_in_words(self.left_out) if self.left_out else "no row names one"
             many = f"; is `{options.task_column}` the column that says whose row it is (`--task`)?" if len(found) > 1 else ""
             raise DataError(f"no task of '{options.path}' can be used: {why}{many}")
+
+    def _check_pixels(self, name: str, rows: Array, support: Array) -> str:
+        """A reason if the support does not tell what is white."""
+        white = white_of(self._pixels[rows[support]])
+        if white and is_beyond_white(self._pixels[rows], white):
+            self.beyond_white.append(name)
+        return "" if white else NO_SCALE
 
     def _read_splits(self) -> Text | None:
         name = self.options.split_column

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from common.datasets.own.columns import Inputs
+from common.datasets.own.image_arrays import inputs_of
 from common.datasets.own.tables import PIXELS
 from common.datasets.own.text import Array
 from common.datasets.own.vocabulary import Places
@@ -49,7 +50,8 @@ def has_spread(numbers: Array) -> bool:
 class Preparation:
     """`features`: the columns of the inputs in their order; `numbers`: the scale of every one that holds numbers.
 
-    `brightest`: what pixels are divided by. `target`: the scale of a regression target; None for classes.
+    `brightest`: what decimal pixels are divided by; whole numbers have a type that says it. `target`: the scale of a regression
+    target; None for classes.
     """
 
     features: tuple[str, ...]
@@ -64,7 +66,7 @@ class Preparation:
     def encode(self, inputs: Inputs) -> Array:
         """float32 inputs [rows, ...] of the columns `features`; a missing number becomes the support's mean, which is 0."""
         if self.images:
-            return (self._numbers(inputs, PIXELS) / self.brightest).astype(np.float32)
+            return inputs_of(self._numbers(inputs, PIXELS), self.brightest)
         blocks = [self._block(inputs, name) for name in self.features]
         return np.concatenate(blocks, axis=1).astype(np.float32)
 

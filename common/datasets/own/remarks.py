@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common.datasets.own.columns import EMPTY, NUMBER, TEXT, categories, usable
+from common.datasets.own.image_arrays import beyond_white
 from common.datasets.own.numbers import read_numbers
 from common.datasets.own.preparation import has_spread
 from common.datasets.own.tables import PIXELS
@@ -31,7 +32,7 @@ _LARGEST_EXACT = 2**53
 
 def of(data: Own) -> list[str]:
     """All remarks on a file, in the order in which it is read."""
-    parts = (_columns(data), _rows(data), _targets(data), _tasks(data))
+    parts = (beyond_white(data.beyond_white), _columns(data), _rows(data), _targets(data), _tasks(data))
     return [*data.table.remarks, *(remark for part in parts for remark in part)]
 
 

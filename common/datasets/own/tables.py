@@ -5,7 +5,6 @@ header claims are checked before memory is taken. Whatever is wrong with a file 
 """
 
 import json
-import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -24,16 +23,15 @@ from common.errors import DataError, QuickbloomError, in_one_line
 LIMIT = 2 * 2**30
 """Bytes that a file may have, or claim to have once it is unpacked."""
 PIXELS = "pixels"
-_MOST_PIXELS = 50_000_000
-_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
+"""What the column of images is called, whatever its array was."""
 
 
 class Table(dict[str, Column]):
     """Columns of equal length, as the file has them: numbers, dates or truths of any width, `Text`, or `Unusable`.
 
-    `pixels`: [rows, channels, side, side]. `remarks`: what was taken for something else than a column, one sentence each.
-    `decimal`: the sign of its numbers written as text; "" where they disagree. `path`: what was read.
+    Arrays of images are as they came, until `choose_images` has made one of them `PIXELS`. `remarks`: what was taken for
+    something else than a column, turned or passed over, one sentence each. `decimal`: the sign of its numbers written as text;
+    "" where they disagree. `path`: what was read.
     """
 
     path = ""
@@ -159,11 +157,11 @@ def _add(columns: dict[str, Column], more: dict[str, Column]) -> None:
 
 
 def _columns(name: str, array: Array) -> dict[str, Column]:
-    """One column for [rows], one for each number of [rows, n] (`x_0`, `x_1`, ..), pixels for [rows, channels, side, side]."""
+    """One column for [rows], one for each number of [rows, n] (`x_0`, `x_1`, ..); images as they are."""
     if array.ndim == 0:
         raise DataError(f"the array `{name}` must have a row for each example, got a single value")
     if array.ndim in (3, 4):
-        return {PIXELS: (array[:, None] if array.ndim == 3 else array).astype(np.float64)}
+        return {name: array}
     if array.ndim == 2:
         return {f"{name}_{i}": _column(array[:, i]) for i in range(array.shape[1])}
     if array.ndim > 4:
@@ -219,36 +217,11 @@ def _json_column(name: str, values: list[Any]) -> Column:
 
 def _images(folder: Path, side: int) -> Table:
     """folder/TASK/CLASS/image, or folder/CLASS/image for a single task `all`."""
-    with warnings.catch_warnings(action="ignore"):  # pillow's remarks; what it would warn of as too large is refused below
-        return _read_images(_needs("PIL.Image"), folder, side)
-
-
-def _read_images(image_module: Any, folder: Path, side: int) -> Table:
-    pixels, classes, tasks = [], [], []
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGES and path.is_file())
-    _check_size(folder, len(files) * side * side * np.dtype(np.float64).itemsize)
-    for file in files:
-        parts = file.relative_to(folder).parts
-        if len(parts) not in (2, 3):
-            raise DataError(f"the image '{file}' must lie in '{folder}' as CLASS/image or as TASK/CLASS/image", str(file))
-        try:
-            # Other formats start other programs (EPS), whatever the name of the file says.
-            with image_module.open(file, formats=_FORMATS) as image:
-                if prod(image.size) > _MOST_PIXELS:
-                    raise DataError(
-                        f"the image '{file}' claims {prod(image.size)} pixels, at most {_MOST_PIXELS} are read", str(file)
-                    )
-                pixels.append(np.asarray(image.convert("L").resize((side, side)), dtype=np.float64)[None] / 255)
-        except DataError:
-            raise
-        except Exception as error:  # pillow raises a dozen types for damaged images
-            reason = in_one_line(error)
-            raise DataError(f"the image '{file}' cannot be read ({reason}): remove or replace it", reason, str(file)) from error
-        classes.append(parts[-2])
-        tasks.append(parts[0] if len(parts) == 3 else "all")
-    if not pixels:
-        raise DataError(f"the folder '{folder}' holds no images as CLASS/image or TASK/CLASS/image")
-    return Table({PIXELS: np.stack(pixels), "class": Text.of(classes), "task": Text.of(tasks)})
+    _needs("PIL.Image")
+    found: Any = import_module("common.datasets.own.image_folder").read_images(folder, side, LIMIT)
+    table = Table({PIXELS: found.pixels, "class": Text.of(found.classes), "task": Text.of(found.tasks)})
+    table.remarks += found.remarks
+    return table
 
 
 def _from_function(name: str) -> Table:

@@ -199,27 +199,78 @@ def test_whatever_a_function_raises_is_one_sentence(error: BaseException, monkey
     assert not survives("fuzzed_data:load")
 
 
+IMAGES = arrays.arrays(
+    st.one_of(
+        arrays.boolean_dtypes(),
+        arrays.integer_dtypes(),
+        arrays.unsigned_integer_dtypes(),
+        arrays.floating_dtypes(sizes=(16, 32, 64)),
+    ),
+    st.tuples(st.just(18), *[st.sampled_from([1, 2, 3, 4, 8, 9])] * 3)
+    | st.tuples(st.just(18), *[st.sampled_from([1, 3, 8])] * 2),
+    fill=st.sampled_from([0, 1]),
+)
+
+
+@fuzz
+@given(st.dictionaries(st.sampled_from(["image", "mask", "pixels", "y"]), IMAGES, min_size=1, max_size=2))
+def test_any_images_as_npz_are_one_sentence_or_usable(folder: Path, images: dict[str, np.ndarray[Any, Any]]) -> None:
+    columns = {"task": np.array(VALID["task"]), "y": np.array(VALID["y"])}
+    np.savez(folder / "images.npz", allow_pickle=False, **{**columns, **images})
+    survives(folder / "images.npz")
+
+
+PLACES = [
+    "A/cat/1",
+    "A/cat/2",
+    "A/dog/1",
+    "A/dog/2",
+    "B/cat/1",
+    "cat/1",
+    "1",
+    "A/b/c/1",
+    "A/.cat/1",
+    "__MACOSX/A/1",
+    "A/cat/._1",
+]
+FORMATS = ["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "ICO", "TGA", "PCX", "SGI", "QOI", "AVIF"]
+MODES = ["1", "L", "RGB", "P", "RGBA", "LA", "I;16", "I", "F", "CMYK", "YCbCr", "LAB"]
+SUFFIXES = ["", ".tif", ".jpg", ".PNG", ".tga", ".ico", ".heic", ".txt", ".pgm"]
+
+
+def picture(form: str, mode: str, orientation: int) -> bytes:
+    """An image of nearly any kind; of a mode that the format has not, one that it has."""
+    image = pytest.importorskip("PIL.Image")
+    exif, content = image.Exif(), io.BytesIO()
+    exif[274] = orientation
+    plain = image.new("RGB", (9, 7), (200, 30, 90))
+    try:
+        wide = image.fromarray(np.full((7, 9), 40000, np.uint16)) if mode.startswith("I") else plain
+        wide.convert(mode).save(content, form, exif=exif)
+    except (OSError, ValueError, KeyError):
+        content = io.BytesIO()
+        plain.save(content, form if form in image.SAVE else "PNG")
+    return content.getvalue()
+
+
 @fuzz
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["A/cat/1", "A/cat/2", "A/dog/1", "A/dog/2", "B/cat/1", "cat/1", "1", "A/b/c/1"]),
-            st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "WEBP"]),
-            st.sampled_from(["1", "L", "RGB", "P"]),
+            st.sampled_from(PLACES),
+            st.sampled_from(SUFFIXES),
+            st.builds(picture, st.sampled_from(FORMATS), st.sampled_from(MODES), st.integers(0, 9)),
             EDITS,
         ),
         max_size=6,
     )
 )
-def test_any_folder_of_images_is_one_sentence_or_usable(folder: Path, files: list[tuple[str, str, str, Any]]) -> None:
-    image = pytest.importorskip("PIL.Image")
+def test_any_folder_of_images_is_one_sentence_or_usable(folder: Path, files: list[tuple[str, str, bytes, Any]]) -> None:
     root = folder / "images"
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir()
-    for name, form, mode, edits in files:
-        content = io.BytesIO()
-        image.new("RGB", (9, 9), (200, 30, 90)).convert("L" if form == "JPEG" else mode).save(content, form)
-        path = root / f"{name}.{form.lower()}"
+    for name, suffix, content, edits in files:
+        path = root / f"{name}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(damaged(content.getvalue(), edits))
+        path.write_bytes(damaged(content, edits))
     survives(root, "class")
