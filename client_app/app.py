@@ -49,8 +49,8 @@ Handler = Callable[[Message, Node, RecordDict], RecordDict]
 
 ToReply = Callable[[TrainReply, KeptState], RecordDict]
 
-_LOST = "\0what coding lost"
-"""Under this name, which no task has, a node keeps what `update-dtype` cost its last meta-gradient."""
+_LOST = "\0what coding lost of the sum"
+"""Under this name, which no task has, a node keeps what `update-dtype` cost its last meta-gradients, times their weight."""
 
 
 def _replies(handler: Handler) -> Callable[[Message, Context], Message]:
@@ -93,7 +93,7 @@ def train(message: Message, node: Node, state: RecordDict) -> RecordDict:
     secure.check_open(node)
 
     def reply(made: TrainReply, store: KeptState) -> RecordDict:
-        return replace(made, gradient=_coded(node, store, made.gradient, request)).to_records()
+        return replace(made, gradient=_coded(node, store, made, request)).to_records()
 
     return _trained(message, node, state, request, reply)
 
@@ -146,18 +146,21 @@ def _trained(message: Message, node: Node, state: RecordDict, request: TrainRequ
     return reply
 
 
-def _coded(node: Node, store: KeptState, gradient: Params, request: TrainRequest) -> Params:
+def _coded(node: Node, store: KeptState, made: TrainReply, request: TrainRequest) -> Params:
     """The gradient as `update-dtype` wants it sent; what is lost stays on this node for its next one."""
     kind, share = node.run.update_dtype, node.run.update_share
     rng = generator(request.seed, "coding", request.round, *request.task_ids)
     if kind == FLOAT32:
-        return encode(gradient, kind, share, rng)
-    gradient = {name: value.cpu() for name, value in gradient.items()}
+        return encode(made.gradient, kind, share, rng)
+    gradient = {name: value.cpu() for name, value in made.gradient.items()}
+    # Every rule but the mean counts all nodes the same.
+    weight = made.weight if node.run.aggregate == "mean" else min(made.weight, 1.0)
     try:
-        coded, lost = with_feedback(gradient, store.load(_LOST, gradient), kind, share, rng)
+        coded, lost = with_feedback(gradient, weight, store.load(_LOST, gradient), kind, share, rng)
     except CodingError as error:
         raise WireError(f"this node's meta-gradient cannot be sent as {kind}: {error}") from None
-    store.save(_LOST, lost)
+    if lost is not None:
+        store.save(_LOST, lost)
     return coded
 
 
