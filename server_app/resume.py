@@ -123,8 +123,15 @@ def counts(strategy: MetaStrategy, seconds: Mapping[str, float], resumed: int) -
             "seconds": dict(seconds),
             "resumed": resumed,
             "clip": strategy.privacy.clip if strategy.privacy else 0.0,
+            "noisy-steps": strategy.privacy.released if strategy.privacy else 0,
         }
     }
+
+
+def noisy_steps(checkpoint: Checkpoint) -> int:
+    """How many noisy steps the privacy of this checkpoint's model has cost; of one that does not say so, its rounds."""
+    steps = checkpoint.facts["so-far"].get("noisy-steps")
+    return steps if isinstance(steps, int) else int(checkpoint.facts["round"])
 
 
 def restore_counts(checkpoint: Checkpoint, strategy: MetaStrategy) -> None:

@@ -4,7 +4,9 @@ import json
 import logging
 import math
 import os
+import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from server_app.app import run_federation
 from server_app.checkpoint import load
 from server_app.history import read_history
 from server_app.privacy import Ledger, TaskPrivacy, epsilon, normal, uniform
+from server_app.resume import noisy_steps
 
 pytest.importorskip("dp_accounting")
 
@@ -212,6 +215,131 @@ def test_steps_that_a_crash_made_the_server_forget_stay_in_the_account(tmp_path:
     summary = run_federation(LoopbackGrid(3, config.flat()), config)
     assert summary["privacy"]["steps"] == 5
     assert summary["privacy"]["epsilon"] == pytest.approx(epsilon(1.0, 1.0, 5, 0.01))
+
+
+def resumed(source: Path, target: Path | None, **settings: Any) -> dict[str, Any]:
+    """The summary of the run that goes on from `source`, in `target` or in place."""
+    flat = {**SMALL, **{key.replace("__", ".").replace("_", "-"): v for key, v in settings.items()}}
+    config = parse_run_config({**flat, "output-dir": str(target or source), "resume-from": str(source)})
+    return run_federation(LoopbackGrid(3, config.flat()), config)
+
+
+def cut_run(folder: Path, done: int, **settings: Any) -> Path:
+    """A run of more rounds whose server died after `done` of them; returns its newest checkpoint."""
+    run(folder, **settings)
+    (folder / "summary.json").unlink()
+    for file in (folder / "checkpoints").glob("round-*"):
+        if int(file.stem.removeprefix("round-")) > done:
+            file.unlink()
+    return folder / "checkpoints" / f"round-{done:06d}.safetensors"
+
+
+def test_a_checkpoint_that_was_copied_without_its_ledger_knows_what_was_spent(tmp_path: Path) -> None:
+    budget = epsilon(1.0, 1.0, 5, 0.01) + 0.01
+    more: dict[str, Any] = {"rounds": 20, "privacy__epsilon": budget}
+    last = cut_run(tmp_path / "first", 4, **more)
+    alone = tmp_path / "elsewhere" / "model.safetensors"
+    alone.parent.mkdir()
+    shutil.copy(last, alone)
+    more["rounds"] = 5  # as the first run said once its budget was known
+    summary = resumed(alone, tmp_path / "second", **more)
+    # Four steps before and one now: by the ledger alone it would be the first, with the budget all there.
+    assert (summary["privacy"]["steps"], summary["rounds"]) == (5, 5)
+    assert summary["privacy"]["epsilon"] == pytest.approx(epsilon(1.0, 1.0, 5, 0.01))
+    assert Ledger(tmp_path / "second" / "privacy.jsonl").released() == 5
+    assert read_history(tmp_path / "second")[-1]["privacy"]["steps"] == 5
+
+
+def test_the_larger_of_ledger_and_checkpoint_counts(tmp_path: Path) -> None:
+    last = cut_run(tmp_path / "first", 2, rounds=4)
+    ledger = tmp_path / "first" / "privacy.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    assert len(lines) == 4  # the rounds 3 and 4 were released, though their checkpoints are gone
+    assert resumed(last, tmp_path / "newer-ledger", rounds=4)["privacy"]["steps"] == 6
+    ledger.write_text(lines[0])  # a backup from after round 1
+    assert resumed(last, tmp_path / "older-ledger", rounds=4)["privacy"]["steps"] == 4
+    ledger.unlink()
+    assert resumed(tmp_path / "first", None, rounds=4)["privacy"]["steps"] == 4
+    assert Ledger(ledger).released() == 4
+
+
+def test_a_copied_checkpoint_does_not_draw_the_noise_of_its_first_rounds_again(tmp_path: Path) -> None:
+    last = cut_run(tmp_path / "first", 2, rounds=3, privacy__noise_seed=7)
+    alone = tmp_path / "model.safetensors"
+    shutil.copy(last, alone)
+    with_ledger = resumed(last, tmp_path / "with", rounds=3, privacy__noise_seed=7)
+    without = resumed(alone, tmp_path / "without", rounds=3, privacy__noise_seed=7)
+    assert with_ledger["privacy"]["steps"] == 4  # round 3 was released twice
+    assert without["privacy"]["steps"] == 3
+    first = load(tmp_path / "first" / "checkpoints" / "round-000002.safetensors").facts["so-far"]
+    assert first["noisy-steps"] == 2
+
+
+def test_a_checkpoint_that_does_not_count_steps_has_cost_its_rounds(tmp_path: Path) -> None:
+    checkpoint = load(cut_run(tmp_path / "first", 2, rounds=3))
+    assert noisy_steps(checkpoint) == 2
+    for nothing in ({}, {"noisy-steps": "7"}):
+        assert noisy_steps(replace(checkpoint, facts={**checkpoint.facts, "so-far": nothing})) == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"privacy__noise_multiplier": 2.0},
+        {"privacy__noise_multiplier": 0.0, "privacy__clip": 0.0, "privacy__delta": 1e-5},
+        {"privacy__clip": 5.0},
+        {"tasks_per_round": 3},
+        {"fraction": 0.5},
+        {"privacy__epsilon": 100.0},
+        {"privacy__delta": 1e-3},
+    ],
+)
+def test_a_private_run_does_not_go_on_with_what_its_account_is_not_of(tmp_path: Path, changes: dict[str, Any]) -> None:
+    last = cut_run(tmp_path / "first", 2, rounds=3)
+    with pytest.raises(ConfigError, match="as in the run to go on from"):
+        resumed(last, tmp_path / "second", rounds=3, **changes)
+
+
+def test_a_run_does_not_become_private_on_the_way(tmp_path: Path) -> None:
+    off: dict[str, Any] = {"privacy__noise_multiplier": 0.0, "privacy__clip": 0.0}
+    last = cut_run(tmp_path / "first", 2, rounds=3, **off)
+    with pytest.raises(ConfigError, match="as in the run to go on from"):
+        resumed(last, tmp_path / "second", rounds=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("", 0),
+        ('{"step": 1}\n{"step": 2}\n', 2),
+        ('{"step": 1}\n{"st', 2),  # torn: it was released, perhaps
+        ('{"step": 7, "from": "checkpoint"}\n', 7),
+        ('{"step": 7}\n{"step": 8}\n{"step": 8}\n', 9),  # two servers wrote the same step
+        ('[]\n{"step": null}\n\n', 3),
+    ],
+)
+def test_steps_of_a_ledger(tmp_path: Path, text: str, steps: int) -> None:
+    (tmp_path / "l").write_text(text)
+    ledger = Ledger(tmp_path / "l")
+    assert ledger.released() == steps
+    ledger.add(0.5)
+    assert ledger.released() == steps + 1
+    ledger.at_least(steps)
+    assert ledger.released() == steps + 1
+    ledger.at_least(steps + 9)
+    assert ledger.released() == steps + 9
+    ledger.add(0.5)
+    assert ledger.released() == steps + 10
+
+
+def test_a_ledger_does_not_take_over_fewer_steps_than_it_has(tmp_path: Path) -> None:
+    one, other = Ledger(tmp_path / "one"), Ledger(tmp_path / "other")
+    one.at_least(3)
+    other.at_least(2)
+    one.take_over(other)
+    assert one.released() == 3
+    other.take_over(one)
+    assert other.released() == 3
 
 
 def test_the_norm_that_adapts_goes_on_after_a_resume(tmp_path: Path) -> None:
