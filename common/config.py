@@ -45,6 +45,9 @@ class RunConfig(Options):
     episodes: int = Field(1, ge=1, description="draws of support and query that a training task averages over in a round")
     validation_tasks: float = Field(0.15, ge=0, description="tasks held out to choose rates on: a part below 1, else a number")
     test_tasks: float = Field(0.2, ge=0, description="tasks held out for the final score: a part below 1, else a number")
+    split: Literal["auto", "hashed", "exact"] = Field(
+        "auto", description="hashed: each task by its own hash; exact: exact shares; auto: hashed for own data and with privacy"
+    )
     evaluate_every: int = Field(10, ge=0, description="rounds between two evaluations on the validation tasks; 0: never")
     adapt_steps: int = Field(10, ge=1, le=10_000, description="K: held-out tasks are scored after 0, 1, .. K steps")
     adapt_lrs: Text = Field(

@@ -121,8 +121,8 @@ class TaskPrivacy:
 class Ledger:
     """The file privacy.jsonl of a run: a line for every noisy step, on the disk before anybody sees the step's result.
 
-    A checkpoint alone would not do: a step that a crash made the server forget may have reached the nodes. Nor would the ledger:
-    a checkpoint may be copied without it. The larger of the two counts.
+    A checkpoint alone would not do: a step that a crash made the server forget may have reached the nodes. Nor would the
+    ledger: a checkpoint may be copied without it. The larger of the two counts.
     """
 
     def __init__(self, path: Path) -> None:

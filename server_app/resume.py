@@ -163,8 +163,11 @@ def _scores(checkpoint: Checkpoint) -> Scores | None:
 
 
 def _settings(checkpoint: Checkpoint) -> dict[str, Scalar]:
-    """Its settings; those that did not exist yet when it was written have their defaults, which change nothing."""
-    return parse_run_config(checkpoint.facts["config"]).resolved().flat()
+    """Its settings; those that did not exist yet when it was written have their defaults, which change nothing.
+
+    But for `split`, which was always exact.
+    """
+    return parse_run_config({"split": "exact", **checkpoint.facts["config"]}).resolved().flat()
 
 
 def _check_same(before: Mapping[str, Scalar], config: RunConfig) -> None:

@@ -179,7 +179,7 @@ def test_a_run_reports_its_account_in_every_round_and_in_the_summary(tmp_path: P
     records = read_history(tmp_path)
     assert [record["privacy"]["steps"] for record in records] == [1, 2, 3]
     for record in records:
-        # All 15 training tasks in every round.
+        # All 17 training tasks in every round.
         assert record["privacy"]["epsilon"] == pytest.approx(epsilon(1.0, 1.0, record["round"], 0.01))
     assert summary["privacy"] == records[-1]["privacy"]
     assert summary["privacy"]["sampling"] == 1.0
@@ -363,7 +363,7 @@ def test_nodes_clip_every_task_and_weigh_all_alike(tmp_path: Path) -> None:
         return reply
 
     run(tmp_path, dict.fromkeys(range(24), watch), nodes=24, algorithm="fedavg")
-    assert len(seen) == 3 * 15
+    assert len(seen) == 3 * 17
     for weight, tasks, gradient in seen:
         assert (weight, tasks) == (1.0, 1)
         assert math.sqrt(sum(float(value.double().square().sum()) for value in gradient.values())) <= 0.5 * (1 + 1e-6)
@@ -386,13 +386,13 @@ def test_a_node_that_does_not_clip_is_of_no_use(tmp_path: Path) -> None:
 
 
 def test_a_round_in_which_nobody_is_drawn_goes_on(tmp_path: Path) -> None:
-    # One of 15 tasks a round: in 20 rounds some sample is empty, and with this seed several are.
+    # One of 17 tasks a round: in 20 rounds some sample is empty, and with this seed several are.
     summary, _ = run(tmp_path, rounds=20, tasks_per_round=1, privacy__noise_seed=1)
     tasks = [record["train"]["tasks"] for record in read_history(tmp_path)]
     assert 0 in tasks
     assert max(tasks) > 1
     assert summary["privacy"]["steps"] == 20
-    assert summary["privacy"]["epsilon"] == pytest.approx(epsilon(1.0, 1 / 15, 20, 0.01))
+    assert summary["privacy"]["epsilon"] == pytest.approx(epsilon(1.0, 1 / 17, 20, 0.01))
 
 
 def test_noise_does_not_move_a_head_that_stays_zero(tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_seeded_noise_and_a_large_delta_are_warned_of(tmp_path: Path, caplog: py
     logging.getLogger("flwr").propagate = True
     run(tmp_path, rounds=1, privacy__noise_seed=4, privacy__delta=0.3)
     assert "Privacy noise is seeded" in caplog.text
-    assert "Privacy delta is 0.3, above 1 / 15 training tasks" in caplog.text
+    assert "Privacy delta is 0.3, above 1 / 17 training tasks" in caplog.text
 
 
 @pytest.mark.parametrize(
