@@ -20,15 +20,17 @@ from client_app.kept import KeptState
 from client_app.node import Node, node_of
 from client_app.personal import keep_all
 from common import __version__, envelope
+from common.batch import Batch, TaskData
 from common.compiling import Auto
 from common.compression import FLOAT32, CodingError, encode, with_feedback
-from common.errors import QuickbloomError
+from common.errors import QuickbloomError, in_one_line
 from common.local_round import TaskWork, evaluate, run_round
 from common.params import Params, weighted_mean
 from common.randomness import generator
 from common.secure.messages import MaskedRequest
 from common.secure.updates import to_row
 from common.wire import (
+    LARGEST_LOSS,
     EvaluateReply,
     EvaluateRequest,
     KeepReply,
@@ -128,7 +130,7 @@ def _trained(message: Message, node: Node, state: RecordDict, request: TrainRequ
         kept = store.load(task_id, fresh)
         for episode in range(node.episodes):
             rng = generator(request.seed, "train", request.round, task_id, episode)
-            work.append(TaskWork(node.dataset.train_draw(task_id, rng), rng, kept))
+            work.append(TaskWork(_draw(node, task_id, rng, request.clip), rng, kept))
     compile = node.compile.round(request.round) if isinstance(node.compile, Auto) else node.compile
     result = run_round(algorithm, meta, work, node.chunk_size, compile=compile, clip=request.clip)
     for t, task_id in enumerate(request.task_ids if fresh else ()):
@@ -144,6 +146,20 @@ def _trained(message: Message, node: Node, state: RecordDict, request: TrainRequ
     sent = payload_bytes(reply)
     show.tell(node, f"Round {request.round}, training", request.task_ids, scores, seconds, received, sent)
     return reply
+
+
+def _draw(node: Node, task_id: str, rng: np.random.Generator, clip: float) -> TaskData:
+    """One draw from a task. With privacy one that cannot be drawn is empty and contributes nothing: the others are heard."""
+    try:
+        return node.dataset.train_draw(task_id, rng)
+    except Exception as error:
+        if not clip:
+            raise
+        log(ERROR, "Task %s contributes nothing, it could not be drawn: %s", task_id, in_one_line(error))
+        spec = node.dataset.spec
+        y = torch.zeros(0, dtype=torch.int64) if spec.kind == "classification" else torch.zeros(0, spec.outputs)
+        nothing = Batch.of(torch.zeros(0, *spec.input_shape, dtype=torch.int64 if spec.tokens else torch.float32), y)
+        return TaskData(nothing, nothing, nothing)
 
 
 def _coded(node: Node, store: KeptState, made: TrainReply, request: TrainRequest) -> Params:
@@ -200,8 +216,11 @@ def _nearest(lrs: list[float], wanted: float) -> int:
 
 
 def _mean_of_finite(losses: np.ndarray[Any, Any]) -> list[float]:
-    """Mean over the episodes [tasks, episodes] that were finite; NaN for a task without one."""
+    """Mean over the episodes [tasks, episodes] that were finite; NaN for a task without one.
+
+    Within what a reply may say: the loss of one task must not cost the others of its node their reply.
+    """
     finite = np.isfinite(losses)
-    total = np.where(finite, losses, 0.0).sum(axis=1)
+    total = np.where(finite, np.clip(losses, 0.0, LARGEST_LOSS), 0.0).sum(axis=1)
     means = np.where(finite.any(axis=1), total / finite.sum(axis=1).clip(min=1), np.nan)
     return [float(mean) for mean in means]

@@ -269,6 +269,7 @@ def _check_privacy(config: RunConfig) -> None:
         ("update-dtype", config.update_dtype, "float32", "what coding loses would come back unclipped"),
         ("aggregate", config.aggregate, "mean", "noise is accounted for on a sum"),
         ("over-select", config.over_select, 1, "with it, who is heard depends on who else takes part"),
+        ("max-update-norm", config.max_update_norm, 0, "one task's data would decide whether all others of its node are heard"),
         ("min-replies", config.min_replies, 0, "a round that is skipped for want of replies tells who took part"),
     )
     for key, came, needed, why in forbidden:

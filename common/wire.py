@@ -29,7 +29,7 @@ TRAIN = "train"
 EVALUATE = "evaluate"
 KEEP = "query.keep"
 
-_LARGEST = float(np.finfo(np.float32).max)
+LARGEST_LOSS = float(np.finfo(np.float32).max)
 """Of a loss: what nodes compute with has no larger numbers, and sums of these cannot overflow in float64."""
 
 _ROUNDING = 1e-3
@@ -352,6 +352,6 @@ def _metrics(records: RecordDict) -> MetricRecord:
 def _losses(values: Any, name: str, length: int) -> list[float]:
     """Losses, errors or accuracies. NaN and infinity may stand among them: a task can diverge."""
     numbers = floats(values, name, length, finite=False)
-    if not all(-_ROUNDING <= number <= _LARGEST or math.isnan(number) or number == math.inf for number in numbers):
-        raise WireError(f"`{name}` must be numbers from 0 to {_LARGEST:.3g}, got {short(values)}")
+    if not all(-_ROUNDING <= number <= LARGEST_LOSS or math.isnan(number) or number == math.inf for number in numbers):
+        raise WireError(f"`{name}` must be numbers from 0 to {LARGEST_LOSS:.3g}, got {short(values)}")
     return numbers

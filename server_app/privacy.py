@@ -24,7 +24,7 @@ import torch
 
 from common.errors import ConfigError
 from common.params import Params
-from common.privacy import PrivacyOptions
+from common.privacy import LEAST_CLIP, MOST_CLIP, PrivacyOptions
 from common.randomness import generator
 from common.wire import TrainReply
 
@@ -86,7 +86,8 @@ class TaskPrivacy:
         centred = sum(reply.within - reply.weight / 2 for reply in replies)
         noise = float(normal(1, self._bytes)[0])
         share = (centred + self.count_noise * noise) / self.per_round + 0.5
-        self.clip *= math.exp(-self.options.clip_rate * (share - self.options.clip_quantile))
+        power = -self.options.clip_rate * (share - self.options.clip_quantile)
+        self.clip = min(max(self.clip * math.exp(min(max(power, -100.0), 100.0)), LEAST_CLIP), MOST_CLIP)
 
     def epsilon(self, steps: int) -> float:
         """Epsilon after so many noisy steps, for the `delta` of the settings."""
