@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from flwr.common import log
 
 from client_app import secure, show
+from client_app.asked import Asked
 from client_app.kept import KeptState
 from client_app.node import Node, node_of
 from client_app.personal import keep_all
@@ -126,7 +127,8 @@ def _trained(message: Message, node: Node, state: RecordDict, request: TrainRequ
     algorithm, meta = node.algorithm_for(request.meta)
     fresh, store = algorithm.fresh(), KeptState(state, node.state_dir, request.lineage)
     work = []
-    for task_id in node.check_hosted(request.task_ids):
+    Asked(state, node.state_dir, request.lineage).to_train(node.check_hosted(request.task_ids))
+    for task_id in request.task_ids:
         kept = store.load(task_id, fresh)
         for episode in range(node.episodes):
             rng = generator(request.seed, "train", request.round, task_id, episode)
@@ -188,9 +190,11 @@ def evaluate_tasks(message: Message, node: Node, state: RecordDict) -> RecordDic
     request, received = EvaluateRequest.from_records(message.content), payload_bytes(message.content)
     message.content.clear()  # it has been read
     algorithm, meta = node.algorithm_for(request.meta)
+    node.check_hosted(request.task_ids)
+    Asked(state, node.state_dir, request.lineage).to_score(node, request, algorithm.options.inner_lr)
     draws = [
         [replace(draw, support=draw.support.first(request.shots)) for draw in node.dataset.test_draws(task_id)]
-        for task_id in node.check_hosted(request.task_ids)
+        for task_id in request.task_ids
     ]
     losses, metrics = evaluate(algorithm, meta, draws, request.lrs, request.steps, node.chunk_size_scoring)
     seconds = time.perf_counter() - started

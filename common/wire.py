@@ -21,7 +21,7 @@ from common.params import Params, can_be_squared
 from common.reading import WireError as WireError
 from common.reading import config_of, floats, ints, nothing_else, reads, record_of, short, strings
 
-PROTOCOL = 6
+PROTOCOL = 7
 """Raised whenever a node of the old form could not work with a server of the new one."""
 
 ROLL_CALL = "query.roll_call"
@@ -202,7 +202,8 @@ class TrainReply:
 class EvaluateRequest:
     """Adapt these held-out tasks with every one of `lrs` and score them after 0..steps steps.
 
-    `shots`: adapt on the first so many support examples of each class alone (regression: in all); 0: on all of them.
+    `shots`: adapt on the first so many support examples of each class alone (regression: in all); 0: on all of them. `round`:
+    after which the model is scored; `lineage` names the training.
     """
 
     meta: Params
@@ -210,18 +211,21 @@ class EvaluateRequest:
     steps: int
     task_ids: list[str]
     shots: int = 0
+    round: int = 0
+    lineage: str = ""
 
     def to_records(self, encoded: ArrayRecord | None = None) -> RecordDict:
-        request = ConfigRecord({"lrs": self.lrs, "steps": self.steps, "task-ids": self.task_ids, "shots": self.shots})
+        fields: dict[str, Any] = {"lrs": self.lrs, "steps": self.steps, "task-ids": self.task_ids, "shots": self.shots}
+        request = ConfigRecord({**fields, "round": self.round, "lineage": self.lineage})
         return RecordDict({"meta": to_arrays(self.meta) if encoded is None else encoded, "request": request})
 
     @classmethod
     @reads
     def from_records(cls, records: RecordDict) -> "EvaluateRequest":
         fields = config_of(records, "request")
-        (steps,), (shots,) = (ints([fields[name]], name) for name in ("steps", "shots"))
-        task_ids = strings(fields["task-ids"], "task-ids")
-        return cls(arrays_of(records, "meta"), floats(fields["lrs"], "lrs"), steps, task_ids, shots)
+        (steps,), (shots,), (round_,) = (ints([fields[name]], name) for name in ("steps", "shots", "round"))
+        task_ids, (lineage,) = strings(fields["task-ids"], "task-ids"), strings([fields["lineage"]], "lineage")
+        return cls(arrays_of(records, "meta"), floats(fields["lrs"], "lrs"), steps, task_ids, shots, round_, lineage)
 
 
 @dataclass(frozen=True)

@@ -372,7 +372,8 @@ class MetaStrategy(Strategy):
         if self._messages.sent:
             scores = self._read_scores(replies, self.lrs)
             if self._grid is not None:
-                scores = self._wait_for_scores(self._grid, scores, self.outer.leaves, self.population.splits["validation"])
+                validation = self.population.splits["validation"]
+                scores = self._wait_for_scores(self._grid, scores, self.outer.leaves, validation, server_round)
             self.last_validation = scores
             if scores.task_ids:
                 lr, step = self.choose_rate(scores)
@@ -409,12 +410,17 @@ class MetaStrategy(Strategy):
         self.nodes.refresh(grid)
         messages = self._ask_scores(to_arrays(meta), task_ids, lrs, self.config.rounds, shots, final=True)
         scores = self._read_scores(grid.send_and_receive(messages, timeout=self.config.round_deadline), lrs)
-        scores = self._wait_for_scores(grid, scores, meta, task_ids, shots)
+        scores = self._wait_for_scores(grid, scores, meta, task_ids, self.config.rounds, shots)
         self._count()
         return scores
 
-    def _wait_for_scores(self, grid: Grid, scores: Scores, meta: Params, wanted: list[str], shots: int = 0) -> Scores:
-        """With `on-too-few = "repeat"`, ask again for tasks whose nodes were away and come back within `node-deadline`."""
+    def _wait_for_scores(
+        self, grid: Grid, scores: Scores, meta: Params, wanted: list[str], number: int, shots: int = 0
+    ) -> Scores:
+        """With `on-too-few = "repeat"`, ask again for tasks whose nodes were away and come back within `node-deadline`.
+
+        `number`: of the round after which they are scored.
+        """
         started = time.monotonic()
         while self.config.on_too_few == "repeat":
             homes = {task_id: self.population.homes[task_id] for task_id in set(wanted) - set(scores.task_ids)}
@@ -424,7 +430,7 @@ class MetaStrategy(Strategy):
             time.sleep(min(0.5, self.config.node_deadline))
             self.nodes.refresh(grid)
             if back := sorted(task for task in away if self.nodes.can_be_asked(self.population.homes[task])):
-                messages = self._ask_scores(to_arrays(meta), back, scores.lrs, self.config.rounds, shots)
+                messages = self._ask_scores(to_arrays(meta), back, scores.lrs, number, shots)
                 replies = grid.send_and_receive(messages, timeout=self.config.round_deadline)
                 scores = scores.joined(self._read_scores(replies, scores.lrs))
         return scores
@@ -467,7 +473,8 @@ class MetaStrategy(Strategy):
         self, arrays: ArrayRecord, task_ids: list[str], lrs: list[float], number: int, shots: int = 0, *, final: bool = False
     ) -> list[Message]:
         def request(_: int, part: list[str]) -> RecordDict:
-            return EvaluateRequest({}, lrs, self.config.adapt_steps, part, shots).to_records(arrays)
+            request = EvaluateRequest({}, lrs, self.config.adapt_steps, part, shots, number, self._lineage)
+            return request.to_records(arrays)
 
         return self._messages.address(self._messages.hosts(task_ids, final=final), EVALUATE, number, request)
 
