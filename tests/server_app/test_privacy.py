@@ -120,6 +120,48 @@ def test_mean_is_the_sum_over_the_expected_number_of_tasks_and_noise_in_every_nu
     assert kstest((noisy.double().numpy() - 0.05) / 0.15, "norm").pvalue > 0.01
 
 
+def test_noise_follows_the_norm_that_adapts() -> None:
+    one, like = privacy(noise_multiplier=1.5, clip_quantile=0.5, clip=2.0), {"w": torch.zeros(100_000)}
+    for clip in (0.5, 8.0):
+        one.clip = clip
+        noisy = one.mean([], like)["w"]
+        assert float(noisy.std()) == pytest.approx(one.noise_multiplier * clip / 20, rel=4 / math.sqrt(2 * 100_000))
+        assert one.clip != clip  # it adapts after the noise is made
+
+
+def test_every_tensor_and_every_round_has_noise_of_its_own() -> None:
+    one, like = privacy(), {"v": torch.zeros(40_000), "w": torch.zeros(40_000)}
+    drawn = [value.double().numpy() for _ in range(2) for value in one.mean([], like).values()]
+    # The correlation of so many pairs has deviation 1 / sqrt(n).
+    assert abs(np.corrcoef(drawn) - np.eye(4)).max() < 5 / math.sqrt(40_000)
+
+
+def test_seeded_noise_is_another_once_steps_were_released(tmp_path: Path) -> None:
+    ledger, like = Ledger(tmp_path / "l"), {"w": torch.zeros(8)}
+    first = privacy(released=ledger).mean([], like)["w"]
+    again, fresh = privacy(released=ledger).mean([], like)["w"], privacy().mean([], like)["w"]
+    assert torch.equal(first, fresh)
+    assert not torch.equal(again, first)
+
+
+def test_a_step_is_in_the_ledger_before_its_noise_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    monkeypatch.setattr("server_app.privacy.normal", lambda *_: 1 / 0)
+    ledger = Ledger(tmp_path / "l")
+    with pytest.raises(ZeroDivisionError):
+        privacy(released=ledger).mean([], {"w": torch.zeros(1)})
+    assert ledger.released() == 1
+    assert len(synced) == 1
+
+
+def test_uniform_numbers_lie_strictly_between_0_and_1() -> None:
+    # Their logarithm is taken: the least and the largest that bytes can say.
+    least, most = (float(uniform(1, lambda count, byte=byte: bytes([byte]) * count)[0]) for byte in (0, 255))  # type: ignore[misc]
+    assert 0 < least == 2.0**-53
+    assert most < 1
+
+
 def test_a_round_of_nobody_is_noise_alone() -> None:
     noisy = privacy(noise_multiplier=1.5).mean([], {"w": torch.zeros(50_000), "s": torch.zeros(())})
     assert float(noisy["w"].std()) == pytest.approx(0.15, rel=0.02)
@@ -163,6 +205,40 @@ def test_norm_moves_as_in_the_paper_by_hand() -> None:
     # 90 of 100 tasks within the norm: C exp(-0.2 (0.9 - 0.5)).
     one._adapt(replies((0.0, 60.0, 55.0), (0.0, 40.0, 35.0)))
     assert one.clip == pytest.approx(2.0 * math.exp(-0.08))
+
+
+def test_the_bits_have_noise_of_their_own_that_is_never_small() -> None:
+    # m / 20 for many tasks, for few at least the noise multiplier: else the meta-gradient would have to pay for it.
+    assert privacy(per_round=20, clip_quantile=0.5).count_noise == 1.0
+    assert privacy(per_round=20, clip_quantile=0.5, noise_multiplier=3.0).count_noise == 3.0
+    assert privacy(train=900, per_round=400, clip_quantile=0.5).count_noise == 20.0
+    one = privacy(train=400, per_round=400, clip_quantile=0.5, clip_rate=0.2)
+    moved = []
+    for _ in range(4000):
+        one.clip = 1.0
+        one._adapt(replies((0.0, 400.0, 200.0)))
+        moved.append(math.log(one.clip) / 0.2)
+    # Half of the tasks are within it, so all that moves it is noise of deviation 20 / 400.
+    assert np.std(moved) == pytest.approx(0.05, rel=4 / math.sqrt(2 * 4000))
+    assert abs(np.mean(moved)) < 4 * 0.05 / math.sqrt(4000)
+
+
+def test_the_account_of_a_norm_that_adapts_is_that_of_the_setting() -> None:
+    # Theorem 1 of Andrew et al.: with z_delta raised, both queries together are one mechanism of noise multiplier z.
+    one, plain = privacy(clip_quantile=0.5), privacy()
+    assert one.noise_multiplier > plain.noise_multiplier
+    both = one.noise_multiplier**-2 + (2 * one.count_noise) ** -2
+    assert both == pytest.approx(plain.noise_multiplier**-2)
+    assert one.epsilon(7) == plain.epsilon(7) == epsilon(1.0, 0.2, 7, 1e-5)
+
+
+def test_what_was_spent_before_counts_in_the_budget(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "l")
+    whole = privacy(epsilon=3.0, delta=1e-3).steps_within_budget(1000)
+    ledger.at_least(3)
+    assert privacy(released=ledger, epsilon=3.0, delta=1e-3).steps_within_budget(1000) == whole - 3
+    ledger.at_least(whole + 5)
+    assert privacy(released=ledger, epsilon=3.0, delta=1e-3).steps_within_budget(1000) == 0
 
 
 def test_without_a_quantile_the_norm_stays() -> None:
@@ -348,6 +424,24 @@ def test_the_norm_that_adapts_goes_on_after_a_resume(tmp_path: Path) -> None:
     clips = [record["privacy"]["clip"] for record in read_history(tmp_path / "first")]
     assert len(set(clips)) == 4
     assert load(tmp_path / "first" / "checkpoints" / "round-000003.safetensors").facts["so-far"]["clip"] == clips[2]
+
+
+def test_nodes_clip_to_the_norm_that_has_adapted_and_are_held_to_it(tmp_path: Path) -> None:
+    asked: list[float] = []
+
+    def watch(message: Message, answer: Any) -> Message:
+        if message.metadata.message_type == TRAIN:
+            asked.append(TrainRequest.from_records(message.content).clip)
+        reply: Message = answer(message)
+        return reply
+
+    # Far too small at first, so that it grows at once; who clipped to the new norm is not refused for the old one.
+    more: dict[str, Any] = {"privacy__clip": 1e-3, "privacy__clip_quantile": 0.9, "privacy__clip_rate": 2.0, "rounds": 4}
+    summary, _ = run(tmp_path, {0: watch}, algorithm="fedavg", **more)
+    after = [record["privacy"]["clip"] for record in read_history(tmp_path)]
+    assert asked == [1e-3, *after[:-1]]
+    assert after[-1] > 10 * asked[0]
+    assert summary["failures"] == 0
 
 
 def test_nodes_clip_every_task_and_weigh_all_alike(tmp_path: Path) -> None:
