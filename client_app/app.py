@@ -32,6 +32,7 @@ from common.secure.messages import MaskedRequest
 from common.secure.updates import to_row
 from common.wire import (
     LARGEST_LOSS,
+    LOSS_ROUNDING,
     EvaluateReply,
     EvaluateRequest,
     KeepReply,
@@ -225,6 +226,6 @@ def _mean_of_finite(losses: np.ndarray[Any, Any]) -> list[float]:
     Within what a reply may say: the loss of one task must not cost the others of its node their reply.
     """
     finite = np.isfinite(losses)
-    total = np.where(finite, np.clip(losses, 0.0, LARGEST_LOSS), 0.0).sum(axis=1)
+    total = np.where(finite, np.clip(losses, -LOSS_ROUNDING, LARGEST_LOSS), 0.0).sum(axis=1)
     means = np.where(finite.any(axis=1), total / finite.sum(axis=1).clip(min=1), np.nan)
     return [float(mean) for mean in means]

@@ -32,7 +32,7 @@ KEEP = "query.keep"
 LARGEST_LOSS = float(np.finfo(np.float32).max)
 """Of a loss: what nodes compute with has no larger numbers, and sums of these cannot overflow in float64."""
 
-_ROUNDING = 1e-3
+LOSS_ROUNDING = 1e-3
 """Losses and errors are not negative, but for rounding."""
 
 
@@ -356,6 +356,6 @@ def _metrics(records: RecordDict) -> MetricRecord:
 def _losses(values: Any, name: str, length: int) -> list[float]:
     """Losses, errors or accuracies. NaN and infinity may stand among them: a task can diverge."""
     numbers = floats(values, name, length, finite=False)
-    if not all(-_ROUNDING <= number <= LARGEST_LOSS or math.isnan(number) or number == math.inf for number in numbers):
+    if not all(-LOSS_ROUNDING <= number <= LARGEST_LOSS or math.isnan(number) or number == math.inf for number in numbers):
         raise WireError(f"`{name}` must be numbers from 0 to {LARGEST_LOSS:.3g}, got {short(values)}")
     return numbers

@@ -20,6 +20,7 @@ from torch import Tensor
 from common.config import RunConfig, Scalar, parse_run_config
 from common.errors import ConfigError
 from common.params import mismatch
+from common.privacy import LEAST_CLIP, MOST_CLIP
 from server_app.checkpoint import Checkpoint, OnDamage, load, warn
 from server_app.history import RunDirectory, history_until
 from server_app.outer import OuterOptimizer
@@ -141,8 +142,11 @@ def restore_counts(checkpoint: Checkpoint, strategy: MetaStrategy) -> None:
     strategy.failures = int(so_far["failures"])
     strategy.late = int(so_far["late"])
     strategy.best = so_far["best"]
-    if strategy.privacy:
-        strategy.privacy.clip = float(so_far["clip"])
+    if strategy.privacy and strategy.config.privacy.clip_quantile:
+        clip = so_far["clip"]
+        if not isinstance(clip, float) or not LEAST_CLIP <= clip <= MOST_CLIP:
+            raise ConfigError(f"`resume-from` names a checkpoint whose clipping norm is none: {clip!r}")
+        strategy.privacy.clip = clip
     strategy.last_validation = _scores(checkpoint)
 
 

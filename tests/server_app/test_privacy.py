@@ -17,6 +17,7 @@ from flwr.app import Message, RecordDict
 from loopback import Fault, LoopbackGrid
 from scipy.stats import kstest, norm
 
+from common.checkpoint import write
 from common.config import parse_run_config
 from common.errors import ConfigError
 from common.params import Params
@@ -424,6 +425,24 @@ def test_the_norm_that_adapts_goes_on_after_a_resume(tmp_path: Path) -> None:
     clips = [record["privacy"]["clip"] for record in read_history(tmp_path / "first")]
     assert len(set(clips)) == 4
     assert load(tmp_path / "first" / "checkpoints" / "round-000003.safetensors").facts["so-far"]["clip"] == clips[2]
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, math.nan, math.inf, 1e300, "1", None])
+def test_a_norm_of_a_checkpoint_with_which_nobody_would_clip_is_refused(tmp_path: Path, clip: Any) -> None:
+    last = cut_run(tmp_path / "first", 2, rounds=3, privacy__clip_quantile=0.5)
+    checkpoint = load(last)
+    so_far = {**checkpoint.facts["so-far"], "clip": clip}
+    forged = tmp_path / "forged.safetensors"
+    write(forged, checkpoint.tensors, {**checkpoint.facts, "so-far": so_far}, wait=False)
+    with pytest.raises(ConfigError, match="whose clipping norm is none"):
+        resumed(forged, tmp_path / "second", rounds=3, privacy__clip_quantile=0.5)
+
+
+def test_a_norm_that_does_not_adapt_is_that_of_the_settings_whatever_a_checkpoint_says(tmp_path: Path) -> None:
+    checkpoint = load(cut_run(tmp_path / "first", 2, rounds=3))
+    forged = tmp_path / "forged.safetensors"
+    write(forged, checkpoint.tensors, {**checkpoint.facts, "so-far": {**checkpoint.facts["so-far"], "clip": 0.0}}, wait=False)
+    assert resumed(forged, tmp_path / "second", rounds=3)["privacy"]["clip"] == 0.5
 
 
 def test_nodes_clip_to_the_norm_that_has_adapted_and_are_held_to_it(tmp_path: Path) -> None:
