@@ -48,8 +48,8 @@ from common.randomness import generator
 from common.wire import EVALUATE, ROLL_CALL, TRAIN, EvaluateReply, EvaluateRequest, RollCallReply, TrainReply, TrainRequest
 from server_app.app import run_federation
 from server_app.inline import InlineGrid
-from server_app.rollcall import split_tasks
 from server_app.runs import today
+from server_app.splits import split_tasks
 
 SHARE = 0.2
 _FIRST_NODE = 1000

@@ -16,19 +16,23 @@ from flwr.clientapp import ClientApp
 from flwr.common import log
 
 from client_app import secure, show
+from client_app.asked import Asked
 from client_app.kept import KeptState
 from client_app.node import Node, node_of
 from client_app.personal import keep_all
 from common import __version__, envelope
+from common.batch import Batch, TaskData
 from common.compiling import Auto
 from common.compression import FLOAT32, CodingError, encode, with_feedback
-from common.errors import QuickbloomError
+from common.errors import QuickbloomError, in_one_line
 from common.local_round import TaskWork, evaluate, run_round
 from common.params import Params, weighted_mean
 from common.randomness import generator
 from common.secure.messages import MaskedRequest
 from common.secure.updates import to_row
 from common.wire import (
+    LARGEST_LOSS,
+    LOSS_ROUNDING,
     EvaluateReply,
     EvaluateRequest,
     KeepReply,
@@ -50,8 +54,8 @@ Handler = Callable[[Message, Node, RecordDict], RecordDict]
 
 ToReply = Callable[[TrainReply, KeptState], RecordDict]
 
-_LOST = "\0what coding lost"
-"""Under this name, which no task has, a node keeps what `update-dtype` cost its last meta-gradient."""
+_LOST = "\0what coding lost of the sum"
+"""Under this name, which no task has, a node keeps what `update-dtype` cost its last meta-gradients, times their weight."""
 
 
 def _replies(handler: Handler) -> Callable[[Message, Context], Message]:
@@ -95,7 +99,7 @@ def train(message: Message, node: Node, state: RecordDict) -> RecordDict:
     secure.check_open(node)
 
     def reply(made: TrainReply, store: KeptState) -> RecordDict:
-        return replace(made, gradient=_coded(node, store, made.gradient, request)).to_records()
+        return replace(made, gradient=_coded(node, store, made, request)).to_records()
 
     return _trained(message, node, state, request, reply)
 
@@ -126,11 +130,12 @@ def _trained(message: Message, node: Node, state: RecordDict, request: TrainRequ
     algorithm, meta = node.algorithm_for(request.meta)
     fresh, store = algorithm.fresh(), KeptState(state, node.state_dir, request.lineage)
     work = []
-    for task_id in node.check_hosted(request.task_ids):
+    Asked(state, node.state_dir, request.lineage).to_train(node.check_hosted(request.task_ids))
+    for task_id in request.task_ids:
         kept = store.load(task_id, fresh)
         for episode in range(node.episodes):
             rng = generator(request.seed, "train", request.round, task_id, episode)
-            work.append(TaskWork(node.dataset.train_draw(task_id, rng), rng, kept))
+            work.append(TaskWork(_draw(node, task_id, rng, request.clip), rng, kept))
     compile = node.compile.round(request.round) if isinstance(node.compile, Auto) else node.compile
     result = run_round(algorithm, meta, work, node.chunk_size, compile=compile, clip=request.clip)
     for t, task_id in enumerate(request.task_ids if fresh else ()):
@@ -148,18 +153,35 @@ def _trained(message: Message, node: Node, state: RecordDict, request: TrainRequ
     return reply
 
 
-def _coded(node: Node, store: KeptState, gradient: Params, request: TrainRequest) -> Params:
+def _draw(node: Node, task_id: str, rng: np.random.Generator, clip: float) -> TaskData:
+    """One draw from a task. With privacy one that cannot be drawn is empty and contributes nothing: the others are heard."""
+    try:
+        return node.dataset.train_draw(task_id, rng)
+    except Exception as error:
+        if not clip:
+            raise
+        log(ERROR, "Task %s contributes nothing, it could not be drawn: %s", task_id, in_one_line(error))
+        spec = node.dataset.spec
+        y = torch.zeros(0, dtype=torch.int64) if spec.kind == "classification" else torch.zeros(0, spec.outputs)
+        nothing = Batch.of(torch.zeros(0, *spec.input_shape, dtype=torch.int64 if spec.tokens else torch.float32), y)
+        return TaskData(nothing, nothing, nothing)
+
+
+def _coded(node: Node, store: KeptState, made: TrainReply, request: TrainRequest) -> Params:
     """The gradient as `update-dtype` wants it sent; what is lost stays on this node for its next one."""
     kind, share = node.run.update_dtype, node.run.update_share
     rng = generator(request.seed, "coding", request.round, *request.task_ids)
     if kind == FLOAT32:
-        return encode(gradient, kind, share, rng)
-    gradient = {name: value.cpu() for name, value in gradient.items()}
+        return encode(made.gradient, kind, share, rng)
+    gradient = {name: value.cpu() for name, value in made.gradient.items()}
+    # Every rule but the mean counts all nodes the same.
+    weight = made.weight if node.run.aggregate == "mean" else min(made.weight, 1.0)
     try:
-        coded, lost = with_feedback(gradient, store.load(_LOST, gradient), kind, share, rng)
+        coded, lost = with_feedback(gradient, weight, store.load(_LOST, gradient), kind, share, rng)
     except CodingError as error:
         raise WireError(f"this node's meta-gradient cannot be sent as {kind}: {error}") from None
-    store.save(_LOST, lost)
+    if lost is not None:
+        store.save(_LOST, lost)
     return coded
 
 
@@ -171,9 +193,11 @@ def evaluate_tasks(message: Message, node: Node, state: RecordDict) -> RecordDic
     request, received = EvaluateRequest.from_records(message.content), payload_bytes(message.content)
     message.content.clear()  # it has been read
     algorithm, meta = node.algorithm_for(request.meta)
+    node.check_hosted(request.task_ids)
+    Asked(state, node.state_dir, request.lineage).to_score(node, request, algorithm.options.inner_lr)
     draws = [
         [replace(draw, support=draw.support.first(request.shots)) for draw in node.dataset.test_draws(task_id)]
-        for task_id in node.check_hosted(request.task_ids)
+        for task_id in request.task_ids
     ]
     losses, metrics = evaluate(algorithm, meta, draws, request.lrs, request.steps, node.chunk_size_scoring)
     seconds = time.perf_counter() - started
@@ -199,8 +223,11 @@ def _nearest(lrs: list[float], wanted: float) -> int:
 
 
 def _mean_of_finite(losses: np.ndarray[Any, Any]) -> list[float]:
-    """Mean over the episodes [tasks, episodes] that were finite; NaN for a task without one."""
+    """Mean over the episodes [tasks, episodes] that were finite; NaN for a task without one.
+
+    Within what a reply may say: the loss of one task must not cost the others of its node their reply.
+    """
     finite = np.isfinite(losses)
-    total = np.where(finite, losses, 0.0).sum(axis=1)
+    total = np.where(finite, np.clip(losses, -LOSS_ROUNDING, LARGEST_LOSS), 0.0).sum(axis=1)
     means = np.where(finite.any(axis=1), total / finite.sum(axis=1).clip(min=1), np.nan)
     return [float(mean) for mean in means]

@@ -27,7 +27,7 @@ def own_scores(node: Node, algorithm: Algorithm, meta: Params, task_ids: list[st
     if not node.show_rounds:
         return ""
     found = [node.dataset.test_draws(task_id) for task_id in task_ids[:_MOST_SCORED]]
-    draws = [task for task in found if all(len(draw.test.x) for draw in task)]
+    draws = [task for task in found if all(len(draw.support.x) and len(draw.test.x) for draw in task)]
     if not draws:
         return ""
     _, metrics = evaluate(algorithm, meta, draws, [algorithm.options.inner_lr], node.run.adapt_steps, node.chunk_size_scoring)

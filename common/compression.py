@@ -55,12 +55,19 @@ def decode(coded: Mapping[str, Tensor], kind: str, like: Params) -> Params:
 
 
 def with_feedback(
-    update: Params, lost: Params | None, kind: str, share: float, random: np.random.Generator
-) -> tuple[Params, Params]:
-    """(what to send, what is lost by it) for an update and what earlier ones lost."""
-    wanted = update if lost is None else add(update, lost)
+    update: Params, weight: float, lost: Params | None, kind: str, share: float, random: np.random.Generator
+) -> tuple[Params, Params | None]:
+    """(what to send, what is lost by it) for an update that counts with `weight`, and what earlier ones lost.
+
+    What is lost is kept times its weight, as it is missing in the sum: in units of the mean it would come back with the weight
+    of another round. An update of weight 0 counts for nothing, so all that was lost stays.
+    """
+    if weight <= 0:
+        return encode(update, kind, share, random), lost
+    wanted = update if lost is None else add(update, lost, 1 / weight)
     coded = encode(wanted, kind, share, random)
-    return coded, subtract({name: value.cpu() for name, value in wanted.items()}, decode(coded, kind, wanted))
+    missing = subtract({name: value.cpu() for name, value in wanted.items()}, decode(coded, kind, wanted))
+    return coded, {name: value * weight for name, value in missing.items()}
 
 
 # ---- one tensor; the parts are named by what follows its name

@@ -45,6 +45,9 @@ class RunConfig(Options):
     episodes: int = Field(1, ge=1, description="draws of support and query that a training task averages over in a round")
     validation_tasks: float = Field(0.15, ge=0, description="tasks held out to choose rates on: a part below 1, else a number")
     test_tasks: float = Field(0.2, ge=0, description="tasks held out for the final score: a part below 1, else a number")
+    split: Literal["auto", "hashed", "exact"] = Field(
+        "auto", description="hashed: each task by its own hash; exact: exact shares; auto: hashed for own data and with privacy"
+    )
     evaluate_every: int = Field(10, ge=0, description="rounds between two evaluations on the validation tasks; 0: never")
     adapt_steps: int = Field(10, ge=1, le=10_000, description="K: held-out tasks are scored after 0, 1, .. K steps")
     adapt_lrs: Text = Field(
@@ -266,6 +269,7 @@ def _check_privacy(config: RunConfig) -> None:
         ("update-dtype", config.update_dtype, "float32", "what coding loses would come back unclipped"),
         ("aggregate", config.aggregate, "mean", "noise is accounted for on a sum"),
         ("over-select", config.over_select, 1, "with it, who is heard depends on who else takes part"),
+        ("max-update-norm", config.max_update_norm, 0, "one task's data would decide whether all others of its node are heard"),
         ("min-replies", config.min_replies, 0, "a round that is skipped for want of replies tells who took part"),
     )
     for key, came, needed, why in forbidden:

@@ -45,10 +45,10 @@ class TaskWork:
 class RoundResult:
     """`gradient`: weighted mean of the tasks' meta-gradients; `weight`: the sum of the weights that went into it.
 
-    `losses`: every task's query loss after adaptation, in the order asked for; NaN marks a task whose numbers were not finite,
-    which contributes nothing else. Where no task contributed, `weight` is 0 and `gradient` is zero. `kept`: what every task
-    keeps on its node from now on; that of a task whose numbers were not finite is what it had. `within`: how many tasks did not
-    have to be clipped; 0 without `clip`.
+    `losses`: every task's query loss after adaptation, in the order asked for; NaN marks a task without examples or whose
+    numbers were not finite, which contributes nothing else. Where no task contributed, `weight` is 0 and `gradient` is zero.
+    `kept`: what every task keeps on its node from now on; that of a task whose numbers were not finite is what it had.
+    `within`: how many tasks did not have to be clipped; 0 without `clip`.
     """
 
     gradient: Params
@@ -127,11 +127,13 @@ class _Stack:
 
 
 def _stacks(algorithm: Algorithm, work: Sequence[TaskWork], chunk_size: int | AutoChunks) -> Iterator[_Stack]:
-    """All tasks, of which `chunk_size` are stacked at once."""
+    """All tasks, of which `chunk_size` are stacked at once, but for those without support or query: nothing comes of them."""
     device = algorithm.learner.device
+    whole = [i for i, w in enumerate(work) if all(_sizes(w.data))]
     # What was kept comes from a record or a file, hence on the CPU; a fresh start is where the model is.
     kept = [algorithm.fresh() if w.kept is None else {name: value.to(device) for name, value in w.kept.items()} for w in work]
-    for positions in chunks([_sizes(w.data) for w in work], chunk_size, exact=algorithm.learner.mixes_examples):
+    for found in chunks([_sizes(work[i].data) for i in whole], chunk_size, exact=algorithm.learner.mixes_examples):
+        positions = [whole[i] for i in found]
         chosen = [work[i] for i in positions]
         episode = Episode(stack([w.data.support for w in chosen], device), stack([w.data.query for w in chosen], device))
         indices = [algorithm.minibatch_indices(w.num_examples, w.rng) for w in chosen]

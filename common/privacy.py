@@ -4,6 +4,9 @@ from pydantic import Field
 
 from common.options import Options
 
+LEAST_CLIP, MOST_CLIP = 1e-12, 1e12
+"""Of a clipping norm that adapts: at 0 nodes would not clip at all, and beyond, squares of numbers leave float32."""
+
 
 class PrivacyOptions(Options):
     """With `noise-multiplier` above 0 the model is differentially private with respect to every training task."""
@@ -12,7 +15,10 @@ class PrivacyOptions(Options):
         0.0, ge=0, le=1e6, description="deviation of the noise on a round's sum, in units of `clip`; 0: no privacy"
     )
     clip: float = Field(
-        0.0, ge=0, description="a task's meta-gradient is scaled down to this norm; what to begin with if it adapts"
+        0.0,
+        ge=0,
+        le=MOST_CLIP,
+        description="a task's meta-gradient is scaled down to this norm; what to begin with if it adapts",
     )
     delta: float = Field(1e-5, gt=0, lt=1, description="of (epsilon, delta): well below 1 / number of training tasks")
     epsilon: float = Field(0.0, ge=0, description="budget: training ends before it is exceeded; 0: none")

@@ -29,10 +29,10 @@ TRAIN = "train"
 EVALUATE = "evaluate"
 KEEP = "query.keep"
 
-_LARGEST = float(np.finfo(np.float32).max)
+LARGEST_LOSS = float(np.finfo(np.float32).max)
 """Of a loss: what nodes compute with has no larger numbers, and sums of these cannot overflow in float64."""
 
-_ROUNDING = 1e-3
+LOSS_ROUNDING = 1e-3
 """Losses and errors are not negative, but for rounding."""
 
 
@@ -204,7 +204,8 @@ class TrainReply:
 class EvaluateRequest:
     """Adapt these held-out tasks with every one of `lrs` and score them after 0..steps steps.
 
-    `shots`: adapt on the first so many support examples of each class alone (regression: in all); 0: on all of them.
+    `shots`: adapt on the first so many support examples of each class alone (regression: in all); 0: on all of them. `round`:
+    after which the model is scored; `lineage` names the training.
     """
 
     meta: Params
@@ -212,18 +213,21 @@ class EvaluateRequest:
     steps: int
     task_ids: list[str]
     shots: int = 0
+    round: int = 0
+    lineage: str = ""
 
     def to_records(self, encoded: ArrayRecord | None = None) -> RecordDict:
-        request = ConfigRecord({"lrs": self.lrs, "steps": self.steps, "task-ids": self.task_ids, "shots": self.shots})
+        fields: dict[str, Any] = {"lrs": self.lrs, "steps": self.steps, "task-ids": self.task_ids, "shots": self.shots}
+        request = ConfigRecord({**fields, "round": self.round, "lineage": self.lineage})
         return RecordDict({"meta": to_arrays(self.meta) if encoded is None else encoded, "request": request})
 
     @classmethod
     @reads
     def from_records(cls, records: RecordDict) -> "EvaluateRequest":
         fields = config_of(records, "request")
-        (steps,), (shots,) = (ints([fields[name]], name) for name in ("steps", "shots"))
-        task_ids = strings(fields["task-ids"], "task-ids")
-        return cls(arrays_of(records, "meta"), floats(fields["lrs"], "lrs"), steps, task_ids, shots)
+        (steps,), (shots,), (round_,) = (ints([fields[name]], name) for name in ("steps", "shots", "round"))
+        task_ids, (lineage,) = strings(fields["task-ids"], "task-ids"), strings([fields["lineage"]], "lineage")
+        return cls(arrays_of(records, "meta"), floats(fields["lrs"], "lrs"), steps, task_ids, shots, round_, lineage)
 
 
 @dataclass(frozen=True)
@@ -369,6 +373,6 @@ def _metrics(records: RecordDict) -> MetricRecord:
 def _losses(values: Any, name: str, length: int) -> list[float]:
     """Losses, errors or accuracies. NaN and infinity may stand among them: a task can diverge."""
     numbers = floats(values, name, length, finite=False)
-    if not all(-_ROUNDING <= number <= _LARGEST or math.isnan(number) or number == math.inf for number in numbers):
-        raise WireError(f"`{name}` must be numbers from 0 to {_LARGEST:.3g}, got {short(values)}")
+    if not all(-LOSS_ROUNDING <= number <= LARGEST_LOSS or math.isnan(number) or number == math.inf for number in numbers):
+        raise WireError(f"`{name}` must be numbers from 0 to {LARGEST_LOSS:.3g}, got {short(values)}")
     return numbers

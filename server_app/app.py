@@ -81,7 +81,9 @@ def _run_in(
     population = call_roll(grid, config, str(checkpoint.facts.get("schema", "")) if checkpoint else "")
     spec, done = population.spec, int(checkpoint.facts["round"]) if checkpoint else 0
     if checkpoint is not None and config.privacy.on:
-        Ledger(directory.path / LEDGER).take_over(Ledger(resume.run_of(Path(config.resume_from)) / LEDGER))
+        ledger = Ledger(directory.path / LEDGER)
+        ledger.take_over(Ledger(resume.run_of(Path(config.resume_from)) / LEDGER))
+        ledger.at_least(resume.noisy_steps(checkpoint))
     privacy, config = _with_privacy(config, population, directory, done)
     algorithm = build_algorithm(config, spec)
     outer = OuterOptimizer(algorithm.options, algorithm.init(), config.rounds)

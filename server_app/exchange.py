@@ -145,7 +145,11 @@ class Exchange:
         node_id = sent.dst_node_id
         if reply.failure is not None:
             unfinished = f" (`round-deadline` is {self._config.round_deadline:g} s)" if reply.failure == UNFINISHED else ""
-            self.fail(f"node {node_id}", reply.failure + unfinished)
+            # With privacy a round goes on without any reply, so that nodes which only say why they cannot must come to an end.
+            if self._config.privacy.on and sent.message_type == TRAIN and not reply.not_there:
+                self.blame(node_id, reply.failure + unfinished)
+            else:
+                self.fail(f"node {node_id}", reply.failure + unfinished)
             if reply.not_there:
                 self.nodes.lost(node_id)
             return

@@ -24,7 +24,7 @@ import torch
 
 from common.errors import ConfigError
 from common.params import Params
-from common.privacy import PrivacyOptions
+from common.privacy import LEAST_CLIP, MOST_CLIP, PrivacyOptions
 from common.randomness import generator
 from common.wire import TrainReply
 
@@ -86,7 +86,8 @@ class TaskPrivacy:
         centred = sum(reply.within - reply.weight / 2 for reply in replies)
         noise = float(normal(1, self._bytes)[0])
         share = (centred + self.count_noise * noise) / self.per_round + 0.5
-        self.clip *= math.exp(-self.options.clip_rate * (share - self.options.clip_quantile))
+        power = -self.options.clip_rate * (share - self.options.clip_quantile)
+        self.clip = min(max(self.clip * math.exp(min(max(power, -100.0), 100.0)), LEAST_CLIP), MOST_CLIP)
 
     def epsilon(self, steps: int) -> float:
         """Epsilon after so many noisy steps, for the `delta` of the settings."""
@@ -121,27 +122,49 @@ class TaskPrivacy:
 class Ledger:
     """The file privacy.jsonl of a run: a line for every noisy step, on the disk before anybody sees the step's result.
 
-    A checkpoint would not do: a step that a crash made the server forget may have reached the nodes.
+    A checkpoint alone would not do: a step that a crash made the server forget may have reached the nodes. Nor would the
+    ledger: a checkpoint may be copied without it. The larger of the two counts.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def released(self) -> int:
-        """Steps so far; a line that was being written counts."""
-        return len(self._path.read_bytes().splitlines()) if self._path.exists() else 0
+        """Steps so far; a line that was being written counts, and a line may say that steps stand nowhere else."""
+        steps = 0
+        for line in self._path.read_bytes().splitlines() if self._path.exists() else ():
+            steps = max(steps + 1, _step_of(line))
+        return steps
 
     def add(self, spent: float) -> None:
-        line = json.dumps({"step": self.released() + 1, "epsilon": spent}) + "\n"
+        self._append({"step": self.released() + 1, "epsilon": spent})
+
+    def at_least(self, steps: int) -> None:
+        """Count so many steps, which a checkpoint knows of: it may have been copied without its ledger, or be newer."""
+        if steps > self.released():
+            self._append({"step": steps, "from": "checkpoint"})
+
+    def take_over(self, other: "Ledger") -> None:
+        """Begin with the steps of another run, from whose checkpoint this one goes on, if these are more."""
+        if other._path.exists() and other.released() > self.released():
+            self._path.write_bytes(other._path.read_bytes())
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        # A line of its own, also behind one that is torn.
+        torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n") and self._path.stat().st_size > 0
         with self._path.open("a") as file:
-            file.write(line)
+            file.write("\n" * torn + json.dumps(entry) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
-    def take_over(self, other: "Ledger") -> None:
-        """Begin with the steps of another run, from whose checkpoint this one goes on."""
-        if other._path.exists() and other._path.resolve() != self._path.resolve():
-            self._path.write_bytes(other._path.read_bytes())
+
+def _step_of(line: bytes) -> int:
+    """The step that a line of the ledger says; 0 for one that is torn."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return 0
+    return step if isinstance(step, int) else 0
 
 
 def require_accountant() -> None:

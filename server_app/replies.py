@@ -13,7 +13,10 @@ from common.datasets.base import DataSpec, TaskInfo
 from common.params import Params, mismatch, norm
 from common.wire import EvaluateReply, TrainReply, WireError
 
-_ROUNDING = 1e-6
+ROUNDING = 1e-6
+OF_CLIPPED = 1e-3
+"""How much longer a mean of clipped meta-gradients may be than the clipping norm: never so little that the rounding of honest
+sums in float32 decides whether a node is heard."""
 
 
 def decoded(reply: TrainReply, kind: str, model: Params) -> TrainReply:
@@ -24,16 +27,17 @@ def decoded(reply: TrainReply, kind: str, model: Params) -> TrainReply:
         raise WireError(str(error)) from None
 
 
-def check_update(reply: TrainReply, model: Params, most_weight: float, max_norm: float) -> None:
+def check_update(reply: TrainReply, model: Params, most_weight: float, max_norm: float, *, rounding: float = ROUNDING) -> None:
     """Raise WireError unless the meta-gradient has the keys, shapes and dtypes of `model`, and weight and norm are in bounds.
 
-    `most_weight`: what the tasks asked for can weigh; `max_norm`: of the meta-gradient over all tensors, 0: any.
+    `most_weight`: what the tasks asked for can weigh; `max_norm`: of the meta-gradient over all tensors, 0: any, with so much
+    `rounding`, as a part of it.
     """
     if reason := mismatch(reply.gradient, model):
         raise WireError(reason)
-    if reply.weight > most_weight * (1 + _ROUNDING):
+    if reply.weight > most_weight * (1 + ROUNDING):
         raise WireError(f"`weight` is {reply.weight:g}, but the tasks asked for can have at most {most_weight:g}")
-    if max_norm and (length := norm(reply.gradient)) > max_norm * (1 + _ROUNDING):
+    if max_norm and (length := norm(reply.gradient)) > max_norm * (1 + rounding):
         raise WireError(f"its meta-gradient has norm {length:.6g}, above the {max_norm:g} that is allowed")
 
 
@@ -48,5 +52,5 @@ def most_weight(algorithm: Algorithm, tasks: Sequence[TaskInfo], losses: Sequenc
 
 def check_scores(reply: EvaluateReply, spec: DataSpec) -> None:
     """Raise WireError for an accuracy that is none; the error of a regression may be any number from 0, infinity and NaN."""
-    if spec.kind == "classification" and not ((reply.metrics >= 0) & (reply.metrics <= 1 + _ROUNDING)).all():
+    if spec.kind == "classification" and not ((reply.metrics >= 0) & (reply.metrics <= 1 + ROUNDING)).all():
         raise WireError("`scores` must be accuracies from 0 to 1")

@@ -20,6 +20,7 @@ from torch import Tensor
 from common.config import RunConfig, Scalar, parse_run_config
 from common.errors import ConfigError
 from common.params import mismatch
+from common.privacy import LEAST_CLIP, MOST_CLIP
 from server_app.checkpoint import Checkpoint, OnDamage, load, warn
 from server_app.history import RunDirectory, history_until
 from server_app.outer import OuterOptimizer
@@ -123,8 +124,15 @@ def counts(strategy: MetaStrategy, seconds: Mapping[str, float], resumed: int) -
             "seconds": dict(seconds),
             "resumed": resumed,
             "clip": strategy.privacy.clip if strategy.privacy else 0.0,
+            "noisy-steps": strategy.privacy.released if strategy.privacy else 0,
         }
     }
+
+
+def noisy_steps(checkpoint: Checkpoint) -> int:
+    """How many noisy steps the privacy of this checkpoint's model has cost; of one that does not say so, its rounds."""
+    steps = checkpoint.facts["so-far"].get("noisy-steps")
+    return steps if isinstance(steps, int) else int(checkpoint.facts["round"])
 
 
 def restore_counts(checkpoint: Checkpoint, strategy: MetaStrategy) -> None:
@@ -134,8 +142,11 @@ def restore_counts(checkpoint: Checkpoint, strategy: MetaStrategy) -> None:
     strategy.failures = int(so_far["failures"])
     strategy.late = int(so_far["late"])
     strategy.best = so_far["best"]
-    if strategy.privacy:
-        strategy.privacy.clip = float(so_far["clip"])
+    if strategy.privacy and strategy.config.privacy.clip_quantile:
+        clip = so_far["clip"]
+        if not isinstance(clip, float) or not LEAST_CLIP <= clip <= MOST_CLIP:
+            raise ConfigError(f"`resume-from` names a checkpoint whose clipping norm is none: {clip!r}")
+        strategy.privacy.clip = clip
     strategy.last_validation = _scores(checkpoint)
 
 
@@ -156,8 +167,11 @@ def _scores(checkpoint: Checkpoint) -> Scores | None:
 
 
 def _settings(checkpoint: Checkpoint) -> dict[str, Scalar]:
-    """Its settings; those that did not exist yet when it was written have their defaults, which change nothing."""
-    return parse_run_config(checkpoint.facts["config"]).resolved().flat()
+    """Its settings; those that did not exist yet when it was written have their defaults, which change nothing.
+
+    But for `split`, which was always exact.
+    """
+    return parse_run_config({"split": "exact", **checkpoint.facts["config"]}).resolved().flat()
 
 
 def _check_same(before: Mapping[str, Scalar], config: RunConfig) -> None:

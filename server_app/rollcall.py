@@ -16,13 +16,13 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from common.config import RunConfig
-from common.datasets.base import SPLITS, DataSpec, TaskInfo, left_out_in_words
+from common.datasets.base import DataSpec, TaskInfo, left_out_in_words
 from common.datasets.own import OwnOptions
 from common.datasets.own.agreement import agree, core, fits
 from common.datasets.own.columns import Schema
 from common.errors import ConfigError, DataError, as_told
-from common.randomness import generator
 from common.wire import ROLL_CALL, RollCallReply, WireError, error_reason, roll_call_request
+from server_app.splits import split_tasks
 
 _PAUSE = 1.0
 """Seconds after which nodes that were gone are asked again."""
@@ -175,47 +175,6 @@ def failure(reply: Message) -> str | None:
     return error_reason(reply.content)
 
 
-def split_tasks(tasks: Sequence[TaskInfo], config: RunConfig) -> dict[str, list[str]]:
-    """Task ids of "train", "validation" and "test": as the data set's authors published them, else drawn by seed.
-
-    Tasks of one group stay together. Where authors published a test part but no validation part, validation tasks are drawn
-    from their training part. A task that cannot do its part (no support, query or test example) is left out and named.
-    """
-    published = {task.split for task in tasks} - {""}
-    fixed = published - {"train"} if "validation" not in published else published
-    splits: dict[str, list[TaskInfo]] = {name: [task for task in tasks if task.split == name in fixed] for name in SPLITS}
-    free: dict[str, list[TaskInfo]] = {}
-    for task in tasks:
-        if task.split not in fixed:
-            free.setdefault(task.group or task.task_id, []).append(task)
-    names = sorted(free)
-    order = [names[i] for i in generator(config.seed, "split").permutation(len(names))]
-    num_validation = 0 if "validation" in published else _part(config.validation_tasks, len(order))
-    num_test = 0 if "test" in published else _part(config.test_tasks, len(order))
-    if order and num_validation + num_test >= len(order):
-        raise ConfigError(
-            f"`validation-tasks` ({num_validation}) and `test-tasks` ({num_test}) leave none of the {len(order)} tasks for "
-            "training: lower them (such as `--set validation-tasks=0 --set test-tasks=1`), or connect nodes with more tasks"
-            + _instead(config, len(order))
-        )
-    for i, name in enumerate(order):
-        split = "validation" if i < num_validation else "test" if i < num_validation + num_test else "train"
-        splits[split] += free[name]
-    usable = {split: sorted(task.task_id for task in members if _usable(task, split)) for split, members in splits.items()}
-    if not usable["train"]:
-        raise ConfigError("no task is left to train on: every training task needs at least one support and one query example")
-    return usable
-
-
-def _instead(config: RunConfig, number: int) -> str:
-    """What else is possible with so few tasks of a user's own."""
-    if config.dataset != "own":
-        return ""
-    if number > 1:
-        return "; to test every task on a model of the others, use `quickbloom run --leave-one-out`"
-    return "; of a single task nothing can be held out: name the column that tells tasks apart with `--task`"
-
-
 def _or_other_names(config: RunConfig) -> str:
     """What else mends two tasks of one name: nodes may have files of their own."""
     if config.dataset != "own":
@@ -230,18 +189,6 @@ def _name_left_out(left_out: Mapping[str, str]) -> None:
     """One line, however many there are: nodes that share a file say the same."""
     if left_out:
         log(WARNING, "%s", left_out_in_words(left_out))
-
-
-def _usable(task: TaskInfo, split: str) -> bool:
-    other, name = (task.num_query, "query") if split == "train" else (task.num_test, "test")
-    if task.num_support and other:
-        return True
-    log(WARNING, "Task %s is left out: it has %s support and %s %s examples", task.task_id, task.num_support, other, name)
-    return False
-
-
-def _part(value: float, total: int) -> int:
-    return max(1, round(value * total)) if 0 < value < 1 else int(value)
 
 
 def _wait_for_nodes(grid: Grid, config: RunConfig) -> list[int]:

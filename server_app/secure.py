@@ -4,6 +4,7 @@ A node that fails, is late or answers nonsense in a step is a drop-out: its part
 others count. What cannot be known of a masked update is checked on the sum.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from flwr.serverapp import Grid
 
 from common.config import RunConfig
 from common.params import Params, norm
-from common.secure.masks import MOST_NODES, Integers, to_numbers
+from common.secure.masks import FRACTION_BITS, MOST_NODES, Integers, to_numbers
 from common.secure.messages import (
     KEYS,
     MASKED,
@@ -195,8 +196,12 @@ def _restored(kind: str, parts: Mapping[int, bytes], threshold: int, group: byte
     return restore_masking(parts, threshold, owner)
 
 
-def check_totals(totals: Totals, tasks: int, most_weight: float, max_norm: float) -> str | None:
-    """Why no honest nodes can have this sum, in words; None if they can. `max_norm`: of the mean meta-gradient, 0: any."""
+def check_totals(totals: Totals, tasks: int, most_weight: float, max_norm: float, *, nodes: int = 1) -> str | None:
+    """Why no honest nodes can have this sum, in words; None if they can.
+
+    `max_norm`: of the mean meta-gradient, 0: any; `nodes`: whose rounding is in every number of it. Under privacy no honest
+    task's data may decide this.
+    """
     weight, within = totals.weight, totals.within
     if not 0 <= totals.tasks <= tasks or (weight > 0) != (totals.tasks > 0):
         return f"it counts {totals.tasks} tasks of weight {weight:g}, and {tasks} were asked for"
@@ -204,6 +209,8 @@ def check_totals(totals: Totals, tasks: int, most_weight: float, max_norm: float
         return f"its weight is {weight:g}, and the tasks asked for can have at most {most_weight:g}"
     if totals.losses < -_ROUNDING * (1 + totals.tasks):
         return f"its losses add up to {totals.losses:g}"
-    if max_norm and (length := norm(totals.gradient)) > max_norm * (1 + _ROUNDING):
-        return f"its mean meta-gradient has norm {length:.6g}, above the {max_norm:g} to which every task is clipped"
+    size = sum(value.numel() for value in totals.gradient.values())
+    rounding = nodes * 2.0 ** -(FRACTION_BITS + 1) * math.sqrt(size) / max(weight, 1e-300)
+    if max_norm and (found := norm(totals.gradient)) > max_norm * (1 + _ROUNDING) + rounding:
+        return f"its mean meta-gradient has norm {found:.6g}, above the {max_norm:g} to which every task is clipped"
     return None

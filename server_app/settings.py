@@ -10,7 +10,7 @@ from common.assignment import scalar, split_assignment
 from common.config import RunConfig, Scalar, check_choice, table_types
 from common.datasets import load_dataset
 from common.models import is_own_model
-from server_app.rollcall import split_tasks
+from server_app.splits import split_tasks
 
 
 def parse_assignments(assignments: list[str], algorithm: str) -> dict[str, Scalar]:

@@ -40,7 +40,7 @@ from server_app.aggregate import RunningMean, aggregate, too_few
 from server_app.exchange import Exchange, TooFewError
 from server_app.outer import OuterOptimizer
 from server_app.privacy import TaskPrivacy
-from server_app.replies import check_scores, check_update, decoded, most_weight
+from server_app.replies import OF_CLIPPED, ROUNDING, check_scores, check_update, decoded, most_weight
 from server_app.rollcall import Population
 from server_app.scores import Scores, best_rate
 from server_app.secure import SecureSum, check_totals, unfit
@@ -91,7 +91,6 @@ class MetaStrategy(Strategy):
         self.privacy = privacy
         self.client_losses: list[float] = []
         """Of the training tasks of the last round, after their inner loop; none where only sums are known."""
-        self._sampled = 0
         self._first_round = first_round
         self._messages = Exchange(config, population)
         self.nodes = self._messages.nodes
@@ -242,7 +241,6 @@ class MetaStrategy(Strategy):
     def _draw(self, grid: Grid, server_round: int) -> dict[int, list[str]]:
         """This round's tasks by the node that hosts them, of nodes that can be asked."""
         tasks = self.privacy.choose(self.population.splits["train"]) if self.privacy else self.choose_tasks(server_round)
-        self._sampled = len(tasks)
         self._wait_for_hosts(grid, tasks)
         return self._messages.hosts(tasks)
 
@@ -267,7 +265,7 @@ class MetaStrategy(Strategy):
         self._messages.round.trained |= set(nodes)
         tasks = [self.population.tasks[task_id] for node_id in nodes for task_id in by_node[node_id]]
         most = most_weight(self.algorithm, tasks, [0.0] * len(tasks), alike=self.privacy is not None)
-        if reason := check_totals(totals, len(tasks), most, self.privacy.clip if self.privacy else 0.0):
+        if reason := check_totals(totals, len(tasks), most, self.privacy.clip if self.privacy else 0.0, nodes=len(nodes)):
             raise self._messages.too_few(
                 f"the sum of the nodes cannot be right, and it does not tell who is to blame: {reason}"
             )
@@ -279,13 +277,13 @@ class MetaStrategy(Strategy):
         """See who is there; if that cannot be enough, wait for more, up to `node-deadline` seconds."""
         # A round that may be skipped is not worth waiting for, as long as there is anybody.
         patient = self.config.on_too_few != "skip"
-        least = min(len(task_ids), self.least_replies if patient else 1)
+        everybody = self.population.splits["train"] if self.privacy else task_ids  # how long it waits tells nothing of a sample
+        least = min(len(everybody), self.least_replies if patient else 1)
         least_nodes = LEAST_NODES if patient and self.config.secure_aggregation else 0
-        everybody = self.population.splits["train"] if self.privacy else task_ids
         started = time.monotonic()
         self.nodes.refresh(grid)
         while (
-            sum(self.nodes.can_be_asked(self.population.homes[task_id]) for task_id in task_ids) < least
+            sum(self.nodes.can_be_asked(self.population.homes[task_id]) for task_id in everybody) < least
             or len(self._messages.hosts(everybody)) < least_nodes
         ):
             if time.monotonic() - started > self.config.node_deadline:
@@ -301,8 +299,8 @@ class MetaStrategy(Strategy):
     def _take_in(self, server_round: int, replies: Iterable[Message]) -> MetricRecord:
         reference = self.outer.leaves
         # A mean of clipped meta-gradients is no longer than one of them: who sends more has not clipped.
-        bounds = [self.config.max_update_norm, self.privacy.clip if self.privacy else 0.0]
-        largest = min((bound for bound in bounds if bound), default=0.0)
+        largest = self.privacy.clip if self.privacy else self.config.max_update_norm
+        rounding = OF_CLIPPED if self.privacy else ROUNDING
         usable: list[TrainReply] = []
         # Where the mean is all that is wanted of the replies, none is kept beside it.
         mean = RunningMean(reference) if self.config.aggregate == "mean" and not self.privacy else None
@@ -311,7 +309,7 @@ class MetaStrategy(Strategy):
             reply = decoded(TrainReply.from_records(records, len(task_ids), take=True), self.config.update_dtype, reference)
             announced = [self.population.tasks[task_id] for task_id in task_ids]
             most = most_weight(self.algorithm, announced, reply.losses, alike=self.privacy is not None)
-            check_update(reply, reference, most, largest)
+            check_update(reply, reference, most, largest, rounding=rounding)
             return reply
 
         def read(_: int, reply: TrainReply, task_ids: list[str]) -> None:
@@ -340,8 +338,8 @@ class MetaStrategy(Strategy):
     def _combine(self, replies: list[TrainReply], contributed: int, like: Params, mean: RunningMean | None = None) -> Params:
         """One meta-gradient from the usable replies of a round to which so many tasks contributed. `mean`: it, if known."""
         if self.privacy:
-            # That nobody was drawn or that no task was of use is a secret; that nobody could be reached is none.
-            if self._sampled and not replies:
+            # Whom the sample met is a secret, so what nobody answers is noise alone. That nobody can be asked is no secret.
+            if not replies and not self._messages.hosts(self.population.splits["train"]):
                 self._check_enough(0)
             return self.privacy.mean(replies, like)
         self._check_enough(contributed)
@@ -374,7 +372,8 @@ class MetaStrategy(Strategy):
         if self._messages.sent:
             scores = self._read_scores(replies, self.lrs)
             if self._grid is not None:
-                scores = self._wait_for_scores(self._grid, scores, self.outer.leaves, self.population.splits["validation"])
+                validation = self.population.splits["validation"]
+                scores = self._wait_for_scores(self._grid, scores, self.outer.leaves, validation, server_round)
             self.last_validation = scores
             if scores.task_ids:
                 lr, step = self.choose_rate(scores)
@@ -411,12 +410,17 @@ class MetaStrategy(Strategy):
         self.nodes.refresh(grid)
         messages = self._ask_scores(to_arrays(meta), task_ids, lrs, self.config.rounds, shots, final=True)
         scores = self._read_scores(grid.send_and_receive(messages, timeout=self.config.round_deadline), lrs)
-        scores = self._wait_for_scores(grid, scores, meta, task_ids, shots)
+        scores = self._wait_for_scores(grid, scores, meta, task_ids, self.config.rounds, shots)
         self._count()
         return scores
 
-    def _wait_for_scores(self, grid: Grid, scores: Scores, meta: Params, wanted: list[str], shots: int = 0) -> Scores:
-        """With `on-too-few = "repeat"`, ask again for tasks whose nodes were away and come back within `node-deadline`."""
+    def _wait_for_scores(
+        self, grid: Grid, scores: Scores, meta: Params, wanted: list[str], number: int, shots: int = 0
+    ) -> Scores:
+        """With `on-too-few = "repeat"`, ask again for tasks whose nodes were away and come back within `node-deadline`.
+
+        `number`: of the round after which they are scored.
+        """
         started = time.monotonic()
         while self.config.on_too_few == "repeat":
             homes = {task_id: self.population.homes[task_id] for task_id in set(wanted) - set(scores.task_ids)}
@@ -426,7 +430,7 @@ class MetaStrategy(Strategy):
             time.sleep(min(0.5, self.config.node_deadline))
             self.nodes.refresh(grid)
             if back := sorted(task for task in away if self.nodes.can_be_asked(self.population.homes[task])):
-                messages = self._ask_scores(to_arrays(meta), back, scores.lrs, self.config.rounds, shots)
+                messages = self._ask_scores(to_arrays(meta), back, scores.lrs, number, shots)
                 replies = grid.send_and_receive(messages, timeout=self.config.round_deadline)
                 scores = scores.joined(self._read_scores(replies, scores.lrs))
         return scores
@@ -469,7 +473,8 @@ class MetaStrategy(Strategy):
         self, arrays: ArrayRecord, task_ids: list[str], lrs: list[float], number: int, shots: int = 0, *, final: bool = False
     ) -> list[Message]:
         def request(_: int, part: list[str]) -> RecordDict:
-            return EvaluateRequest({}, lrs, self.config.adapt_steps, part, shots).to_records(arrays)
+            request = EvaluateRequest({}, lrs, self.config.adapt_steps, part, shots, number, self._lineage)
+            return request.to_records(arrays)
 
         return self._messages.address(self._messages.hosts(task_ids, final=final), EVALUATE, number, request)
 

@@ -158,7 +158,7 @@ def test_nothing_of_a_personal_model_is_sent(tmp_path: Path) -> None:
 def test_without_a_state_dir_or_with_personal_off_nobody_is_asked(tmp_path: Path) -> None:
     grid, more = federation(tmp_path, personal=False)
     run_federation(grid, more["config"])
-    assert not (tmp_path / "state-0").exists()
+    assert not (tmp_path / "state-0" / "personal").exists()
     config = parse_run_config({"rounds": 1, "min-nodes": 1, "evaluate-every": 0, "output-dir": str(tmp_path / "digits")})
     bare = LoopbackGrid(1, config.flat())
     run_federation(bare, config)

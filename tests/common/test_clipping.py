@@ -1,6 +1,8 @@
 """Per-task clipping: no task moves a round's sum by more than the norm, to float precision, and all tasks weigh alike."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from common.algorithms.base import Algorithm, AlgorithmOptions
+from common.assemble import build_algorithm
 from common.batch import Batch, Episode, Minibatches, TaskData
+from common.config import parse_run_config
+from common.datasets.base import DataSpec
 from common.learner import Learner
 from common.local_round import RoundResult, TaskWork, run_round
 from common.params import Params, norm
+from common.randomness import generator
 
 META = {"w": torch.zeros(3), "s": torch.zeros(())}
 
@@ -89,3 +95,67 @@ def test_without_clipping_weights_are_the_algorithms() -> None:
     result = clipped([[3.0, 0.0, 0.0, 4.0]], 0.0)
     assert (result.weight, result.within) == (7.0, 0.0)
     assert result.gradient["w"].tolist() == [3.0, 0.0, 0.0]
+
+
+# ---- real algorithms, with data of one task that are meant to do harm
+
+CLIP = 0.3
+HARM: dict[str, Any] = {
+    "NaN": {"x": math.nan},
+    "infinity": {"x": math.inf},
+    "beyond float32": {"x": 3e38},
+    "squares beyond float32": {"x": 1e25},
+    "as small as there is": {"x": 1e-45},
+    "no support": {"support": 0},
+    "no query": {"query": 0},
+    "nothing at all": {"support": 0, "query": 0},
+    "many rows": {"support": 400, "query": 300},
+    "NaN as target": {"y": math.nan},
+    "huge target": {"y": 1e30},
+}
+
+
+def part(rng: np.random.Generator, rows: int, kind: str, x: float | None = None, y: float | None = None) -> Batch:
+    inputs = torch.from_numpy(rng.normal(size=(rows, 6)).astype(np.float32))
+    inputs = inputs if x is None else torch.full_like(inputs, x)
+    if kind == "classification":
+        return Batch.of(inputs, torch.from_numpy(rng.integers(0, 3, rows)))
+    targets = torch.from_numpy(rng.normal(size=(rows, 1)).astype(np.float32))
+    return Batch.of(inputs, targets if y is None else torch.full_like(targets, y))
+
+
+def work_of(seed: int, kind: str, support: int = 5, query: int = 4, **harm: float) -> TaskWork:
+    rng = np.random.default_rng(seed)
+    data = TaskData(part(rng, support, kind, **harm), part(rng, query, kind, **harm), part(rng, 3, kind))
+    return TaskWork(data, generator(0, "train", seed))
+
+
+@pytest.mark.parametrize("harm", sorted(HARM))
+@pytest.mark.parametrize(
+    ("algorithm", "kernels"),
+    [("fedavg", True), ("fedavg", False), ("reptile", True), ("fomaml", True), ("maml", True), ("heads", True), ("anil", True)],
+)
+def test_one_task_moves_the_sum_by_at_most_the_norm_whatever_its_data(
+    monkeypatch: pytest.MonkeyPatch, algorithm: str, kernels: bool, harm: str
+) -> None:
+    if not kernels:
+        monkeypatch.setattr("common.first_order._network", lambda *_, **__: None)
+    kind = "regression" if "target" in harm else "classification"
+    config = parse_run_config({"algorithm": algorithm, "model": "mlp", "mlp.hidden": "5", f"{algorithm}.inner-lr": 0.1})
+    model = build_algorithm(config, DataSpec(kind, (6,), 3 if kind == "classification" else 1))  # type: ignore[arg-type]
+    others = [work_of(seed, kind) for seed in range(4)]
+    sums: list[Params] = []
+    losses: list[list[float]] = []
+    bits: list[float] = []
+    for work in (others, [*others[:2], work_of(9, kind, **HARM[harm]), *others[2:]]):
+        result = run_round(model, model.init(), [replace(w, rng=generator(0, "train", 7)) for w in work], 3, clip=CLIP)
+        assert all(torch.isfinite(value).all() for value in result.gradient.values())
+        sums.append({name: value.double() * result.weight for name, value in result.gradient.items()})
+        losses.append(result.losses)
+        bits.append(result.within - result.weight / 2)
+    # A mean travels as float32: half a unit in the last place of each number, for the five tasks.
+    moved = norm({name: sums[1][name] - sums[0][name] for name in sums[0]})
+    assert moved <= CLIP * (1 + 10 * 2.0**-23)
+    assert abs(bits[1] - bits[0]) <= 0.5
+    del losses[1][2]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)

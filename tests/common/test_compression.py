@@ -77,7 +77,8 @@ def test_what_is_lost_comes_with_a_later_update(kind: str) -> None:
     lost = {"w": torch.zeros(20, 30)}
     for number in range(60):
         gradient = {"w": update(number)["body.weight"]}
-        coded, lost = with_feedback(gradient, lost, kind, 0.05, random)
+        coded, left = with_feedback(gradient, 1.0, lost, kind, 0.05, random)
+        lost = left or {}
         arrived += decode(coded, kind, gradient)["w"]
         wanted += gradient["w"]
     assert torch.allclose(arrived + lost["w"], wanted, atol=1e-4)
@@ -86,6 +87,39 @@ def test_what_is_lost_comes_with_a_later_update(kind: str) -> None:
         gradient = {"w": update(number)["body.weight"]}
         without += decode(encode(gradient, kind, 0.05, rng(number)), kind, gradient)["w"]
     assert (arrived - wanted).norm() < (without - wanted).norm()
+
+
+@pytest.mark.parametrize("kind", LOSSY)
+def test_what_is_lost_is_kept_in_units_of_the_sum(kind: str) -> None:
+    """Weights change from round to round, as with a part of a node's tasks: the server's sum is off by what is kept, no more.
+
+    By the definition of the sum, in float64. Kept in units of the mean, top-k was 27 % off after 1,000 rounds.
+    """
+    random, weights = rng(), np.random.default_rng(5).integers(0, 60, size=300)
+    arrived, wanted = torch.zeros(20, 30).double(), torch.zeros(20, 30).double()
+    steady = update(1000)["body.weight"]
+    lost: Params | None = None
+    for number, weight in enumerate(weights.tolist()):
+        gradient = {"w": steady + update(number)["body.weight"]} if weight else {"w": torch.zeros(20, 30)}
+        coded, lost = with_feedback(gradient, float(weight), lost, kind, 0.05, random)
+        arrived += weight * decode(coded, kind, gradient)["w"].double()
+        wanted += weight * gradient["w"].double()
+    assert 0 in weights
+    assert lost is not None
+    assert float((arrived + lost["w"].double() - wanted).norm() / wanted.norm()) < 1e-5
+    assert float((arrived - wanted).norm() / wanted.norm()) < {"top-k": 0.08}.get(kind, 1e-3)
+
+
+def test_an_update_that_counts_for_nothing_loses_nothing_and_brings_nothing_back() -> None:
+    kept = {"w": torch.tensor([1.0, -2.0])}
+    coded, lost = with_feedback({"w": torch.zeros(2)}, 0.0, kept, "top-k", 0.5, rng())
+    assert coded["w"].shape == (0,)
+    assert lost is kept
+    # By hand, with weight 4: 8 + 1/4 is sent, and -1 - 2/4 is lost, times 4.
+    coded, lost = with_feedback({"w": torch.tensor([8.0, -1.0])}, 4.0, kept, "top-k", 0.5, rng())
+    assert (coded["w"].tolist(), coded["w#index"].tolist()) == ([8.25], [0])
+    assert lost is not None
+    assert lost["w"].tolist() == [0.0, -6.0]
 
 
 def broken() -> list[Any]:

@@ -439,7 +439,7 @@ def test_what_is_documented_of_files_is_in_them(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_tutorial_keeps_its_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hardly better than a coin before, nearly nine of ten after."""
+    """No better than a coin before, 85 of 100 after."""
     monkeypatch.chdir(tmp_path)
     hospitals.write_all(tmp_path)
     (command,) = (
@@ -447,8 +447,8 @@ def test_the_tutorial_keeps_its_promise(tmp_path: Path, monkeypatch: pytest.Monk
     )
     Reader(tmp_path).run(command)
     accuracy = json.loads(Path("runs/hospitals/summary.json").read_text())["test"]["accuracy"]["mean"]
-    assert accuracy[0] < 0.65
-    assert accuracy[-1] > 0.85
+    assert accuracy[0] < 0.55
+    assert accuracy[-1] > 0.8
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -117,7 +117,8 @@ def test_forty_patients_with_a_number_to_predict(tmp_path: Path) -> None:
         str(tmp_path / "run"),
     )
     mse = summary["test"]["mse"]["mean"]
-    assert summary["tasks"] == {"train": 26, "validation": 6, "test": 8}
+    # By their hashes; the shares of 40 are 26, 6 and 8.
+    assert summary["tasks"] == {"train": 30, "validation": 4, "test": 6}
     # The target is standardised: 1 is what a constant reaches.
     assert mse[summary["chosen"]["adapt_steps"]] < 0.3 < mse[0]
 

@@ -4,7 +4,9 @@ import json
 import logging
 import math
 import os
+import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from flwr.app import Message, RecordDict
 from loopback import Fault, LoopbackGrid
 from scipy.stats import kstest, norm
 
+from common.checkpoint import write
 from common.config import parse_run_config
 from common.errors import ConfigError
 from common.params import Params
@@ -24,6 +27,7 @@ from server_app.app import run_federation
 from server_app.checkpoint import load
 from server_app.history import read_history
 from server_app.privacy import Ledger, TaskPrivacy, epsilon, normal, uniform
+from server_app.resume import noisy_steps
 
 pytest.importorskip("dp_accounting")
 
@@ -117,6 +121,48 @@ def test_mean_is_the_sum_over_the_expected_number_of_tasks_and_noise_in_every_nu
     assert kstest((noisy.double().numpy() - 0.05) / 0.15, "norm").pvalue > 0.01
 
 
+def test_noise_follows_the_norm_that_adapts() -> None:
+    one, like = privacy(noise_multiplier=1.5, clip_quantile=0.5, clip=2.0), {"w": torch.zeros(100_000)}
+    for clip in (0.5, 8.0):
+        one.clip = clip
+        noisy = one.mean([], like)["w"]
+        assert float(noisy.std()) == pytest.approx(one.noise_multiplier * clip / 20, rel=4 / math.sqrt(2 * 100_000))
+        assert one.clip != clip  # it adapts after the noise is made
+
+
+def test_every_tensor_and_every_round_has_noise_of_its_own() -> None:
+    one, like = privacy(), {"v": torch.zeros(40_000), "w": torch.zeros(40_000)}
+    drawn = [value.double().numpy() for _ in range(2) for value in one.mean([], like).values()]
+    # The correlation of so many pairs has deviation 1 / sqrt(n).
+    assert abs(np.corrcoef(drawn) - np.eye(4)).max() < 5 / math.sqrt(40_000)
+
+
+def test_seeded_noise_is_another_once_steps_were_released(tmp_path: Path) -> None:
+    ledger, like = Ledger(tmp_path / "l"), {"w": torch.zeros(8)}
+    first = privacy(released=ledger).mean([], like)["w"]
+    again, fresh = privacy(released=ledger).mean([], like)["w"], privacy().mean([], like)["w"]
+    assert torch.equal(first, fresh)
+    assert not torch.equal(again, first)
+
+
+def test_a_step_is_in_the_ledger_before_its_noise_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    monkeypatch.setattr("server_app.privacy.normal", lambda *_: 1 / 0)
+    ledger = Ledger(tmp_path / "l")
+    with pytest.raises(ZeroDivisionError):
+        privacy(released=ledger).mean([], {"w": torch.zeros(1)})
+    assert ledger.released() == 1
+    assert len(synced) == 1
+
+
+def test_uniform_numbers_lie_strictly_between_0_and_1() -> None:
+    # Their logarithm is taken: the least and the largest that bytes can say.
+    least, most = (float(uniform(1, lambda count, byte=byte: bytes([byte]) * count)[0]) for byte in (0, 255))  # type: ignore[misc]
+    assert 0 < least == 2.0**-53
+    assert most < 1
+
+
 def test_a_round_of_nobody_is_noise_alone() -> None:
     noisy = privacy(noise_multiplier=1.5).mean([], {"w": torch.zeros(50_000), "s": torch.zeros(())})
     assert float(noisy["w"].std()) == pytest.approx(0.15, rel=0.02)
@@ -162,6 +208,40 @@ def test_norm_moves_as_in_the_paper_by_hand() -> None:
     assert one.clip == pytest.approx(2.0 * math.exp(-0.08))
 
 
+def test_the_bits_have_noise_of_their_own_that_is_never_small() -> None:
+    # m / 20 for many tasks, for few at least the noise multiplier: else the meta-gradient would have to pay for it.
+    assert privacy(per_round=20, clip_quantile=0.5).count_noise == 1.0
+    assert privacy(per_round=20, clip_quantile=0.5, noise_multiplier=3.0).count_noise == 3.0
+    assert privacy(train=900, per_round=400, clip_quantile=0.5).count_noise == 20.0
+    one = privacy(train=400, per_round=400, clip_quantile=0.5, clip_rate=0.2)
+    moved = []
+    for _ in range(4000):
+        one.clip = 1.0
+        one._adapt(replies((0.0, 400.0, 200.0)))
+        moved.append(math.log(one.clip) / 0.2)
+    # Half of the tasks are within it, so all that moves it is noise of deviation 20 / 400.
+    assert np.std(moved) == pytest.approx(0.05, rel=4 / math.sqrt(2 * 4000))
+    assert abs(np.mean(moved)) < 4 * 0.05 / math.sqrt(4000)
+
+
+def test_the_account_of_a_norm_that_adapts_is_that_of_the_setting() -> None:
+    # Theorem 1 of Andrew et al.: with z_delta raised, both queries together are one mechanism of noise multiplier z.
+    one, plain = privacy(clip_quantile=0.5), privacy()
+    assert one.noise_multiplier > plain.noise_multiplier
+    both = one.noise_multiplier**-2 + (2 * one.count_noise) ** -2
+    assert both == pytest.approx(plain.noise_multiplier**-2)
+    assert one.epsilon(7) == plain.epsilon(7) == epsilon(1.0, 0.2, 7, 1e-5)
+
+
+def test_what_was_spent_before_counts_in_the_budget(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "l")
+    whole = privacy(epsilon=3.0, delta=1e-3).steps_within_budget(1000)
+    ledger.at_least(3)
+    assert privacy(released=ledger, epsilon=3.0, delta=1e-3).steps_within_budget(1000) == whole - 3
+    ledger.at_least(whole + 5)
+    assert privacy(released=ledger, epsilon=3.0, delta=1e-3).steps_within_budget(1000) == 0
+
+
 def test_without_a_quantile_the_norm_stays() -> None:
     one = privacy(clip=2.0)
     one.mean(replies((0.0, 10.0, 10.0)), {"w": torch.zeros(1)})
@@ -176,7 +256,7 @@ def test_a_run_reports_its_account_in_every_round_and_in_the_summary(tmp_path: P
     records = read_history(tmp_path)
     assert [record["privacy"]["steps"] for record in records] == [1, 2, 3]
     for record in records:
-        # All 15 training tasks in every round.
+        # All 17 training tasks in every round.
         assert record["privacy"]["epsilon"] == pytest.approx(epsilon(1.0, 1.0, record["round"], 0.01))
     assert summary["privacy"] == records[-1]["privacy"]
     assert summary["privacy"]["sampling"] == 1.0
@@ -214,12 +294,173 @@ def test_steps_that_a_crash_made_the_server_forget_stay_in_the_account(tmp_path:
     assert summary["privacy"]["epsilon"] == pytest.approx(epsilon(1.0, 1.0, 5, 0.01))
 
 
+def resumed(source: Path, target: Path | None, **settings: Any) -> dict[str, Any]:
+    """The summary of the run that goes on from `source`, in `target` or in place."""
+    flat = {**SMALL, **{key.replace("__", ".").replace("_", "-"): v for key, v in settings.items()}}
+    config = parse_run_config({**flat, "output-dir": str(target or source), "resume-from": str(source)})
+    return run_federation(LoopbackGrid(3, config.flat()), config)
+
+
+def cut_run(folder: Path, done: int, **settings: Any) -> Path:
+    """A run of more rounds whose server died after `done` of them; returns its newest checkpoint."""
+    run(folder, **settings)
+    (folder / "summary.json").unlink()
+    for file in (folder / "checkpoints").glob("round-*"):
+        if int(file.stem.removeprefix("round-")) > done:
+            file.unlink()
+    return folder / "checkpoints" / f"round-{done:06d}.safetensors"
+
+
+def test_a_checkpoint_that_was_copied_without_its_ledger_knows_what_was_spent(tmp_path: Path) -> None:
+    budget = epsilon(1.0, 1.0, 5, 0.01) + 0.01
+    more: dict[str, Any] = {"rounds": 20, "privacy__epsilon": budget}
+    last = cut_run(tmp_path / "first", 4, **more)
+    alone = tmp_path / "elsewhere" / "model.safetensors"
+    alone.parent.mkdir()
+    shutil.copy(last, alone)
+    more["rounds"] = 5  # as the first run said once its budget was known
+    summary = resumed(alone, tmp_path / "second", **more)
+    # Four steps before and one now: by the ledger alone it would be the first, with the budget all there.
+    assert (summary["privacy"]["steps"], summary["rounds"]) == (5, 5)
+    assert summary["privacy"]["epsilon"] == pytest.approx(epsilon(1.0, 1.0, 5, 0.01))
+    assert Ledger(tmp_path / "second" / "privacy.jsonl").released() == 5
+    assert read_history(tmp_path / "second")[-1]["privacy"]["steps"] == 5
+
+
+def test_the_larger_of_ledger_and_checkpoint_counts(tmp_path: Path) -> None:
+    last = cut_run(tmp_path / "first", 2, rounds=4)
+    ledger = tmp_path / "first" / "privacy.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    assert len(lines) == 4  # the rounds 3 and 4 were released, though their checkpoints are gone
+    assert resumed(last, tmp_path / "newer-ledger", rounds=4)["privacy"]["steps"] == 6
+    ledger.write_text(lines[0])  # a backup from after round 1
+    assert resumed(last, tmp_path / "older-ledger", rounds=4)["privacy"]["steps"] == 4
+    ledger.unlink()
+    assert resumed(tmp_path / "first", None, rounds=4)["privacy"]["steps"] == 4
+    assert Ledger(ledger).released() == 4
+
+
+def test_a_copied_checkpoint_does_not_draw_the_noise_of_its_first_rounds_again(tmp_path: Path) -> None:
+    last = cut_run(tmp_path / "first", 2, rounds=3, privacy__noise_seed=7)
+    alone = tmp_path / "model.safetensors"
+    shutil.copy(last, alone)
+    with_ledger = resumed(last, tmp_path / "with", rounds=3, privacy__noise_seed=7)
+    without = resumed(alone, tmp_path / "without", rounds=3, privacy__noise_seed=7)
+    assert with_ledger["privacy"]["steps"] == 4  # round 3 was released twice
+    assert without["privacy"]["steps"] == 3
+    first = load(tmp_path / "first" / "checkpoints" / "round-000002.safetensors").facts["so-far"]
+    assert first["noisy-steps"] == 2
+
+
+def test_a_checkpoint_that_does_not_count_steps_has_cost_its_rounds(tmp_path: Path) -> None:
+    checkpoint = load(cut_run(tmp_path / "first", 2, rounds=3))
+    assert noisy_steps(checkpoint) == 2
+    for nothing in ({}, {"noisy-steps": "7"}):
+        assert noisy_steps(replace(checkpoint, facts={**checkpoint.facts, "so-far": nothing})) == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"privacy__noise_multiplier": 2.0},
+        {"privacy__noise_multiplier": 0.0, "privacy__clip": 0.0, "privacy__delta": 1e-5},
+        {"privacy__clip": 5.0},
+        {"tasks_per_round": 3},
+        {"fraction": 0.5},
+        {"privacy__epsilon": 100.0},
+        {"privacy__delta": 1e-3},
+    ],
+)
+def test_a_private_run_does_not_go_on_with_what_its_account_is_not_of(tmp_path: Path, changes: dict[str, Any]) -> None:
+    last = cut_run(tmp_path / "first", 2, rounds=3)
+    with pytest.raises(ConfigError, match="as in the run to go on from"):
+        resumed(last, tmp_path / "second", rounds=3, **changes)
+
+
+def test_a_run_does_not_become_private_on_the_way(tmp_path: Path) -> None:
+    off: dict[str, Any] = {"privacy__noise_multiplier": 0.0, "privacy__clip": 0.0}
+    last = cut_run(tmp_path / "first", 2, rounds=3, **off)
+    with pytest.raises(ConfigError, match="as in the run to go on from"):
+        resumed(last, tmp_path / "second", rounds=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("", 0),
+        ('{"step": 1}\n{"step": 2}\n', 2),
+        ('{"step": 1}\n{"st', 2),  # torn: it was released, perhaps
+        ('{"step": 7, "from": "checkpoint"}\n', 7),
+        ('{"step": 7}\n{"step": 8}\n{"step": 8}\n', 9),  # two servers wrote the same step
+        ('[]\n{"step": null}\n\n', 3),
+    ],
+)
+def test_steps_of_a_ledger(tmp_path: Path, text: str, steps: int) -> None:
+    (tmp_path / "l").write_text(text)
+    ledger = Ledger(tmp_path / "l")
+    assert ledger.released() == steps
+    ledger.add(0.5)
+    assert ledger.released() == steps + 1
+    ledger.at_least(steps)
+    assert ledger.released() == steps + 1
+    ledger.at_least(steps + 9)
+    assert ledger.released() == steps + 9
+    ledger.add(0.5)
+    assert ledger.released() == steps + 10
+
+
+def test_a_ledger_does_not_take_over_fewer_steps_than_it_has(tmp_path: Path) -> None:
+    one, other = Ledger(tmp_path / "one"), Ledger(tmp_path / "other")
+    one.at_least(3)
+    other.at_least(2)
+    one.take_over(other)
+    assert one.released() == 3
+    other.take_over(one)
+    assert other.released() == 3
+
+
 def test_the_norm_that_adapts_goes_on_after_a_resume(tmp_path: Path) -> None:
     adapting: dict[str, Any] = {"privacy__clip_quantile": 0.5, "checkpoint_every": 1}
     run(tmp_path / "first", rounds=4, **adapting)
     clips = [record["privacy"]["clip"] for record in read_history(tmp_path / "first")]
     assert len(set(clips)) == 4
     assert load(tmp_path / "first" / "checkpoints" / "round-000003.safetensors").facts["so-far"]["clip"] == clips[2]
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, math.nan, math.inf, 1e300, "1", None])
+def test_a_norm_of_a_checkpoint_with_which_nobody_would_clip_is_refused(tmp_path: Path, clip: Any) -> None:
+    last = cut_run(tmp_path / "first", 2, rounds=3, privacy__clip_quantile=0.5)
+    checkpoint = load(last)
+    so_far = {**checkpoint.facts["so-far"], "clip": clip}
+    forged = tmp_path / "forged.safetensors"
+    write(forged, checkpoint.tensors, {**checkpoint.facts, "so-far": so_far}, wait=False)
+    with pytest.raises(ConfigError, match="whose clipping norm is none"):
+        resumed(forged, tmp_path / "second", rounds=3, privacy__clip_quantile=0.5)
+
+
+def test_a_norm_that_does_not_adapt_is_that_of_the_settings_whatever_a_checkpoint_says(tmp_path: Path) -> None:
+    checkpoint = load(cut_run(tmp_path / "first", 2, rounds=3))
+    forged = tmp_path / "forged.safetensors"
+    write(forged, checkpoint.tensors, {**checkpoint.facts, "so-far": {**checkpoint.facts["so-far"], "clip": 0.0}}, wait=False)
+    assert resumed(forged, tmp_path / "second", rounds=3)["privacy"]["clip"] == 0.5
+
+
+def test_nodes_clip_to_the_norm_that_has_adapted_and_are_held_to_it(tmp_path: Path) -> None:
+    asked: list[float] = []
+
+    def watch(message: Message, answer: Any) -> Message:
+        if message.metadata.message_type == TRAIN:
+            asked.append(TrainRequest.from_records(message.content).clip)
+        reply: Message = answer(message)
+        return reply
+
+    # Far too small at first, so that it grows at once; who clipped to the new norm is not refused for the old one.
+    more: dict[str, Any] = {"privacy__clip": 1e-3, "privacy__clip_quantile": 0.9, "privacy__clip_rate": 2.0, "rounds": 4}
+    summary, _ = run(tmp_path, {0: watch}, algorithm="fedavg", **more)
+    after = [record["privacy"]["clip"] for record in read_history(tmp_path)]
+    assert asked == [1e-3, *after[:-1]]
+    assert after[-1] > 10 * asked[0]
+    assert summary["failures"] == 0
 
 
 def test_nodes_clip_every_task_and_weigh_all_alike(tmp_path: Path) -> None:
@@ -235,7 +476,7 @@ def test_nodes_clip_every_task_and_weigh_all_alike(tmp_path: Path) -> None:
         return reply
 
     run(tmp_path, dict.fromkeys(range(24), watch), nodes=24, algorithm="fedavg")
-    assert len(seen) == 3 * 15
+    assert len(seen) == 3 * 17
     for weight, tasks, gradient in seen:
         assert (weight, tasks) == (1.0, 1)
         assert math.sqrt(sum(float(value.double().square().sum()) for value in gradient.values())) <= 0.5 * (1 + 1e-6)
@@ -258,13 +499,13 @@ def test_a_node_that_does_not_clip_is_of_no_use(tmp_path: Path) -> None:
 
 
 def test_a_round_in_which_nobody_is_drawn_goes_on(tmp_path: Path) -> None:
-    # One of 15 tasks a round: in 20 rounds some sample is empty, and with this seed several are.
+    # One of 17 tasks a round: in 20 rounds some sample is empty, and with this seed several are.
     summary, _ = run(tmp_path, rounds=20, tasks_per_round=1, privacy__noise_seed=1)
     tasks = [record["train"]["tasks"] for record in read_history(tmp_path)]
     assert 0 in tasks
     assert max(tasks) > 1
     assert summary["privacy"]["steps"] == 20
-    assert summary["privacy"]["epsilon"] == pytest.approx(epsilon(1.0, 1 / 15, 20, 0.01))
+    assert summary["privacy"]["epsilon"] == pytest.approx(epsilon(1.0, 1 / 17, 20, 0.01))
 
 
 def test_noise_does_not_move_a_head_that_stays_zero(tmp_path: Path) -> None:
@@ -278,7 +519,7 @@ def test_seeded_noise_and_a_large_delta_are_warned_of(tmp_path: Path, caplog: py
     logging.getLogger("flwr").propagate = True
     run(tmp_path, rounds=1, privacy__noise_seed=4, privacy__delta=0.3)
     assert "Privacy noise is seeded" in caplog.text
-    assert "Privacy delta is 0.3, above 1 / 15 training tasks" in caplog.text
+    assert "Privacy delta is 0.3, above 1 / 17 training tasks" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -2,24 +2,17 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from flwr.app import Message, RecordDict
 from flwr.app.error import Error
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from loopback import Fault, LoopbackGrid
 
 from common.config import RunConfig, parse_run_config
 from common.datasets.base import DataSpec, TaskInfo, left_out_in_words
 from common.errors import ConfigError
 from common.wire import PROTOCOL, RollCallReply, error_records
-from server_app.rollcall import call_roll, split_tasks
-
-# A deadline per example would fail on a busy machine.
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
+from server_app.rollcall import call_roll
 
 SPEC = DataSpec("classification", (1, 8, 8), 5)
 
@@ -63,11 +56,6 @@ def test_every_task_is_at_home_on_its_node_and_in_one_split() -> None:
 def test_split_does_not_depend_on_how_tasks_are_spread_over_nodes(nodes: int) -> None:
     expected = call_roll(spread_over(tasks(20), 4), config()).splits
     assert call_roll(spread_over(tasks(20)[::-1], nodes), config(min_nodes=1)).splits == expected
-
-
-def test_split_depends_on_the_seed() -> None:
-    drawn = [split_tasks(tasks(40), config(seed=seed))["test"] for seed in (0, 0, 1)]
-    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_too_few_nodes_are_refused_when_the_deadline_is_over() -> None:
@@ -190,73 +178,3 @@ def test_a_node_without_tasks_takes_part_without_harm() -> None:
     assert set(population.homes.values()) == {100}
     with pytest.raises(ConfigError, match="no task is left to train on"):
         call_roll(federation(says([]), says([])), config())
-
-
-@given(st.lists(st.integers(0, 6), min_size=9, max_size=40), st.integers(0, 5))
-def test_tasks_of_a_group_stay_together(groups: list[int], seed: int) -> None:
-    hosted = [task(f"task-{i}", group=f"group-{group}") for i, group in enumerate(groups)]
-    if len(set(groups)) < 3:
-        return
-    splits = split_tasks(hosted, config(seed=seed))
-    where = {task_id: name for name, ids in splits.items() for task_id in ids}
-    assert len(where) == len(hosted)
-    assert len({(t.group, where[t.task_id]) for t in hosted}) == len(set(groups))
-
-
-def test_published_splits_are_honoured() -> None:
-    hosted = [task(f"{split}-{i}", split=split) for split in ("train", "validation", "test") for i in range(3)]
-    splits = split_tasks(hosted, config(seed=9))
-    assert splits == {split: [f"{split}-{i}" for i in range(3)] for split in ("train", "validation", "test")}
-
-
-def test_validation_is_drawn_from_published_train_where_none_is_published() -> None:
-    hosted = [task(f"{split}-{i:02d}", split=split) for split in ("train", "test") for i in range(20)]
-    splits = split_tasks(hosted, config())
-    assert splits["test"] == [f"test-{i:02d}" for i in range(20)]
-    assert len(splits["validation"]) == 3
-    assert sorted(splits["train"] + splits["validation"]) == [f"train-{i:02d}" for i in range(20)]
-
-
-def test_parts_may_be_numbers_of_tasks_and_may_be_none() -> None:
-    splits = split_tasks(tasks(20), config(validation_tasks=5, test_tasks=0))
-    assert {name: len(ids) for name, ids in splits.items()} == {"train": 15, "validation": 5, "test": 0}
-
-
-def test_a_small_part_still_gets_one_task() -> None:
-    splits = split_tasks(tasks(3), config(validation_tasks=0.01, test_tasks=0.01))
-    assert {name: len(ids) for name, ids in splits.items()} == {"train": 1, "validation": 1, "test": 1}
-
-
-@pytest.mark.parametrize(
-    ("count", "changes"), [(2, {}), (10, {"test_tasks": 10}), (10, {"validation_tasks": 4, "test_tasks": 6})]
-)
-def test_too_few_tasks_are_refused(count: int, changes: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=rf"leave none of the {count} tasks for training: lower them"):
-        split_tasks(tasks(count), config(**changes))
-
-
-def without(part: str) -> Callable[[TaskInfo], TaskInfo]:
-    return lambda info: replace(info, **{f"num_{part}": 0})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("part", "left"),
-    [("support", set()), ("query", {"validation", "test"}), ("test", {"train"})],
-    ids=["support", "query", "test"],
-)
-def test_a_task_that_cannot_do_its_part_is_left_out_and_named(
-    part: str, left: set[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    # One of the two tasks of every published split lacks its examples of `part`.
-    hosted = [task(f"{split}-{i}", split=split) for split in ("train", "validation", "test") for i in range(2)]
-    hosted = [without(part)(info) if info.task_id.endswith("0") else info for info in hosted]
-    splits = split_tasks(hosted, config())
-    assert {name for name, ids in splits.items() if len(ids) == 2} == left
-    for name in {"train", "validation", "test"} - left:
-        assert splits[name] == [f"{name}-1"]
-        assert f"Task {name}-0 is left out" in caplog.text
-
-
-def test_no_usable_training_task_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no task is left to train on"):
-        split_tasks([without("query")(info) for info in tasks(20)], config())

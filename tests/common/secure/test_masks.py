@@ -60,6 +60,17 @@ def test_the_masks_of_a_pair_cancel_and_those_of_other_pairs_and_sessions_do_not
         assert ((mine + other) != 0).all()
 
 
+def test_the_own_mask_is_of_one_seed_and_one_session_and_no_mask_of_a_pair() -> None:
+    mask = self_mask(seed(1), SESSION, 50)
+    for other in (
+        self_mask(seed(2), SESSION, 50),
+        self_mask(seed(1), b"t" * 16, 50),
+        stream(derive(seed(1), b"pair mask"), 50),
+    ):
+        assert ((mask - other) != 0).all()
+    assert (self_mask(seed(1), SESSION, 60)[:50] == mask).all()
+
+
 def test_streams_are_chacha20_of_rfc_8439() -> None:
     # Appendix A.1, test vector 1: key, counter and nonce of zeros give 76b8e0ada0f13d90...
     assert stream(bytes(32), 2).tobytes().hex() == "76b8e0ada0f13d90405d6ae55386bd28"

@@ -25,6 +25,7 @@ from common.secure.protocol import (
     SecureError,
     Shared,
     Shares,
+    _envelope_key,
     envelope_for,
     group_of,
     needed,
@@ -188,6 +189,132 @@ def test_nodes_that_were_told_of_other_peers_cannot_open_each_others_envelopes()
     envelopes = {**run.envelopes(0), run.name[1]: envelope_for(alone[1], 0)}
     assert after.mask(run.values[0], envelopes).after.own_shares[1] == b""
     assert after.mask(run.values[0], run.envelopes(0)).after.own_shares[1] != b""
+
+
+def outsider() -> PublicKeys:
+    return Keys.fresh(SESSION, generator(99, "outsider").bytes).public
+
+
+def other_story(run: Sum, kind: str) -> list[PublicKeys]:
+    """The peers as another node might be told of them: as many, for the same session and threshold."""
+    third = run.peers[2]
+    return {
+        "another node": [*run.peers[:4], outsider()],
+        "another order": [*run.peers[:3], run.peers[4], run.peers[3]],
+        "another key for envelopes": [*run.peers[:2], PublicKeys(outsider().sealing, third.masking), *run.peers[3:]],
+        "another key for masks": [*run.peers[:2], PublicKeys(third.sealing, outsider().masking), *run.peers[3:]],
+    }[kind]
+
+
+STORIES = ["another node", "another order", "another key for envelopes", "another key for masks"]
+
+
+@pytest.mark.parametrize("kind", STORIES)
+def test_nodes_that_were_told_of_as_many_but_other_peers_cannot_open_each_others_envelopes(kind: str) -> None:
+    # The thresholds are equal, so only the keys in the group's digest tell the two stories apart.
+    run = Sum(5)
+    _, made = run.keys[1].share(other_story(run, kind), run.threshold)
+    after = run.shared[0].mask(run.values[0], {**run.envelopes(0), run.name[1]: envelope_for(made, 0)}).after
+    assert [share == b"" for share in after.own_shares] == [False, True, False, False, False]
+    assert [share == b"" for share in after.masking_shares] == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize("kind", STORIES)
+def test_the_masks_of_nodes_that_were_told_other_stories_do_not_cancel(kind: str) -> None:
+    run = Sum(5)
+    stage, _ = run.keys[1].share(other_story(run, kind), run.threshold)
+    assert stage.group != run.shared[1].group
+    # What node 1 sends then is of no use to a server, whatever it is told later.
+    named = {run.name[i]: run.envelopes(1)[run.name[i]] for i in (0, 1)} | {
+        name: run.envelopes(1)[run.name[0]] for name in stage.maskings[2:]
+    }
+    run.sent[1] = stage.mask(run.values[1], named).masked
+    assert np.abs(run.total() - run.values.sum(axis=0)).max() > 1e6
+
+
+def test_a_group_is_known_by_session_threshold_and_every_key_in_its_place() -> None:
+    run = Sum(5)
+    stories = [run.peers, *(other_story(run, kind) for kind in STORIES)]
+    # Keys that change places between a node's two roles, and bytes that move from one key to the next.
+    swapped = [PublicKeys(run.peers[0].masking, run.peers[0].sealing), *run.peers[1:]]
+    groups = [group_of(SESSION, 4, peers) for peers in [*stories, swapped, run.peers[:4]]]
+    groups += [group_of(SESSION, 5, run.peers), group_of(b"another session!", 4, run.peers)]
+    assert len(set(groups)) == len(groups) == 9
+
+
+def test_an_envelope_opens_for_one_owner_one_receiver_and_one_group() -> None:
+    """The key is bound to all three, and the sealed text to the group once more, as associated data."""
+    run = Sum(5)
+    me, other, group = run.name[0], run.name[1], run.group
+    sealed, secret = run.shares[1].sealed[0], run.keys[0].sealing
+    known = (run.peers[1].sealing, group, other, me)
+    key = _envelope_key(secret, *known)
+    text = unseal(key, sealed, group)
+    assert text is not None
+    assert text[:16] == run.held[0].own_shares[1]
+    assert unseal(key, sealed, b"") is None
+    assert unseal(key, sealed, group_of(SESSION, 5, run.peers)) is None
+    wrong = [
+        (run.peers[2].sealing, group, other, me),
+        (run.peers[1].sealing, group_of(SESSION, 5, run.peers), other, me),
+        (run.peers[1].sealing, group, run.name[2], me),
+        (run.peers[1].sealing, group, other, run.name[2]),
+        (run.peers[1].sealing, group, me, other),  # sent back to whom it came from
+    ]
+    keys = [_envelope_key(secret, *one) for one in wrong]
+    assert all(unseal(one, sealed, group) is None for one in keys)
+    assert len({key, *keys}) == 6
+
+
+def test_an_envelope_cannot_be_sent_back_to_whom_it_came_from() -> None:
+    # Two nodes share one secret for both directions; only the order of the names tells these apart.
+    run = Sum(5)
+    back = envelope_for(run.shares[0], 1)  # what node 0 sealed for node 1, as if node 1 had sealed it for node 0
+    after = run.shared[0].mask(run.values[0], {**run.envelopes(0), run.name[1]: back}).after
+    assert after.own_shares[1] == b""
+    digests = [true_share(run.shares[1], "own", 0, run.held[0].own_shares[1], run.group, run.name[1], run.name[0])]
+    digests += [true_share(run.shares[1], "own", 0, run.held[0].own_shares[1], run.group, run.name[0], run.name[1])]
+    digests += [true_share(run.shares[1], "own", 0, run.held[0].own_shares[1], b"another group", run.name[1], run.name[0])]
+    assert digests == [True, False, False]
+
+
+def test_a_node_refuses_peers_that_share_one_of_their_two_keys() -> None:
+    run = Sum(5)
+    for peer in (
+        PublicKeys(run.peers[1].sealing, outsider().masking),
+        PublicKeys(outsider().sealing, run.peers[1].masking),
+        PublicKeys(run.peers[1].masking, outsider().masking),
+    ):
+        with pytest.raises(SecureError, match="different keys"):
+            run.keys[0].share([*run.peers[:4], peer], 4)
+
+
+def test_a_node_hides_nothing_for_nodes_that_it_was_not_told_of() -> None:
+    run = Sum(5)
+    with pytest.raises(SecureError, match="6 nodes are left"):
+        run.shared[0].mask(run.values[0], {**run.envelopes(0), outsider().masking: run.envelopes(0)[run.name[1]]})
+
+
+def test_a_masking_key_that_is_restored_wrongly_is_none() -> None:
+    run = Sum(5)
+    parts = {i: run.held[i].masking_shares[2] for i in range(run.threshold)}
+    seed = restore_masking(parts, run.threshold, run.name[2])
+    assert seed == run.keys[2].masking
+    assert restore_masking(parts, run.threshold, run.name[1]) is None
+    assert restore_masking({**parts, 0: bytes(16)}, run.threshold, run.name[2]) is None
+    # Neither secret is restored from the shares of the other.
+    own = {i: run.held[i].own_shares[2] for i in range(run.threshold)}
+    assert restore_masking(own, run.threshold, run.name[2]) is None
+    assert restore_own(parts, run.threshold, run.group, run.name[2], run.shares[2].own_digest) is None
+    assert restore_own(own, run.threshold, run.group, run.name[1], run.shares[2].own_digest) is None
+    assert restore_own(own, run.threshold, b"another group", run.name[2], run.shares[2].own_digest) is None
+
+
+def test_the_smallest_threshold_that_is_safe() -> None:
+    # t (t - 1) > (n - 1) (n - t), by hand: for n = 7, t = 4 gives 12 < 18 and t = 5 gives 20 > 12.
+    assert [next(t for t in range(n + 1) if safe(t, n)) for n in (3, 4, 5, 7, 10)] == [2, 3, 4, 5, 7]
+    # Equal is not safe: n = 16, t = 10 gives 90 = 15 * 6. n = 9, t = 6 gives 30 > 24; n = 6, t = 4 gives 12 > 10.
+    assert (safe(6, 9), safe(4, 6), safe(10, 16), safe(11, 16)) == (True, True, False, True)
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 2, 3, 6])

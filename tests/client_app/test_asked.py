@@ -1,0 +1,291 @@
+"""A node scores no task that it trains on, and under secure sums one model per round, as the run's settings want it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Message, RecordDict
+from loopback import LoopbackGrid
+
+from client_app.asked import Asked
+from common.assemble import build_algorithm
+from common.config import RunConfig, parse_run_config
+from common.datasets import load_dataset
+from common.params import Params
+from common.wire import EVALUATE, TRAIN, EvaluateRequest, TrainRequest, error_reason
+from server_app.app import run_federation
+from server_app.history import read_history
+
+FLAT: dict[str, Any] = {"dataset": "gaussian", "gaussian.clients": 12, "model": "linear", "algorithm": "fedavg", "min-nodes": 1}
+FLAT |= {"rounds": 6, "evaluate-every": 2, "adapt-steps": 2, "adapt-lrs": "0.1,0.3", "test-shots": "1,2"}
+SECURE = {"secure-aggregation": True}
+
+
+def config(**more: Any) -> RunConfig:
+    return parse_run_config({**FLAT, **{key.replace("_", "-"): value for key, value in more.items()}})
+
+
+def meta(change: float = 0.0) -> Params:
+    run = config().resolved()
+    spec = load_dataset("gaussian", run.table("gaussian"), Path()).spec
+    return {name: value + change for name, value in build_algorithm(run, spec).init().items()}
+
+
+class OneNode:
+    """A node with all twelve tasks, and a server that asks what it likes."""
+
+    def __init__(self, run: RunConfig | None = None, **settings: Any) -> None:
+        node = {key.replace("_", "-"): value for key, value in settings.items()}
+        self.grid = LoopbackGrid(1, (run or config()).flat(), node_configs={0: node})
+
+    def ask(self, records: RecordDict, kind: str) -> str:
+        """Why it refuses; "" if it does not."""
+        reply = self.grid.answer(Message(records, 100, kind))
+        assert reply is not None
+        assert not reply.has_error(), reply.error
+        return error_reason(reply.content) or ""
+
+    def train(self, *tasks: str, lineage: str = "one") -> str:
+        return self.ask(TrainRequest(meta(), 1, 0, list(tasks), lineage).to_records(), TRAIN)
+
+    def score(
+        self,
+        *tasks: str,
+        number: int = 2,
+        lrs: tuple[float, ...] = (0.1, 0.3),
+        steps: int = 2,
+        shots: int = 0,
+        change: float = 0.0,
+        lineage: str = "one",
+    ) -> str:
+        request = EvaluateRequest(meta(change), list(lrs), steps, list(tasks), shots, number, lineage)
+        return self.ask(request.to_records(), EVALUATE)
+
+
+A, B, C = "client-000", "client-001", "client-002"
+
+
+# ---- either trained or scored
+
+
+@pytest.mark.parametrize("run", [config(), config(**SECURE)], ids=["plain", "secure"])
+def test_a_task_that_trains_is_never_scored(run: RunConfig) -> None:
+    node = OneNode(run)
+    # Refused or not, once it was asked to train the task is a training task.
+    assert ("no meta-gradient is sent unmasked" in node.train(A, B)) == run.secure_aggregation
+    trained = OneNode()
+    assert trained.train(A, B) == ""
+    for lineage in ("one", "another", ""):
+        words = f"this node trains on the task '{B}' in this run, so it gives no scores of it, which would tell its gradient"
+        assert trained.score(C, B, lineage=lineage) == words
+    assert trained.score(C) == ""
+
+
+def test_finite_differences_of_a_training_task_are_not_to_be_had() -> None:
+    """What the fault was: losses at theta + h and theta - h, from a node that sends its gradients in sums alone."""
+    node = OneNode(config(**SECURE), least_in_sum=3)
+    masked_for = [A, B]
+    asked = Asked(node.grid._contexts[100].state, "", "one")
+    asked.to_train(masked_for)  # as the step `masked` does before it computes anything
+    for h in (1e-3, -1e-3):
+        assert "it gives no scores of it" in node.score(A, change=h)
+    # Of a held-out task one model in a round is scored, so there is no difference to take.
+    assert node.score(C, change=1e-3) == ""
+    assert node.score(C, change=-1e-3) == "this node has scored another model in round 2"
+
+
+def test_a_task_that_was_scored_does_not_train() -> None:
+    node = OneNode()
+    assert node.score(A) == ""
+    assert node.train(B) == ""
+    assert node.train(B, A) == f"this node was asked for scores of the task '{A}' in this run, so it does not train on it"
+    assert node.score(A) == ""
+    # What was refused is remembered of neither.
+    assert node.train(B) == ""
+
+
+def test_the_masked_step_of_a_secure_sum_remembers_and_refuses_as_well(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def curious(message: Message, answer: Any) -> Message | None:
+        """The server asks for scores of the training tasks right after they were trained on."""
+        reply: Message = answer(message)
+        if message.metadata.message_type == "train.masked":
+            request = TrainRequest.from_records(message.content)
+            evaluation = EvaluateRequest(request.meta, [0.1], 2, request.task_ids, 0, 2, request.lineage).to_records()
+            seen.append(str(error_reason(answer(Message(evaluation, 101, EVALUATE)).content)))
+        return reply
+
+    run = parse_run_config({**FLAT, **SECURE, "rounds": 2, "output-dir": str(tmp_path)})
+    summary = run_federation(LoopbackGrid(3, run.flat(), {1: curious}), run)
+    assert summary["failures"] == 0
+    assert len(seen) == 2
+    assert all("it gives no scores of it" in reason for reason in seen)
+
+
+def test_with_a_state_dir_it_lasts_as_long_as_the_training(tmp_path: Path) -> None:
+    assert OneNode(state_dir=str(tmp_path)).train(A) == ""
+    # Another process and another run of Flower, as after `--resume`.
+    again = OneNode(state_dir=str(tmp_path))
+    assert "it gives no scores of it" in again.score(A)
+    assert again.score(B) == ""
+    assert "does not train on it" in OneNode(state_dir=str(tmp_path)).train(B)
+    # Another training may hold out other tasks.
+    assert OneNode(state_dir=str(tmp_path)).score(A, lineage="two") == ""
+    assert OneNode().score(A) == ""
+
+
+def test_a_memory_that_cannot_be_read_is_not_taken_for_none(tmp_path: Path) -> None:
+    assert OneNode(state_dir=str(tmp_path)).train(A) == ""
+    for text in ("", "{}", '{"trained": 3, "scored": []}', "[]"):
+        (tmp_path / "one" / "asked.json").write_text(text)
+        reason = OneNode(state_dir=str(tmp_path)).score(A)
+        assert "cannot be read" in reason
+        assert "remove it to begin anew" in reason
+    (tmp_path / "one" / "asked.json").unlink()
+    assert OneNode(state_dir=str(tmp_path)).score(A) == ""
+    (tmp_path / "file").touch()
+    assert "`state-dir` must be a directory that can be written" in OneNode(state_dir=str(tmp_path / "file")).train(A)
+
+
+# ---- the schedule
+
+
+STRICT = [(config(**SECURE), {}), (config(), {"least_in_sum": 3})]
+
+
+@pytest.mark.parametrize(("run", "settings"), STRICT, ids=["secure-aggregation", "least-in-sum"])
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"number": 0}, "scores are asked for in round 0, and this run has none then"),
+        ({"number": 7}, "in round 7, and this run has none then"),
+        ({"lrs": (0.1, 0.2)}, "at other rates or steps"),
+        ({"lrs": (0.1, 1e-9)}, "at other rates or steps"),
+        ({"steps": 3}, "at other rates or steps"),
+        ({"steps": 0}, "at other rates or steps"),
+        ({"shots": 3}, "with 3 shots, which are not in `test-shots`"),
+    ],
+)
+def test_scores_off_the_schedule_are_refused(
+    run: RunConfig, settings: dict[str, Any], asked: dict[str, Any], words: str
+) -> None:
+    assert words in OneNode(run, **settings).score(A, **asked)
+    node = OneNode(run, **settings)
+    for number in (2, 4, 6):
+        assert node.score(A, number=number, lrs=(0.1,), change=number) == ""
+        assert node.score(B, number=number, shots=1, change=number) == ""
+    assert words in node.score(A, **asked) or asked.get("number") == 0
+
+
+def test_without_sums_there_is_no_schedule() -> None:
+    node = OneNode()
+    assert node.score(A, number=5, lrs=(0.7,), steps=9, change=1.0) == ""
+    assert node.score(A, number=5, lrs=(0.7,), steps=9, change=2.0) == ""
+
+
+def test_in_a_round_one_model_is_scored_and_again_with_the_same_answer() -> None:
+    node = OneNode(config(**SECURE))
+    assert node.score(A) == ""
+    assert node.score(B, A, shots=2, lrs=(0.3,)) == ""  # others with few examples, or one that was away
+    for change in (1e-6, -1.0):
+        assert node.score(B, change=change) == "this node has scored another model in round 2"
+    assert node.score(B, change=1e-6, number=4) == ""
+    assert node.score(B) == ""
+
+
+def test_a_training_may_end_early_once() -> None:
+    # A budget of privacy ends it after round 3: the server alone knows.
+    node = OneNode(config(**SECURE))
+    assert node.score(A) == ""
+    assert node.score(A, number=3, change=1.0) == ""
+    for number, words in ((5, "round 5"), (4, "round 4"), (6, "round 6"), (1, "round 1")):
+        assert f"{words}, and this run has none then" in node.score(A, number=number, change=2.0)
+    assert node.score(A, number=3, change=1.0, shots=1) == ""
+    assert node.score(A, number=2) == ""
+
+
+def test_the_schedule_cannot_be_changed_on_the_way() -> None:
+    node = OneNode(config(**SECURE))
+    assert node.score(A) == ""
+    node.grid._contexts[100].run_config["adapt-lrs"] = "0.1,0.3,0.5"
+    assert "have changed since the first ones" in node.score(A, lrs=(0.5,))
+
+
+# ---- honest runs
+
+
+@pytest.mark.parametrize("more", [{}, SECURE], ids=["plain", "secure"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"on-too-few": "repeat", "min-replies": 0.5},
+        {"algorithm": "reptile", "evaluate-every": 4},
+        {"evaluate-every": 0},
+        {"test-tasks": 0.0},
+        {"rounds": 5},
+        {"privacy.noise-multiplier": 1.0, "privacy.clip": 1.0, "privacy.epsilon": 60.0, "privacy.delta": 0.01},
+    ],
+    ids=["plain", "repeat", "reptile", "never", "no test", "odd", "budget"],
+)
+def test_an_honest_run_is_never_refused(tmp_path: Path, settings: dict[str, Any], more: dict[str, Any]) -> None:
+    if "privacy.epsilon" in settings:
+        pytest.importorskip("dp_accounting")
+        # So that training ends after round 5 of 6, which no schedule knows.
+        from server_app.privacy import epsilon
+
+        settings = {**settings, "privacy.epsilon": epsilon(1.0, 1.0, 5, 0.01) + 0.01}
+        settings |= {"min-replies": 0.0}
+    run = parse_run_config({**FLAT, **settings, **more, "output-dir": str(tmp_path / "run")})
+    nodes = {i: {"state-dir": str(tmp_path / f"node{i}"), "least-in-sum": 2 if more else 0} for i in range(3)}
+    summary = run_federation(LoopbackGrid(3, run.flat(), node_configs=nodes), run)
+    assert summary["failures"] == 0, [record["failures"] for record in read_history(tmp_path / "run")]
+    if "privacy.epsilon" in settings:
+        assert summary["rounds"] == 5
+    assert (summary["test"] is None) == (settings.get("test-tasks") == 0.0)
+
+
+@pytest.mark.parametrize("more", [{}, SECURE], ids=["plain", "secure"])
+def test_a_run_that_is_gone_on_with_is_never_refused(tmp_path: Path, more: dict[str, Any]) -> None:
+    nodes = {i: {"state-dir": str(tmp_path / f"node{i}")} for i in range(3)}
+    first = parse_run_config({**FLAT, **more, "output-dir": str(tmp_path / "run")}).resolved()
+    run_federation(LoopbackGrid(3, first.flat(), node_configs=nodes), first)
+    checkpoint = tmp_path / "run" / "checkpoints" / "round-000004.safetensors"
+    # With other rates, steps and rounds between evaluations, as a run may go on with.
+    changes = {"adapt-lrs": "0.2", "adapt-steps": 3, "evaluate-every": 1, "resume-from": str(checkpoint)}
+    again = parse_run_config({**FLAT, **more, **changes, "output-dir": str(tmp_path / "again")}).resolved()
+    summary = run_federation(LoopbackGrid(3, again.flat(), node_configs=nodes), again)
+    assert (summary["failures"], summary["resumed"]) == (0, 1)
+
+
+@pytest.mark.parametrize("more", [{}, SECURE], ids=["plain", "secure"])
+def test_a_node_whose_scores_were_late_is_asked_again_and_answers(tmp_path: Path, more: dict[str, Any]) -> None:
+    lost: list[str] = []
+
+    def late(message: Message, answer: Any) -> Message | None:
+        reply: Message = answer(message)
+        if message.metadata.message_type == EVALUATE and len(lost) < 1:
+            lost.append(message.metadata.group_id)
+            return None
+        return reply
+
+    settings = {"on-too-few": "repeat", "node-deadline": 5.0, "round-deadline": 0.5, "output-dir": str(tmp_path)}
+    run = parse_run_config({**FLAT, **more, **settings})
+    summary = run_federation(LoopbackGrid(3, run.flat(), dict.fromkeys(range(3), late)), run)
+    assert lost == ["2"]
+    reasons = [fail["reason"] for record in read_history(tmp_path) for fail in record["failures"]]
+    assert reasons == ["it sent no reply within `round-deadline` (0.5 s)"]
+    held_out = summary["tasks"]["validation"]
+    assert [record["validation"]["tasks"] for record in read_history(tmp_path) if "validation" in record] == [held_out] * 3
+
+
+def test_models_are_told_apart_by_every_bit() -> None:
+    from client_app.asked import _digest
+
+    one = {"w": torch.zeros(3), "s": torch.zeros(()), "n": torch.zeros(0)}
+    assert _digest(one) == _digest(dict(reversed(one.items())))
+    others = [{**one, "w": torch.tensor([0.0, -0.0, 0.0])}, {**one, "w": torch.zeros(1, 3)}, {**one, "w": torch.zeros(3).int()}]
+    others += [{**one, "s": torch.tensor(1e-45)}, {**one, "v": torch.zeros(0)}]
+    assert len({_digest(model) for model in [one, *others]}) == 6
