@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,8 +35,12 @@ VALID: dict[str, list[Any]] = {
 EDITS = st.lists(
     st.tuples(st.floats(0, 1), st.sampled_from(["set", "cut", "put", "drop", "twice"]), st.binary(max_size=8)), max_size=6
 )
+SPELLED = "1,234|1.234,5|1 234|(5.00 €)|$5|5.3%|-|2024-01-31|31.1.2024|3/4/2024|2024-01-31T10:30Z|10:30 pm|True|0401|none|a"
 CELLS = st.one_of(
-    st.text(max_size=6), st.floats().map(str), st.integers().map(str), st.sampled_from(["", "NA", "inf", "1e400", "a"])
+    st.text(max_size=6),
+    st.floats().map(str),
+    st.integers().map(str),
+    st.sampled_from(["", "NA", "inf", "1e400", *SPELLED.split("|")]),
 )
 NAMES = st.sampled_from(["task", "x", "sex", "y", "target", "label", "", "x,y", "é", "x\n"])
 
@@ -150,6 +155,34 @@ JSON = st.recursive(
 def test_any_lines_of_json_are_one_sentence_or_usable(folder: Path, lines: list[Any]) -> None:
     (folder / "made.jsonl").write_text("\n".join(map(json.dumps, lines)), errors="replace")
     survives(folder / "made.jsonl")
+
+
+@fuzz
+@given(st.dictionaries(NAMES, st.lists(JSON, min_size=6, max_size=6), min_size=1, max_size=4), st.data())
+def test_any_parquet_columns_are_one_sentence_or_usable(
+    folder: Path, columns: dict[str, list[Any]], data: st.DataObject
+) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    simple = [pa.int8(), pa.uint64(), pa.float16(), pa.bool_(), pa.string(), pa.date32(), pa.timestamp("ns"), pa.time64("us")]
+    simple += [
+        pa.decimal128(20, 3),
+        pa.duration("s"),
+        pa.binary(),
+        pa.large_list(pa.int8()),
+        pa.timestamp("s", "UTC"),
+        pa.null(),
+    ]
+    made = {"task": pa.array(["A", "B"] * 3), "y": pa.array(["a", "b", "a"] * 2)}
+    for name, values in columns.items():
+        kind = data.draw(st.sampled_from([None, *simple]))
+        with suppress(pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError):
+            column = pa.array(values, kind, safe=False)
+            made[name] = column.dictionary_encode() if data.draw(st.booleans()) and kind in (pa.string(), pa.int8()) else column
+    try:
+        pq.write_table(pa.table(made), folder / "typed.parquet")
+    except pa.ArrowException:  # not every type can be written
+        return
+    survives(folder / "typed.parquet")
 
 
 SCALARS = st.one_of(

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from common.datasets.own import Own, OwnOptions
-from common.datasets.own.columns import Reading, of_kind
+from common.datasets.own.columns import Reading, categories, of_kind, usable
 from common.datasets.own.tables import Table, read_table
-from common.datasets.own.text import as_text
 from common.errors import DataError
 
 
@@ -215,7 +214,7 @@ def test_what_stands_between_columns_is_seen_in_the_header(tmp_path: Path, sign:
     data = own(path)
     assert list(data.table) == ["task", "age", "note", "y"]
     np.testing.assert_array_equal(numbers(data.table, "age"), np.arange(10) + 0.5)
-    assert set(as_text(data.table["note"]).values) == {"x, y" if sign == ";" else "x"}
+    assert set(categories(usable(data.table, "note")).values) == {"x, y" if sign == ";" else "x"}
 
 
 @pytest.mark.parametrize("column", ["x", "y"])

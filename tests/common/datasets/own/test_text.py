@@ -1,5 +1,7 @@
 """Cells as text: exact, and the same for the same cell of every kind of file."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -20,7 +22,7 @@ from common.datasets.own.text import Text, as_text, names, otherwise_numbers
     ],
     ids=["numbers", "truths", "floats", "float32", "bool", "int64", "uint64", "dates"],
 )
-def test_the_same_cell_is_the_same_text_whatever_holds_it(column: Text | np.ndarray, cells: list[str | None]) -> None:  # type: ignore[type-arg]
+def test_the_same_cell_is_the_same_text_whatever_holds_it(column: Text | np.ndarray[Any, Any], cells: list[str | None]) -> None:
     assert as_text(column).cells() == cells
 
 
