@@ -88,6 +88,11 @@ def predict(
             _say(f"Predictions for {counted(len(found.rows), 'row')}: {output}")
         except OSError as error:
             raise ConfigError(f"`--output` must be a file that can be written, got '{output}' ({error.strerror})") from None
+    if missing := found.without():
+        _say(
+            f"No prediction for {counted(len(missing), 'row')} (the first: row {missing[0]}): what the model computes there is no "
+            "finite number, so it has diverged, or their values are far from those that it was trained on"
+        )
     for scored in found.scores:
         which = "test rows of the data that it was adapted to" if scored.part == "test" else "rows with a target"
         _say(f"{scored.task}: {scored.name} {score(scored.value, scored.name)} on {scored.examples} {which}")

@@ -16,6 +16,7 @@ import numpy as np
 from flwr.common import log
 
 from common.errors import ConfigError
+from server_app.intervals import half_width
 
 
 class RunDirectory:
@@ -139,13 +140,12 @@ def history_until(path: Path, last_round: int) -> list[dict[str, Any]]:
 def spread(values: np.ndarray[Any, Any], *, higher_is_better: bool) -> dict[str, list[float]]:
     """Mean, 95 % half-width and mean of the worst tenth over tasks; `values` [tasks, steps + 1], one entry per step.
 
-    The half-width is 1.96 standard errors; NaN for a single task, whose spread nobody knows.
+    The half-width is that of Student's t (`intervals.half_width`); NaN for a single task, whose spread nobody knows.
     """
     tasks = len(values)
-    ci95 = 1.96 * values.std(axis=0, ddof=1) / np.sqrt(tasks) if tasks > 1 else np.full(values.shape[1], np.nan)
     ordered = np.sort(values, axis=0) if higher_is_better else -np.sort(-values, axis=0)
     worst = ordered[: max(1, tasks // 10)].mean(axis=0)
-    parts = {"mean": values.mean(axis=0), "ci95": ci95, "worst10": worst}
+    parts = {"mean": values.mean(axis=0), "ci95": half_width(values), "worst10": worst}
     # Scores travel as float32: more digits would be noise.
     return {name: np.round(part, 7).tolist() for name, part in parts.items()}
 
