@@ -235,7 +235,7 @@ def _parts(model: Personal, options: OwnOptions, card: Any) -> dict[int, str]:
 
 
 def _in_words(outputs: torch.Tensor, classes: list[str], preparation: Preparation) -> list[dict[str, Any]]:
-    """What the outputs say: a class and its probability, or a number in the unit of the target; "" where they are not finite."""
+    """What the outputs say: a class and its probability, or a number in the target's unit; "" where they are not finite."""
     finite = outputs.isfinite().all(dim=1)
     if not classes:
         values = outputs[:, 0].double().numpy()

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.errors import ConfigError
+from common.extras import needs
 from common.params import Params
 from common.privacy import PrivacyOptions
 from common.randomness import generator
@@ -133,7 +133,7 @@ class Ledger:
 
     def add(self, spent: float) -> None:
         line = json.dumps({"step": self.released() + 1, "epsilon": spent}) + "\n"
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
@@ -146,12 +146,7 @@ class Ledger:
 
 def require_accountant() -> None:
     """Raise ConfigError unless `dp_accounting` can be imported."""
-    try:
-        import dp_accounting.rdp  # noqa: F401 - here, because only private runs need it
-    except ImportError:
-        raise ConfigError(
-            "`privacy.noise-multiplier` above 0 needs the package dp-accounting: pip install 'quickbloom[privacy]'"
-        ) from None
+    needs("privacy", "dp_accounting.rdp", "`privacy.noise-multiplier` above 0")
 
 
 @cache

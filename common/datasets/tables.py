@@ -10,7 +10,6 @@ import warnings
 import zipfile
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from common.errors import DataError, QuickbloomError, in_one_line
+from common.extras import needs
+from common.own_code import import_own
 
 Array = np.ndarray[Any, Any]
 Table = dict[str, Array]
@@ -172,7 +173,7 @@ def _number_in(text: str) -> float:
 
 
 def _csv(path: Path) -> Table:
-    csv = _needs("pyarrow.csv")
+    csv = _of_extra("pyarrow.csv")
     delimiter = _delimiter(path)
     broken: list[Any] = []
 
@@ -264,7 +265,7 @@ def _json_column(name: str, values: list[Any]) -> Array:
 
 def _parquet(path: Path) -> Table:
     with path.open("rb") as stream:
-        file = _needs("pyarrow.parquet").ParquetFile(stream)
+        file = _of_extra("pyarrow.parquet").ParquetFile(stream)
         facts = file.metadata
         _check_size(path, sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups)))
         _check_size(path, 8 * facts.num_rows * facts.num_columns)
@@ -291,7 +292,7 @@ def _from_arrow(table: Any) -> Table:
 def _images(folder: Path, side: int) -> Table:
     """folder/TASK/CLASS/image, or folder/CLASS/image for a single task `all`."""
     with warnings.catch_warnings(action="ignore"):  # pillow's remarks; what it would warn of as too large is refused below
-        return _read_images(_needs("PIL.Image"), folder, side)
+        return _read_images(_of_extra("PIL.Image"), folder, side)
 
 
 def _read_images(image_module: Any, folder: Path, side: int) -> Table:
@@ -324,7 +325,7 @@ def _read_images(image_module: Any, folder: Path, side: int) -> Table:
 
 def _from_function(name: str) -> Table:
     module, _, attribute = name.partition(":")
-    found: object = getattr(import_module(module), attribute)
+    found: object = getattr(import_own(module), attribute)
     returned = found() if callable(found) else None
     if not isinstance(returned, Mapping):
         raise DataError(f"the data '{name}' must name a function without arguments that returns a dictionary of arrays")
@@ -334,11 +335,5 @@ def _from_function(name: str) -> Table:
     return columns
 
 
-def _needs(module: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        package = {"PIL": "pillow"}.get(module.split(".")[0], "pyarrow")
-        raise DataError(
-            f"this kind of data needs {package}, which is not installed: run pip install 'quickbloom[datasets]', or use .npz"
-        ) from error
+def _of_extra(module: str) -> Any:
+    return needs("datasets", module, "this kind of data", instead=", or use .npz", error=DataError)

@@ -65,7 +65,7 @@ def _built(compiler: str, kind: tuple[str, ...]) -> Path:
     parts = [*command, str(made.st_mtime_ns), str(made.st_size), _processor(), SOURCE]
     file = _folder() / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
     if not file.exists():
-        with (file.parent / "lock").open("w") as lock:
+        with (file.parent / "lock").open("w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the other processes of a simulation wait, and find it
             if not file.exists():
                 _compile(command, file)
@@ -81,15 +81,15 @@ def _compile(command: list[str], file: Path) -> None:
     failed = file.with_suffix(".failed")
     with contextlib.suppress(FileNotFoundError):
         if time.time() - failed.stat().st_mtime < DAY:
-            raise BuildError(failed.read_text())
+            raise BuildError(failed.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         source, made = Path(folder) / "kernels.cpp", Path(folder) / file.name
-        source.write_text(SOURCE)
+        source.write_text(SOURCE, encoding="utf-8")
         try:
             _run([*command, str(source), "-o", str(made), "-lm"])
             ctypes.CDLL(str(made))
         except (BuildError, OSError) as error:
-            failed.write_text(str(error))
+            failed.write_text(str(error), encoding="utf-8")
             raise
         made.replace(file)
 
@@ -111,7 +111,7 @@ def _run(command: list[str]) -> None:
 def _processor() -> str:
     """What tells processors apart that a compiler makes different code for."""
     with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
     return platform.processor() + platform.node()
 

@@ -131,7 +131,9 @@ def test_a_model_that_diverged_predicts_nothing_and_says_so(tmp_path: Path, targ
     arguments = ["predict", "--model", str(tmp_path / "spoilt.safetensors"), "--input", str(tmp_path / "AB.csv")]
     done = CliRunner().invoke(cli, [*arguments, "--output", str(tmp_path / "out.csv")])
     assert done.exit_code == 0, done.output
-    assert "No prediction for 60 rows (the first: row 1): what the model computes there is no finite number" in flat(done.output)
+    assert "No prediction for 60 rows (the first: row 1): what the model computes there is no finite number" in flat(
+        done.output
+    )
     with (tmp_path / "out.csv").open(newline="") as file:
         assert {(row["prediction"], row.get("probability", "")) for row in csv.DictReader(file)} == {("", "")}
     if target == "outcome":
