@@ -24,6 +24,7 @@ from client_app.quiet import QuietHours, outside
 from common import loopback, own_code, surroundings, warm
 from common.config import NodeConfig, parse_node_config
 from common.errors import QuickbloomError
+from common.kernels.compiler import remark as kernel_remark
 from common.tls import distrust
 
 Say = Callable[[str], None]
@@ -64,6 +65,8 @@ def join(
     parsed = parse_node_config(config)
     check_state_dir(parsed.state_dir)
     _check_data(parsed, say)
+    if lacking := kernel_remark():
+        say(lacking)
     check_files(secrets)
     check_against_ca(secrets / "ca.crt", datetime.now(UTC))
     wait_for(host, number, secrets / "ca.crt", say)

@@ -1,7 +1,6 @@
 """The extras of this package, and the sentence for whoever lacks what one of them installs."""
 
-import importlib
-from importlib.util import find_spec
+import importlib.util
 from types import ModuleType
 
 from common.errors import ConfigError, QuickbloomError
@@ -21,7 +20,7 @@ def needs(
     try:
         if load:
             return importlib.import_module(module)
-        if find_spec(module) is not None:
+        if importlib.util.find_spec(module) is not None:
             return None
     except ImportError as missing:
         # Not a module of this package, which is a defect, nor one whose own needs are broken.

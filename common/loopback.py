@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 from common.errors import ConfigError
 
@@ -27,6 +28,24 @@ def _with_loopback(exceptions: str) -> str:
     given = [part.strip() for part in exceptions.split(",") if part.strip()]
     # "*" excepts everything, and only if it stands alone.
     return "*" if "*" in given else ",".join([*given, *(name for name in NAMES if name not in given)])
+
+
+def without_socks(environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables that turn SOCKS proxies of `environ` off where Flower's HTTP library, which cannot use them, would not start."""
+    return {} if find_spec("socksio") else dict.fromkeys(_socks(environ), "")
+
+
+def check_socks() -> None:
+    """Raise ConfigError where Flower would have to reach another machine through a SOCKS proxy and cannot."""
+    for name in [] if find_spec("socksio") else _socks(os.environ):
+        raise ConfigError(
+            f"the SOCKS proxy that `{name}` names needs socksio, which is not installed: run pip install 'httpx[socks]', or "
+            f"unset `{name}`"
+        )
+
+
+def _socks(environ: Mapping[str, str]) -> list[str]:
+    return [name for name, value in environ.items() if name.lower().endswith("_proxy") and value.lower().startswith("socks")]
 
 
 def check_ipv4(what: str, instead: str = "") -> None:

@@ -5,9 +5,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from common import temporary
+from common import loopback, temporary
 from common.files import check_name
-from common.loopback import direct
 
 PACKAGES = ("common", "server_app", "client_app")
 _ROOT = Path(__file__).resolve().parent.parent
@@ -17,9 +16,13 @@ _UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
 def for_processes(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """What `environ` lacks for processes that we start: UTF-8, loopback without a proxy, our packages before others."""
     environ = os.environ if environ is None else environ
+    return {**_lasting(environ), **loopback.without_socks(environ)}
+
+
+def _lasting(environ: Mapping[str, str]) -> dict[str, str]:
     path = environ.get("PYTHONPATH", "")
     ours_first = {"PYTHONPATH": os.pathsep.join([str(_ROOT), path])} if _has_foreign(path) else {}
-    return {**_UTF8, **direct(environ), **temporary.absolute(environ), **ours_first}
+    return {**_UTF8, **loopback.direct(environ), **temporary.absolute(environ), **ours_first}
 
 
 def _has_foreign(path: str) -> bool:
@@ -42,7 +45,7 @@ def begin() -> None:
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     speak_utf8()
-    os.environ.update(for_processes())
+    os.environ.update(_lasting(os.environ))
 
 
 def speak_utf8() -> None:

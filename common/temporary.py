@@ -3,8 +3,8 @@
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from common.errors import ConfigError
@@ -38,23 +38,17 @@ def absolute(environ: Mapping[str, str]) -> dict[str, str]:
     return {"TMPDIR": os.path.abspath(given)} if (given := environ.get("TMPDIR")) else {}  # noqa: PTH100 - links stay
 
 
-@contextmanager
-def short(longest: int) -> Iterator[Path]:
-    """A private directory with a path of at most `longest` bytes, as long as this lasts. Raises ConfigError."""
-    for base in (tempfile.gettempdir(), *_SHORT, str(Path.home())):
-        with suppress(OSError):
-            _write_into(base)
-            directory = tempfile.TemporaryDirectory(prefix="qb-", dir=base, ignore_cleanup_errors=True)
-            if len(os.fsencode(directory.name)) <= longest:
-                break
-            directory.cleanup()
-    else:
-        raise ConfigError(
-            f"Unix sockets need a directory for temporary files whose path has at most {longest - len('/qb-') - 8} bytes, and "
-            f"none of {', '.join(_SHORT)} can be written: name a shorter one in the environment variable `TMPDIR`"
-        )
-    with directory as name:
-        yield Path(name)
+def short(longest: int) -> str:
+    """A directory for temporary files with a path of at most `longest` bytes. Raises ConfigError where there is none."""
+    for directory in (tempfile.gettempdir(), *_SHORT, str(Path.home())):
+        if len(os.fsencode(directory)) <= longest:
+            with suppress(OSError):
+                _write_into(directory)
+                return directory
+    raise ConfigError(
+        f"Unix sockets need a directory for temporary files whose path has at most {longest} bytes, and none of "
+        f"{', '.join(_SHORT)} can be written: name a shorter one in the environment variable `TMPDIR`"
+    )
 
 
 def _write_into(directory: str) -> None:

@@ -112,7 +112,9 @@ class LocalSuperLink:
     def __enter__(self) -> "LocalSuperLink":
         port = free_port()
         # Ray's own files: of nobody else, in a path that is short enough for its sockets, and gone with this.
-        ray = self._held.enter_context(temporary.short(temporary.LONGEST_SOCKET - len(_RAY_SOCKET)))
+        base = temporary.short(temporary.LONGEST_SOCKET - len("/qb-12345678") - len(_RAY_SOCKET))
+        ray = tempfile.TemporaryDirectory(prefix="qb-", dir=base, ignore_cleanup_errors=True)
+        self._held.enter_context(ray)
         connection = {"address": f"127.0.0.1:{port}", "insecure": True}
         config = {"superlink": {"default": self.name, self.name: connection}}
         (self.home / "config.toml").write_text(tomli_w.dumps(config), encoding="utf-8")
@@ -123,7 +125,7 @@ class LocalSuperLink:
         with self._log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
                 command,
-                env={**environment(self.home, self._modules, programs=self.home / "bin"), "RAY_TMPDIR": str(ray)},
+                env={**environment(self.home, self._modules, programs=self.home / "bin"), "RAY_TMPDIR": ray.name},
                 cwd=self.home,  # neutral: Flower imports the app from here before it looks into the bundle
                 stdout=log,
                 stderr=subprocess.STDOUT,

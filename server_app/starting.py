@@ -15,6 +15,7 @@ from common.datasets.base import resolve_data_dir
 from common.errors import ConfigError
 from common.extras import needs
 from common.files import check_name
+from common.kernels.compiler import remark as kernel_remark
 from server_app import checkpoint
 from server_app.history import RunDirectory, unused
 from server_app.launch import connection_exists
@@ -42,6 +43,7 @@ def settle(settings: dict[str, Scalar], connection: str | None, nodes: int | Non
         if not connection_exists(connection):
             raise ConfigError(f"`--connection` must be a [superlink.NAME] of Flower's config.toml, got '{connection}'")
         temporary.check()
+        loopback.check_socks()
         return Start(settings, connection, nodes or 2, in_process)
     if settings.get("resume-from"):
         settings, nodes, in_process = _go_on(settings, nodes, in_process)
@@ -132,4 +134,4 @@ def check_locally(config: RunConfig, settings: dict[str, Scalar], nodes: int) ->
     if config.resume_from:
         open_checkpoint(config.resolved(), lambda _: None)
     RunDirectory.create(config.output_dir, "", again=goes_on_in_place(config))
-    return remarks
+    return [*remarks, *filter(None, [kernel_remark()])]

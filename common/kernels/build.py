@@ -1,7 +1,7 @@
 """The kernels as a library of this machine: compiled once, kept in the user's cache, loaded by ctypes.
 
-Where there is no C++ compiler, or it fails, `library` is None and nothing is said: everything has a way
-in torch. QUICKBLOOM_KERNELS=0 in the environment asks for that.
+Where there is no C++ compiler, or it fails, `library` is None and nothing is said here: everything has a way in torch. The
+commands tell of a compiler that is missing. QUICKBLOOM_KERNELS=0 in the environment asks to do without.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import hashlib
 import logging
 import os
 import platform
-import shutil
 import signal
 import stat
 import subprocess
@@ -23,9 +22,9 @@ from pathlib import Path
 
 import torch
 
+from common.kernels.compiler import SWITCH, find_compiler
 from common.kernels.source import SOURCE
 
-SWITCH = "QUICKBLOOM_KERNELS"
 SECONDS, DAY = 120, 86_400
 """How long a compiler may take, a small device needs a dozen; and how long one that failed is not tried again."""
 FLAGS = ("-O3", "-std=c++14", "-shared", "-fPIC", "-ffp-contract=fast", "-w")
@@ -48,12 +47,6 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     except Exception as error:  # whatever it is, there is another way
         _LOG.debug("no compiled kernels: %s", error)
         return None
-
-
-def find_compiler() -> str | None:
-    """The C++ compiler that CXX names, or the usual ones; None if there is none."""
-    names = (os.environ.get("CXX", ""), "c++", "g++", "clang++")
-    return next(filter(None, (shutil.which(name) for name in names if name)), None)
 
 
 def _built(compiler: str, kind: tuple[str, ...]) -> Path:
