@@ -31,13 +31,20 @@ def _with_loopback(exceptions: str) -> str:
 
 
 def without_socks(environ: Mapping[str, str]) -> dict[str, str]:
-    """Variables that turn SOCKS proxies of `environ` off where Flower's HTTP library, which cannot use them, would not start."""
+    """Variables that turn SOCKS proxies of `environ` off where Flower's HTTP library would not start because of them."""
     return {} if find_spec("socksio") else dict.fromkeys(_socks(environ), "")
 
 
-def check_socks() -> None:
-    """Raise ConfigError where Flower would have to reach another machine through a SOCKS proxy and cannot."""
-    for name in [] if find_spec("socksio") else _socks(os.environ):
+def check_socks(address: str) -> None:
+    """Raise ConfigError if Flower would have to reach `address` (HOST:PORT) through a SOCKS proxy, and cannot.
+
+    For loopback such a proxy is turned off in this process.
+    """
+    unusable = without_socks(os.environ)
+    if address.rpartition(":")[0].strip("[]") in NAMES:
+        os.environ.update(unusable)
+        return
+    for name in unusable:
         raise ConfigError(
             f"the SOCKS proxy that `{name}` names needs socksio, which is not installed: run pip install 'httpx[socks]', or "
             f"unset `{name}`"

@@ -272,11 +272,19 @@ class Run:
 
 def connection_exists(name: str) -> bool:
     """Whether the user's Flower configuration knows the SuperLink connection `name`."""
+    return connection_address(name) is not None
+
+
+def connection_address(name: str) -> str | None:
+    """HOST:PORT of the connection `name` there; "" if it has none, None if there is no such connection."""
     path = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr") / "config.toml"
     try:
-        return name in tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
+        known = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
     except (OSError, ValueError):  # of damaged TOML, or of text that is not UTF-8
-        return False
+        return None
+    if name not in known:
+        return None
+    return str(known[name].get("address", "")) if isinstance(known[name], dict) else ""
 
 
 def nest(settings: Mapping[str, Scalar]) -> dict[str, Any]:

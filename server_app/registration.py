@@ -34,7 +34,6 @@ def register(connection: str, keys: Mapping[str, Path]) -> Iterator[str]:
     Raises ConfigError for a proxy that cannot be used, and RegistrationError at the first failure of the connection and at the
     end if a key was refused.
     """
-    check_socks()
     public = {name: _as_pem(path) for name, path in keys.items()}
     refused = []
     with _translated(connection):
@@ -47,6 +46,7 @@ def register(connection: str, keys: Mapping[str, Path]) -> Iterator[str]:
             )
         if not settings.address or settings.address.startswith(":"):
             raise RegistrationError(f"the connection `{connection}` must have the `address` of a SuperLink, such as HOST:8000")
+        check_socks(settings.address)
         with redirect_stdout(io.StringIO()):  # Flower says which connection it uses
             client = init_http_client_from_connection(settings)
     try:

@@ -18,7 +18,7 @@ from common.files import check_name
 from common.kernels.compiler import remark as kernel_remark
 from server_app import checkpoint
 from server_app.history import RunDirectory, unused
-from server_app.launch import connection_exists
+from server_app.launch import connection_address, connection_exists
 from server_app.privacy import require_accountant
 from server_app.resume import goes_on_in_place, open_checkpoint, with_settings_of
 from server_app.settings import check_with_data
@@ -43,7 +43,7 @@ def settle(settings: dict[str, Scalar], connection: str | None, nodes: int | Non
         if not connection_exists(connection):
             raise ConfigError(f"`--connection` must be a [superlink.NAME] of Flower's config.toml, got '{connection}'")
         temporary.check()
-        loopback.check_socks()
+        loopback.check_socks(connection_address(connection) or "")
         return Start(settings, connection, nodes or 2, in_process)
     if settings.get("resume-from"):
         settings, nodes, in_process = _go_on(settings, nodes, in_process)

@@ -18,6 +18,7 @@ import numpy as np
 
 from common.errors import DataError, QuickbloomError, in_one_line
 from common.extras import needs
+from common.files import check_name
 from common.own_code import import_own
 
 Array = np.ndarray[Any, Any]
@@ -300,6 +301,7 @@ def _read_images(image_module: Any, folder: Path, side: int) -> Table:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGES and path.is_file())
     _check_size(folder, len(files) * side * side * np.dtype(np.float64).itemsize)
     for file in files:
+        check_name("the file or folder", str(file.relative_to(folder)), DataError)
         parts = file.relative_to(folder).parts
         if len(parts) not in (2, 3):
             raise DataError(f"the image '{file}' must lie in '{folder}' as CLASS/image or as TASK/CLASS/image", str(file))
