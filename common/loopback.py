@@ -35,13 +35,18 @@ def without_socks(environ: Mapping[str, str]) -> dict[str, str]:
     return {} if find_spec("socksio") else dict.fromkeys(_socks(environ), "")
 
 
+def is_loopback(address: str) -> bool:
+    """Whether HOST:PORT is on this machine, by its name."""
+    return address.rpartition(":")[0].strip("[]") in NAMES
+
+
 def check_socks(address: str) -> None:
     """Raise ConfigError if Flower would have to reach `address` (HOST:PORT) through a SOCKS proxy, and cannot.
 
     For loopback such a proxy is turned off in this process.
     """
     unusable = without_socks(os.environ)
-    if address.rpartition(":")[0].strip("[]") in NAMES:
+    if is_loopback(address):
         os.environ.update(unusable)
         return
     for name in unusable:

@@ -15,6 +15,7 @@ from common.datasets.base import resolve_data_dir
 from common.errors import ConfigError
 from common.extras import needs
 from common.files import check_name
+from common.kernels.compiler import find_compiler
 from common.kernels.compiler import remark as kernel_remark
 from server_app import checkpoint
 from server_app.history import RunDirectory, unused
@@ -75,6 +76,8 @@ def check_machine(config: RunConfig) -> None:
     check_live_view(config)
     if config.privacy.on:
         require_accountant()
+    if config.compile is True and not torch.cuda.is_available() and find_compiler() is None:
+        raise ConfigError("`compile = true` needs a C++ compiler, and there is none here (c++, g++, clang++): set it to false")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError('`device` is "cuda", but this machine has no CUDA device: use "auto" or "cpu"')
 
