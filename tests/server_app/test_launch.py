@@ -65,8 +65,12 @@ def test_the_private_superlink_ends_with_its_context() -> None:
     with LocalSuperLink() as link:
         assert link._process.poll() is None
         assert (link.home / "config.toml").is_file()
+        environ = Path(f"/proc/{link._process.pid}/environ").read_bytes().decode().split(chr(0))
+        (ray,) = (Path(entry.partition("=")[2]) for entry in environ if entry.startswith("RAY_TMPDIR="))
+        assert ray.is_dir()
     assert link._process.returncode is not None
     assert not link.home.exists()
+    assert not ray.exists()
 
 
 def test_ending_all_with_a_variable_ends_what_lost_it_in_their_sessions(tmp_path: Path) -> None:
