@@ -85,10 +85,17 @@ def run(directory: Path, chosen: argparse.Namespace, how: list[str], env: dict[s
     for setting in SETTINGS:
         command += ["--set", setting]
     done = subprocess.run(
-        command, env=env, cwd=directory.parent, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        command,
+        env=env,
+        cwd=directory.parent,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+        stdin=subprocess.DEVNULL,
     )
     if done.returncode:
-        logs = [f"{log.name}: {log.read_text()[-4000:]}" for log in sorted(directory.parent.glob("super*.log"))]
+        logs = [f"{log.name}: {log.read_text('utf-8')[-4000:]}" for log in sorted(directory.parent.glob("super*.log"))]
         raise SystemExit("\n".join([f"the run ended with code {done.returncode}: {done.stderr[-3000:]}", *logs]))
     summary = json.loads(done.stdout)
     history = read_history(directory)
@@ -153,7 +160,7 @@ class Federation:
         create(self.secrets, self.names, [], days=1)
         self.env = environment(folder)
         connection = {"address": f"127.0.0.1:{self.http}", "root-certificates": str(self.secrets / "cli" / "ca.crt")}
-        (folder / "config.toml").write_text(tomli_w.dumps({"superlink": {"loopback": connection}}))
+        (folder / "config.toml").write_text(tomli_w.dumps({"superlink": {"loopback": connection}}), encoding="utf-8")
         self.links = {name: FlakyLink(self.fleet) for name in self.names}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -179,7 +186,7 @@ class Federation:
             command += ["--port", free_port(), "--set", f"partition-id={self.names.index(name)}"]
             command += ["--set", f"num-partitions={len(self.names)}", "--set", f"state-dir={self.folder / name}"]
         env = {**self.env, MARK: "server" if name == "superexec" else name}
-        with (self.folder / f"{name}.log").open("a") as log:
+        with (self.folder / f"{name}.log").open("a", encoding="utf-8") as log:
             self.running[name] = subprocess.Popen(
                 list(map(str, command)),
                 env=env,
@@ -264,7 +271,8 @@ def federated(folder: Path, nodes: int) -> Iterator[Federation]:
         while subprocess.run(command, env=federation.env, capture_output=True, check=False).returncode:
             if time.monotonic() > deadline:
                 raise SystemExit(
-                    "the SuperLink does not take the nodes' keys: " + (folder / "superlink.log").read_text()[-2000:]
+                    "the SuperLink does not take the nodes' keys: "
+                    + (folder / "superlink.log").read_text(encoding="utf-8")[-2000:]
                 )
             time.sleep(1)
         for name in federation.names:

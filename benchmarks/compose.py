@@ -47,6 +47,7 @@ class Federation:
             cwd=ROOT,
             capture_output=True,
             text=True,
+            encoding="utf-8",
             stdin=subprocess.DEVNULL,
             timeout=timeout,
             check=False,
@@ -61,6 +62,7 @@ class Federation:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            encoding="utf-8",
             stdin=subprocess.DEVNULL,
         )
 
@@ -146,6 +148,7 @@ def docker(*arguments: str | Path, timeout: float = 180) -> subprocess.Completed
         env={**os.environ, "PATH": PATH},
         capture_output=True,
         text=True,
+        encoding="utf-8",
         stdin=subprocess.DEVNULL,
         timeout=timeout,
         check=False,

@@ -99,7 +99,7 @@ def stock(federation: Federation, rounds: int) -> list[float]:
     written = federation.runs / Path(file).name
     if not written.exists():
         raise SystemExit(f"Flower's run failed: {said[-3000:]}")
-    return [float(second) for second in json.loads(written.read_text())]
+    return [float(second) for second in json.loads(written.read_text(encoding="utf-8"))]
 
 
 def ours(federation: Federation, rounds: int) -> list[float]:

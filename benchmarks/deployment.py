@@ -74,7 +74,7 @@ def measure(side: str, rounds: int) -> dict[str, float]:
             config = f'rounds={rounds} seconds-file="{file}"'
             command = [script("flwr"), "run", str(ROOT / "benchmarks" / "stock_flower"), "loopback", "--run-config", config]
             subprocess.run([*command, "--stream"], env=environment(home), check=True, capture_output=True, timeout=600)
-            seconds = json.loads(file.read_text())
+            seconds = json.loads(file.read_text(encoding="utf-8"))
         else:
             command = [script("quickbloom"), "run", *RUN, "--rounds", str(rounds), "--connection", "loopback"]
             command += ["--output", str(home / "run")]
@@ -94,7 +94,9 @@ def federation(home: Path, *, ours: bool, nodes: int = 2) -> Iterator[psutil.Pro
     """FLWR_HOME with the connection `loopback` to a SuperLink with SuperNodes; gives the first of these."""
     env = {**environment(home), **warm.MEMORY}  # as `quickbloom superlink` and `quickbloom-edge join` have it
     http, fleet = free_port(), free_port()
-    (home / "config.toml").write_text(f'[superlink.loopback]\naddress = "127.0.0.1:{http}"\ninsecure = true\n')
+    (home / "config.toml").write_text(
+        f'[superlink.loopback]\naddress = "127.0.0.1:{http}"\ninsecure = true\n', encoding="utf-8"
+    )
     link = superlink.command() if ours else [script("flower-superlink")]
     link += ["--insecure", "--host", "127.0.0.1", "--port", str(http), "--fleet-api-address", f"127.0.0.1:{fleet}"]
     link += ["--disable-runtime-dependency-installation"]

@@ -100,7 +100,7 @@ def _growth(tasks: int, chunk: int) -> float:
     algorithm = build("maml", 5, 32)
     work = [TaskWork(task(k, 32), generator(0, k)) for k in range(tasks)]
     run_round(algorithm, algorithm.init(), work[:2], chunk)  # what is loaded and allocated once
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from now on; Linux only
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from now on; Linux only
     before = _status("VmRSS")
     run_round(algorithm, algorithm.init(), work, chunk)
     return (_status("VmHWM") - before) / 1024
@@ -108,7 +108,7 @@ def _growth(tasks: int, chunk: int) -> float:
 
 def _status(name: str) -> int:
     """Kilobytes of this process that Linux tells under `name`."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 

@@ -46,7 +46,9 @@ def main() -> None:
         command += ["--rounds", str(rounds), "--output", str(home / "run"), "--no-report"]
         for setting in (*SETTINGS, f"mlp.hidden={','.join(map(str, HIDDEN))}"):
             command += ["--set", setting]
-        done = subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False, timeout=1800)
+        done = subprocess.run(
+            command, env=environment(home), capture_output=True, text=True, encoding="utf-8", check=False, timeout=1800
+        )
         over.set()
         watcher.join()
         if done.returncode:
@@ -95,7 +97,7 @@ def look(home: Path) -> dict[int, tuple[str, float]]:
     found = {}
     for pid in processes_with(f"FLWR_HOME={home}"):
         try:
-            status = Path(f"/proc/{pid}/status").read_text()
+            status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue

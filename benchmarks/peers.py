@@ -91,7 +91,9 @@ class Worker:
     def __init__(self, python: str, path: Path, names: Any) -> None:
         environment = {**os.environ, **CPU_ENVIRONMENT, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
         command = [python, str(ROOT / "benchmarks" / "peer_worker.py"), str(path), *names]
-        self._process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+        )
         self.report: dict[str, dict[str, Any]] = self._answer()
 
     def time(self, name: str) -> dict[str, float]:

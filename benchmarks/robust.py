@@ -182,7 +182,7 @@ def run(dataset: str, rule: str, attack: str, seed: int, *, fresh: bool = False)
     directory = RAW / "robust" / f"{dataset}-{rule}-{attack.replace(' ', '-')}-seed{seed}-{key}"
     file = directory / "finished.json"
     if file.exists() and not fresh:
-        return dict(json.loads(file.read_text()))
+        return dict(json.loads(file.read_text(encoding="utf-8")))
     shutil.rmtree(directory, ignore_errors=True)
     config = parse_run_config({**settings, "output-dir": str(directory)})
     data = load_dataset(config.dataset, config.table(config.dataset), resolve_data_dir(""))
@@ -198,7 +198,7 @@ def run(dataset: str, rule: str, attack: str, seed: int, *, fresh: bool = False)
         found = {"after": math.nan, "failures": 0, "error": f"{type(error).__name__}: {error}", "tasks": {}}
     spent = {"seed": seed, "liars": len(chosen), "cpu": time.process_time() - started, "commit": commit(), "date": today()}
     directory.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({**found, **spent}))
+    file.write_text(json.dumps({**found, **spent}), encoding="utf-8")
     return {**found, **spent}
 
 

@@ -196,7 +196,7 @@ def finish(result: Mapping[str, Any], text: str) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     file = RESULTS / f"{result['benchmark']}.json"
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     partial.replace(file)
     print(text)
     for entry in result["goals"]:
@@ -226,7 +226,11 @@ def percent(value: float | None) -> str:
 def machine() -> dict[str, Any]:
     """Cores and processor."""
     info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line for line in info.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     cpu = names[0].partition(":")[2].strip() if names else platform.processor()
     return {"cores": os.cpu_count(), "cpu": cpu, "os": platform.system()}
 
@@ -236,7 +240,7 @@ def commit() -> str:
 
     def git(*arguments: str) -> str:
         command = ["git", "--no-optional-locks", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=True).stdout.strip()
 
     try:
         changed = git("status", "--porcelain", "--", "common", "server_app", "client_app", "pyproject.toml")

@@ -141,6 +141,7 @@ def watch(command: list[str], marker: str, rounds: Callable[[], int]) -> list[tu
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        encoding="utf-8",
     )
     while process.poll() is None:
         time.sleep(2)
@@ -183,10 +184,12 @@ def stock() -> dict[str, float]:
             "--stream",
         ]
         command += ["--federation-config", f"num-supernodes={STOCK_NODES} client-resources-num-cpus=1"]
-        done = subprocess.run(command, env=environment(link.home), capture_output=True, text=True, timeout=900, check=False)
+        done = subprocess.run(
+            command, env=environment(link.home), capture_output=True, text=True, encoding="utf-8", timeout=900, check=False
+        )
         if not file.is_file():
             raise SystemExit(f"Flower's own run failed: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-        seconds = json.loads(file.read_text())
+        seconds = json.loads(file.read_text(encoding="utf-8"))
     later = statistics.median(seconds[1:])
     return {"rate": 100 / later, "first": seconds[0], "round": later}
 

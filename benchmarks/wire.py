@@ -57,7 +57,7 @@ def main() -> None:
     arguments.add_argument("--part", choices=sorted(PLANS), help="measure one part, the others stay as they were measured last")
     chosen = arguments.parse_args()
     file = RESULTS / "wire.json"
-    before = json.loads(file.read_text()) if chosen.part and file.is_file() else {}
+    before = json.loads(file.read_text(encoding="utf-8")) if chosen.part and file.is_file() else {}
     result: dict[str, Any] = {"schema": 1, "benchmark": "wire", "goals": []}
     lines = ["| data | update-dtype | seeds | after, % | against float32, points | up, bytes per round | times fewer |"]
     lines.append("|---|---|---:|---:|---:|---:|---:|")

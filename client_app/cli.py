@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from common import surroundings
 from common.assignment import scalar, split_assignment
 from common.errors import ConfigError, QuickbloomError
+from common.files import whole
 from common.units import counted, score
 
 FAILED, WRONG_INPUT = 1, 2
@@ -85,13 +87,18 @@ def predict(
         found.write_csv(sys.stdout)
     else:
         try:
-            with output.open("w", newline="") as file:
+            with whole(output, newline="") as file:
                 found.write_csv(file)
             _say(f"Predictions for {counted(len(found.rows), 'row')}: {output}")
         except OSError as error:
             raise ConfigError(f"`--output` must be a file that can be written, got '{output}' ({error.strerror})") from None
     for remark in found.remarks:
         _say(f"Remark: {remark}")
+    if missing := found.without():
+        _say(
+            f"No prediction for {counted(len(missing), 'row')} (the first: row {missing[0]}): what the model computes there is "
+            "no finite number, so it has diverged, or their values are far from those that it was trained on"
+        )
     for scored in found.scores:
         which = "test rows of the data that it was adapted to" if scored.part == "test" else "rows with a target"
         _say(f"{scored.task}: {scored.name} {score(scored.value, scored.name)} on {scored.examples} {which}")
@@ -172,7 +179,9 @@ def _say_error(sentence: str) -> None:
 
 def main() -> None:
     """Entry point: a mistake in the input ends in one sentence on stderr and exit code 2."""
+    surroundings.begin()
     try:
+        surroundings.check_names(sys.argv[1:])
         cli()
     except QuickbloomError as error:
         _say_error(str(error))

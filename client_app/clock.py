@@ -13,6 +13,7 @@ from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 
 from common.errors import QuickbloomError
+from common.loopback import is_loopback
 
 _REFUSED = "Invalid timestamp"
 """What Flower's server answers to a message that is signed more than 5 s ahead or 5 min behind its own clock."""
@@ -53,7 +54,8 @@ def check_against_server(server: str, secrets: Path, now: datetime | None = None
         (SIGNATURE_HEADER, sign_message(key, time.encode("ascii"))),
     ]
     credentials = grpc.ssl_channel_credentials((secrets / "ca.crt").read_bytes())
-    with grpc.secure_channel(server, credentials) as channel:
+    options = [("grpc.enable_http_proxy", 0)] if is_loopback(server) else []
+    with grpc.secure_channel(server, credentials, options) as channel:
         try:
             FleetStub(channel).GetRun(GetRunRequest(), metadata=metadata, timeout=10)
         except grpc.RpcError as error:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from client_app.personalize import one_model
 from common.datasets.own.preparation import Preparation
 from common.errors import ConfigError, DataError, in_one_line
+from common.extras import needs
 from common.personal import Personal
 
 TOLERANCE = 1e-5
@@ -60,6 +61,8 @@ def export(model: str | Path, output: str | Path, form: str) -> Path:
     """
     if form not in _WRITERS:
         raise ConfigError(f"`--format` must be {' or '.join(_WRITERS)}, got '{form}'")
+    for module in _MODULES[form]:
+        needs("export", module, f"`--format {form}`")
     personal = one_model(Path(model).expanduser())
     path, write, read = Path(output).expanduser(), *_WRITERS[form]
     module = PersonalModule(personal).eval()
@@ -113,7 +116,6 @@ def _read_torch(path: Path, x: Tensor) -> Tensor:
 
 
 def _write_onnx(module: nn.Module, x: Tensor, path: Path) -> None:
-    _needs_onnx()
     program = torch.onnx.export(
         module, (x,), dynamo=True, dynamic_shapes=_SHAPES, verbose=False, input_names=["x"], output_names=["outputs"]
     )
@@ -129,19 +131,8 @@ def _read_onnx(path: Path, x: Tensor) -> Tensor:
     return torch.from_numpy(outputs)
 
 
-def _needs_onnx() -> None:
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript
-    except ImportError as error:
-        raise ConfigError(
-            f"`--format onnx` needs {error.name}, which is not installed: run pip install 'quickbloom[export]'"
-        ) from error
-    del onnx, onnxruntime, onnxscript
-
-
 _SHAPES = ({0: torch.export.Dim("examples")},)
+_MODULES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "torch": ()}
 _WRITERS: dict[str, tuple[Callable[[nn.Module, Tensor, Path], None], Callable[[Path, Tensor], Any]]] = {
     "onnx": (_write_onnx, _read_onnx),
     "torch": (_write_torch, _read_torch),

@@ -21,9 +21,10 @@ from pathlib import Path
 
 from client_app.clock import check_against_ca, check_against_server
 from client_app.quiet import QuietHours, outside
-from common import warm
+from common import loopback, own_code, surroundings, warm
 from common.config import NodeConfig, parse_node_config
-from common.errors import ConfigError, QuickbloomError
+from common.errors import QuickbloomError
+from common.kernels.compiler import remark as kernel_remark
 from common.tls import distrust
 
 Say = Callable[[str], None]
@@ -58,16 +59,17 @@ def join(
     for ending in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(ending) != signal.SIG_IGN:
             signal.signal(ending, signal.default_int_handler)
-    host, colon, number = server.rpartition(":")
-    if not (colon and host and number.isdigit()):
-        raise ConfigError(f"`--server` must be HOST:PORT, such as fl.example.org:9092, got '{server}'")
+    host, number = loopback.split_address("--server", server, "fl.example.org:9092")
+    loopback.check_ipv4("a node")
     config = node_settings({"show-rounds": "true", "state-dir": str(default_state(server)), **settings})
     parsed = parse_node_config(config)
     check_state_dir(parsed.state_dir)
     _check_data(parsed, say)
+    if lacking := kernel_remark():
+        say(lacking)
     check_files(secrets)
     check_against_ca(secrets / "ca.crt", datetime.now(UTC))
-    wait_for(host, int(number), secrets / "ca.crt", say)
+    wait_for(host, number, secrets / "ca.crt", say)
     check_against_server(server, secrets)
     command = warm.command("flower-supernode", "--superlink", server, "--port", str(port))
     command += ["--root-certificates", str(secrets / "ca.crt"), "--auth-supernode-private-key", str(secrets / "node.key")]
@@ -169,15 +171,16 @@ def wait_for(host: str, port: int, ca: Path, say: Say, pause: float = 3.0) -> No
             with socket.create_connection((host, port), timeout=10) as raw, context.wrap_socket(raw, server_hostname=host):
                 return
         except ssl.SSLCertVerificationError as error:
-            raise JoinError(distrust(f"{host}:{port}", error, ca)) from None
+            raise JoinError(distrust(loopback.joined(host, port), error, ca)) from None
         except OSError as error:
             # One that ends without a word may be a proxy, such as Docker's, whose server is not there yet.
             if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
                 raise JoinError(
-                    f"{host}:{port} does not speak TLS ({error.reason}): is this the port for nodes of a SuperLink?"
+                    f"{loopback.joined(host, port)} does not speak TLS ({error.reason}): is this the port for nodes of a "
+                    "SuperLink?"
                 ) from None
             if not told:
-                say(f"waiting for {host}:{port} ({error.strerror or error})")
+                say(f"waiting for {loopback.joined(host, port)} ({error.strerror or error})")
                 told = True
             time.sleep(pause)
 
@@ -206,7 +209,7 @@ def _supervise(command: list[str], environment: Mapping[str, str], server: str, 
 
 def _run(command: list[str], environment: Mapping[str, str], say: Say) -> tuple[bool, int]:
     """(whether the server refused the key, exit code) of one SuperNode, which gets the signals that end this process."""
-    env = {**os.environ, **environment}
+    env = {**os.environ, **surroundings.for_processes(), own_code.FOLDER: str(Path.cwd()), **environment}
     child: subprocess.Popen[str] | None = None
     stopped = refused = False
 
@@ -219,7 +222,14 @@ def _run(command: list[str], environment: Mapping[str, str], say: Say) -> tuple[
     # Before the child is there: in a session of its own it would live on without this process.
     before = {number: signal.signal(number, stop) for number in _ENDINGS if signal.getsignal(number) != signal.SIG_IGN}
     child = subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+        command,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
     )
     threading.Thread(target=_end_what_it_started, args=(child,), daemon=True).start()
     assert child.stdout is not None

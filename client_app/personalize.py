@@ -106,12 +106,17 @@ class Predictions:
     `remarks`: how the file was read where that may not be meant, and which rows are not there.
 
     The keys: "row" (counted from 1), "task", "part" (support, query or test, if these are the data that the model was adapted
-    to), "target", "prediction", and "probability" of the predicted class.
+    to), "target", "prediction", and "probability" of the predicted class. The last two are "" where the model's outputs are
+    not finite.
     """
 
     rows: list[dict[str, Any]]
     scores: list[Score]
     remarks: Sequence[str] = ()
+
+    def without(self) -> list[int]:
+        """The numbers of the rows for which the model has no prediction."""
+        return [int(row["row"]) for row in self.rows if not row["prediction"]]
 
     def write_csv(self, file: TextIO) -> None:
         """As a table with a header."""
@@ -252,14 +257,18 @@ def _parts(model: Personal, options: OwnOptions, card: Any) -> dict[int, str]:
 
 
 def _in_words(outputs: torch.Tensor, classes: list[str], preparation: Preparation) -> list[dict[str, Any]]:
-    """What the outputs say: a class and its probability, or a number in the unit of the target."""
+    """What the outputs say: a class and its probability, or a number in the target's unit; "" where they are not finite."""
+    finite = outputs.isfinite().all(dim=1)
     if not classes:
         values = outputs[:, 0].double().numpy()
-        return [{"prediction": f"{value:.9g}"} for value in (preparation.target.undo(values) if preparation.target else values)]
+        values = preparation.target.undo(values) if preparation.target else values
+        return [{"prediction": f"{value:.9g}" if known else ""} for value, known in zip(values, finite, strict=True)]
     probabilities = torch.softmax(outputs.double(), dim=1)
     best = outputs.argmax(dim=1)  # as the score: of equal ones the first
     return [
         {"prediction": classes[int(label)], "probability": f"{float(probabilities[i, label]):.6f}"}
+        if finite[i]
+        else {"prediction": "", "probability": ""}
         for i, label in enumerate(best)
     ]
 

@@ -126,7 +126,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all. Raises OSError."""
     temporary = path.with_suffix(".partial")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

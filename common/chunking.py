@@ -72,7 +72,7 @@ def _mark(device: torch.device) -> float:
         torch.cuda.reset_peak_memory_stats(device)
         return float(torch.cuda.memory_allocated(device))
     try:
-        (_PROC / "self" / "clear_refs").write_text("5")
+        (_PROC / "self" / "clear_refs").write_text("5", encoding="utf-8")
     except OSError:  # no Linux, or not allowed to
         return float("inf")
     return _kilobytes(_PROC / "self" / "status", "VmRSS", float("inf")) * 1024
@@ -91,7 +91,7 @@ def _free(device: torch.device) -> float:
         return float(torch.cuda.mem_get_info(device)[0])
     free = _kilobytes(_PROC / "meminfo", "MemAvailable", float("inf")) * 1024
     try:
-        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used = ((_CGROUP / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
     except OSError:
         return free
     # Files that were read count as used there, and are dropped for whoever needs memory.
@@ -106,7 +106,7 @@ def _kilobytes(file: Path, name: str, unknown: float) -> float:
 def _number(file: Path, name: str, unknown: float) -> float:
     """What stands behind `name` in a file of one name and number in every line."""
     try:
-        lines = [line.split() for line in file.read_text().splitlines()]
+        lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
     except OSError:
         return unknown
     return next((float(line[1]) for line in lines if line and line[0] == name), unknown)

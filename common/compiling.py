@@ -169,7 +169,7 @@ def compile_elsewhere(algorithm: Algorithm, args: tuple[Any, ...], nice: int = 1
     os.close(handle)
     try:
         torch.save((algorithm, args), name)
-        command = [sys.executable, "-m", "common.compiling", name, str(torch.get_num_threads()), str(nice)]
+        command = [sys.executable, "-P", "-m", "common.compiling", name, str(torch.get_num_threads()), str(nice)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
         quiet = subprocess.DEVNULL
         process = subprocess.Popen(command, env=environment, stdin=quiet, stdout=quiet, stderr=quiet)
@@ -196,7 +196,7 @@ def _fill_the_cache(file: Path, threads: int, nice: int) -> None:
     algorithm, args = torch.load(file, weights_only=False)
     file.unlink()
     Path(cache_dir()).mkdir(parents=True, exist_ok=True)
-    with (Path(cache_dir()) / "quickbloom.lock").open("w") as lock:
+    with (Path(cache_dir()) / "quickbloom.lock").open("w", encoding="utf-8") as lock:
         # One at a time: the others find in the cache what the first has compiled.
         fcntl.flock(lock, fcntl.LOCK_EX)
         _compiled(algorithm)(*args)

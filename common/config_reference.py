@@ -116,7 +116,7 @@ def main() -> None:
     """Write the page in the current directory, that of the repository."""
     if not PAGE.parent.is_dir():
         raise SystemExit(f"there is no directory {PAGE.parent.resolve()}: run this in the repository")
-    PAGE.write_text(render())
+    PAGE.write_text(render(), encoding="utf-8")
     print(f"wrote {len(render().splitlines())} lines into {PAGE}")
 
 

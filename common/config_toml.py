@@ -34,11 +34,11 @@ def _section(header: str, model: type[Options]) -> str:
 def main() -> None:
     """Replace the section in the pyproject.toml of the current directory."""
     path = Path("pyproject.toml")
-    before, found, after = path.read_text().partition(HEADER + "\n")
+    before, found, after = path.read_text(encoding="utf-8").partition(HEADER + "\n")
     if not found:
         raise SystemExit(f"{path.resolve()} has no section {HEADER}")
     rest = after.partition("\n[tool.ruff]")
-    path.write_text(before + render() + "".join(rest[1:]))
+    path.write_text(before + render() + "".join(rest[1:]), encoding="utf-8")
     print(f"wrote {len(render().splitlines())} lines into {path}")
 
 

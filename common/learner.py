@@ -107,8 +107,10 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def hits(logits: Tensor, y: Tensor) -> Tensor:
-    """1 per example [n] whose largest logit is that of its class, else 0."""
-    return (logits.argmax(dim=-1) == y).to(logits.dtype)
+    """1 per example [n] whose largest logit is that of its class, else 0; 0 as well where one of its logits is not finite."""
+    # Of NaNs the first counts as the largest: a model that diverged would seem to know class 0.
+    right = (logits.argmax(dim=-1) == y) & logits.isfinite().all(dim=-1)
+    return right.to(logits.dtype)
 
 
 def mean_over_examples(values: Tensor, weight: Tensor) -> Tensor:

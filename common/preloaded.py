@@ -89,7 +89,7 @@ def unpacked(install: Callable[..., Path], bundle: bytes, apps: Path) -> Path:
             fresh = install(bundle, Path(folder), skip_prompt=True)
             directory = apps / fresh.name
             shutil.copytree(fresh, directory, dirs_exist_ok=True)
-        (directory / _COMPLETE).write_text(digest)
+        (directory / _COMPLETE).write_text(digest, encoding="utf-8")
     except OSError:  # whoever shares this directory may have unpacked it, or it is for Flower to say what is wrong
         return install(bundle, skip_prompt=True)
     return directory
@@ -97,7 +97,7 @@ def unpacked(install: Callable[..., Path], bundle: bytes, apps: Path) -> Path:
 
 def _is(mark: Path, digest: str) -> bool:
     try:
-        return mark.read_text() == digest
+        return mark.read_text(encoding="utf-8") == digest
     except (OSError, ValueError):
         return False
 

@@ -16,10 +16,12 @@ instead, with a warning. The environment variable QUICKBLOOM_WARM=0 asks for tha
 import importlib
 import importlib.metadata
 import multiprocessing
+import multiprocessing.util
 import os
 import select
 import subprocess
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Sequence
@@ -29,7 +31,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from common import inflating, light_requests
+from common import inflating, light_requests, temporary
 from common.errors import ConfigError
 
 RELEASE = "1.39."
@@ -160,10 +162,9 @@ def main() -> None:
             log(WARNING, "%s: every message starts a new Python process, which is slower", why_not)
         else:
             try:
-                pause = longest_pause()
+                {"flower-supernode": warm_supernode, "flower-superexec": warm_superexec}[program](longest_pause())
             except ConfigError as error:
                 sys.exit(f"error: {error}")
-            {"flower-supernode": warm_supernode, "flower-superexec": warm_superexec}[program](pause)
     _entry_point(program).load()()
 
 
@@ -247,6 +248,7 @@ def warm_superexec(longest: float) -> None:
     executor: Any = importlib.import_module("flwr.supercore.superexec.executor.subprocess_executor")
     told = os.environ.pop(_WAKE, None)
     loop.time = pace = Pace(min(longest, 1.0), told=int(told) if told else None)
+    _shorten_sockets()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOAD, _PRELOADED] if told else list(PRELOAD))
     forkserver.ensure_running()
@@ -269,6 +271,16 @@ def warm_superexec(longest: float) -> None:
         context.Process(target=exec, args=(work, {"__name__": "__main__"})).start()
 
     executor.subprocess = types.SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL)
+
+
+def _shorten_sockets() -> None:
+    """Let the fork server's sockets lie where their paths are short enough, wherever TMPDIR is."""
+    before, longest = tempfile.tempdir, temporary.LONGEST_SOCKET - len("/pymp-12345678/listener-12345678")
+    tempfile.tempdir = temporary.short(longest)
+    try:
+        multiprocessing.util.get_temp_dir()  # made at the first call, and kept
+    finally:
+        tempfile.tempdir = before
 
 
 def _entry_point(program: str) -> importlib.metadata.EntryPoint:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 def answers(url: str) -> bool:
     """Whether a SuperLink or SuperNode says there that it is well."""
-    context = ssl.create_default_context(cafile="/secrets/ca.crt") if url.startswith("https") else None
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]  # it is on this host or its network
+    if url.startswith("https"):
+        handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile="/secrets/ca.crt")))
     try:
-        with urllib.request.urlopen(url, timeout=3, context=context) as answer:
+        with urllib.request.build_opener(*handlers).open(url, timeout=3) as answer:
             return bool(answer.status == 200)
     except OSError as error:
         print(f"{url} does not answer: {error}")

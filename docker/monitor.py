@@ -44,7 +44,7 @@ class Follower:
 
 
 def _whole_lines(history: Path) -> list[dict[str, Any]]:
-    text = history.read_text()
+    text = history.read_text(encoding="utf-8")
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 

@@ -31,7 +31,7 @@ def on_config(config: Any) -> Any:
 
 def source(file: str, name: str) -> str:
     """The lines of a class, function or method as they stand in `file`, a path in the repository."""
-    text = (ROOT / file).read_text()
+    text = (ROOT / file).read_text(encoding="utf-8")
     body: Any = ast.parse(text).body
     for part in name.split("."):
         matches = [node for node in body if getattr(node, "name", None) == part]

@@ -29,7 +29,7 @@ def patients(name: str, number: int) -> list[tuple[str | float, ...]]:
 
 
 def write(path: Path, rows: list[tuple[str | float, ...]], header: tuple[str, ...] = HEADER) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
     print(f"{path}: {len(rows)} rows")
 

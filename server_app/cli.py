@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from safetensors import SafetensorError
 
+from common import surroundings
 from common.algorithms import ALGORITHMS
 from common.assignment import assignment
 from common.config import RunConfig, Scalar, table_types
@@ -334,11 +335,13 @@ def secrets(
 
 def main() -> None:
     """Entry point: a mistake in the input ends in one sentence on stderr and exit code 2, a full disk in one and code 1."""
+    surroundings.begin()
     # Ended from outside (a time limit, a closed terminal) is like Ctrl-C: what was started must be ended, too.
     for ending in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(ending) != signal.SIG_IGN:  # as under nohup
             signal.signal(ending, signal.default_int_handler)
     try:
+        surroundings.check_names(sys.argv[1:])
         cli()
     except QuickbloomError as error:
         say_error(str(error))

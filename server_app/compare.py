@@ -28,6 +28,7 @@ from common.units import counted
 from server_app.live import progress_bar
 from server_app.runs import Result, Run, Setup, perform, program
 from server_app.settings import check_with_data, parse_assignments
+from server_app.starting import check_machine, check_simulation
 from server_app.terminal import say
 
 SHOTS = "test-shots=1,2,5,10"
@@ -104,6 +105,8 @@ class Plan:
             parse_run_config({"algorithm": name, "dataset": self.dataset})
         if self.simulation and any(is_own_algorithm(ALGORITHMS[name]) for name in self.algorithms):
             raise ConfigError("`--simulation` needs algorithms of this project: Flower's processes do not know your own one")
+        if self.simulation:
+            check_simulation(", or leave `--simulation` out")
         for algorithm in self.algorithms:
             self._check_settings(algorithm)
         for algorithm in self.algorithms:
@@ -131,6 +134,7 @@ class Plan:
 
     def _check_with_data(self, algorithm: str, seed: int) -> None:
         config = self.candidates(algorithm)[0].config(seed)
+        check_machine(config)
         splits, remarks = check_with_data(config, resolve_data_dir(config.data_dir))
         if (algorithm, seed) == (self.algorithms[0], self.seeds[0]):
             for remark in remarks:

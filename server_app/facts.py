@@ -77,7 +77,7 @@ class RunFacts:
                 raise DataError(f"'{path}' holds a comparison: open its comparison.html, or name directories of runs in it")
             raise DataError(f"'{path}' is no directory of a run: it holds no config.json")
         try:
-            config = json.loads((path / "config.json").read_text())
+            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
             return cls(path, config, nan_for_null(read_history(path)), _read_summary(path / "summary.json"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"'{path}' holds a damaged file of a run ({in_one_line(error)})") from None
@@ -117,7 +117,7 @@ class RunFacts:
             return []
         before, after = (f"{self.metric}_step{step}" for step in (0, self.summary["chosen"]["adapt_steps"]))
         try:
-            with file.open(newline="") as opened:
+            with file.open(newline="", encoding="utf-8") as opened:
                 clients = [
                     Client(row["task"], float(row[before]), float(row[after]), int(row["num_support"]), int(row["num_test"]))
                     for row in csv.DictReader(opened)
@@ -202,7 +202,7 @@ def _read_summary(file: Path) -> dict[str, Any] | None:
 
     if not file.is_file():
         return None
-    found: dict[str, Any] = gaps(json.loads(file.read_text()))
+    found: dict[str, Any] = gaps(json.loads(file.read_text(encoding="utf-8")))
     return found if found["schema"] == 1 else None
 
 

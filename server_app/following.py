@@ -4,6 +4,7 @@ import logging
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
@@ -12,7 +13,6 @@ from common.config import RunConfig, parse_run_config
 from server_app.launch import LaunchError, LocalSuperLink, Run, bundle, unframed
 from server_app.live import LogReader, progress_bar
 from server_app.processes import ENDINGS
-from server_app.settings import own_modules
 from server_app.starting import Start
 from server_app.terminal import FAILED, OK, STOPPED, console, say, say_error
 
@@ -43,7 +43,7 @@ def _follow_flower(start: Start, verbose: bool) -> Outcome:
             if not console.is_terminal:
                 console.print("starting Flower: ten seconds or more")
             app = stack.enter_context(bundle())
-            link = connection or stack.enter_context(LocalSuperLink(own_modules(str(settings.get("model", "auto")))))
+            link = connection or stack.enter_context(LocalSuperLink(Path.cwd()))
             started = Run(app, link, settings, start.nodes)
             stack.callback(started.close)
             try:

@@ -16,6 +16,8 @@ import numpy as np
 from flwr.common import log
 
 from common.errors import ConfigError
+from common.files import whole
+from server_app.intervals import half_width
 
 
 class RunDirectory:
@@ -72,13 +74,12 @@ class RunDirectory:
 
     def write_text(self, name: str, text: str) -> None:
         """Write `text` as `name`, atomically."""
-        temporary = self.path / f".{name}.partial"
-        temporary.write_text(text)
-        temporary.replace(self.path / name)
+        with whole(self.path / name) as file:
+            file.write(text)
 
     def append_round(self, record: dict[str, Any]) -> None:
         """Add one line to history.jsonl. It can be read at once; a power failure loses at most a second of rounds."""
-        with (self.path / "history.jsonl").open("a") as file:
+        with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
             file.write(to_json(record) + "\n")
             file.flush()
             if time.monotonic() - self._synced > 1:  # a sync costs milliseconds, as much as a small round
@@ -93,12 +94,10 @@ class RunDirectory:
         """One line per held-out task: its scores after every step."""
         if not rows:
             return
-        temporary = self.path / ".per_task.csv.partial"
-        with temporary.open("w", newline="") as file:
+        with whole(self.path / "per_task.csv", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        temporary.replace(self.path / "per_task.csv")
 
 
 def to_json(content: Any, indent: int | None = None) -> str:
@@ -117,7 +116,7 @@ def to_json(content: Any, indent: int | None = None) -> str:
 def read_history(path: Path) -> list[dict[str, Any]]:
     """The rounds so far of a run directory. A last line that is still being written is left out."""
     file = path / "history.jsonl"
-    lines = file.read_text().split("\n")[:-1] if file.exists() else []
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
     return [json.loads(line) for line in lines]
 
 
@@ -139,13 +138,12 @@ def history_until(path: Path, last_round: int) -> list[dict[str, Any]]:
 def spread(values: np.ndarray[Any, Any], *, higher_is_better: bool) -> dict[str, list[float]]:
     """Mean, 95 % half-width and mean of the worst tenth over tasks; `values` [tasks, steps + 1], one entry per step.
 
-    The half-width is 1.96 standard errors; NaN for a single task, whose spread nobody knows.
+    The half-width is that of Student's t (`intervals.half_width`); NaN for a single task, whose spread nobody knows.
     """
     tasks = len(values)
-    ci95 = 1.96 * values.std(axis=0, ddof=1) / np.sqrt(tasks) if tasks > 1 else np.full(values.shape[1], np.nan)
     ordered = np.sort(values, axis=0) if higher_is_better else -np.sort(-values, axis=0)
     worst = ordered[: max(1, tasks // 10)].mean(axis=0)
-    parts = {"mean": values.mean(axis=0), "ci95": ci95, "worst10": worst}
+    parts = {"mean": values.mean(axis=0), "ci95": half_width(values), "worst10": worst}
     # Scores travel as float32: more digits would be noise.
     return {name: np.round(part, 7).tolist() for name, part in parts.items()}
 

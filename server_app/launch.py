@@ -17,16 +17,17 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 import tomli_w
 import torch
 
+from common import own_code, surroundings, temporary
 from common.config import Scalar
 from common.errors import QuickbloomError
 from server_app import simulation
@@ -44,6 +45,8 @@ CPU_ENVIRONMENT = {
 """For processes that compute: one thread each, and freed memory is kept."""
 _PATIENCE = 120  # seconds without an answer of the SuperLink
 _PACKAGES = ("common", "server_app", "client_app")
+_RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""How the longest path of Ray's sockets goes on behind its directory for temporary files."""
 
 
 class LaunchError(QuickbloomError):
@@ -53,15 +56,16 @@ class LaunchError(QuickbloomError):
 def environment(flwr_home: Path | None = None, modules: Path | None = None, programs: Path | None = None) -> dict[str, str]:
     """The environment for Flower's processes: this Python's scripts first on the PATH, one thread, no telemetry.
 
-    `modules`: a directory from which they can import as well. `programs`: one that stands before all others on the PATH.
+    What they print and read is UTF-8, and they reach loopback without a proxy. `modules`: a directory in which they look for
+    modules that are nowhere else. `programs`: one that stands before all others on the PATH.
     """
     path = [programs, Path(sys.executable).parent, os.environ.get("PATH", "")]
     extra = {"PATH": os.pathsep.join(str(part) for part in path if part), **CPU_ENVIRONMENT}
     if flwr_home:
         extra["FLWR_HOME"] = str(flwr_home)
     if modules:
-        extra["PYTHONPATH"] = os.pathsep.join(filter(None, [str(modules), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, **QUIET, **extra}
+        extra[own_code.FOLDER] = str(modules)
+    return {**os.environ, **QUIET, **surroundings.for_processes(), **extra}
 
 
 def _put_simulation_into(directory: Path) -> None:
@@ -69,7 +73,7 @@ def _put_simulation_into(directory: Path) -> None:
     directory.mkdir()
     shim = directory / "flwr-simulation"
     # -P: nothing is imported from where the file lies.
-    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P "{Path(simulation.__file__).resolve()}" "$@"\n')
+    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P "{Path(simulation.__file__).resolve()}" "$@"\n', encoding="utf-8")
     shim.chmod(0o755)
 
 
@@ -93,30 +97,35 @@ def bundle() -> Iterator[Path]:
 class LocalSuperLink:
     """A SuperLink for simulations that lives as long as this context. `name` is its connection, `home` its FLWR_HOME.
 
-    `modules`: the directory of a user's own model. It is on no path unless there is one, because other files in a user's
-    current directory could then stand in the way of what Flower's processes import.
+    `modules`: the directory of a user's own model or data function, in which Flower's processes look last.
     """
 
     name = "private"
 
     def __init__(self, modules: Path | None = None) -> None:
         self._modules = modules
-        self._directory = tempfile.TemporaryDirectory(prefix="quickbloom-superlink-", ignore_cleanup_errors=True)
-        self.home = Path(self._directory.name)
+        self._held = ExitStack()
+        self.home = Path(
+            self._held.enter_context(tempfile.TemporaryDirectory(prefix="quickbloom-superlink-", ignore_cleanup_errors=True))
+        )
 
     def __enter__(self) -> "LocalSuperLink":
         port = free_port()
+        # Ray's own files: of nobody else, in a path that is short enough for its sockets, and gone with this.
+        base = temporary.short(temporary.LONGEST_SOCKET - len("/qb-12345678") - len(_RAY_SOCKET))
+        ray = tempfile.TemporaryDirectory(prefix="qb-", dir=base, ignore_cleanup_errors=True)
+        self._held.enter_context(ray)
         connection = {"address": f"127.0.0.1:{port}", "insecure": True}
         config = {"superlink": {"default": self.name, self.name: connection}}
-        (self.home / "config.toml").write_text(tomli_w.dumps(config))
+        (self.home / "config.toml").write_text(tomli_w.dumps(config), encoding="utf-8")
         self._log = self.home / "superlink.log"
         _put_simulation_into(self.home / "bin")
         command = [script("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
         command += ["--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"]
-        with self._log.open("w") as log:
+        with self._log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
                 command,
-                env=environment(self.home, self._modules, programs=self.home / "bin"),
+                env={**environment(self.home, self._modules, programs=self.home / "bin"), "RAY_TMPDIR": ray.name},
                 cwd=self.home,  # neutral: Flower imports the app from here before it looks into the bundle
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -127,7 +136,7 @@ class LocalSuperLink:
             deadline = time.monotonic() + 60
             while not healthy(port):
                 if not self.alive() or time.monotonic() > deadline:
-                    tail = self._log.read_text()[-2000:]
+                    tail = self._log.read_text(encoding="utf-8", errors="replace")[-2000:]
                     raise LaunchError(f"Flower's SuperLink did not start; it wrote: {tail}")
                 time.sleep(0.1)
         except BaseException:  # Ctrl-C as well: Python calls __exit__ only after an __enter__ that came to its end
@@ -146,7 +155,7 @@ class LocalSuperLink:
         try:
             end_all_with(ours, sessions)
         finally:
-            self._directory.cleanup()
+            self._held.close()
 
 
 class Run:
@@ -161,7 +170,7 @@ class Run:
         self._env = environment(self._link.home if self._link else None)
         self.run_id: str | None = None
         config = app.parent / "run-config.toml"
-        config.write_text(tomli_w.dumps(nest(settings)))
+        config.write_text(tomli_w.dumps(nest(settings)), encoding="utf-8")
         command = [script("flwr"), "run", str(app), self._connection, "--stream", "--run-config", str(config)]
         if self._link:
             command += ["--federation-config", _simulation(nodes)]
@@ -237,6 +246,8 @@ class Run:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 text=True,
+                encoding="utf-8",
+                errors="replace",
                 timeout=60,
                 check=False,
                 start_new_session=True,
@@ -253,17 +264,27 @@ class Run:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             text=True,
+            encoding="utf-8",
+            errors="replace",
             start_new_session=True,
         )
 
 
 def connection_exists(name: str) -> bool:
     """Whether the user's Flower configuration knows the SuperLink connection `name`."""
+    return connection_address(name) is not None
+
+
+def connection_address(name: str) -> str | None:
+    """HOST:PORT of the connection `name` there; "" if it has none, None if there is no such connection."""
     path = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr") / "config.toml"
     try:
-        return name in tomllib.loads(path.read_text()).get("superlink", {})
-    except (OSError, tomllib.TOMLDecodeError):
-        return False
+        known = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
+    except (OSError, ValueError):  # of damaged TOML, or of text that is not UTF-8
+        return None
+    if name not in known:
+        return None
+    return str(known[name].get("address", "")) if isinstance(known[name], dict) else ""
 
 
 def nest(settings: Mapping[str, Scalar]) -> dict[str, Any]:
@@ -310,9 +331,9 @@ def free_port() -> int:
 
 
 def healthy(port: int) -> bool:
-    """Whether a SuperLink answers on this HTTP port of loopback."""
+    """Whether a SuperLink answers on this HTTP port of loopback, which is asked without a proxy."""
     try:
-        with urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
+        with build_opener(ProxyHandler({})).open(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
             return bool(answer.status == 200)
     except (URLError, OSError):
         return False

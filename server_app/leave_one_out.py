@@ -17,6 +17,7 @@ from common.config import RunConfig, Scalar, parse_run_config
 from common.datasets import load_dataset
 from common.datasets.base import resolve_data_dir
 from common.errors import ConfigError
+from common.files import whole
 from common.units import score
 from server_app.following import follow_here
 from server_app.history import RunDirectory, spread
@@ -100,12 +101,10 @@ def write(directory: Path, found: Mapping[str, Any]) -> None:
     """leave-one-out.json and leave-one-out.csv, each whole or not at all."""
     run = RunDirectory(directory)
     run.write_json(f"{FILE}.json", found)
-    temporary = directory / f".{FILE}.partial"
-    with temporary.open("w", newline="") as file:
+    with whole(directory / f"{FILE}.csv", newline="") as file:
         writer = csv.DictWriter(file, list(found["folds"][0]))
         writer.writeheader()
         writer.writerows(found["folds"])
-    temporary.replace(directory / f"{FILE}.csv")
 
 
 def table(found: Mapping[str, Any]) -> Table:

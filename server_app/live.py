@@ -141,7 +141,7 @@ def few_tasks(summary: dict[str, Any], *, own_file: bool) -> list[str]:
 
 def _named(run_dir: Path) -> str:
     try:
-        with (run_dir / "per_task.csv").open(newline="") as file:
+        with (run_dir / "per_task.csv").open(newline="", encoding="utf-8") as file:
             names = [as_told(row["task"], 60) for row in csv.DictReader(file) if row["split"] == "test"]
     except (OSError, csv.Error):  # names come from nodes
         return ""

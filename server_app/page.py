@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 from common.errors import DataError
+from common.extras import needs
+from common.files import whole
 
 _PACKAGES = ("matplotlib", "jinja2")
 LISTED = 1000
@@ -109,8 +111,8 @@ def missing_packages() -> list[str]:
 
 def require_packages() -> None:
     """Raise DataError with what to install."""
-    if missing := missing_packages():
-        raise DataError(f"a report needs the package {missing[0]}: pip install 'quickbloom[report]'")
+    for name in _PACKAGES:
+        needs("report", name, "a report", error=DataError, load=False)
 
 
 def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -> Path:
@@ -118,12 +120,10 @@ def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    html = environment.from_string(_TEMPLATE.read_text()).render(title=title, lead=lead, sections=sections)
-    partial = path.with_name(f".{path.name}.partial")
+    html = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(title=title, lead=lead, sections=sections)
     try:
-        # Names may hold halves of characters, which UTF-8 has no place for.
-        partial.write_text(html, encoding="utf-8", errors="replace")
-        partial.replace(path)
+        with whole(path) as file:
+            file.write(html)
     except OSError as error:
         raise DataError(f"the report '{path}' cannot be written ({error.strerror or error})") from None
     return path

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.errors import ConfigError
+from common.extras import needs
 from common.params import Params
 from common.privacy import LEAST_CLIP, MOST_CLIP, PrivacyOptions
 from common.randomness import generator
@@ -152,7 +152,7 @@ class Ledger:
     def _append(self, entry: dict[str, Any]) -> None:
         # A line of its own, also behind one that is torn.
         torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n") and self._path.stat().st_size > 0
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write("\n" * torn + json.dumps(entry) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -169,12 +169,7 @@ def _step_of(line: bytes) -> int:
 
 def require_accountant() -> None:
     """Raise ConfigError unless `dp_accounting` can be imported."""
-    try:
-        import dp_accounting.rdp  # noqa: F401 - here, because only private runs need it
-    except ImportError:
-        raise ConfigError(
-            "`privacy.noise-multiplier` above 0 needs the package dp-accounting: pip install 'quickbloom[privacy]'"
-        ) from None
+    needs("privacy", "dp_accounting.rdp", "`privacy.noise-multiplier` above 0")
 
 
 @cache

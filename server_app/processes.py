@@ -90,7 +90,7 @@ def living() -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            alive = (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+            alive = (entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
         except OSError:
             continue
         if alive and int(entry.name) != os.getpid():

@@ -20,6 +20,7 @@ from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest
 from flwr.supercore.error import ApiErrorCode, FlowerError
 
 from common.errors import QuickbloomError, in_one_line
+from common.loopback import check_socks
 
 
 class RegistrationError(QuickbloomError):
@@ -30,7 +31,8 @@ def register(connection: str, keys: Mapping[str, Path]) -> Iterator[str]:
     """Register nodes with the SuperLink of the user's `connection`; yields a line for each as it is done.
 
     `keys`: the file with the public key of each node, by the node's name. A key that is registered already is said and left.
-    Raises RegistrationError at the first failure of the connection, and at the end if a key was refused.
+    Raises ConfigError for a proxy that cannot be used, and RegistrationError at the first failure of the connection and at the
+    end if a key was refused.
     """
     public = {name: _as_pem(path) for name, path in keys.items()}
     refused = []
@@ -44,6 +46,7 @@ def register(connection: str, keys: Mapping[str, Path]) -> Iterator[str]:
             )
         if not settings.address or settings.address.startswith(":"):
             raise RegistrationError(f"the connection `{connection}` must have the `address` of a SuperLink, such as HOST:8000")
+        check_socks(settings.address)
         with redirect_stdout(io.StringIO()):  # Flower says which connection it uses
             client = init_http_client_from_connection(settings)
     try:

@@ -11,6 +11,7 @@ from common.errors import DataError
 from common.units import score, size
 from server_app.drawing import LONGEST_NAME, every, percent, picture, short, style, whole_numbers
 from server_app.facts import RunFacts
+from server_app.intervals import half_width
 from server_app.page import Code, Fold, Part, Section, Table, Text
 from server_app.wording import axis_name, data_name, duration, metric_name
 
@@ -91,8 +92,7 @@ def _against(run: RunFacts, first: RunFacts, metric: str) -> str:
     gaps = np.array([client.after - others[client.task] for client in run.clients if client.task in others])
     if len(gaps) < 2 or not np.isfinite(gaps).all():
         return "-"
-    half = 1.96 * gaps.std(ddof=1) / math.sqrt(len(gaps))
-    return ("+" if gaps.mean() >= 0 else "") + score(float(gaps.mean()), metric, float(half))
+    return ("+" if gaps.mean() >= 0 else "") + score(float(gaps.mean()), metric, float(half_width(gaps)))
 
 
 def _data(run: RunFacts) -> tuple[object, object]:

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from common import __version__
+from common import __version__, own_code
 from common.algorithms import ALGORITHMS, is_own_algorithm
 from common.config import PRIVACY, RunConfig, parse_run_config
 from common.errors import FILE_TROUBLE, ConfigError
@@ -97,7 +97,7 @@ class Run:
     def result(self) -> "Result | None":
         """What the run left; None if it is not finished."""
         file = self.directory / _FINISHED
-        return Result(self, json.loads(file.read_text())) if file.is_file() else None
+        return Result(self, json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Result:
 
     @property
     def summary(self) -> dict[str, Any]:
-        return dict(json.loads((self.run.directory / "summary.json").read_text()))
+        return dict(json.loads((self.run.directory / "summary.json").read_text(encoding="utf-8")))
 
     @property
     def rounds(self) -> list[dict[str, Any]]:
@@ -188,14 +188,15 @@ def today() -> str:
 
 def _own_code(model: str) -> str:
     """The file of a user's own model: it decides the result as the settings do. "" for any other model."""
+    own_code.add_folder()
     spec = find_spec(model.partition(":")[0]) if is_own_model(model) else None
-    return Path(spec.origin).read_text() if spec and spec.origin else ""
+    return Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
 
 
 def _own_algorithm(name: str) -> str:
     """The file of a user's own algorithm, as of a model. "" for any other algorithm."""
     algorithm = ALGORITHMS[name]
-    return Path(inspect.getfile(algorithm)).read_text() if is_own_algorithm(algorithm) else ""
+    return Path(inspect.getfile(algorithm)).read_text(encoding="utf-8") if is_own_algorithm(algorithm) else ""
 
 
 def _own_data(settings: Mapping[str, Any]) -> str:
@@ -228,10 +229,10 @@ def _start(run: Run) -> subprocess.Popen[bytes]:
 def _finish(run: Run, code: int, facts: dict[str, Any]) -> Result:
     if code:
         # A run that failed is not kept: what stood in its way may be gone the next time.
-        said = (run.directory / _LOG).read_text(errors="replace").strip()
+        said = (run.directory / _LOG).read_text(encoding="utf-8", errors="replace").strip()
         return Result(run, facts, code, _failure(said))
     partial = run.directory / f".{_FINISHED}.partial"
-    partial.write_text(json.dumps(facts))
+    partial.write_text(json.dumps(facts), encoding="utf-8")
     partial.replace(run.directory / _FINISHED)
     return Result(run, facts)
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from common import warm
-from common.errors import ConfigError, QuickbloomError
+from common import loopback, warm
+from common.errors import QuickbloomError
 from common.tls import distrust
 from server_app import link
 from server_app.certificates import check_certificate, load_certificate
@@ -37,7 +37,7 @@ def superlink(secrets: Path, state: Path, host: str, port: int, fleet_host: str,
     for address in ((host, port), (fleet_host, fleet_port)):
         _free(*address)
     arguments: list[str | Path] = [
-        *("--host", host, "--port", str(port), "--fleet-api-address", f"{fleet_host}:{fleet_port}"),
+        *("--host", host, "--port", str(port), "--fleet-api-address", loopback.joined(fleet_host, fleet_port)),
         *("--ssl-ca-certfile", files["ca.crt"], "--ssl-certfile", files["server.crt"], "--ssl-keyfile", files["server.key"]),
         *("--enable-supernode-auth", "--database", state / "superlink.db", "--isolation", "process"),
         *("--superexec-auth-secret-file", files["superexec.secret"], "--disable-runtime-dependency-installation"),
@@ -54,10 +54,8 @@ def superexec(secrets: Path, address: str, runs: Path) -> NoReturn:
     load_certificate(secrets / "ca.crt")
     _readable(secrets / "superexec.secret")
     _writable(runs)
-    host, colon, port = address.rpartition(":")
-    if not (colon and host and port.isdigit()):
-        raise ConfigError(f"`--superlink` must be HOST:PORT, such as superlink:8000, got '{address}'")
-    _trusted(host, int(port), secrets / "ca.crt")
+    host, port = loopback.split_address("--superlink", address, "superlink:8000")
+    _trusted(host, port, secrets / "ca.crt")
     arguments = ["--runtime-api-address", address, "--root-certificates", str(secrets / "ca.crt")]
     arguments += ["--superexec-auth-secret-file", str(secrets / "superexec.secret")]
     _become(warm.command("flower-superexec", *arguments))
@@ -98,7 +96,7 @@ def _trusted(host: str, port: int, ca: Path) -> None:
         with socket.create_connection((host, port), timeout=10) as raw, context.wrap_socket(raw, server_hostname=host):
             pass
     except ssl.SSLCertVerificationError as error:
-        raise ServeError(distrust(f"{host}:{port}", error, ca)) from None
+        raise ServeError(distrust(loopback.joined(host, port), error, ca)) from None
     except OSError:
         return
 
@@ -112,5 +110,5 @@ def _free(host: str, port: int) -> None:
             probe.bind(address)
     except OSError as error:
         raise ServeError(
-            f"cannot listen on {host}:{port} ({error.strerror}): choose another host or port, or free it"
+            f"cannot listen on {loopback.joined(host, port)} ({error.strerror}): choose another host or port, or free it"
         ) from None

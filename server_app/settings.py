@@ -1,6 +1,5 @@
 """Settings as they are typed: from "key=value" texts to a dictionary, and what can be checked before anything starts."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +8,6 @@ from common.assemble import build_algorithm
 from common.assignment import scalar, split_assignment
 from common.config import RunConfig, Scalar, check_choice, table_types
 from common.datasets import load_dataset
-from common.models import is_own_model
 from server_app.splits import split_tasks
 
 
@@ -40,12 +38,5 @@ def check_with_data(config: RunConfig, data_dir: Path) -> tuple[dict[str, list[s
     Raises ConfigError or DataError with what would end the run.
     """
     dataset = load_dataset(config.dataset, config.table(config.dataset), data_dir)
-    if (modules := own_modules(config.model)) and str(modules) not in sys.path:
-        sys.path.insert(0, str(modules))
     build_algorithm(config.resolved(), dataset.spec)
     return split_tasks(dataset.tasks(), config), dataset.remarks
-
-
-def own_modules(model: str) -> Path | None:
-    """Where the module of a user's own model is looked for first: the current directory. None for any other model."""
-    return Path.cwd() if is_own_model(model) else None

@@ -6,13 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from common import loopback, temporary
 from common.algorithms import ALGORITHMS, is_own_algorithm
 from common.config import RunConfig, Scalar, parse_run_config
 from common.datasets.base import resolve_data_dir
 from common.errors import ConfigError
+from common.extras import needs
+from common.files import check_name
+from common.kernels.compiler import find_compiler
+from common.kernels.compiler import remark as kernel_remark
 from server_app import checkpoint
 from server_app.history import RunDirectory, unused
-from server_app.launch import connection_exists
+from server_app.launch import connection_address, connection_exists
+from server_app.privacy import require_accountant
 from server_app.resume import goes_on_in_place, open_checkpoint, with_settings_of
 from server_app.settings import check_with_data
 from server_app.terminal import say
@@ -35,12 +43,16 @@ def settle(settings: dict[str, Scalar], connection: str | None, nodes: int | Non
         parse_run_config(settings)
         if not connection_exists(connection):
             raise ConfigError(f"`--connection` must be a [superlink.NAME] of Flower's config.toml, got '{connection}'")
+        temporary.check()
+        loopback.check_socks(connection_address(connection) or "")
         return Start(settings, connection, nodes or 2, in_process)
     if settings.get("resume-from"):
         settings, nodes, in_process = _go_on(settings, nodes, in_process)
     nodes = nodes or (1 if in_process else 2)
     settings = {"min-nodes": nodes, **settings}
     name = parse_run_config(settings).algorithm
+    if not in_process:
+        check_simulation(", or add `--in-process`")
     if not in_process and is_own_algorithm(ALGORITHMS[name]):
         raise ConfigError(
             f'`algorithm = "{name}"` is known to this process alone: add `--in-process`, or put it into common/algorithms'
@@ -50,6 +62,24 @@ def settle(settings: dict[str, Scalar], connection: str | None, nodes: int | Non
     for remark in check_locally(parse_run_config(settings), settings, nodes):
         say(f"Remark: {remark}")
     return Start(settings, None, nodes, in_process)
+
+
+def check_simulation(instead: str) -> None:
+    """Raise ConfigError for what Flower's simulation lacks here. `instead`: what else can be done, as the end of a sentence."""
+    needs("simulation", "ray", "Flower's simulation", instead=instead, load=False)
+    loopback.check_ipv4("Flower's simulation", instead)
+    temporary.check()
+
+
+def check_machine(config: RunConfig) -> None:
+    """Raise ConfigError for a setting that needs what this machine does not have: a package, a GPU."""
+    check_live_view(config)
+    if config.privacy.on:
+        require_accountant()
+    if config.compile is True and not torch.cuda.is_available() and find_compiler() is None:
+        raise ConfigError("`compile = true` needs a C++ compiler, and there is none here (c++, g++, clang++): set it to false")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError('`device` is "cuda", but this machine has no CUDA device: use "auto" or "cpu"')
 
 
 def connection_for(connection: str | None, in_process: bool, nodes: int | None) -> str | None:
@@ -102,8 +132,9 @@ def check_locally(config: RunConfig, settings: dict[str, Scalar], nodes: int) ->
     data_dir = resolve_data_dir(config.data_dir).absolute()
     settings["data-dir"] = str(data_dir)
     _, remarks = check_with_data(config, data_dir)
-    check_live_view(config)
+    check_machine(config)
+    check_name("the data directory", str(data_dir))
     if config.resume_from:
         open_checkpoint(config.resolved(), lambda _: None)
     RunDirectory.create(config.output_dir, "", again=goes_on_in_place(config))
-    return remarks
+    return [*remarks, *filter(None, [kernel_remark()])]

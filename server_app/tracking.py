@@ -4,7 +4,6 @@ Both are told what history.jsonl and summary.json say, as it is written. A run n
 opened is refused before the first round, what breaks later is left out from there on, with a warning.
 """
 
-import importlib.util
 import math
 import os
 import time
@@ -19,6 +18,7 @@ from flwr.common import log
 
 from common.config import RunConfig
 from common.errors import ConfigError, in_one_line
+from common.extras import needs
 from server_app.scalars import FOLDER, adaptation, scalars
 
 Clients = Mapping[str, np.ndarray[Any, Any]]
@@ -165,10 +165,8 @@ def check(config: RunConfig) -> None:
     """Raise ConfigError for a live view that needs what is not installed."""
     needed = (("tensorboard", config.tensorboard, "tensorboard", "report"), ("mlflow", config.mlflow, "mlflow", "mlflow"))
     for setting, wanted, package, extra in needed:
-        if wanted and importlib.util.find_spec(package) is None:
-            raise ConfigError(
-                f"`{setting}` needs the package {package} where the server runs: pip install 'quickbloom[{extra}]'"
-            )
+        if wanted:
+            needs(extra, package, f"`{setting}`", instead=" where the server runs", load=False)
 
 
 @contextmanager

@@ -65,4 +65,4 @@ def main(grid: Grid, context: Context) -> None:
     strategy.start(grid, ArrayRecord(model().state_dict()), num_rounds=int(context.run_config["rounds"]))
     times = [*strategy.times, time.monotonic()]
     seconds = [after - before for before, after in pairwise(times)]
-    Path(str(context.run_config["seconds-file"])).write_text(json.dumps(seconds))
+    Path(str(context.run_config["seconds-file"])).write_text(json.dumps(seconds), encoding="utf-8")

@@ -17,6 +17,7 @@ from pydantic import Field
 from common.batch import Batch, TaskData
 from common.datasets.base import DataSpec, FixedSplitDataset, generator
 from common.errors import DataError
+from common.extras import needs
 from common.options import Options
 
 CLIENTS = 56
@@ -66,14 +67,12 @@ class Digits(FixedSplitDataset):
 
 def _read() -> tuple[Array, Array]:
     """Images [1797, 8, 8] in 0..1 and their digits, from scikit-learn's file; importing it would take 60 MB and a second."""
+    needs("datasets", "sklearn", "the data set `digits`", error=DataError, load=False)
     package = importlib.util.find_spec("sklearn")
-    if package is None or not package.submodule_search_locations:
-        raise DataError(
-            "the data set `digits` needs scikit-learn, which is not installed: run pip install 'quickbloom[datasets]'"
-        )
-    file = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    (folder, *_) = (package and package.submodule_search_locations) or [""]
+    file = Path(folder, "datasets", "data", "digits.csv.gz")
     try:
-        with gzip.open(file, "rt") as lines:
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
             table = np.loadtxt(lines, delimiter=",")
     except OSError as error:
         raise DataError(

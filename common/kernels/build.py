@@ -1,7 +1,7 @@
 """The kernels as a library of this machine: compiled once, kept in the user's cache, loaded by ctypes.
 
-Where there is no C++ compiler, or it fails, `library` is None and nothing is said: everything has a way
-in torch. QUICKBLOOM_KERNELS=0 in the environment asks for that.
+Where there is no C++ compiler, or it fails, `library` is None and nothing is said here: everything has a way in torch. The
+commands tell of a compiler that is missing. QUICKBLOOM_KERNELS=0 in the environment asks to do without.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import hashlib
 import logging
 import os
 import platform
-import shutil
 import signal
 import stat
 import subprocess
@@ -23,9 +22,9 @@ from pathlib import Path
 
 import torch
 
+from common.kernels.compiler import SWITCH, find_compiler
 from common.kernels.source import SOURCE
 
-SWITCH = "QUICKBLOOM_KERNELS"
 SECONDS, DAY = 120, 86_400
 """How long a compiler may take, a small device needs a dozen; and how long one that failed is not tried again."""
 FLAGS = ("-O3", "-std=c++14", "-shared", "-fPIC", "-ffp-contract=fast", "-w")
@@ -50,12 +49,6 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
         return None
 
 
-def find_compiler() -> str | None:
-    """The C++ compiler that CXX names, or the usual ones; None if there is none."""
-    names = (os.environ.get("CXX", ""), "c++", "g++", "clang++")
-    return next(filter(None, (shutil.which(name) for name in names if name)), None)
-
-
 def _built(compiler: str, kind: tuple[str, ...]) -> Path:
     """The file of the library, made if it is not there yet. Raises BuildError or OSError."""
     native = "-mcpu=native" if platform.machine().startswith(("aarch64", "arm")) else "-march=native"
@@ -65,7 +58,7 @@ def _built(compiler: str, kind: tuple[str, ...]) -> Path:
     parts = [*command, str(made.st_mtime_ns), str(made.st_size), _processor(), SOURCE]
     file = _folder() / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
     if not file.exists():
-        with (file.parent / "lock").open("w") as lock:
+        with (file.parent / "lock").open("w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the other processes of a simulation wait, and find it
             if not file.exists():
                 _compile(command, file)
@@ -81,15 +74,15 @@ def _compile(command: list[str], file: Path) -> None:
     failed = file.with_suffix(".failed")
     with contextlib.suppress(FileNotFoundError):
         if time.time() - failed.stat().st_mtime < DAY:
-            raise BuildError(failed.read_text())
+            raise BuildError(failed.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         source, made = Path(folder) / "kernels.cpp", Path(folder) / file.name
-        source.write_text(SOURCE)
+        source.write_text(SOURCE, encoding="utf-8")
         try:
             _run([*command, str(source), "-o", str(made), "-lm"])
             ctypes.CDLL(str(made))
         except (BuildError, OSError) as error:
-            failed.write_text(str(error))
+            failed.write_text(str(error), encoding="utf-8")
             raise
         made.replace(file)
 
@@ -111,7 +104,7 @@ def _run(command: list[str]) -> None:
 def _processor() -> str:
     """What tells processors apart that a compiler makes different code for."""
     with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
     return platform.processor() + platform.node()
 

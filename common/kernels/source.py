@@ -224,9 +224,13 @@ static void over_groups(REAL *sums, int channels, int group) {
 }
 
 // z <- (z - mean) / deviation, in place; 1 / deviation goes to `scale`. A segment is a batch or an example.
+//
+// The sum of numbers that are large beside their deviation loses the digits that count. So what is left after a first mean is
+// summed as well, with its squares: the corrected two-pass algorithm (Chan, Golub, LeVeque 1983, "Algorithms for Computing the
+// Sample Variance").
 static void normalise(const Place &p) {
     int C = p.layer.padded, segments = p.layer.norm == 2 ? p.examples : 1, length = p.pixels / segments;
-    REAL count = (REAL)length * p.layer.group, *mean = p.sums;
+    REAL count = (REAL)length * p.layer.group, *mean = p.sums, *rest = p.sums + C;
     for (int s = 0; s < segments; s++) {
         REAL *z = p.z + (long)s * length * C, *scale = p.scale + (long)s * C;
         for (int c = 0; c < C; c += LANES) {
@@ -236,18 +240,28 @@ static void normalise(const Place &p) {
         }
         over_groups(mean, p.layer.outputs, p.layer.group);
         for (int c = 0; c < C; c += LANES) {
-            Vector sum = zeros(), middle = get(mean + c) / count;
+            Vector sum = zeros(), squares = zeros(), middle = get(mean + c) / count;
             for (int i = 0; i < length; i++) {
                 Vector x = get(z + (long)i * C + c) - middle;
                 put(z + (long)i * C + c, x);
-                sum += x * x;
+                sum += x;
+                squares += x * x;
             }
-            put(scale + c, sum);
+            put(rest + c, sum);
+            put(scale + c, squares);
         }
+        over_groups(rest, p.layer.outputs, p.layer.group);
         over_groups(scale, p.layer.outputs, p.layer.group);
-        for (int c = 0; c < C; c++) scale[c] = 1 / (REAL)sqrt(scale[c] / count + p.layer.epsilon);
+        for (int c = 0; c < C; c++) {
+            REAL middle = rest[c] / count, variance = scale[c] / count - middle * middle;
+            rest[c] = middle;
+            scale[c] = 1 / (REAL)sqrt((variance < 0 ? 0 : variance) + p.layer.epsilon);  // NaN stays NaN
+        }
         for (int i = 0; i < length; i++)
-            for (int c = 0; c < C; c += LANES) put(z + (long)i * C + c, get(z + (long)i * C + c) * get(scale + c));
+            for (int c = 0; c < C; c += LANES) {
+                REAL *x = z + (long)i * C + c;
+                put(x, (get(x) - get(rest + c)) * get(scale + c));
+            }
     }
 }
 

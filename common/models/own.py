@@ -1,11 +1,11 @@
 """A user's own model: `model = "module:factory"` names a function (input_shape, outputs) -> torch.nn.Module."""
 
 from collections.abc import Callable
-from importlib import import_module
 
 from torch import nn
 
 from common.errors import ConfigError, in_one_line
+from common.own_code import import_own
 
 
 def is_own_model(name: str) -> bool:
@@ -17,7 +17,7 @@ def own_factory(name: str) -> Callable[[tuple[int, ...], int], nn.Module]:
     """The factory that "module:factory" names. It raises ConfigError, like this function, whatever goes wrong inside."""
     module_name, _, attribute = name.partition(":")
     try:
-        module = import_module(module_name)
+        module = import_own(module_name)
     except Exception as error:  # the user's code may raise anything
         raise ConfigError(
             f'`model = "{name}"` must name a module that can be imported, but that raised {in_one_line(error)}: start in the '

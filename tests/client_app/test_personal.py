@@ -121,6 +121,29 @@ def test_predict_reproduces_the_mse_of_a_regression_and_speaks_in_the_unit_of_th
         assert (errors**2).mean() / support.var() == pytest.approx(found.scores[0].value, rel=1e-4)
 
 
+@pytest.mark.parametrize("target", ["outcome", "dose"])
+def test_a_model_that_diverged_predicts_nothing_and_says_so(tmp_path: Path, target: str) -> None:
+    grid, more = federation(tmp_path, **{"own.target-column": target})
+    run_federation(grid, more["config"])
+    (spoilt, *_) = adapt(tmp_path / "state-0", tmp_path / "AB.csv", tmp_path / "mine")
+    spoilt.tensors["1.weight"].fill_(np.nan)
+    personal.save(spoilt, tmp_path / "spoilt.safetensors")
+    arguments = ["predict", "--model", str(tmp_path / "spoilt.safetensors"), "--input", str(tmp_path / "AB.csv")]
+    done = CliRunner().invoke(cli, [*arguments, "--output", str(tmp_path / "out.csv")])
+    assert done.exit_code == 0, done.output
+    assert "No prediction for 60 rows (the first: row 1): what the model computes there is no finite number" in flat(
+        done.output
+    )
+    with (tmp_path / "out.csv").open(newline="") as file:
+        assert {(row["prediction"], row.get("probability", "")) for row in csv.DictReader(file)} == {("", "")}
+    if target == "outcome":
+        assert "accuracy 0.0 %" in done.output
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
 def test_images_of_a_model_whose_answers_hang_on_the_batch_are_predicted_as_they_were_scored(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tasks, light = np.repeat(list("ABCDE"), 20), np.tile([0.0, 1.0], 50)

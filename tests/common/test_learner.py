@@ -8,7 +8,7 @@ from torch import nn
 
 from common.batch import Batch
 from common.errors import ConfigError
-from common.learner import Learner
+from common.learner import Learner, hits
 
 
 def test_classification_loss_and_accuracy_by_hand() -> None:
@@ -19,6 +19,26 @@ def test_classification_loss_and_accuracy_by_hand() -> None:
     assert loss.item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
     assert accuracy.item() == 0.5
     assert learner.loss({"weight": torch.eye(2)}, batch).item() == loss.item()
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", [0, 1])
+@pytest.mark.parametrize("label", [0, 1])
+def test_an_output_that_is_not_finite_is_wrong_whatever_the_class(broken: float, where: int, label: int) -> None:
+    # The first row is right, the second one broken in one output: half of two are right, of either class.
+    row = [0.0, 0.0]
+    row[where] = broken
+    right = torch.nn.functional.one_hot(torch.tensor(label), 2).float()
+    found = hits(torch.stack([right, torch.tensor(row)]), torch.tensor([label, label]))
+    assert found.tolist() == [1.0, 0.0]
+
+
+def test_a_diverged_classifier_scores_nothing_and_its_loss_stays_not_finite() -> None:
+    learner = Learner(nn.Linear(2, 3), "classification")
+    params = {name: torch.full_like(value, math.nan) for name, value in learner.initial().items()}
+    loss, accuracy = learner.score(params, Batch.of(torch.randn(6, 2), torch.tensor([0, 0, 0, 0, 1, 2])))
+    assert accuracy.item() == 0.0
+    assert not math.isfinite(loss.item())
 
 
 def test_regression_loss_is_averaged_over_outputs_and_examples_by_hand() -> None:

@@ -31,7 +31,9 @@ NOTEBOOK = EXAMPLES / "new_writer.ipynb"
 def python(*arguments: str | Path, cwd: Path) -> str:
     """What a program in a Python process of its own prints on stdout."""
     command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=environment(modules=ROOT), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=cwd, env={**environment(), "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -101,7 +103,7 @@ def test_the_notebook_runs_and_the_new_writer_gains(data: str, request: pytest.F
     variables["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # as in a notebook, whatever this machine has set
     notebook = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
     client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(EXAMPLES)}})
-    client.execute(env={**environment(modules=ROOT), **variables})
+    client.execute(env={**environment(), "PYTHONPATH": str(ROOT), **variables})
     outputs: list[Any] = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
     (said,) = (output["text"] for output in outputs if "right before" in output.get("text", ""))
@@ -150,7 +152,9 @@ def test_a_mistake_in_an_own_algorithm_is_named_with_its_line(own: Any, monkeypa
 
 def test_an_own_algorithm_is_refused_where_other_processes_would_not_know_it(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "own_algorithm.py"), "run", "--algorithm", "prox"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(modules=ROOT), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**environment(), "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert "is known to this process alone: add `--in-process`" in " ".join(done.stderr.split())
     assert not (tmp_path / "runs").exists()

@@ -21,6 +21,7 @@ from server_app import app as server
 from server_app import checkpoint
 from server_app.app import _most_shots, run_federation
 from server_app.history import read_history
+from server_app.intervals import t_quantile
 from server_app.strategy import RunError
 
 KEYS = {
@@ -94,7 +95,7 @@ def test_per_task_scores_agree_with_the_summary(tmp_path: Path) -> None:
         for name in ("accuracy", "loss"):
             values = np.array([[float(row[f"{name}_step{step}"]) for step in range(4)] for row in own])
             assert values.mean(axis=0) == pytest.approx(summary[split][name]["mean"], abs=1e-6)
-            half_width = 1.96 * values.std(axis=0, ddof=1) / len(own) ** 0.5
+            half_width = t_quantile(len(own) - 1) * values.std(axis=0, ddof=1) / len(own) ** 0.5
             assert half_width == pytest.approx(summary[split][name]["ci95"], abs=1e-6)
 
 

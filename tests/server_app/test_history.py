@@ -69,11 +69,12 @@ def test_a_probe_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_spread_by_hand() -> None:
-    # Step 0: 1, 2, 3, 6: mean 3, deviations -2, -1, 0, 3, variance 14 / 3, half-width 1.96 * sqrt(14 / 3 / 4). Step 1: all 5.
+    # Step 0: 1, 2, 3, 6: mean 3, deviations -2, -1, 0, 3, variance 14 / 3. With 3 degrees of freedom t is 3.1824:
+    # half-width 3.1824 * sqrt(14 / 3 / 4). Step 1: all 5.
     values = np.array([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0], [6.0, 5.0]])
     result = spread(values, higher_is_better=True)
     assert result["mean"] == [3.0, 5.0]
-    assert result["ci95"] == pytest.approx([1.96 * (14 / 12) ** 0.5, 0.0])
+    assert result["ci95"] == pytest.approx([3.182446 * (14 / 12) ** 0.5, 0.0])
     assert result["worst10"] == [1.0, 5.0]
     assert spread(values, higher_is_better=False)["worst10"] == [6.0, 5.0]
 

@@ -19,13 +19,13 @@ def test_the_bundle_holds_the_app_and_nothing_else() -> None:
     assert not app.exists()
 
 
-def test_the_directory_of_a_users_model_comes_first_and_only_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_directory_of_a_users_model_is_not_on_the_path_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/theirs")
-    assert environment()["PYTHONPATH"] == "/theirs"
-    assert environment(modules=Path("/mine"))["PYTHONPATH"] == "/mine:/theirs"
+    assert environment(modules=Path("/mine"))["PYTHONPATH"] == "/theirs"
+    assert environment(modules=Path("/mine"))["QUICKBLOOM_MODULES"] == "/mine"
     monkeypatch.delenv("PYTHONPATH")
-    assert "PYTHONPATH" not in environment()
-    assert environment(modules=Path("/mine"))["PYTHONPATH"] == "/mine"
+    assert "PYTHONPATH" not in environment(modules=Path("/mine"))
+    assert "QUICKBLOOM_MODULES" not in environment()
 
 
 def test_settings_are_nested_as_toml_wants_them() -> None:
@@ -65,8 +65,12 @@ def test_the_private_superlink_ends_with_its_context() -> None:
     with LocalSuperLink() as link:
         assert link._process.poll() is None
         assert (link.home / "config.toml").is_file()
+        environ = Path(f"/proc/{link._process.pid}/environ").read_bytes().decode().split(chr(0))
+        (ray,) = (Path(entry.partition("=")[2]) for entry in environ if entry.startswith("RAY_TMPDIR="))
+        assert ray.is_dir()
     assert link._process.returncode is not None
     assert not link.home.exists()
+    assert not ray.exists()
 
 
 def test_ending_all_with_a_variable_ends_what_lost_it_in_their_sessions(tmp_path: Path) -> None:

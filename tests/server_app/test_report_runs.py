@@ -13,6 +13,7 @@ from common.config import parse_run_config
 from common.errors import DataError
 from server_app.app import run_federation
 from server_app.facts import RunFacts
+from server_app.intervals import t_quantile
 from server_app.report import write_report
 
 
@@ -39,7 +40,7 @@ def test_the_difference_to_the_first_run_is_taken_client_by_client(runs: dict[st
     text = told([runs["reptile"], runs["maml"]], tmp_path / "x.html")
     first, second = ({c.task: c.after for c in RunFacts.read(runs[name]).clients} for name in ("reptile", "maml"))
     gaps = 100 * np.array([second[task] - first[task] for task in sorted(first)])
-    half = 1.96 * np.sqrt(((gaps - gaps.mean()) ** 2).sum() / (len(gaps) - 1) / len(gaps))
+    half = t_quantile(len(gaps) - 1) * np.sqrt(((gaps - gaps.mean()) ** 2).sum() / (len(gaps) - 1) / len(gaps))
     assert f"{gaps.mean():+.1f} ± {half:.1f} %" in text
     assert "These runs tested different clients" not in text
 

@@ -115,7 +115,9 @@ def test_a_live_view_whose_package_is_missing_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, value: Any, extra: str
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    sentence = rf"`{setting}` needs the package {setting} where the server runs: pip install 'quickbloom\[{extra}\]'"
+    sentence = (
+        rf"`{setting}` needs {setting}\S*, which is not installed: run pip install 'quickbloom\[{extra}\]' where the server"
+    )
     with pytest.raises(ConfigError, match=sentence):
         run(tmp_path / "x", **{setting: value})
     assert not (tmp_path / "x").exists()

@@ -19,6 +19,8 @@ from common.datasets.own.numbers import decimal_sign
 from common.datasets.own.parquet_file import INDEX, Column, Unusable, read_parquet
 from common.datasets.own.text import Array, Text, as_text, clean
 from common.errors import DataError, QuickbloomError, in_one_line
+from common.extras import needs
+from common.own_code import import_own
 
 LIMIT = 2 * 2**30
 """Bytes that a file may have, or claim to have once it is unpacked."""
@@ -226,7 +228,7 @@ def _images(folder: Path, side: int) -> Table:
 
 def _from_function(name: str) -> Table:
     module, _, attribute = name.partition(":")
-    found: object = getattr(import_module(module), attribute)
+    found: object = getattr(import_own(module), attribute)
     returned = found() if callable(found) else None
     if not isinstance(returned, Mapping):
         raise DataError(f"the data '{name}' must name a function without arguments that returns a dictionary of arrays")
@@ -236,11 +238,5 @@ def _from_function(name: str) -> Table:
     return Table(columns)
 
 
-def _needs(module: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        package = {"PIL": "pillow"}.get(module.split(".")[0], "pyarrow")
-        raise DataError(
-            f"this kind of data needs {package}, which is not installed: run pip install 'quickbloom[datasets]', or use .npz"
-        ) from error
+def _needs(module: str) -> None:
+    needs("datasets", module, "this kind of data", instead=", or use .npz or .csv", error=DataError)

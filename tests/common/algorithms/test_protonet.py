@@ -48,6 +48,16 @@ def test_prototypes_loss_and_accuracy_by_hand() -> None:
     assert accuracy.item() == 0.5
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_diverged_embedding_recognises_nothing(broken: float) -> None:
+    algorithm = plane()
+    personal = adapted(algorithm, points((0, 0, 0), (4, 0, 1)))
+    spoilt = {name: torch.full_like(value, broken) if name == "weight" else value for name, value in personal.items()}
+    loss, accuracy = algorithm.score(spoilt, points((1, 0, 0), (0, 1, 0), (3, 0, 1)))
+    assert accuracy.item() == 0.0
+    assert not math.isfinite(loss.item())
+
+
 def test_the_temperature_divides_the_distances() -> None:
     # As above with a temperature of 2: differences of 4 / 2 = 2.
     settings = {"inner-lr": 0.1, "embedding": 2, "temperature": 2.0}

@@ -96,6 +96,31 @@ def test_conv4_descends_as_with_torch_optim(case: Any, monkeypatch: pytest.Monke
     assert asked == ["descent"]
 
 
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize(("mean", "deviation", "worst"), [(0.0, 1.0, 1e-6), (100.0, 1.0, 5e-5), (100.0, 0.1, 1e-3)])
+def test_a_normalisation_keeps_its_digits_where_the_mean_is_large(
+    norm: str, mean: float, deviation: float, worst: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Against autograd in float64. In float32 100.0 is known to 7.6e-6, so where the deviation is 0.1 no more than 1e-4 of it.
+    asked = watched(monkeypatch)
+    torch.manual_seed(1)
+    layer = nn.BatchNorm2d(8, track_running_stats=False) if norm == "batch" else nn.GroupNorm(2, 8)
+    # Without ReLU: a unit that is switched on or off would be another function.
+    module = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), layer, nn.Flatten(), nn.Linear(8 * 14 * 14, CLASSES))
+    with torch.no_grad():
+        module[0].weight.mul_(deviation)
+        module[0].bias.fill_(mean)
+    one = batch(20, (1, 14, 14), torch.float32, 2)
+    exact = copy.deepcopy(module).double()
+    plain_loss(exact, one._replace(x=one.x.double()), "classification").backward()  # type: ignore[no-untyped-call]
+    learner = Learner(module, "classification", CLASSES)
+    found, _ = gradient_and_loss(learner, learner.initial(), one)
+    expected = {name: value.grad for name, value in exact.named_parameters()}
+    squares = [(found[name].double() - value).square().sum() for name, value in expected.items()]
+    assert (sum(squares) / sum(value.square().sum() for value in expected.values())) ** 0.5 < worst
+    assert asked == ["gradient"]
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 @pytest.mark.parametrize("sizes", [(6, 5), (6, 1, 5), (6, 9, 17, 5), (1, 64, 33, 5)], ids=str)
