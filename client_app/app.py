@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
 from logging import ERROR
@@ -21,9 +21,11 @@ from client_app.kept import KeptState
 from client_app.node import Node, node_of
 from client_app.personal import keep_all
 from common import __version__, envelope
+from common.algorithms import Algorithm
 from common.batch import Batch, TaskData
 from common.compiling import Auto
 from common.compression import FLOAT32, CodingError, encode, with_feedback
+from common.datasets.own import Own
 from common.errors import QuickbloomError, in_one_line
 from common.local_round import TaskWork, evaluate, run_round
 from common.params import Params, weighted_mean
@@ -204,7 +206,25 @@ def evaluate_tasks(message: Message, node: Node, state: RecordDict) -> RecordDic
     number, at = message.metadata.group_id, _nearest(request.lrs, algorithm.options.inner_lr)
     scores = show.in_words(node, metrics[:, at, 0].mean(), metrics[:, at, -1].mean()) + f" at rate {request.lrs[at]:g}"
     show.tell(node, f"Round {number}, evaluation", request.task_ids, scores, seconds, received, 0)
-    return EvaluateReply(losses, metrics, seconds).to_records()
+    return EvaluateReply(losses, metrics, seconds, _second(node, algorithm, meta, request, draws, metrics)).to_records()
+
+
+def _second(
+    node: Node,
+    algorithm: Algorithm,
+    meta: Params,
+    request: EvaluateRequest,
+    draws: Sequence[Sequence[TaskData]],
+    metrics: np.ndarray[Any, Any],
+) -> np.ndarray[Any, Any] | None:
+    """The second score of a user's own data; where rates are yet to be chosen, None: nobody asks for it."""
+    if not isinstance(node.dataset, Own) or len(request.lrs) > 1:
+        return None
+    if node.dataset.kind == "regression":
+        units = [node.dataset.target_deviation(task_id) for task_id in request.task_ids]
+        return np.asarray(np.sqrt(metrics) * np.array(units)[:, None, None])
+    alike = [[replace(draw, test=draw.test.classes_alike()) for draw in task] for task in draws]
+    return evaluate(algorithm, meta, alike, request.lrs, request.steps, node.chunk_size_scoring)[1]
 
 
 @app.query("keep")

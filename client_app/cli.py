@@ -101,7 +101,8 @@ def predict(
         )
     for scored in found.scores:
         which = "test rows of the data that it was adapted to" if scored.part == "test" else "rows with a target"
-        _say(f"{scored.task}: {scored.name} {score(scored.value, scored.name)} on {scored.examples} {which}")
+        unit = "" if scored.rmse is None else f" (rmse {score(scored.rmse, 'rmse')} in the unit of the target)"
+        _say(f"{scored.task}: {scored.name} {score(scored.value, scored.name)}{unit} on {scored.examples} {which}")
 
 
 @cli.command()

@@ -4,7 +4,8 @@ Beside it lies the model that they were adapted from, `meta.safetensors`, a chec
 replaces an old one whole; where it cannot be written, the old one stays.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from client_app.kept import KeptState, as_name
 from client_app.node import Node
 from common import checkpoint
+from common.datasets.own.preparation import Preparation
 from common.errors import ConfigError, DataError, in_one_line
 from common.personal import SUFFIX, Origin, Personal, adapt, description, save
 from common.units import counted, score
@@ -68,13 +70,23 @@ def path_of(folder: Path, task_id: str) -> Path:
 def in_words(personal: Personal) -> str:
     """One line for a person: "Personal model of ward-7 (round 100): accuracy 41.2 % before, 83.3 % after 10 steps, .."."""
     found = personal.card["score"]
+    unit = in_unit([found["before"], found["after"]], personal) if found["name"] == "mse" else ""
     before, after = (score(found[when], found["name"]) for when in ("before", "after"))
     steps = counted(personal.card["adapted"]["steps"], "step")
     return (
         f"Personal model of {personal.task} (round {personal.card['run']['round']}): {found['name']} {before} before, {after} "
-        f"after {steps}, on {counted(found['test'], 'test example')} of its own"
+        f"after {steps}, on {counted(found['test'], 'test example')} of its own{unit}"
         f"{'; adapting made it worse: more rows of this task, or more tasks in training, may help' if _is_worse(found) else ''}"
     )
+
+
+def in_unit(errors: Sequence[float | None], personal: Personal) -> str:
+    """Mean squared errors in standardised units as their roots in the unit of the target: "; rmse 41.2 -> 8.3, in its unit"."""
+    target = Preparation.from_json(personal.card.get("preparation", {})).target
+    if target is None:
+        return ""
+    roots = [score(None if error is None else math.sqrt(error) * target.deviation, "rmse") for error in errors]
+    return f"; rmse {' -> '.join(roots)} in the unit of the target"
 
 
 def _is_worse(score: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ A checkpoint and a personal model describe their own model, classes and columns:
 """
 
 import csv
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def adapt(
 class Score:
     """What a model was worth on `examples` rows of its task. `part`: "test", or "all" where the file is another one.
 
-    `value`: accuracy in 0..1, or the mse in standardised units, as in per_task.csv.
+    `value`: accuracy in 0..1, or the mse in standardised units, as in per_task.csv; `rmse`: its root in the unit of the target.
     """
 
     task: str
@@ -97,6 +98,7 @@ class Score:
     value: float
     examples: int
     part: str
+    rmse: float | None = None
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,9 @@ def _score(model: Personal, x: torch.Tensor, y: Array, chosen: Array, part: str)
     batch = Batch.of(x[torch.from_numpy(chosen)], labels if classes else labels[:, None])
     with torch.no_grad():
         value = float(model.algorithm.score(dict(model.tensors), batch)[1])
-    return Score(model.task, model.card["score"]["name"], value, int(chosen.sum()), part)
+    target = Preparation.from_json(model.card["preparation"]).target
+    rmse = math.sqrt(value) * target.deviation if target and math.isfinite(value) else None
+    return Score(model.task, model.card["score"]["name"], value, int(chosen.sum()), part, rmse)
 
 
 def _rows_of(task: str, table: Table, options: OwnOptions, *, alone: bool) -> Array:

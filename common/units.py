@@ -22,7 +22,7 @@ def score(value: float | None, metric: str, half: float | None = None) -> str:
     if value is None or not math.isfinite(value):  # this run diverged
         return "diverged"
     around = half is not None and math.isfinite(half)
-    if metric == "accuracy":
+    if metric in ("accuracy", "balanced_accuracy"):
         # What float32 means cost must not decide on which side of a half a digit falls.
         return f"{round(100 * value, 4):.1f}" + (f" ± {100 * (half or 0):.1f} %" if around else " %")
     return f"{value:.4g}" + (f" ± {half:.2g}" if around else "")

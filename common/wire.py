@@ -234,30 +234,36 @@ class EvaluateRequest:
 class EvaluateReply:
     """Scores of held-out tasks: `losses` and `metrics` [tasks, learning rates, steps + 1], in the order asked for.
 
-    The metric is accuracy in 0..1, or the mean squared error for regression.
+    The metric is accuracy in 0..1, or the mean squared error for regression. `second`: what else is known of a user's own data,
+    of the same shape: the accuracy in which every class of a task counts alike, or the root of the error in the target's unit.
     """
 
     losses: np.ndarray[Any, Any]
     metrics: np.ndarray[Any, Any]
     seconds: float
+    second: np.ndarray[Any, Any] | None = None
 
     def to_records(self) -> RecordDict:
         losses, scores = self.losses.ravel().tolist(), self.metrics.ravel().tolist()
-        return RecordDict({"metrics": MetricRecord({"losses": losses, "scores": scores, "seconds": self.seconds})})
+        fields: dict[str, Any] = {"losses": losses, "scores": scores, "seconds": self.seconds}
+        if self.second is not None:
+            fields["second"] = self.second.ravel().tolist()
+        return RecordDict({"metrics": MetricRecord(fields)})
 
     @classmethod
     @reads
     def from_records(cls, records: RecordDict, num_tasks: int, num_lrs: int, steps: int) -> "EvaluateReply":
         nothing_else(records, {"metrics"})
         fields = _metrics(records)
-        nothing_else(fields, {"losses", "scores", "seconds"})
+        nothing_else(fields, {"losses", "scores", "seconds", "second"})
         shape = (num_tasks, num_lrs, steps + 1)
         length = num_tasks * num_lrs * (steps + 1)
         losses, scores = (_losses(fields[name], name, length) for name in ("losses", "scores"))
         (seconds,) = floats([fields["seconds"]], "seconds")
         if seconds < 0:
             raise WireError(f"`seconds` must not be negative, got {seconds}")
-        return cls(np.array(losses).reshape(shape), np.array(scores).reshape(shape), seconds)
+        second = np.array(_losses(fields["second"], "second", length)).reshape(shape) if "second" in fields else None
+        return cls(np.array(losses).reshape(shape), np.array(scores).reshape(shape), seconds, second)
 
 
 @dataclass(frozen=True)

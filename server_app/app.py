@@ -37,6 +37,8 @@ from server_app.wording import data_name
 app = ServerApp()
 
 LEDGER = "privacy.jsonl"
+SECOND = {"accuracy": "balanced_accuracy", "mse": "rmse"}
+"""What the second score of a user's own data is called, by the first."""
 
 
 @app.main()
@@ -256,11 +258,13 @@ def _describe(strategy: MetaStrategy, scores: Scores | None, lr: float) -> dict[
     if scores is None or not scores.task_ids:
         return None
     at = scores.lrs.index(lr)
-    name = "accuracy" if strategy.higher_is_better else "mse"
+    name, better = ("accuracy", True) if strategy.higher_is_better else ("mse", False)
+    second = {} if scores.second is None else {SECOND[name]: spread(scores.second[:, at], higher_is_better=better)}
     return {
         "steps": list(range(scores.metrics.shape[2])),
-        name: spread(scores.metrics[:, at], higher_is_better=strategy.higher_is_better),
+        name: spread(scores.metrics[:, at], higher_is_better=better),
         "loss": spread(scores.losses[:, at], higher_is_better=False),
+        **second,
     }
 
 
@@ -318,5 +322,7 @@ def _rows(population: Population, split: str, scores: Scores | None, lr: float) 
         row: dict[str, Any] = {"task": task_id, "split": split, "num_support": info.num_support, "num_test": info.num_test}
         row |= {f"{name}_step{step}": value for step, value in enumerate(scores.metrics[i, at].tolist())}
         row |= {f"loss_step{step}": value for step, value in enumerate(scores.losses[i, at].tolist())}
+        if scores.second is not None:
+            row |= {f"{SECOND[name]}_step{step}": value for step, value in enumerate(scores.second[i, at].tolist())}
         rows.append(row)
     return rows

@@ -95,7 +95,7 @@ class RunDirectory:
         if not rows:
             return
         with whole(self.path / "per_task.csv", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
             writer.writeheader()
             writer.writerows(rows)
 

@@ -119,7 +119,9 @@ def result_table(summary: dict[str, Any]) -> Table:
         scores = summary[split]
         if scores is None:
             continue
-        for name in ("accuracy", "loss") if "accuracy" in scores else ("mse",):  # the loss of regression is the mse
+        for name in ("accuracy", "balanced_accuracy", "loss") if "accuracy" in scores else ("mse", "rmse"):  # mse is the loss
+            if name not in scores:
+                continue
             cells = _cells(scores[name], name, chosen["adapt_steps"])
             table.add_row(f"{split} ({summary['tasks'][split]})", metric_name(name), *cells)
     return table

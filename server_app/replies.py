@@ -54,3 +54,5 @@ def check_scores(reply: EvaluateReply, spec: DataSpec) -> None:
     """Raise WireError for an accuracy that is none; the error of a regression may be any number from 0, infinity and NaN."""
     if spec.kind == "classification" and not ((reply.metrics >= 0) & (reply.metrics <= 1 + ROUNDING)).all():
         raise WireError("`scores` must be accuracies from 0 to 1")
+    if reply.second is not None and spec.kind == "classification" and not (reply.second <= 1 + ROUNDING).all():
+        raise WireError("`second` must be accuracies from 0 to 1")

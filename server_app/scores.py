@@ -9,19 +9,25 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Scores:
-    """Held-out tasks after 0..K steps: `losses` and `metrics` [tasks, learning rates, steps + 1] for `task_ids` and `lrs`."""
+    """Held-out tasks after 0..K steps: `losses` and `metrics` [tasks, learning rates, steps + 1] for `task_ids` and `lrs`.
+
+    `second`: as in the reply of a node, if all of them sent one.
+    """
 
     task_ids: list[str]
     lrs: list[float]
     losses: np.ndarray[Any, Any]
     metrics: np.ndarray[Any, Any]
+    second: np.ndarray[Any, Any] | None = None
 
     def joined(self, other: "Scores") -> "Scores":
         """These tasks and the `other` ones, in the order of their ids."""
         ids = self.task_ids + other.task_ids
         order = sorted(range(len(ids)), key=ids.__getitem__)
         losses, metrics = np.concatenate([self.losses, other.losses]), np.concatenate([self.metrics, other.metrics])
-        return Scores([ids[i] for i in order], self.lrs, losses[order], metrics[order])
+        both = self.second is not None and other.second is not None
+        second = np.concatenate([self.second, other.second])[order] if both else None
+        return Scores([ids[i] for i in order], self.lrs, losses[order], metrics[order], second)
 
 
 def best_rate(scores: Scores, *, higher_is_better: bool) -> tuple[float, int]:

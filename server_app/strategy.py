@@ -479,18 +479,21 @@ class MetaStrategy(Strategy):
         return self._messages.address(self._messages.hosts(task_ids, final=final), EVALUATE, number, request)
 
     def _read_scores(self, replies: Iterable[Message], lrs: list[float]) -> Scores:
-        rows: dict[str, tuple[Any, Any]] = {}
+        rows: dict[str, tuple[Any, ...]] = {}
 
         def read(_: int, records: RecordDict, task_ids: list[str]) -> None:
             reply = EvaluateReply.from_records(records, len(task_ids), len(lrs), self.config.adapt_steps)
             check_scores(reply, self.population.spec)
-            rows.update(zip(task_ids, zip(reply.losses, reply.metrics, strict=True), strict=True))
+            more = [None] * len(task_ids) if reply.second is None else reply.second
+            rows.update(zip(task_ids, zip(reply.losses, reply.metrics, more, strict=True), strict=True))
 
         self._messages.receive(replies, read)
         ids = sorted(rows)
         shape = (len(ids), len(lrs), self.config.adapt_steps + 1)
         losses, metrics = (np.array([rows[i][part] for i in ids]).reshape(shape) for part in (0, 1))
-        return Scores(ids, lrs, losses, metrics)
+        known = bool(ids) and all(rows[i][2] is not None for i in ids)
+        second = np.array([rows[i][2] for i in ids]).reshape(shape) if known else None
+        return Scores(ids, lrs, losses, metrics, second)
 
     def _count(self) -> None:
         self.failures += len(self._messages.round.failures)

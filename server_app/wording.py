@@ -15,9 +15,9 @@ def metric_of(scores: Mapping[str, Any]) -> str:
 
 
 def metric_name(metric: str, target: str = "") -> str:
-    """What `metric` ("accuracy", "mse", "loss") is called. `target`: the name of the column that is predicted, if known."""
+    """What `metric`, as a summary names it, is called. `target`: the name of the column that is predicted, if known."""
     if metric != "mse":
-        return metric
+        return {"balanced_accuracy": "balanced accuracy", "rmse": "rmse, in its unit"}.get(metric, metric)
     return f"mean squared error of {target}" if target else "mean squared error"
 
 

@@ -165,6 +165,11 @@ class Own(FixedSplitDataset):
     def preparation(self, task_id: str) -> Mapping[str, Any]:
         return self._measured(task_id).to_json()
 
+    def target_deviation(self, task_id: str) -> float:
+        """What the errors of a task are multiplied by to be in the unit of its target; 1 for classes."""
+        target = self._measured(task_id).target
+        return 1.0 if target is None else target.deviation
+
     def part_of_rows(self, task_id: str) -> dict[int, str]:
         """ "support", "query" or "test" of every row that the task uses."""
         parts = zip(("support", "query", "test"), self.rows[task_id], strict=True)
