@@ -16,6 +16,11 @@ FAILED, WRONG_INPUT = 1, 2
 cli = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False)
 console = Console(stderr=True, highlight=False, emoji=False)
 
+Trusted = Annotated[
+    list[str] | None,
+    typer.Option("--trust-model", metavar="MODULE:FACTORY", help="Own code that the file may name, which runs here; repeat."),
+]
+
 
 @cli.callback()
 def _commands() -> None:
@@ -54,6 +59,7 @@ def adapt(
     output: Annotated[Path, typer.Option(help="Folder of the personal models, one for each task; or one .safetensors file.")],
     task: Annotated[str, typer.Option(help="Its column that says whose row it is; by default as in the run.")] = "",
     target: Annotated[str, typer.Option(help="Its column to predict; by default as in the run.")] = "",
+    trust: Trusted = None,
 ) -> None:
     """Make a trained model your own, offline: adapt it to your file. Exit code: 0 done, 2 wrong input.
 
@@ -62,7 +68,7 @@ def adapt(
     from client_app.personal import in_words
     from client_app.personalize import adapt as make_personal  # imports torch, which takes seconds
 
-    for model in make_personal(checkpoint, data, output, task, target, _say):
+    for model in make_personal(checkpoint, data, output, task, target, _say, trust or ()):
         print(in_words(model))
 
 
@@ -71,6 +77,7 @@ def predict(
     model: Annotated[Path, typer.Option(help="A personal model, or a folder of them, such as STATE/personal.")],
     input_: Annotated[str, typer.Option("--input", help="A file with the columns of the training data.")],
     output: Annotated[Path | None, typer.Option(help="CSV file of the predictions; by default they are printed.")] = None,
+    trust: Trusted = None,
 ) -> None:
     """Use a personal model, offline; where the file holds targets, say what it is worth. Exit code: 0 done, 2 wrong input.
 
@@ -78,7 +85,7 @@ def predict(
     """
     from client_app.personalize import predict as use
 
-    found = use(model, input_)
+    found = use(model, input_, trust or ())
     if output is None:
         found.write_csv(sys.stdout)
     else:
@@ -98,6 +105,7 @@ def export(
     model: Annotated[Path, typer.Option(help="A personal model.")],
     output: Annotated[Path, typer.Option(help="The file to write, such as mine.onnx or mine.pt2.")],
     format_: Annotated[str, typer.Option("--format", help="onnx, or torch (torch.export).")] = "onnx",
+    trust: Trusted = None,
 ) -> None:
     """Write a personal model for other programs, and check that it says the same. Exit code: 0 done, 2 wrong input.
 
@@ -105,7 +113,7 @@ def export(
     """
     from client_app.export import export as write
 
-    print(write(model, output, format_))
+    print(write(model, output, format_, trust or ()))
 
 
 @cli.command()

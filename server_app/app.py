@@ -22,7 +22,7 @@ from common.config import RunConfig, parse_run_config
 from common.errors import ConfigError, QuickbloomError
 from common.personal import description
 from server_app import resume, tracking
-from server_app.checkpoint import Checkpoint, CheckpointWriter, load
+from server_app.checkpoint import Checkpoint, CheckpointWriter
 from server_app.history import RunDirectory, read_history, spread, to_json
 from server_app.inline import InlineGrid
 from server_app.live import SUMMARY, result_lines
@@ -47,7 +47,8 @@ def main(grid: Grid, context: Context) -> None:
         known = context.run_config
         config = parse_run_config(known)
         if config.resume_from:
-            given = resume.with_settings_of(load(Path(config.resume_from), lambda _: None), grid.run.override_config)
+            before = resume.load_checked(Path(config.resume_from), lambda _: None)
+            given = resume.with_settings_of(before, grid.run.override_config)
             config = parse_run_config(given).resolved()
         # Flower tells the nodes the settings that it knows; those that come from a checkpoint are told by the server.
         unknown = {key: value for key, value in config.flat().items() if config.resume_from and known.get(key) != value}

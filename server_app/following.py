@@ -9,6 +9,7 @@ from typing import Any
 from rich.progress import Progress
 
 from common.config import RunConfig, parse_run_config
+from common.trust import flags
 from server_app.launch import LaunchError, LocalSuperLink, Run, bundle, unframed
 from server_app.live import LogReader, progress_bar
 from server_app.processes import ENDINGS
@@ -65,7 +66,9 @@ def _follow_flower(start: Start, verbose: bool) -> Outcome:
     if status != "finished:completed":
         say_error(_reason(status, details, log))
         if reader.run_dir and reader.round > 1:
-            told = f" --connection {connection}" if connection else ""
+            told = "".join(
+                f" {words}" for words in (f"--connection {connection}" if connection else "", flags(settings)) if words
+            )
             say(f"The rounds before are kept; to go on: quickbloom run --resume {reader.run_dir}{told}")
         return FAILED, None
     if reader.summary is None:

@@ -1,6 +1,5 @@
 """The run directory: config.json, history.jsonl (a line per round, as it ends), summary.json, per_task.csv."""
 
-import csv
 import fcntl
 import json
 import math
@@ -16,6 +15,7 @@ import numpy as np
 from flwr.common import log
 
 from common.errors import ConfigError
+from common.spreadsheets import write_csv
 
 
 class RunDirectory:
@@ -95,9 +95,7 @@ class RunDirectory:
             return
         temporary = self.path / ".per_task.csv.partial"
         with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+            write_csv(file, list(rows[0]), rows)
         temporary.replace(self.path / "per_task.csv")
 
 

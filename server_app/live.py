@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from common.errors import as_told
+from common.spreadsheets import read_csv
 from common.units import counted, score, size
 from server_app.wording import ONE_TASK, duration, metric_name, metric_of, unit
 
@@ -142,8 +143,8 @@ def few_tasks(summary: dict[str, Any], *, own_file: bool) -> list[str]:
 def _named(run_dir: Path) -> str:
     try:
         with (run_dir / "per_task.csv").open(newline="") as file:
-            names = [as_told(row["task"], 60) for row in csv.DictReader(file) if row["split"] == "test"]
-    except (OSError, csv.Error):  # names come from nodes
+            names = [as_told(row["task"], 60) for row in read_csv(file) if row["split"] == "test"]
+    except (OSError, KeyError, ValueError, csv.Error):  # names come from nodes
         return ""
     return f" ({', '.join(names)})"
 
