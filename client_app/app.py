@@ -25,6 +25,7 @@ from common.compression import FLOAT32, CodingError, encode, with_feedback
 from common.errors import QuickbloomError
 from common.local_round import TaskWork, evaluate, run_round
 from common.params import Params, weighted_mean
+from common.printable import keep_log_to_lines
 from common.randomness import generator
 from common.secure.messages import MaskedRequest
 from common.secure.updates import to_row
@@ -44,6 +45,7 @@ from common.wire import (
 )
 
 app = ClientApp()
+keep_log_to_lines()
 
 Handler = Callable[[Message, Node, RecordDict], RecordDict]
 

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from common.assignment import scalar, split_assignment
 from common.errors import ConfigError, QuickbloomError
+from common.printable import one_line
 from common.units import counted, score
 
 FAILED, WRONG_INPUT = 1, 2
@@ -49,7 +50,7 @@ def check_data(
     from client_app.check_data import describe  # imports torch, which takes seconds
 
     for line in describe(path, task, target, settings={key: scalar(value) for key, value in map(split_assignment, set_ or [])}):
-        print(line)
+        print(one_line(line))
 
 
 @cli.command()
@@ -69,7 +70,7 @@ def adapt(
     from client_app.personalize import adapt as make_personal  # imports torch, which takes seconds
 
     for model in make_personal(checkpoint, data, output, task, target, _say, trust or ()):
-        print(in_words(model))
+        print(one_line(in_words(model)))
 
 
 @cli.command()
@@ -166,12 +167,12 @@ def join(
 
 
 def _say(line: str) -> None:
-    console.print(line, markup=False, soft_wrap=True)
+    console.print(one_line(line), markup=False, soft_wrap=True)
 
 
 def _say_error(sentence: str) -> None:
     console.print("error:", style="bold red", end=" ")
-    console.print(sentence, markup=False, soft_wrap=True)
+    console.print(one_line(sentence), markup=False, soft_wrap=True)
 
 
 def main() -> None:

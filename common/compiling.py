@@ -83,7 +83,7 @@ def compiled(algorithm: Algorithm) -> Contribute:
             return _compiled(algorithm)(*args)
         except (TorchDynamoException, OSError) as error:
             raise ConfigError(
-                f"`compile = true` needs a C++ compiler, a folder of one's own and a model that torch.compile takes, but it raised "
+                "`compile = true` needs a C++ compiler, a private folder and a model that torch.compile takes, but it raised "
                 f"{in_one_line(error)}: set `compile = false`"
             ) from error
 

@@ -21,6 +21,7 @@ from common.assemble import build_algorithm
 from common.config import RunConfig, parse_run_config
 from common.errors import ConfigError, QuickbloomError
 from common.personal import description
+from common.printable import keep_log_to_lines
 from server_app import resume, tracking
 from server_app.checkpoint import Checkpoint, CheckpointWriter
 from server_app.history import RunDirectory, read_history, spread, to_json
@@ -35,6 +36,7 @@ from server_app.strategy import MetaStrategy, RunError
 from server_app.wording import data_name
 
 app = ServerApp()
+keep_log_to_lines()
 
 LEDGER = "privacy.jsonl"
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.progress import Progress
 
 from common.config import RunConfig, parse_run_config
+from common.printable import one_line
 from common.trust import flags
 from server_app.launch import LaunchError, LocalSuperLink, Run, bundle, unframed
 from server_app.live import LogReader, progress_bar
@@ -108,7 +109,7 @@ class _LineHandler(logging.Handler):
         self._take = take
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._take(f"{record.levelname} : {record.getMessage()}")
+        self._take(f"{record.levelname} : {one_line(record.getMessage())}")
 
 
 def _show(started: Run, progress: Progress, task: Any, verbose: bool) -> tuple[list[str], LogReader]:
@@ -125,7 +126,9 @@ def _show_line(line: str, reader: LogReader, progress: Progress, task: Any, verb
     said = reader.read(line)
     if verbose or (said and (rounds or reader.warned)):
         # Never as markup: parts of it come from nodes.
-        console.print(line if verbose else said, markup=False, style="yellow" if reader.warned else None, soft_wrap=True)
+        console.print(
+            one_line(line if verbose else said or ""), markup=False, style="yellow" if reader.warned else None, soft_wrap=True
+        )
     if reader.round:
         progress.update(task, description="training", total=reader.total, completed=reader.round - 1)
     elif "Run directory" in line:

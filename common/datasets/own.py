@@ -22,6 +22,7 @@ from common.datasets.preparation import Preparation, measure
 from common.datasets.tables import PIXELS, Array, Table, as_numbers, read_table
 from common.errors import DataError, as_told, did_you_mean
 from common.options import Options, Text
+from common.printable import flawed
 from common.units import counted
 
 _MOST_CLASSES = 20
@@ -169,6 +170,12 @@ class Own(FixedSplitDataset):
         found = [name for name in dict.fromkeys(names) if name is not None]
         if options.leave_out and options.leave_out not in found:
             raise DataError(f"`own.leave-out` must be one of the tasks {', '.join(found[:10])}, got '{options.leave_out}'")
+        if wrong := flawed(found):
+            raise DataError(
+                f"the column `{options.task_column}` of '{options.path}' names a task '{wrong[0]}', which cannot be used: "
+                f"{wrong[1]}",
+                wrong[0],
+            )
         data: dict[str, TaskData] = {}
         for name in sorted(found):
             rows = np.flatnonzero([value == name for value in names])
