@@ -63,7 +63,7 @@ def export(model: str | Path, output: str | Path, form: str, trust: Collection[s
         raise ConfigError(f"`--format` must be {' or '.join(_WRITERS)}, got '{form}'")
     personal = one_model(Path(model).expanduser(), trust)
     path, write, read = Path(output).expanduser(), *_WRITERS[form]
-    with fits_together(personal):
+    with fits_together(f"the personal model of '{personal.task}'"):
         module = PersonalModule(personal).eval()
     spec = personal.card["spec"]
     draw = torch.Generator().manual_seed(0)

@@ -67,7 +67,8 @@ def adapt(
     # As of a device that takes part: a column that is named must be there.
     named = {"task_column": task, "target_column": target, "task_name": "" if task else task_of_file(str(data))}
     given = {key: name for key, name in named.items() if name or (task and key == "task_name")}
-    own = Own(_own_options(options.model_copy(update=given)), Path(), spec.schema)
+    with fits_together(what):
+        own = Own(_own_options(options.model_copy(update=given)), Path(), spec.schema)
     if own.spec.input_shape != spec.input_shape:
         raise DataError(
             f"the data '{data}' have inputs of shape {own.spec.input_shape}, the checkpoint needs {spec.input_shape}"
@@ -133,7 +134,7 @@ def predict(model: str | Path, data: str | Path, trust: Collection[str] = ()) ->
     rows: list[dict[str, Any]] = []
     scores: list[Score] = []
     for one in models:
-        with fits_together(one):
+        with fits_together(f"the personal model of '{one.task}'"):
             found, score = _predict(one, str(data), alone=len(models) == 1)
         rows += found
         scores += score
@@ -146,14 +147,13 @@ def predict(model: str | Path, data: str | Path, trust: Collection[str] = ()) ->
 
 
 @contextmanager
-def fits_together(model: Personal) -> Iterator[None]:
-    """Raise DataError for whatever goes wrong because parts of a card contradict each other."""
+def fits_together(what: str) -> Iterator[None]:
+    """Raise DataError for whatever goes wrong because facts of a file contradict each other. `what`: "the checkpoint 'a'"."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise DataError(
-            f"the personal model of '{model.task}' cannot be used: the parts of its card do not fit together "
-            f"({in_one_line(error)})"
+            f"{what} cannot be used: what it says of itself does not fit together ({in_one_line(error)})"
         ) from error
 
 

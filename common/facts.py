@@ -17,6 +17,7 @@ from common.config import RunConfig
 from common.datasets.base import DataSpec
 from common.errors import ConfigError, DataError, as_told
 from common.models import MODELS, build_model
+from common.printable import flaw_of
 
 MOST_INPUTS, MOST_TOKENS, MOST_OUTPUTS = 2**22, 4096, 2**20
 """Of one example, numbers and token ids; classes or targets."""
@@ -24,12 +25,13 @@ MOST_PARAMETERS, MOST_ACTIVATIONS = 2**22, 2**27
 """Of a model beyond four times what its file holds: a head that stays on nodes is in no checkpoint; of two examples."""
 _MOST_WIDTH = 1024
 """Inputs that one column may become."""
+_LONGEST_SIZES = 1000
 _MOST_ITEMS, _DEEPEST = 1_000_000, 12
 
 Name = Annotated[str, Field(max_length=1000)]
 Count = Annotated[int, Field(ge=0, le=10**12)]
 Number = Annotated[float, Field(ge=0, le=1e30)]
-Settings = Annotated[dict[Name, bool | int | float | Name], Field(max_length=1000)]
+Settings = Annotated[dict[Name, bool | int | float | Annotated[str, Field(max_length=1_000_000)]], Field(max_length=1000)]
 
 
 class _Facts(BaseModel):
@@ -45,7 +47,7 @@ class _Facts(BaseModel):
 
 
 class _Adapted(_Facts):
-    lr: Annotated[float, Field(gt=0, le=1e30)]
+    lr: Number
     steps: Annotated[int, Field(ge=0, le=10_000)]
 
 
@@ -56,6 +58,15 @@ class _Described(_Facts):
     spec: list[Any]
     tokens: bool = False
     columns_and_classes: Annotated[str, Field(max_length=50_000_000)] = Field("", alias="schema")
+
+    @field_validator("config")
+    @classmethod
+    def _config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        # Else a model could have half a million layers.
+        for key, value in config.items():
+            if key.partition(".")[0] in MODELS and len(str(value)) > _LONGEST_SIZES:
+                raise ValueError(f"`{as_told(key, 60)}` must have at most {_LONGEST_SIZES} characters")
+        return config
 
     @field_validator("spec")
     @classmethod
@@ -102,6 +113,13 @@ class CardFacts(_Described):
     data: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     score: _Score
 
+    @field_validator("task")
+    @classmethod
+    def _task(cls, task: str) -> str:
+        if flaw := flaw_of(task):
+            raise ValueError(flaw)
+        return task
+
 
 class CheckpointFacts(_Described):
     """Those of a checkpoint, of a run or as a node keeps it."""
@@ -112,12 +130,22 @@ class CheckpointFacts(_Described):
     adapt: _Adapted | None = None
 
 
+class _Bytes(_Facts):
+    up: Count
+    down: Count
+
+
+class _Seconds(_Facts):
+    total: Number
+    cpu: Number
+
+
 class _SoFar(_Facts):
-    bytes: dict[Name, Count]
+    bytes: _Bytes
     failures: Count
     late: Count
     best: dict[Name, int | float] | None
-    seconds: dict[Name, Number]
+    seconds: _Seconds
     resumed: Annotated[int, Field(ge=0, le=10**6)]
     clip: Number
 
@@ -137,6 +165,13 @@ class RunFacts(CheckpointFacts):
     in_process: bool = Field(alias="in-process")
     so_far: _SoFar = Field(alias="so-far")
     validation: _Validation | None = None
+
+    @model_validator(mode="after")
+    def _best(self) -> "RunFacts":
+        metric = "accuracy" if self.spec[0] == "classification" else "mse"
+        if self.so_far.best is not None and metric not in self.so_far.best:
+            raise ValueError(f"`so-far.best` must have a number `{metric}`")
+        return self
 
 
 def check(facts: Mapping[str, Any], form: type[_Facts], what: str) -> None:

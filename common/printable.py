@@ -24,7 +24,8 @@ def one_line(text: str) -> str:
 def as_told(text: str, most: int = 300) -> str:
     """What another machine said, as part of a sentence: printable, on one line, at most `most` characters."""
     # Cut before it is looked at: it may be as long as a message can be.
-    words = " ".join(one_line(text[: 4 * most]).split())
+    printable = "".join(sign if sign.isprintable() else " " for sign in text[: 4 * most])
+    words = " ".join(printable.split())
     return words if len(words) <= most and len(text) <= 4 * most else words[: most - 3] + "..."
 
 

@@ -151,7 +151,8 @@ def main() -> None:
     """Run the program that the first argument names, with the arguments that follow."""
     program, *arguments = sys.argv[1:]
     sys.argv = [program, *arguments]
-    callers.guard()
+    if program == "flower-supernode":  # the other one serves nothing
+        callers.guard()
     # Flower's own processes look for each other there.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     if wanted():

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.progress import Progress
 
+from common import callers
 from common.config import RunConfig, parse_run_config
 from common.printable import one_line
 from common.trust import flags
@@ -44,6 +45,11 @@ def _follow_flower(start: Start, verbose: bool) -> Outcome:
             task = progress.add_task("starting Flower", total=None)
             if not console.is_terminal:
                 console.print("starting Flower: ten seconds or more")
+            if not connection and not callers.can_tell():
+                say(
+                    "Remark: this system does not say who talks to a port, so every user of this machine can run code through the "
+                    "simulation's; with `--in-process` there is none"
+                )
             app = stack.enter_context(bundle())
             link = connection or stack.enter_context(LocalSuperLink(own_modules(str(settings.get("model", "auto")))))
             started = Run(app, link, settings, start.nodes)

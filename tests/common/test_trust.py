@@ -219,6 +219,25 @@ def test_whatever_a_fact_is_nothing_but_a_sentence_comes(trained: Path, tmp_path
         predict(model, trained / "data.csv")
 
 
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(choice=st.randoms(use_true_random=False), value=ANYTHING)
+def test_so_it_is_with_those_of_a_checkpoint(trained: Path, tmp_path: Path, choice: Any, value: Any) -> None:
+    def change(facts: dict[str, Any]) -> None:
+        place = choice.choice([facts, facts["config"], facts["adapt"]])
+        place[choice.choice(sorted(place))] = value
+
+    def change_schema(facts: dict[str, Any]) -> None:
+        schema = json.loads(facts["schema"])
+        schema[choice.choice(sorted(schema))] = value
+        facts["schema"] = json.dumps(schema)
+
+    meta = changed(
+        trained / "state" / "meta.safetensors", tmp_path / "meta.safetensors", choice.choice([change, change_schema])
+    )
+    with suppress(QuickbloomError):
+        adapt(meta, trained / "data.csv", tmp_path / "out")
+
+
 # ---- places
 
 FOREIGN = {
@@ -299,6 +318,8 @@ def test_ones_own_run_goes_on_with_what_it_says(tmp_path: Path, monkeypatch: pyt
         {"round": -1},
         {"splits": {"train": [1]}},
         {"so-far": {}},
+        {"so-far": {"bytes": {}, "failures": 0, "late": 0, "best": None, "seconds": {}, "resumed": 0, "clip": 0}},
+        {"config": {"mlp.hidden": "1," * 1000 + "1"}},
         {"in-process": "yes"},
         {"lineage": 7},
         {"validation": {"tasks": "A", "lrs": []}},
