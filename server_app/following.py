@@ -47,8 +47,8 @@ def _follow_flower(start: Start, verbose: bool) -> Outcome:
                 console.print("starting Flower: ten seconds or more")
             if not connection and not callers.can_tell():
                 say(
-                    "Remark: this system does not say who talks to a port, so every user of this machine can run code through the "
-                    "simulation's; with `--in-process` there is none"
+                    "Remark: this system does not say who talks to a port, so every user of this machine can run code through "
+                    "the simulation's; with `--in-process` there is none"
                 )
             app = stack.enter_context(bundle())
             link = connection or stack.enter_context(LocalSuperLink(own_modules(str(settings.get("model", "auto")))))
