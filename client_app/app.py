@@ -29,6 +29,7 @@ from common.datasets.own import Own
 from common.errors import QuickbloomError, in_one_line
 from common.local_round import TaskWork, evaluate, run_round
 from common.params import Params, weighted_mean
+from common.printable import keep_log_to_lines
 from common.randomness import generator
 from common.secure.messages import MaskedRequest
 from common.secure.updates import to_row
@@ -51,6 +52,7 @@ from common.wire import (
 )
 
 app = ClientApp()
+keep_log_to_lines()
 
 Handler = Callable[[Message, Node, RecordDict], RecordDict]
 

@@ -17,9 +17,9 @@ from flwr.app import ConfigRecord, RecordDict
 
 from client_app.kept import as_name
 from client_app.node import Node
-from common.checkpoint import write_text
 from common.errors import ConfigError
 from common.params import Params
+from common.private import write_text
 from common.wire import EvaluateRequest, WireError
 
 _KEPT = "asked"

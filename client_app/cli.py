@@ -11,12 +11,18 @@ from common import surroundings
 from common.assignment import scalar, split_assignment
 from common.errors import ConfigError, QuickbloomError
 from common.files import whole
+from common.printable import one_line
 from common.units import counted, score
 
 FAILED, WRONG_INPUT = 1, 2
 
 cli = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False)
 console = Console(stderr=True, highlight=False, emoji=False)
+
+Trusted = Annotated[
+    list[str] | None,
+    typer.Option("--trust-model", metavar="MODULE:FACTORY", help="Own code that the file may name, which runs here; repeat."),
+]
 
 
 @cli.callback()
@@ -48,7 +54,7 @@ def check_data(
 
     settings = {key: scalar(value) for key, value in map(split_assignment, set_ or [])}
     for line in describe(path, task, target, settings=settings, show=show):
-        print(line)
+        print(one_line(line))
 
 
 @cli.command()
@@ -58,6 +64,7 @@ def adapt(
     output: Annotated[Path, typer.Option(help="Folder of the personal models, one for each task; or one .safetensors file.")],
     task: Annotated[str, typer.Option(help="Its column that says whose row it is; by default as in the run.")] = "",
     target: Annotated[str, typer.Option(help="Its column to predict; by default as in the run.")] = "",
+    trust: Trusted = None,
 ) -> None:
     """Make a trained model your own, offline: adapt it to your file. Exit code: 0 done, 2 wrong input.
 
@@ -66,8 +73,8 @@ def adapt(
     from client_app.personal import in_words
     from client_app.personalize import adapt as make_personal  # imports torch, which takes seconds
 
-    for model in make_personal(checkpoint, data, output, task, target, _say):
-        print(in_words(model))
+    for model in make_personal(checkpoint, data, output, task, target, _say, trust or ()):
+        print(one_line(in_words(model)))
 
 
 @cli.command()
@@ -75,6 +82,7 @@ def predict(
     model: Annotated[Path, typer.Option(help="A personal model, or a folder of them, such as STATE/personal.")],
     input_: Annotated[str, typer.Option("--input", help="A file with the columns of the training data.")],
     output: Annotated[Path | None, typer.Option(help="CSV file of the predictions; by default they are printed.")] = None,
+    trust: Trusted = None,
 ) -> None:
     """Use a personal model, offline; where the file holds targets, say what it is worth. Exit code: 0 done, 2 wrong input.
 
@@ -82,7 +90,7 @@ def predict(
     """
     from client_app.personalize import predict as use
 
-    found = use(model, input_)
+    found = use(model, input_, trust or ())
     if output is None:
         found.write_csv(sys.stdout)
     else:
@@ -110,6 +118,7 @@ def export(
     model: Annotated[Path, typer.Option(help="A personal model.")],
     output: Annotated[Path, typer.Option(help="The file to write, such as mine.onnx or mine.pt2.")],
     format_: Annotated[str, typer.Option("--format", help="onnx, or torch (torch.export).")] = "onnx",
+    trust: Trusted = None,
 ) -> None:
     """Write a personal model for other programs, and check that it says the same. Exit code: 0 done, 2 wrong input.
 
@@ -117,7 +126,7 @@ def export(
     """
     from client_app.export import export as write
 
-    print(write(model, output, format_))
+    print(write(model, output, format_, trust or ()))
 
 
 @cli.command()
@@ -170,12 +179,12 @@ def join(
 
 
 def _say(line: str) -> None:
-    console.print(line, markup=False, soft_wrap=True)
+    console.print(one_line(line), markup=False, soft_wrap=True)
 
 
 def _say_error(sentence: str) -> None:
     console.print("error:", style="bold red", end=" ")
-    console.print(sentence, markup=False, soft_wrap=True)
+    console.print(one_line(sentence), markup=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ What is written is read back and compared with the model before it takes its pla
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from client_app.personalize import one_model
+from client_app.personalize import fits_together, one_model
 from common.datasets.own.preparation import Preparation
 from common.errors import ConfigError, DataError, in_one_line
 from common.extras import needs
@@ -54,18 +54,20 @@ class PersonalModule(nn.Module):
         return outputs if self._scale is None else outputs * self._scale[1] + self._scale[0]
 
 
-def export(model: str | Path, output: str | Path, form: str) -> Path:
+def export(model: str | Path, output: str | Path, form: str, trust: Collection[str] = ()) -> Path:
     """Write the personal model `model` to `output` as "onnx" or "torch" (torch.export); returns the path.
 
+    `trust`: as of `client_app.personalize.adapt`.
     Raises ConfigError or DataError, among others where the copy does not say the same as the model, to 1e-5.
     """
     if form not in _WRITERS:
         raise ConfigError(f"`--format` must be {' or '.join(_WRITERS)}, got '{form}'")
-    for module in _MODULES[form]:
-        needs("export", module, f"`--format {form}`")
-    personal = one_model(Path(model).expanduser())
+    for needed in _MODULES[form]:
+        needs("export", needed, f"`--format {form}`")
+    personal = one_model(Path(model).expanduser(), trust)
     path, write, read = Path(output).expanduser(), *_WRITERS[form]
-    module = PersonalModule(personal).eval()
+    with fits_together(f"the personal model of '{personal.task}'"):
+        module = PersonalModule(personal).eval()
     spec = personal.card["spec"]
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(5, *spec[1], generator=draw)

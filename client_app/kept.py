@@ -61,6 +61,7 @@ class KeptState:
         file = self._file(task_id)
         partial = file.with_suffix(".partial")
         save_file({name: value.detach().cpu().contiguous() for name, value in kept.items()}, partial)
+        partial.chmod(0o600)
         partial.replace(file)
 
     def _read(self, task_id: str) -> Params | None:

@@ -17,9 +17,10 @@ from common.config import NodeConfig, RunConfig, parse_node_config, parse_run_co
 from common.datasets import load_dataset
 from common.datasets.base import DataSpec, TaskInfo, resolve_data_dir
 from common.datasets.own import task_of_file
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 from common.options import Options
 from common.params import Params, mismatch
+from common.printable import flawed
 from common.wire import WireError
 
 
@@ -43,6 +44,8 @@ class Node:
         tasks = self.dataset.tasks()
         # A node's own file is all its own: only a file that nodes share is dealt out.
         self.tasks: list[TaskInfo] = tasks if config.data_path else tasks[config.partition_id :: config.num_partitions]
+        if wrong := flawed([*(task.task_id for task in tasks), *self.dataset.left_out]):
+            raise DataError(f"the data have a task '{wrong[0]}', which cannot be used: {wrong[1]}", wrong[0])
         self._hosted = {task.task_id for task in self.tasks}
         self.run = run
 

@@ -7,9 +7,9 @@
 A checkpoint and a personal model describe their own model, classes and columns: nothing of it is given again.
 """
 
-import csv
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,7 +19,8 @@ import torch
 from safetensors import SafetensorError
 
 from client_app.personal import META, path_of
-from common import checkpoint, personal
+from common import checkpoint, facts, personal
+from common import trust as trusted
 from common.assemble import build_algorithm
 from common.batch import Batch
 from common.config import parse_run_config
@@ -35,6 +36,7 @@ from common.datasets.own.text import Array, as_text, names
 from common.errors import ConfigError, DataError, in_one_line
 from common.params import mismatch
 from common.personal import SUFFIX, Origin, Personal
+from common.spreadsheets import write_csv
 from common.units import counted
 
 _CHUNK = 1024
@@ -47,6 +49,7 @@ def adapt(
     task: str = "",
     target: str = "",
     say: Callable[[str], None] = lambda sentence: None,
+    trust: Collection[str] = (),
 ) -> list[Personal]:
     """Adapt a checkpoint to every task of one's own file, and write a personal model for each; returns them.
 
@@ -54,10 +57,14 @@ def adapt(
     columns are those of the run unless `task` and `target` name others. `output`: a folder, or a file that ends in
     .safetensors if the data have one task. `say` is told of tasks that cannot be used. Each task is cut into support, query
     and test part as in a run: it adapts on the support part alone, and the test part says what it was worth.
-    Raises DataError or ConfigError.
+    `trust`: models of somebody's own, as "module:factory", that may be imported if the checkpoint names them. Raises DataError
+    or ConfigError.
     """
     found = _load(Path(checkpoint_path).expanduser(), say)
-    config, spec = parse_run_config(found.facts.get("config", {})).resolved(), personal.spec_of(found.facts)
+    what = f"the checkpoint '{found.path}'"
+    facts.check(found.facts, facts.CheckpointFacts, what)
+    settings = trusted.of_a_model(found.facts["config"], trust, what)
+    config, spec = parse_run_config(settings).resolved(), personal.spec_of(found.facts)
     if config.dataset != "own":
         raise DataError(
             f"the checkpoint was trained on the data set `{config.dataset}`, and no file fits it: train with --data"
@@ -66,15 +73,17 @@ def adapt(
     # As of a device that takes part: a column that is named must be there.
     named = {"task_column": task, "target_column": target, "task_name": "" if task else task_of_file(str(data))}
     given = {key: name for key, name in named.items() if name or (task and key == "task_name")}
-    own = Own(_own_options(options.model_copy(update=given)), Path(), spec.schema)
+    with fits_together(what):
+        own = Own(_own_options(options.model_copy(update=given)), Path(), spec.schema)
     if own.spec.input_shape != spec.input_shape:
         raise DataError(
             f"the data '{data}' have inputs of shape {own.spec.input_shape}, the checkpoint needs {spec.input_shape}"
         )
+    facts.check_size(config, spec, found.tensors, what)
     algorithm = build_algorithm(config, spec)
     if reason := mismatch(found.meta, algorithm.init()):
         raise DataError(f"the checkpoint '{found.path}' does not fit its own settings: {reason}")
-    chosen = found.facts.get("adapt", {"lr": algorithm.options.inner_lr, "steps": config.adapt_steps})
+    chosen = found.facts.get("adapt") or {"lr": algorithm.options.inner_lr, "steps": config.adapt_steps}
     run, lineage = str(found.facts.get("run", found.path)), str(found.facts.get("lineage", ""))
     origin = Origin(int(found.facts["round"]), lineage, run, float(chosen["lr"]), int(chosen["steps"]))
     if own.left_out:
@@ -123,19 +132,17 @@ class Predictions:
     def write_csv(self, file: TextIO) -> None:
         """As a table with a header."""
         columns = list(self.rows[0]) if self.rows else ["row", "task", "part", "target", "prediction"]
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
+        write_csv(file, columns, self.rows, end="\n")
 
 
-def predict(model: str | Path, data: str | Path) -> Predictions:
+def predict(model: str | Path, data: str | Path, trust: Collection[str] = ()) -> Predictions:
     """Predict the rows of a file with a personal model, or with the models of a folder, each for the rows of its own task.
 
     A file without the task column is all of one model's task. Where the file holds targets, it says what the model is worth:
     on the test part of the data that it was adapted to, which is what the server's per_task.csv shows, or on all rows of
-    other data. Raises DataError or ConfigError.
+    other data. `trust`: as of `adapt`. Raises DataError or ConfigError.
     """
-    models = _models(Path(model).expanduser())
+    models = _models(Path(model).expanduser(), trust)
     for one in models:
         if (name := one.card["config"].get("dataset")) != "own":
             raise DataError(f"the personal model of '{one.task}' is for the data set `{name}`, and no file fits it")
@@ -145,10 +152,11 @@ def predict(model: str | Path, data: str | Path) -> Predictions:
     for one in models:
         options, agreed = OwnOptions.model_validate(one.card["columns"]), Schema.from_json(one.card["schema"])
         key = (options.image_side, options.features, tuple(agreed.features))
-        if key not in tables:
-            tables[key] = read_table(str(data), options.image_side)
-            choose_images(tables[key], options.features, agreed.features)
-        found, score = _predict(one, tables[key], alone=len(models) == 1)
+        with fits_together(f"the personal model of '{one.task}'"):
+            if key not in tables:
+                tables[key] = read_table(str(data), options.image_side)
+                choose_images(tables[key], options.features, agreed.features)
+            found, score = _predict(one, tables[key], alone=len(models) == 1)
         rows += found
         scores += score
     first = next(iter(tables.values()))
@@ -163,6 +171,17 @@ def predict(model: str | Path, data: str | Path) -> Predictions:
             f"{left} of {counted(total, 'row')} name no task, or one without a model here (`{column}`): they are not predicted"
         )
     return Predictions(sorted(rows, key=lambda row: int(row["row"])), scores, remarks)
+
+
+@contextmanager
+def fits_together(what: str) -> Iterator[None]:
+    """Raise DataError for whatever goes wrong because facts of a file contradict each other. `what`: "the checkpoint 'a'"."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{what} cannot be used: what it says of itself does not fit together ({in_one_line(error)})"
+        ) from error
 
 
 def _predict(model: Personal, table: Table, *, alone: bool) -> tuple[list[dict[str, Any]], list[Score]]:
@@ -286,23 +305,23 @@ def _load(path: Path, say: Callable[[str], None]) -> checkpoint.Checkpoint:
     return checkpoint.load(path / META if (path / META).is_file() else path, say)
 
 
-def one_model(path: Path) -> Personal:
-    """The personal model at `path`, a file or a folder that holds one. Raises DataError."""
-    models = _models(path)
+def one_model(path: Path, trust: Collection[str] = ()) -> Personal:
+    """The personal model at `path`, a file or a folder that holds one. Raises DataError or ConfigError."""
+    models = _models(path, trust)
     if len(models) > 1:
         raise DataError(f"the folder '{path}' holds {len(models)} personal models: name the file of one")
     return models[0]
 
 
-def _models(path: Path) -> list[Personal]:
+def _models(path: Path, trust: Collection[str]) -> list[Personal]:
     if not path.is_dir():
-        return [personal.load(path)]
+        return [personal.load(path, trust)]
     files = sorted(path.glob(f"*{SUFFIX}"))
     if not files:
         raise DataError(
             f"the folder '{path}' holds no personal model: name the output of `adapt`, or `personal` of a state-dir"
         )
-    return [personal.load(file) for file in files]
+    return [personal.load(file, trust) for file in files]
 
 
 def _write(models: list[Personal], output: Path) -> None:

@@ -33,7 +33,7 @@ def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _C
     `tried`: somebody has seen already that the model can be trained and scored, which takes several times its memory; and the
     parameters come from there, so that the model is no more than a structure where that will do.
     """
-    model = config.model if config.model != "auto" else _model_for(spec)
+    model = config.model if config.model != "auto" else model_for(spec)
     chosen, options = ALGORITHMS[config.algorithm], config.table(config.algorithm)
     outputs = chosen.model_outputs(options, spec.outputs)
     _check_inputs(model, spec)
@@ -56,7 +56,7 @@ def _size(learner: Learner) -> int:
     return sum(value.nbytes for value in learner.module.parameters())
 
 
-def _model_for(spec: DataSpec) -> str:
+def model_for(spec: DataSpec) -> str:
     """By the form of the inputs alone, which server and nodes know alike: conv4 for images of a size that it takes."""
     return "conv4" if len(spec.input_shape) == 3 and min(spec.input_shape[1:]) >= SMALLEST_SIDE else "mlp"
 

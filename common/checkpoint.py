@@ -73,7 +73,7 @@ def read(path: Path, form: str, what: str) -> Checkpoint:
     try:
         text = metadata["facts"] if metadata.get("format") == form else ""
         facts = json.loads(text)
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         facts = None
     if not isinstance(facts, dict):
         raise DataError(f"the file '{path}' is no {what} of this version of quickbloom")
@@ -93,6 +93,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], f
     temporary = path.with_suffix(".partial")
     try:
         save_file(whole, temporary, metadata=metadata)
+        temporary.chmod(0o600)
         if wait:
             _sync(temporary)
         temporary.replace(path)
@@ -120,14 +121,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all. Raises OSError."""
-    temporary = path.with_suffix(".partial")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

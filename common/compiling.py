@@ -9,7 +9,6 @@ was. A process that lives for one message only never gets there.
 
 import atexit
 import contextlib
-import fcntl
 import os
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from common import private
 from common.algorithms.base import Algorithm
 from common.batch import Episode, Minibatches
 from common.errors import ConfigError, in_one_line
@@ -40,6 +40,9 @@ SEEN, SHAPES, TRIED = 3, 4, 3
 """Calls before a shape is thought of, shapes that are compiled at most, and compiled calls before they are judged."""
 
 
+_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+
 def mapped(algorithm: Algorithm) -> Contribute:
     """`algorithm.contribute` of many tasks at once: what is of one task has a leading task axis, the meta-parameters do not."""
     return vmap(algorithm.contribute, in_dims=(None, 0, 0, 0), randomness="error")
@@ -47,9 +50,22 @@ def mapped(algorithm: Algorithm) -> Contribute:
 
 @lru_cache(maxsize=8)  # what is compiled is kept by the function that it came from: a new one in every round would start anew
 def _compiled(algorithm: Algorithm) -> Contribute:
+    use_private_cache()
     # Not dynamic: code for any number of tasks is slower, and rounds usually have one shape.
     # On CUDA no graphs (mode="reduce-overhead") either: what one call returns would be overwritten by the next.
     return torch.compile(mapped(algorithm), dynamic=False)
+
+
+def use_private_cache() -> None:
+    """Let torch keep what it compiles in a folder that is this user's alone: what lies there is run.
+
+    Torch's own is one in /tmp that anybody may have made first. One that the user has set stays. Raises OSError.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    # Torch writes its own into the environment once it has used it.
+    if os.environ.get(_CACHE, "") in ("", default_cache_dir()):
+        os.environ[_CACHE] = str(private.folder("compiled"))
 
 
 def compiled(algorithm: Algorithm) -> Contribute:
@@ -65,9 +81,9 @@ def compiled(algorithm: Algorithm) -> Contribute:
 
         try:
             return _compiled(algorithm)(*args)
-        except TorchDynamoException as error:
+        except (TorchDynamoException, OSError) as error:
             raise ConfigError(
-                f"`compile = true` needs a C++ compiler and a model that torch.compile takes, but it raised "
+                "`compile = true` needs a C++ compiler, a private folder and a model that torch.compile takes, but it raised "
                 f"{in_one_line(error)}: set `compile = false`"
             ) from error
 
@@ -189,16 +205,14 @@ def _end(process: "subprocess.Popen[bytes]", file: Path) -> None:
 
 def _fill_the_cache(file: Path, threads: int, nice: int) -> None:
     """What the other process does."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
     os.nice(nice)
     torch.set_num_threads(threads)
     algorithm, args = torch.load(file, weights_only=False)
     file.unlink()
-    Path(cache_dir()).mkdir(parents=True, exist_ok=True)
-    with (Path(cache_dir()) / "quickbloom.lock").open("w", encoding="utf-8") as lock:
-        # One at a time: the others find in the cache what the first has compiled.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    use_private_cache()
+    folder = Path(os.environ[_CACHE])
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with private.locked(folder / "quickbloom.lock"):  # one at a time: the others find what the first has compiled
         _compiled(algorithm)(*args)
 
 

@@ -3,8 +3,18 @@
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
+from common.printable import as_told as as_told
+from common.printable import one_line as one_line
 
-class QuickbloomError(Exception):
+
+class OneLineError(Exception):
+    """An error whose message may quote what others have said: always one printable line."""
+
+    def __init__(self, sentence: str = "") -> None:
+        super().__init__(one_line(sentence))
+
+
+class QuickbloomError(OneLineError):
     """Base of the errors whose message is written for the user: one sentence that says what to change.
 
     `quoted`: the parts of it that are contents of the user's data, as they stand in it.
@@ -18,7 +28,7 @@ class QuickbloomError(Exception):
         """The sentence without what it quotes, fit to leave the device."""
         sentence = str(self)
         for part in self.quoted:
-            sentence = sentence.replace(" ".join(part.splitlines()), "(not told)")
+            sentence = sentence.replace(one_line(part), "(not told)")
         return sentence
 
 
@@ -29,21 +39,9 @@ class ConfigError(QuickbloomError):
 class DataError(QuickbloomError):
     """A data file is missing or unreadable, or its content does not fit the settings."""
 
-    def __str__(self) -> str:
-        # A name from a user's file, which the sentence quotes, may hold line breaks.
-        return " ".join(super().__str__().splitlines())
-
 
 FILE_TROUBLE = "a file could not be read or written"
 """How the sentence begins that ends a command for a full disk and the like."""
-
-
-def as_told(text: str, most: int = 300) -> str:
-    """What another machine said, as part of a sentence: printable, on one line, at most `most` characters."""
-    # Cut before it is looked at: it may be as long as a message can be.
-    printable = "".join(sign if sign.isprintable() else " " for sign in text[: 4 * most])
-    words = " ".join(printable.split())
-    return words if len(words) <= most and len(text) <= 4 * most else words[: most - 3] + "..."
 
 
 def did_you_mean(name: str, known: Iterable[str], shown: Mapping[str, str] | None = None) -> str:
@@ -59,5 +57,5 @@ def did_you_mean(name: str, known: Iterable[str], shown: Mapping[str, str] | Non
 
 def in_one_line(error: BaseException) -> str:
     """An exception of somebody else's as part of a sentence: its type and its text, without line breaks."""
-    text = " ".join(str(error).split())
+    text = " ".join(one_line(str(error)).split())
     return f"{type(error).__name__}: {text if len(text) <= 300 else text[:297] + '...'}".removesuffix(": ").rstrip(".")

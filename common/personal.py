@@ -8,7 +8,7 @@ model, classes, and how raw columns become inputs. `protonet` leaves prototypes 
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common import __version__, checkpoint
+from common import __version__, checkpoint, facts, private
+from common import trust as trusted
 from common.algorithms import Algorithm
 from common.assemble import build_algorithm
 from common.batch import Batch, TaskData
@@ -65,7 +66,7 @@ class Personal:
 
     @cached_property
     def algorithm(self) -> Algorithm:
-        """The algorithm on its model, built from the card alone. Raises ConfigError."""
+        """The algorithm on its model, built from the card alone, which `load` has looked at. Raises ConfigError."""
         return build_algorithm(parse_run_config(self.card["config"]), spec_of(self.card))
 
     def outputs(self, x: Tensor) -> Tensor:
@@ -162,17 +163,18 @@ def save(personal: Personal, path: Path) -> None:
     Raises OSError or SafetensorError.
     """
     checkpoint.write(path, personal.tensors, personal.card, PERSONAL, wait=True)
-    checkpoint.write_text(path.with_suffix(".json"), json.dumps(personal.card, indent=2) + "\n")
+    private.write_text(path.with_suffix(".json"), json.dumps(personal.card, indent=2) + "\n")
 
 
-def load(path: Path) -> Personal:
-    """A personal model. Raises DataError."""
+def load(path: Path, trust: Collection[str] = ()) -> Personal:
+    """A personal model. Raises DataError, and ConfigError for code that is not in `trust`, see `common.trust`."""
+    what = f"the personal model '{path}'"
     found = checkpoint.read(path, PERSONAL, "personal model")
-    missing = {"task", "run", "adapted", "preparation", "columns", "data", "config", "spec", "score"} - found.facts.keys()
-    if missing:
-        raise DataError(f"the personal model '{path}' lacks `{min(missing)}` in its card: adapt anew")
-    personal = Personal(found.tensors, found.facts)
+    facts.check(found.facts, facts.CardFacts, what)
+    settings = trusted.of_a_model(found.facts["config"], trust, what)
+    personal = Personal(found.tensors, {**found.facts, "config": settings})
     try:
+        facts.check_size(parse_run_config(settings).resolved(), spec_of(found.facts), found.tensors, what)
         wanted = next(iter(personal.algorithm.adaptation_path(personal.algorithm.init(), _nothing(personal), 0.1, 0)))
         algorithm = personal.algorithm
         row = (algorithm.learner.outputs,)
@@ -185,7 +187,7 @@ def load(path: Path) -> Personal:
     except Exception as error:  # a card that somebody has written by hand
         reason = in_one_line(error)
     if reason:
-        raise DataError(f"the personal model '{path}' cannot be used: {reason}")
+        raise DataError(reason if reason.startswith(what) else f"{what} cannot be used: {reason}")
     return personal
 
 

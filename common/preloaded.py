@@ -6,12 +6,12 @@ SHA-256; else it forgets all of it, and Flower imports the bundle's. Unpacking t
 is done once.
 """
 
+import errno
 import functools
 import hashlib
 import importlib
 import io
 import posixpath
-import shutil
 import sys
 import tempfile
 import zipfile
@@ -75,9 +75,10 @@ def adopt(names: Iterable[str], directory: Path) -> None:
 
 
 def unpacked(install: Callable[..., Path], bundle: bytes, apps: Path) -> Path:
-    """The directory of a bundle below `apps`, which `install` fills if it is not complete.
+    """The directory of a bundle below `apps`, which appears there when all of it is on the disk.
 
-    `install` is Flower's `install_from_fab`, which takes any directory that is there for a complete one.
+    `install` is Flower's `install_from_fab`, which takes any directory that is there for a complete one. What another process
+    may be importing from is never touched.
     """
     digest = hashlib.sha256(bundle).hexdigest()
     for mark in apps.glob(f"*.{digest[:8]}/{_COMPLETE}"):
@@ -87,11 +88,24 @@ def unpacked(install: Callable[..., Path], bundle: bytes, apps: Path) -> Path:
         apps.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=apps.parent, prefix="unpacking-") as folder:
             fresh = install(bundle, Path(folder), skip_prompt=True)
-            directory = apps / fresh.name
-            shutil.copytree(fresh, directory, dirs_exist_ok=True)
-        (directory / _COMPLETE).write_text(digest, encoding="utf-8")
-    except OSError:  # whoever shares this directory may have unpacked it, or it is for Flower to say what is wrong
-        return install(bundle, skip_prompt=True)
+            (fresh / _COMPLETE).write_text(digest, encoding="utf-8")
+            # The second name is for where a directory is under the first one that somebody else has not filled, or is filling.
+            for name in (fresh.name, f"whole-{digest}.{digest[:8]}"):
+                if moved := _moved(fresh, apps / name, digest):
+                    return moved
+    except OSError:  # it is for Flower to say what is wrong
+        pass
+    return install(bundle, skip_prompt=True)
+
+
+def _moved(fresh: Path, directory: Path, digest: str) -> Path | None:
+    """`directory`, once it holds what is in `fresh`; None if something else is there."""
+    try:
+        fresh.rename(directory)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        return directory if _is(directory / _COMPLETE, digest) else None  # whoever shares `apps` was sooner
     return directory
 
 

@@ -7,13 +7,13 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
-from common.errors import as_told
+from common.errors import OneLineError, as_told
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class WireError(Exception):
+class WireError(OneLineError):
     """A message does not have the form that this version expects; the text says what is wrong with it."""
 
 

@@ -31,7 +31,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from common import inflating, light_requests, temporary
+from common import callers, inflating, light_requests, temporary
 from common.errors import ConfigError
 
 RELEASE = "1.39."
@@ -153,6 +153,8 @@ def main() -> None:
     """Run the program that the first argument names, with the arguments that follow."""
     program, *arguments = sys.argv[1:]
     sys.argv = [program, *arguments]
+    if program == "flower-supernode":  # the other one serves nothing
+        callers.guard()
     # Flower's own processes look for each other there.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     if wanted():

@@ -16,8 +16,8 @@ from common.arrays import arrays_of
 from common.arrays import from_arrays as from_arrays
 from common.arrays import to_arrays as to_arrays
 from common.datasets.base import SPLITS, DataSpec, TaskInfo
-from common.errors import as_told
 from common.params import Params, can_be_squared
+from common.printable import as_told, flawed, one_line
 from common.reading import WireError as WireError
 from common.reading import config_of, floats, ints, nothing_else, reads, record_of, short, strings
 
@@ -117,10 +117,17 @@ class RollCallReply:
             raise WireError(f"`splits` must be empty or one of {SPLITS}")
         if len({task.task_id for task in tasks}) != len(tasks):
             raise WireError("it names a task twice")
-        left_out = dict(zip(strings(fields["left-out"], "left-out"), strings(fields["reasons"], "reasons"), strict=True))
-        packages = zip(strings(fields["packages"], "packages"), strings(fields["versions"], "versions"), strict=True)
+        reasons = (as_told(reason) for reason in strings(fields["reasons"], "reasons"))
+        left_out = dict(zip(strings(fields["left-out"], "left-out"), reasons, strict=True))
+        packages = dict(zip(strings(fields["packages"], "packages"), strings(fields["versions"], "versions"), strict=True))
+        if wrong := flawed([*columns[0], *columns[1], *left_out]):
+            raise WireError(f"the name '{wrong[0]}' of a task cannot be used: {wrong[1]}")
+        if wrong := flawed([*packages, *packages.values()]):
+            raise WireError(f"its software has the version '{wrong[0]}': {wrong[1]}")
+        if one_line(schema) != schema:
+            raise WireError("`schema` must be printable, on one line")
         spec = DataSpec(kind, shape, outputs, tokens, schema)
-        return cls(spec, tasks, dict(packages), PROTOCOL, left_out, keeps)
+        return cls(spec, tasks, packages, PROTOCOL, left_out, keeps)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,12 @@ from pathlib import Path
 
 ALL = Path("/vault/secrets")
 """Everything, on a volume that only these services see."""
+PUBLIC = Path("/vault/public")
+"""What of it is no secret: the CA's certificate, and the nodes' public keys."""
 PARTS = Path("/parts")
 """One volume for each container, mounted here under its name; `nodes` is for containers that take any node's key."""
+SHOWN = Path("/public")
+"""PUBLIC, where it is registered from."""
 APP = 49999
 RUNS = Path("/app/quickbloom-runs")
 
@@ -27,7 +31,8 @@ def make(nodes: int) -> int:
         code = _secrets(*(part for name in new for part in ("--add-node", name)))
     if code:
         return code
-    folders = {name: ALL / name for name in ("superlink", "superexec", "cli", "nodes")}
+    publish()
+    folders = {"public": PUBLIC, **{name: ALL / name for name in ("superlink", "superexec", "cli", "nodes")}}
     folders |= {folder.name: folder for folder in sorted((ALL / "nodes").iterdir())}
     for part in sorted(PARTS.iterdir()):
         if part.name not in folders and (PARTS / "nodes").is_dir():
@@ -41,6 +46,16 @@ def make(nodes: int) -> int:
     if RUNS.is_dir() and RUNS.stat().st_uid == 0:
         os.chown(RUNS, APP, APP)
     return 0
+
+
+def publish() -> None:
+    """Write PUBLIC anew, in the form of ALL."""
+    shutil.rmtree(PUBLIC, ignore_errors=True)
+    (PUBLIC / "superlink").mkdir(parents=True)
+    for file in (ALL / "cli" / "ca.crt", *(ALL / "nodes").glob("*/node.key.pub")):
+        copy = PUBLIC / file.relative_to(ALL)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
 
 
 def hand_over(source: Path, target: Path) -> None:
@@ -63,11 +78,11 @@ def hand_over(source: Path, target: Path) -> None:
 
 def register() -> int:
     """Register the nodes; those that are registered stay so."""
-    return _secrets("--register", "superlink")
+    return _secrets("--register", "superlink", folder=SHOWN)
 
 
-def _secrets(*arguments: str) -> int:
-    return subprocess.run(["quickbloom", "secrets", "--output", str(ALL), *arguments], check=False).returncode
+def _secrets(*arguments: str, folder: Path = ALL) -> int:
+    return subprocess.run(["quickbloom", "secrets", "--output", str(folder), *arguments], check=False).returncode
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from common.assemble import build_algorithm
 from common.config import RunConfig, parse_run_config
 from common.errors import ConfigError, QuickbloomError
 from common.personal import description
+from common.printable import keep_log_to_lines
 from server_app import resume, tracking
-from server_app.checkpoint import Checkpoint, CheckpointWriter, load
+from server_app.checkpoint import Checkpoint, CheckpointWriter
 from server_app.history import RunDirectory, read_history, spread, to_json
 from server_app.inline import InlineGrid
 from server_app.live import SUMMARY, result_lines
@@ -35,6 +36,7 @@ from server_app.strategy import MetaStrategy, RunError
 from server_app.wording import data_name
 
 app = ServerApp()
+keep_log_to_lines()
 
 LEDGER = "privacy.jsonl"
 SECOND = {"accuracy": "balanced_accuracy", "mse": "rmse"}
@@ -49,7 +51,8 @@ def main(grid: Grid, context: Context) -> None:
         known = context.run_config
         config = parse_run_config(known)
         if config.resume_from:
-            given = resume.with_settings_of(load(Path(config.resume_from), lambda _: None), grid.run.override_config)
+            before = resume.load_checked(Path(config.resume_from), lambda _: None)
+            given = resume.with_settings_of(before, grid.run.override_config)
             config = parse_run_config(given).resolved()
         # Flower tells the nodes the settings that it knows; those that come from a checkpoint are told by the server.
         unknown = {key: value for key, value in config.flat().items() if config.resume_from and known.get(key) != value}

@@ -67,6 +67,10 @@ def run(
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN_DIR", help="Go on with a run that was cut off; its settings are taken over.")
     ] = None,
+    trust: Annotated[
+        str,
+        typer.Option("--trust-model", metavar="MODULE:FACTORY", help="With --resume: own code that its checkpoint may name."),
+    ] = "",
     json_: Annotated[bool, typer.Option("--json", help="Print the summary alone, as JSON, on stdout.")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's whole log.")] = False,
@@ -91,6 +95,10 @@ def run(
             )
         _leave_one_out(settings, output, json_, verbose)
         return
+    if trust and "resume-from" not in settings and resume is None:
+        raise ConfigError("`--trust-model` is for `--resume`: to train a model of your own, use `--set model=MODULE:FACTORY`")
+    if trust:
+        settings["model"] = trust
     if resume is not None:
         settings["resume-from"] = str(resume)
     if output is not None:

@@ -23,7 +23,7 @@ from common.algorithms import ALGORITHMS, is_own_algorithm
 from common.config import parse_run_config
 from common.datasets import DATASETS, load_dataset
 from common.datasets.base import resolve_data_dir
-from common.errors import ConfigError
+from common.errors import ConfigError, OneLineError
 from common.units import counted
 from server_app.live import progress_bar
 from server_app.runs import Result, Run, Setup, perform, program
@@ -39,7 +39,7 @@ _WRONG_INPUT = 2
 _MOST_SEEDS = 100
 
 
-class CompareError(Exception):
+class CompareError(OneLineError):
     """A run ended as no run should; the text says how."""
 
 

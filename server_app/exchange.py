@@ -15,14 +15,14 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from common.config import RunConfig
-from common.errors import as_told
+from common.errors import OneLineError, as_told
 from common.wire import TRAIN, WireError, payload_bytes, tell_agreed
 from server_app.polling import PollingGrid, are_large
 from server_app.reachability import Reachability
 from server_app.rollcall import UNFINISHED, Population, failure
 
 
-class TooFewError(Exception):
+class TooFewError(OneLineError):
     """Too few nodes or training tasks contributed to a round; the text says how many, and why."""
 
 

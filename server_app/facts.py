@@ -1,6 +1,5 @@
 """What the directory of a run says of it, for whoever tells it to a person: read once, with gaps where there is nothing yet."""
 
-import csv
 import json
 import math
 import shlex
@@ -15,6 +14,7 @@ from common.algorithms import ALGORITHMS
 from common.assignment import assignment
 from common.config import RunConfig, Scalar, parse_run_config
 from common.errors import ConfigError, DataError, in_one_line
+from common.spreadsheets import read_csv
 from server_app.history import read_history
 from server_app.page import nan_for_null
 from server_app.runs import program
@@ -120,7 +120,7 @@ class RunFacts:
             with file.open(newline="", encoding="utf-8") as opened:
                 clients = [
                     Client(row["task"], float(row[before]), float(row[after]), int(row["num_support"]), int(row["num_test"]))
-                    for row in csv.DictReader(opened)
+                    for row in read_csv(opened)
                     if row["split"] == "test"
                 ]
         except (ValueError, KeyError, TypeError) as error:

@@ -9,7 +9,10 @@ from typing import Any
 
 from rich.progress import Progress
 
+from common import callers
 from common.config import RunConfig, parse_run_config
+from common.printable import one_line
+from common.trust import flags
 from server_app.launch import LaunchError, LocalSuperLink, Run, bundle, unframed
 from server_app.live import LogReader, progress_bar
 from server_app.processes import ENDINGS
@@ -42,6 +45,11 @@ def _follow_flower(start: Start, verbose: bool) -> Outcome:
             task = progress.add_task("starting Flower", total=None)
             if not console.is_terminal:
                 console.print("starting Flower: ten seconds or more")
+            if not connection and not callers.can_tell():
+                say(
+                    "Remark: this system does not say who talks to a port, so every user of this machine can run code through "
+                    "the simulation's; with `--in-process` there is none"
+                )
             app = stack.enter_context(bundle())
             link = connection or stack.enter_context(LocalSuperLink(Path.cwd()))
             started = Run(app, link, settings, start.nodes)
@@ -65,7 +73,9 @@ def _follow_flower(start: Start, verbose: bool) -> Outcome:
     if status != "finished:completed":
         say_error(_reason(status, details, log))
         if reader.run_dir and reader.round > 1:
-            told = f" --connection {connection}" if connection else ""
+            told = "".join(
+                f" {words}" for words in (f"--connection {connection}" if connection else "", flags(settings)) if words
+            )
             say(f"The rounds before are kept; to go on: quickbloom run --resume {reader.run_dir}{told}")
         return FAILED, None
     if reader.summary is None:
@@ -105,7 +115,7 @@ class _LineHandler(logging.Handler):
         self._take = take
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._take(f"{record.levelname} : {record.getMessage()}")
+        self._take(f"{record.levelname} : {one_line(record.getMessage())}")
 
 
 def _show(started: Run, progress: Progress, task: Any, verbose: bool) -> tuple[list[str], LogReader]:
@@ -122,7 +132,9 @@ def _show_line(line: str, reader: LogReader, progress: Progress, task: Any, verb
     said = reader.read(line)
     if verbose or (said and (rounds or reader.warned)):
         # Never as markup: parts of it come from nodes.
-        console.print(line if verbose else said, markup=False, style="yellow" if reader.warned else None, soft_wrap=True)
+        console.print(
+            one_line(line if verbose else said or ""), markup=False, style="yellow" if reader.warned else None, soft_wrap=True
+        )
     if reader.round:
         progress.update(task, description="training", total=reader.total, completed=reader.round - 1)
     elif "Run directory" in line:

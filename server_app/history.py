@@ -1,6 +1,5 @@
 """The run directory: config.json, history.jsonl (a line per round, as it ends), summary.json, per_task.csv."""
 
-import csv
 import fcntl
 import json
 import math
@@ -17,6 +16,7 @@ from flwr.common import log
 
 from common.errors import ConfigError
 from common.files import whole
+from common.spreadsheets import write_csv
 from server_app.intervals import half_width
 
 
@@ -95,9 +95,7 @@ class RunDirectory:
         if not rows:
             return
         with whole(self.path / "per_task.csv", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
-            writer.writeheader()
-            writer.writerows(rows)
+            write_csv(file, list(dict.fromkeys(name for row in rows for name in row)), rows)
 
 
 def to_json(content: Any, indent: int | None = None) -> str:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -27,7 +28,7 @@ from urllib.request import ProxyHandler, build_opener
 import tomli_w
 import torch
 
-from common import own_code, surroundings, temporary
+from common import callers, own_code, surroundings, temporary
 from common.config import Scalar
 from common.errors import QuickbloomError
 from server_app import simulation
@@ -77,6 +78,13 @@ def _put_simulation_into(directory: Path) -> None:
     shim.chmod(0o755)
 
 
+def private_ray(secret: Path) -> dict[str, str]:
+    """Environment in which Ray's processes, which run whatever they are sent, obey only who can read the file `secret`."""
+    # The last one is Ray's switch for systems with bothersome firewalls: its processes listen on loopback alone, and not to
+    # the whole network.
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(secret), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
 @contextmanager
 def bundle() -> Iterator[Path]:
     """A directory that holds this app and nothing else, for `flwr run`; works from a checkout and from an installed wheel."""
@@ -119,13 +127,20 @@ class LocalSuperLink:
         config = {"superlink": {"default": self.name, self.name: connection}}
         (self.home / "config.toml").write_text(tomli_w.dumps(config), encoding="utf-8")
         self._log = self.home / "superlink.log"
+        token = self.home / "ray.token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
         _put_simulation_into(self.home / "bin")
-        command = [script("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
+        command = callers.command("flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess")
         command += ["--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"]
         with self._log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
                 command,
-                env={**environment(self.home, self._modules, programs=self.home / "bin"), "RAY_TMPDIR": ray.name},
+                env={
+                    **environment(self.home, self._modules, programs=self.home / "bin"),
+                    **private_ray(token),
+                    "RAY_TMPDIR": ray.name,
+                },
                 cwd=self.home,  # neutral: Flower imports the app from here before it looks into the bundle
                 stdout=log,
                 stderr=subprocess.STDOUT,

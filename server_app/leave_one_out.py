@@ -3,7 +3,6 @@
 A fold is a run of its own with `own.leave-out`; its rate is chosen on validation tasks among the others, where there are any.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from common.datasets import load_dataset
 from common.datasets.base import resolve_data_dir
 from common.errors import ConfigError
 from common.files import whole
+from common.spreadsheets import write_csv
 from common.units import score
 from server_app.following import follow_here
 from server_app.history import RunDirectory, spread
@@ -102,9 +102,7 @@ def write(directory: Path, found: Mapping[str, Any]) -> None:
     run = RunDirectory(directory)
     run.write_json(f"{FILE}.json", found)
     with whole(directory / f"{FILE}.csv", newline="") as file:
-        writer = csv.DictWriter(file, list(found["folds"][0]))
-        writer.writeheader()
-        writer.writerows(found["folds"])
+        write_csv(file, list(found["folds"][0]), found["folds"])
 
 
 def table(found: Mapping[str, Any]) -> Table:

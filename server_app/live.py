@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from common.errors import as_told
+from common.spreadsheets import read_csv
 from common.units import counted, score, size
 from server_app.wording import ONE_TASK, duration, metric_name, metric_of, unit
 
@@ -32,6 +33,21 @@ _METRICS = re.compile(r"Aggregated MetricRecord: (\{.*\})")
 _PAIR = re.compile(r"'([\w-]+)': (-?(?:[\d.]+(?:e[+-]?\d+)?|inf)|nan)")
 _WARNING = re.compile(r"(Node|Task|Checkpoint|Round|Privacy) \S+( does|:| is)|\d+ tasks? (is|are) left out:")
 """What of the warnings a person is told."""
+_TOLD = {
+    "algorithm",
+    "dataset",
+    "rounds",
+    "seed",
+    "run_dir",
+    "tasks",
+    "chosen",
+    "test",
+    "validation",
+    "bytes",
+    "seconds",
+    "failures",
+}
+"""What every summary has."""
 _LEVEL = re.compile(r"^(INFO|WARNING|ERROR)\s*:\s*")
 
 
@@ -51,12 +67,18 @@ class LogReader:
         """Take in one line; returns what a person should read now, if anything."""
         level, text = _split(line)
         self.warned = False
-        if found := _ROUND.search(text):
+        if level == "WARNING" and _WARNING.match(text):
+            self.warned = True
+            return text
+        # Lines of the server's own begin so, and no word of a node stands at the beginning of one.
+        if level != "INFO":
+            return None
+        if found := _ROUND.fullmatch(text):
             said = self._line()
             self.round, self.total = int(found[1]), int(found[2])
             self.metrics = {}
             return said
-        if found := _METRICS.search(text):
+        if found := _METRICS.fullmatch(text):
             # Not ast.literal_eval: it cannot read the inf and nan of a run that diverges.
             self.metrics |= {name: float(value) for name, value in _PAIR.findall(found[1])}
         elif text.startswith("Strategy execution finished"):
@@ -64,10 +86,7 @@ class LogReader:
         elif text.startswith(_DIRECTORY):
             self.run_dir = text.removeprefix(_DIRECTORY)
         elif text.startswith(SUMMARY):
-            self.summary = json.loads(text.removeprefix(SUMMARY))
-        elif level == "WARNING" and _WARNING.match(text):
-            self.warned = True
-            return text
+            self.summary = _summary(text.removeprefix(SUMMARY)) or self.summary
         return None
 
     def _line(self) -> str | None:
@@ -86,6 +105,15 @@ class LogReader:
         if "mse-after" in metrics:
             parts.append(f"validation mean squared error {metrics['mse-before']:.4g} -> {metrics['mse-after']:.4g}")
         return "   ".join(parts)
+
+
+def _summary(text: str) -> dict[str, Any] | None:
+    """The summary that this JSON is; None if it is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and found.keys() >= _TOLD else None
 
 
 def progress_bar(console: Console) -> Progress:
@@ -144,8 +172,8 @@ def few_tasks(summary: dict[str, Any], *, own_file: bool) -> list[str]:
 def _named(run_dir: Path) -> str:
     try:
         with (run_dir / "per_task.csv").open(newline="", encoding="utf-8") as file:
-            names = [as_told(row["task"], 60) for row in csv.DictReader(file) if row["split"] == "test"]
-    except (OSError, csv.Error):  # names come from nodes
+            names = [as_told(row["task"], 60) for row in read_csv(file) if row["split"] == "test"]
+    except (OSError, KeyError, ValueError, csv.Error):  # names come from nodes
         return ""
     return f" ({', '.join(names)})"
 

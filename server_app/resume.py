@@ -12,14 +12,15 @@ from logging import INFO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.common import log
 from torch import Tensor
 
+from common import facts, trust
 from common.config import RunConfig, Scalar, parse_run_config
-from common.errors import ConfigError
+from common.errors import ConfigError, as_told
 from common.params import mismatch
+from common.personal import spec_of
 from common.privacy import LEAST_CLIP, MOST_CLIP
 from server_app.checkpoint import Checkpoint, OnDamage, load, warn
 from server_app.history import RunDirectory, history_until
@@ -37,11 +38,15 @@ _MAY_CHANGE = {
 
 
 def with_settings_of(checkpoint: Checkpoint, given: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """All settings of the run to go on with: the checkpoint's, but for what is given. Raises ConfigError."""
+    """All settings of the run to go on with: the checkpoint's, but for what is given. Raises ConfigError.
+
+    What of them names code or places must be given, see `common.trust`.
+    """
     before = _settings(checkpoint)
+    kept = trust.of_a_run(before, given)
     # In place where `resume-from` is a directory; the setting of the run before would also win over a file's new directory.
-    before["output-dir"] = str(given["resume-from"]) if Path(str(given["resume-from"])).is_dir() else ""
-    settings = {**before, **given}
+    kept["output-dir"] = str(given["resume-from"]) if Path(str(given["resume-from"])).is_dir() else ""
+    settings = {**kept, **given}
     _check_same(before, parse_run_config(settings).resolved())
     return settings
 
@@ -51,11 +56,19 @@ def open_checkpoint(config: RunConfig, on_damage: OnDamage = warn) -> Checkpoint
     path = Path(config.resume_from)
     if (path / "summary.json").exists() and goes_on_in_place(config):
         raise ConfigError(f"`resume-from` names a run that is finished: its result is in '{path / 'summary.json'}'")
-    checkpoint = load(path, on_damage)
+    checkpoint = load_checked(path, on_damage)
+    facts.check_size(config.resolved(), spec_of(checkpoint.facts), checkpoint.tensors, f"the checkpoint '{checkpoint.path}'")
     _check_same(_settings(checkpoint), config)
     done = int(checkpoint.facts["round"])
     if done >= config.rounds and not goes_on_in_place(config):
         raise ConfigError(f"`resume-from` names a run that is finished: its checkpoint is of round {done} of {config.rounds}")
+    return checkpoint
+
+
+def load_checked(path: Path, on_damage: OnDamage = warn) -> Checkpoint:
+    """As `load`, with facts that have the form of a run's. Raises DataError."""
+    checkpoint = load(path, on_damage)
+    facts.check(checkpoint.facts, facts.RunFacts, f"the checkpoint '{checkpoint.path}'")
     return checkpoint
 
 
@@ -109,8 +122,19 @@ def restore_model(checkpoint: Checkpoint, population: Population, outer: OuterOp
     tensors = {name: value for name, value in checkpoint.tensors.items() if name.startswith(("meta/", "outer/"))}
     if reason := mismatch({k.removeprefix("meta/"): v for k, v in tensors.items() if k.startswith("meta/")}, outer.meta):
         raise ConfigError(f"`resume-from` names a checkpoint of another model: {reason}")
+    if strange := [name for name in tensors if not _of_the_optimizer(name, tensors[name], outer.meta)]:
+        raise ConfigError(f"`resume-from` names a checkpoint with a tensor that no optimizer has: {as_told(strange[0], 100)}")
     outer.restore(tensors)
     log(INFO, "Going on after round %s", checkpoint.facts["round"])
+
+
+def _of_the_optimizer(name: str, value: Tensor, meta: Mapping[str, Tensor]) -> bool:
+    """Whether it may be a meta-parameter, or what an optimizer remembers of one: as many numbers, or a single one."""
+    part, _, rest = name.partition("/")
+    if part == "meta":
+        return True
+    of = meta.get(rest.partition("/")[2])
+    return of is not None and value.shape in (of.shape, torch.Size([]))
 
 
 def counts(strategy: MetaStrategy, seconds: Mapping[str, float], resumed: int) -> dict[str, Any]:
@@ -159,11 +183,14 @@ def score_tensors(scores: Scores | None) -> tuple[dict[str, Tensor], dict[str, A
 
 
 def _scores(checkpoint: Checkpoint) -> Scores | None:
-    if "validation" not in checkpoint.facts:
+    if not (said := checkpoint.facts.get("validation")):
         return None
-    facts = checkpoint.facts["validation"]
-    losses, metrics = (np.asarray(checkpoint.tensors[f"validation/{part}"].numpy()) for part in ("losses", "metrics"))
-    return Scores(list(facts["tasks"]), list(facts["lrs"]), losses, metrics)
+    tensors = [checkpoint.tensors.get(f"validation/{part}") for part in ("losses", "metrics")]
+    shape = (len(said["tasks"]), len(said["lrs"]))
+    if any(value is None or value.ndim != 3 or value.shape[:2] != shape for value in tensors):
+        return None  # they are computed anew
+    losses, metrics = (value.numpy() for value in tensors if value is not None)
+    return Scores(list(said["tasks"]), list(said["lrs"]), losses, metrics)
 
 
 def _settings(checkpoint: Checkpoint) -> dict[str, Scalar]:

@@ -17,11 +17,10 @@ from common.extras import needs
 from common.files import check_name
 from common.kernels.compiler import find_compiler
 from common.kernels.compiler import remark as kernel_remark
-from server_app import checkpoint
 from server_app.history import RunDirectory, unused
 from server_app.launch import connection_address, connection_exists
 from server_app.privacy import require_accountant
-from server_app.resume import goes_on_in_place, open_checkpoint, with_settings_of
+from server_app.resume import goes_on_in_place, load_checked, open_checkpoint, with_settings_of
 from server_app.settings import check_with_data
 from server_app.terminal import say
 from server_app.tracking import check as check_live_view
@@ -115,7 +114,7 @@ def _new_directory(settings: dict[str, Scalar]) -> Path:
 def _go_on(settings: dict[str, Scalar], nodes: int | None, in_process: bool) -> tuple[dict[str, Scalar], int | None, bool]:
     """(settings, nodes, in process) of the run to go on with here, where they are not given."""
     path = Path(str(settings["resume-from"])).expanduser().absolute()
-    found = checkpoint.load(path, lambda _: None)  # a damaged file is told of when the run reads it
+    found = load_checked(path, lambda _: None)  # a damaged file is told of when the run reads it
     if nodes is not None:
         settings = {"min-nodes": nodes, **settings}
     merged = with_settings_of(found, settings | {"resume-from": str(path)})

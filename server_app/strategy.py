@@ -20,7 +20,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from common.algorithms import Algorithm
 from common.config import RunConfig
-from common.errors import ConfigError
+from common.errors import ConfigError, OneLineError
 from common.params import Params, all_finite
 from common.randomness import generator
 from common.secure.protocol import LEAST_NODES
@@ -51,7 +51,7 @@ _ATTEMPTS = 5
 OnRound = Callable[[dict[str, Any]], None]
 
 
-class RunError(Exception):
+class RunError(OneLineError):
     """The run cannot go on; the text says why, for the user."""
 
 

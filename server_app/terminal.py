@@ -4,6 +4,8 @@ import sys
 
 from rich.console import Console
 
+from common.printable import one_line
+
 OK, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 _WIDE = 200
 """Columns of a table that goes into a file or a pipe."""
@@ -19,10 +21,10 @@ def paper() -> Console:
 
 def say(line: str) -> None:
     """One line of progress; never as markup: parts of it may come from nodes or from file names."""
-    console.print(line, markup=False, soft_wrap=True)
+    console.print(one_line(line), markup=False, soft_wrap=True)
 
 
 def say_error(sentence: str) -> None:
     """One sentence on what went wrong."""
     console.print("error:", style="bold red", end=" ")
-    console.print(sentence, markup=False, soft_wrap=True)
+    console.print(one_line(sentence), markup=False, soft_wrap=True)

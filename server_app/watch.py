@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from common.errors import ConfigError, in_one_line
+from common.errors import ConfigError, as_told, in_one_line
 from common.units import score, size
 from server_app.live import result_table
 from server_app.wording import data_name, duration, metric_name, metric_of
@@ -51,7 +51,7 @@ class Watched:
         """Take in what has been written since; returns the new rounds. A line that is still being written waits."""
         if not self.total and (config := _json(self.directory / "config.json")):
             self.total = int(config.get("rounds", 0))
-            self.name = f"{config.get('algorithm')} on {data_name(config)}, seed {config.get('seed')}"
+            self.name = as_told(f"{config.get('algorithm')} on {data_name(config)}, seed {config.get('seed')}")
         try:
             new = [json.loads(line) for line in self._lines()]
             for record in new:
@@ -82,7 +82,8 @@ class Watched:
         self.loss = (record.get("train") or {}).get("loss")
         self.seconds.append(record["seconds"])
         self.traffic += sum(record["bytes"].values())
-        self.failures += [f"round {self.round}: {failure['who']}: {failure['reason']}" for failure in record["failures"]]
+        told = [as_told(f"{failure['who']}: {failure['reason']}", 600) for failure in record["failures"]]
+        self.failures += [f"round {self.round}: {words}" for words in told]
         if nodes := record.get("nodes"):
             self.nodes = f"{nodes['answered']} of {nodes['asked']}"
         if scores := record.get("validation"):

@@ -6,22 +6,20 @@ commands tell of a compiler that is missing. QUICKBLOOM_KERNELS=0 in the environ
 
 import contextlib
 import ctypes
-import fcntl
 import hashlib
 import logging
 import os
 import platform
 import signal
-import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import torch
 
+from common import private
 from common.kernels.compiler import SWITCH, find_compiler
 from common.kernels.source import SOURCE
 
@@ -56,10 +54,9 @@ def _built(compiler: str, kind: tuple[str, ...]) -> Path:
     made = Path(compiler).resolve().stat()  # instead of its version, for which it would have to be run in every process
     # A home directory may be shared by machines whose processors know different instructions.
     parts = [*command, str(made.st_mtime_ns), str(made.st_size), _processor(), SOURCE]
-    file = _folder() / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
+    file = private.folder("kernels") / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
     if not file.exists():
-        with (file.parent / "lock").open("w", encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the other processes of a simulation wait, and find it
+        with private.locked(file.parent / "lock"):  # the other processes of a simulation wait, and find it
             if not file.exists():
                 _compile(command, file)
     return file
@@ -107,24 +104,3 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
     return platform.processor() + platform.node()
-
-
-def _folder() -> Path:
-    """The user's cache, or where that cannot be written a folder for temporary files.
-
-    Raises OSError where others could put something there: what lies there is run.
-    """
-    for folder in _places():
-        with contextlib.suppress(OSError):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = folder.lstat()  # not of what a link leads to
-            own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
-            if own and not status.st_mode & 0o022 and os.access(folder, os.W_OK):
-                return folder
-    raise OSError("no folder for what is compiled")
-
-
-def _places() -> Iterator[Path]:
-    with contextlib.suppress(RuntimeError):  # there are users without a home
-        yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quickbloom" / "kernels"
-    yield Path(tempfile.gettempdir()) / f"quickbloom-kernels-{os.getuid()}"

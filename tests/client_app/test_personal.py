@@ -317,7 +317,7 @@ def test_data_that_do_not_fit_the_model_are_refused_in_one_sentence(tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"spec": [1]}, "does not say what the data look like"),
+        ({"spec": [1]}, "`spec` is not what it should be"),
         ({"config": {"algorithm": "maml", "dataset": "own", "maml.inner-lr": 0.1}}, "the tensor `5.bias` is missing"),
         ({"config": {"algorithm": "none"}}, "`algorithm` must be one of"),
         ({"preparation": {"features": 3}}, "cannot be used: KeyError"),

@@ -120,12 +120,13 @@ def test_a_bundle_is_unpacked_once_and_again_where_it_was_not_to_the_end(fake: F
     assert (fake.install_and_settle(bundle(APP)), fake.unpacked) == (directory, 1)
     for other in (b"of another that begins with the same digits", b"\xff\xfe"):
         (directory / ".quickbloom-complete").write_bytes(other)
-        (directory / "common" / "more" / "deep.py").unlink()
-        assert fake.install_and_settle(bundle(APP)) == directory
-        assert (directory / "common" / "more" / "deep.py").exists()
-    assert fake.unpacked == 3
+        (directory / "common" / "more" / "deep.py").unlink(missing_ok=True)
+        whole = fake.install_and_settle(bundle(APP))
+        assert (whole / "common" / "more" / "deep.py").exists()
+        assert not (directory / "common" / "more" / "deep.py").exists()  # somebody may be at work there
+    assert fake.unpacked == 2
     fake.install_and_settle(bundle({**APP, "README.md": "words"}))
-    assert fake.unpacked == 4
+    assert fake.unpacked == 3
     assert not list(fake.apps.parent.glob("unpacking-*"))
 
 
@@ -135,10 +136,51 @@ def test_where_nothing_can_be_written_flower_does_as_it_always_does(fake: Fake, 
     def refused(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("shutil.copytree", refused)
+    monkeypatch.setattr(Path, "rename", refused)
     assert fake.install_and_settle(bundle(APP)) == directory
     assert not (directory / ".quickbloom-complete").exists()
     assert sys.modules["common_"].__path__ == [str(directory / "common_")]
+
+
+_AT_ONCE = """
+import hashlib, io, sys, zipfile
+from pathlib import Path
+from common import preloaded
+content, apps, start = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2]), Path(sys.argv[3])
+def install(bundle, folder=None, *, skip_prompt):
+    directory = (folder or apps) / f"me.app.1.0.{hashlib.sha256(bundle).hexdigest()[:8]}"
+    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+        archive.extractall(directory)
+    return directory
+print("ready", flush=True)
+while not start.exists():
+    pass
+directory = preloaded.unpacked(install, content, apps)
+assert sum(len(file.read_text()) for file in (directory / "common").glob("*.py")) == int(sys.argv[4]), directory
+"""
+
+
+def test_processes_that_unpack_at_once_all_see_the_whole_bundle(tmp_path: Path) -> None:
+    files = {f"common/m{number}.py": "x = 1\n" * 2000 for number in range(40)}
+    (tmp_path / "bundle").write_bytes(bundle(files))
+    total = str(sum(map(len, files.values())))
+    for turn in range(4):
+        apps, start = tmp_path / f"home{turn}" / "apps", tmp_path / f"start{turn}"
+        apps.parent.mkdir()
+        if turn % 2:  # somebody is at work under the first name
+            digest = hashlib.sha256((tmp_path / "bundle").read_bytes()).hexdigest()
+            (apps / f"me.app.1.0.{digest[:8]}" / "common").mkdir(parents=True)
+            (apps / f"me.app.1.0.{digest[:8]}" / "common" / "m0.py").write_text("half")
+        command = [sys.executable, "-c", _AT_ONCE, str(tmp_path / "bundle"), str(apps), str(start), total]
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+        for process in running:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        start.touch()
+        for process in running:
+            _, said = process.communicate(timeout=60)
+            assert process.returncode == 0, said
+        assert not list(apps.parent.glob("unpacking-*"))
 
 
 def test_an_installation_that_cannot_be_imported_is_never_used(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,34 @@ def test_replicas_share_the_tasks_by_how_many_they_are_not_by_how_many_keys_ther
     assert [take_key.take(2) for _ in range(3)] == [(1, 2), (2, 2), None]
 
 
+def test_who_registers_keys_sees_public_ones_alone(tmp_path: Path, monkeypatch: Any) -> None:
+    from server_app.secrets import create, public_keys
+
+    prepare = program("prepare")
+    monkeypatch.setattr(prepare.os, "chown", lambda path, user, group: None)  # only root can
+    for name, place in {"ALL": "secrets", "PUBLIC": "public", "PARTS": "parts", "RUNS": "none"}.items():
+        monkeypatch.setattr(prepare, name, tmp_path / place)
+    create(tmp_path / "secrets", ["node-1", "node-2"], ["superlink"], 30, None)
+    (tmp_path / "parts" / "public").mkdir(parents=True)
+    monkeypatch.setattr(prepare, "_secrets", lambda *arguments, **_: 0)
+    assert prepare.make(2) == 0
+    part = tmp_path / "parts" / "public"
+    files = {str(file.relative_to(part)): file.read_bytes() for file in part.rglob("*") if file.is_file()}
+    assert sorted(files) == ["cli/ca.crt", "nodes/node-1/node.key.pub", "nodes/node-2/node.key.pub"]
+    assert not any(b"PRIVATE" in content for content in files.values())
+    assert list(public_keys(part)) == ["node-1", "node-2"]  # all that `--register` asks for
+    compose = (ROOT / "docker-compose.yml").read_text()
+    (service,) = re.findall(r"^  register:\n((?:    .*\n)+)", compose, re.MULTILINE)
+    assert "public-keys:/public:ro" in service
+    assert "vault" not in service
+    # A node that has left is no longer shown.
+    import shutil
+
+    shutil.rmtree(tmp_path / "secrets" / "nodes" / "node-2")
+    assert prepare.make(1) == 0
+    assert list(public_keys(part)) == ["node-1"]
+
+
 def test_containers_get_copies_of_what_is_theirs_and_lose_what_was_taken_away(tmp_path: Path, monkeypatch: Any) -> None:
     prepare = program("prepare")
     monkeypatch.setattr(prepare.os, "chown", lambda path, user, group: None)  # only root can

@@ -21,6 +21,8 @@ from common.errors import DataError, as_told, did_you_mean
 
 NUMBER, DATE, TIME, TEXT, EMPTY = "number", "date", "time", "text", ""
 """Kinds of columns; `EMPTY`: no row holds anything, and it is what it is on other nodes."""
+_KEY, _MOST_KEYS = 16, 2**18
+"""Characters of a key of a category; keys of all columns together: each is an input."""
 _LARGEST = 1e30
 """Of the numbers in a column."""
 
@@ -73,9 +75,11 @@ class Schema:
     def checked(self) -> "Schema":
         """Itself, if everything is of its type; else raises TypeError."""
         texts = [self.target, *self.classes, *self.features, *self.features.values(), *self.cyclic, *self.vocabularies]
-        texts += [one for keys in self.vocabularies.values() for one in keys]
         if not all(isinstance(text, str) for text in texts) or not isinstance(self.classes, list):
             raise TypeError("a schema is made of text")
+        keys = [key for listed in self.vocabularies.values() for key in listed]
+        if len(keys) > _MOST_KEYS or not all(isinstance(key, str) and len(key) == _KEY for key in keys):
+            raise ValueError("vocabularies are lists of keys")
         return self
 
 

@@ -37,6 +37,7 @@ from common.datasets.own.target import pick_target, read_target
 from common.datasets.own.text import Array, Text, names
 from common.datasets.own.vocabulary import Places
 from common.errors import DataError
+from common.printable import flawed
 from common.units import counted
 
 _Made = TypeVar("_Made")
@@ -213,6 +214,12 @@ class Own(FixedSplitDataset):
         found = self._tasks.values
         if options.leave_out and options.leave_out not in found:
             raise DataError(f"`own.leave-out` must be one of the tasks {', '.join(found[:10])}, got '{options.leave_out}'")
+        if wrong := flawed(found):
+            raise DataError(
+                f"the column `{options.task_column}` of '{options.path}' names a task '{wrong[0]}', which cannot be used: "
+                f"{wrong[1]}",
+                wrong[0],
+            )
         for name, rows in sorted(_by_value(self._tasks)):
             known = rows[~np.isnan(self.target.values[rows])]
             forced, split = self._forced(known)

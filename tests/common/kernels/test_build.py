@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common import private
 from common.kernels import build
 from common.kernels.build import library
 from common.kernels.train import known
@@ -92,7 +93,7 @@ def test_a_folder_that_others_can_write_is_not_used(tmp_path: Path) -> None:
     folder = tmp_path / "quickbloom" / "kernels"
     folder.mkdir(parents=True)
     folder.chmod(0o777)
-    used = build._folder()
+    used = private.folder("kernels")
     assert used != folder
     assert used.stat().st_uid == os.getuid()
     assert not stat.S_IMODE(used.stat().st_mode) & 0o022
@@ -138,7 +139,7 @@ def test_a_user_without_a_home_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", homeless)
-    assert build._folder() == tmp_path / f"quickbloom-kernels-{os.getuid()}"
+    assert private.folder("kernels") == tmp_path / f"quickbloom-kernels-{os.getuid()}"
 
 
 def test_a_link_to_a_folder_is_not_used(tmp_path: Path) -> None:
@@ -146,4 +147,4 @@ def test_a_link_to_a_folder_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     (tmp_path / "quickbloom").mkdir()
     (tmp_path / "quickbloom" / "kernels").symlink_to(tmp_path / "elsewhere")
-    assert build._folder() == tmp_path / f"quickbloom-kernels-{os.getuid()}"
+    assert private.folder("kernels") == tmp_path / f"quickbloom-kernels-{os.getuid()}"

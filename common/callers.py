@@ -1,0 +1,129 @@
+"""Who may talk to the HTTP ports that Flower's processes open on loopback: the user who runs them, and nobody else.
+
+Flower asks nobody who he is there, and whoever reaches such a port runs code as its user: a SuperLink takes runs, a SuperNode
+hands out messages and takes replies. On loopback the kernel knows whose socket the other end of a connection is, so every
+connection is looked up once, when it is made, in /proc/net/tcp and tcp6; one of another user, root included, is closed before a
+byte of it is read. A port that was opened for other machines (`--host`) stays as it is.
+
+`python -P callers.py PROGRAM ARGUMENTS` runs one of Flower's commands so. It must not import this package: what is beside a
+user's own model may have the same name.
+"""
+
+import importlib
+import importlib.metadata
+import ipaddress
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+_ESTABLISHED = "01"
+"""Any other state may be that of a socket whose program has closed it: such a one counts as root's."""
+
+Address = tuple[str, int]
+
+
+def can_tell() -> bool:
+    """Whether this system says whose a connection is: Linux does."""
+    return TABLES[0].exists()
+
+
+def owner_of(near: Address, far: Address) -> int | None:
+    """The user id of who holds the end `near` of an established connection to `far` of this machine; None: nobody does."""
+    for table in TABLES:
+        for local, remote, state, owner in _connections(table):
+            if state == _ESTABLISHED and _address(local) == near and _address(remote) == far:
+                return owner
+    return None
+
+
+def may_talk(caller: Address, here: Address) -> bool:
+    """Whether the connection from `caller` to `here`, an address of this process, may stay."""
+    if not ipaddress.ip_address(here[0]).is_loopback or not can_tell():
+        return True
+    return owner_of(_plain(caller), _plain(here)) == os.geteuid()
+
+
+def guard() -> None:
+    """Let every HTTP server of this process that is started from now on close connections that may not stay."""
+    config: Any = importlib.import_module("uvicorn").Config
+    load = config.load
+
+    def loaded(self: Any) -> None:
+        load(self)
+        self.http_protocol_class = guarded(self.http_protocol_class)
+
+    config.load = loaded
+
+
+def guarded(protocol: type[Any]) -> type[Any]:
+    """The asyncio protocol class `protocol`, for which a connection that may not stay was never made."""
+
+    class Guarded(protocol):  # type: ignore[misc]
+        _refused = False
+
+        def connection_made(self, transport: Any) -> None:
+            caller, here = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+            if caller and here and may_talk(caller[:2], here[:2]):
+                super().connection_made(transport)
+            else:
+                self._refused = True
+                transport.abort()
+
+        def data_received(self, data: bytes) -> None:
+            if not self._refused:
+                super().data_received(data)
+
+        def eof_received(self) -> Any:
+            return None if self._refused else super().eof_received()
+
+        def connection_lost(self, error: Exception | None) -> None:
+            if not self._refused:
+                super().connection_lost(error)
+
+    return Guarded
+
+
+def _connections(table: Path) -> Iterator[tuple[str, str, str, int]]:
+    """(near end, far end, state, user id) of every line of one of TABLES."""
+    try:
+        lines = table.read_text().splitlines()[1:]
+    except OSError:  # a kernel without IPv6
+        return
+    for line in lines:
+        _, local, remote, state, _, _, _, owner, *_ = line.split()
+        yield local, remote, state, int(owner)
+
+
+def _address(text: str) -> Address:
+    """ "0100007F:1F90" -> ("127.0.0.1", 8080): each group of eight digits is a number in this machine's order of bytes."""
+    digits, _, port = text.partition(":")
+    groups = (int(digits[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(digits), 8))
+    return _plain((str(ipaddress.ip_address(b"".join(groups))), int(port, 16)))
+
+
+def _plain(address: Address) -> Address:
+    """An IPv4 address that is written as one of IPv6, as IPv4."""
+    found = ipaddress.ip_address(address[0].partition("%")[0])
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return str(mapped or found), address[1]
+
+
+def command(program: str, *arguments: str) -> list[str]:
+    """The command line that starts Flower's command `program` guarded."""
+    # -P: nothing is imported from where this file lies.
+    return [sys.executable, "-P", str(Path(__file__).resolve()), program, *arguments]
+
+
+def main() -> None:
+    """Become the program that the first argument names, with the arguments that follow."""
+    sys.argv = sys.argv[1:]
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name=sys.argv[0])
+    guard()
+    entry.load()()
+
+
+if __name__ == "__main__":
+    main()
