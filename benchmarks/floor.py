@@ -10,7 +10,7 @@ from benchmarks.runner import Plan, average
 from common.config import parse_run_config
 from common.datasets import load_dataset
 from common.datasets.base import Dataset, resolve_data_dir
-from server_app.rollcall import split_tasks
+from server_app.splits import split_tasks
 
 NAME = "cosine 1-nearest neighbour on pixels, support to test"
 
