@@ -134,7 +134,7 @@ def _trained(message: Message, node: Node, state: RecordDict, request: TrainRequ
     algorithm, meta = node.algorithm_for(request.meta)
     fresh, store = algorithm.fresh(), KeptState(state, node.state_dir, request.lineage)
     work = []
-    Asked(state, node.state_dir, request.lineage).to_train(node.check_hosted(request.task_ids))
+    Asked(node, state, request.lineage).to_train(node.check_hosted(request.task_ids))
     for task_id in request.task_ids:
         kept = store.load(task_id, fresh)
         for episode in range(node.episodes):
@@ -198,7 +198,7 @@ def evaluate_tasks(message: Message, node: Node, state: RecordDict) -> RecordDic
     message.content.clear()  # it has been read
     algorithm, meta = node.algorithm_for(request.meta)
     node.check_hosted(request.task_ids)
-    Asked(state, node.state_dir, request.lineage).to_score(node, request, algorithm.options.inner_lr)
+    Asked(node, state, request.lineage).to_score(request, algorithm.options.inner_lr)
     draws = [
         [replace(draw, support=draw.support.first(request.shots)) for draw in node.dataset.test_draws(task_id)]
         for task_id in request.task_ids

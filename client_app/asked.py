@@ -36,9 +36,10 @@ class Asked:
     Each method raises WireError for what is refused, ConfigError if the file cannot be read or written.
     """
 
-    def __init__(self, state: RecordDict, state_dir: str, lineage: str) -> None:
-        self._state = state
-        self._file = Path(state_dir).expanduser() / as_name(lineage) / "asked.json" if state_dir and lineage else None
+    def __init__(self, node: Node, state: RecordDict, lineage: str) -> None:
+        self._node, self._state = node, state
+        folder = Path(node.state_dir).expanduser() / as_name(lineage)
+        self._file = folder / "asked.json" if node.state_dir and lineage else None
         kept = state.get(_KEPT)
         self._fields: dict[str, Any] = dict(kept) if isinstance(kept, ConfigRecord) else {}
         on_disk = self._read()
@@ -46,15 +47,24 @@ class Asked:
 
     def to_train(self, task_ids: Sequence[str]) -> None:
         """These tasks are asked to train."""
+        self._check_data()
         self._refuse(_SCORED, task_ids)
         self._add(_TRAINED, task_ids)
 
-    def to_score(self, node: Node, request: EvaluateRequest, inner_lr: float) -> None:
+    def to_score(self, request: EvaluateRequest, inner_lr: float) -> None:
         """These scores are asked for. `inner_lr`: the rate of the algorithm, which is tried beside those of the run."""
+        self._check_data()
         self._refuse(_TRAINED, request.task_ids)
-        if node.run.secure_aggregation or node.least_in_sum:
-            self._by_schedule(node, request, inner_lr)
+        if self._node.run.secure_aggregation or self._node.least_in_sum:
+            self._by_schedule(request, inner_lr)
         self._add(_SCORED, request.task_ids)
+
+    def _check_data(self) -> None:
+        """By another task column, say, the rows of a task that trains would be those of another task."""
+        run = self._node.run
+        data = json.dumps([run.dataset, run.table(run.dataset).model_dump()], sort_keys=True)
+        if self._fields.setdefault("data", data) != data:
+            raise WireError("the settings of this run that say what its tasks are have changed since it began")
 
     def _refuse(self, kind: str, task_ids: Sequence[str]) -> None:
         if both := sorted(set(task_ids) & self._tasks[kind]):
@@ -65,8 +75,8 @@ class Asked:
             self._tasks[kind] |= set(task_ids)
             self._write()
 
-    def _by_schedule(self, node: Node, request: EvaluateRequest, inner_lr: float) -> None:
-        run, number = node.run, request.round
+    def _by_schedule(self, request: EvaluateRequest, inner_lr: float) -> None:
+        run, number = self._node.run, request.round
         plan = json.dumps([run.evaluate_every, run.rounds, run.adapt_steps, sorted({*run.lrs, inner_lr}), run.shots])
         if self._fields.setdefault("plan", plan) != plan:
             raise WireError("the settings of this run that say when scores are asked for have changed since the first ones")

@@ -3,17 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Message, RecordDict
 from loopback import LoopbackGrid
 
 from client_app.asked import Asked
+from client_app.node import node_of
 from common.assemble import build_algorithm
 from common.config import RunConfig, parse_run_config
 from common.datasets import load_dataset
 from common.params import Params
-from common.wire import EVALUATE, TRAIN, EvaluateRequest, TrainRequest, error_reason
+from common.secure.messages import MASKED
+from common.wire import EVALUATE, TRAIN, EvaluateRequest, TrainRequest, error_reason, tell_settings
 from server_app.app import run_federation
 from server_app.history import read_history
 
@@ -85,9 +88,8 @@ def test_a_task_that_trains_is_never_scored(run: RunConfig) -> None:
 def test_finite_differences_of_a_training_task_are_not_to_be_had() -> None:
     """What the fault was: losses at theta + h and theta - h, from a node that sends its gradients in sums alone."""
     node = OneNode(config(**SECURE), least_in_sum=3)
-    masked_for = [A, B]
-    asked = Asked(node.grid._contexts[100].state, "", "one")
-    asked.to_train(masked_for)  # as the step `masked` does before it computes anything
+    context = node.grid._contexts[100]
+    Asked(node_of(context), context.state, "one").to_train([A, B])  # as the step `masked` does before it computes anything
     for h in (1e-3, -1e-3):
         assert "it gives no scores of it" in node.score(A, change=h)
     # Of a held-out task one model in a round is scored, so there is no difference to take.
@@ -204,6 +206,38 @@ def test_a_training_may_end_early_once() -> None:
         assert f"{words}, and this run has none then" in node.score(A, number=number, change=2.0)
     assert node.score(A, number=3, change=1.0, shots=1) == ""
     assert node.score(A, number=2) == ""
+
+
+@pytest.mark.parametrize("run", [config(), config(**SECURE)], ids=["plain", "secure"])
+def test_a_task_cannot_be_given_another_name_on_the_way(tmp_path: Path, run: RunConfig) -> None:
+    """Rows of a ward that trains are those of a year, too: a server that tells another task column would score them."""
+    rng = np.random.default_rng(0)
+    rows = [
+        f"{'AB'[i % 2]},{2020 + i // 2 % 3},{x:.3f},{'ill' if x > 0 else 'well'}" for i, x in enumerate(rng.normal(size=120))
+    ]
+    (tmp_path / "w.csv").write_text("\n".join(["ward,year,marker,outcome", *rows]))
+    settings = {"dataset": "own", "own.path": str(tmp_path / "w.csv"), "own.target-column": "outcome", "model": "linear"}
+    own = parse_run_config({**run.flat(), **settings, "own.task-column": "ward"}).resolved()
+    grid = LoopbackGrid(1, own.flat())
+
+    def ask(records: RecordDict, kind: str, **told: str) -> str:
+        tell_settings(records, told)
+        reply = grid.answer(Message(records, 100, kind))
+        assert reply is not None
+        assert not reply.has_error(), reply.error
+        return error_reason(reply.content) or ""
+
+    def model(**told: str) -> Params:
+        node = node_of(grid._contexts[100], told)
+        return build_algorithm(node.run, node.dataset.spec).init()
+
+    ask(TrainRequest(model(), 1, 0, ["A"], "one").to_records(), MASKED if run.secure_aggregation else TRAIN)
+    context = grid._contexts[100]
+    Asked(node_of(context), context.state, "one").to_train(["A"])
+    told = {"own.task-column": "year", "own.features": "marker"}
+    request = EvaluateRequest(model(**told), [0.1], 2, ["2020"], 0, 2, "one")
+    assert "that say what its tasks are have changed" in ask(request.to_records(), EVALUATE, **told)
+    assert ask(EvaluateRequest(model(), [0.1], 2, ["B"], 0, 2, "one").to_records(), EVALUATE) == ""
 
 
 def test_the_schedule_cannot_be_changed_on_the_way() -> None:

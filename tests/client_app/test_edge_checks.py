@@ -184,7 +184,7 @@ def test_categories_that_the_run_may_have_declared_do_not_end_the_check(tmp_path
         signal.signal(signal.SIGTERM, before)
     assert said[0].startswith("the column `ward` holds numbers, but row 4 (without the header) holds the text 'B7'")
     assert said[0].endswith("this device is refused unless the run has `own.categorical=ward`")
-    assert said[-2].startswith("task A: 8 support")  # and the rest of the file is looked at
+    assert any(line.startswith("task A: 8 support") for line in said)  # and the rest of the file is looked at
     check = ["check-data", str(tmp_path / "a.csv")]
     assert isinstance(CliRunner().invoke(edge, check).exception, DataError)
     declared = CliRunner().invoke(edge, [*check, "--set", "own.categorical=ward"])

@@ -14,6 +14,7 @@ from client_app.personalize import predict
 from common import personal
 from common.config import parse_run_config
 from common.datasets.own.columns import Reading, Schema, make_inputs
+from common.datasets.own.image_arrays import choose_images
 from common.datasets.own.preparation import Preparation
 from common.datasets.own.tables import read_table
 from common.errors import ConfigError, DataError
@@ -52,7 +53,9 @@ def inputs(model: Path, data: Path) -> torch.Tensor:
     """What the exported program is fed with: rows as the card's preparation makes them."""
     card = personal.load(model).card
     rows = np.flatnonzero(np.load(data)["task"] == "A")
-    columns = make_inputs(read_table(str(data)), Schema.from_json(card["schema"]), Reading(str(data)), rows)
+    table = read_table(str(data))
+    choose_images(table, "")
+    columns = make_inputs(table, Schema.from_json(card["schema"]), Reading(str(data)), rows)
     return torch.from_numpy(Preparation.from_json(card["preparation"]).encode(columns))
 
 
