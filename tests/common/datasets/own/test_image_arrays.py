@@ -62,6 +62,14 @@ def test_the_arrays_are_named_whatever_they_are_called(tmp_path: Path, names: tu
         assert own(tmp_path, arrays, features=name).spec.input_shape == (1, SIDE + i, SIDE + i)
 
 
+def test_images_of_other_nodes_may_be_called_otherwise(tmp_path: Path) -> None:
+    first = own(tmp_path, {"image": shades()})
+    for options in ({"schema": first.spec.schema}, {"features": "pixels"}):
+        second = own(tmp_path, {"scan": shades()}, **options)
+        assert second.spec == first.spec
+        np.testing.assert_array_equal(inputs(second), inputs(first))
+
+
 def test_columns_that_are_named_need_no_images(tmp_path: Path) -> None:
     arrays = {"image": shades(), "mask": shades(), "age": np.arange(40.0), "words": np.full((40, 2, 2), "x")}
     assert own(tmp_path, arrays, features="age").spec.input_shape == (1,)
