@@ -261,6 +261,13 @@ def test_what_white_is_is_told_from_the_support(support: Array, white: float) ->
     assert white_of(support.astype(np.float32)) == white
 
 
+def test_every_task_has_the_scale_of_its_own_support(tmp_path: Path) -> None:
+    level = shades() // 64 * 51
+    data = own(tmp_path, {"image": np.where(np.arange(40)[:, None, None] < 20, level / 255, level)})
+    wanted = (level / 255).astype(np.float32)
+    np.testing.assert_array_equal(np.concatenate([inputs(data, "A"), inputs(data, "B")])[:, 0], wanted)
+
+
 def test_a_task_whose_pixels_have_no_scale_is_left_out_and_named(tmp_path: Path) -> None:
     array = shades() / 255
     array[20:] = array[20:] * 2 - 1
