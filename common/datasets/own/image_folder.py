@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common.datasets.own.images import Notes, has_image_suffix, looks_like_image, read_image, shown
-from common.datasets.own.text import Array, clean
+from common.datasets.own.text import Array
 from common.errors import DataError, as_told
 from common.units import counted
 
@@ -131,7 +131,7 @@ def _check_size(folder: Path, images: int, side: int, limit: int) -> None:
 
 
 def _names(path: Path) -> tuple[str, str]:
-    """(task, class) of an image, spelled as on every other system."""
+    """(task, class) of an image."""
     parts = path.parts
     try:
         for part in parts[:-1]:
@@ -140,7 +140,7 @@ def _names(path: Path) -> tuple[str, str]:
         told = shown(Path(*parts[:-1]))
         raise DataError(f"the name of the folder '{told}' is not in UTF-8: rename it", told) from None
     task = parts[0] if len(parts) == 3 else "all"
-    return clean(task), clean(parts[-2])
+    return task, parts[-2]
 
 
 def _passed_over(found: _Found) -> Iterator[str]:

@@ -62,6 +62,14 @@ def test_the_arrays_are_named_whatever_they_are_called(tmp_path: Path, names: tu
         assert own(tmp_path, arrays, features=name).spec.input_shape == (1, SIDE + i, SIDE + i)
 
 
+def test_images_of_other_nodes_may_be_called_otherwise(tmp_path: Path) -> None:
+    first = own(tmp_path, {"image": shades()})
+    for options in ({"schema": first.spec.schema}, {"features": "pixels"}):
+        second = own(tmp_path, {"scan": shades()}, **options)
+        assert second.spec == first.spec
+        np.testing.assert_array_equal(inputs(second), inputs(first))
+
+
 def test_columns_that_are_named_need_no_images(tmp_path: Path) -> None:
     arrays = {"image": shades(), "mask": shades(), "age": np.arange(40.0), "words": np.full((40, 2, 2), "x")}
     assert own(tmp_path, arrays, features="age").spec.input_shape == (1,)
@@ -251,6 +259,13 @@ def test_a_dead_pixel_in_the_support_does_not_make_the_task_black(tmp_path: Path
 )
 def test_what_white_is_is_told_from_the_support(support: Array, white: float) -> None:
     assert white_of(support.astype(np.float32)) == white
+
+
+def test_every_task_has_the_scale_of_its_own_support(tmp_path: Path) -> None:
+    level = shades() // 64 * 51
+    data = own(tmp_path, {"image": np.where(np.arange(40)[:, None, None] < 20, level / 255, level)})
+    wanted = (level / 255).astype(np.float32)
+    np.testing.assert_array_equal(np.concatenate([inputs(data, "A"), inputs(data, "B")])[:, 0], wanted)
 
 
 def test_a_task_whose_pixels_have_no_scale_is_left_out_and_named(tmp_path: Path) -> None:

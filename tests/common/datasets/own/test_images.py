@@ -123,9 +123,12 @@ def test_images_of_more_than_8_bits_keep_their_shades(tmp_path: Path, kind: str)
 
 def test_images_of_16_bits_are_scaled_as_those_of_8(tmp_path: Path) -> None:
     eight = np.random.default_rng(0).integers(0, 256, (30, 20), dtype=np.uint8)
+    eight[:, :10] = [0] * 5 + [255] * 5  # beside an edge the curve between pixels goes beyond black and white
     wide, _ = seen(tmp_path / "a", "a.png", saved(image_module.fromarray(eight.astype(np.uint16) * 257), "PNG"))
     plain, _ = seen(tmp_path / "b", "a.png", saved(image_module.fromarray(eight), "PNG"))
-    np.testing.assert_allclose(wide, plain, atol=1.1 / 255)  # of 8 bits, each of the two ways is rounded
+    np.testing.assert_allclose(wide, plain, atol=3 / 255)  # of 8 bits, each of the two ways is rounded and cut off
+    assert wide.min() >= 0
+    assert wide.max() <= 1
 
 
 def test_a_tiff_of_12_bits_is_white_at_4095(tmp_path: Path) -> None:
@@ -339,7 +342,7 @@ def test_hidden_and_system_files_are_passed_over(tmp_path: Path) -> None:
         "t/b/desktop.ini": b"[.ShellClassInfo]",
     }
     found = read(put(tmp_path, files))
-    assert (set(found.classes), set(found.tasks), len(found.classes)) == ({"a", "b"}, {"t"}, 8)
+    assert (found.classes, set(found.tasks)) == (list("aaaabbbb"), {"t"})  # in the order of the paths
     (remark,) = found.remarks
     assert remark.startswith(
         "8 hidden or system files or folders are passed over: $RECYCLE.BIN, ._0.png, .git, .ipynb_checkpoints"
