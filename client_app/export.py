@@ -61,8 +61,8 @@ def export(model: str | Path, output: str | Path, form: str) -> Path:
     """
     if form not in _WRITERS:
         raise ConfigError(f"`--format` must be {' or '.join(_WRITERS)}, got '{form}'")
-    for module in _MODULES[form]:
-        needs("export", module, f"`--format {form}`")
+    for needed in _MODULES[form]:
+        needs("export", needed, f"`--format {form}`")
     personal = one_model(Path(model).expanduser())
     path, write, read = Path(output).expanduser(), *_WRITERS[form]
     module = PersonalModule(personal).eval()
