@@ -31,7 +31,8 @@ from benchmarks.runner import commit, finish, goal, machine, say
 from common.algorithms import ALGORITHMS, Algorithm
 from common.batch import Batch, TaskData
 from common.config import RunConfig
-from common.kernels.build import SWITCH, library
+from common.kernels.build import library
+from common.kernels.compiler import SWITCH
 from common.learner import Learner
 from common.local_round import TaskWork, run_round
 from common.models.conv4 import Conv4, Conv4Options

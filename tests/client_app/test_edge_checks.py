@@ -1,5 +1,6 @@
 """What `quickbloom-edge join` looks at before and while it takes part: secrets, certificate, key, clock, data, quiet hours."""
 
+import errno
 import signal
 import ssl
 import sys
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from socket import create_server
+from typing import TextIO
 
 import pytest
 from cryptography import x509
@@ -274,3 +276,53 @@ def test_the_command_says_one_sentence_and_has_an_exit_code(tmp_path: Path, monk
     done = CliRunner().invoke(cli.cli, ["join", "--server", "nowhere", "--secrets", str(tmp_path)])
     assert isinstance(done.exception, ConfigError)
     assert "`--server` must be HOST:PORT" in str(done.exception)
+
+
+def test_an_ipv6_server_is_waited_for_without_its_brackets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = secrets(tmp_path / "node")
+    asked: list[tuple[str, int]] = []
+
+    def wait(host: str, port: int, ca: Path, say: object) -> None:
+        asked.append((host, port))
+        raise JoinError("enough")
+
+    monkeypatch.setattr(joining, "wait_for", wait)
+    with pytest.raises(JoinError, match="enough"):
+        join("[::1]:9092", folder, {"state-dir": str(tmp_path / "state")}, 9094, print)
+    assert asked == [("::1", 9092)]
+    with pytest.raises(ConfigError, match=r"`--server` must have an IPv6 address in brackets, such as \[::1\]:9092"):
+        join("::1:9092", folder, {}, 9094, print)
+
+
+def test_a_machine_without_ipv4_and_one_without_a_compiler_are_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(JoinError, match="cannot be read"):
+        join("localhost:1", tmp_path / "none", {"state-dir": str(tmp_path / "state")}, 9094, said.append)
+    assert [line for line in said if line.startswith("there is no C++ compiler here")]
+
+    def refuse(self: object, address: object) -> None:
+        raise OSError(99, "Cannot assign requested address")
+
+    monkeypatch.setattr("socket.socket.bind", refuse)
+    with pytest.raises(ConfigError, match=r"a node needs the address 127\.0\.0\.1 \(IPv4\)"):
+        join("localhost:1", tmp_path / "none", {}, 9094, said.append)
+
+
+def test_old_predictions_stay_where_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        rows = ({"prediction": "up"},)
+
+        def write_csv(self, file: TextIO) -> None:
+            file.write("row,task\n1,")
+            file.flush()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("client_app.personalize.predict", lambda model, data: Full())
+    output = tmp_path / "predictions.csv"
+    output.write_text("old\n")
+    done = CliRunner().invoke(edge, ["predict", "--model", "m", "--input", "x.csv", "--output", str(output)])
+    assert isinstance(done.exception, ConfigError)
+    assert "`--output` must be a file that can be written" in str(done.exception)
+    assert "No space left on device" in str(done.exception)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("predictions.csv", "old\n")]

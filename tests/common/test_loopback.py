@@ -2,7 +2,7 @@
 
 import os
 import socket
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib import request
 
 import httpx
 import pytest
@@ -30,7 +30,7 @@ def test_urllib_and_httpx_reach_loopback_without_a_proxy(
 ) -> None:
     excepted(monkeypatch, {proxy: PROXY, **no})
     for host in ("127.0.0.1", "localhost", "127.0.0.1:8000", "::1"):
-        assert proxy_bypass_environment(host, getproxies_environment())
+        assert request.proxy_bypass_environment(host, request.getproxies_environment())  # type: ignore[attr-defined]
     client = httpx.Client()
     direct = client._transport_for_url(httpx.URL("http://elsewhere.org")) is client._transport
     assert not direct

@@ -41,7 +41,7 @@ print(subprocess.run([sys.executable, "-c", "print('ü', len(open('größe').rea
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **locale}
     done = subprocess.run([sys.executable, "program.py", "größe"], cwd=tmp_path, env=env, capture_output=True, check=False)
     assert done.stderr.decode() == "ß\n"
-    assert done.stdout.decode() == f"größe \\udce9\n{'ü 6'.encode() + bytes([10])}\n"
+    assert done.stdout.decode() == f"größe \\udce9\n{'ü 6'.encode() + bytes([10])!r}\n"
     assert (tmp_path / "größe").read_bytes() == "größer".encode()
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from common.config import Scalar
 from common.errors import ConfigError, QuickbloomError
-from common.kernels import compiler
 from server_app.compare import Plan
 from server_app.starting import settle
 
-GAUSSIAN = {"dataset": "gaussian", "gaussian.clients": 8}
+GAUSSIAN: dict[str, Scalar] = {"dataset": "gaussian", "gaussian.clients": 8}
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_gpu_or_a_compiler_that_is_not_there_is_said(
     with pytest.raises(ConfigError, match='`device` is "cuda", but this machine has no CUDA device: use "auto" or "cpu"'):
         settle(GAUSSIAN | {"device": "cuda"}, None, None, in_process=True)
     monkeypatch.setenv("CXX", "")
-    monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
     settle(dict(GAUSSIAN), None, None, in_process=True)
     assert " ".join(capsys.readouterr().err.split()).count("Remark: there is no C++ compiler here") == 1
     with pytest.raises(ConfigError, match="`compile = true` needs a C"):

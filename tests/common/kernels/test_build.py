@@ -12,10 +12,11 @@ import torch
 from common import private
 from common.kernels import build
 from common.kernels.build import library
+from common.kernels.compiler import find_compiler
 from common.kernels.train import known
 from common.models.mlp import perceptron
 
-needs_compiler = pytest.mark.skipif(build.find_compiler() is None, reason="no C++ compiler here")
+needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler here")
 
 
 @pytest.fixture(autouse=True)

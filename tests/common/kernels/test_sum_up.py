@@ -16,7 +16,8 @@ from common.algorithms import ALGORITHMS, Algorithm
 from common.algorithms.reptile import Reptile
 from common.batch import Batch, Episode, Minibatches, TaskData
 from common.kernels import train
-from common.kernels.build import SWITCH, find_compiler, library
+from common.kernels.build import library
+from common.kernels.compiler import SWITCH, find_compiler
 from common.learner import Learner
 from common.local_round import RoundResult, TaskWork, contributions, run_round
 from common.models.conv4 import Conv4, Conv4Options
