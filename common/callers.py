@@ -32,9 +32,12 @@ def can_tell() -> bool:
 
 def owner_of(near: Address, far: Address) -> int | None:
     """The user id of who holds the end `near` of an established connection to `far` of this machine; None: nobody does."""
+    ports = tuple(f":{end[1]:04X}" for end in (near, far))  # looked at first, since most lines are of others
     for table in TABLES:
         for local, remote, state, owner in _connections(table):
-            if state == _ESTABLISHED and _address(local) == near and _address(remote) == far:
+            if (local[-5:], remote[-5:], state) != (*ports, _ESTABLISHED):
+                continue
+            if (_address(local), _address(remote)) == (near, far):
                 return owner
     return None
 

@@ -157,7 +157,7 @@ def test_a_simulations_superlink_answers_nobody_else() -> None:
 def test_a_supernode_answers_nobody_else(tmp_path: Path) -> None:
     port, fleet, own = free_port(), free_port(), free_port()
     env = environment(tmp_path)
-    link = [Path(sys.executable).parent / "flower-superlink", "--insecure", "--port", str(port)]
+    link: list[str | Path] = [Path(sys.executable).parent / "flower-superlink", "--insecure", "--port", str(port)]
     link += ["--fleet-api-address", f"127.0.0.1:{fleet}", "--disable-runtime-dependency-installation"]
     node = warm.command("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{fleet}", "--port", str(own))
     with process(*link, env=env, log=tmp_path / "link.log"):
@@ -203,7 +203,14 @@ def test_every_port_of_a_simulation_is_on_loopback_and_ray_wants_its_secret(tmp_
     from server_app.processes import processes_with, session_of, sessions_with
 
     env = {**environment(), "QUICKBLOOM_TEST_MARK": str(tmp_path)}
-    command = [Path(sys.executable).parent / "quickbloom", "run", "--rounds", "5000", "--set", "evaluate-every=1"]
+    command: list[str | Path] = [
+        Path(sys.executable).parent / "quickbloom",
+        "run",
+        "--rounds",
+        "5000",
+        "--set",
+        "evaluate-every=1",
+    ]
     mark = f"QUICKBLOOM_TEST_MARK={tmp_path}"
     with process(*command, env=env, log=tmp_path / "run.log"):
         deadline = time.monotonic() + 120
