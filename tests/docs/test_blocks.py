@@ -73,7 +73,10 @@ LOOKED_AT = [
     (r"docker ", "containers: tests/docker"),
     (r"(\S+/)?pip install ", "the package index"),
     (r"python -m venv ", "the package index, for other libraries"),
-    (r"(source|export|cd|git|tar|sudo|ssh|systemctl|openssl|journalctl|tensorboard|ss|stat) ?", "the shell's, or the system's own"),
+    (
+        r"(source|export|cd|git|tar|sudo|ssh|systemctl|openssl|journalctl|tensorboard|ss|stat) ?",
+        "the shell's, or the system's own",
+    ),
 ]
 """Commands that are not run, by how they begin, each with the reason and where it is run if anywhere."""
 
