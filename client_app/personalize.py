@@ -55,7 +55,8 @@ def adapt(
 
     `checkpoint_path`: a checkpoint, a run directory, or a node's `state-dir`. `data`: as for `quickbloom run --data`; its
     columns are those of the run unless `task` and `target` name others. `output`: a folder, or a file that ends in
-    .safetensors if the data have one task. `say` is told of tasks that cannot be used. Each task is cut into support, query
+    .safetensors if the data have one task. `say` is told of tasks that cannot be used, and of
+    what may be a mistake. Each task is cut into support, query
     and test part as in a run: it adapts on the support part alone, and the test part says what it was worth.
     `trust`: models of somebody's own, as "module:factory", that may be imported if the checkpoint names them. Raises DataError
     or ConfigError.
@@ -88,6 +89,8 @@ def adapt(
     origin = Origin(int(found.facts["round"]), lineage, run, float(chosen["lr"]), int(chosen["steps"]))
     if own.left_out:
         say(left_out_in_words(own.left_out))
+    for remark in own.remarks:
+        say(f"Remark: {remark}")
     models = [
         personal.adapt(algorithm, found.meta, algorithm.fresh(), own, info.task_id, config, origin) for info in own.tasks()
     ]

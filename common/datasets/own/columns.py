@@ -21,7 +21,7 @@ from common.errors import DataError, as_told, did_you_mean
 
 NUMBER, DATE, TIME, TEXT, EMPTY = "number", "date", "time", "text", ""
 """Kinds of columns; `EMPTY`: no row holds anything, and it is what it is on other nodes."""
-_KEY, _MOST_KEYS = 16, 2**18
+_KEY, _MOST_KEYS = 16, 2**16
 """Characters of a key of a category; keys of all columns together: each is an input."""
 _LARGEST = 1e30
 """Of the numbers in a column."""
