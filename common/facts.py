@@ -111,6 +111,15 @@ class CardFacts(_Described):
     data: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     score: _Score
 
+    @field_validator("preparation")
+    @classmethod
+    def _preparation(cls, preparation: dict[str, Any]) -> dict[str, Any]:
+        features = preparation.get("features", [])
+        # Else one column of a file could become any number of inputs.
+        if not isinstance(features, list) or len({str(name) for name in features}) != len(features):
+            raise ValueError("must name every column once")
+        return preparation
+
     @field_validator("task")
     @classmethod
     def _task(cls, task: str) -> str:

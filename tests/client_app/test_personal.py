@@ -320,7 +320,7 @@ def test_data_that_do_not_fit_the_model_are_refused_in_one_sentence(tmp_path: Pa
         ({"spec": [1]}, "`spec` is not what it should be"),
         ({"config": {"algorithm": "maml", "dataset": "own", "maml.inner-lr": 0.1}}, "the tensor `5.bias` is missing"),
         ({"config": {"algorithm": "none"}}, "`algorithm` must be one of"),
-        ({"preparation": {"features": 3}}, "cannot be used: KeyError"),
+        ({"preparation": {"features": 3}}, "`preparation` is not what it should be"),
         ({"columns": {"shots": "many"}}, "cannot be used: ValidationError"),
     ],
 )

@@ -148,7 +148,7 @@ HUGE: list[Callable[[dict[str, Any]], Any]] = [
     lambda facts: facts.update(spec=["classification", [10**12], 2]),
     lambda facts: facts["columns"].update({"category-width": 10**9}),
     lambda facts: facts["columns"].update({"image-side": 10**6}),
-    lambda facts: facts["preparation"].update({"category_width": 10**9}),
+    lambda facts: facts["preparation"].update(features=["x"] * 500_000),
     lambda facts: facts.update(tokens=True, spec=["classification", [4_000_000], 2]),
 ]
 ODD: list[Callable[[dict[str, Any]], Any]] = [
