@@ -23,7 +23,8 @@ PLAN = Plan(
     ),
     settings=(
         *("gaussian.clients=2000", "tasks-per-round=100", "validation-tasks=100", "test-tasks=200"),
-        *("adapt-steps=5", "evaluate-every=0"),
+        # The same split with and without privacy, so that what is compared is the noise alone.
+        *("split=exact", "adapt-steps=5", "evaluate-every=0"),
     ),
     nodes=1,
     in_process=True,

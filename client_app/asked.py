@@ -90,9 +90,9 @@ class Asked:
         if not 1 <= number <= final or not (due or number == final or "final" not in self._fields):
             raise WireError(f"scores are asked for in round {number}, and this run has none then")
         models = dict(text.split(":") for text in self._fields.get("models", []))
-        if models.setdefault(str(number), _digest(request.meta)) != _digest(request.meta):
+        if models.setdefault(str(number), digest := _digest(request.meta)) != digest:
             raise WireError(f"this node has scored another model in round {number}")
-        self._fields |= {"models": [f"{name}:{digest}" for name, digest in models.items()]}
+        self._fields |= {"models": [":".join(item) for item in models.items()]}
         self._fields |= {} if due and number != run.rounds else {"final": number}
         self._remember()
 

@@ -36,7 +36,7 @@ pytest.importorskip("dp_accounting")
 
 CLIP = 0.5
 FLAT: dict[str, Any] = {"dataset": "gaussian", "model": "linear", "algorithm": "fedavg", "min-nodes": 1, "adapt-steps": 1}
-FLAT |= {"rounds": 1, "privacy.noise-multiplier": 1.0, "privacy.clip": CLIP, "privacy.delta": 0.01, "seed": 2}
+FLAT |= {"rounds": 1, "privacy.noise-multiplier": 1.0, "privacy.clip": CLIP, "privacy.delta": 0.01, "seed": 3}
 TASK = "client-023"
 
 
@@ -74,8 +74,8 @@ HARM: dict[str, Callable[[TaskData], TaskData]] = {
 }
 
 
-def sums(folder: Path, monkeypatch: pytest.MonkeyPatch, clients: int, **settings: Any) -> tuple[list[Params], list[float]]:
-    """(sum, centred sum of bits) that every round of a run adds noise to."""
+def sums(folder: Path, monkeypatch: pytest.MonkeyPatch, clients: int, **settings: Any) -> tuple[Params, float, int]:
+    """(sum, centred sum of bits) that the round of a run adds noise to, and the number of its training tasks."""
     seen: list[Params] = []
     bits: list[float] = []
     real = TaskPrivacy.mean
@@ -90,10 +90,11 @@ def sums(folder: Path, monkeypatch: pytest.MonkeyPatch, clients: int, **settings
     with monkeypatch.context() as patched:
         patched.setattr(TaskPrivacy, "mean", watch)
         config = parse_run_config({**FLAT, "gaussian.clients": clients, **settings, "output-dir": str(folder)})
-        run_federation(LoopbackGrid(3, config.flat()), config)
+        summary = run_federation(LoopbackGrid(3, config.flat()), config)
     # Who reads the run directory sees which task is broken; its node is not reproached.
     assert all(fail["who"] == f"task {TASK}" for record in read_history(folder) for fail in record["failures"])
-    return seen, bits
+    assert len(seen) == 1
+    return seen[0], bits[0], summary["tasks"]["train"]
 
 
 @pytest.mark.parametrize("secure", [False, True])
@@ -109,8 +110,9 @@ def test_neighbouring_federations_differ_by_at_most_the_clip(
 
     monkeypatch.setattr(Gaussian, "train_draw", harmful)
     more = {"secure-aggregation": secure}
-    (without,), (bits_without,) = sums(tmp_path / "without", monkeypatch, 23, **more)
-    (with_it,), (bits_with,) = sums(tmp_path / "with", monkeypatch, 24, **more)
+    without, bits_without, trained_without = sums(tmp_path / "without", monkeypatch, 23, **more)
+    with_it, bits_with, trained_with = sums(tmp_path / "with", monkeypatch, 24, **more)
+    assert trained_with == trained_without + 1
     moved = norm({name: with_it[name] - without[name] for name in with_it})
     assert moved <= CLIP * (1 + 1e-5)
     assert abs(bits_with - bits_without) <= 0.5 + 1e-6
@@ -139,6 +141,7 @@ def test_whether_a_round_goes_on_does_not_hang_on_whom_the_sample_met(
     """Node 101 is broken. A round that met its tasks alone is noise alone, like one that met nobody."""
     settings = {
         **FLAT,
+        "seed": 2,
         "gaussian.clients": 24,
         "rounds": 30,
         "tasks-per-round": 1,

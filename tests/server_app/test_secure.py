@@ -32,7 +32,7 @@ from common.secure.messages import (
     SharesReply,
     SharesRequest,
 )
-from common.secure.protocol import SecureError, envelope_for
+from common.secure.protocol import PublicKeys, SecureError, envelope_for
 from common.secure.updates import from_row, length, to_row
 from common.wire import TRAIN, TrainReply, TrainRequest, WireError, error_reason, to_arrays
 from server_app.outer import OuterOptimizer
@@ -318,6 +318,28 @@ def spoilt(true: RecordDict) -> RecordDict:
     numbers = true.array_records["masked"]["sum"].numpy().copy()
     numbers[-4:] += 2**40
     return RecordDict({**true, "masked": to_arrays({"sum": torch.from_numpy(numbers)})})
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_keys_of_another_node_are_not_handed_on(swap: bool) -> None:
+    """A node that repeats another's keys, or one of them: all others would refuse such a sum, and the round would be lost."""
+    seen: list[PublicKeys] = []
+
+    def first(message: Message, answer: Callable[[Message], Message]) -> Message:
+        reply = answer(message)
+        if message.metadata.message_type == KEYS:
+            seen.append(KeysReply.from_records(reply.content).keys)
+        return reply
+
+    def copied(records: RecordDict) -> RecordDict:
+        own = KeysReply.from_records(records).keys
+        return KeysReply(PublicKeys(seen[-1].masking, own.masking) if swap else seen[-1]).to_records()
+
+    run = Run({0: first, 2: says(KEYS, copied)}, **SECURE).start()
+    (failure,) = run.records[0]["failures"]
+    assert failure["who"] == "node 102"
+    assert "are those of another node" in failure["reason"]
+    assert farthest(run.meta, plain(frozenset({2}))) < 1e-5
 
 
 def test_a_sum_that_no_honest_nodes_can_have_is_not_used() -> None:
