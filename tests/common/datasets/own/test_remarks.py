@@ -71,7 +71,7 @@ def test_codes_that_begin_with_0_and_numbers_with_two_readings_are_told(tmp_path
 
 
 def test_more_categories_than_the_limit_are_told(tmp_path: Path) -> None:
-    data = own(tmp_path, [f"A,{'uvwz'[i % 4]},{'ab'[i // 2 % 2]}" for i in range(40)], **{"vocabulary-limit": 2})
+    data = own(tmp_path, [f"A,{'uvwz'[i % 4]},{'ab'[i // 2 % 2]}" for i in range(40)], vocabulary_limit=2)
     assert "has 4 categories, of which `own.vocabulary-limit` (2)" in said(data, "`x`")
     assert data.spec.input_shape == (4,)
 
@@ -99,7 +99,7 @@ def test_numbers_to_predict_are_never_clipped(tmp_path: Path) -> None:
     np.testing.assert_allclose(test.y[:, 0].numpy(), by_hand)
     assert by_hand.min() > 400
     assert "(dry): their deviation is taken for `own.target-deviation` (1)" in said(data, "support part of 1 task")
-    scaled = rain(tmp_path, **{"target-deviation": 50.0})
+    scaled = rain(tmp_path, target_deviation=50.0)
     assert scaled.target_deviation("dry") == 50.0
     np.testing.assert_allclose(scaled.test_draws("dry")[0].test.y[:, 0].numpy(), by_hand / 50, rtol=1e-6)
 
