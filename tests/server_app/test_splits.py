@@ -175,6 +175,10 @@ def test_a_share_beside_a_whole_number_does_not_depend_on_it(names: list[str], s
         after = hashed([name for name in names if name != gone], seed, validation, test)
         assert sum(before[name] != after[name] for name in after) <= 1 or list(after.values()).count(share) <= 1
         assert list(after.values()).count(number) == 4
+    # It lies at the other end, so that the tasks which the whole number takes are not its own.
+    beside = hashed(names, seed, 0.3, 4)
+    upper = {name for name in names if hashed_place(seed, name) >= 0.7}
+    assert {name for name in names if beside[name] == "validation"} == upper or not upper or len(upper) > len(names) - 5
 
 
 def test_where_one_permutation_redraws_the_others() -> None:
