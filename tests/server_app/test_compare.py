@@ -434,7 +434,7 @@ def test_without_the_extra_the_other_files_are_written(
     captured = capsys.readouterr()
     directory = tmp_path / "runs" / "compare-digits"
     assert json.loads(captured.out) == json.loads((directory / "comparison.json").read_text())
-    assert "no plots: a report needs the package matplotlib" in " ".join(captured.err.split())
+    assert "no plots: a report needs matplotlib, which is not installed" in " ".join(captured.err.split())
     assert (directory / "comparison.md").is_file()
     assert not (directory / "comparison.html").exists()
 
