@@ -6,6 +6,7 @@ all its options and settings. A block or command that no rule knows fails the te
 """
 
 import csv
+import hashlib
 import importlib
 import io
 import json
@@ -386,6 +387,13 @@ def in_another_test(text: str) -> None:
     """`test_what_is_documented_of_files_is_in_them` compares it."""
 
 
+def shown_row(text: str) -> None:
+    """The example of the page by hand: mean 60, deviation 10; and the order of the two keys."""
+    keys = {sex: hashlib.blake2b(f"sex\x1f{sex}".encode(), digest_size=8).hexdigest() for sex in "MF"}
+    assert [sex for sex, _ in sorted(keys.items(), key=lambda item: item[1])] == ["M", "F"]
+    assert f"age {(80 - 60) / 10:.0f}, sex=M 1, sex=F 0, sex: other 0, sex: missing 0; target ill (class 0)" in text
+
+
 TEXTS: dict[str, Callable[[str], None]] = {
     "[superlink.": superlink_toml,
     "[Unit]": unit_file,
@@ -395,6 +403,7 @@ TEXTS: dict[str, Callable[[str], None]] = {
     "reptile on digits": result_table,
     "$ make demo": recording,
     "row,task,part": predictions,
+    "row 3: task A, test": shown_row,
     '{"schema": 1, "algorithm"': in_another_test,
     '{"round": 10': in_another_test,
     '{"schema": 1, "dataset"': in_another_test,

@@ -11,7 +11,8 @@ import pytest
 from server_app.launch import LocalSuperLink, Run, bundle, environment, script
 
 ROOT = Path(__file__).resolve().parents[2]
-MEGABYTE = 1_000_000
+LARGEST = 1_500_000
+"""Bytes; Flower takes 10 MB."""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def fab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_bundle_is_small_and_holds_the_app_alone(fab: Path) -> None:
-    assert fab.stat().st_size < MEGABYTE
+    assert fab.stat().st_size < LARGEST
     names = [name for name in ZipFile(fab).namelist() if not name.startswith(".info/")]
     assert {name.split("/")[0] for name in names} == {"common", "server_app", "client_app", "pyproject.toml", "README.md"}
     wanted = {
@@ -71,7 +72,7 @@ def test_what_the_command_line_sends_is_the_same_app() -> None:
     with bundle() as app, warnings.catch_warnings(action="ignore"):  # Flower calls what others deprecate
         from flwr.cli.build import build_fab_from_disk
 
-        assert len(build_fab_from_disk(app)) < MEGABYTE
+        assert len(build_fab_from_disk(app)) < LARGEST
         assert sorted(path.name for path in app.iterdir()) == [
             "README.md",
             "client_app",

@@ -28,7 +28,9 @@ NO_SETTINGS = {
     # of Flower's connections
     "address", "insecure", "root-certificates",
     # Python's, and a file's
-    "tokens", "privacy.jsonl",
+    "tokens", "privacy.jsonl", "trust",
+    # what stands in a file of somebody's own
+    "sep", "sex",
 }  # fmt: skip
 
 

@@ -118,7 +118,7 @@ def _csv(path: Path) -> Table:
 
 
 def _parquet(path: Path) -> Table:
-    _needs("pyarrow.parquet")
+    _of_extra("pyarrow.parquet")
     return Table(read_parquet(path, _check_size))
 
 
@@ -219,7 +219,7 @@ def _json_column(name: str, values: list[Any]) -> Column:
 
 def _images(folder: Path, side: int) -> Table:
     """folder/TASK/CLASS/image, or folder/CLASS/image for a single task `all`."""
-    _needs("PIL.Image")
+    _of_extra("PIL.Image")
     found: Any = import_module("common.datasets.own.image_folder").read_images(folder, side, LIMIT)
     table = Table({PIXELS: found.pixels, "class": Text.of(found.classes), "task": Text.of(found.tasks)})
     table.remarks += found.remarks
@@ -238,5 +238,5 @@ def _from_function(name: str) -> Table:
     return Table(columns)
 
 
-def _needs(module: str) -> None:
+def _of_extra(module: str) -> None:
     needs("datasets", module, "this kind of data", instead=", or use .npz or .csv", error=DataError)
