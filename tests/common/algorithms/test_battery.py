@@ -267,7 +267,13 @@ def test_a_federated_round_equals_the_centralised_step(name: str, kind: str) -> 
 
     options = config.table(name).model_dump(by_alias=True)
     mean = {key: value.float() for key, value in plain_mean(list(parts())).items()}
-    assert_close(strategy.outer.meta, outer_step(theta, mean, options), 2e-6)
+    expected = outer_step(theta, mean, options)
+    for key, value in expected.items():
+        # Adam's first step is lr g / (|g| + 1e-8): next to 0 it makes much of what float32 rounds off, here 1e-7.
+        steepness = (
+            options["outer-lr"] * 1e-8 / (mean[key].abs().double() + 1e-8) ** 2 if options["outer-optimizer"] == "adam" else 0
+        )
+        assert ((strategy.outer.meta[key].double() - value.double()).abs() <= 2e-6 + 1e-7 * steepness).all(), key
 
 
 def test_the_result_does_not_depend_on_how_tasks_are_spread_over_nodes(name: str, kind: str, tmp_path: Path) -> None:
