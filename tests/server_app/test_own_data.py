@@ -12,8 +12,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from client_app.check_data import describe
+from client_app.personalize import adapt
 from common.config import RunConfig, parse_run_config
 from common.datasets.own import task_of_file
+from common.datasets.own.columns import Schema
+from common.datasets.own.vocabulary import key
 from common.errors import ConfigError, DataError
 from server_app import cli
 from server_app.app import run_federation
@@ -283,3 +286,56 @@ def test_classes_that_may_be_slips_are_remarked_on_once(tmp_path: Path) -> None:
     assert "'Ill' and 'ill': if they are one class" in alike
     assert "'Ill' (1): mend" in rare
     assert "too few rows for a test row: 'Ill' in 1 of 4 tasks" in untested
+
+
+def wards(tmp_path: Path, sexes: dict[str, str]) -> dict[int, dict[str, str]]:
+    """A file for each node, with the categories of its own: {"A": "MF"} has M and F in turn. The outcome hangs on F."""
+    settings = {}
+    for number, (name, values) in enumerate(sexes.items()):
+        rows = [
+            f"{name},{i % 7}.5,{values[i % len(values)]},{'ill' if values[i % len(values)] == 'F' else 'well'}"
+            for i in range(60)
+        ]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["hospital,x,sex,outcome", *rows]))
+        settings[number] = {"data-path": str(tmp_path / f"{name}.csv"), "task-column": "hospital", "target-column": "outcome"}
+    return settings
+
+
+def test_nodes_agree_on_the_categories_of_all_their_files(tmp_path: Path) -> None:
+    """Each node has one that the others lack; all have the same inputs, which a later file meets as well."""
+    nodes = wards(tmp_path, {"A": "MF", "B": "FX", "C": "FM", "D": "FO"})
+    flat: dict[str, Any] = {"dataset": "own", "min-nodes": 4, "rounds": 30, "validation-tasks": 0, "test-tasks": 1}
+    config = parse_run_config({**flat, "node-deadline": 5.0, "output-dir": str(tmp_path / "run"), "mlp.hidden": "8"})
+    grid = InlineGrid(4, config.flat(), nodes)
+    population = call_roll(grid, config)
+    agreed = Schema.from_json(population.agreed)
+    assert agreed.vocabularies == {"sex": sorted(key("sex", value) for value in "MFXO")}
+    assert population.spec.input_shape == (1 + 4 + 2,)
+    assert len(population.homes) == 4
+    assert run_federation(grid, config)["test"]["accuracy"]["mean"][-1] > 0.8
+    rows = [f"Z,1.5,{'FNX'[i % 3]},{'ill' if i % 3 == 0 else 'well'}" for i in range(30)]  # N is nobody's
+    (tmp_path / "Z.csv").write_text("\n".join(["hospital,x,sex,outcome", *rows]))
+    (model,) = adapt(tmp_path / "run", tmp_path / "Z.csv", tmp_path / "mine")
+    assert model.card["spec"][1] == [7]
+    # The same schema is told to nodes that a resumed run calls, though they would find another one by themselves.
+    before = str(sorted((tmp_path / "run" / "checkpoints").iterdir())[-2])
+    again = parse_run_config({**config.flat(), "resume-from": before, "output-dir": str(tmp_path / "more")})
+    assert run_federation(InlineGrid(4, again.flat(), nodes), again)["rounds"] == 30
+
+
+def test_a_node_keeps_rare_categories_back(tmp_path: Path) -> None:
+    nodes = wards(tmp_path, {"A": "MFMFMFMFMX", "B": "FM"})
+    flat = {"dataset": "own", "min-nodes": 2, "validation-tasks": 0, "test-tasks": 1, "own.vocabulary-min-count": 10}
+    config = parse_run_config(flat)
+    population = call_roll(InlineGrid(2, config.flat(), nodes), config)
+    assert Schema.from_json(population.spec.schema).vocabularies == {"sex": sorted(key("sex", value) for value in "MF")}
+
+
+def test_a_column_of_numbers_here_and_of_words_there_is_named_with_what_mends_it(tmp_path: Path) -> None:
+    nodes = wards(tmp_path, {"A": "123", "B": "FM", "C": "FM"})
+    config = parse_run_config({"dataset": "own", "min-nodes": 3, "node-deadline": 1.0, "validation-tasks": 0, "test-tasks": 1})
+    for name in "ABC":
+        path = tmp_path / f"{name}.csv"
+        path.write_text(path.read_text().replace(",well", ",well", 1) + "\nA,1,,ill" * (name == "A"))
+    with pytest.raises(ConfigError, match=r"1 x its columns or classes are .*: set `own.categorical=sex`"):
+        call_roll(InlineGrid(3, config.flat(), nodes), config)
