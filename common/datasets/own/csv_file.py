@@ -53,13 +53,14 @@ def _columns(path: Path, rows: Iterator[list[str]]) -> dict[str, Text]:
     header = [as_name(name.removeprefix("#") if at == 0 else name) for at, name in enumerate(next(filled, []))]
     if not header:
         raise DataError(f"the data '{path}' hold no rows: at least one task with a few examples is needed")
+    width = len(header) + 1  # of the longest row: a delimiter may stand at its end
     while not header[-1] and len(header) > 1:  # delimiters at the end of the header
         header.pop()
     columns = [_Growing() for _ in header]
     done = 0
     while chunk := list(islice(filled, _CHUNK)):
         for number, row in enumerate(chunk, start=done + 1):
-            while len(row) > len(header) and not row[-1].strip():  # delimiters at the end of the row
+            while len(header) < len(row) <= width and not row[-1].strip():
                 row.pop()
             if len(row) != len(header):
                 raise DataError(

@@ -47,20 +47,9 @@ _FEW = 50
 """Cells after which a column of words is known for one."""
 _SPRING = "january", "february", "march", "april", "may", "june"
 _AUTUMN = "july", "august", "september", "october", "november", "december"
-    "january",
-    "february",
-    "march",
-    "april",
-    "may",
-    "june",
-    "july",
-    "august",
-    "september",
-    "october",
-    "november",
-    "december",
-]
-_MONTHS = {"sept": 9} | {name[:letters]: number for number, name in enumerate((*_SPRING, *_AUTUMN), start=1) for letters in (3, 9)}
+_MONTHS = {"sept": 9} | {
+    name[:letters]: number for number, name in enumerate((*_SPRING, *_AUTUMN), start=1) for letters in (3, 9)
+}
 """In English: what else a month may be called is not guessed."""
 
 
