@@ -15,6 +15,7 @@ from common.datasets.own.parquet_file import Unusable
 from common.datasets.own.tables import PIXELS
 from common.datasets.own.text import Array, Text, as_text
 from common.datasets.own.vocabulary import Places, input_names
+from common.printable import one_line
 
 _MOST_TASKS = 50
 """Of which each has lines of its own."""
@@ -39,7 +40,10 @@ def describe(
     name = task_name or run.task_name or ("" if task else task_of_file(path))
     given = {"task_column": task, "task_name": name, "target_column": target}
     options = run.model_copy(update={"path": path} | {key: value for key, value in given.items() if value})
-    own = Own(options, Path())
+    yield from map(one_line, _lines(Own(options, Path()), show))
+
+
+def _lines(own: Own, show: int) -> Iterator[str]:
     yield f"rows: {own.table.rows}; {own.kind}; inputs {own.spec.input_shape}"
     if own.one_task:
         yield (

@@ -30,6 +30,7 @@ from common.datasets.own.columns import Schema, make_inputs, usable
 from common.datasets.own.dataset import reading_of
 from common.datasets.own.image_arrays import choose_images, require_same_scale
 from common.datasets.own.preparation import Preparation
+from common.datasets.own.remarks import on_doubtful_numbers
 from common.datasets.own.tables import PIXELS, Table, read_table
 from common.datasets.own.target import UnknownClassError, read_target
 from common.datasets.own.text import Array, as_text, names
@@ -168,7 +169,7 @@ def predict(model: str | Path, data: str | Path, trust: Collection[str] = ()) ->
         raise DataError(
             f"the data '{data}' hold no row of the task '{models[0].task}': leave the column `{column}` out to predict all rows"
         )
-    remarks = list(first.remarks)
+    remarks = [*first.remarks, *on_doubtful_numbers(first, Schema.from_json(models[0].card["schema"]))]
     if left := total - len(rows):
         remarks.append(
             f"{left} of {counted(total, 'row')} name no task, or one without a model here (`{column}`): they are not predicted"
@@ -263,7 +264,7 @@ def _targets(
     except UnknownClassError as error:
         raise DataError(
             f"the column `{schema.target}` of '{table.path}' holds the class '{error.label}', the model knows "
-            f"{', '.join(schema.classes)}",
+            f"{', '.join(schema.classes)}: mend it, or leave the column out to predict without scores",
             error.label,
         ) from None
     texts = ["" if text is None else text for text in as_text(usable(table, schema.target)).take(rows).cells()]
@@ -288,7 +289,8 @@ def _in_words(outputs: torch.Tensor, classes: list[str], preparation: Preparatio
     if not classes:
         values = outputs[:, 0].double().numpy()
         values = preparation.target.undo(values) if preparation.target else values
-        return [{"prediction": f"{value:.9g}" if known else ""} for value, known in zip(values, finite, strict=True)]
+        digits = _digits(preparation)
+        return [{"prediction": f"{value:.{digits}g}" if known else ""} for value, known in zip(values, finite, strict=True)]
     probabilities = torch.softmax(outputs.double(), dim=1)
     best = outputs.argmax(dim=1)  # as the score: of equal ones the first
     return [
@@ -297,6 +299,13 @@ def _in_words(outputs: torch.Tensor, classes: list[str], preparation: Preparatio
         else {"prediction": "", "probability": ""}
         for i, label in enumerate(best)
     ]
+
+
+def _digits(preparation: Preparation) -> int:
+    """Of a prediction: more where numbers are large beside their spread, such as 1,000,000,000.5."""
+    target = preparation.target
+    ratio = abs(target.mean) / target.deviation if target else 1.0
+    return min(17, 9 + math.ceil(math.log10(max(ratio, 1.0))))
 
 
 def _own_options(options: Any) -> OwnOptions:

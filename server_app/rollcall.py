@@ -233,7 +233,14 @@ def _difference(odd: DataSpec, spec: DataSpec) -> str:
 def _other_columns(odd: Schema, agreed: Schema) -> str:
     """Why a node with these columns or classes is refused, and what mends it."""
     kinds = [name for name, kind in agreed.features.items() if odd.features.get(name, kind) not in ("", kind)]
-    mend = f"set `own.categorical={kinds[0]}`" if kinds else "set `own.classes` and `own.features`, or rename columns"
+    if kinds and "text" in (odd.features[kinds[0]], agreed.features[kinds[0]]):
+        mend = f"set `own.categorical={kinds[0]}`"
+    elif kinds:
+        mend = f"write `{kinds[0]}` alike, or leave it out with `own.features`"
+    elif bool(odd.classes) != bool(agreed.classes):
+        mend = "set `own.kind` to classification or regression"
+    else:
+        mend = "set `own.classes` and `own.features`, or rename columns"
     return f"its columns or classes are {as_told(core(odd), 500)}, the other nodes' {as_told(core(agreed), 500)}: {mend}"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from common.datasets.own.dates import Order, cyclic, of_typed, read_moments
+from common.datasets.own.numbers import Reading as Numbers
 from common.datasets.own.numbers import read_numbers
 from common.datasets.own.parquet_file import Unusable
 from common.datasets.own.tables import PIXELS, Table
@@ -26,6 +27,9 @@ _KEY, _MOST_KEYS = 16, 2**16
 _LARGEST = 1e30
 """Of the numbers in a column."""
 
+_TYPED = {"M": DATE}
+"""What columns are whose type says it; durations are numbers, of days."""
+
 Inputs = dict[str, Array | Places]
 """The columns of a model's inputs: float64 numbers (NaN: missing), places among categories, or pixels."""
 
@@ -36,11 +40,13 @@ class MixedColumnError(DataError):
     `column`: its name; `found`: what it holds, in words.
     """
 
-    def __init__(self, column: str, kind: str, row: int, word: str, advice: str) -> None:
+    def __init__(self, column: str, kind: str, row: int, word: str, advice: str, how: str = "") -> None:
+        """`how`: the convention of the numbers, if they have one."""
         cell = f"'{as_told(word, 80)}'"
         self.column = column
+        like = f" like the others ({how})" if how else ""
         self.found = f"the column `{column}` holds {kind}s, but row {row} (without the header) holds the text {cell}"
-        super().__init__(f"{self.found}: put a {kind} there, leave it empty, or {advice}", cell)
+        super().__init__(f"{self.found}: put a {kind} there{like}, leave it empty, or {advice}", cell)
 
 
 @dataclass(frozen=True)
@@ -118,13 +124,13 @@ def _kind_of_text(name: str, text: Text, decimal: str, reading: Reading, advice:
         return moments.kind
     for kind, wrong in ((NUMBER, numbers.wrong), (moments.kind, moments.wrong)):
         if 2 * int(rows[wrong].sum()) <= known:  # a word is then taken for a slip
-            raise _mixed(name, kind, text, wrong, advice)
+            raise _mixed(name, kind, text, wrong, advice, numbers.how if kind == NUMBER else "")
     return TEXT
 
 
-def _mixed(name: str, kind: str, text: Text, wrong: Array, advice: str) -> MixedColumnError:
+def _mixed(name: str, kind: str, text: Text, wrong: Array, advice: str, how: str = "") -> MixedColumnError:
     place = min(map(int, np.flatnonzero(wrong)), key=text.first_row)
-    return MixedColumnError(name, kind, text.first_row(place) + 1, text.values[place], advice)
+    return MixedColumnError(name, kind, text.first_row(place) + 1, text.values[place], advice, how)
 
 
 def usable(table: Table, name: str) -> Text | Array:
@@ -145,11 +151,12 @@ def of_kind(table: Table, name: str, kind: str, reading: Reading, advice: str = 
         return categories(column, reading.extra_missing)
     if isinstance(column, Text):
         return _read(table, name, column.without(reading.extra_missing), kind or NUMBER, reading, advice)
-    if column.dtype.kind in "mM":
-        column = of_typed(column)
-    elif kind in (DATE, TIME):
-        raise DataError(f"the column `{name}` of '{reading.path}' must hold {kind}s, as it did in training, got numbers")
-    return np.asarray(column, dtype=np.float64)
+    found = _TYPED.get(column.dtype.kind, NUMBER)
+    if kind not in (found, EMPTY):
+        what = "durations" if column.dtype.kind == "m" else f"{found}s"
+        if not (column.dtype.kind == "f" and _is_empty(column)):
+            raise DataError(f"the column `{name}` of '{reading.path}' must hold {kind}s, as it did in training, got {what}")
+    return of_typed(column) if column.dtype.kind in "mM" else np.asarray(column, dtype=np.float64)
 
 
 def categories(column: Text | Array, extra_missing: Collection[str] = ()) -> Text:
@@ -165,7 +172,7 @@ def _read(table: Table, name: str, text: Text, kind: str, reading: Reading, advi
     if found.wrong.any():
         if found.wrong.all() or np.isnan(found.numbers).all():
             raise DataError(f"the column `{name}` of '{reading.path}' must hold {kind}s, as it did in training, got text")
-        raise _mixed(name, kind, text, found.wrong, advice)
+        raise _mixed(name, kind, text, found.wrong, advice, found.how if isinstance(found, Numbers) else "")
     if found.either >= 0 and (not number or not table.decimal):
         raise DataError(*_either(name, text, found.either, number=number))
     return text.spread(found.numbers, np.nan)
@@ -187,7 +194,7 @@ def make_inputs(table: Table, schema: Schema, reading: Reading, rows: Array | No
     result: Inputs = {}
     for name, kind in schema.features.items():
         require(table, name, reading.path, typed=False)
-        column = usable(table, name) if name == PIXELS else of_kind(table, name, kind, reading)
+        column = _input(table, name, kind, reading)
         column = column if rows is None else column.take(rows) if isinstance(column, Text) else column[rows]
         if isinstance(column, Text):
             result[name] = places(name, column, schema.vocabularies.get(name, []))
@@ -197,6 +204,14 @@ def make_inputs(table: Table, schema: Schema, reading: Reading, rows: Array | No
         if name in schema.cyclic:
             result |= cyclic(name, kind, column)
     return result
+
+
+def _input(table: Table, name: str, kind: str, reading: Reading) -> Array | Text:
+    if name == PIXELS:
+        return usable(table, name)
+    if kind == EMPTY:  # no model has learned anything of what another file may hold there
+        return np.full(table.rows, np.nan)
+    return of_kind(table, name, kind, reading)
 
 
 def make_vocabulary(table: Table, name: str, reading: Reading, least: int, most: int) -> list[str]:

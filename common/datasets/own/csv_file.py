@@ -10,7 +10,7 @@ from typing import TextIO
 
 import numpy as np
 
-from common.datasets.own.text import Text, clean
+from common.datasets.own.text import Text, as_name, clean
 from common.errors import DataError
 
 _LONGEST_CELL = 2**24
@@ -19,7 +19,10 @@ _CHUNK = 20_000
 """Rows that are held as Python's lists at once."""
 _MOST_BEFORE = 1000
 """Lines before the header."""
-_SEPARATOR_LINE = re.compile(r"sep=(.)\s*", re.IGNORECASE)
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\1*\s*', re.IGNORECASE)
+"""Which Excel takes for what stands between columns, and what it makes of such a line when it saves the file again."""
+_FORMULA = re.compile(r'="([^"]*)"')
+"""A cell that Excel is to leave as it is, such as ="0401"."""
 
 
 def read_csv(path: Path) -> tuple[dict[str, Text], str]:
@@ -40,22 +43,24 @@ def read_csv(path: Path) -> tuple[dict[str, Text], str]:
         except csv.Error as error:
             line = rows.line_num + comments
             raise DataError(
-                f"the text of '{path}' cannot be read near line {line} ({error}): is a quotation mark missing, or one too many?"
+                f"the text of '{path}' cannot be read near line {line} ({error}): is a quotation mark missing, one too many, "
+                "or followed by a blank?"
             ) from None
 
 
 def _columns(path: Path, rows: Iterator[list[str]]) -> dict[str, Text]:
     filled = (row for row in rows if len(row) > 1 or (row and row[0].strip()))
-    header = [clean(name.removeprefix("#") if at == 0 else name) for at, name in enumerate(next(filled, []))]
+    header = [as_name(name.removeprefix("#") if at == 0 else name) for at, name in enumerate(next(filled, []))]
     if not header:
         raise DataError(f"the data '{path}' hold no rows: at least one task with a few examples is needed")
-    if not header[-1] and len(header) > 1:  # a delimiter at the end of the header
+    width = len(header) + 1  # of the longest row: a delimiter may stand at its end
+    while not header[-1] and len(header) > 1:  # delimiters at the end of the header
         header.pop()
     columns = [_Growing() for _ in header]
     done = 0
     while chunk := list(islice(filled, _CHUNK)):
         for number, row in enumerate(chunk, start=done + 1):
-            if len(row) == len(header) + 1 and not row[-1].strip():  # a delimiter at the end of the row
+            while len(header) < len(row) <= width and not row[-1].strip():
                 row.pop()
             if len(row) != len(header):
                 raise DataError(
@@ -72,10 +77,12 @@ def named(path: object, header: list[str], columns: list[Text]) -> dict[str, Tex
     """The columns by their names, without an empty one that has none. Raises DataError for names that are not enough."""
     result: dict[str, Text] = {}
     for number, (name, column) in enumerate(zip(header, columns, strict=True), start=1):
+        if not name and number > 1:
+            if column.values:
+                raise DataError(f"column {number} of '{path}' has no name in the header: give it one")
+            continue
         if name in result:
             raise DataError(f"the column `{name}` stands twice in the data: rename one")
-        if not name and number > 1 and column.values:
-            raise DataError(f"column {number} of '{path}' has no name in the header: give it one")
         result[name] = column
     if not result.get("", Text(np.zeros(0), ["x"])).values:
         del result[""]
@@ -95,15 +102,20 @@ class _Growing:
 
     def text(self) -> Text:
         codes = np.concatenate(self._codes) if self._codes else np.zeros(0, dtype=np.int64)
-        return Text(codes, list(self._places)).mapped(clean)
+        return Text(codes, list(self._places)).mapped(
+            lambda cell: clean(_FORMULA.sub(r"\1", cell) if cell[:1] == "=" else cell)
+        )
 
 
 def _look_at_start(file: TextIO) -> tuple[str, int]:
     """(delimiter, lines before the header): Excel's `sep=;`, comments, and lines with nothing in them."""
     before: list[str] = []
+    said = ""
     while len(before) < _MOST_BEFORE and (line := file.readline(_BLOCK)):
         if found := _SEPARATOR_LINE.fullmatch(line.strip("\r\n")) if not before else None:
-            return found[1], 1
+            said = found[1]
+            before.append("")
+            continue
         if line.strip() and not line.startswith("#"):
             break
         before.append(line)
@@ -111,7 +123,9 @@ def _look_at_start(file: TextIO) -> tuple[str, int]:
         line = ""
     if before and before[-1].strip() and _is_header(before[-1], line):
         line = before.pop()
-    return _delimiter(line), len(before)
+    while line.count('"') % 2 and len(line) < _BLOCK and (more := file.readline(_BLOCK)):  # a name on two lines
+        line += more
+    return said or _delimiter(line), len(before)
 
 
 def _is_header(comment: str, first: str) -> bool:

@@ -7,7 +7,7 @@ A column is read by one form that all of its cells follow. 03/04/2024 is two dat
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, time
+from datetime import UTC, datetime, time, timedelta
 from math import pi
 from typing import Literal
 
@@ -18,29 +18,39 @@ from common.datasets.own.text import MISSING_WORDS, Array, Text
 Order = Literal["auto", "day-first", "month-first"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_CLOCK = r"[0-9]{1,2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]{1,9})?)?(?:\s?[AaPp]\.?\s?[Mm]\.?)?"
+_ZONE = r"Z|UTC|GMT|[+-][0-9]{2}(?::?[0-9]{2})?"
 _ISO = re.compile(
-    r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}"
-    r"(?:[T ][0-9]{1,2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]{1,9})?)?\s?(?:Z|UTC|[+-][0-9]{2}:?[0-9]{2})?)?"
+    rf"[0-9]{{4}}-[0-9]{{1,2}}-[0-9]{{1,2}}(?:[T ][0-9]{{1,2}}:[0-9]{{2}}(?::[0-9]{{2}}(?:[.,][0-9]{{1,9}})?)?\s?(?:{_ZONE})?)?"
 )
-_TIME = re.compile(r"[0-9]{1,2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?(?:\s?[AaPp][Mm])?")
-_PARTS = re.compile(
-    r"([0-9]{1,4})([./-])([0-9]{1,2})\2([0-9]{2}|[0-9]{4})(?:,?\s+([0-9]{1,2}:[0-9]{2}(?::[0-9]{2})?(?:\s?[AaPp][Mm])?))?"
+_COMPACT = re.compile(rf"([0-9]{{4}})([0-9]{{2}})([0-9]{{2}})T([0-9]{{2}})([0-9]{{2}})([0-9]{{2}})?({_ZONE})?")
+_WEEK = re.compile(r"([0-9]{4})-?W([0-9]{2})(?:-?([1-7]))?")
+_TIME = re.compile(_CLOCK)
+_TAIL = re.compile(rf"(?P<date>.+?)(?:(?:,?\s+|T|:)(?P<time>{_CLOCK})(?:\s?(?P<zone>{_ZONE}))?)?")
+"""A date, and the time of day that may stand behind it."""
+_DAY_LAST = re.compile(r"([0-9]{4})([./-])\s?([0-9]{1,2})\2\s?([0-9]{1,2})\.?")
+_YEAR_LAST = re.compile(r"([0-9]{1,2})([./-])\s?([0-9]{1,2})\2\s?([0-9]{4}|[0-9]{2})")
+_WEEKDAY = r"(?:(?:mon|tues?|wed(?:nes)?|thu(?:rs?)?|fri|sat(?:ur)?|sun)(?:day)?\.?,?\s+)?"
+_DAY_MONTH = re.compile(
+    _WEEKDAY + r"(?P<day>[0-9]{1,2})(?:st|nd|rd|th)?\.?[\s-]*(?P<month>[a-z]{3,9})\.?,?[\s-]*(?P<year>[0-9]{4}|[0-9]{2})",
+    re.IGNORECASE,
 )
+_MONTH_DAY = re.compile(
+    _WEEKDAY + r"(?P<month>[a-z]{3,9})\.?\s+(?P<day>[0-9]{1,2})(?:st|nd|rd|th)?,?\s+(?P<year>[0-9]{4})", re.IGNORECASE
+)
+_YEAR_AT_END = re.compile(r"(.*[a-z].*?\s)([0-9]{1,2}:[0-9]{2}:[0-9]{2})\s+([0-9]{4})", re.IGNORECASE)
+"""As C's `ctime` has it: Sun Mar 31 10:00:00 2024."""
 _MORE_DIGITS = re.compile(r"([.][0-9]{6})[0-9]+")
+_LONGEST = 50
+"""Characters of a date."""
 _FEW = 50
 """Cells after which a column of words is known for one."""
-_NAMED = (
-    "%d %b %Y",
-    "%d %B %Y",
-    "%d-%b-%Y",
-    "%d-%b-%y",
-    "%d. %b %Y",
-    "%d. %B %Y",
-    "%b %d, %Y",
-    "%B %d, %Y",
-    "%b %d %Y",
-    "%B %d %Y",
-)
+_SPRING = "january", "february", "march", "april", "may", "june"
+_AUTUMN = "july", "august", "september", "october", "november", "december"
+_MONTHS = {"sept": 9} | {
+    name[:letters]: number for number, name in enumerate((*_SPRING, *_AUTUMN), start=1) for letters in (3, 9)
+}
+"""In English: what else a month may be called is not guessed."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ def read_moments(text: Text, order: Order = "auto") -> Moments:
     """Read the cells of a column as what most of its rows are, dates or times of day."""
     missing = np.array([value.casefold() in MISSING_WORDS for value in text.values], dtype=bool)
     known = [value for value, gone in zip(text.values, missing, strict=True) if not gone]
-    slashed = [found for value in known if (found := _PARTS.fullmatch(value))]
+    slashed = [found for value in known if (found := _year_last(value))]
     day_first = _day_first(slashed, order)
     readers: dict[str, Callable[[str], float]] = {"date": lambda value: _date(value, day_first is not False), "time": _time}
     if all(np.isnan(reader(value)) for value in known[:_FEW] for reader in readers.values()):
@@ -83,18 +93,22 @@ def _day_first(dates: list[re.Match[str]], order: Order) -> bool | None:
     """Whether the day stands first in 3/4/2024; None: it is not said. Points mean that it does, as in German."""
     if order != "auto":
         return order == "day-first"
-    short = [found for found in dates if len(found[1]) <= 2]
-    if all(found[2] == "." for found in short):  # or there is none
+    if all(found[2] == "." for found in dates):  # or there is none
         return True
-    firsts, seconds = ([int(found[part]) for found in short] for part in (1, 3))
+    firsts, seconds = ([int(found[part]) for found in dates] for part in (1, 3))
     if (max(firsts) > 12) != (max(seconds) > 12):
         return max(firsts) > 12
     return None
 
 
+def _year_last(value: str) -> re.Match[str] | None:
+    tail = _TAIL.fullmatch(value)
+    return _YEAR_LAST.fullmatch(tail["date"]) if tail else None
+
+
 def _is_two_dates(value: str) -> bool:
-    found = _PARTS.fullmatch(value)
-    return found is not None and len(found[1]) <= 2 and found[2] != "." and found[1].lstrip("0") != found[3].lstrip("0")
+    found = _year_last(value)
+    return found is not None and found[2] != "." and found[1].lstrip("0") != found[3].lstrip("0")
 
 
 def _date(value: str, day_first: bool) -> float:
@@ -109,30 +123,54 @@ def _date(value: str, day_first: bool) -> float:
 
 
 def _moment(value: str, day_first: bool) -> datetime | None:
+    if not value[:1].isalnum() or len(value) > _LONGEST:
+        return None
+    if found := _COMPACT.fullmatch(value):
+        year, month, day, hour, minute, second, zone = found.groups("")
+        value = f"{year}-{month}-{day}T{hour}:{minute}:{second or '00'}{zone}"
     if _ISO.fullmatch(value):
         return _iso(value)
-    if found := _PARTS.fullmatch(value):
-        first, second, third = int(found[1]), int(found[3]), int(found[4])
-        if len(found[1]) > 2:
-            year, month, day = first, second, third
-        else:
-            day, month = (first, second) if day_first else (second, first)
-            # As POSIX has it for two digits.
-            year = third if len(found[4]) == 4 else third + (2000 if third < 69 else 1900)
-        at = datetime.min.time() if found[5] is None else _clock(found[5])
-        return datetime.combine(datetime(year, month, day), at) if len(found[1]) != 3 else None
-    for form in _NAMED if any(map(str.isalpha, value)) and len(value) < 30 else ():
-        try:
-            return datetime.strptime(value, form)
-        except ValueError:
-            continue
+    tail = _TAIL.fullmatch(_YEAR_AT_END.sub(r"\1\3 \2", value))
+    on = _day(tail["date"], day_first) if tail else None
+    if not tail or not on or not tail["time"]:
+        return on
+    return (datetime.combine(on, _clock(tail["time"])) - _offset(tail["zone"] or "Z")).replace(tzinfo=UTC)
+
+
+def _day(value: str, day_first: bool) -> datetime | None:
+    if re.fullmatch(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}", value):
+        return _iso(value)
+    if found := _DAY_LAST.fullmatch(value):
+        return datetime(int(found[1]), int(found[3]), int(found[4]))
+    if found := _YEAR_LAST.fullmatch(value):
+        first, second = int(found[1]), int(found[3])
+        day, month = (first, second) if day_first else (second, first)
+        return datetime(_year(found[4]), month, day)
+    if found := _WEEK.fullmatch(value):
+        return datetime.fromisocalendar(int(found[1]), int(found[2]), int(found[3] or 1))
+    if found := _DAY_MONTH.fullmatch(value) or _MONTH_DAY.fullmatch(value):
+        number = _MONTHS.get(found["month"].lower())
+        return datetime(_year(found["year"]), number, int(found["day"])) if number else None
     return None
 
 
+def _year(digits: str) -> int:
+    """Of two digits as POSIX has it."""
+    return int(digits) + (0 if len(digits) == 4 else 2000 if int(digits) < 69 else 1900)
+
+
+def _offset(zone: str) -> timedelta:
+    digits = zone.lstrip("+-").replace(":", "")
+    if not digits.isdigit():
+        return timedelta()
+    east = timedelta(hours=int(digits[:2]), minutes=int(digits[2:] or 0))
+    return -east if zone[0] == "-" else east
+
+
 def _iso(value: str) -> datetime:
-    date, _, rest = value.replace("T", " ").partition(" ")
+    date, _, rest = value.replace("UTC", "Z").replace("GMT", "Z").replace("T", " ").partition(" ")
     date = "-".join(part.zfill(2) for part in date.split("-"))
-    rest = rest.replace("UTC", "Z").replace(",", ".").replace(" ", "")
+    rest = rest.replace(",", ".").replace(" ", "")
     if rest[1:2] == ":":
         rest = f"0{rest}"
     # Python keeps microseconds; what a file says beyond them is cut.
@@ -152,9 +190,9 @@ def _time(value: str) -> float:
 
 
 def _clock(value: str) -> time:
-    half = value[-2:].upper() if value[-1:].isalpha() else ""
-    digits = value[:-2].strip() if half else value
-    hours, _, rest = digits.partition(":")
+    letters = "".join(filter(str.isalpha, value)).upper()
+    half, digits = letters, value.upper().partition(letters[0])[0].strip() if letters else value
+    hours, _, rest = _MORE_DIGITS.sub(r"\1", digits.replace(",", ".")).partition(":")
     if half and not 1 <= int(hours) <= 12:
         raise ValueError(value)
     hour = int(hours) % 12 + 12 * (half == "PM") if half else int(hours)

@@ -13,11 +13,15 @@ import numpy as np
 
 from common.datasets.own.text import MISSING_WORDS, Array, Text
 
-_CURRENCY = r"US\$|R\$|[$€£¥₹₽₩₺₪₫฿₴₦]|USD|EUR|GBP|CHF|JPY|CNY|INR|AUD|CAD|SEK|NOK|DKK|PLN|CZK|BRL|MXN|KRW|kr\.?|zł|Kč|Fr\.?"
+_CURRENCY = (
+    r"(?:US|R|A|AU|C|CA|HK|NZ|S|NT)\$|Rs\.?|[$€£¥₹₽₩₺₪₫฿₴₦]|USD|EUR|GBP|CHF|JPY|CNY|INR|AUD|CAD|SEK|NOK|DKK|PLN|CZK|BRL|MXN|KRW|"
+    r"kr\.?|zł|Kč|Fr\.?"
+)
 _DRESSED = re.compile(
     rf"(?P<minus>[+-]?)\s*(?P<before>{_CURRENCY})?\s*(?P<inner>[+-]?)\s*"
     rf"(?P<body>[0-9.,][0-9.,' ]*(?:[eE][+-]?[0-9]+)?)\s*(?P<after>{_CURRENCY}|%)?"
 )
+_BRACKETED = re.compile(rf"(?P<before>{_CURRENCY})?\s*\((?P<body>[^()]*)\)\s*(?P<after>{_CURRENCY})?")
 _EXPONENT = r"(?:[eE][+-]?[0-9]+)?"
 _LAKHS = r"|[1-9][0-9]?(?:,[0-9]{2})+,[0-9]{3}"
 _POINT = re.compile(rf"(?:[1-9][0-9]{{0,2}}([,' ])[0-9]{{3}}(?:\1[0-9]{{3}})*{_LAKHS}|[0-9]*)(?:\.[0-9]*)?{_EXPONENT}")
@@ -28,6 +32,10 @@ _SIGNS = str.maketrans(
         "\N{NO-BREAK SPACE}": " ",
         "\N{NARROW NO-BREAK SPACE}": " ",
         "\N{THIN SPACE}": " ",
+        "\N{FIGURE SPACE}": " ",
+        "\N{EN DASH}": "-",
+        "\N{NON-BREAKING HYPHEN}": "-",
+        "\N{FULLWIDTH HYPHEN-MINUS}": "-",
         "\N{RIGHT SINGLE QUOTATION MARK}": "'",
     }
 )
@@ -106,15 +114,21 @@ class _Cell:
 
 def _undressed(value: str) -> _Cell | None:
     value = value.translate(_SIGNS).strip()
-    bracketed = value.startswith("(") and value.endswith(")")
-    found = _DRESSED.fullmatch(value[1:-1].strip() if bracketed else value)
+    bracketed = _BRACKETED.fullmatch(value)
+    if bracketed:  # the currency may stand within as well: ($5), $(5)
+        value = f"{bracketed['before'] or ''}{bracketed['body'].strip()}{bracketed['after'] or ''}"
+    found = _DRESSED.fullmatch(value)
     if found is None:
         return None
-    unit = found["before"] or found["after"] or ""
-    if (found["before"] and found["after"]) or (found["minus"] and found["inner"]) or (bracketed and unit in ("", "%")):
-        return None  # (5) may be the number of a footnote; in accounts it is negative
+    unit, signed = (found["before"] or found["after"] or "").rstrip("."), bool(found["minus"] or found["inner"])
+    if (found["before"] and found["after"]) or (found["minus"] and found["inner"]) or (bracketed and (signed or unit == "%")):
+        return None
     body = found["body"].rstrip(" '")
-    return _Cell(body, bracketed or "-" in (found["minus"], found["inner"]), unit) if any(map(str.isdigit, body)) else None
+    if bracketed and not unit and body.isdigit():
+        return None  # (5) may be the number of a footnote; (5.00) is one of accounts, and negative
+    return (
+        _Cell(body, bool(bracketed) or "-" in (found["minus"], found["inner"]), unit) if any(map(str.isdigit, body)) else None
+    )
 
 
 def _by_convention(text: Text, missing: Array, decimal: str) -> Reading:
@@ -123,7 +137,7 @@ def _by_convention(text: Text, missing: Array, decimal: str) -> Reading:
     unit = _most(rows, [cell.unit if cell else "" for cell in cells])
     # A sum of money may stand without its sign; 5 % and 0.05 are two things.
     units = {unit} if unit in ("", "%") else {unit, ""}
-    bodies = [cell.body if cell and cell.unit in units else None for cell in cells]
+    bodies = [cell.body if cell and (cell.unit in units or not cell.body.strip("0.,")) else None for cell in cells]
     points, commas = _fitting(bodies, _POINT), _fitting(bodies, _COMMA)
     clear = _clear(points, commas, rows)
     both = [i for i, body in enumerate(bodies) if points[i] and commas[i] and body and set(body) & {",", "."}]
@@ -131,6 +145,8 @@ def _by_convention(text: Text, missing: Array, decimal: str) -> Reading:
     good = points if sign == "." else commas
     numbers = [_value(cell, sign) if cell and fits else np.nan for cell, fits in zip(cells, good, strict=True)]
     how = _in_words([body for body, fits in zip(bodies, good, strict=True) if body and fits], sign, unit)
+    if any(fits and "(" in value for value, fits in zip(text.values, good, strict=True)):
+        how += ", negative in brackets" if how else "negative in brackets"
     either = both[0] if both and not clear else -1
     return Reading(np.array(numbers, dtype=np.float64), ~good & ~missing, how, clear, either)
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from common.datasets.own.text import clean
+from common.datasets.own.text import as_name
 from common.options import Options, Text
 
 
@@ -50,7 +50,7 @@ class OwnOptions(Options):
     def cleaned(self) -> "OwnOptions":
         """With names as they are compared: without blanks round them, and composed (NFC)."""
         names = ("task_column", "task_name", "target_column", "split_column", "leave_out")
-        return self.model_copy(update={name: clean(getattr(self, name)) for name in names})
+        return self.model_copy(update={name: as_name(getattr(self, name)) for name in names})
 
 
 def listed(setting: str, known: Collection[str] = ()) -> list[str]:
@@ -61,13 +61,13 @@ def listed(setting: str, known: Collection[str] = ()) -> list[str]:
     if not setting.strip():
         return []
     if '"' in setting:
-        return [clean(name) for name in next(csv.reader([setting], skipinitialspace=True))]
+        return [as_name(name) for name in next(csv.reader([setting], skipinitialspace=True))]
     parts = setting.split(",")
     names, at = [], 0
     while at < len(parts):
-        ends = (end for end in range(len(parts), at, -1) if clean(",".join(parts[at:end])) in known)
+        ends = (end for end in range(len(parts), at, -1) if as_name(",".join(parts[at:end])) in known)
         end = next(ends, at + 1)
-        names.append(clean(",".join(parts[at:end])))
+        names.append(as_name(",".join(parts[at:end])))
         at = end
     return names
 

@@ -3,14 +3,14 @@
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 
-from common.datasets.own.text import Array, Text, clean
+from common.datasets.own.text import Array, Text, as_name, clean
 from common.errors import DataError
 
-INDEX = "__index_level_0__"
-"""What pandas calls a column that was the index of a table."""
+_UUID = "extension<arrow.uuid>"
 
 
 class Unusable:
@@ -28,6 +28,15 @@ class Unusable:
 
 
 Column = Array | Text | Unusable
+
+
+def not_usable(rows: int, name: str, kind: str) -> Unusable:
+    """A column that holds `kind`."""
+    return Unusable(
+        rows,
+        f"the column `{name}` must hold numbers or text, got {kind}: leave it out with `own.features`, or save it as numbers "
+        "or text, in several columns if need be",
+    )
 
 
 def read_parquet(path: Path, check_size: Any) -> dict[str, Column]:
@@ -51,23 +60,19 @@ def read_parquet(path: Path, check_size: Any) -> dict[str, Column]:
         table: Any = file.read(columns=usable, use_threads=False) if usable else None
     columns: dict[str, Column] = {}
     for field in schema:
-        name = clean(field.name)
+        name = as_name(field.name)
         if name in columns:
             raise DataError(f"the column `{name}` stands twice in the data: rename one")
-        columns[name] = _unusable(field, size.num_rows) if field.name not in usable else _column(types, table[field.name])
+        columns[name] = (
+            _column(types, table[field.name])
+            if field.name in usable
+            else not_usable(size.num_rows, field.name, str(field.type)[:80])
+        )
     texts = [column for column in columns.values() if isinstance(column, Text)]
     check_size(
         path, sum(int(text.counts() @ np.array([len(value) for value in text.values], dtype=np.int64)) for text in texts)
     )
     return columns
-
-
-def _unusable(field: Any, rows: int) -> Unusable:
-    return Unusable(
-        rows,
-        f"the column `{field.name}` must hold numbers or text, got {str(field.type)[:80]}: leave it out with `own.features` or "
-        "spread it over columns",
-    )
 
 
 def _is_text(types: Any, kind: Any) -> bool:
@@ -80,6 +85,8 @@ def _is_usable(types: Any, kind: Any) -> bool:
     view = getattr(types, "is_string_view", lambda kind: False)
     if types.is_interval(kind):
         return False
+    if str(kind) == _UUID:
+        return True
     asked = ("is_integer", "is_floating", "is_boolean", "is_null", "is_decimal", "is_temporal")
     return _is_text(types, kind) or bool(view(kind)) or any(getattr(types, name)(kind) for name in asked)
 
@@ -90,6 +97,8 @@ def _column(types: Any, column: Any) -> Column:
         if not _is_text(types, kind.value_type):
             return _column(types, column.cast(kind.value_type))
         return _of_dictionary(column.unify_dictionaries())
+    if str(kind) == _UUID:
+        return Text.of(UUID(bytes=bytes(value)) if isinstance(value, bytes) else value for value in column.to_pylist())
     if types.is_null(kind):
         return np.full(len(column), np.nan)
     if types.is_floating(kind):

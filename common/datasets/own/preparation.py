@@ -14,6 +14,8 @@ from common.datasets.own.vocabulary import Places
 
 _MOST = 10.0
 """Standardised inputs are clipped here: a column that hardly varies in a small support would blow up elsewhere."""
+_ENDLESS = 1e300
+"""A deviation that makes a 0 of every number."""
 _LEAST = 1e-9
 """Of the largest number of a support part: a deviation below it is what rounding leaves of none."""
 
@@ -43,7 +45,12 @@ class Scale:
 
 def has_spread(numbers: Array) -> bool:
     """Whether they differ by more than rounding does."""
-    return bool(numbers.std() > max(1e-12, _LEAST * np.abs(numbers).max()))
+    return bool(numbers.std() > _LEAST * np.abs(numbers).max())
+
+
+def _scale(column: Array) -> Scale:
+    """Where the support part holds no number, nothing says how large those of other rows are: they become 0 as well."""
+    return Scale(0.0, _ENDLESS) if np.isnan(column).all() else Scale.of(column)
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,6 @@ class Preparation:
 
 def measure(inputs: Inputs, target: Array | None, target_deviation: float = 1.0, brightest: float = 1.0) -> Preparation:
     """The preparation of one task by the columns of its support part. `target`: if it is regression."""
-    numbers = {name: Scale.of(column) for name, column in inputs.items() if name != PIXELS and isinstance(column, np.ndarray)}
+    numbers = {name: _scale(column) for name, column in inputs.items() if name != PIXELS and isinstance(column, np.ndarray)}
     scale = Scale.of(target, target_deviation) if target is not None else None
     return Preparation(tuple(inputs), numbers, brightest, scale)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.datasets.own.columns import EMPTY, NUMBER, TEXT, categories, usable
+from common.datasets.own.columns import EMPTY, NUMBER, TEXT, Schema, categories, usable
+from common.datasets.own.dates import read_moments
 from common.datasets.own.image_arrays import beyond_white
 from common.datasets.own.numbers import read_numbers
 from common.datasets.own.preparation import has_spread
-from common.datasets.own.tables import PIXELS
+from common.datasets.own.tables import PIXELS, Table
 from common.datasets.own.text import MISSING_WORDS, Array, Text
 from common.errors import as_told
 from common.units import counted
@@ -45,8 +46,9 @@ def _columns(data: Own) -> Iterator[str]:
             continue
         if kind == TEXT:
             yield from _on_categories(data, name)
-        elif isinstance(column, Text) and kind == NUMBER:
+        elif kind == NUMBER:
             yield from _on_numbers(name, column, data.table.decimal)
+            yield from _on_dates(name, data.inputs[name])
 
 
 def _on_categories(data: Own, name: str) -> Iterator[str]:
@@ -64,7 +66,26 @@ def _on_categories(data: Own, name: str) -> Iterator[str]:
         )
 
 
-def _on_numbers(name: str, column: Text, decimal: str) -> Iterator[str]:
+def on_doubtful_numbers(table: Table, schema: Schema) -> Iterator[str]:
+    """What is said of the numbers of a file that a model is used on."""
+    for name, kind in schema.features.items():
+        if kind == NUMBER and name != PIXELS:
+            yield from _on_numbers(name, table[name], table.decimal)
+
+
+def _on_dates(name: str, numbers: Any) -> Iterator[str]:
+    """On whole numbers that are all days of the calendar, written as YYYYMMDD: as numbers they lie unevenly."""
+    found = np.unique(numbers[~np.isnan(numbers)])
+    if len(found) < _FEW or not ((found >= 1900_01_01) & (found <= 2099_12_31) & (found == np.round(found))).all():
+        return
+    text = Text.of(f"{number // 10000:.0f}-{number // 100 % 100:02.0f}-{number % 100:02.0f}" for number in found)
+    if not read_moments(text).wrong.any():
+        yield f"the column `{name}` holds numbers such as {found[0]:.0f}: if they are dates, write them as {text.values[0]}"
+
+
+def _on_numbers(name: str, column: Any, decimal: str) -> Iterator[str]:
+    if not isinstance(column, Text):
+        return
     found = read_numbers(column, decimal)
     if found.either >= 0:
         cell, number = column.values[found.either], found.numbers[found.either]

@@ -5,6 +5,7 @@ header claims are checked before memory is taken. Whatever is wrong with a file 
 """
 
 import json
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -16,14 +17,16 @@ import numpy as np
 
 from common.datasets.own.csv_file import read_csv
 from common.datasets.own.numbers import decimal_sign
-from common.datasets.own.parquet_file import INDEX, Column, Unusable, read_parquet
-from common.datasets.own.text import Array, Text, as_text, clean
-from common.errors import DataError, QuickbloomError, in_one_line
+from common.datasets.own.parquet_file import Column, Unusable, not_usable, read_parquet
+from common.datasets.own.text import Array, Text, as_name, as_text
+from common.errors import DataError, QuickbloomError, as_told, in_one_line
 from common.extras import needs
 from common.own_code import import_own
 
 LIMIT = 2 * 2**30
 """Bytes that a file may have, or claim to have once it is unpacked."""
+_INDEX = re.compile(r"|Unnamed: 0(\.[0-9]+)*|__index_level_[0-9]+__")
+"""What pandas calls a column that was the index of a table, however often it was written and read again."""
 PIXELS = "pixels"
 """What the column of images is called, whatever its array was."""
 
@@ -71,19 +74,25 @@ def read_table(path: str, image_side: int = 28) -> Table:
 
 def _drop_index(table: Table) -> None:
     """Without the numbers of rows that pandas writes as a column: they tell nothing of new rows."""
-    for name in ("", "Unnamed: 0", INDEX):
-        column = table.get(name)
-        if column is None:
-            continue
-        if not isinstance(column, Unusable) and column.ndim == 1 and _numbers_rows(as_text(column)):
+    for name in [name for name in table if _INDEX.fullmatch(name)]:
+        column = table[name]
+        if not isinstance(column, Unusable) and column.ndim == 1 and _numbers_rows(as_text(column), any_order=bool(name)):
             del table[name]
-            table.remarks.append(f"the column `{name}` holds the numbers of rows (pandas' index) and is left out")
+            what = f"the column `{name}`" if name else "the first column, which has no name,"
+            table.remarks.append(f"{what} holds the numbers of rows (pandas' index) and is left out")
         elif not name:
             raise DataError("the first column has no name in the header: give it one")
 
 
-def _numbers_rows(text: Text) -> bool:
-    return len(text.values) == len(text) and all(value.isascii() and value.isdigit() for value in text.values)
+def _numbers_rows(text: Text, *, any_order: bool) -> bool:
+    """Whether a column holds whole numbers: different ones, or, as where tables were joined, runs that begin anew.
+
+    `any_order`: its name says that it is an index, and some of its rows may be gone or stand elsewhere.
+    """
+    if (text.codes < 0).any() or not all(re.fullmatch(r"-?[0-9]{1,15}", value) for value in text.values):
+        return False
+    steps = np.diff(text.spread(np.array(text.values, dtype=np.int64), 0))
+    return any_order or len(text.values) == len(text) or bool(((steps == 1) | (steps < 0)).all())
 
 
 def _read(path: str, image_side: int) -> Table:
@@ -147,7 +156,7 @@ def _npz(path: Path) -> Table:
                 raise DataError(f"the array `{member.filename}` in '{path}' claims more than the file holds: write it anew")
             with archive.open(member) as stream:
                 array = np.lib.format.read_array(stream, allow_pickle=False)
-            _add(columns, _columns(clean(member.filename.removesuffix(".npy")), array))
+            _add(columns, _columns(as_name(member.filename.removesuffix(".npy")), array))
     return Table(columns)
 
 
@@ -165,18 +174,22 @@ def _columns(name: str, array: Array) -> dict[str, Column]:
     if array.ndim in (3, 4):
         return {name: array}
     if array.ndim == 2:
-        return {f"{name}_{i}": _column(array[:, i]) for i in range(array.shape[1])}
+        return {f"{name}_{i}": _column(f"{name}_{i}", array[:, i]) for i in range(array.shape[1])}
     if array.ndim > 4:
         raise DataError(f"the array `{name}` must have at most 4 axes, got {array.ndim}")
-    return {name: _column(array)}
+    return {name: _column(name, array)}
 
 
-def _column(array: Array) -> Column:
+def _column(name: str, array: Array) -> Column:
     if array.dtype.kind in "biufmM":
         return array.astype(np.float32) if array.dtype == np.float16 else array
-    if array.dtype.kind not in "UO":
-        raise DataError(f"a column must hold numbers or text, got {array.dtype}")
-    return Text.of(array.tolist())
+    if array.dtype.kind not in "USOT":
+        return not_usable(len(array), name, str(array.dtype)[:80])
+    try:
+        cells = [cell.decode() if isinstance(cell, bytes) else cell for cell in array.tolist()]
+    except UnicodeDecodeError:
+        return not_usable(len(array), name, "bytes that are no text in UTF-8")
+    return _json_column(name, cells)
 
 
 def _jsonl(path: Path) -> Table:
@@ -190,14 +203,14 @@ def _jsonl(path: Path) -> Table:
     names = dict.fromkeys(name for row in rows for name in row)
     columns: dict[str, Column] = {}
     for name in names:
-        _add(columns, {clean(name): _json_column(name, [row.get(name) for row in rows])})
+        _add(columns, {as_name(name): _json_column(name, [row.get(name) for row in rows])})
     return Table(columns)
 
 
 def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
     quoted = repr(line[:40])
     try:
-        row = json.loads(line) if line.strip() else {}
+        row = json.loads(line, object_pairs_hook=_object) if line.strip() else {}
     except ValueError as error:
         raise DataError(f"line {number} of '{path}' is no JSON ({error}), got {quoted}: mend or remove it", quoted) from None
     if not isinstance(row, dict):
@@ -207,14 +220,17 @@ def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
     return row
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name = next(name for at, (name, _) in enumerate(pairs) if name in dict(pairs[:at]))
+        raise ValueError(f"the name {as_told(name, 60)!r} stands twice")
+    return found
+
+
 def _json_column(name: str, values: list[Any]) -> Column:
-    if strange := next((value for value in values if isinstance(value, list | dict)), None):
-        return Unusable(
-            len(values),
-            f"the column `{name}` must hold numbers or text, got a {type(strange).__name__}: leave it out with `own.features` "
-            "or spread it over columns",
-        )
-    return Text.of(values)
+    kinds = [type(value).__name__ for value in values if isinstance(value, list | dict)]
+    return not_usable(len(values), name, f"a {kinds[0]}") if kinds else Text.of(values)
 
 
 def _images(folder: Path, side: int) -> Table:
@@ -234,8 +250,19 @@ def _from_function(name: str) -> Table:
         raise DataError(f"the data '{name}' must name a function without arguments that returns a dictionary of arrays")
     columns: dict[str, Column] = {}
     for key, value in returned.items():
-        _add(columns, _columns(clean(str(key)), np.asarray(value)))
+        _add(columns, _columns(as_name(str(key)), _array(value)))
     return Table(columns)
+
+
+def _array(value: object) -> Array:
+    """What is masked is missing."""
+    if not isinstance(value, np.ma.MaskedArray):
+        return np.asarray(value)
+    if value.ndim > 2:
+        raise DataError("images with a mask have no pixels where it is: fill them, or leave such rows out")
+    held = np.ma.getdata(value).astype(object)
+    held[np.ma.getmaskarray(value)] = None
+    return held.astype(np.float64) if value.dtype.kind == "f" else held
 
 
 def _of_extra(module: str) -> None:

@@ -5,7 +5,19 @@ from typing import Literal
 
 import numpy as np
 
-from common.datasets.own.columns import DATE, NUMBER, Reading, Schema, find_kind, of_kind, refuse_target, require, usable
+from common.datasets.own.columns import (
+    DATE,
+    NUMBER,
+    TEXT,
+    TIME,
+    Reading,
+    Schema,
+    find_kind,
+    of_kind,
+    refuse_target,
+    require,
+    usable,
+)
 from common.datasets.own.options import OwnOptions, listed, quoted
 from common.datasets.own.tables import Table
 from common.datasets.own.text import MISSING_WORDS, Array, Text, as_text, names
@@ -54,17 +66,13 @@ def read_target(table: Table, name: str, options: OwnOptions, reading: Reading, 
     if column.ndim != 1:
         raise DataError("the target must be one column, got images")
     if agreed:
-        return (
-            _classes(column, agreed.classes, options, reading)
-            if agreed.classes
-            else _numbers(table, name, NUMBER, reading, agreed)
-        )
+        return _classes(column, agreed.classes, options, reading) if agreed.classes else _agreed_numbers(table, name, reading)
     kind = _kind_of_cells(table, name, options, reading)
-    if options.kind == "classification" or kind not in (NUMBER, DATE):
+    if options.kind == "classification" or kind not in (NUMBER, DATE, TIME):
         _refuse_words(column, options)
         return _classes(column, listed(options.classes, _labels(column, reading, ()).values), options, reading)
-    found = _numbers(table, name, kind, reading, None)
-    if options.kind == "regression" or kind == DATE or _is_number(column, found.values):
+    found = _numbers(table, name, kind, reading)
+    if options.kind == "regression" or kind != NUMBER or _is_number(column, found.values):
         return found
     return _classes(column, listed(options.classes, _labels(column, reading, ()).values), options, reading)
 
@@ -90,13 +98,16 @@ def _refuse_words(column: Array | Text, options: OwnOptions) -> None:
     raise DataError(f"the target must hold numbers for regression, got the text {example}", example)
 
 
-def _numbers(table: Table, name: str, kind: str, reading: Reading, agreed: Schema | None) -> Target:
-    try:
-        values = of_kind(table, name, kind, reading)
-    except DataError:
-        if not agreed:
-            raise
-        raise DataError(f"the target `{name}` of '{reading.path}' must hold numbers, as it did in training") from None
+def _agreed_numbers(table: Table, name: str, reading: Reading) -> Target:
+    """Of another file than that which training started from; dates and times are numbers there, too."""
+    kind = find_kind(table, name, reading, "leave the row out")
+    if kind == TEXT:
+        raise DataError(f"the target `{name}` of '{reading.path}' must hold numbers, as it did in training")
+    return _numbers(table, name, kind, reading)
+
+
+def _numbers(table: Table, name: str, kind: str, reading: Reading) -> Target:
+    values = of_kind(table, name, kind, reading)
     assert isinstance(values, np.ndarray)
     refuse_target(values)
     return Target("regression", [], values)

@@ -13,11 +13,14 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-MISSING_WORDS = frozenset({"na", "n/a", "nan", "-nan", "null", "none", "#n/a", "#na"})
+MISSING_WORDS = frozenset({"na", "n/a", "nan", "-nan", "null", "none", "#n/a", "#na", "<na>", "nat"})
 """How files spell a missing number or date, in small letters; an empty cell is missing everywhere."""
-MISSING_IN_TEXT = frozenset({"nan", "-nan", "#n/a", "#na"})
+MISSING_IN_TEXT = frozenset({"nan", "-nan", "#n/a", "#na", "<na>"})
 """Among words, `none` and `NA` may be answers: only what programs write for a missing number is missing there."""
+_WITHOUT_WIDTH = dict.fromkeys((0x200B, 0x2060, 0xFEFF))
+"""Characters that nobody sees: blanks without a width, and byte order marks."""
 _DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*)\.[0-9]+")
+_MOMENT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +84,12 @@ def clean(cell: str) -> str:
     if cell.isascii():
         return cell
     # Half a character, as JSON may hold, can be neither written nor hashed.
-    return unicodedata.normalize("NFC", cell.encode("utf-8", "replace").decode()).strip()
+    return unicodedata.normalize("NFC", cell.encode("utf-8", "replace").decode().translate(_WITHOUT_WIDTH)).strip()
+
+
+def as_name(name: str) -> str:
+    """The name of a column: clean, on one line."""
+    return clean(" ".join(part.strip() for part in name.splitlines()))
 
 
 def _as_cell(value: Any) -> str:
@@ -104,6 +112,8 @@ def as_text(column: "Text | Array") -> Text:
 def _canonical(value: str) -> str:
     if value.casefold() in ("true", "false"):
         return value.capitalize()
+    if _MOMENT.fullmatch(value):
+        return _of_moment(value)
     if not _DECIMAL.fullmatch(value):
         return value
     short = value.rstrip("0").rstrip(".")
@@ -114,14 +124,22 @@ def _of_number(value: Any) -> str:
     if isinstance(value, np.floating):
         return "" if np.isnan(value) else _of_float(value)
     if isinstance(value, np.datetime64 | np.timedelta64):
-        return "" if np.isnat(value) else str(value).removesuffix("T00:00:00").removesuffix("T00:00")
+        return "" if np.isnat(value) else _canonical(str(value))
     return str(value)
 
 
+def _of_moment(text: str) -> str:
+    """As it stands in a text file, whatever the unit of the column was: without zeros that say nothing."""
+    date, _, time = text.replace(" ", "T").partition("T")
+    time = time.rstrip("0").rstrip(".") if "." in time else time
+    return date if time in ("00:00", "00:00:00") else f"{date} {time}"
+
+
 def _of_float(value: Any) -> str:
-    plain = 1e-5 <= abs(value) < 1e16 or value == 0
-    text = np.format_float_positional(value, trim="-") if plain else str(value)
-    return "0" if text == "-0" else text
+    if value == np.round(value) and abs(value) < 1e22:
+        return str(int(value))
+    plain = 1e-5 <= abs(value) < 1e16
+    return np.format_float_positional(value, trim="-") if plain else str(value)
 
 
 def otherwise_numbers(text: Text) -> bool:

@@ -6,6 +6,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -46,9 +47,18 @@ def written(tmp_path: Path, content: str | bytes, name: str = "f.csv") -> Path:
         '"task","x","y"\n' + "\n".join(f'"{row}"'.replace(",", '", "') for row in ROWS),
         ",task,x,y\n" + "\n".join(f"{i},{row}" for i, row in enumerate(ROWS)),
         "Unnamed: 0,task,x,y\n" + "\n".join(f"{i + 7},{row}" for i, row in enumerate(ROWS)),
+        "Unnamed: 0.1,Unnamed: 0,task,x,y\n" + "\n".join(f"{i},{i // 3},{row}" for i, row in enumerate(ROWS)),
+        ",task,x,y\n" + "\n".join(f"{i % 5},{row}" for i, row in enumerate(ROWS)),
+        "task,x,y,,,\n" + "\n".join(f"{row},,," for row in ROWS),
+        "task,x,,y,,\n" + "\n".join(f"{row[:-2]},,{row[-1]},," for row in ROWS),
+        "sep=;;;\ntask;x;y\n" + "\n".join(row.replace(",", ";") for row in ROWS),
+        '"sep=;"\n# of the ward\ntask;x;y\n' + "\n".join(row.replace(",", ";") for row in ROWS),
+        "\ufeff\u200btask,x,y\u2060\n" + "\n".join(ROWS),
+        "task,x,y\n" + "\n".join(ROWS).replace(",a", ',="a"'),
     ],
     ids=["blanks", "more blanks", "mark", "sep", "mark and sep", "other sep", "comments", "empty lines", "header with #",
-         "trailing", "quoted", "index", "named index"],
+         "trailing", "quoted", "index", "named index", "two indexes", "joined", "many trailing", "empty columns", "long sep",
+         "quoted sep and comment", "no width", "formula"],
 )  # fmt: skip
 def test_what_stands_round_a_csv_table_is_understood(tmp_path: Path, content: str) -> None:
     data = own(written(tmp_path, content))
@@ -97,11 +107,13 @@ def test_names_with_commas_are_quoted_or_recognised(tmp_path: Path) -> None:
 
 def test_json_lines_keep_long_numbers_and_may_begin_with_a_mark(tmp_path: Path) -> None:
     ids = [1583715738627261037, 1583715738627261038]
-    rows = [{"task": ids[i % 2], "x": i / 2, "y": "ab"[i // 2 % 2], "more": [1, 2]} for i in range(20)]
+    rows = [{"task": ids[i % 2], "x": i / 2, "y": "ab"[i // 2 % 2], "more": [[], [1]][i % 2]} for i in range(20)]
     path = written(tmp_path, "\ufeff" + "\n".join(map(json.dumps, rows)), "f.jsonl")
     assert list(own(path, features="x").rows) == [str(name) for name in ids]
     with pytest.raises(DataError, match="the column `more` must hold numbers or text, got a list: leave it out"):
         own(path)
+    with pytest.raises(DataError, match=r"line 1 of '.*' is no JSON \(the name 'x' stands twice\)"):
+        own(written(tmp_path, '{"x": 1, "x": 2}\n', "f.jsonl"))
     with pytest.raises(DataError, match=r"line 2 of '.*' is no JSON"):
         own(written(tmp_path, '{"task": 1}\n{"task": \n', "f.jsonl"))
 
@@ -157,6 +169,8 @@ TYPED: dict[str, tuple[list[Any], Callable[[Any], Any], str, float]] = {
     "zone": ([MOMENT], lambda pa: pa.timestamp("us", "Europe/Berlin"), "date", 19813),
     "time": ([time(10, 30)], lambda pa: pa.time32("s"), "time", 10.5),
     "time64": ([time(10, 30)], lambda pa: pa.time64("us"), "time", 10.5),
+    "time of nanoseconds": ([time(10, 30)], lambda pa: pa.time64("ns"), "time", 10.5),
+    "uuid": ([UUID(int=7).bytes], lambda pa: pa.uuid(), "text", 0),
     "duration": ([timedelta(hours=36)], lambda pa: pa.duration("ms"), "number", 1.5),
     "nothing": ([None], lambda pa: pa.null(), "", float("nan")),
 }
@@ -246,3 +260,51 @@ def _key(column: str, value: str) -> str:
 def test_a_table_tells_its_decimal_sign(tmp_path: Path) -> None:
     table: Table = read_table(str(written(tmp_path, "task;x;y\nA;1,5;a\nA;2,25;b\n")))
     assert table.decimal == ","
+
+
+def test_a_name_on_two_lines_is_one_on_one_line(tmp_path: Path) -> None:
+    rows = "\n".join(row.replace(",", ";") for row in ROWS)
+    data = own(written(tmp_path, f'"the\r\ntask";"x\n(kg)";y\n{rows}'), **{"task-column": "the task"})
+    assert list(data.table) == ["the task", "x (kg)", "y"]
+    assert own(data.options.path, **{"task-column": "the\ntask"}).schema.features == {"x (kg)": "number"}  # type: ignore[arg-type]
+
+
+def test_an_index_that_is_text_is_a_column(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the first column has no name"):
+        own(written(tmp_path, ",task,x,y\n" + "\n".join(f"{i * i % 7},{row}" for i, row in enumerate(ROWS))))
+    path = parquet(tmp_path / "f.parquet", __index_level_0__=[f"p{i % 2}" for i in range(10)])
+    assert own(path).schema.features == {"__index_level_0__": "text"}
+
+
+def npz(path: Path, **columns: Any) -> Path:
+    np.savez(path, **{"task": np.array(["A"] * 10), "y": np.array(list("ab") * 5), **columns})
+    return path
+
+
+def test_arrays_of_bytes_are_text_and_what_is_neither_is_refused_where_it_is_used(tmp_path: Path) -> None:
+    path = npz(tmp_path / "f.npz", x=np.array(["M", "F"] * 5).astype("S"), y=np.array(list("ab") * 5).astype("S"))
+    data = own(path)
+    assert data.classes == ["a", "b"]
+    assert categories(usable(data.table, "x")).cells() == ["M", "F"] * 5
+    for more in (np.arange(10) * 1j, np.zeros(10, dtype="V4"), np.array([b"\xff"] * 10)):
+        path = npz(tmp_path / "f.npz", x=np.arange(10.0), more=more)
+        assert own(path, features="x").schema.features == {"x": "number"}
+        with pytest.raises(DataError, match=r"the column `more` must hold numbers or text, got .*: leave it out"):
+            own(path)
+
+
+def test_what_a_function_masks_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "masked_columns.py").write_text(
+        "import numpy as np\n"
+        "def load():\n"
+        "    gone = [i == 3 for i in range(10)]\n"
+        "    return {'task': ['A'] * 10, 'y': list('ab') * 5, 'x': np.ma.masked_array(np.arange(10), gone),\n"
+        "            'z': np.ma.masked_array(np.arange(10) / 4, gone), 'w': [b'M', None] * 5, 'd': [{}] * 10}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    table = read_table("masked_columns:load")
+    for name, factor in (("x", 1), ("z", 4)):
+        expected = [np.nan if i == 3 else i / factor for i in range(10)]
+        np.testing.assert_array_equal(of_kind(table, name, "number", Reading("")), expected)
+    assert categories(usable(table, "w")).cells() == ["M", None] * 5
+    assert isinstance(table["d"], Unusable)

@@ -19,8 +19,25 @@ from common.datasets.own.text import Text, as_text, names, otherwise_numbers
         (np.array([1583715738627261037, 1583715738627261038]), ["1583715738627261037", "1583715738627261038"]),
         (np.array([2**64 - 1], dtype=np.uint64), ["18446744073709551615"]),
         (np.array(["2024-03-01", "NaT"], dtype="datetime64[s]"), ["2024-03-01", None]),
+        (np.array(["2024-03-01", "2024-03-01T10:30:00.5"], dtype="datetime64[ns]"), ["2024-03-01", "2024-03-01 10:30:00.5"]),
+        (Text.of(["2024-03-01 00:00:00", "2024-03-01T10:30:00.500"]), ["2024-03-01", "2024-03-01 10:30:00.5"]),
+        (np.array([1583715738627260416.0, 1e20]), ["1583715738627260416", "100000000000000000000"]),
+        (Text.of(["\u200bM", "M\ufeff", "<NA>"]), ["M", "M", "<NA>"]),
     ],
-    ids=["numbers", "truths", "floats", "float32", "bool", "int64", "uint64", "dates"],
+    ids=[
+        "numbers",
+        "truths",
+        "floats",
+        "float32",
+        "bool",
+        "int64",
+        "uint64",
+        "dates",
+        "nanoseconds",
+        "moments",
+        "long floats",
+        "no width",
+    ],
 )
 def test_the_same_cell_is_the_same_text_whatever_holds_it(column: Text | np.ndarray[Any, Any], cells: list[str | None]) -> None:
     assert as_text(column).cells() == cells
