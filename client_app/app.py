@@ -220,11 +220,12 @@ def _second(
     metrics: np.ndarray[Any, Any],
 ) -> np.ndarray[Any, Any] | None:
     """The second score of a user's own data; where rates are yet to be chosen, None: nobody asks for it."""
-    if not isinstance(node.dataset, Own) or len(request.lrs) > 1:
+    if not isinstance(node.dataset, Own) or len(request.lrs) > 1 or request.shots:
         return None
     if node.dataset.kind == "regression":
         units = [node.dataset.target_deviation(task_id) for task_id in request.task_ids]
-        return np.asarray(np.sqrt(metrics) * np.array(units)[:, None, None])
+        roots = np.sqrt(metrics) * np.array(units)[:, None, None]
+        return np.where(roots > LARGEST_LOSS, np.inf, roots)  # a task that diverged must not cost the others their scores
     alike = [[replace(draw, test=draw.test.classes_alike()) for draw in task] for task in draws]
     return evaluate(algorithm, meta, alike, request.lrs, request.steps, node.chunk_size_scoring)[1]
 

@@ -29,6 +29,9 @@ TRAIN = "train"
 EVALUATE = "evaluate"
 KEEP = "query.keep"
 
+_LONGEST_SCHEMA = 5_000_000
+"""Characters: 65,536 keys of categories take a fourth of it."""
+
 LARGEST_LOSS = float(np.finfo(np.float32).max)
 """Of a loss: what nodes compute with has no larger numbers, and sums of these cannot overflow in float64."""
 
@@ -107,6 +110,8 @@ class RollCallReply:
         if not isinstance(keeps, bool):
             raise WireError(f"`keeps` must be true or false, got {short(keeps)}")
         (schema,) = strings([fields["schema"]], "schema")
+        if len(schema) > _LONGEST_SCHEMA:
+            raise WireError(f"`schema` has {len(schema)} characters, {_LONGEST_SCHEMA} are the most")
         columns = [strings(fields[name], name) for name in ("task-ids", "groups", "splits")]
         counts = [ints(fields[name], name) for name in ("num-support", "num-query", "num-test")]
         tasks = [

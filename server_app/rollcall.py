@@ -94,6 +94,8 @@ def _let_agree(
     if not isinstance(own, OwnOptions) or len({answer.spec.schema for answer in answers.values()}) < 2:
         return answers, {}, ""
     found, reasons = _schemas(answers)
+    if not found:
+        return {}, reasons, ""
     agreed = agree([(schema, len(answers[node_id].tasks)) for node_id, schema in found.items()], own.vocabulary_limit)
     reasons |= {node_id: _other_columns(schema, agreed) for node_id, schema in found.items() if not fits(schema, agreed)}
     fitting = [node_id for node_id in answers if node_id not in reasons]

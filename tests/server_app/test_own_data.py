@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from client_app.check_data import describe
 from client_app.personalize import adapt
 from common.config import RunConfig, parse_run_config
-from common.datasets.own import task_of_file
+from common.datasets.own import Own, task_of_file
 from common.datasets.own.columns import Schema
 from common.datasets.own.vocabulary import key
 from common.errors import ConfigError, DataError
@@ -339,3 +340,16 @@ def test_a_column_of_numbers_here_and_of_words_there_is_named_with_what_mends_it
         path.write_text(path.read_text().replace(",well", ",well", 1) + "\nA,1,,ill" * (name == "A"))
     with pytest.raises(ConfigError, match=r"1 x its columns or classes are .*: set `own.categorical=sex`"):
         call_roll(InlineGrid(3, config.flat(), nodes), config)
+
+
+@pytest.mark.parametrize("schemas", [("x", "z"), ("[" * 200_000, "z"), ("[" * 6_000_000, "x")], ids=["odd", "deep", "long"])
+def test_schemas_that_nobody_can_read_cost_their_nodes_and_end_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schemas: tuple[str, str]
+) -> None:
+    nodes = wards(tmp_path, {"A": "MF", "B": "MF"})
+    honest, given = Own.spec.fget, iter(schemas)  # type: ignore[attr-defined]
+    monkeypatch.setattr(Own, "spec", property(lambda self: replace(honest(self), schema=next(given))))
+    config = parse_run_config({"dataset": "own", "min-nodes": 2, "node-deadline": 1.0, "validation-tasks": 0, "test-tasks": 1})
+    with pytest.raises(ConfigError, match="`min-nodes` is 2, but [01] usable nodes? answered") as caught:
+        call_roll(InlineGrid(2, config.flat(), nodes), config)
+    assert len(str(caught.value)) < 2000

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from common.datasets.own.columns import EMPTY, NUMBER, Schema
+from common.datasets.own.columns import EMPTY, NUMBER, Schema, keys_of_each
 
 
 def agree(found: Sequence[tuple[Schema, int]], limit: int) -> Schema:
@@ -22,6 +22,7 @@ def agree(found: Sequence[tuple[Schema, int]], limit: int) -> Schema:
         votes[core(_filled(schema, kinds))] += tasks
     most = max(votes, key=lambda text: (votes[text], text))
     agreed = [_filled(schema, kinds) for schema, _ in found if core(_filled(schema, kinds)) == most]
+    limit = keys_of_each(limit, len(agreed[0].vocabularies))
     merged = {name: _union([schema.vocabularies.get(name, []) for schema in agreed], limit) for name in agreed[0].vocabularies}
     return replace(agreed[0], vocabularies=merged, features={name: kind or NUMBER for name, kind in agreed[0].features.items()})
 

@@ -19,10 +19,11 @@ from common.datasets.own.tables import PIXELS, Table
 from common.datasets.own.text import MISSING_IN_TEXT, Array, Text, as_text
 from common.datasets.own.vocabulary import Places, places, vocabulary
 from common.errors import DataError, as_told, did_you_mean
+from common.files import is_text
 
 NUMBER, DATE, TIME, TEXT, EMPTY = "number", "date", "time", "text", ""
 """Kinds of columns; `EMPTY`: no row holds anything, and it is what it is on other nodes."""
-_KEY, _MOST_KEYS = 16, 2**16
+_KEY, MOST_KEYS = 16, 2**16
 """Characters of a key of a category; keys of all columns together: each is an input."""
 _LARGEST = 1e30
 """Of the numbers in a column."""
@@ -73,19 +74,27 @@ class Schema:
         try:
             facts = json.loads(text)
             return cls(**{**facts, "features": dict(facts["features"])}).checked()
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise DataError(
                 "what the columns of the data are is not said in a form that this release reads: make it anew"
             ) from None
 
     def checked(self) -> "Schema":
-        """Itself, if everything is of its type; else raises TypeError."""
+        """Itself, if everything is of its type and fits together; else raises TypeError or ValueError."""
+        if not all(isinstance(part, list) for part in (self.classes, self.cyclic, *self.vocabularies.values())):
+            raise TypeError("classes, cyclic columns and vocabularies are lists")
         texts = [self.target, *self.classes, *self.features, *self.features.values(), *self.cyclic, *self.vocabularies]
-        if not all(isinstance(text, str) for text in texts) or not isinstance(self.classes, list):
+        if not all(isinstance(text, str) and is_text(text) for text in texts):
             raise TypeError("a schema is made of text")
+        if not set(self.features.values()) <= {NUMBER, DATE, TIME, TEXT, EMPTY} or not {*self.cyclic} <= self.features.keys():
+            raise ValueError("every feature has a kind")
+        if len(set(self.classes)) < len(self.classes) or any(self.features.get(name) != TEXT for name in self.vocabularies):
+            raise ValueError("classes differ, and columns of text have vocabularies")
         keys = [key for listed in self.vocabularies.values() for key in listed]
-        if len(keys) > _MOST_KEYS or not all(isinstance(key, str) and len(key) == _KEY for key in keys):
+        if len(keys) > MOST_KEYS or not all(isinstance(key, str) and len(key) == _KEY for key in keys):
             raise ValueError("vocabularies are lists of keys")
+        if any(len(set(listed)) < len(listed) for listed in self.vocabularies.values()):
+            raise ValueError("the keys of a vocabulary differ")
         return self
 
 
@@ -212,6 +221,11 @@ def _input(table: Table, name: str, kind: str, reading: Reading) -> Array | Text
     if kind == EMPTY:  # no model has learned anything of what another file may hold there
         return np.full(table.rows, np.nan)
     return of_kind(table, name, kind, reading)
+
+
+def keys_of_each(limit: int, columns: int) -> int:
+    """How many keys each of so many columns of text may have, so that all together are no more than `MOST_KEYS`."""
+    return max(1, min(limit, MOST_KEYS // max(columns, 1)))
 
 
 def make_vocabulary(table: Table, name: str, reading: Reading, least: int, most: int) -> list[str]:

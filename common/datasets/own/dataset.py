@@ -24,6 +24,7 @@ from common.datasets.own.columns import (
     Reading,
     Schema,
     find_kind,
+    keys_of_each,
     make_inputs,
     make_vocabulary,
     require,
@@ -109,11 +110,9 @@ class Own(FixedSplitDataset):
         for name in categorical:
             require(table, name, options.path)
         kinds = {name: self._kind_of(name, categorical) for name in features}
-        vocabularies = {
-            name: make_vocabulary(table, name, self._reading, options.vocabulary_min_count, options.vocabulary_limit)
-            for name, kind in kinds.items()
-            if kind == TEXT
-        }
+        texts = [name for name, kind in kinds.items() if kind == TEXT]
+        least, most = options.vocabulary_min_count, keys_of_each(options.vocabulary_limit, len(texts))
+        vocabularies = {name: make_vocabulary(table, name, self._reading, least, most) for name in texts}
         cycles = listed(options.cyclic, table)
         if wrong := [name for name in cycles if kinds.get(name, "date") not in ("date", "time", EMPTY)]:
             raise DataError(f"`own.cyclic` must name columns of dates or times, `{wrong[0]}` holds {kinds[wrong[0]]}s")

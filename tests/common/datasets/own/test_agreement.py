@@ -1,12 +1,15 @@
 """Categories, and what nodes with files of their own agree on."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from common.datasets.own import Own, OwnOptions
 from common.datasets.own.agreement import agree, core, fits
-from common.datasets.own.columns import Schema
+from common.datasets.own.columns import MOST_KEYS, Schema
 from common.datasets.own.text import Text
 from common.datasets.own.vocabulary import input_names, key, places, vocabulary
 from common.errors import DataError
@@ -64,9 +67,33 @@ def test_the_minority_with_other_columns_does_not_fit(odd: Schema) -> None:
     assert not fits(odd, agreed)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{", '{"target": 1}', '{"target": "y", "classes": ["a"], "features": 3}', '{"x": 1}', "null"]
-)
+KEY = "0123456789abcdef"
+FORM: dict[str, Any] = {
+    "target": "y",
+    "classes": ["a", "b"],
+    "features": [["x", "text"]],
+    "vocabularies": {"x": [KEY]},
+    "cyclic": [],
+}
+ODD = [
+    *("", "[]", "{", '{"target": 1}', '{"x": 1}', "null", "[" * 200_000),
+    *(json.dumps({**FORM, "features": other}) for other in (3, [["x", "foo"]], [["x", 1]], [["x", "number"]])),
+    *(json.dumps({**FORM, "classes": other}) for other in ("ab", ["a", "a"], [1, 2], {"a": 1})),
+    *(json.dumps({**FORM, "cyclic": other}) for other in ("x", ["z"], {"x": 1})),
+    *(
+        json.dumps({**FORM, "vocabularies": other})
+        for other in ([], {"x": [KEY, KEY]}, {"x": ["short"]}, {"x": {KEY: 1}}, {"z": [KEY]})
+    ),
+    json.dumps({**FORM, "target": "\ud800"}),
+    json.dumps({**FORM, "vocabularies": {"x": [f"{number:016x}" for number in range(MOST_KEYS + 1)]}}),
+]
+
+
+def test_the_form_of_a_schema_is_read() -> None:
+    assert Schema.from_json(json.dumps(FORM)).vocabularies == {"x": [KEY]}
+
+
+@pytest.mark.parametrize("text", ODD, ids=[text[:40] for text in ODD])
 def test_a_schema_of_another_form_is_one_sentence(text: str) -> None:
     with pytest.raises(DataError, match="not said in a form that this release reads"):
         Schema.from_json(text)
@@ -76,3 +103,23 @@ def test_a_schema_comes_back_as_it_was() -> None:
     made: Any = schema({"x": "number", "sex": "text"}, sex=["M"])
     assert Schema.from_json(made.to_json()) == made
     assert np.array_equal(list(made.features), ["x", "sex"])
+
+
+def test_many_columns_of_text_share_what_all_may_have_together(tmp_path: Path) -> None:
+    """300 columns of 256 categories would be 76,800 keys, which no reader takes: each has 218."""
+    number = 300
+    first, second = (
+        Schema("y", ["a", "b"], {f"x{i}": "text" for i in range(number)}, {f"x{i}": words(i, start) for i in range(number)})
+        for start in (0, 150)
+    )
+    agreed = agree([(first, 1), (second, 1)], 256)
+    assert {len(keys) for keys in agreed.vocabularies.values()} == {MOST_KEYS // number}
+    assert Schema.from_json(agreed.to_json()) == agreed
+    rows = [",".join(["A", "ab"[row % 2], *(f"v{row}" for _ in range(number))]) for row in range(256)]
+    (tmp_path / "f.csv").write_text("\n".join([",".join(["task", "y", *(f"x{i}" for i in range(number))]), *rows]))
+    data = Own(OwnOptions(path=str(tmp_path / "f.csv"), task_column="task"), Path())
+    assert Schema.from_json(data.spec.schema) == data.schema
+
+
+def words(column: int, start: int) -> list[str]:
+    return sorted(key(f"x{column}", str(value)) for value in range(start, start + 200))
