@@ -350,6 +350,6 @@ def test_schemas_that_nobody_can_read_cost_their_nodes_and_end_in_one_sentence(
     honest, given = Own.spec.fget, iter(schemas)  # type: ignore[attr-defined]
     monkeypatch.setattr(Own, "spec", property(lambda self: replace(honest(self), schema=next(given))))
     config = parse_run_config({"dataset": "own", "min-nodes": 2, "node-deadline": 1.0, "validation-tasks": 0, "test-tasks": 1})
-    with pytest.raises(ConfigError, match="`min-nodes` is 2, but [01] usable nodes? answered") as caught:
+    with pytest.raises(ConfigError, match=r"`min-nodes` is 2, but [01] usable nodes? answered") as caught:
         call_roll(InlineGrid(2, config.flat(), nodes), config)
     assert len(str(caught.value)) < 2000

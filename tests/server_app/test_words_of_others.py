@@ -42,7 +42,7 @@ HOSTILE = [
     "A\x0bINFO : x\x0cINFO : y\x1c\x1d\x1e",
     "A\x00B",
     "A\udc80",
-    "A\u200b",
+    "A\u200bB",
     "A" * (MOST + 1),
 ]
 PRINTABLE = [

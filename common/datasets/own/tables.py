@@ -182,7 +182,7 @@ def _columns(name: str, array: Array) -> dict[str, Column]:
 
 def _column(name: str, array: Array) -> Column:
     if array.dtype.kind in "biufmM":
-        return array.astype(np.float32) if array.dtype == np.float16 else array
+        return array.astype(np.float32) if array.dtype.kind == "f" and array.dtype.itemsize == 2 else array
     if array.dtype.kind not in "USOT":
         return not_usable(len(array), name, str(array.dtype)[:80])
     try:

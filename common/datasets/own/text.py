@@ -136,9 +136,10 @@ def _of_moment(text: str) -> str:
 
 
 def _of_float(value: Any) -> str:
-    if value == np.round(value) and abs(value) < 1e22:
+    size = abs(float(value))  # a narrow type has no place for the bounds
+    if value == np.round(value) and size < 1e22:
         return str(int(value))
-    plain = 1e-5 <= abs(value) < 1e16
+    plain = 1e-5 <= size < 1e16
     return np.format_float_positional(value, trim="-") if plain else str(value)
 
 

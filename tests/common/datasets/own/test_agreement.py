@@ -75,15 +75,13 @@ FORM: dict[str, Any] = {
     "vocabularies": {"x": [KEY]},
     "cyclic": [],
 }
+BAD_KEYS: list[Any] = [[], {"x": [KEY, KEY]}, {"x": ["short"]}, {"x": {KEY: 1}}, {"z": [KEY]}]
 ODD = [
     *("", "[]", "{", '{"target": 1}', '{"x": 1}', "null", "[" * 200_000),
     *(json.dumps({**FORM, "features": other}) for other in (3, [["x", "foo"]], [["x", 1]], [["x", "number"]])),
     *(json.dumps({**FORM, "classes": other}) for other in ("ab", ["a", "a"], [1, 2], {"a": 1})),
     *(json.dumps({**FORM, "cyclic": other}) for other in ("x", ["z"], {"x": 1})),
-    *(
-        json.dumps({**FORM, "vocabularies": other})
-        for other in ([], {"x": [KEY, KEY]}, {"x": ["short"]}, {"x": {KEY: 1}}, {"z": [KEY]})
-    ),
+    *(json.dumps({**FORM, "vocabularies": other}) for other in BAD_KEYS),
     json.dumps({**FORM, "target": "\ud800"}),
     json.dumps({**FORM, "vocabularies": {"x": [f"{number:016x}" for number in range(MOST_KEYS + 1)]}}),
 ]

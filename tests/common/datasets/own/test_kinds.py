@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def csv(path: Path, **columns: Callable[[int], object]) -> Path:
         ("date", np.array([45000])),
     ],
 )
-def test_typed_cells_of_another_kind_are_refused(kind: str, column: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_typed_cells_of_another_kind_are_refused(kind: str, column: np.ndarray[Any, Any]) -> None:
     with pytest.raises(DataError, match=f"must hold {kind}s, as it did in training, got "):
         of_kind(Table({"x": column}), "x", kind, Reading("f"))
 

@@ -15,6 +15,7 @@ from common.datasets.own.text import Text, as_text, names, otherwise_numbers
         (Text.of(["TRUE", "true", "False", " yes "]), ["True", "True", "False", "yes"]),
         (np.array([1.0, 2.5, np.nan, -0.0]), ["1", "2.5", None, "0"]),
         (np.array([0.1, 1.5], dtype=np.float32), ["0.1", "1.5"]),  # and not 0.10000000149
+        (np.array([0.5, 2], dtype=">f2"), ["0.5", "2"]),
         (np.array([True, False]), ["True", "False"]),
         (np.array([1583715738627261037, 1583715738627261038]), ["1583715738627261037", "1583715738627261038"]),
         (np.array([2**64 - 1], dtype=np.uint64), ["18446744073709551615"]),
