@@ -108,7 +108,8 @@ def test_the_server_takes_no_such_word_out_of_an_answer(name: str) -> None:
     assert len(told) <= 300
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+# Marks without width are taken off every cell.
+@pytest.mark.parametrize("name", [name for name in HOSTILE if "\u200b" not in name])
 def test_a_node_refuses_a_file_with_such_a_task_in_one_sentence(name: str, tmp_path: Path) -> None:
     if "\udc80" in name or "\x00" in name:
         pytest.skip("such a file cannot be written, or is none of text")

@@ -30,6 +30,7 @@ from common.datasets.own.text import Text, as_text, names, otherwise_numbers
         "truths",
         "floats",
         "float32",
+        "half",
         "bool",
         "int64",
         "uint64",
