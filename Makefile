@@ -18,8 +18,13 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-types: $(VENV)/.dev
+types: $(VENV)/.dev .package
 	$(BIN)/mypy
+
+# The package as it is when installed, by links, for what reads code without running it: mypy, the pages, editors.
+.package:
+	mkdir -p $@/quickbloom
+	ln -sfn $(addprefix ../../,common server_app client_app) $(addprefix ../../,$(wildcard quickbloom/*.py)) $@/quickbloom/
 
 tests: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not docker" --ignore tests/integration -n 2 --dist loadfile
@@ -47,13 +52,13 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 # The pages of docs/ as a site in ./site, readable from disk; every warning is an error.
-docs: $(VENV)/.docs
+docs: $(VENV)/.docs .package
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Write every setting and its default into pyproject.toml and docs/configuration.md, after a change of the settings models.
 config: $(VENV)/.user
-	$(BIN)/python -m common.config_toml
-	$(BIN)/python -m common.config_reference
+	$(BIN)/python -m quickbloom.common.config.write_toml
+	$(BIN)/python -m quickbloom.common.config.write_reference
 
 # The picture of a report that the README shows, from a run of its own.
 picture: $(VENV)/.dev
@@ -79,4 +84,4 @@ $(VENV)/.dev: $(VENV)/.user pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .package .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -28,11 +28,11 @@ import tomli_w
 
 from benchmarks.flaky_link import FlakyLink
 from benchmarks.runner import commit, finish, goal, machine, say
-from server_app.history import read_history
-from server_app.launch import environment, free_port, script
-from server_app.processes import end_all_with, processes_with
-from server_app.runs import today
-from server_app.secrets import create
+from quickbloom.common.system.processes import end_all_with, processes_with
+from quickbloom.server_app.comparing.batch import today
+from quickbloom.server_app.deployment.secrets import create
+from quickbloom.server_app.launch.flower_run import environment, free_port, script
+from quickbloom.server_app.runs.directory import read_history
 
 SETTINGS = (
     *("gaussian.clients=400", "validation-tasks=0.1", "test-tasks=0.6"),

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import __version__
-from server_app.launch import free_port
+from quickbloom import __version__
+from quickbloom.server_app.launch.flower_run import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE = f"quickbloom:{__version__}"

@@ -21,7 +21,7 @@ import psutil
 from benchmarks.compose import NODES, Federation, main_process, missing
 from benchmarks.deployment import FLOWER, GOAL_RATIO, GOAL_SECONDS, OURS, RUN, cpu, memory, middle, seconds_of_training, table
 from benchmarks.runner import ROOT, commit, finish, goal, machine, say
-from server_app.runs import today
+from quickbloom.server_app.comparing.batch import today
 
 STOCK = ROOT / "benchmarks" / "stock_flower"
 OVERLAYS: dict[str, list[Path]] = {FLOWER: [STOCK / "compose.yml"], OURS: []}

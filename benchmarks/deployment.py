@@ -21,12 +21,11 @@ from typing import Any
 import psutil
 
 from benchmarks.runner import ROOT, commit, finish, goal, machine, say
-from common import warm
-from server_app import link as superlink
-from server_app.history import read_history
-from server_app.launch import environment, free_port, healthy, script
-from server_app.processes import end_group
-from server_app.runs import today
+from quickbloom.common.flower import superlink, workers
+from quickbloom.common.system.processes import end_group
+from quickbloom.server_app.comparing.batch import today
+from quickbloom.server_app.launch.flower_run import environment, free_port, healthy, script
+from quickbloom.server_app.runs.directory import read_history
 
 FLOWER, MIXED, OURS = "Flower", "quickbloom, Flower's nodes", "quickbloom"
 SIDES = (FLOWER, MIXED, OURS)
@@ -92,7 +91,7 @@ def seconds_of_training(run: Path) -> list[float]:
 @contextmanager
 def federation(home: Path, *, ours: bool, nodes: int = 2) -> Iterator[psutil.Process]:
     """FLWR_HOME with the connection `loopback` to a SuperLink with SuperNodes; gives the first of these."""
-    env = {**environment(home), **warm.MEMORY}  # as `quickbloom superlink` and `quickbloom-edge join` have it
+    env = {**environment(home), **workers.MEMORY}  # as `quickbloom superlink` and `quickbloom-edge join` have it
     http, fleet = free_port(), free_port()
     (home / "config.toml").write_text(
         f'[superlink.loopback]\naddress = "127.0.0.1:{http}"\ninsecure = true\n', encoding="utf-8"
@@ -100,7 +99,7 @@ def federation(home: Path, *, ours: bool, nodes: int = 2) -> Iterator[psutil.Pro
     link = superlink.command() if ours else [script("flower-superlink")]
     link += ["--insecure", "--host", "127.0.0.1", "--port", str(http), "--fleet-api-address", f"127.0.0.1:{fleet}"]
     link += ["--disable-runtime-dependency-installation"]
-    node = warm.command("flower-supernode") if ours else [script("flower-supernode")]
+    node = workers.command("flower-supernode") if ours else [script("flower-supernode")]
     node += ["--insecure", "--superlink", f"127.0.0.1:{fleet}"]
     started = [_start(link, env, home)]
     try:

@@ -28,18 +28,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from benchmarks.runner import commit, finish, goal, machine, say
-from common.algorithms import ALGORITHMS, Algorithm
-from common.batch import Batch, TaskData
-from common.config import RunConfig
-from common.kernels.build import library
-from common.kernels.compiler import SWITCH
-from common.learner import Learner
-from common.local_round import TaskWork, run_round
-from common.models.conv4 import Conv4, Conv4Options
-from common.models.mlp import perceptron
-from common.params import Params
-from common.randomness import generator
-from server_app.runs import today
+from quickbloom.common.algorithms import ALGORITHMS, Algorithm
+from quickbloom.common.config.run import RunConfig
+from quickbloom.common.engine.round import TaskWork, run_round
+from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.maths.kernels.build import library
+from quickbloom.common.maths.kernels.compiler import SWITCH
+from quickbloom.common.maths.learner import Learner
+from quickbloom.common.maths.params import Params
+from quickbloom.common.models.conv4 import Conv4, Conv4Options
+from quickbloom.common.models.mlp import perceptron
+from quickbloom.common.randomness import generator
+from quickbloom.server_app.comparing.batch import today
 
 FEATURES, CLASSES, LR = 32, 10, 0.1
 IMAGE = (1, 28, 28)

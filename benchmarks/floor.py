@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.runner import Plan, average
-from common.config import parse_run_config
-from common.datasets import load_dataset
-from common.datasets.base import Dataset, resolve_data_dir
-from server_app.splits import split_tasks
+from quickbloom.common.config.run import parse_run_config
+from quickbloom.common.datasets import load_dataset
+from quickbloom.common.datasets.base import Dataset, resolve_data_dir
+from quickbloom.server_app.federation.splits import split_tasks
 
 NAME = "cosine 1-nearest neighbour on pixels, support to test"
 

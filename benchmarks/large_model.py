@@ -15,10 +15,10 @@ from typing import Any
 
 from benchmarks.deployment import federation
 from benchmarks.runner import commit, finish, goal, machine
-from server_app.history import read_history
-from server_app.launch import environment, script
-from server_app.processes import processes_with
-from server_app.runs import today
+from quickbloom.common.system.processes import processes_with
+from quickbloom.server_app.comparing.batch import today
+from quickbloom.server_app.launch.flower_run import environment, script
+from quickbloom.server_app.runs.directory import read_history
 
 HIDDEN = (4992, 4992)
 MOST = 4.0

@@ -37,7 +37,7 @@ def write(path: Path, users: int, rows: int) -> None:
 
 def measure(path: Path) -> dict[str, float]:
     """Wall and processor seconds of the command, and the most memory that it held."""
-    command = [sys.executable, "-m", "client_app.cli", "check-data", str(path), "--task", "user", "--target", "y"]
+    command = [sys.executable, "-m", "quickbloom.client_app.cli", "check-data", str(path), "--task", "user", "--target", "y"]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -109,13 +109,13 @@ def engine(work: Arrays) -> tuple[Callable[[], Any], Round, Callable[[Any], Arra
     """This project: a node's round of `fedavg`, minibatches drawn and query losses scored inside."""
     import torch
 
-    from common.algorithms import ALGORITHMS
-    from common.batch import Batch, TaskData
-    from common.learner import Learner
-    from common.local_round import TaskWork, run_round
-    from common.models.mlp import perceptron
-    from common.params import subtract
-    from common.randomness import generator
+    from quickbloom.common.algorithms import ALGORITHMS
+    from quickbloom.common.engine.round import TaskWork, run_round
+    from quickbloom.common.maths.batch import Batch, TaskData
+    from quickbloom.common.maths.learner import Learner
+    from quickbloom.common.maths.params import subtract
+    from quickbloom.common.models.mlp import perceptron
+    from quickbloom.common.randomness import generator
 
     torch.set_num_threads(1)
     steps, size = work["rows"].shape[2:]

@@ -27,11 +27,11 @@ import torch.nn.functional as F
 from benchmarks.engine import spread
 from benchmarks.peer_worker import NAMES, SIDES
 from benchmarks.runner import ROOT, commit, finish, goal, machine, say
-from common.algorithms.local_sgd import shuffled_epochs
-from common.models.mlp import perceptron
-from common.randomness import generator
-from server_app.launch import CPU_ENVIRONMENT
-from server_app.runs import today
+from quickbloom.common.algorithms.local_sgd import shuffled_epochs
+from quickbloom.common.models.mlp import perceptron
+from quickbloom.common.randomness import generator
+from quickbloom.server_app.comparing.batch import today
+from quickbloom.server_app.launch.flower_run import CPU_ENVIRONMENT
 
 CLIENTS, ROWS, FEATURES, CLASSES = 1000, 64, 32, 10
 PER_ROUND, STEPS, BATCH = 100, 15, 32

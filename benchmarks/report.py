@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from common import __version__
-from common.config import parse_run_config
-from server_app.history import RunDirectory, spread
+from quickbloom import __version__
+from quickbloom.common.config.run import parse_run_config
+from quickbloom.server_app.runs.directory import RunDirectory, spread
 
 CLAIM = "`quickbloom report` on a run of 1,000 tasks and 1,000 rounds takes less than 10 s and writes less than 3 MB"
 SECONDS, MEGABYTES = 10, 3
@@ -86,7 +86,9 @@ def _summary(path: Path, rounds: int, tasks: int, records: list[dict[str, Any]],
 def measure(run: Path) -> dict[str, float]:
     """Wall and processor seconds of the command, Python's start included, and megabytes of what it writes."""
     started, before = time.perf_counter(), os.times()
-    subprocess.run([sys.executable, "-m", "server_app.cli", "report", str(run)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "quickbloom.server_app.cli.main", "report", str(run)], check=True, stdout=subprocess.DEVNULL
+    )
     seconds, after = time.perf_counter() - started, os.times()
     worked = after.children_user + after.children_system - before.children_user - before.children_system
     return {"seconds": seconds, "processor_seconds": worked, "megabytes": (run / "report.html").stat().st_size / 1e6}

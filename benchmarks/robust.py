@@ -36,20 +36,29 @@ from flwr.app import Message, RecordDict
 from torch import Tensor
 
 from benchmarks.runner import RAW, average, commit, finish, goal, machine, parser, percent, say
-from client_app.node import node_of
-from common import __version__
-from common.batch import TaskData
-from common.config import RunConfig, parse_run_config
-from common.datasets import load_dataset
-from common.datasets.base import resolve_data_dir
-from common.local_round import TaskWork, contributions
-from common.params import Params
-from common.randomness import generator
-from common.wire import EVALUATE, ROLL_CALL, TRAIN, EvaluateReply, EvaluateRequest, RollCallReply, TrainReply, TrainRequest
-from server_app.app import run_federation
-from server_app.inline import InlineGrid
-from server_app.runs import today
-from server_app.splits import split_tasks
+from quickbloom import __version__
+from quickbloom.client_app.node import node_of
+from quickbloom.common.config.run import RunConfig, parse_run_config
+from quickbloom.common.datasets import load_dataset
+from quickbloom.common.datasets.base import resolve_data_dir
+from quickbloom.common.engine.round import TaskWork, contributions
+from quickbloom.common.maths.batch import TaskData
+from quickbloom.common.maths.params import Params
+from quickbloom.common.randomness import generator
+from quickbloom.common.wire.messages import (
+    EVALUATE,
+    ROLL_CALL,
+    TRAIN,
+    EvaluateReply,
+    EvaluateRequest,
+    RollCallReply,
+    TrainReply,
+    TrainRequest,
+)
+from quickbloom.server_app.app import run_federation
+from quickbloom.server_app.comparing.batch import today
+from quickbloom.server_app.federation.splits import split_tasks
+from quickbloom.server_app.messaging.in_process_grid import InlineGrid
 
 SHARE = 0.2
 _FIRST_NODE = 1000

@@ -8,7 +8,7 @@ Seeds serve as repetitions. Finished runs are kept: use --fresh to take the time
 from typing import Any
 
 from benchmarks.runner import Plan, Variant, finish, goal, parser, run_all
-from common.config import RunConfig
+from quickbloom.common.config.run import RunConfig
 
 DEFAULT = RunConfig()
 PLAN = Plan(

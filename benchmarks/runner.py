@@ -1,8 +1,7 @@
 """What the benchmarks share: run the real command once per (variant, seed), collect the summaries, average over seeds.
 
-Every run is `quickbloom run ... --json` in a process of its own (`server_app.runs`). What it leaves is kept in runs/benchmarks;
-a run that is there with the same effective settings (defaults included) is not repeated.
-"""
+Every run is `quickbloom run ... --json` in a process of its own (`server_app.comparing.batch`). What it leaves is kept in
+runs/benchmarks; a run that is there with the same effective settings (defaults included) is not repeated."""
 
 import argparse
 import json
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from server_app.runs import Result, Run, Setup, perform, today
+from quickbloom.server_app.comparing.batch import Result, Run, Setup, perform, today
 
 ROOT = Path(__file__).resolve().parent.parent
 RAW = ROOT / "runs" / "benchmarks"

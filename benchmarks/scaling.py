@@ -15,13 +15,13 @@ import torch
 
 from benchmarks.engine import CLASSES, FEATURES, LR, distance, plain_sgd, task
 from benchmarks.runner import commit, finish, machine, say
-from common.algorithms import ALGORITHMS
-from common.kernels.build import library
-from common.learner import Learner
-from common.local_round import TaskWork, run_round
-from common.models.mlp import perceptron
-from common.randomness import generator
-from server_app.runs import today
+from quickbloom.common.algorithms import ALGORITHMS
+from quickbloom.common.engine.round import TaskWork, run_round
+from quickbloom.common.maths.kernels.build import library
+from quickbloom.common.maths.learner import Learner
+from quickbloom.common.models.mlp import perceptron
+from quickbloom.common.randomness import generator
+from quickbloom.server_app.comparing.batch import today
 
 COMMON = {"tasks": 100, "width": 64, "steps": 15, "examples": 32}
 SIZES = {"tasks": (1, 10, 1000), "width": (16, 256, 1024), "steps": (1, 5, 50), "examples": (5, 10, 100)}

@@ -15,14 +15,14 @@ import torch
 from flwr.app import Message
 
 from benchmarks.runner import commit, finish, goal, machine, say
-from common.config import RunConfig, parse_run_config
-from common.secure.messages import KEYS, MASKED
-from common.secure.protocol import needed
-from common.wire import TRAIN
-from server_app.app import run_federation
-from server_app.history import read_history
-from server_app.inline import InlineGrid
-from server_app.runs import today
+from quickbloom.common.config.run import RunConfig, parse_run_config
+from quickbloom.common.wire.messages import TRAIN
+from quickbloom.common.wire.secure.messages import KEYS, MASKED
+from quickbloom.common.wire.secure.protocol import needed
+from quickbloom.server_app.app import run_federation
+from quickbloom.server_app.comparing.batch import today
+from quickbloom.server_app.messaging.in_process_grid import InlineGrid
+from quickbloom.server_app.runs.directory import read_history
 
 SETTINGS = {
     **{"dataset": "gaussian", "model": "mlp", "algorithm": "fedavg"},

@@ -23,10 +23,10 @@ import psutil
 import torch
 
 from benchmarks.runner import ROOT, commit, finish, goal, machine, say
-from server_app.history import read_history
-from server_app.launch import LocalSuperLink, environment, script
-from server_app.processes import processes_with
-from server_app.runs import today
+from quickbloom.common.system.processes import processes_with
+from quickbloom.server_app.comparing.batch import today
+from quickbloom.server_app.launch.flower_run import LocalSuperLink, environment, script
+from quickbloom.server_app.runs.directory import read_history
 
 TRAIN_ROWS = 64
 JOB = ("inner-steps=15", "batch-size=32", "inner-lr=0.05", "evaluate-every=0")

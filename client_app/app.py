@@ -1,4 +1,4 @@
-"""The ClientApp: load -> compute -> reply. The maths is in `common`; what a node may say is in `common.wire`."""
+"""The ClientApp: load -> compute -> reply. The maths is in `common`; what a node may say is in `common.wire.messages`."""
 
 import platform
 import time
@@ -15,25 +15,24 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common import log
 
-from client_app import secure, show
-from client_app.asked import Asked
-from client_app.kept import KeptState
-from client_app.node import Node, node_of
-from client_app.personal import keep_all
-from common import __version__, envelope
-from common.algorithms import Algorithm
-from common.batch import Batch, TaskData
-from common.compiling import Auto
-from common.compression import FLOAT32, CodingError, encode, with_feedback
-from common.datasets.own import Own
-from common.errors import QuickbloomError, in_one_line
-from common.local_round import TaskWork, evaluate, run_round
-from common.params import Params, weighted_mean
-from common.printable import keep_log_to_lines
-from common.randomness import generator
-from common.secure.messages import MaskedRequest
-from common.secure.updates import to_row
-from common.wire import (
+from quickbloom import __version__
+from quickbloom.client_app import round_log, secure
+from quickbloom.client_app.asked import Asked
+from quickbloom.client_app.node import Node, node_of
+from quickbloom.client_app.personal_models import keep_all
+from quickbloom.client_app.task_state import KeptState
+from quickbloom.common.algorithms import Algorithm
+from quickbloom.common.datasets.own import Own
+from quickbloom.common.engine.compiling import Auto
+from quickbloom.common.engine.round import TaskWork, evaluate, run_round
+from quickbloom.common.errors import QuickbloomError, in_one_line
+from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.maths.params import Params, weighted_mean
+from quickbloom.common.printable import keep_log_to_lines
+from quickbloom.common.randomness import generator
+from quickbloom.common.wire import packing
+from quickbloom.common.wire.compression import FLOAT32, CodingError, encode, with_feedback
+from quickbloom.common.wire.messages import (
     LARGEST_LOSS,
     LOSS_ROUNDING,
     EvaluateReply,
@@ -50,6 +49,8 @@ from common.wire import (
     told_agreed,
     told_settings,
 )
+from quickbloom.common.wire.secure.messages import MaskedRequest
+from quickbloom.common.wire.secure.updates import to_row
 
 app = ClientApp()
 keep_log_to_lines()
@@ -67,15 +68,15 @@ def _replies(handler: Handler) -> Callable[[Message, Context], Message]:
 
     @wraps(handler)
     def wrapped(message: Message, context: Context) -> Message:
-        packed = envelope.is_packed(message.content)
+        packed = packing.is_packed(message.content)
         try:
-            message.content = envelope.unpack(message.content)
+            message.content = packing.unpack(message.content)
             node = node_of(context, told_settings(message.content), told_agreed(message.content))
             content = handler(message, node, context.state)
         except (QuickbloomError, WireError) as error:
             log(ERROR, "%s", error)
             content = error_records(error.for_others() if isinstance(error, QuickbloomError) else str(error))
-        return Message(envelope.pack(content) if packed else content, reply_to=message)
+        return Message(packing.pack(content) if packed else content, reply_to=message)
 
     return wrapped
 
@@ -148,12 +149,12 @@ def _trained(message: Message, node: Node, state: RecordDict, request: TrainRequ
     losses = _mean_of_finite(np.reshape(result.losses, (-1, node.episodes)))
     seconds = time.perf_counter() - started
     weight, within = result.weight / node.episodes, result.within / node.episodes
-    scores = show.own_scores(node, algorithm, meta, request.task_ids)
+    scores = round_log.own_scores(node, algorithm, meta, request.task_ids)
     del algorithm, meta
     request.meta.clear()  # a large model needs the room for its reply
     reply = to_reply(TrainReply(result.gradient, weight, losses, seconds, within), store)
     sent = payload_bytes(reply)
-    show.tell(node, f"Round {request.round}, training", request.task_ids, scores, seconds, received, sent)
+    round_log.tell(node, f"Round {request.round}, training", request.task_ids, scores, seconds, received, sent)
     return reply
 
 
@@ -206,8 +207,8 @@ def evaluate_tasks(message: Message, node: Node, state: RecordDict) -> RecordDic
     losses, metrics = evaluate(algorithm, meta, draws, request.lrs, request.steps, node.chunk_size_scoring)
     seconds = time.perf_counter() - started
     number, at = message.metadata.group_id, _nearest(request.lrs, algorithm.options.inner_lr)
-    scores = show.in_words(node, metrics[:, at, 0].mean(), metrics[:, at, -1].mean()) + f" at rate {request.lrs[at]:g}"
-    show.tell(node, f"Round {number}, evaluation", request.task_ids, scores, seconds, received, 0)
+    scores = round_log.in_words(node, metrics[:, at, 0].mean(), metrics[:, at, -1].mean()) + f" at rate {request.lrs[at]:g}"
+    round_log.tell(node, f"Round {number}, evaluation", request.task_ids, scores, seconds, received, 0)
     return EvaluateReply(losses, metrics, seconds, _second(node, algorithm, meta, request, draws, metrics)).to_records()
 
 

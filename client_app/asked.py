@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from flwr.app import ConfigRecord, RecordDict
 
-from client_app.kept import as_name
-from client_app.node import Node
-from common.errors import ConfigError
-from common.params import Params
-from common.private import write_text
-from common.wire import EvaluateRequest, WireError
+from quickbloom.client_app.node import Node
+from quickbloom.client_app.task_state import as_name
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.maths.params import Params
+from quickbloom.common.system.private import write_text
+from quickbloom.common.wire.messages import EvaluateRequest, WireError
 
 _KEPT = "asked"
 _TRAINED, _SCORED = "trained", "scored"

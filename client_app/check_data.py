@@ -6,16 +6,16 @@ from types import MappingProxyType
 
 import numpy as np
 
-from common.config import Scalar, parse_run_config
-from common.datasets.base import left_out_in_words
-from common.datasets.own import Own, OwnOptions, task_of_file
-from common.datasets.own.columns import categories
-from common.datasets.own.numbers import read_numbers
-from common.datasets.own.parquet_file import Unusable
-from common.datasets.own.tables import PIXELS
-from common.datasets.own.text import Array, Text, as_text
-from common.datasets.own.vocabulary import Places, input_names
-from common.printable import one_line
+from quickbloom.common.config.run import Scalar, parse_run_config
+from quickbloom.common.datasets.base import left_out_in_words
+from quickbloom.common.datasets.own import Own, OwnOptions, task_of_file
+from quickbloom.common.datasets.own.columns import categories
+from quickbloom.common.datasets.own.numbers import read_numbers
+from quickbloom.common.datasets.own.parquet_file import Unusable
+from quickbloom.common.datasets.own.tables import PIXELS
+from quickbloom.common.datasets.own.text import Array, Text, as_text
+from quickbloom.common.datasets.own.vocabulary import Places, input_names
+from quickbloom.common.printable import one_line
 
 _MOST_TASKS = 50
 """Of which each has lines of its own."""

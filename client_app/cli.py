@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from common import surroundings
-from common.assignment import scalar, split_assignment
-from common.errors import ConfigError, QuickbloomError
-from common.files import whole
-from common.printable import one_line
-from common.units import counted, score
+from quickbloom.common.config.key_value import scalar, split_assignment
+from quickbloom.common.errors import ConfigError, QuickbloomError
+from quickbloom.common.files import whole
+from quickbloom.common.formatting import counted, score
+from quickbloom.common.printable import one_line
+from quickbloom.common.system import surroundings
 
 FAILED, WRONG_INPUT = 1, 2
 
@@ -50,7 +50,7 @@ def check_data(
 
     Example: quickbloom-edge check-data hospitals.csv --task hospital --target outcome --set own.shots=5 --show 5
     """
-    from client_app.check_data import describe  # imports torch, which takes seconds
+    from quickbloom.client_app.check_data import describe  # imports torch, which takes seconds
 
     settings = {key: scalar(value) for key, value in map(split_assignment, set_ or [])}
     for line in describe(path, task, target, settings=settings, show=show):
@@ -70,8 +70,8 @@ def adapt(
 
     Example: quickbloom-edge adapt --checkpoint runs/r --data ward.csv --output mine
     """
-    from client_app.personal import in_words
-    from client_app.personalize import adapt as make_personal  # imports torch, which takes seconds
+    from quickbloom.client_app.offline import adapt as make_personal  # imports torch, which takes seconds
+    from quickbloom.client_app.personal_models import in_words
 
     for model in make_personal(checkpoint, data, output, task, target, _say, trust or ()):
         print(one_line(in_words(model)))
@@ -88,7 +88,7 @@ def predict(
 
     Example: quickbloom-edge predict --model mine --input new-patients.csv --output predictions.csv
     """
-    from client_app.personalize import predict as use
+    from quickbloom.client_app.offline import predict as use
 
     found = use(model, input_, trust or ())
     if output is None:
@@ -124,7 +124,7 @@ def export(
 
     Example: quickbloom-edge export --model mine --format onnx --output mine.onnx
     """
-    from client_app.export import export as write
+    from quickbloom.client_app.export import export as write
 
     print(write(model, output, format_, trust or ()))
 
@@ -157,10 +157,10 @@ def join(
 
     Example: quickbloom-edge join --server fl.example.org:9092 --secrets node-1 --data ward.csv --task ward --target outcome
     """
-    from client_app.clock import ClockError
-    from client_app.join import JoinError
-    from client_app.join import join as take_part
-    from client_app.quiet import QuietHours
+    from quickbloom.client_app.clock_check import ClockError
+    from quickbloom.client_app.join import JoinError
+    from quickbloom.client_app.join import join as take_part
+    from quickbloom.client_app.quiet_hours import QuietHours
 
     # Flower's processes run elsewhere.
     file = str(Path(data).expanduser().absolute()) if data and Path(data).expanduser().exists() else data

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from client_app.personalize import fits_together, one_model
-from common.datasets.own.preparation import Preparation
-from common.errors import ConfigError, DataError, in_one_line
-from common.extras import needs
-from common.personal import Personal
+from quickbloom.client_app.offline import fits_together, one_model
+from quickbloom.common.datasets.own.preparation import Preparation
+from quickbloom.common.errors import ConfigError, DataError, in_one_line
+from quickbloom.common.personal.model import Personal
+from quickbloom.common.system.extras import needs
 
 TOLERANCE = 1e-5
 """How far an output of the exported model may be from the model's own: of 1, or of its size where that is larger."""
@@ -57,7 +57,7 @@ class PersonalModule(nn.Module):
 def export(model: str | Path, output: str | Path, form: str, trust: Collection[str] = ()) -> Path:
     """Write the personal model `model` to `output` as "onnx" or "torch" (torch.export); returns the path.
 
-    `trust`: as of `client_app.personalize.adapt`.
+    `trust`: as of `client_app.offline.adapt`.
     Raises ConfigError or DataError, among others where the copy does not say the same as the model, to 1e-5.
     """
     if form not in _WRITERS:

@@ -19,13 +19,14 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from client_app.clock import check_against_ca, check_against_server
-from client_app.quiet import QuietHours, outside
-from common import loopback, own_code, surroundings, warm
-from common.config import NodeConfig, parse_node_config
-from common.errors import QuickbloomError
-from common.kernels.compiler import remark as kernel_remark
-from common.tls import distrust
+from quickbloom.client_app.clock_check import check_against_ca, check_against_server
+from quickbloom.client_app.quiet_hours import QuietHours, outside
+from quickbloom.common.config.run import NodeConfig, parse_node_config
+from quickbloom.common.errors import QuickbloomError
+from quickbloom.common.flower import workers
+from quickbloom.common.maths.kernels.compiler import remark as kernel_remark
+from quickbloom.common.system import loopback, surroundings, user_code
+from quickbloom.common.system.tls import distrust
 
 Say = Callable[[str], None]
 
@@ -46,7 +47,7 @@ def join(
     settings: Mapping[str, str],
     port: int,
     say: Say,
-    poll: float = warm.LONGEST,
+    poll: float = workers.LONGEST,
     quiet: QuietHours | None = None,
 ) -> int:
     """Take part in the federation at `server` (HOST:PORT) until stopped; returns the exit code. Raises JoinError.
@@ -71,11 +72,11 @@ def join(
     check_against_ca(secrets / "ca.crt", datetime.now(UTC))
     wait_for(host, number, secrets / "ca.crt", say)
     check_against_server(server, secrets)
-    command = warm.command("flower-supernode", "--superlink", server, "--port", str(port))
+    command = workers.command("flower-supernode", "--superlink", server, "--port", str(port))
     command += ["--root-certificates", str(secrets / "ca.crt"), "--auth-supernode-private-key", str(secrets / "node.key")]
     if config:
         command += ["--node-config", " ".join(f"{key}={_toml(value)}" for key, value in config.items())]
-    environment = {**_QUIET, **warm.sparing(), warm.POLL: str(poll)}
+    environment = {**_QUIET, **workers.sparing(), workers.POLL: str(poll)}
     return outside(quiet or QuietHours(), lambda: _supervise(command, environment, server, say), say)
 
 
@@ -97,8 +98,8 @@ def default_state(server: str) -> Path:
 def _check_data(config: NodeConfig, say: Say) -> None:
     """Raise DataError for what is wrong with the user's own file, if there is one."""
     if config.data_path:
-        from client_app.check_data import describe  # imports torch, which takes seconds
-        from common.datasets.own import MixedColumnError
+        from quickbloom.client_app.check_data import describe  # imports torch, which takes seconds
+        from quickbloom.common.datasets.own import MixedColumnError
 
         named = (config.data_path, config.task_column, config.target_column, config.task_name)
         declared: list[str] = []
@@ -209,7 +210,7 @@ def _supervise(command: list[str], environment: Mapping[str, str], server: str, 
 
 def _run(command: list[str], environment: Mapping[str, str], say: Say) -> tuple[bool, int]:
     """(whether the server refused the key, exit code) of one SuperNode, which gets the signals that end this process."""
-    env = {**os.environ, **surroundings.for_processes(), own_code.FOLDER: str(Path.cwd()), **environment}
+    env = {**os.environ, **surroundings.for_processes(), user_code.FOLDER: str(Path.cwd()), **environment}
     child: subprocess.Popen[str] | None = None
     stopped = refused = False
 

@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from flwr.app import Context
 
-from common.algorithms import Algorithm
-from common.assemble import build_algorithm
-from common.chunking import AutoChunks
-from common.compiling import Auto
-from common.config import NodeConfig, RunConfig, parse_node_config, parse_run_config
-from common.datasets import load_dataset
-from common.datasets.base import DataSpec, TaskInfo, resolve_data_dir
-from common.datasets.own import task_of_file
-from common.errors import ConfigError, DataError
-from common.options import Options
-from common.params import Params, mismatch
-from common.printable import flawed
-from common.wire import WireError
+from quickbloom.common.algorithms import Algorithm
+from quickbloom.common.config.run import NodeConfig, RunConfig, parse_node_config, parse_run_config
+from quickbloom.common.datasets import load_dataset
+from quickbloom.common.datasets.base import DataSpec, TaskInfo, resolve_data_dir
+from quickbloom.common.datasets.own import task_of_file
+from quickbloom.common.engine.build import build_algorithm
+from quickbloom.common.engine.chunking import AutoChunks
+from quickbloom.common.engine.compiling import Auto
+from quickbloom.common.errors import ConfigError, DataError
+from quickbloom.common.maths.params import Params, mismatch
+from quickbloom.common.options import Options
+from quickbloom.common.printable import flawed
+from quickbloom.common.wire.messages import WireError
 
 
 class Node:

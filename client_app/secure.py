@@ -1,4 +1,4 @@
-"""This node's part in secure sums: load what it knows, take one step of `common.secure.protocol`, keep what comes next.
+"""This node's part in secure sums: load what it knows, take one step of `common.wire.secure.protocol`, keep what comes next.
 
 What is kept is taken out of the state first, so a step that fails or is refused ends the session: no second try, no way back.
 """
@@ -7,8 +7,8 @@ import os
 
 from flwr.app import Message, RecordDict
 
-from client_app.node import Node
-from common.secure.messages import (
+from quickbloom.client_app.node import Node
+from quickbloom.common.wire.secure.messages import (
     KeysReply,
     KeysRequest,
     MaskedReply,
@@ -21,8 +21,8 @@ from common.secure.messages import (
     recall,
     remember,
 )
-from common.secure.protocol import Keys, Masked, SecureError, Shared
-from common.secure.updates import Numbers
+from quickbloom.common.wire.secure.protocol import Keys, Masked, SecureError, Shared
+from quickbloom.common.wire.secure.updates import Numbers
 
 
 def check_open(node: Node) -> None:

@@ -1,3 +1,1 @@
-"""The maths and the data: what server and nodes share. Only `wire` knows of Flower."""
-
-__version__ = "0.1.0"
+"""The maths, the data and the messages: what server and nodes share."""

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
-from common.printable import as_told as as_told
-from common.printable import one_line as one_line
+from quickbloom.common.printable import as_told as as_told
+from quickbloom.common.printable import one_line as one_line
 
 
 class OneLineError(Exception):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from common.errors import ConfigError, QuickbloomError
+from quickbloom.common.errors import ConfigError, QuickbloomError
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from server_app.scalars import FOLDER, scalars
+from quickbloom.server_app.runs.tracked_values import FOLDER, scalars
 
 PAUSE = 5.0
 """Seconds between two looks at the runs."""

@@ -11,12 +11,12 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from common.algorithms import ALGORITHMS
-from common.algorithms.base import AlgorithmOptions
-from common.algorithms.local_sgd import LocalSgd, LocalSgdOptions
-from common.batch import Episode, Minibatches
-from common.inner import descend_towards, last
-from common.params import Params, subtract
+from quickbloom.common.algorithms import ALGORITHMS
+from quickbloom.common.algorithms.base import AlgorithmOptions
+from quickbloom.common.algorithms.local_sgd import LocalSgd, LocalSgdOptions
+from quickbloom.common.maths.batch import Episode, Minibatches
+from quickbloom.common.maths.inner_loop import descend_towards, last
+from quickbloom.common.maths.params import Params, subtract
 
 
 class ProxOptions(LocalSgdOptions):
@@ -44,6 +44,6 @@ ALGORITHMS[Prox.name] = Prox
 
 
 if __name__ == "__main__":
-    from server_app.cli import main
+    from quickbloom.server_app.cli.main import main
 
     main()

@@ -16,24 +16,25 @@ from flwr.app import ArrayRecord, Context
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
-from common import __version__, warm
-from common.assemble import build_algorithm
-from common.config import RunConfig, parse_run_config
-from common.errors import ConfigError, QuickbloomError
-from common.personal import description
-from common.printable import keep_log_to_lines
-from server_app import resume, tracking
-from server_app.checkpoint import Checkpoint, CheckpointWriter
-from server_app.history import RunDirectory, read_history, spread, to_json
-from server_app.inline import InlineGrid
-from server_app.live import SUMMARY, result_lines
-from server_app.outer import OuterOptimizer
-from server_app.polling import PollingGrid, hands_over
-from server_app.privacy import Ledger, TaskPrivacy
-from server_app.rollcall import Population, call_roll
-from server_app.scores import Scores
-from server_app.strategy import MetaStrategy, RunError
-from server_app.wording import data_name
+from quickbloom import __version__
+from quickbloom.common.config.run import RunConfig, parse_run_config
+from quickbloom.common.engine.build import build_algorithm
+from quickbloom.common.errors import ConfigError, QuickbloomError
+from quickbloom.common.flower import workers
+from quickbloom.common.personal.model import description
+from quickbloom.common.printable import keep_log_to_lines
+from quickbloom.common.wording import data_name
+from quickbloom.server_app.federation.outer import OuterOptimizer
+from quickbloom.server_app.federation.privacy import Ledger, TaskPrivacy
+from quickbloom.server_app.federation.roll_call import Population, call_roll
+from quickbloom.server_app.federation.scores import Scores
+from quickbloom.server_app.federation.strategy import MetaStrategy, RunError
+from quickbloom.server_app.messaging.in_process_grid import InlineGrid
+from quickbloom.server_app.messaging.polling_grid import PollingGrid, hands_over
+from quickbloom.server_app.reporting.live import SUMMARY, result_lines
+from quickbloom.server_app.runs import resume, trackers
+from quickbloom.server_app.runs.checkpoints import Checkpoint, CheckpointWriter
+from quickbloom.server_app.runs.directory import RunDirectory, read_history, spread, to_json
 
 app = ServerApp()
 keep_log_to_lines()
@@ -46,7 +47,7 @@ SECOND = {"accuracy": "balanced_accuracy", "mse": "rmse"}
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one federation. Whatever a user can mend ends the run as failed, with one sentence and no traceback."""
-    warm.pull_well()
+    workers.pull_well()
     try:
         known = context.run_config
         config = parse_run_config(known)
@@ -68,7 +69,7 @@ def run_federation(grid: Grid, config: RunConfig) -> dict[str, Any]:
     clock = _Clock()
     config = config.resolved()
     torch.set_num_threads(1)
-    tracking.check(config)
+    trackers.check(config)
     checkpoint = resume.open_checkpoint(config) if config.resume_from else None
     in_place = resume.goes_on_in_place(config)
     setting = config.output_dir or (config.resume_from if in_place else "")
@@ -135,7 +136,7 @@ def _run_in(
     strategy = MetaStrategy(config, population, algorithm, outer, on_round, done + 1, origin.lineage, privacy)
     if checkpoint is not None:
         resume.restore_counts(checkpoint, strategy)
-    with tracking.tracked(config, directory.path, done, origin.branch) as live:
+    with trackers.tracked(config, directory.path, done, origin.branch) as live:
         if checkpoint is None and config.checkpoint_every:
             save(0)  # so that the run can go on from its first moment
         strategy.start(grid, ArrayRecord(), num_rounds=config.rounds, timeout=config.round_deadline)
@@ -183,7 +184,7 @@ class _Clock:
         return {name: round(value + self._before[name], 3) for name, value in now.items()}
 
 
-def _clients_of_round(strategy: MetaStrategy, record: dict[str, Any]) -> tracking.Clients:
+def _clients_of_round(strategy: MetaStrategy, record: dict[str, Any]) -> trackers.Clients:
     """What a round said of single clients: training tasks, and validation tasks where it evaluated."""
     known = record["train"]["tasks"] and strategy.client_losses
     found = {"train/loss": np.array(strategy.client_losses)} if known else {}
@@ -192,7 +193,7 @@ def _clients_of_round(strategy: MetaStrategy, record: dict[str, Any]) -> trackin
     return found
 
 
-def _clients_of(strategy: MetaStrategy, split: str, scores: Scores | None, lr: float, step: int) -> tracking.Clients:
+def _clients_of(strategy: MetaStrategy, split: str, scores: Scores | None, lr: float, step: int) -> trackers.Clients:
     """Every held-out task's score before and after adaptation."""
     if scores is None or not scores.task_ids:
         return {}
@@ -202,7 +203,7 @@ def _clients_of(strategy: MetaStrategy, split: str, scores: Scores | None, lr: f
 
 
 def _conclude(
-    grid: Grid, strategy: MetaStrategy, directory: RunDirectory, clock: _Clock, resumed: int, live: tracking.Trackers
+    grid: Grid, strategy: MetaStrategy, directory: RunDirectory, clock: _Clock, resumed: int, live: trackers.Trackers
 ) -> dict[str, Any]:
     """Choose the adaptation rate on the validation tasks, score the test tasks once, write the results."""
     config, population = strategy.config, strategy.population

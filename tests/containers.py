@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.compose import Federation, missing
-from server_app.history import read_history
+from quickbloom.server_app.runs.directory import read_history
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 from flwr.app import Message
 
-from server_app.inline import InlineGrid
+from quickbloom.server_app.messaging.in_process_grid import InlineGrid
 
 Fault = Callable[[Message, Callable[[Message], Message]], Message | None]
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from common.batch import Batch, Episode, Minibatches
-from common.learner import Learner
-from common.params import Params
+from quickbloom.common.maths.batch import Batch, Episode, Minibatches
+from quickbloom.common.maths.learner import Learner
+from quickbloom.common.maths.params import Params
 
 Weights = list[Tensor]
 Loss = Callable[[Weights, Batch], Tensor]

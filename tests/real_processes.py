@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from server_app.launch import environment, healthy
-from server_app.processes import end_group, processes_with
+from quickbloom.common.system.processes import end_group, processes_with
+from quickbloom.server_app.launch.flower_run import environment, healthy
 
 SCRIPTS = Path(sys.executable).parent
 

@@ -4,7 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from common import __version__
+from quickbloom import __version__
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
 

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from common.algorithms.base import AlgorithmOptions
-from common.algorithms.maml import Maml, MamlOptions
-from common.batch import Batch
-from common.inner import descend
-from common.learner import Learner
-from common.options import Text
-from common.params import Params
+from quickbloom.common.algorithms.base import AlgorithmOptions
+from quickbloom.common.algorithms.maml import Maml, MamlOptions
+from quickbloom.common.maths.batch import Batch
+from quickbloom.common.maths.inner_loop import descend
+from quickbloom.common.maths.learner import Learner
+from quickbloom.common.maths.params import Params
+from quickbloom.common.options import Text
 
 
 class AnilOptions(MamlOptions):

@@ -19,13 +19,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.func import grad_and_value
 
-from common.batch import Batch, Episode, Minibatches
-from common.errors import ConfigError
-from common.first_order import Summed
-from common.inner import descend
-from common.learner import Learner
-from common.options import Options
-from common.params import Params
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.maths.batch import Batch, Episode, Minibatches
+from quickbloom.common.maths.fast_paths import Summed
+from quickbloom.common.maths.inner_loop import descend
+from quickbloom.common.maths.learner import Learner
+from quickbloom.common.maths.params import Params
+from quickbloom.common.options import Options
 
 
 class AlgorithmOptions(Options):

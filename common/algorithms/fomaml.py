@@ -10,10 +10,10 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions, ZeroHeadOptions
-from common.batch import Batch, Episode, Minibatches
-from common.first_order import Summed, end_of_descent, gradient_and_loss, sum_of_descents
-from common.params import Params
+from quickbloom.common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions, ZeroHeadOptions
+from quickbloom.common.maths.batch import Batch, Episode, Minibatches
+from quickbloom.common.maths.fast_paths import Summed, end_of_descent, gradient_and_loss, sum_of_descents
+from quickbloom.common.maths.params import Params
 
 
 class FoMamlOptions(InnerLoopOptions, ZeroHeadOptions):

@@ -12,14 +12,14 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from common.algorithms.base import AlgorithmOptions
-from common.algorithms.local_sgd import LocalSgd, LocalSgdOptions, shuffled_epochs
-from common.batch import Batch, Episode, Minibatches
-from common.first_order import end_of_descent, loss_of
-from common.inner import descend, last
-from common.learner import Learner
-from common.options import Text
-from common.params import Params, subtract
+from quickbloom.common.algorithms.base import AlgorithmOptions
+from quickbloom.common.algorithms.local_sgd import LocalSgd, LocalSgdOptions, shuffled_epochs
+from quickbloom.common.maths.batch import Batch, Episode, Minibatches
+from quickbloom.common.maths.fast_paths import end_of_descent, loss_of
+from quickbloom.common.maths.inner_loop import descend, last
+from quickbloom.common.maths.learner import Learner
+from quickbloom.common.maths.params import Params, subtract
+from quickbloom.common.options import Text
 
 
 class HeadsOptions(LocalSgdOptions):

@@ -17,10 +17,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.func import grad_and_value
 
-from common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions
-from common.batch import Batch, Episode, Minibatches
-from common.inner import descend_towards, gradient_and_hessian, last
-from common.params import Params, add, dot, subtract
+from quickbloom.common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions
+from quickbloom.common.maths.batch import Batch, Episode, Minibatches
+from quickbloom.common.maths.inner_loop import descend_towards, gradient_and_hessian, last
+from quickbloom.common.maths.params import Params, add, dot, subtract
 
 
 class ImamlOptions(InnerLoopOptions):

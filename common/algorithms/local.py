@@ -8,11 +8,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions
-from common.batch import Batch, Episode, Minibatches
-from common.first_order import end_of_descent, loss_of
-from common.inner import descend
-from common.params import Params
+from quickbloom.common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions
+from quickbloom.common.maths.batch import Batch, Episode, Minibatches
+from quickbloom.common.maths.fast_paths import end_of_descent, loss_of
+from quickbloom.common.maths.inner_loop import descend
+from quickbloom.common.maths.params import Params
 
 
 class Local(Algorithm):

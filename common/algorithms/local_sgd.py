@@ -6,10 +6,10 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from common.algorithms.base import Algorithm, InnerLoopOptions
-from common.batch import Episode, Minibatches
-from common.first_order import Summed, end_of_descent, has_kernels, loss_of, sum_of_descents
-from common.params import Params
+from quickbloom.common.algorithms.base import Algorithm, InnerLoopOptions
+from quickbloom.common.maths.batch import Episode, Minibatches
+from quickbloom.common.maths.fast_paths import Summed, end_of_descent, has_kernels, loss_of, sum_of_descents
+from quickbloom.common.maths.params import Params
 
 
 class LocalSgdOptions(InnerLoopOptions):

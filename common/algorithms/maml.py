@@ -8,10 +8,10 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from common.algorithms.base import AlgorithmOptions, InnerLoopOptions, ObjectiveAlgorithm, ZeroHeadOptions
-from common.batch import Episode
-from common.inner import last
-from common.params import Params
+from quickbloom.common.algorithms.base import AlgorithmOptions, InnerLoopOptions, ObjectiveAlgorithm, ZeroHeadOptions
+from quickbloom.common.maths.batch import Episode
+from quickbloom.common.maths.inner_loop import last
+from quickbloom.common.maths.params import Params
 
 
 class MamlOptions(InnerLoopOptions, ZeroHeadOptions):

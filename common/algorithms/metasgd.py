@@ -13,10 +13,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.func import grad
 
-from common.algorithms.base import AlgorithmOptions
-from common.algorithms.maml import Maml, MamlOptions
-from common.batch import Batch
-from common.params import Params
+from quickbloom.common.algorithms.base import AlgorithmOptions
+from quickbloom.common.algorithms.maml import Maml, MamlOptions
+from quickbloom.common.maths.batch import Batch
+from quickbloom.common.maths.params import Params
 
 RATE = "rate/"
 """What the names of the learned rates begin with; behind it stands the name of the parameter."""

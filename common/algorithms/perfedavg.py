@@ -15,10 +15,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.func import grad
 
-from common.algorithms.base import Algorithm, AlgorithmOptions
-from common.batch import Episode, Minibatches
-from common.inner import gradient_and_hessian
-from common.params import Params, add, subtract
+from quickbloom.common.algorithms.base import Algorithm, AlgorithmOptions
+from quickbloom.common.maths.batch import Episode, Minibatches
+from quickbloom.common.maths.inner_loop import gradient_and_hessian
+from quickbloom.common.maths.params import Params, add, subtract
 
 
 class PerFedAvgOptions(AlgorithmOptions):

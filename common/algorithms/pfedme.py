@@ -12,11 +12,11 @@ import numpy as np
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions
-from common.algorithms.local_sgd import shuffled_epochs
-from common.batch import Batch, Episode, Minibatches
-from common.inner import descend_towards, last
-from common.params import Params, add, subtract
+from quickbloom.common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions
+from quickbloom.common.algorithms.local_sgd import shuffled_epochs
+from quickbloom.common.maths.batch import Batch, Episode, Minibatches
+from quickbloom.common.maths.inner_loop import descend_towards, last
+from quickbloom.common.maths.params import Params, add, subtract
 
 
 class PFedMeOptions(InnerLoopOptions):

@@ -17,11 +17,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from common.algorithms.base import AlgorithmOptions, ObjectiveAlgorithm
-from common.batch import Batch, Episode
-from common.inner import last
-from common.learner import cross_entropy, hits, mean_over_examples
-from common.params import Params
+from quickbloom.common.algorithms.base import AlgorithmOptions, ObjectiveAlgorithm
+from quickbloom.common.maths.batch import Batch, Episode
+from quickbloom.common.maths.inner_loop import last
+from quickbloom.common.maths.learner import cross_entropy, hits, mean_over_examples
+from quickbloom.common.maths.params import Params
 
 PROTOTYPES, KNOWN, MOVES = "prototypes", "known", "moves"
 """Names of the personal tensors: prototypes [classes, embedding], and which classes have one, 1 or 0 [classes]. With `refine`

@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from common.algorithms.base import AlgorithmOptions, ZeroHeadOptions
-from common.algorithms.local_sgd import LocalSgd, LocalSgdOptions
+from quickbloom.common.algorithms.base import AlgorithmOptions, ZeroHeadOptions
+from quickbloom.common.algorithms.local_sgd import LocalSgd, LocalSgdOptions
 
 
 class ReptileOptions(LocalSgdOptions, ZeroHeadOptions):

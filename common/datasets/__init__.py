@@ -3,16 +3,16 @@
 from functools import lru_cache
 from pathlib import Path
 
-from common.datasets.base import Dataset, DataSpec, TaskInfo
-from common.datasets.digits import Digits
-from common.datasets.gaussian import Gaussian
-from common.datasets.omniglot import Omniglot
-from common.datasets.own import Own
-from common.datasets.shakespeare import Shakespeare
-from common.datasets.sinusoid import Sinusoid
-from common.datasets.uji import Uji
-from common.errors import ConfigError
-from common.options import Options
+from quickbloom.common.datasets.base import Dataset, DataSpec, TaskInfo
+from quickbloom.common.datasets.digits import Digits
+from quickbloom.common.datasets.gaussian import Gaussian
+from quickbloom.common.datasets.omniglot import Omniglot
+from quickbloom.common.datasets.own import Own
+from quickbloom.common.datasets.shakespeare import Shakespeare
+from quickbloom.common.datasets.sinusoid import Sinusoid
+from quickbloom.common.datasets.uji import Uji
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.options import Options
 
 DATASETS: dict[str, type[Dataset]] = {
     "digits": Digits,

@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from common.batch import Batch, TaskData
-from common.errors import DataError, as_told
-from common.options import Options
-from common.randomness import generator
+from quickbloom.common.errors import DataError, as_told
+from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.options import Options
+from quickbloom.common.randomness import generator
 
 Kind = Literal["classification", "regression"]
 SPLITS = ("train", "validation", "test")

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from common.batch import Batch, TaskData
-from common.datasets.base import DataSpec, FixedSplitDataset, generator
-from common.errors import DataError
-from common.extras import needs
-from common.options import Options
+from quickbloom.common.datasets.base import DataSpec, FixedSplitDataset, generator
+from quickbloom.common.errors import DataError
+from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.options import Options
+from quickbloom.common.system.extras import needs
 
 CLIENTS = 56
 DIGITS = 10

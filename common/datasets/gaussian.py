@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from common.batch import Batch, TaskData
-from common.datasets.base import DataSpec, FixedSplitDataset, generator
-from common.options import Options
+from quickbloom.common.datasets.base import DataSpec, FixedSplitDataset, generator
+from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.options import Options
 
 FEATURES = 32
 CLASSES = 10

@@ -22,10 +22,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.batch import Batch, TaskData
-from common.datasets.base import SPLITS, Dataset, DataSpec, TaskInfo, generator, read_npz, require_below
-from common.errors import DataError
-from common.options import Options
+from quickbloom.common.datasets.base import SPLITS, Dataset, DataSpec, TaskInfo, generator, read_npz, require_below
+from quickbloom.common.errors import DataError
+from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.options import Options
 
 FILE = "omniglot_28.npz"
 CHARACTERS, ALPHABETS, DRAWERS, SIDE = 1623, 50, 20, 28

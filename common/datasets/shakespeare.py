@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from common.batch import Batch, TaskData
-from common.datasets.base import Dataset, DataSpec, TaskInfo, generator, require_file
-from common.errors import DataError
-from common.options import Options
+from quickbloom.common.datasets.base import Dataset, DataSpec, TaskInfo, generator, require_file
+from quickbloom.common.errors import DataError
+from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.options import Options
 
 FILE = "shakespeare_by_role.json.gz"
 CHARACTERS = "\n !$&',-.0123456789:;?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz"

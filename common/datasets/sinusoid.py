@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from common.batch import Batch, TaskData
-from common.datasets.base import Dataset, DataSpec, TaskInfo, generator
-from common.options import Options
+from quickbloom.common.datasets.base import Dataset, DataSpec, TaskInfo, generator
+from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.options import Options
 
 AMPLITUDE = (0.1, 5.0)
 PHASE = (0.0, np.pi)

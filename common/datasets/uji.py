@@ -16,10 +16,10 @@ import torch
 from pydantic import Field
 from torch.nn import functional
 
-from common.batch import Batch, TaskData
-from common.datasets.base import DataSpec, FixedSplitDataset, read_npz, require_below
-from common.errors import DataError
-from common.options import Options
+from quickbloom.common.datasets.base import DataSpec, FixedSplitDataset, read_npz, require_below
+from quickbloom.common.errors import DataError
+from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.options import Options
 
 FILE = "uji_digits_by_writer_28.npz"
 WRITERS, WAYS, REPETITIONS, SIDE = 60, 10, 2, 28

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.models.base import Model
-from common.models.conv4 import Conv4
-from common.models.linear import Linear
-from common.models.lstm import Lstm
-from common.models.mlp import Mlp
-from common.models.own import is_own_model, own_factory
-from common.models.resnet import ResNet
-from common.models.sine import Sine
-from common.randomness import generator
+from quickbloom.common.models.base import Model
+from quickbloom.common.models.conv4 import Conv4
+from quickbloom.common.models.factory import is_own_model, own_factory
+from quickbloom.common.models.linear import Linear
+from quickbloom.common.models.lstm import Lstm
+from quickbloom.common.models.mlp import Mlp
+from quickbloom.common.models.resnet import ResNet
+from quickbloom.common.models.sine import Sine
+from quickbloom.common.randomness import generator
 
 MODELS: dict[str, type[Model]] = {model.name: model for model in (Mlp, Conv4, ResNet, Sine, Linear, Lstm)}
 

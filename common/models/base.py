@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from common.errors import ConfigError
-from common.options import Options
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.options import Options
 
 
 class Model(ABC):

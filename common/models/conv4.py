@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from common.errors import ConfigError
-from common.models.base import Model
-from common.models.norms import NORM, Norm, norm_layers
-from common.options import Options
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.models.base import Model
+from quickbloom.common.models.norms import NORM, Norm, norm_layers
+from quickbloom.common.options import Options
 
 SMALLEST_SIDE = 8
 """Pixels that an image must have, each way."""

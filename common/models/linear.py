@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from common.models.base import Model
-from common.models.mlp import perceptron
-from common.options import Options
+from quickbloom.common.models.base import Model
+from quickbloom.common.models.mlp import perceptron
+from quickbloom.common.options import Options
 
 
 class LinearOptions(Options):

@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.errors import ConfigError
-from common.models.base import Model
-from common.options import Options
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.models.base import Model
+from quickbloom.common.options import Options
 
 
 class LstmOptions(Options):

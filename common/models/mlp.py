@@ -7,8 +7,8 @@ from typing import ClassVar
 from pydantic import Field
 from torch import nn
 
-from common.models.base import Model, parse_sizes
-from common.options import Options, Text
+from quickbloom.common.models.base import Model, parse_sizes
+from quickbloom.common.options import Options, Text
 
 
 class MlpOptions(Options):

@@ -12,10 +12,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from common.errors import ConfigError
-from common.models.base import Model, parse_sizes
-from common.models.norms import NORM, Norm, norm_layers
-from common.options import Options, Text
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.models.base import Model, parse_sizes
+from quickbloom.common.models.norms import NORM, Norm, norm_layers
+from quickbloom.common.options import Options, Text
 
 
 class ResNetOptions(Options):

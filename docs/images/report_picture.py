@@ -29,7 +29,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(sys.argv[1]).resolve() if sys.argv[1:] else Path(folder) / "run"
         if not run.exists():
-            subprocess.run([sys.executable, "-m", "server_app.cli", "run", "--output", str(run)], check=True)
+            subprocess.run([sys.executable, "-m", "quickbloom.server_app.cli.main", "run", "--output", str(run)], check=True)
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"] if os.geteuid() == 0 else [])
             page = browser.new_page(viewport={"width": _SIZE["width"], "height": _SIZE["height"]}, color_scheme="light")

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from benchmarks.report import MEGABYTES, write_run
-from server_app.history import read_history
-from server_app.report import write_report
+from quickbloom.server_app.reporting.report import write_report
+from quickbloom.server_app.runs.directory import read_history
 
 
 def test_a_large_run_has_a_small_report_that_adds_up(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from benchmarks.robust import ATTACKS, CLEAN, HostileFederation
-from common.config import RunConfig, parse_run_config
-from server_app.app import run_federation
-from server_app.inline import InlineGrid
+from quickbloom.common.config.run import RunConfig, parse_run_config
+from quickbloom.server_app.app import run_federation
+from quickbloom.server_app.messaging.in_process_grid import InlineGrid
 
 SMALL = {"dataset": "gaussian", "gaussian.clients": 12, "model": "linear", "rounds": 2, "adapt-steps": 1, "min-nodes": 1}
 

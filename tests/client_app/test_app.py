@@ -10,19 +10,19 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from loopback import LoopbackGrid
 
-from client_app import app as client
-from client_app.node import node_of
-from common import envelope
-from common.algorithms import ALGORITHMS
-from common.algorithms.reptile import Reptile
-from common.batch import Batch, Episode, Minibatches
-from common.config import RunConfig, parse_run_config
-from common.datasets import load_dataset
-from common.learner import Learner
-from common.local_round import TaskWork, evaluate, run_round
-from common.models import build_model
-from common.randomness import generator
-from common.wire import (
+from quickbloom.client_app import app as client
+from quickbloom.client_app.node import node_of
+from quickbloom.common.algorithms import ALGORITHMS
+from quickbloom.common.algorithms.reptile import Reptile
+from quickbloom.common.config.run import RunConfig, parse_run_config
+from quickbloom.common.datasets import load_dataset
+from quickbloom.common.engine.round import TaskWork, evaluate, run_round
+from quickbloom.common.maths.batch import Batch, Episode, Minibatches
+from quickbloom.common.maths.learner import Learner
+from quickbloom.common.models import build_model
+from quickbloom.common.randomness import generator
+from quickbloom.common.wire import packing
+from quickbloom.common.wire.messages import (
     EVALUATE,
     PROTOCOL,
     ROLL_CALL,
@@ -89,19 +89,19 @@ def test_a_server_of_another_protocol_is_refused_in_one_sentence() -> None:
 
 
 def test_a_request_that_travels_as_one_record_is_answered_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, packed = (ask(form(train_request(IDS[0])), TRAIN).content for form in (lambda records: records, envelope.pack))
+    plain, packed = (ask(form(train_request(IDS[0])), TRAIN).content for form in (lambda records: records, packing.pack))
     assert set(plain) == {"gradient", "metrics"}
-    assert envelope.is_packed(packed)
-    one, other = (TrainReply.from_records(records, 1).gradient for records in (plain, envelope.unpack(packed)))
+    assert packing.is_packed(packed)
+    one, other = (TrainReply.from_records(records, 1).gradient for records in (plain, packing.unpack(packed)))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    request = envelope.pack(train_request(IDS[0]))
-    monkeypatch.setattr(envelope, "pack", lambda records: records)  # as with an answer that is too large
+    request = packing.pack(train_request(IDS[0]))
+    monkeypatch.setattr(packing, "pack", lambda records: records)  # as with an answer that is too large
     assert set(ask(request, TRAIN).content) == {"gradient", "metrics"}
 
 
 def test_a_request_that_cannot_be_unpacked_is_refused_in_one_sentence() -> None:
     reply = ask(RecordDict({"packed": ConfigRecord({"packed": b"?"})}), TRAIN)
-    reply.content = envelope.unpack(reply.content)
+    reply.content = packing.unpack(reply.content)
     assert "cannot be read" in reason(reply)
 
 

@@ -9,16 +9,16 @@ import torch
 from flwr.app import Message, RecordDict
 from loopback import LoopbackGrid
 
-from client_app.asked import Asked
-from client_app.node import node_of
-from common.assemble import build_algorithm
-from common.config import RunConfig, parse_run_config
-from common.datasets import load_dataset
-from common.params import Params
-from common.secure.messages import MASKED
-from common.wire import EVALUATE, TRAIN, EvaluateRequest, TrainRequest, error_reason, tell_settings
-from server_app.app import run_federation
-from server_app.history import read_history
+from quickbloom.client_app.asked import Asked
+from quickbloom.client_app.node import node_of
+from quickbloom.common.config.run import RunConfig, parse_run_config
+from quickbloom.common.datasets import load_dataset
+from quickbloom.common.engine.build import build_algorithm
+from quickbloom.common.maths.params import Params
+from quickbloom.common.wire.messages import EVALUATE, TRAIN, EvaluateRequest, TrainRequest, error_reason, tell_settings
+from quickbloom.common.wire.secure.messages import MASKED
+from quickbloom.server_app.app import run_federation
+from quickbloom.server_app.runs.directory import read_history
 
 FLAT: dict[str, Any] = {"dataset": "gaussian", "gaussian.clients": 12, "model": "linear", "algorithm": "fedavg", "min-nodes": 1}
 FLAT |= {"rounds": 6, "evaluate-every": 2, "adapt-steps": 2, "adapt-lrs": "0.1,0.3", "test-shots": "1,2"}
@@ -268,7 +268,7 @@ def test_an_honest_run_is_never_refused(tmp_path: Path, settings: dict[str, Any]
     if "privacy.epsilon" in settings:
         pytest.importorskip("dp_accounting")
         # So that training ends after round 5 of 6, which no schedule knows.
-        from server_app.privacy import epsilon
+        from quickbloom.server_app.federation.privacy import epsilon
 
         settings = {**settings, "privacy.epsilon": epsilon(1.0, 1.0, 5, 0.01) + 0.01}
         settings |= {"min-replies": 0.0}
@@ -316,7 +316,7 @@ def test_a_node_whose_scores_were_late_is_asked_again_and_answers(tmp_path: Path
 
 
 def test_models_are_told_apart_by_every_bit() -> None:
-    from client_app.asked import _digest
+    from quickbloom.client_app.asked import _digest
 
     one = {"w": torch.zeros(3), "s": torch.zeros(()), "n": torch.zeros(0)}
     assert _digest(one) == _digest(dict(reversed(one.items())))

@@ -38,18 +38,26 @@ def test_the_commands_of_a_device_need_no_extra_for_npz(tmp_path: Path) -> None:
 import sys
 for name in {[name for name in EXTRAS if name != "jinja2"]}:
     sys.modules[name] = None
-import client_app.app, client_app.join, client_app.personalize, client_app.export
-from client_app.check_data import describe
+import quickbloom.client_app.app, quickbloom.client_app.join, quickbloom.client_app.offline, quickbloom.client_app.export
+from quickbloom.client_app.check_data import describe
 print("\\n".join(describe(sys.argv[1], "task", "target")))
 """
     assert "task B: 8 support, 6 query, 6 test examples" in python(code, str(tmp_path / "a.npz"))
 
 
-@pytest.mark.parametrize("module", ["client_app.join", "client_app.personalize", "client_app.export", "client_app.check_data"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "quickbloom.client_app.join",
+        "quickbloom.client_app.offline",
+        "quickbloom.client_app.export",
+        "quickbloom.client_app.check_data",
+    ],
+)
 def test_no_extra_is_loaded_before_it_is_needed(module: str) -> None:
     loaded = python(f"import {module}\n{_REPORT}", ",".join(name for name in EXTRAS if name != "jinja2"))
     assert loaded.strip() == "[]"
 
 
 def test_the_command_starts_without_torch_and_flower() -> None:
-    assert python(f"import client_app.cli\n{_REPORT}", "torch,flwr,numpy,grpc,cryptography").strip() == "[]"
+    assert python(f"import quickbloom.client_app.cli\n{_REPORT}", "torch,flwr,numpy,grpc,cryptography").strip() == "[]"

@@ -19,14 +19,14 @@ from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from typer.testing import CliRunner
 
-from client_app import cli
-from client_app import join as joining
-from client_app.cli import cli as edge
-from client_app.clock import ClockError, check_against_ca
-from client_app.join import JoinError, check_files, default_state, join, node_settings, wait_for
-from client_app.quiet import QuietHours, outside
-from common.errors import ConfigError, DataError
-from server_app.certificates import issue, make_ca, node_key, pem
+from quickbloom.client_app import cli
+from quickbloom.client_app import join as joining
+from quickbloom.client_app.cli import cli as edge
+from quickbloom.client_app.clock_check import ClockError, check_against_ca
+from quickbloom.client_app.join import JoinError, check_files, default_state, join, node_settings, wait_for
+from quickbloom.client_app.quiet_hours import QuietHours, outside
+from quickbloom.common.errors import ConfigError, DataError
+from quickbloom.server_app.deployment.certificates import issue, make_ca, node_key, pem
 
 NOW = datetime.now(UTC)
 
@@ -136,7 +136,7 @@ def test_a_key_that_the_server_refuses_is_tried_again_and_then_one_sentence(
     program.write_text(f"#!{sys.executable}\nprint('[code: 2004] Failed to activate SuperNode')\nraise SystemExit(305)\n")
     program.chmod(0o755)
     monkeypatch.setattr(joining, "PATIENCE", 0.0)
-    monkeypatch.setattr("client_app.join.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("quickbloom.client_app.join.time.sleep", lambda seconds: None)
     told: list[str] = []
     with pytest.raises(JoinError, match="refuses this node's key: register it with `quickbloom secrets --register`") as caught:
         joining._supervise([str(program)], {}, "fl.example.org:9092", told.append)
@@ -318,7 +318,7 @@ def test_old_predictions_stay_where_the_disk_is_full(tmp_path: Path, monkeypatch
             file.flush()
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("client_app.personalize.predict", lambda model, data, trust: Full())
+    monkeypatch.setattr("quickbloom.client_app.offline.predict", lambda model, data, trust: Full())
     output = tmp_path / "predictions.csv"
     output.write_text("old\n")
     done = CliRunner().invoke(edge, ["predict", "--model", "m", "--input", "x.csv", "--output", str(output)])

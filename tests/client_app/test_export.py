@@ -9,16 +9,16 @@ import pytest
 import torch
 from loopback import LoopbackGrid
 
-from client_app.export import export
-from client_app.personalize import predict
-from common import personal
-from common.config import parse_run_config
-from common.datasets.own.columns import Reading, Schema, make_inputs
-from common.datasets.own.image_arrays import choose_images
-from common.datasets.own.preparation import Preparation
-from common.datasets.own.tables import read_table
-from common.errors import ConfigError, DataError
-from server_app.app import run_federation
+from quickbloom.client_app.export import export
+from quickbloom.client_app.offline import predict
+from quickbloom.common.config.run import parse_run_config
+from quickbloom.common.datasets.own.columns import Reading, Schema, make_inputs
+from quickbloom.common.datasets.own.image_arrays import choose_images
+from quickbloom.common.datasets.own.preparation import Preparation
+from quickbloom.common.datasets.own.tables import read_table
+from quickbloom.common.errors import ConfigError, DataError
+from quickbloom.common.personal import model as personal_model
+from quickbloom.server_app.app import run_federation
 
 KINDS: dict[str, dict[str, Any]] = {
     "mlp": {"algorithm": "fomaml"},
@@ -51,7 +51,7 @@ def trained(tmp_path: Path, kind: str) -> tuple[Path, Path]:
 
 def inputs(model: Path, data: Path) -> torch.Tensor:
     """What the exported program is fed with: rows as the card's preparation makes them."""
-    card = personal.load(model).card
+    card = personal_model.load(model).card
     rows = np.flatnonzero(np.load(data)["task"] == "A")
     table = read_table(str(data))
     choose_images(table, "")
@@ -101,7 +101,7 @@ def test_a_missing_extra_and_an_unknown_format_are_one_sentence(tmp_path: Path, 
 
 
 def test_a_copy_that_says_something_else_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from client_app import export as exporting
+    from quickbloom.client_app import export as exporting
 
     write, read = exporting._WRITERS["torch"]
     monkeypatch.setitem(exporting._WRITERS, "torch", (write, lambda path, x: read(path, x) + 1e-4))

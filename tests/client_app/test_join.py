@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from client_app.join import JoinError, _run, join
+from quickbloom.client_app.join import JoinError, _run, join
 
 
 def said(capfd: pytest.CaptureFixture[str]) -> list[str]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import DataError
-from common.files import check_name, is_text, shown, whole
+from quickbloom.common.errors import DataError
+from quickbloom.common.files import check_name, is_text, shown, whole
 
 
 def test_a_file_that_is_not_written_to_its_end_stays_as_it_was(tmp_path: Path) -> None:

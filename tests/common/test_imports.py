@@ -40,9 +40,33 @@ def offenders(folder: str, *forbidden: str, but: tuple[str, ...] = ()) -> list[s
         ("common", ("server_app", "client_app")),
         ("server_app", ("client_app",)),
         ("client_app", ("server_app",)),
-        ("common/algorithms", ("common.datasets", "common.models", "common.config", "common.wire")),
-        ("common/datasets", ("common.algorithms", "common.models", "common.config", "common.wire")),
-        ("common/models", ("common.algorithms", "common.datasets", "common.config", "common.wire")),
+        (
+            "common/algorithms",
+            (
+                "quickbloom.common.datasets",
+                "quickbloom.common.models",
+                "quickbloom.common.config.run",
+                "quickbloom.common.wire.messages",
+            ),
+        ),
+        (
+            "common/datasets",
+            (
+                "quickbloom.common.algorithms",
+                "quickbloom.common.models",
+                "quickbloom.common.config.run",
+                "quickbloom.common.wire.messages",
+            ),
+        ),
+        (
+            "common/models",
+            (
+                "quickbloom.common.algorithms",
+                "quickbloom.common.datasets",
+                "quickbloom.common.config.run",
+                "quickbloom.common.wire.messages",
+            ),
+        ),
     ],
 )
 def test_packages_keep_apart(folder: str, forbidden: tuple[str, ...]) -> None:
@@ -50,8 +74,17 @@ def test_packages_keep_apart(folder: str, forbidden: tuple[str, ...]) -> None:
 
 
 def test_only_the_wire_and_the_warm_workers_know_flower_in_common() -> None:
-    wire = ("common/wire.py", "common/arrays.py", "common/envelope.py", "common/reading.py", "common/secure/messages.py")
-    assert offenders("common", "flwr", "flwr_datasets", but=(*wire, "common/warm.py", "common/preloaded.py")) == []
+    wire = (
+        "common/wire/messages.py",
+        "common/wire/arrays.py",
+        "common/wire/packing.py",
+        "common/wire/checks.py",
+        "common/wire/secure/messages.py",
+    )
+    assert (
+        offenders("common", "flwr", "flwr_datasets", but=(*wire, "common/flower/workers.py", "common/flower/preloaded_app.py"))
+        == []
+    )
     assert any(name.startswith("flwr") for name in imports(ROOT / "common" / "wire.py"))
 
 
@@ -63,7 +96,7 @@ def test_no_test_code_is_imported(package: str) -> None:
 def test_imports_inside_functions_and_of_names_are_seen(tmp_path: Path) -> None:
     path = tmp_path / "sample.py"
     path.write_text("from common import datasets\ndef f():\n    import flwr.app\n    from . import x\n")
-    assert set(imports(path)) == {"common", "common.datasets", "flwr.app", ".", "..x"}
+    assert set(imports(path)) == {"common", "quickbloom.common.datasets", "flwr.app", ".", "..x"}
 
 
 def test_a_folder_that_is_not_there_is_an_error() -> None:

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from common.randomness import generator
+from quickbloom.common.randomness import generator
 
 
 def test_same_parts_give_the_same_numbers() -> None:
@@ -26,7 +26,7 @@ def test_parts_do_not_run_into_each_other() -> None:
 
 def test_numbers_do_not_depend_on_the_process() -> None:
     # Python's own hash of a text differs from process to process; this must not.
-    code = "from common.randomness import generator; print(generator(7, 'task').integers(2**62))"
+    code = "from quickbloom.common.randomness import generator; print(generator(7, 'task').integers(2**62))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(other.stdout) == generator(7, "task").integers(2**62)
 

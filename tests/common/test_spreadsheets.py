@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.spreadsheets import cell, read_csv, text_of, write_csv
+from quickbloom.common.spreadsheets import cell, read_csv, text_of, write_csv
 
 CALLS = [
     "=1+1",

@@ -11,7 +11,7 @@ from containers import needs_engine
 from real_processes import quickbloom
 
 from benchmarks.compose import IMAGE, ROOT, Federation, docker
-from server_app.certificates import issue, load_certificate, load_key, pem
+from quickbloom.server_app.deployment.certificates import issue, load_certificate, load_key, pem
 
 pytestmark = pytest.mark.docker
 

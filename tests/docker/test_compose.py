@@ -16,10 +16,10 @@ from containers import federation, rounds
 from real_processes import SCRIPTS, curve, numbers, process, quickbloom
 
 from benchmarks.compose import IMAGE, NODES, Federation, docker, inspect, until
-from common import __version__
-from server_app.certificates import node_key
-from server_app.history import read_history
-from server_app.launch import free_port
+from quickbloom import __version__
+from quickbloom.server_app.deployment.certificates import node_key
+from quickbloom.server_app.launch.flower_run import free_port
+from quickbloom.server_app.runs.directory import read_history
 
 pytestmark = pytest.mark.docker
 
@@ -100,7 +100,7 @@ def test_plain_text_is_refused_and_tls_with_the_ca_is_not(three_nodes: Federatio
 def test_a_key_that_is_not_registered_is_refused_in_one_sentence(three_nodes: Federation, tmp_path: Path) -> None:
     ca(three_nodes, tmp_path)
     (tmp_path / "node.key").write_bytes(node_key()[0])
-    command: list[str | Path] = [SCRIPTS / "python", "-m", "client_app.cli", "join"]
+    command: list[str | Path] = [SCRIPTS / "python", "-m", "quickbloom.client_app.cli", "join"]
     command += ["--server", f"localhost:{three_nodes.port}", "--secrets", tmp_path, "--port", str(free_port())]
     with process(*command, env={**os.environ, "FLWR_HOME": str(tmp_path)}, log=tmp_path / "log"):
         until(lambda: "refuses this node's key" in (tmp_path / "log").read_text(), 240)

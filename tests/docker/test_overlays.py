@@ -10,7 +10,7 @@ from containers import federation
 from real_processes import curve, numbers, quickbloom
 
 from benchmarks.compose import Federation, docker, kill, until
-from server_app.launch import free_port
+from quickbloom.server_app.launch.flower_run import free_port
 
 pytestmark = pytest.mark.docker
 

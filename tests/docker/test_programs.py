@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 from torch.utils.tensorboard import SummaryWriter
 
 from benchmarks.compose import compose_command
-from common import __version__
+from quickbloom import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,7 +79,7 @@ def test_replicas_share_the_tasks_by_how_many_they_are_not_by_how_many_keys_ther
 
 
 def test_who_registers_keys_sees_public_ones_alone(tmp_path: Path, monkeypatch: Any) -> None:
-    from server_app.secrets import create, public_keys
+    from quickbloom.server_app.deployment.secrets import create, public_keys
 
     prepare = program("prepare")
     monkeypatch.setattr(prepare.os, "chown", lambda path, user, group: None)  # only root can

@@ -29,14 +29,14 @@ import yaml
 from documents import PAGES, ROOT, Block, blocks, prose
 from typer.testing import CliRunner
 
-from client_app import cli as edge
-from common.algorithms import ALGORITHMS
-from common.algorithms.base import Algorithm
-from common.config import parse_node_config, parse_run_config
-from server_app import cli as server
-from server_app.app import run_federation
-from server_app.inline import InlineGrid
-from server_app.settings import parse_assignments
+from quickbloom.client_app import cli as edge
+from quickbloom.common.algorithms import ALGORITHMS
+from quickbloom.common.algorithms.base import Algorithm
+from quickbloom.common.config.run import parse_node_config, parse_run_config
+from quickbloom.server_app.app import run_federation
+from quickbloom.server_app.cli import main as server
+from quickbloom.server_app.launch.settings import parse_assignments
+from quickbloom.server_app.messaging.in_process_grid import InlineGrid
 
 HOSPITALS = ROOT / "examples" / "hospitals.py"
 hospitals = ModuleType("hospitals")
@@ -60,7 +60,7 @@ NAMES = [(r" \[--host NAME \.\.\.\]", ""), (r"\bSEED\b", "0"), (r"\bID\b", "1")]
 LOOKED_AT = [
     (r"quickbloom run .*(--connection |--set mlflow=)", "needs a server: tests/integration/test_grpc.py"),
     (r"quickbloom run .*--resume ", "needs a run that was cut off: tests/integration/test_resume.py"),
-    (r"quickbloom run .*--leave-one-out", "a run for each task: tests/server_app/test_leave_one_out.py"),
+    (r"quickbloom run .*--leave-one-out", "a run for each task: tests/server_app/comparing/test_leave_one_out.py"),
     (r"quickbloom compare .*--algorithms fedavg,reptile,maml,protonet --dataset digits", "minutes; the README's is run"),
     (r"quickbloom compare --data hospitals.csv .*--algorithms fedavg,maml$", "a minute; that of the tutorial is run"),
     (r"quickbloom secrets .*--register ", "needs a SuperLink: tests/integration/test_secrets.py"),
@@ -276,7 +276,7 @@ def test_a_page_does_what_it_says(page: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT)
     # What a page registers is forgotten afterwards.
-    monkeypatch.setattr("common.algorithms.ALGORITHMS", dict(ALGORITHMS))
+    monkeypatch.setattr("quickbloom.common.algorithms.ALGORITHMS", dict(ALGORITHMS))
     reader = Reader(tmp_path)
     PREPARED.get(page.name, nothing)(reader)
     for block in blocks(page):
@@ -346,7 +346,7 @@ def said_by_a_node(text: str) -> None:
 
 
 def files_of_a_node(text: str) -> None:
-    from client_app.personal import FOLDER, META, path_of
+    from quickbloom.client_app.personal_models import FOLDER, META, path_of
 
     assert str(path_of(Path("STATE") / FOLDER, "TASK")) in text
     assert META in text
@@ -376,7 +376,7 @@ def recording(text: str) -> None:
 
 
 def predictions(text: str) -> None:
-    from client_app.personalize import Predictions
+    from quickbloom.client_app.offline import Predictions
 
     file = io.StringIO()
     Predictions([dict.fromkeys(text.splitlines()[0].split(","))], []).write_csv(file)

@@ -8,7 +8,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from server_app.launch import LocalSuperLink, Run, bundle, environment, script
+from quickbloom.server_app.launch.flower_run import LocalSuperLink, Run, bundle, environment, script
 
 ROOT = Path(__file__).resolve().parents[2]
 LARGEST = 1_500_000

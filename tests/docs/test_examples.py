@@ -14,14 +14,14 @@ import pytest
 import torch
 from nbclient import NotebookClient
 
-from common.algorithms import ALGORITHMS
-from common.assemble import try_out_with
-from common.batch import Batch, Episode, Minibatches
-from common.datasets.base import DataSpec
-from common.errors import ConfigError
-from common.learner import Learner
-from common.params import Params
-from server_app.launch import LocalSuperLink, Run, environment
+from quickbloom.common.algorithms import ALGORITHMS
+from quickbloom.common.datasets.base import DataSpec
+from quickbloom.common.engine.build import try_out_with
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.maths.batch import Batch, Episode, Minibatches
+from quickbloom.common.maths.learner import Learner
+from quickbloom.common.maths.params import Params
+from quickbloom.server_app.launch.flower_run import LocalSuperLink, Run, environment
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -128,7 +128,7 @@ class Quadratic(Learner):
 @pytest.fixture
 def own(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The file of the own algorithm as a module; what it registers is forgotten afterwards."""
-    monkeypatch.setattr("common.algorithms.ALGORITHMS", dict(ALGORITHMS))
+    monkeypatch.setattr("quickbloom.common.algorithms.ALGORITHMS", dict(ALGORITHMS))
     spec = spec_from_file_location("own_algorithm", EXAMPLES / "own_algorithm.py")
     assert spec is not None
     assert spec.loader is not None

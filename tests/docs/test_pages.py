@@ -15,10 +15,10 @@ import pytest
 import typer
 from documents import PAGES, ROOT, anchors, links, prose
 
-from client_app.cli import cli as edge_cli
-from common import config_reference
-from common.config import NodeConfig, RunConfig, table_types
-from server_app.cli import cli
+from quickbloom.client_app.cli import cli as edge_cli
+from quickbloom.common.config import write_reference
+from quickbloom.common.config.run import NodeConfig, RunConfig, table_types
+from quickbloom.server_app.cli.main import cli
 
 NO_SETTINGS = {
     # in place of a name
@@ -101,7 +101,7 @@ def test_environment_variables_exist(page: Path) -> None:
 
 
 def test_the_settings_page_is_what_the_models_say() -> None:
-    assert (ROOT / config_reference.PAGE).read_text() == config_reference.render()
+    assert (ROOT / write_reference.PAGE).read_text() == write_reference.render()
 
 
 def templates() -> list[str]:
@@ -180,9 +180,9 @@ def test_code_that_is_not_there_stops_the_build() -> None:
         hooks = import_module("hooks")
     finally:
         sys.path.remove(str(ROOT / "docs"))
-    assert hooks.source("common/inner.py", "last").startswith("def last(")
+    assert hooks.source("common/maths/inner_loop.py", "last").startswith("def last(")
     with pytest.raises(LookupError, match="nothing_of_that_name"):
-        hooks.on_page_markdown("[code: nothing_of_that_name](../common/inner.py)")
+        hooks.on_page_markdown("[code: nothing_of_that_name](../common/maths/inner_loop.py)")
 
 
 def test_blocks_are_cut_out_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from real_processes import SCRIPTS, commands_with, quickbloom
 
-from server_app.launch import environment
-from server_app.processes import end_all_with
+from quickbloom.common.system.processes import end_all_with
+from quickbloom.server_app.launch.flower_run import environment
 
 SMALL = ["compare", "--algorithms", "fedavg,protonet", "--seeds", "2", "--rounds", "2", "--inner-lrs", "0.1,0.3", "--jobs", "1"]
 

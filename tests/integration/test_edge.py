@@ -16,10 +16,10 @@ import pytest
 import tomli_w
 from real_processes import SCRIPTS, process, quickbloom
 
-from client_app.clock import ClockError, check_against_server
-from client_app.personalize import predict
-from server_app.launch import environment, free_port
-from server_app.secrets import create
+from quickbloom.client_app.clock_check import ClockError, check_against_server
+from quickbloom.client_app.offline import predict
+from quickbloom.server_app.deployment.secrets import create
+from quickbloom.server_app.launch.flower_run import environment, free_port
 
 pytestmark = pytest.mark.grpc
 
@@ -56,7 +56,14 @@ def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]
 
 
 def join(home: Path, fleet: int, node: int, *more: str | Path) -> list[str | Path]:
-    command: list[str | Path] = [SCRIPTS / "python", "-m", "client_app.cli", "join", "--server", f"127.0.0.1:{fleet}"]
+    command: list[str | Path] = [
+        SCRIPTS / "python",
+        "-m",
+        "quickbloom.client_app.cli",
+        "join",
+        "--server",
+        f"127.0.0.1:{fleet}",
+    ]
     return [*command, "--secrets", home / "secrets" / "nodes" / f"node-{node}", "--port", str(free_port()), *more]
 
 

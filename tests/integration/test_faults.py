@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from real_processes import SCRIPTS, process
 
-from common import warm
-from server_app.history import read_history
-from server_app.launch import environment, free_port, healthy
-from server_app.processes import end_group
+from quickbloom.common.flower import workers
+from quickbloom.common.system.processes import end_group
+from quickbloom.server_app.launch.flower_run import environment, free_port, healthy
+from quickbloom.server_app.runs.directory import read_history
 
 pytestmark = pytest.mark.grpc
 
@@ -28,7 +28,7 @@ def test_a_node_that_is_killed_and_restarted_takes_part_again(tmp_path: Path) ->
     link += ["--fleet-api-address", f"127.0.0.1:{fleet}", "--disable-runtime-dependency-installation"]
 
     def node(partition: int) -> list[str | Path]:
-        start: list[str | Path] = [*warm.command("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{fleet}"]
+        start: list[str | Path] = [*workers.command("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{fleet}"]
         return [*start, "--port", str(free_port()), "--node-config", f"partition-id={partition} num-partitions=2"]
 
     command = [

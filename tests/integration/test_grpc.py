@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from real_processes import SCRIPTS, curve, numbers, process, quickbloom, wait_for
 
-from common import warm
-from server_app.history import read_history
-from server_app.launch import environment, free_port
-from server_app.processes import processes_with
+from quickbloom.common.flower import workers
+from quickbloom.common.system.processes import processes_with
+from quickbloom.server_app.launch.flower_run import environment, free_port
+from quickbloom.server_app.runs.directory import read_history
 
 pytestmark = pytest.mark.grpc
 
@@ -43,7 +43,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             "partition-id=0 num-partitions=2",
         ]
         second = [
-            *warm.command("flower-supernode"),
+            *workers.command("flower-supernode"),
             *node,
             str(free_port()),
             "--node-config",

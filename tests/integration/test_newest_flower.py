@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from real_processes import SCRIPTS, curve, numbers, process, quickbloom, wait_for
 
-from common import warm
-from server_app.launch import environment, free_port
+from quickbloom.common.flower import workers
+from quickbloom.server_app.launch.flower_run import environment, free_port
 
 NEWEST = "1.42.0"
 SETTINGS = ["--algorithm", "fomaml", "--rounds", "2", "--set", "evaluate-every=2", "--seed", "3", "--json"]
@@ -44,7 +44,7 @@ def pinned(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], list[
     done = quickbloom("run", *SETTINGS, "--in-process", "--output", "run", "--no-report", cwd=directory)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert summary["versions"]["flwr"].startswith(warm.RELEASE)
+    assert summary["versions"]["flwr"].startswith(workers.RELEASE)
     return numbers(curve(directory / "run")), numbers(summary["test"])
 
 
@@ -93,7 +93,7 @@ def federation(on_newest: None, tmp_path: Path) -> Iterator[Path]:
     env, http = environment(home), free_port()
     (home / "config.toml").write_text(f'[superlink.loopback]\naddress = "127.0.0.1:{http}"\ninsecure = true\n')
     link: list[str | Path] = [SCRIPTS / "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(http)]
-    programs = [[str(SCRIPTS / "flower-supernode")], warm.command("flower-supernode")]
+    programs = [[str(SCRIPTS / "flower-supernode")], workers.command("flower-supernode")]
     with ExitStack() as stack:
         stack.enter_context(process(*link, "--disable-runtime-dependency-installation", env=env, log=home / "superlink.log"))
         wait_for(http)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from real_processes import SCRIPTS, quickbloom
 
-from server_app.history import read_history
-from server_app.launch import environment
-from server_app.processes import end_all_with
+from quickbloom.common.system.processes import end_all_with
+from quickbloom.server_app.launch.flower_run import environment
+from quickbloom.server_app.runs.directory import read_history
 
 ROUNDS = 300
 RUN = ["--algorithm", "maml", "--rounds", str(ROUNDS), "--set", "evaluate-every=7", "--seed", "5", "--no-report"]

@@ -14,8 +14,8 @@ import pytest
 import tomli_w
 from real_processes import SCRIPTS, process, quickbloom
 
-from server_app.launch import environment, free_port
-from server_app.secrets import add_nodes, create
+from quickbloom.server_app.deployment.secrets import add_nodes, create
+from quickbloom.server_app.launch.flower_run import environment, free_port
 
 pytestmark = pytest.mark.grpc
 

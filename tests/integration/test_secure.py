@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from real_processes import SCRIPTS, curve, numbers, process, quickbloom, wait_for
 
-from common import warm
-from server_app.launch import environment, free_port
+from quickbloom.common.flower import workers
+from quickbloom.server_app.launch.flower_run import environment, free_port
 
 ROUNDS = ["--rounds", "2", "--set", "evaluate-every=2", "--seed", "3", "--set", "mlp.hidden=8", "--nodes", "3", "--json"]
 SECURE = ["--set", "secure-aggregation=true"]
@@ -36,7 +36,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         stack.enter_context(process(*link, env=env, log=home / "superlink.log"))
         wait_for(http)
         for i in range(3):
-            program = warm.command("flower-supernode")  # every message in a process of its own, forked from a warm one
+            program = workers.command("flower-supernode")  # every message in a process of its own, forked from a warm one
             options = ["--insecure", "--superlink", f"127.0.0.1:{fleet}", "--port", str(free_port()), "--node-config"]
             options.append(f"partition-id={i} num-partitions=3 least-in-sum=2")
             stack.enter_context(process(*program, *options, env=env, log=home / f"node{i}.log"))

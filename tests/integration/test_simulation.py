@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from real_processes import SCRIPTS, commands_with, curve, numbers, quickbloom
 
-from common.config import Scalar
-from server_app.launch import LaunchError, LocalSuperLink, Run, bundle, environment, free_port
-from server_app.processes import end_all_with, living, session_of, sessions_with
+from quickbloom.common.config.run import Scalar
+from quickbloom.common.system.processes import end_all_with, living, session_of, sessions_with
+from quickbloom.server_app.launch.flower_run import LaunchError, LocalSuperLink, Run, bundle, environment, free_port
 
 REPOSITORY = Path(__file__).parents[2]
 pytestmark = pytest.mark.simulation
@@ -67,7 +67,7 @@ def test_ended_from_outside_it_stops_the_run_and_leaves_no_process(tmp_path: Pat
                 break
         sessions = sessions_with(mark)
         if wait_for == "round":  # Flower started ours in the place of its own
-            assert any("server_app/simulation.py" in command for command in commands_with(mark))
+            assert any("common/flower/simulation.py" in command for command in commands_with(mark))
         for number in signals:
             time.sleep(0.7)
             running.send_signal(number)

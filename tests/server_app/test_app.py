@@ -14,15 +14,15 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 from loopback import LoopbackGrid
 
-from common.config import RunConfig, parse_run_config
-from common.errors import ConfigError
-from common.wire import EVALUATE, TRAIN, EvaluateRequest
-from server_app import app as server
-from server_app import checkpoint
-from server_app.app import _most_shots, run_federation
-from server_app.history import read_history
-from server_app.intervals import t_quantile
-from server_app.strategy import RunError
+from quickbloom.common.config.run import RunConfig, parse_run_config
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.wire.messages import EVALUATE, TRAIN, EvaluateRequest
+from quickbloom.server_app import app as server
+from quickbloom.server_app.app import _most_shots, run_federation
+from quickbloom.server_app.federation.strategy import RunError
+from quickbloom.server_app.runs import checkpoints
+from quickbloom.server_app.runs.directory import read_history
+from quickbloom.server_app.runs.intervals import t_quantile
 
 KEYS = {
     *(
@@ -178,7 +178,7 @@ def test_same_seed_same_bits_and_another_seed_another_run(tmp_path: Path) -> Non
 
 def test_the_last_checkpoint_holds_the_final_model_and_says_what_it_belongs_to(tmp_path: Path) -> None:
     run(tmp_path, algorithm="maml", checkpoint_every=0)
-    found = checkpoint.load(tmp_path)
+    found = checkpoints.load(tmp_path)
     tensors, facts = found.tensors, found.facts
     assert (facts["round"], facts["spec"]) == (3, ["classification", [1, 8, 8], 5])
     assert facts["config"] == settings(tmp_path, algorithm="maml", checkpoint_every=0).flat()

@@ -6,8 +6,8 @@ columns, vocabulary, target      what a column is, and what of it all nodes agre
 dataset, preparation, remarks    tasks, their inputs, and what a person should look at
 """
 
-from common.datasets.own.columns import MixedColumnError
-from common.datasets.own.dataset import Own
-from common.datasets.own.options import OwnOptions, task_of_file
+from quickbloom.common.datasets.own.columns import MixedColumnError
+from quickbloom.common.datasets.own.dataset import Own
+from quickbloom.common.datasets.own.options import OwnOptions, task_of_file
 
 __all__ = ["MixedColumnError", "Own", "OwnOptions", "task_of_file"]

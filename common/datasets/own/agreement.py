@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from common.datasets.own.columns import EMPTY, NUMBER, Schema, keys_of_each
+from quickbloom.common.datasets.own.columns import EMPTY, NUMBER, Schema, keys_of_each
 
 
 def agree(found: Sequence[tuple[Schema, int]], limit: int) -> Schema:

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from common.datasets.own.dates import Order, cyclic, of_typed, read_moments
-from common.datasets.own.numbers import Reading as Numbers
-from common.datasets.own.numbers import read_numbers
-from common.datasets.own.parquet_file import Unusable
-from common.datasets.own.tables import PIXELS, Table
-from common.datasets.own.text import MISSING_IN_TEXT, Array, Text, as_text
-from common.datasets.own.vocabulary import Places, places, vocabulary
-from common.errors import DataError, as_told, did_you_mean
-from common.files import is_text
+from quickbloom.common.datasets.own.dates import Order, cyclic, of_typed, read_moments
+from quickbloom.common.datasets.own.numbers import Reading as Numbers
+from quickbloom.common.datasets.own.numbers import read_numbers
+from quickbloom.common.datasets.own.parquet_file import Unusable
+from quickbloom.common.datasets.own.tables import PIXELS, Table
+from quickbloom.common.datasets.own.text import MISSING_IN_TEXT, Array, Text, as_text
+from quickbloom.common.datasets.own.vocabulary import Places, places, vocabulary
+from quickbloom.common.errors import DataError, as_told, did_you_mean
+from quickbloom.common.files import is_text
 
 NUMBER, DATE, TIME, TEXT, EMPTY = "number", "date", "time", "text", ""
 """Kinds of columns; `EMPTY`: no row holds anything, and it is what it is on other nodes."""

@@ -10,8 +10,8 @@ from typing import TextIO
 
 import numpy as np
 
-from common.datasets.own.text import Text, as_name, clean
-from common.errors import DataError
+from quickbloom.common.datasets.own.text import Text, as_name, clean
+from quickbloom.common.errors import DataError
 
 _LONGEST_CELL = 2**24
 _BLOCK = 2**20

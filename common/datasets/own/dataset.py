@@ -13,10 +13,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from common.batch import Batch, TaskData
-from common.datasets.base import SPLITS, DataSpec, FixedSplitDataset, Pool, TaskInfo, generator, left_out_in_words
-from common.datasets.own import remarks
-from common.datasets.own.columns import (
+from quickbloom.common.datasets.base import SPLITS, DataSpec, FixedSplitDataset, Pool, TaskInfo, generator, left_out_in_words
+from quickbloom.common.datasets.own import remarks
+from quickbloom.common.datasets.own.columns import (
     EMPTY,
     NUMBER,
     TEXT,
@@ -30,16 +29,17 @@ from common.datasets.own.columns import (
     require,
     usable,
 )
-from common.datasets.own.image_arrays import NO_SCALE, choose_images, is_beyond_white, white_of
-from common.datasets.own.options import OwnOptions, listed
-from common.datasets.own.preparation import Preparation, Scale, measure
-from common.datasets.own.tables import PIXELS, Table, read_table
-from common.datasets.own.target import pick_target, read_target
-from common.datasets.own.text import Array, Text, names
-from common.datasets.own.vocabulary import Places
-from common.errors import DataError
-from common.printable import flawed
-from common.units import counted
+from quickbloom.common.datasets.own.image_arrays import NO_SCALE, choose_images, is_beyond_white, white_of
+from quickbloom.common.datasets.own.options import OwnOptions, listed
+from quickbloom.common.datasets.own.preparation import Preparation, Scale, measure
+from quickbloom.common.datasets.own.tables import PIXELS, Table, read_table
+from quickbloom.common.datasets.own.target import pick_target, read_target
+from quickbloom.common.datasets.own.text import Array, Text, names
+from quickbloom.common.datasets.own.vocabulary import Places
+from quickbloom.common.errors import DataError
+from quickbloom.common.formatting import counted
+from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.printable import flawed
 
 _Made = TypeVar("_Made")
 _PARTS = (0.4, 0.7)

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from common.datasets.own.text import MISSING_WORDS, Array, Text
+from quickbloom.common.datasets.own.text import MISSING_WORDS, Array, Text
 
 Order = Literal["auto", "day-first", "month-first"]
 

@@ -8,10 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from common.datasets.own.options import listed
-from common.datasets.own.tables import LIMIT, PIXELS, Table
-from common.datasets.own.text import Array
-from common.errors import DataError, as_told
+from quickbloom.common.datasets.own.options import listed
+from quickbloom.common.datasets.own.tables import LIMIT, PIXELS, Table
+from quickbloom.common.datasets.own.text import Array
+from quickbloom.common.errors import DataError, as_told
 
 NO_SCALE = (
     "the pixels of its support are neither 0 to 1 nor 0 to 255: divide them by what is white, or save whole numbers as uint8 "

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common.datasets.own.images import Notes, has_image_suffix, looks_like_image, read_image, shown
-from common.datasets.own.text import Array
-from common.errors import DataError, as_told
-from common.units import counted
+from quickbloom.common.datasets.own.images import Notes, has_image_suffix, looks_like_image, read_image, shown
+from quickbloom.common.datasets.own.text import Array
+from quickbloom.common.errors import DataError, as_told
+from quickbloom.common.formatting import counted
 
 _SYSTEM = {
     "#recycle",

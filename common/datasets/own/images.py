@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from common.datasets.own.text import Array
-from common.errors import DataError, in_one_line
+from quickbloom.common.datasets.own.text import Array
+from quickbloom.common.errors import DataError, in_one_line
 
 _MOST_PIXELS = 50_000_000
 _BY_CONTENT = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "QOI")

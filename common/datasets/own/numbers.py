@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.datasets.own.text import MISSING_WORDS, Array, Text
+from quickbloom.common.datasets.own.text import MISSING_WORDS, Array, Text
 
 _CURRENCY = (
     r"(?:US|R|A|AU|C|CA|HK|NZ|S|NT)\$|Rs\.?|[$€£¥₹₽₩₺₪₫฿₴₦]|USD|EUR|GBP|CHF|JPY|CNY|INR|AUD|CAD|SEK|NOK|DKK|PLN|CZK|BRL|MXN|KRW|"

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from common.datasets.own.text import as_name
-from common.options import Options, Text
+from quickbloom.common.datasets.own.text import as_name
+from quickbloom.common.options import Options, Text
 
 
 class OwnOptions(Options):

@@ -7,8 +7,8 @@ from uuid import UUID
 
 import numpy as np
 
-from common.datasets.own.text import Array, Text, as_name, clean
-from common.errors import DataError
+from quickbloom.common.datasets.own.text import Array, Text, as_name, clean
+from quickbloom.common.errors import DataError
 
 _UUID = "extension<arrow.uuid>"
 

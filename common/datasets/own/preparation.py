@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from common.datasets.own.columns import Inputs
-from common.datasets.own.image_arrays import inputs_of
-from common.datasets.own.tables import PIXELS
-from common.datasets.own.text import Array
-from common.datasets.own.vocabulary import Places
+from quickbloom.common.datasets.own.columns import Inputs
+from quickbloom.common.datasets.own.image_arrays import inputs_of
+from quickbloom.common.datasets.own.tables import PIXELS
+from quickbloom.common.datasets.own.text import Array
+from quickbloom.common.datasets.own.vocabulary import Places
 
 _MOST = 10.0
 """Standardised inputs are clipped here: a column that hardly varies in a small support would blow up elsewhere."""

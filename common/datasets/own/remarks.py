@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.datasets.own.columns import EMPTY, NUMBER, TEXT, Schema, categories, usable
-from common.datasets.own.dates import read_moments
-from common.datasets.own.image_arrays import beyond_white
-from common.datasets.own.numbers import read_numbers
-from common.datasets.own.preparation import has_spread
-from common.datasets.own.tables import PIXELS, Table
-from common.datasets.own.text import MISSING_WORDS, Array, Text
-from common.errors import as_told
-from common.units import counted
+from quickbloom.common.datasets.own.columns import EMPTY, NUMBER, TEXT, Schema, categories, usable
+from quickbloom.common.datasets.own.dates import read_moments
+from quickbloom.common.datasets.own.image_arrays import beyond_white
+from quickbloom.common.datasets.own.numbers import read_numbers
+from quickbloom.common.datasets.own.preparation import has_spread
+from quickbloom.common.datasets.own.tables import PIXELS, Table
+from quickbloom.common.datasets.own.text import MISSING_WORDS, Array, Text
+from quickbloom.common.errors import as_told
+from quickbloom.common.formatting import counted
 
 if TYPE_CHECKING:
-    from common.datasets.own.dataset import Own
+    from quickbloom.common.datasets.own.dataset import Own
 
 _MOST_TOLD = 5
 _FEW = 10

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from common.datasets.own.csv_file import read_csv
-from common.datasets.own.numbers import decimal_sign
-from common.datasets.own.parquet_file import Column, Unusable, not_usable, read_parquet
-from common.datasets.own.text import Array, Text, as_name, as_text
-from common.errors import DataError, QuickbloomError, as_told, in_one_line
-from common.extras import needs
-from common.own_code import import_own
+from quickbloom.common.datasets.own.csv_file import read_csv
+from quickbloom.common.datasets.own.numbers import decimal_sign
+from quickbloom.common.datasets.own.parquet_file import Column, Unusable, not_usable, read_parquet
+from quickbloom.common.datasets.own.text import Array, Text, as_name, as_text
+from quickbloom.common.errors import DataError, QuickbloomError, as_told, in_one_line
+from quickbloom.common.system.extras import needs
+from quickbloom.common.system.user_code import import_own
 
 LIMIT = 2 * 2**30
 """Bytes that a file may have, or claim to have once it is unpacked."""
@@ -236,7 +236,7 @@ def _json_column(name: str, values: list[Any]) -> Column:
 def _images(folder: Path, side: int) -> Table:
     """folder/TASK/CLASS/image, or folder/CLASS/image for a single task `all`."""
     _of_extra("PIL.Image")
-    found: Any = import_module("common.datasets.own.image_folder").read_images(folder, side, LIMIT)
+    found: Any = import_module("quickbloom.common.datasets.own.image_folder").read_images(folder, side, LIMIT)
     table = Table({PIXELS: found.pixels, "class": Text.of(found.classes), "task": Text.of(found.tasks)})
     table.remarks += found.remarks
     return table

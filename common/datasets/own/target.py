@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from common.datasets.own.columns import (
+from quickbloom.common.datasets.own.columns import (
     DATE,
     NUMBER,
     TEXT,
@@ -18,10 +18,10 @@ from common.datasets.own.columns import (
     require,
     usable,
 )
-from common.datasets.own.options import OwnOptions, listed, quoted
-from common.datasets.own.tables import Table
-from common.datasets.own.text import MISSING_WORDS, Array, Text, as_text, names
-from common.errors import DataError
+from quickbloom.common.datasets.own.options import OwnOptions, listed, quoted
+from quickbloom.common.datasets.own.tables import Table
+from quickbloom.common.datasets.own.text import MISSING_WORDS, Array, Text, as_text, names
+from quickbloom.common.errors import DataError
 
 _MOST_CLASSES = 20
 Kind = Literal["classification", "regression"]

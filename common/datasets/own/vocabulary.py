@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.datasets.own.text import Array, Text
+from quickbloom.common.datasets.own.text import Array, Text
 
 OTHER, MISSING = "other", "missing"
 

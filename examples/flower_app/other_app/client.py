@@ -1,5 +1,5 @@
 """The ClientApp: quickbloom's own. An algorithm or a data set of this app would be registered here and in server.py."""
 
-from client_app.app import app
+from quickbloom.client_app.app import app
 
 __all__ = ["app"]

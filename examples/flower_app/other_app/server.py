@@ -3,13 +3,13 @@
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.assemble import build_algorithm
-from common.config import parse_run_config
-from common.wire import to_arrays
-from server_app.outer import OuterOptimizer
-from server_app.polling import PollingGrid
-from server_app.rollcall import call_roll
-from server_app.strategy import MetaStrategy
+from quickbloom.common.config.run import parse_run_config
+from quickbloom.common.engine.build import build_algorithm
+from quickbloom.common.wire.messages import to_arrays
+from quickbloom.server_app.federation.outer import OuterOptimizer
+from quickbloom.server_app.federation.roll_call import call_roll
+from quickbloom.server_app.federation.strategy import MetaStrategy
+from quickbloom.server_app.messaging.polling_grid import PollingGrid
 
 app = ServerApp()
 

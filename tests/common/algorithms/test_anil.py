@@ -19,11 +19,11 @@ from plain_torch import (
 )
 from torch import Tensor, nn
 
-from common.algorithms.anil import Anil
-from common.algorithms.maml import Maml
-from common.batch import Batch, Episode
-from common.errors import ConfigError
-from common.learner import Learner
+from quickbloom.common.algorithms.anil import Anil
+from quickbloom.common.algorithms.maml import Maml
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.maths.batch import Batch, Episode
+from quickbloom.common.maths.learner import Learner
 
 
 def anil(kind: str, steps: int = 2, head: str = "auto") -> Anil:

@@ -9,21 +9,21 @@ import torch
 from loopback import LoopbackGrid
 from torch import nn
 
-from common.algorithms import ALGORITHMS, Algorithm
-from common.assemble import build_algorithm
-from common.batch import Batch, Episode, Minibatches, TaskData
-from common.config import RunConfig, parse_run_config
-from common.datasets import load_dataset
-from common.errors import ConfigError
-from common.learner import Learner
-from common.local_round import RoundResult, TaskWork, evaluate, run_round
-from common.params import Params
-from common.randomness import generator
-from common.wire import to_arrays
-from server_app.app import run_federation
-from server_app.outer import OuterOptimizer
-from server_app.rollcall import call_roll
-from server_app.strategy import MetaStrategy
+from quickbloom.common.algorithms import ALGORITHMS, Algorithm
+from quickbloom.common.config.run import RunConfig, parse_run_config
+from quickbloom.common.datasets import load_dataset
+from quickbloom.common.engine.build import build_algorithm
+from quickbloom.common.engine.round import RoundResult, TaskWork, evaluate, run_round
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.maths.batch import Batch, Episode, Minibatches, TaskData
+from quickbloom.common.maths.learner import Learner
+from quickbloom.common.maths.params import Params
+from quickbloom.common.randomness import generator
+from quickbloom.common.wire.messages import to_arrays
+from quickbloom.server_app.app import run_federation
+from quickbloom.server_app.federation.outer import OuterOptimizer
+from quickbloom.server_app.federation.roll_call import call_roll
+from quickbloom.server_app.federation.strategy import MetaStrategy
 
 RAGGED = [(3, 7), (9, 2), (5, 5), (4, 3), (9, 7), (3, 2), (7, 6)]
 """(support, query) sizes of the tasks."""

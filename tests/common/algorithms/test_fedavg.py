@@ -6,11 +6,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from common.algorithms.fedavg import FedAvg
-from common.batch import Batch, TaskData
-from common.learner import Learner
-from common.local_round import TaskWork, run_round
-from server_app.outer import OuterOptimizer
+from quickbloom.common.algorithms.fedavg import FedAvg
+from quickbloom.common.engine.round import TaskWork, run_round
+from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.maths.learner import Learner
+from quickbloom.server_app.federation.outer import OuterOptimizer
 
 
 def fedavg(**settings: float) -> FedAvg:

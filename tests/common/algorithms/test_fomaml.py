@@ -5,9 +5,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from common.algorithms.fomaml import FoMaml
-from common.batch import Batch, Episode, Minibatches
-from common.learner import Learner
+from quickbloom.common.algorithms.fomaml import FoMaml
+from quickbloom.common.maths.batch import Batch, Episode, Minibatches
+from quickbloom.common.maths.learner import Learner
 
 NO_MINIBATCHES = Minibatches(torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, 0))
 

@@ -11,22 +11,22 @@ from loopback import LoopbackGrid
 from plain_torch import LOSSES, Weights, close, leaves, line_learner, moved, random_episode, tanh_learner, together
 from torch import Tensor
 
-from client_app.kept import KeptState
-from common.algorithms.heads import Heads
-from common.assemble import build_algorithm
-from common.batch import Batch, Minibatches, TaskData
-from common.config import RunConfig, parse_run_config
-from common.datasets import load_dataset
-from common.errors import ConfigError
-from common.local_round import TaskWork, run_round
-from common.models import build_model
-from common.params import Params
-from common.randomness import generator
-from common.wire import from_arrays, to_arrays
-from server_app.app import run_federation
-from server_app.outer import OuterOptimizer
-from server_app.rollcall import call_roll
-from server_app.strategy import MetaStrategy
+from quickbloom.client_app.task_state import KeptState
+from quickbloom.common.algorithms.heads import Heads
+from quickbloom.common.config.run import RunConfig, parse_run_config
+from quickbloom.common.datasets import load_dataset
+from quickbloom.common.engine.build import build_algorithm
+from quickbloom.common.engine.round import TaskWork, run_round
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.maths.batch import Batch, Minibatches, TaskData
+from quickbloom.common.maths.params import Params
+from quickbloom.common.models import build_model
+from quickbloom.common.randomness import generator
+from quickbloom.common.wire.messages import from_arrays, to_arrays
+from quickbloom.server_app.app import run_federation
+from quickbloom.server_app.federation.outer import OuterOptimizer
+from quickbloom.server_app.federation.roll_call import call_roll
+from quickbloom.server_app.federation.strategy import MetaStrategy
 
 BODY, HEAD = ["0.weight", "0.bias"], ["2.weight", "2.bias"]
 ROWS = [[0, 7, 3], [10, 1, 8], [2, 9, 4], [5, 6, 0], [3, 10, 2]]

@@ -21,11 +21,11 @@ from plain_torch import (
 from pydantic import ValidationError
 from torch import Tensor
 
-from common.algorithms.imaml import Imaml, conjugate_gradient
-from common.batch import Episode
-from common.inner import last
-from common.learner import Learner
-from common.params import Params
+from quickbloom.common.algorithms.imaml import Imaml, conjugate_gradient
+from quickbloom.common.maths.batch import Episode
+from quickbloom.common.maths.inner_loop import last
+from quickbloom.common.maths.learner import Learner
+from quickbloom.common.maths.params import Params
 
 SUPPORT = quadratic([[1, 0], [1, 1]], [1, 0])
 """L_S = (w - s)' A (w - s) / 2 with A = [[2, 1], [1, 1]] and s = (1, 0)."""

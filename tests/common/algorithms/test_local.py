@@ -11,12 +11,12 @@ from loopback import LoopbackGrid
 from plain_torch import LOSSES, NO_MINIBATCHES, leaves, random_episode, sgd, tanh_learner
 from pydantic import ValidationError
 
-from common.algorithms.local import Local
-from common.config import parse_run_config
-from common.datasets import load_dataset
-from common.models import build_model
-from server_app.app import run_federation
-from server_app.history import read_history
+from quickbloom.common.algorithms.local import Local
+from quickbloom.common.config.run import parse_run_config
+from quickbloom.common.datasets import load_dataset
+from quickbloom.common.models import build_model
+from quickbloom.server_app.app import run_federation
+from quickbloom.server_app.runs.directory import read_history
 
 
 def test_a_task_fine_tunes_the_initial_model_and_contributes_nothing() -> None:

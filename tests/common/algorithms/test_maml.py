@@ -7,11 +7,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from common.algorithms.fomaml import FoMaml
-from common.algorithms.maml import Maml
-from common.batch import Batch, Episode, Minibatches
-from common.learner import Learner
-from common.params import Params
+from quickbloom.common.algorithms.fomaml import FoMaml
+from quickbloom.common.algorithms.maml import Maml
+from quickbloom.common.maths.batch import Batch, Episode, Minibatches
+from quickbloom.common.maths.learner import Learner
+from quickbloom.common.maths.params import Params
 
 NO_MINIBATCHES = Minibatches(torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, 0))
 Weights = list[Tensor]

@@ -18,10 +18,10 @@ from plain_torch import (
 from pydantic import ValidationError
 from torch import Tensor
 
-from common.algorithms.maml import Maml
-from common.algorithms.metasgd import MetaSgd
-from common.batch import Episode
-from common.params import Params
+from quickbloom.common.algorithms.maml import Maml
+from quickbloom.common.algorithms.metasgd import MetaSgd
+from quickbloom.common.maths.batch import Episode
+from quickbloom.common.maths.params import Params
 
 
 def metasgd(kind: str, steps: int = 1) -> MetaSgd:

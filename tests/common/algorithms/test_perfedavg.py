@@ -17,11 +17,11 @@ from plain_torch import (
 )
 from pydantic import ValidationError
 
-from common.algorithms.base import AlgorithmOptions
-from common.algorithms.fomaml import FoMaml
-from common.algorithms.maml import Maml
-from common.algorithms.perfedavg import PerFedAvg
-from common.batch import Episode
+from quickbloom.common.algorithms.base import AlgorithmOptions
+from quickbloom.common.algorithms.fomaml import FoMaml
+from quickbloom.common.algorithms.maml import Maml
+from quickbloom.common.algorithms.perfedavg import PerFedAvg
+from quickbloom.common.maths.batch import Episode
 
 VARIANTS = ["fo", "hf"]
 

@@ -18,9 +18,9 @@ from plain_torch import (
 from pydantic import ValidationError
 from torch import Tensor
 
-from common.algorithms.pfedme import PFedMe
-from common.batch import Batch, Episode, Minibatches
-from common.learner import Learner
+from quickbloom.common.algorithms.pfedme import PFedMe
+from quickbloom.common.maths.batch import Batch, Episode, Minibatches
+from quickbloom.common.maths.learner import Learner
 
 
 def pfedme(learner: Learner, strength: float, local_lr: float, inner_steps: int = 200) -> PFedMe:

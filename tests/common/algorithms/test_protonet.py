@@ -8,12 +8,12 @@ import torch
 from plain_torch import NO_MINIBATCHES, Weights, central_differences, close, leaves, random_episode, tanh_learner, tanh_outputs
 from torch import Tensor, nn
 
-from common.algorithms.protonet import ProtoNet
-from common.batch import Batch, Episode
-from common.errors import ConfigError
-from common.inner import last
-from common.learner import Learner
-from common.params import Params
+from quickbloom.common.algorithms.protonet import ProtoNet
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.maths.batch import Batch, Episode
+from quickbloom.common.maths.inner_loop import last
+from quickbloom.common.maths.learner import Learner
+from quickbloom.common.maths.params import Params
 
 IDENTITY = {"weight": torch.eye(2, dtype=torch.float64)}
 

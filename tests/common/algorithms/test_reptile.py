@@ -10,17 +10,17 @@ from loopback import LoopbackGrid
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from common.algorithms.reptile import Reptile
-from common.batch import Batch, Episode, Minibatches
-from common.config import parse_run_config
-from common.datasets import load_dataset
-from common.learner import Learner
-from common.models import build_model
-from common.randomness import generator
-from common.wire import to_arrays
-from server_app.outer import OuterOptimizer
-from server_app.rollcall import call_roll
-from server_app.strategy import MetaStrategy
+from quickbloom.common.algorithms.reptile import Reptile
+from quickbloom.common.config.run import parse_run_config
+from quickbloom.common.datasets import load_dataset
+from quickbloom.common.maths.batch import Batch, Episode, Minibatches
+from quickbloom.common.maths.learner import Learner
+from quickbloom.common.models import build_model
+from quickbloom.common.randomness import generator
+from quickbloom.common.wire.messages import to_arrays
+from quickbloom.server_app.federation.outer import OuterOptimizer
+from quickbloom.server_app.federation.roll_call import call_roll
+from quickbloom.server_app.federation.strategy import MetaStrategy
 
 
 def reptile(**settings: float) -> Reptile:

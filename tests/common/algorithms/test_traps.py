@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from common.algorithms import ALGORITHMS, Algorithm
-from common.batch import Batch, TaskData
-from common.learner import Learner
-from common.local_round import TaskWork, evaluate, run_round
-from common.randomness import generator
+from quickbloom.common.algorithms import ALGORITHMS, Algorithm
+from quickbloom.common.engine.round import TaskWork, evaluate, run_round
+from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.maths.learner import Learner
+from quickbloom.common.randomness import generator
 
 
 @pytest.fixture(params=sorted(ALGORITHMS))

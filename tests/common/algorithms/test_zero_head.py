@@ -4,18 +4,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.algorithms import ALGORITHMS, Algorithm
-from common.algorithms.base import ZeroHeadOptions
-from common.assemble import build_algorithm
-from common.batch import Batch, TaskData
-from common.config import parse_run_config
-from common.datasets.base import DataSpec
-from common.errors import ConfigError
-from common.learner import Learner
-from common.local_round import TaskWork, run_round
-from common.params import Params
-from common.randomness import generator
-from server_app.outer import OuterOptimizer
+from quickbloom.common.algorithms import ALGORITHMS, Algorithm
+from quickbloom.common.algorithms.base import ZeroHeadOptions
+from quickbloom.common.config.run import parse_run_config
+from quickbloom.common.datasets.base import DataSpec
+from quickbloom.common.engine.build import build_algorithm
+from quickbloom.common.engine.round import TaskWork, run_round
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.maths.learner import Learner
+from quickbloom.common.maths.params import Params
+from quickbloom.common.randomness import generator
+from quickbloom.server_app.federation.outer import OuterOptimizer
 
 NAMES = sorted(name for name, algorithm in ALGORITHMS.items() if issubclass(algorithm.Options, ZeroHeadOptions))
 HEAD, BODY = ("2.weight", "2.bias"), ("0.weight", "0.bias")

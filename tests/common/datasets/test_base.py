@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.batch import Batch, TaskData
-from common.datasets import DATASETS, load_dataset
-from common.datasets.base import Pool, read_npz, require_below, resolve_data_dir
-from common.errors import ConfigError, DataError
+from quickbloom.common.datasets import DATASETS, load_dataset
+from quickbloom.common.datasets.base import Pool, read_npz, require_below, resolve_data_dir
+from quickbloom.common.errors import ConfigError, DataError
+from quickbloom.common.maths.batch import Batch, TaskData
 
 FLOAT, BYTE = np.dtype(np.float32), np.dtype(np.uint8)
 EXPECTED = {"images": (BYTE, (-1, 2))}

@@ -7,10 +7,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from common.batch import Batch, TaskData
-from common.datasets import DATASETS, Dataset, TaskInfo, load_dataset
-from common.datasets.base import SPLITS, generator
-from common.errors import DataError
+from quickbloom.common.datasets import DATASETS, Dataset, TaskInfo, load_dataset
+from quickbloom.common.datasets.base import SPLITS, generator
+from quickbloom.common.errors import DataError
+from quickbloom.common.maths.batch import Batch, TaskData
 
 
 @pytest.fixture(scope="module", params=sorted(set(DATASETS) - {"own"}))  # own: needs a user's file, see test_own.py

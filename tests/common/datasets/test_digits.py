@@ -10,9 +10,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from common.batch import TaskData
-from common.datasets.digits import Digits, DigitsOptions, _read
-from common.errors import DataError
+from quickbloom.common.datasets.digits import Digits, DigitsOptions, _read
+from quickbloom.common.errors import DataError
+from quickbloom.common.maths.batch import TaskData
 
 UPRIGHT = {"rotation": 0, "shear": 0}
 
@@ -141,7 +141,7 @@ def test_a_missing_scikit_learn_says_what_to_install(monkeypatch: pytest.MonkeyP
 
 
 def test_images_and_digits_are_those_of_scikit_learn_without_importing_it() -> None:
-    code = "import sys; from common.datasets import digits; digits._read(); print('sklearn' in sys.modules)"
+    code = "import sys; from quickbloom.common.datasets import digits; digits._read(); print('sklearn' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "False", done.stderr
     bunch = pytest.importorskip("sklearn.datasets").load_digits()

@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from client_app.check_data import describe
-from common.errors import QuickbloomError
+from quickbloom.client_app.check_data import describe
+from quickbloom.common.errors import QuickbloomError
 
 FUZZ = int(os.environ.get("QUICKBLOOM_FUZZ", "60"))
 fuzz = settings(max_examples=FUZZ, deadline=None, suppress_health_check=list(HealthCheck))

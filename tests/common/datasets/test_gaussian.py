@@ -6,8 +6,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from common.batch import Batch, TaskData
-from common.datasets.gaussian import Gaussian, GaussianOptions
+from quickbloom.common.datasets.gaussian import Gaussian, GaussianOptions
+from quickbloom.common.maths.batch import Batch, TaskData
 
 
 def build(**options: object) -> Gaussian:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.batch import Batch, TaskData
-from common.datasets.omniglot import FILE, Omniglot, OmniglotOptions, distorted, fitted, warped
-from common.errors import DataError
+from quickbloom.common.datasets.omniglot import FILE, Omniglot, OmniglotOptions, distorted, fitted, warped
+from quickbloom.common.errors import DataError
+from quickbloom.common.maths.batch import Batch, TaskData
 
 Arrays = dict[str, np.ndarray]
 Origin = dict[bytes, tuple[int, int]]

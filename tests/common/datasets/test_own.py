@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.datasets.own import Own, OwnOptions
-from common.datasets.own.columns import Reading, categories, of_kind, usable
-from common.datasets.own.tables import Table, read_table
-from common.errors import DataError
+from quickbloom.common.datasets.own import Own, OwnOptions
+from quickbloom.common.datasets.own.columns import Reading, categories, of_kind, usable
+from quickbloom.common.datasets.own.tables import Table, read_table
+from quickbloom.common.errors import DataError
 
 
 def own(path: Path, **options: object) -> Own:

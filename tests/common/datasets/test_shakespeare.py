@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from common.batch import Batch, TaskData
-from common.datasets import shakespeare
-from common.datasets.shakespeare import CHARACTERS, FILE, TOKENS, Shakespeare, ShakespeareOptions
-from common.errors import DataError
+from quickbloom.common.datasets import shakespeare
+from quickbloom.common.datasets.shakespeare import CHARACTERS, FILE, TOKENS, Shakespeare, ShakespeareOptions
+from quickbloom.common.errors import DataError
+from quickbloom.common.maths.batch import Batch, TaskData
 
 
 @pytest.fixture(scope="session")

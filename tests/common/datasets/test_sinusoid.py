@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from common.batch import Batch
-from common.datasets.sinusoid import Sinusoid, SinusoidOptions
+from quickbloom.common.datasets.sinusoid import Sinusoid, SinusoidOptions
+from quickbloom.common.maths.batch import Batch
 
 
 def build(**options: object) -> Sinusoid:

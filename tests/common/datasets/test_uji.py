@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.datasets.uji import FILE, Uji, UjiOptions
-from common.errors import DataError
+from quickbloom.common.datasets.uji import FILE, Uji, UjiOptions
+from quickbloom.common.errors import DataError
 
 
 @pytest.fixture(scope="session")

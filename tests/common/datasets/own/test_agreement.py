@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.datasets.own import Own, OwnOptions
-from common.datasets.own.agreement import agree, core, fits
-from common.datasets.own.columns import MOST_KEYS, Schema
-from common.datasets.own.text import Text
-from common.datasets.own.vocabulary import input_names, key, places, vocabulary
-from common.errors import DataError
+from quickbloom.common.datasets.own import Own, OwnOptions
+from quickbloom.common.datasets.own.agreement import agree, core, fits
+from quickbloom.common.datasets.own.columns import MOST_KEYS, Schema
+from quickbloom.common.datasets.own.text import Text
+from quickbloom.common.datasets.own.vocabulary import input_names, key, places, vocabulary
+from quickbloom.common.errors import DataError
 
 
 def schema(kinds: dict[str, str], classes: str = "ab", **values: list[str]) -> Schema:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.datasets.own.dates import cyclic, of_typed, read_moments
-from common.datasets.own.text import Text
+from quickbloom.common.datasets.own.dates import cyclic, of_typed, read_moments
+from quickbloom.common.datasets.own.text import Text
 
 
 def days(*parts: int) -> float:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from loopback import LoopbackGrid
 
-from client_app.personalize import adapt, predict
-from common.config import parse_run_config
-from common.datasets.own import Own, OwnOptions
-from common.datasets.own.image_arrays import inputs_of, read_array, white_of
-from common.datasets.own.tables import LIMIT
-from common.errors import DataError
-from server_app.app import run_federation
+from quickbloom.client_app.offline import adapt, predict
+from quickbloom.common.config.run import parse_run_config
+from quickbloom.common.datasets.own import Own, OwnOptions
+from quickbloom.common.datasets.own.image_arrays import inputs_of, read_array, white_of
+from quickbloom.common.datasets.own.tables import LIMIT
+from quickbloom.common.errors import DataError
+from quickbloom.server_app.app import run_federation
 
 Array = np.ndarray[Any, Any]
 SIDE = 8

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client_app.check_data import describe
-from common.datasets.own import Own, OwnOptions
-from common.datasets.own.columns import Reading, of_kind
-from common.datasets.own.preparation import measure
-from common.datasets.own.tables import Table
-from common.errors import DataError
+from quickbloom.client_app.check_data import describe
+from quickbloom.common.datasets.own import Own, OwnOptions
+from quickbloom.common.datasets.own.columns import Reading, of_kind
+from quickbloom.common.datasets.own.preparation import measure
+from quickbloom.common.datasets.own.tables import Table
+from quickbloom.common.errors import DataError
 
 
 def own(path: Path, schema: str = "", **options: object) -> Own:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from common.datasets.own.numbers import decimal_sign, read_numbers
-from common.datasets.own.text import Text
+from quickbloom.common.datasets.own.numbers import decimal_sign, read_numbers
+from quickbloom.common.datasets.own.text import Text
 
 
 @pytest.mark.parametrize(

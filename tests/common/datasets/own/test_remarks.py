@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from client_app.check_data import describe
-from common.datasets.own import Own, OwnOptions
+from quickbloom.client_app.check_data import describe
+from quickbloom.common.datasets.own import Own, OwnOptions
 
 
 def own(tmp_path: Path, rows: list[str], header: str = "task,x,y", **options: Any) -> Own:

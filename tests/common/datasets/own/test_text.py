@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.datasets.own.text import Text, as_text, names, otherwise_numbers
+from quickbloom.common.datasets.own.text import Text, as_text, names, otherwise_numbers
 
 
 @pytest.mark.parametrize(

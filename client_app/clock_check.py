@@ -1,0 +1,66 @@
+"""Is this device's clock right? Flower signs the time of every message, so a node whose clock is wrong is refused."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.common.constant import PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER
+from flwr.proto.fleet_pb2_grpc import FleetStub
+from flwr.proto.run_pb2 import GetRunRequest
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+
+from quickbloom.common.errors import QuickbloomError
+from quickbloom.common.system.loopback import is_loopback
+
+_REFUSED = "Invalid timestamp"
+"""What Flower's server answers to a message that is signed more than 5 s ahead or 5 min behind its own clock."""
+
+
+class ClockError(QuickbloomError):
+    """The clock of this device is wrong; the text says how that was noticed."""
+
+
+def check_against_ca(ca: Path, now: datetime) -> None:
+    """Raise ClockError if it is a time at which the CA does not hold: before it was made, or after its end."""
+    certificate = x509.load_pem_x509_certificate(ca.read_bytes())
+    made, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now < made:
+        raise ClockError(
+            f"this device's clock says {now:%Y-%m-%d %H:%M} UTC, but the CA in '{ca}' was made on {made:%Y-%m-%d %H:%M} UTC: "
+            "set the clock, such as by `timedatectl set-ntp true`"
+        )
+    if now > ends:
+        raise ClockError(
+            f"the CA in '{ca}' ended on {ends:%Y-%m-%d %H:%M} UTC, and this device's clock says {now:%Y-%m-%d %H:%M} UTC: "
+            "ask for new secrets, or set the clock"
+        )
+
+
+def check_against_server(server: str, secrets: Path, now: datetime | None = None) -> None:
+    """Ask the server for nothing, at the time `now` of this device's clock; ClockError if it refuses the time.
+
+    What else it answers is of no matter here.
+    """
+    now = now or datetime.now(UTC)
+    key = load_ssh_private_key((secrets / "node.key").read_bytes(), password=None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    time = now.isoformat()
+    metadata = [
+        (PUBLIC_KEY_HEADER, public_key_to_bytes(key.public_key())),
+        (TIMESTAMP_HEADER, time),
+        (SIGNATURE_HEADER, sign_message(key, time.encode("ascii"))),
+    ]
+    credentials = grpc.ssl_channel_credentials((secrets / "ca.crt").read_bytes())
+    options = [("grpc.enable_http_proxy", 0)] if is_loopback(server) else []
+    with grpc.secure_channel(server, credentials, options) as channel:
+        try:
+            FleetStub(channel).GetRun(GetRunRequest(), metadata=metadata, timeout=10)
+        except grpc.RpcError as error:
+            if isinstance(error, grpc.Call) and error.details() == _REFUSED:
+                raise ClockError(
+                    f"this device's clock says {now:%Y-%m-%d %H:%M:%S} UTC, which is more than 5 s ahead of the clock of "
+                    f"{server} or 5 min behind it: set it, such as by `timedatectl set-ntp true`"
+                ) from None

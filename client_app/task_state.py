@@ -1,0 +1,85 @@
+"""What tasks keep on their node between rounds, such as personal heads. None of it is ever sent.
+
+It lives in Flower's state of the node, which lasts as long as the run and the node's process, and, if the node's setting
+`state-dir` names a folder, in a file per task as well, which outlives restarts of the node.
+"""
+
+from logging import WARNING
+from pathlib import Path
+from urllib.parse import quote
+
+from flwr.app import RecordDict
+from flwr.common import log
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.maths.params import Params, all_finite, mismatch
+from quickbloom.common.wire.messages import WireError, kept_from_records, kept_to_records
+
+
+class KeptState:
+    """What the tasks of one node keep in one training. `lineage`: the training's name; a run that is resumed has the same."""
+
+    def __init__(self, records: RecordDict, state_dir: str, lineage: str) -> None:
+        self._records = records
+        self._lineage = as_name(lineage)
+        self._directory = Path(state_dir).expanduser() / self._lineage if state_dir else None
+
+    def load(self, task_id: str, fresh: Params) -> Params | None:
+        """What the task kept; None if it is new here, or if what it kept cannot stand in for `fresh`."""
+        if not fresh:
+            return None
+        try:
+            kept = kept_from_records(self._records, f"{self._lineage}/{task_id}")
+            if kept is None:
+                kept = self._read(task_id)
+            reason = _flaw(kept, fresh) if kept is not None else None
+        except (WireError, OSError, SafetensorError) as error:
+            reason = str(error)
+        if reason:
+            log(WARNING, "What task %s kept on this node cannot be used, it starts afresh: %s", task_id, reason)
+            return None
+        return kept
+
+    def save(self, task_id: str, kept: Params) -> None:
+        """Keep this from now on. Raises ConfigError if `state-dir` cannot be written."""
+        if not kept:
+            return
+        kept_to_records(self._records, f"{self._lineage}/{task_id}", kept)
+        if self._directory:
+            try:
+                self._write(self._directory, task_id, kept)
+            except (OSError, SafetensorError) as error:
+                where = self._directory.parent
+                raise ConfigError(
+                    f"node setting `state-dir` must be a directory that can be written, got '{where}' ({error})"
+                ) from None
+
+    def _write(self, directory: Path, task_id: str, kept: Params) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = self._file(task_id)
+        partial = file.with_suffix(".partial")
+        save_file({name: value.detach().cpu().contiguous() for name, value in kept.items()}, partial)
+        partial.chmod(0o600)
+        partial.replace(file)
+
+    def _read(self, task_id: str) -> Params | None:
+        file = self._file(task_id)
+        return load_file(file) if self._directory and file.is_file() else None
+
+    def _file(self, task_id: str) -> Path:
+        return (self._directory or Path()) / f"{as_name(task_id)}.safetensors"
+
+
+def as_name(text: str) -> str:
+    """`text` as the name of one file or folder: quote() alone would let "." and ".." through."""
+    return quote(text, safe="").replace(".", "%2E")
+
+
+def _flaw(kept: Params, fresh: Params) -> str | None:
+    """Why `kept` cannot stand in for `fresh`, in words; None if it can."""
+    if reason := mismatch(kept, fresh):
+        return reason
+    # With such a start no round of the task would ever be finite again.
+    return None if all_finite(kept) else "it holds NaN or infinity"

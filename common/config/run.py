@@ -1,0 +1,329 @@
+"""All settings of a run and of a node, as frozen models built from the flat dictionaries that Flower hands over.
+
+Keys are kebab-case. A key without a dot belongs to the run (`rounds`); a key with a dot belongs to the table of one algorithm,
+data set or model (`maml.inner-lr`). Everything is checked here, once, before anything runs; a mistake raises ConfigError with
+one sentence that names the key, what was expected and what came. Every key and its default stands in pyproject.toml too,
+because Flower only lets declared keys be overridden; a test keeps the two equal.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import Field, PrivateAttr, ValidationError
+
+from quickbloom.common.algorithms import ALGORITHMS
+from quickbloom.common.algorithms.base import AlgorithmOptions
+from quickbloom.common.config.privacy import PrivacyOptions
+from quickbloom.common.datasets import DATASETS
+from quickbloom.common.errors import ConfigError, did_you_mean
+from quickbloom.common.models import MODELS, is_own_model
+from quickbloom.common.options import Options, Text
+
+T = TypeVar("T", bound=Options)
+Scalar = bool | int | float | str
+Device = Literal["auto", "cpu", "cuda"]
+PRIVACY = "privacy"
+"""The settings table that belongs to no algorithm, data set or model."""
+
+
+class RunConfig(Options):
+    """Settings of a run; the same for the server and all nodes."""
+
+    algorithm: str = Field("reptile", description="what is trained: a name in ALGORITHMS")
+    dataset: str = Field("digits", description="whose tasks: a name in DATASETS")
+    model: str = Field(
+        "auto", description='a name in MODELS; "auto": the one that the data set recommends; "module:factory": your own'
+    )
+    seed: int = Field(0, ge=0, description="decides the initial model, the task split and every draw")
+    rounds: int = Field(100, ge=1, description="training rounds")
+    fraction: float = Field(1.0, gt=0, le=1, description="part of the training tasks that takes part in a round")
+    tasks_per_round: int = Field(0, ge=0, description="number of training tasks in a round; 0: use `fraction`")
+    episodes: int = Field(1, ge=1, description="draws of support and query that a training task averages over in a round")
+    validation_tasks: float = Field(0.15, ge=0, description="tasks held out to choose rates on: a part below 1, else a number")
+    test_tasks: float = Field(0.2, ge=0, description="tasks held out for the final score: a part below 1, else a number")
+    split: Literal["auto", "hashed", "exact"] = Field(
+        "auto", description="hashed: each task by its own hash; exact: exact shares; auto: hashed for own data and with privacy"
+    )
+    evaluate_every: int = Field(10, ge=0, description="rounds between two evaluations on the validation tasks; 0: never")
+    adapt_steps: int = Field(10, ge=1, le=10_000, description="K: held-out tasks are scored after 0, 1, .. K steps")
+    adapt_lrs: Text = Field(
+        "0.01,0.03,0.1,0.3,1", description="learning rates for adapting held-out tasks; the validation tasks choose one"
+    )
+    test_shots: Text = Field(
+        "", description="score the test tasks again with only so many support examples per class: numbers with commas"
+    )
+    min_nodes: int = Field(2, ge=1, description="nodes that must answer the roll call")
+    node_deadline: float = Field(60.0, gt=0, description="seconds to wait for `min-nodes` nodes")
+    round_deadline: float = Field(600.0, gt=0, description="seconds to wait for the replies of a round, uploads included")
+    over_select: float = Field(
+        1.0, ge=1, le=100, description="ask this many times the tasks of a round, go on when enough answered"
+    )
+    min_replies: float = Field(
+        0.0, ge=0, description="training tasks that must contribute: a part below 1, else a number; 0: one"
+    )
+    on_too_few: Literal["repeat", "skip", "stop"] = Field("stop", description="what becomes of a round with fewer than that")
+    personal: bool = Field(
+        True, description="at the end, nodes with a `state-dir` adapt the model to their own tasks and keep it there"
+    )
+    aggregate: Literal["mean", "median", "trimmed-mean", "krum", "multi-krum", "geometric-median"] = Field(
+        "mean", description="how the nodes' replies become one meta-gradient; all but `mean` count every node the same"
+    )
+    malicious: float = Field(
+        0.2, ge=0, lt=0.5, description="part of a round's nodes that may lie; decides what all rules but `mean` leave out"
+    )
+    max_update_norm: float = Field(0.0, ge=0, description="a reply with a larger meta-gradient is of no use; 0: any is taken")
+    secure_aggregation: bool = Field(False, description="nodes mask their meta-gradients, so that the server sees only the sum")
+    secure_threshold: float = Field(
+        0.66,
+        gt=0.5,
+        le=1,
+        description="part of the nodes of a secure sum that must stay until its end; the others may drop out",
+    )
+    update_dtype: Literal["float32", "bfloat16", "float16", "int8", "top-k"] = Field(
+        "float32", description="how nodes send their meta-gradients; what that loses is added to the next one"
+    )
+    update_share: float = Field(0.05, gt=0, le=1, description="part of the numbers that `top-k` sends: the largest")
+    checkpoint_every: int = Field(1, ge=0, description="rounds between two checkpoints; 0: only the last round")
+    resume_from: str = Field("", description='absolute run directory to go on with, or checkpoint file to go on from; "": anew')
+    output_dir: str = Field("", description='absolute directory of the run; "": a new one in ~/quickbloom-runs')
+    data_dir: str = Field("", description='where data files are; "": QUICKBLOOM_DATA_DIR, else the user\'s cache')
+    device: Device = Field("auto", description="where nodes compute: auto takes CUDA where there is one")
+    chunk_size: int = Field(
+        128, ge=0, description="tasks computed at once on a node: bounds its memory; 0: as many as its free memory allows"
+    )
+    tensorboard: bool = Field(False, description="the server writes TensorBoard's files, in `tensorboard` of the run directory")
+    mlflow: str = Field("", description='URI of an MLflow tracking server that the rounds are told to; "": none')
+    compile: Literal["auto", True, False] = Field(
+        False, description="compile rounds with torch.compile, once per size of tasks; auto: where that pays within the run"
+    )
+    _tables: dict[str, Options] = PrivateAttr(default_factory=dict)
+
+    @property
+    def lrs(self) -> tuple[float, ...]:
+        """`adapt-lrs` as numbers."""
+        return tuple(float(part) for part in self.adapt_lrs.split(","))
+
+    @property
+    def shots(self) -> tuple[int, ...]:
+        """`test-shots` as numbers, ascending."""
+        return tuple(sorted({int(part) for part in self.test_shots.split(",")})) if self.test_shots else ()
+
+    @property
+    def privacy(self) -> PrivacyOptions:
+        """The table `privacy`."""
+        table = self.table(PRIVACY)
+        assert isinstance(table, PrivacyOptions)
+        return table
+
+    def tasks_in_round(self, train: int) -> int:
+        """How many of `train` training tasks a round is meant to have."""
+        return min(train, self.tasks_per_round or math.ceil(self.fraction * train))
+
+    def resolved(self) -> "RunConfig":
+        """The same settings with what the data set recommends in place of `model = "auto"` and `inner-lr = 0`."""
+        dataset = DATASETS[self.dataset]
+        config = self.model_copy(update={"model": dataset.model if self.model == "auto" else self.model})
+        chosen = self.table(self.algorithm)
+        if isinstance(chosen, AlgorithmOptions) and chosen.inner_lr == 0:
+            chosen = chosen.model_copy(update={"inner_lr": dataset.inner_lr})
+        config._tables = {**self._tables, self.algorithm: chosen}
+        return config
+
+    def table(self, name: str) -> Options:
+        """The settings table of one algorithm, data set or model; a user's own model has none, so its table is empty."""
+        if is_own_model(name):
+            return Options()
+        return self._tables.get(name) or table_types()[name]()
+
+    def flat(self) -> dict[str, Scalar]:
+        """All settings as Flower's flat dictionary; `parse_run_config` is its inverse."""
+        flat: dict[str, Scalar] = self.model_dump(by_alias=True)
+        for name in table_types():
+            flat |= {f"{name}.{key}": value for key, value in self.table(name).model_dump(by_alias=True).items()}
+        return flat
+
+
+class NodeConfig(Options):
+    """Settings of one node, from Flower's `--node-config`. They win over those of the run."""
+
+    partition_id: int = Field(0, ge=0, description="which part of the data set's tasks this node hosts")
+    num_partitions: int = Field(1, ge=1, description="into how many parts the data set's tasks are spread")
+    data_dir: str = Field("", description="where this node's data files are")
+    data_path: str = Field("", description='this node has its own file for the data set `own`; "": as the run says')
+    task_column: str = Field("", description='task column of that file; "": as the run says')
+    task_name: str = Field(
+        "", description='what all rows of that file are, if it has no task column; "": it is called as the file'
+    )
+    target_column: str = Field("", description='target column of that file; "": as the run says')
+    least_in_sum: int = Field(
+        0, ge=0, description="send meta-gradients only as part of a secure sum of so many nodes or more; 0: as the run says"
+    )
+    state_dir: str = Field("", description='where this node keeps what never leaves it (heads); "": only while the run lives')
+    device: Literal["", "auto", "cpu", "cuda"] = Field("", description='where this node computes; "": as the run says')
+    chunk_size: int = Field(0, ge=0, description="tasks computed at once on this node; 0: as the run says")
+    threads: int = Field(1, ge=1, description="CPU threads of this node")
+    show_rounds: bool = Field(False, description="say in this node's log what each round did, with its own scores")
+
+
+@cache
+def table_types() -> dict[str, type[Options]]:
+    """The settings model of every table: one for each algorithm, data set and model, and that of privacy."""
+    parts = {name: part.Options for registry in (ALGORITHMS, DATASETS, MODELS) for name, part in registry.items()}
+    return {PRIVACY: PrivacyOptions, **parts}
+
+
+def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
+    """The settings of a run from Flower's `context.run_config`; what is not named has its default."""
+    own: dict[str, Any] = {}
+    tables: dict[str, dict[str, Any]] = {name: {} for name in table_types()}
+    for key, value in flat.items():
+        table, dot, name = key.partition(".")
+        if not dot:
+            own[key] = value
+        elif table in tables:
+            tables[table][name] = value
+        else:
+            raise ConfigError(f"there is no settings table `{table}` (setting `{key}`){did_you_mean(table, tables)}")
+    algorithm = own.get("algorithm", RunConfig.model_fields["algorithm"].default)
+    config = _validate(RunConfig, own, "", near=_shown(algorithm, table_types().get(str(algorithm), Options)))
+    config._tables.update({name: _validate(table_types()[name], values, f"{name}.") for name, values in tables.items()})
+    _check_choices(config)
+    return config
+
+
+def parse_node_config(flat: Mapping[str, Any]) -> NodeConfig:
+    """The settings of a node from Flower's `context.node_config`."""
+    config = _validate(NodeConfig, flat, "", "node setting")
+    if config.partition_id >= config.num_partitions:
+        raise ConfigError(
+            f"node setting `partition-id` must be below `num-partitions` ({config.num_partitions}), got {config.partition_id}"
+        )
+    return config
+
+
+def check_choice(key: str, value: str, registry: Collection[str]) -> None:
+    """Raise ConfigError if the setting `key` names nothing that is in `registry`."""
+    if value not in registry:
+        hint = did_you_mean(value, registry)
+        if key == "algorithm" and not hint:
+            hint = ": to use one of your own run its file instead of `quickbloom`, see docs/own-algorithm.md"
+        raise ConfigError(f"`{key}` must be one of {', '.join(registry)}, got {value!r}{hint}")
+
+
+def _check_choices(config: RunConfig) -> None:
+    for key, registry in (("algorithm", ALGORITHMS), ("dataset", DATASETS), ("model", ["auto", *MODELS])):
+        value = getattr(config, key)
+        if key == "model" and is_own_model(value):
+            _check_own_model(value)
+        else:
+            check_choice(key, value, registry)
+    try:
+        rates = config.lrs
+    except ValueError:
+        rates = (0.0,)
+    if not all(0 < rate < float("inf") for rate in rates):
+        raise ConfigError(f"`adapt-lrs` must be positive numbers with commas between them, got {config.adapt_lrs!r}")
+    try:
+        shots = config.shots
+    except ValueError:
+        shots = (0,)
+    if not all(number > 0 for number in shots):
+        raise ConfigError(f"`test-shots` must be whole numbers above 0 with commas between them, got {config.test_shots!r}")
+    for key, path in (("output-dir", config.output_dir), ("resume-from", config.resume_from)):
+        if path and not Path(path).is_absolute():
+            raise ConfigError(f"`{key}` must be an absolute path, because the server runs elsewhere, got {path!r}")
+    _check_tracking(config.mlflow)
+    _check_privacy(config)
+    _check_secure(config)
+
+
+def _check_tracking(uri: str) -> None:
+    if uri and "://" not in uri:
+        raise ConfigError(f"`mlflow` must be a URI such as http://localhost:5000 or sqlite:////data/mlflow.db, got {uri!r}")
+    if "@" in urlsplit(uri).netloc:
+        raise ConfigError(
+            "`mlflow` must be without a user and a password, since every run writes its settings down: set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the server runs"
+        )
+
+
+def _check_privacy(config: RunConfig) -> None:
+    """Refuse settings that differential privacy does not hold with."""
+    privacy = config.privacy
+    if not privacy.on:
+        for key, value in (("clip", privacy.clip), ("epsilon", privacy.epsilon), ("clip-quantile", privacy.clip_quantile)):
+            if value:
+                raise ConfigError(
+                    f"`privacy.{key}` does nothing without noise, got {value:g}: set `privacy.noise-multiplier` too"
+                )
+        return
+    if privacy.clip == 0:
+        raise ConfigError(
+            "`privacy.clip` must be above 0 where `privacy.noise-multiplier` is: noise hides only what is bounded"
+        )
+    forbidden: tuple[tuple[str, Scalar, Scalar, str], ...] = (
+        ("update-dtype", config.update_dtype, "float32", "what coding loses would come back unclipped"),
+        ("aggregate", config.aggregate, "mean", "noise is accounted for on a sum"),
+        ("over-select", config.over_select, 1, "with it, who is heard depends on who else takes part"),
+        ("max-update-norm", config.max_update_norm, 0, "one task's data would decide whether all others of its node are heard"),
+        ("min-replies", config.min_replies, 0, "a round that is skipped for want of replies tells who took part"),
+    )
+    for key, came, needed, why in forbidden:
+        if came != needed:
+            raise ConfigError(
+                f"`{key}` must be {needed!r} with `privacy.noise-multiplier` above 0, because {why}, got {came!r}"
+            )
+
+
+def _check_secure(config: RunConfig) -> None:
+    """Refuse settings that need to see the update of a single node, or to do without some."""
+    if not config.secure_aggregation:
+        return
+    forbidden: tuple[tuple[str, Scalar, Scalar, str], ...] = (
+        ("aggregate", config.aggregate, "mean", "every other rule compares the updates of single nodes"),
+        ("max-update-norm", config.max_update_norm, 0, "the server cannot see the norm of a masked update"),
+        ("update-dtype", config.update_dtype, "float32", "masks hide whole numbers of 64 bits, which leaves nothing to save"),
+        ("over-select", config.over_select, 1, "whoever is not waited for is a drop-out that the others have to make up for"),
+    )
+    for key, came, needed, why in forbidden:
+        if came != needed:
+            raise ConfigError(f"`{key}` must be {needed!r} with `secure-aggregation`, because {why}, got {came!r}")
+
+
+def _check_own_model(value: str) -> None:
+    module, _, factory = value.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), factory)):
+        raise ConfigError(f'`model` must be "module:factory" for a model of your own, such as "my_models:small", got {value!r}')
+
+
+def _shown(table: str, model: type[Options]) -> dict[str, str]:
+    """The names of a table's settings, each with the name by which it can be set."""
+    return {
+        field.alias: f"{table}.{field.alias}" if table else field.alias for field in model.model_fields.values() if field.alias
+    }
+
+
+def _validate(
+    model: type[T], values: Mapping[str, Any], prefix: str, what: str = "setting", near: Mapping[str, str] | None = None
+) -> T:
+    """`near`: names of other settings, for whoever misspells one of these, with what is to be typed."""
+    known = _shown(prefix.removesuffix("."), model)
+    for key in values:
+        # Checked before pydantic, which would also take the snake_case names that Python code uses.
+        if key not in known:
+            shown = {**(near or {}), **known}
+            raise ConfigError(f"there is no {what} `{prefix}{key}`{did_you_mean(key, shown, shown)}")
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        if not first["loc"]:  # of several settings together, in a sentence of its own
+            raise ConfigError(f"`{prefix.removesuffix('.')}`: {expected}") from None
+        subject = f"`{prefix}{first['loc'][0]}`" if what == "setting" else f"{what} `{prefix}{first['loc'][0]}`"
+        came = first["input"]
+        raise ConfigError(f"{subject} must be {expected}, got {came!r} ({type(came).__name__})") from None

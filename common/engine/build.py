@@ -1,0 +1,161 @@
+"""From settings and the form of the data to the algorithm with its model: the same on the server and on every node."""
+
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from quickbloom.common.algorithms import ALGORITHMS, Algorithm, is_own_algorithm
+from quickbloom.common.config.run import RunConfig
+from quickbloom.common.datasets.base import DataSpec
+from quickbloom.common.engine.round import TaskWork, evaluate, run_round
+from quickbloom.common.errors import ConfigError, in_one_line
+from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.maths.learner import Learner
+from quickbloom.common.maths.params import LARGE
+from quickbloom.common.models import MODELS, build_model
+from quickbloom.common.models.conv4 import SMALLEST_SIDE
+from quickbloom.common.options import Options
+from quickbloom.common.randomness import generator
+
+_CPU = torch.device("cpu")
+
+
+def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _CPU, *, tried: bool = False) -> Algorithm:
+    """The algorithm of `config` (resolved) on its freshly initialised model. Raises ConfigError if these do not go together.
+
+    `tried`: somebody has seen already that the model can be trained and scored, which takes several times its memory; and the
+    parameters come from there, so that the model is no more than a structure where that will do.
+    """
+    model = config.model if config.model != "auto" else model_for(spec)
+    chosen, options = ALGORITHMS[config.algorithm], config.table(config.algorithm)
+    outputs = chosen.model_outputs(options, spec.outputs)
+    _check_inputs(model, spec)
+    tokens = spec.outputs if spec.tokens else 0
+    ours = model in MODELS and not is_own_algorithm(chosen)
+    # On the device "meta" tensors have shapes and no numbers.
+    with torch.device("meta") if tried and ours and chosen.starts_from_meta else nullcontext():
+        module = build_model(model, config.table(model), spec.input_shape, outputs, config.seed, tokens)
+        learner = Learner(module, spec.kind, spec.outputs)
+        try_out(learner, model, spec, outputs)
+    if learner.device.type == "meta":
+        learner.drop_numbers()
+    if not tried and not (ours and _size(learner) >= LARGE):  # that ours go together is tested with small ones
+        try_out_with(chosen(_few_steps(options), learner), model, spec)
+    learner.to(device)
+    return chosen(options, learner)
+
+
+def _size(learner: Learner) -> int:
+    return sum(value.nbytes for value in learner.module.parameters())
+
+
+def model_for(spec: DataSpec) -> str:
+    """By the form of the inputs alone, which server and nodes know alike: conv4 for images of a size that it takes."""
+    return "conv4" if len(spec.input_shape) == 3 and min(spec.input_shape[1:]) >= SMALLEST_SIDE else "mlp"
+
+
+def _check_inputs(model: str, spec: DataSpec) -> None:
+    """Tokens only for the models that read tokens; what the user's own one reads is not known before it is tried."""
+    if model in MODELS and MODELS[model].tokens != spec.tokens:
+        reads, come = ("token ids", "numbers") if MODELS[model].tokens else ("numbers", "token ids")
+        raise ConfigError(
+            f'`model = "{model}"` reads {reads}, but the inputs of these data, of shape {spec.input_shape}, are {come}: choose '
+            '`model = "auto"`, which fits the data set'
+        )
+
+
+def try_out(learner: Learner, model: str, spec: DataSpec, outputs: int) -> None:
+    """Run the model once on two made-up examples, so that a misfit is found before anything is trained.
+
+    It also finds out which layer is the last. Raises ConfigError with a sentence about the setting `model`. The global random
+    state stays as it is.
+    """
+    shape, x = (2, *spec.input_shape), _made_up(spec)
+    subject = f'`model = "{model}"`'
+    expected = f"{subject} must map {'int64 token ids' if spec.tokens else 'float32 inputs'} of shape {shape}"
+    expected += f" to outputs of shape {(2, outputs)}"
+    parameters = list(learner.module.parameters())
+    if not parameters or any(is_lazy(value) for value in parameters):
+        found = "lazy ones, without a shape" if parameters else "a module without any"
+        raise ConfigError(f"{subject} must have parameters to train, got {found}")
+    params = learner.initial()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with _watching(learner):
+                result: object = learner.apply(params, x)
+        except Exception as error:  # the user's code may raise anything
+            raise ConfigError(f"{expected}, but it raised {in_one_line(error)}") from error
+        if not isinstance(result, Tensor):
+            raise ConfigError(f"{expected}, got a {type(result).__name__}")
+        if result.shape != (2, outputs) or not result.is_floating_point():
+            raise ConfigError(f"{expected}, got {result.dtype} of shape {tuple(result.shape)}")
+
+
+@contextmanager
+def _watching(learner: Learner) -> Iterator[None]:
+    """Tell the learner which layer with parameters has run last: that need not be the one that was made last."""
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            learner.last_layer = name
+
+        return hook
+
+    layers = [(name, module) for name, module in learner.module.named_modules() if list(module.parameters(recurse=False))]
+    handles = [module.register_forward_hook(note(name)) for name, module in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def try_out_with(algorithm: Algorithm, model: str, spec: DataSpec) -> None:
+    """Do once what a node does, in training and in scoring, with two made-up examples."""
+    y = torch.zeros(2, dtype=torch.int64) if spec.kind == "classification" else torch.zeros(2, spec.outputs)
+    batch = Batch.of(_made_up(spec), y)
+    data = TaskData(batch, batch, batch)
+    meta = algorithm.init()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            run_round(algorithm, meta, [TaskWork(data, generator(0, "try"))], chunk_size=1)
+            evaluate(algorithm, meta, [[data]], [algorithm.options.inner_lr], steps=1, chunk_size=1)
+        except Exception as error:  # the user's code may raise anything
+            if model in MODELS and is_own_algorithm(type(algorithm)):
+                raise ConfigError(
+                    f'`algorithm = "{algorithm.name}"` must work under torch.func.vmap, without `if`, `float()` or `.item()` '
+                    f"on a tensor and without changes in place, but it raised {in_one_line(error)}{_where(error)}"
+                ) from error
+            raise ConfigError(
+                f'`model = "{model}"` must work under torch.func.vmap and be differentiable as often as '
+                f'`algorithm = "{algorithm.name}"` needs it, but it raised {in_one_line(error)}: leave out dropout, changes in '
+                "place, torch's own recurrent layers and fused attention"
+            ) from error
+
+
+def _where(error: Exception) -> str:
+    """The last line of the user's own that `error` came through: " (my_algorithm.py, line 31)"."""
+    others = (str(Path(__file__).parent), str(Path(torch.__file__).parents[1]), sysconfig.get_path("stdlib"))
+    # Not extract_tb, which shows as few as `sys.tracebacklimit` says.
+    frames = ((frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__))
+    own = [f" ({Path(file).name}, line {line})" for file, line in frames if not file.startswith(others)]
+    return own[-1] if own else ""
+
+
+def _made_up(spec: DataSpec) -> Tensor:
+    shape = (2, *spec.input_shape)
+    # The largest id, which an embedding that is too small does not have.
+    return torch.full(shape, spec.outputs - 1) if spec.tokens else torch.zeros(shape)
+
+
+def _few_steps(options: Options) -> Options:
+    """The same options with at most two steps of every kind: they show what a thousand would."""
+    few = {name: min(2, value) for name, value in options if name.endswith("_steps")}
+    return options.model_copy(update=few)

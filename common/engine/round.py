@@ -1,0 +1,289 @@
+"""One node's share of a round, without Flower: stack the tasks, map the algorithm over them, average.
+
+Tasks of different sizes are padded with examples of weight 0, and go through `torch.func.vmap` in chunks that bound the memory.
+A model that mixes the examples of a batch (batch norm) would see the padding, so its tasks are grouped by exact size instead.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.nn.utils.rnn import pad_sequence
+
+from quickbloom.common.algorithms.base import Algorithm
+from quickbloom.common.engine.chunking import AutoChunks, chunks
+from quickbloom.common.engine.compiling import Auto, Contribute, compiled, mapped
+from quickbloom.common.maths.batch import Batch, Episode, Minibatches, TaskData
+from quickbloom.common.maths.params import Params, add_weighted, weighted_quotient, zeros
+
+_PIECE = 2**20
+"""Numbers of a task that are squared at once."""
+
+
+@dataclass(frozen=True)
+class TaskWork:
+    """One task's draw in this round, and the generator of (seed, round, task) for what the algorithm draws.
+
+    `kept`: what the task has kept on its node since an earlier round; None for a task that is new there.
+    """
+
+    data: TaskData
+    rng: np.random.Generator
+    kept: Params | None = None
+
+    @property
+    def num_examples(self) -> int:
+        # By `shape`, here and below: len() of a tensor takes 50 times as long, which shows with a hundred small tasks.
+        return self.data.support.x.shape[0] + self.data.query.x.shape[0]
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """`gradient`: weighted mean of the tasks' meta-gradients; `weight`: the sum of the weights that went into it.
+
+    `losses`: every task's query loss after adaptation, in the order asked for; NaN marks a task without examples or whose
+    numbers were not finite, which contributes nothing else. Where no task contributed, `weight` is 0 and `gradient` is zero.
+    `kept`: what every task keeps on its node from now on; that of a task whose numbers were not finite is what it had.
+    `within`: how many tasks did not have to be clipped; 0 without `clip`.
+    """
+
+    gradient: Params
+    weight: float
+    losses: list[float]
+    kept: list[Params]
+    within: float = 0.0
+
+
+def run_round(
+    algorithm: Algorithm,
+    meta: Params,
+    work: Sequence[TaskWork],
+    chunk_size: int | AutoChunks,
+    *,
+    compile: bool | Auto = False,
+    clip: float = 0.0,
+) -> RoundResult:
+    """Mean meta-gradient over the tasks in `work`, of which at most `chunk_size` are mapped at once.
+
+    `compile`: by torch.compile, or when `Auto` says so, which gives the same numbers but for rounding. True raises ConfigError
+    where that does not work.
+    `clip`: a task whose meta-gradient has a larger norm is scaled down to it, and all tasks weigh 1; 0: neither.
+    """
+    total: Params = {}
+    first: tuple[Params, Tensor] | None = None  # one that is all there is needs no sum beside it
+    total_weight, within = 0.0, 0.0
+    losses = [float("nan")] * len(work)
+    kept = [algorithm.fresh() if w.kept is None else w.kept for w in work]
+    for some in _stacks(algorithm, work, chunk_size):
+        numbers = [1.0 if clip else algorithm.weight(work[i].num_examples) for i in some.positions]
+        weights = torch.tensor(numbers, dtype=torch.float64, device=algorithm.learner.device)
+        summed = None if some.kept else algorithm.sum_up(meta, some.episode, some.minibatches, weights, clip)
+        if summed is not None:
+            finite, norms, of_part = summed.norms.isfinite(), summed.norms, summed.losses
+            weights = weights * finite
+            total = total or zeros(meta)
+            for name, value in algorithm.with_zero_head(summed.total).items():
+                total[name] += value
+        else:
+            part = _part(some.positions, *_contribute(algorithm, compile)(meta, some.kept, some.episode, some.minibatches))
+            finite, norms, of_part = part.finite, task_norms(part.gradients) if clip else weights, part.losses
+            weights = weights * finite
+            scaled = weights * (clip / norms.clamp(min=clip)) if clip else weights
+            if len(some.positions) == len(work):
+                first = part.gradients, scaled
+            else:
+                total = total or zeros(meta)
+                for name, value in part.gradients.items():
+                    add_weighted(total[name], value, scaled)
+            for t in finite.nonzero().flatten().tolist() if part.kept else ():
+                kept[some.positions[t]] = {name: value[t] for name, value in part.kept.items()}
+            del part  # before the next one comes
+        total_weight += float(weights.sum())
+        within += float((weights * (norms <= clip)).sum()) if clip else 0.0
+        # As lists: each look into a tensor takes as long as a step of a small task.
+        for position, is_finite, loss in zip(some.positions, finite.tolist(), of_part.tolist(), strict=True):
+            losses[position] = loss if is_finite else losses[position]
+    divisor = max(total_weight, 1e-300)
+    if first is not None:
+        values, weights = first
+        gradient = {name: weighted_quotient(values[name], weights, divisor, like.dtype) for name, like in meta.items()}
+    else:
+        gradient = {name: value.div_(divisor).to(meta[name].dtype) for name, value in (total or zeros(meta)).items()}
+    return RoundResult(gradient, total_weight, losses, kept, within)
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Some of a round's tasks with a leading task axis: `positions` says which, `kept` what they kept since earlier rounds."""
+
+    positions: list[int]
+    episode: Episode
+    minibatches: Minibatches
+    kept: Params
+
+
+def _stacks(algorithm: Algorithm, work: Sequence[TaskWork], chunk_size: int | AutoChunks) -> Iterator[_Stack]:
+    """All tasks, of which `chunk_size` are stacked at once, but for those without support or query: nothing comes of them."""
+    device = algorithm.learner.device
+    whole = [i for i, w in enumerate(work) if all(_sizes(w.data))]
+    # What was kept comes from a record or a file, hence on the CPU; a fresh start is where the model is.
+    kept = [algorithm.fresh() if w.kept is None else {name: value.to(device) for name, value in w.kept.items()} for w in work]
+    for found in chunks([_sizes(work[i].data) for i in whole], chunk_size, exact=algorithm.learner.mixes_examples):
+        positions = [whole[i] for i in found]
+        chosen = [work[i] for i in positions]
+        episode = Episode(stack([w.data.support for w in chosen], device), stack([w.data.query for w in chosen], device))
+        indices = [algorithm.minibatch_indices(w.num_examples, w.rng) for w in chosen]
+        minibatches = _stack_minibatches(indices, [w.data.support.x.shape[0] for w in chosen], episode, device)
+        before = {name: torch.stack([kept[i][name] for i in positions]) for name in kept[positions[0]]}
+        yield _Stack(positions, episode, minibatches, before)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What some of a round's tasks contribute, each with a leading task axis: `positions` says which tasks these are.
+
+    `finite`: false for a task whose numbers are not finite; its gradients are zero here.
+    """
+
+    positions: list[int]
+    gradients: Params
+    losses: Tensor
+    kept: Params
+    finite: Tensor
+
+
+def contributions(
+    algorithm: Algorithm, meta: Params, work: Sequence[TaskWork], chunk_size: int | AutoChunks, *, compile: bool | Auto = False
+) -> Iterator[Part]:
+    """Every task's meta-gradient by itself, before anything is weighed, clipped or averaged; `chunk_size` tasks at once."""
+    contribute = _contribute(algorithm, compile)
+    for some in _stacks(algorithm, work, chunk_size):
+        yield _part(some.positions, *contribute(meta, some.kept, some.episode, some.minibatches))
+
+
+def _part(positions: list[int], gradients: Params, loss: Tensor, after: Params) -> Part:
+    # As rows of numbers, which what follows would make of them each time.
+    gradients = {name: value.contiguous() for name, value in gradients.items()}
+    finite = _finite_tasks(gradients, after, loss)
+    if not finite.all():
+        # where(), because 0 * NaN is NaN: a task that is left out must leave no trace.
+        gradients = {name: torch.where(_over(finite, value), value, 0.0) for name, value in gradients.items()}
+    return Part(positions, gradients, loss, after, finite)
+
+
+def _contribute(algorithm: Algorithm, compile: bool | Auto) -> Contribute:
+    if isinstance(compile, Auto):
+        return compile.mapped(algorithm)
+    return compiled(algorithm) if compile else mapped(algorithm)
+
+
+def task_norms(gradients: Params) -> Tensor:
+    """The Euclidean norm of every task's gradient over all tensors, each of which has a leading task axis: [tasks], float64.
+
+    Without any tensor a single zero.
+    """
+    squares = [value.double().reshape(len(value), -1).square().sum(dim=1) for value in gradients.values()]
+    return torch.stack(squares).sum(dim=0).sqrt() if squares else torch.zeros(1, dtype=torch.float64)
+
+
+def _over(mask: Tensor, values: Tensor) -> Tensor:
+    return mask.view(*mask.shape, *[1] * (values.ndim - mask.ndim))
+
+
+def evaluate(
+    algorithm: Algorithm,
+    meta: Params,
+    tasks: Sequence[Sequence[TaskData]],
+    lrs: Sequence[float],
+    steps: int,
+    chunk_size: int | AutoChunks,
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Adapt on the support, score on the test part: (loss, metric), each [tasks, learning rates, steps + 1].
+
+    The metric is accuracy in 0..1, or the mean squared error for regression. Position 0 of the last axis is before adaptation.
+    A task with several draws gets their mean.
+    """
+    draws = [draw for task in tasks for draw in task]
+    owner = np.repeat(np.arange(len(tasks)), [len(task) for task in tasks])
+    device = algorithm.learner.device
+
+    def scores(theta: Params, lr: Tensor, support: Batch, test: Batch) -> tuple[Tensor, Tensor]:
+        before, results = None, []
+        for phi in algorithm.passing_path(theta, support, lr, steps):
+            # A path that stands still (prototypes) is scored once.
+            results.append(results[-1] if phi is before else algorithm.score(phi, test))
+            before = phi
+        del phi, before  # with them the path lets go of its last parameters before those of the next task are made
+        losses, metrics = zip(*results, strict=True)
+        return torch.stack(losses), torch.stack(metrics)
+
+    over_rates = vmap(scores, in_dims=(None, 0, None, None))
+    over_tasks = vmap(over_rates, in_dims=(None, None, 0, 0))
+    rates = torch.tensor(list(lrs), dtype=algorithm.learner.dtype, device=device)
+    result = np.full((2, len(draws), len(lrs), steps + 1), np.nan)
+    sizes = [(len(d.support.x), len(d.test.x)) for d in draws]
+    # Every rate of every task has parameters of its own, which `chunk_size` bounds.
+    rates_at_once = min(len(lrs), chunk_size) if isinstance(chunk_size, int) else len(lrs)
+    per_chunk = chunk_size // rates_at_once if isinstance(chunk_size, int) else chunk_size
+    with torch.no_grad():
+        for positions in chunks(sizes, per_chunk, exact=algorithm.learner.mixes_examples):
+            support = stack([draws[i].support for i in positions], device)
+            test = stack([draws[i].test for i in positions], device)
+            for i in range(0, len(lrs), rates_at_once):
+                some = slice(i, i + rates_at_once)
+                for part, values in enumerate(over_tasks(meta, rates[some], support, test)):
+                    result[part, positions, some] = values.double().cpu().numpy()
+    means = np.stack([result[:, owner == task].mean(axis=1) for task in range(len(tasks))], axis=1)
+    return means[0], means[1]
+
+
+def stack(batches: Sequence[Batch], device: torch.device) -> Batch:
+    """Batches of several tasks as one with a leading task axis, padded to the largest with weight 0."""
+    if len({batch.x.shape[0] for batch in batches}) == 1:  # there is nothing to pad
+        return Batch(*(torch.stack(list(values)).to(device) for values in zip(*batches, strict=True)))
+    x, y, weight = (pad_sequence(list(values), batch_first=True) for values in zip(*batches, strict=True))
+    # Padding repeats an example rather than zeros: it cannot make a model overflow where the task itself does not.
+    x, y = (torch.where(_over(weight > 0, values), values, values[:, :1]) for values in (x, y))
+    return Batch(x.to(device), y.to(device), weight.to(device))
+
+
+def _stack_minibatches(
+    indices: Sequence[np.ndarray[Any, Any] | None], num_support: Sequence[int], episode: Episode, device: torch.device
+) -> Minibatches:
+    present = [index for index in indices if index is not None]
+    if not present:
+        empty = torch.zeros(len(indices), 0, 0, device=device)
+        return Minibatches(empty.long(), empty)
+    sizes, starts = np.array([index.shape[1] for index in present]), np.array(num_support)[:, None, None]
+    steps, size = len(present[0]), sizes.max()
+    same = all(index.shape[1] == size for index in present)
+    index = np.stack(present if same else [np.pad(index, ((0, 0), (0, size - index.shape[1]))) for index in present])
+    padding = episode.support.x.shape[1] - starts
+    if padding.any():  # query examples stand behind the padding of the support part
+        index = index + padding * (index >= starts)
+    weight = torch.from_numpy(np.arange(size) < sizes[:, None]).to(device, episode.support.weight.dtype)
+    return Minibatches(torch.from_numpy(index).to(device), weight[:, None].expand(-1, steps, -1))
+
+
+def _sizes(data: TaskData) -> tuple[int, int]:
+    return data.support.x.shape[0], data.query.x.shape[0]
+
+
+def _finite_tasks(gradients: Params, kept: Params, loss: Tensor) -> Tensor:
+    finite = torch.isfinite(loss)
+    for value in [*gradients.values(), *kept.values()]:
+        # The squares, because a gradient of 1e26 would overflow in Adam's second moment and stop its weights for good.
+        finite &= torch.isfinite(_squares(value.reshape(value.shape[0], -1)))
+    return finite
+
+
+def _squares(rows: Tensor) -> Tensor:
+    """The sum of the squares of every row."""
+    if rows.shape[1] <= _PIECE:
+        return rows.square().sum(dim=1)
+    # In pieces, since the squares of all would take as much memory again.
+    return torch.stack([piece.square().sum(dim=1) for piece in torch.split(rows, _PIECE, dim=1)]).sum(dim=0)

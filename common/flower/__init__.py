@@ -1,0 +1,1 @@
+"""Everything that touches what Flower does not promise."""

@@ -1,0 +1,62 @@
+"""Flower's HTTP requests with less around them: those of a run's server to its SuperLink, of a worker to its SuperNode.
+
+A round of three nodes takes more than thirty requests to the SuperLink, and each spends most of its time on its way to the
+function that answers it. This reaches into one release of Flower, as `common.flower.workers` does, which decides whether it
+is used."""
+
+import importlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+CONTROL = "/v1/control/"
+"""What the paths of users' requests begin with."""
+LAYERS = (
+    "ControlSensitiveResponseMiddleware",
+    "ControlEventLogMiddleware",
+    "ControlLicenseMiddleware",
+    "ControlAuthenticationMiddleware",
+)
+"""Layers around every request, of a task and two streams each. For requests that are none of users only the second does
+anything, where an event log is set up.
+"""
+LOOK_UPS = (
+    ("flwr.supercore.protobuf.translation", "get_protobuf_request"),
+    ("flwr.supercore.dependencies.runtime", "get_runtime_state"),
+    ("flwr.supercore.dependencies.runtime", "get_runtime_handlers"),
+)
+"""Functions that return what is there already. FastAPI calls them in another thread, as it does all that are no coroutines."""
+
+Through = Callable[..., Awaitable[None]]
+
+
+def go_past() -> None:
+    """Let requests that are none of users go past LAYERS, in this process."""
+    layers: Any = importlib.import_module("flwr.superlink.routers.control.middlewares")
+    for layer in filter(None, (getattr(layers, name, None) for name in LAYERS)):
+        layer.__call__ = past(layer.__call__)
+
+
+def past(through: Through) -> Through:
+    """The method `__call__` of a layer, for requests of users and where what happens is logged; others go to what is behind."""
+
+    async def called(layer: Any, scope: Any, receive: Any, send: Any) -> None:
+        of_users = scope["type"] != "http" or scope["path"].startswith(CONTROL)
+        logged = "app" in scope and getattr(scope["app"].state, "control_event_log_plugin", None) is not None
+        await (through(layer, scope, receive, send) if of_users or logged else layer.app(scope, receive, send))
+
+    return called
+
+
+def look_up_at_once() -> None:
+    """Let FastAPI call LOOK_UPS, and the comparison of versions, where it is and not in another thread, in this process."""
+    solving: Any = importlib.import_module("fastapi.dependencies.utils")
+    versions: Any = importlib.import_module("flwr.supercore.dependencies.runtime_version")
+    functions = {getattr(importlib.import_module(module), name, None) for module, name in LOOK_UPS}
+    elsewhere = solving.run_in_threadpool
+
+    async def call(function: Any, *arguments: Any, **named: Any) -> Any:
+        if isinstance(function, versions.RuntimeVersionDependency) or function in functions:
+            return function(*arguments, **named)
+        return await elsewhere(function, *arguments, **named)
+
+    solving.run_in_threadpool = call

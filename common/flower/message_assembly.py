@@ -1,0 +1,84 @@
+"""How a process takes a large message in: Flower's messages put together part by part, and freed memory given back.
+
+Flower keeps every piece of a message until all of it is put together, which is the message twice; here pieces go as soon as the
+array that they belong to is there. And glibc keeps what is freed between other things, unless large blocks are mapped by
+themselves.
+
+This reaches into one release of Flower; `common.flower.workers` sees to that. It imports nothing of this package, since
+workers run it by its path: their app brings a `common` of its own."""
+
+import ctypes
+import importlib
+import os
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+LARGE = 2**25
+"""Bytes of a message from which on a worker spares memory rather than time while it computes."""
+# Numbers of glibc's mallopt, and bytes: of blocks that are mapped by themselves, and of what is free at the end of the heap.
+_TRIM, _MAP, _ARENAS = -1, -3, -8
+_SPARING, _COMPUTING = {_ARENAS: 1, _MAP: 2**20, _TRIM: 2**22}, {_MAP: 2**25, _TRIM: 2**26}
+
+
+def spare() -> None:
+    """Let this process put messages together part by part."""
+    pulling: Any = importlib.import_module("flwr.supercore.inflatable.inflatable_utils")
+    grid: Any = importlib.import_module("flwr.superlink.grid.http_grid")
+    whole = pulling.inflate_object_from_contents
+    if getattr(whole, "by_parts", False):
+        return
+    pulling.inflate_object_from_contents = grid.inflate_object_from_contents = _by_parts(whole, pulling)
+
+
+def _by_parts(whole: Callable[..., Any], pulling: Any) -> Callable[..., Any]:
+    def inflate(
+        object_id: str, contents: dict[str, bytes], *, keep_object_contents: bool = False, objects: dict[str, Any] | None = None
+    ) -> Any:
+        if objects is not None:  # Flower's own goes down from one piece to those below by the same name
+            return whole(object_id, contents, keep_object_contents=keep_object_contents, objects=objects)
+        done: dict[str, Any] = {}
+        heads = {key: pulling.get_object_head_values_from_object_content(content) for key, content in contents.items()}
+        arrays = {key: children for key, (kind, children, _) in heads.items() if kind == "Array"}
+        # Arrays with the same numbers share their pieces.
+        uses = Counter(piece for children in arrays.values() for piece in set(children))
+        for key, children in arrays.items():
+            whole(key, contents, keep_object_contents=keep_object_contents, objects=done)
+            for piece in set(children):
+                uses[piece] -= 1
+                if not uses[piece]:
+                    del done[piece]
+        return whole(object_id, contents, keep_object_contents=keep_object_contents, objects=done)
+
+    inflate.by_parts = True  # type: ignore[attr-defined]
+    return inflate
+
+
+def worker() -> None:
+    """The same for a process that lives for one message, which also gives back what it frees while the message comes.
+
+    With a small message it goes on as glibc would: computing is faster where freed memory is kept.
+    """
+    spare()
+    if any(name.startswith("MALLOC_") for name in os.environ):  # the user's own choice
+        return
+    tune(_SPARING)
+    client: Any = importlib.import_module("flwr.supernode.runtime.run_clientapp")
+    pull = client.pull_task_input
+
+    def pull_and_tune(*args: Any) -> Any:
+        task = pull(*args)
+        records = task[0].content.array_records.values() if task[0].has_content() else ()
+        if sum(len(array.data) for record in records for array in record.values()) < LARGE:
+            tune(_COMPUTING)
+        return task
+
+    client.pull_task_input = pull_and_tune
+
+
+def tune(options: dict[int, int]) -> None:
+    """Set options of glibc's malloc; does nothing with another C library."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for name, value in options.items():
+            mallopt(name, value)

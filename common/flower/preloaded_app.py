@@ -1,0 +1,166 @@
+"""This release's ClientApp, imported before a message comes, for workers whose run brings the same code.
+
+`common.flower.workers` lets the fork server import this module, and with it the ClientApp as it is installed here, whose
+import is much of what a message of a small model costs. A worker uses it if the run's bundle has exactly the same files, by
+their SHA-256; else it forgets all of it, and Flower imports the bundle's. Unpacking the bundle, which Flower does for every
+message, is done once."""
+
+import errno
+import functools
+import hashlib
+import importlib
+import io
+import posixpath
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from logging import DEBUG
+from pathlib import Path
+from typing import Any
+
+from flwr.common import log
+
+from quickbloom.common.system.package import folders
+
+PACKAGES = ("quickbloom", "client_app", "common")
+"""The folders of a bundle that a node imports from."""
+_MANIFEST = ".info/CONTENT"
+_COMPLETE = ".quickbloom-complete"
+"""In the directory of a bundle that was unpacked to the end: the SHA-256 of the bundle."""
+
+
+def installed_files() -> dict[str, str]:
+    """SHA-256 of every Python file of PACKAGES as they are installed, by its path in a bundle."""
+    return {
+        f"{name}/{file.relative_to(folder).as_posix()}": hashlib.sha256(file.read_bytes()).hexdigest()
+        for name, folder in folders(PACKAGES).items()
+        for file in sorted(folder.rglob("*.py"))
+        # An installed package holds the other folders, and what none of them is bundled with.
+        if name != "quickbloom" or file.parent == folder
+    }
+
+
+def bundled_files(bundle: bytes) -> dict[str, str]:
+    """The same of all files in PACKAGES of a bundle, by its manifest, whose lines are path, SHA-256 and size.
+
+    {} if it has none that can be read; a file that is not in it has the hash "".
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+            names = [posixpath.normpath(name) for name in archive.namelist() if not name.endswith("/")]
+            lines = archive.read(_MANIFEST).decode().splitlines()
+    except (KeyError, UnicodeDecodeError, zipfile.BadZipFile):
+        return {}
+    hashes = {path: digest for path, digest, _ in (line.rsplit(",", 2) for line in lines if line.count(",") >= 2)}
+    return {name: hashes.get(name, "") for name in names if name.split("/")[0] in PACKAGES}
+
+
+def imported() -> list[str]:
+    """The names of all our modules that are imported."""
+    return [name for name in sys.modules if name.split(".")[0] == "quickbloom"]
+
+
+def forget(names: Iterable[str]) -> None:
+    """Let the next import of any of these modules find whatever comes first on the path."""
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def adopt(names: Iterable[str], directory: Path) -> None:
+    """Use these modules as those of the bundle in `directory`: what is imported later comes from there.
+
+    What is imported already keeps its `__file__`, which is where it is installed.
+    """
+    for name in names:
+        module = sys.modules[name]
+        if hasattr(module, "__path__"):
+            below = name.split(".")[1:]
+            # As `quickbloom/__init__.py` has it where the other folders lie beside its own.
+            module.__path__ = [str(directory.joinpath(*below))] if below else [str(directory / name), str(directory)]
+            if module.__spec__ is not None:
+                module.__spec__.submodule_search_locations = list(module.__path__)
+
+
+def unpacked(install: Callable[..., Path], bundle: bytes, apps: Path) -> Path:
+    """The directory of a bundle below `apps`, which appears there when all of it is on the disk.
+
+    `install` is Flower's `install_from_fab`, which takes any directory that is there for a complete one. What another process
+    may be importing from is never touched.
+    """
+    digest = hashlib.sha256(bundle).hexdigest()
+    for mark in apps.glob(f"*.{digest[:8]}/{_COMPLETE}"):
+        if _is(mark, digest):
+            return mark.parent
+    try:
+        apps.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=apps.parent, prefix="unpacking-") as folder:
+            fresh = install(bundle, Path(folder), skip_prompt=True)
+            (fresh / _COMPLETE).write_text(digest, encoding="utf-8")
+            # The second name is for where a directory is under the first one that somebody else has not filled, or is filling.
+            for name in (fresh.name, f"whole-{digest}.{digest[:8]}"):
+                if moved := _moved(fresh, apps / name, digest):
+                    return moved
+    except OSError:  # it is for Flower to say what is wrong
+        pass
+    return install(bundle, skip_prompt=True)
+
+
+def _moved(fresh: Path, directory: Path, digest: str) -> Path | None:
+    """`directory`, once it holds what is in `fresh`; None if something else is there."""
+    try:
+        fresh.rename(directory)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        return directory if _is(directory / _COMPLETE, digest) else None  # whoever shares `apps` was sooner
+    return directory
+
+
+def _is(mark: Path, digest: str) -> bool:
+    try:
+        return mark.read_text(encoding="utf-8") == digest
+    except (OSError, ValueError):
+        return False
+
+
+def prepare(install: Callable[..., Path], apps: Path, ours: Mapping[str, str], names: Iterable[str]) -> Callable[..., Path]:
+    """Flower's `install_from_fab`, which also settles what becomes of the modules `names`: those of the files `ours`.
+
+    `apps`: the directory in which Flower unpacks bundles, each in one whose name ends in the first digits of its SHA-256.
+    """
+
+    @functools.wraps(install)
+    def install_and_settle(bundle: bytes, **_: Any) -> Path:
+        directory = unpacked(install, bundle, apps)
+        if ours and bundled_files(bundle) == ours:
+            adopt(names, directory)
+        else:
+            log(DEBUG, "The run brings other code than is installed here: it is imported for every message")
+            forget(names)
+        return directory
+
+    return install_and_settle
+
+
+def worker() -> None:
+    """Let Flower's worker in this process use what is imported here."""
+    from flwr.common.constant import APP_DIR
+    from flwr.supercore.utils import get_flwr_home
+
+    client: Any = importlib.import_module("flwr.supernode.runtime.run_clientapp")
+    client.install_from_fab = prepare(client.install_from_fab, get_flwr_home() / APP_DIR, FILES, _NAMES)
+
+
+def _import_app() -> dict[str, str]:
+    try:
+        importlib.import_module("quickbloom.client_app.app")
+        return installed_files()
+    except Exception as error:  # whatever is wrong with this installation, the run's bundle may be in order
+        log(DEBUG, "The app that is installed here cannot be imported: %s", error)
+        return {}
+
+
+FILES = _import_app()
+"""What a bundle must consist of for the modules here to be its own; empty: they never are."""
+_NAMES = imported()  # now: a worker that looks at all modules would copy all their memory

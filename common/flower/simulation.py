@@ -1,0 +1,119 @@
+"""Flower's `flwr-simulation` with three things changed, all other code being Flower's own, called as its command calls it.
+
+- The loop that hands messages to the simulated nodes: Flower's looks every 0.1 s, and goes through all messages for every
+  node, which with a thousand nodes keeps a core busy. This one is told of messages.
+- A node stays with a process, as long as that is idle: with as many nodes as processes each then holds the data of its own
+  node alone, and not of all.
+- The ClientApp is given to Ray once. Flower pickles it anew for every message, which takes 5 ms.
+
+`server_app.launch.flower_run` puts a script that runs this file before Flower's own on the PATH of its SuperLink. This
+reaches into one release of Flower; with another, Flower's own code runs. It must not import this package: a run's app brings
+its own."""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import threading
+from collections.abc import Callable
+from queue import Queue
+from typing import Any
+
+RELEASE = "1.39."
+LONGEST = 0.1
+"""Seconds between two looks for messages, and to the end, where nothing tells of any."""
+
+
+def add_messages_to_queue(state: Any, queue: "Queue[Any]", nodes_mapping: dict[int, int], f_stop: threading.Event) -> None:
+    """Move messages from Flower's state into the queue of its workers until `f_stop`: at most one for each node in a look."""
+    told = threading.Event()
+    state.store_message_ins = telling(state.store_message_ins, told)
+    while not f_stop.is_set():
+        moved = False
+        for node_id in addressees(state, nodes_mapping):
+            for message in state.get_message_ins(node_id=node_id, limit=1):
+                queue.put(message)
+                moved = True
+        if not moved:
+            told.wait(LONGEST)
+            told.clear()
+
+
+def telling(store: Callable[[Any], Any], told: threading.Event) -> Callable[[Any], Any]:
+    """The function `store`, which sets `told` when it is done."""
+
+    def stored(message: Any) -> Any:
+        result = store(message)
+        told.set()
+        return result
+
+    return stored
+
+
+def addressees(state: Any, nodes_mapping: dict[int, int]) -> list[int]:
+    """The nodes for which there may be a message, in the order of `nodes_mapping`."""
+    with state.lock:
+        metadata = [message.metadata for message in state.message_ins_store.values()]
+    waiting = {entry.dst_node_id for entry in metadata if entry.delivered_at == ""}
+    return [node_id for node_id in nodes_mapping if node_id in waiting] if waiting else []
+
+
+def pickling_once(build: Callable[[Any, Any], None], put: Callable[[Any], Any]) -> Callable[[Any, Any], None]:
+    """The method `build` of Flower's backend for Ray, which leaves the app with Ray: what is sent is where it is."""
+
+    def built(backend: Any, app_fn: Any) -> None:
+        build(backend, app_fn)
+        backend.app_fn = put(app_fn)
+
+    return built
+
+
+class Loyal:
+    """Two methods of Flower's pool of actors: the next job goes to the idle actor that served its node before, if there is one,
+    else to the last of the idle ones, as with Flower. Who fails a node serves it no more.
+    """
+
+    def __init__(self, fetch: Callable[[Any, Any], Any]) -> None:
+        self._fetch = fetch
+        self._served: dict[str, Any] = {}
+        self._jobs: dict[Any, tuple[str, Any]] = {}
+        self._choosing = threading.Lock()
+
+    def submit(self, pool: Any, actor_fn: Callable[..., Any], job: tuple[Any, Any, str, Any]) -> Any:
+        """In the place of the method `submit` of the pool."""
+        node = job[2]
+        with self._choosing:
+            before = self._served.pop(node, None)
+            actor = before if before in pool.pool else pool.pool[-1]
+            pool.pool.remove(actor)
+        future = actor_fn(actor, *job)
+        self._jobs[future] = node, actor
+        pool._future_to_actor[future] = actor
+        return future
+
+    def fetch(self, pool: Any, future: Any) -> Any:
+        """In the place of the method `fetch_result_and_return_actor_to_pool`."""
+        node, actor = self._jobs.pop(future)
+        result = self._fetch(pool, future)
+        self._served[node] = actor
+        return result
+
+
+def main() -> None:
+    """The command `flwr-simulation`."""
+    from flwr.simulation.app import flwr_simulation
+
+    # Without Ray Flower says what is missing.
+    if importlib.metadata.version("flwr").startswith(RELEASE) and importlib.util.find_spec("ray"):
+        vce: Any = importlib.import_module("flwr.server.superlink.fleet.vce.vce_api")
+        vce.add_messages_to_queue = add_messages_to_queue
+        backend: Any = importlib.import_module("flwr.server.superlink.fleet.vce.backend.raybackend")
+        backend.RayBackend.build = pickling_once(backend.RayBackend.build, backend.ray.put)
+        pool = backend.BasicActorPool
+        loyal = Loyal(pool.fetch_result_and_return_actor_to_pool)
+        pool.submit = lambda *arguments: loyal.submit(*arguments)
+        pool.fetch_result_and_return_actor_to_pool = lambda *arguments: loyal.fetch(*arguments)
+    flwr_simulation()
+
+
+if __name__ == "__main__":
+    main()

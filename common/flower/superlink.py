@@ -1,0 +1,56 @@
+"""Flower's SuperLink with less to do for every request; everything else is Flower's own code, called as its command calls it.
+
+- For every piece of every message Flower looks in its database for tasks of which nothing was heard for too long, and writes
+  twice in doing so, though they have half a minute. The requests of a round wait for each other's writes. Here it looks once a
+  second.
+- The requests of a run's server go past what is for others (`common.flower.http`).
+
+This reaches into one release of Flower, as `common.flower.workers` does: with another, or with QUICKBLOOM_WARM=0, nothing is
+changed."""
+
+import importlib
+import sys
+import time
+from typing import Any
+
+from quickbloom.common.flower import http, workers
+
+PAUSE = 1.0
+"""Seconds between two looks for tasks of which nothing is heard."""
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line that starts Flower's SuperLink so."""
+    # -P: nothing is imported from the working directory.
+    return [
+        sys.executable,
+        "-P",
+        "-c",
+        "from quickbloom.common.flower.superlink import main; main()",
+        "flower-superlink",
+        *arguments,
+    ]
+
+
+def main() -> None:
+    """Run `flower-superlink` with the arguments after the first one, which is that name."""
+    sys.argv = sys.argv[1:]
+    if workers.wanted() and not workers.reason_against():
+        look_seldom()
+        http.go_past()
+        http.look_up_at_once()
+    importlib.import_module("flwr.superlink.cli").flower_superlink()
+
+
+def look_seldom() -> None:
+    """Let every state of this process look for lost tasks after PAUSE at the earliest."""
+    state: Any = importlib.import_module("flwr.supercore.corestate.sql_corestate").SqlCoreState
+    look = state._cleanup_expired_task_tokens
+
+    def seldom(self: Any) -> None:
+        now = time.monotonic()
+        if now - getattr(self, "_looked", -PAUSE) >= PAUSE:
+            self._looked = now
+            look(self)
+
+    state._cleanup_expired_task_tokens = seldom

@@ -1,0 +1,291 @@
+"""Flower's SuperNode and SuperExec with warm workers, short polls and quick reconnects.
+
+Flower starts a new Python process for every message, which costs seconds of CPU for the imports alone, and polls every 1 to 3
+seconds. Here each of these processes is forked from one that has imported torch and Flower already (the standard library's
+fork server), so every message still has a process of its own. Everything else is Flower's own code, called as its commands
+call it.
+
+A node whose server was away is back within seconds: gRPC would let up to two minutes pass between two attempts to connect, and
+Flower's retries 20 s more. And a connection of which nothing is heard is given up, which TCP does only after a quarter of an
+hour, while the node would wait for an answer that cannot come.
+
+This reaches into one release of Flower. With another, or where there is no fork server (Windows), Flower's own commands run
+instead, with a warning. The environment variable QUICKBLOOM_WARM=0 asks for that without one.
+"""
+
+import importlib
+import importlib.metadata
+import multiprocessing
+import multiprocessing.util
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Sequence
+from contextlib import suppress
+from logging import WARNING
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.flower import callers, http, message_assembly
+from quickbloom.common.system import temporary
+
+RELEASE = "1.39."
+PRELOAD = (
+    *("torch", "torch._dynamo", "safetensors.torch", "pydantic", "flwr.supernode.cli", "flwr.superlink.cli", "httpcore"),
+    "scipy.ndimage",
+)
+"""What a worker has imported before its message comes, as far as it is installed; torch.func imports torch._dynamo at its first
+use, and httpx httpcore."""
+_PRELOADED = "quickbloom.common.flower.preloaded_app"
+"""Which a node's fork server imports last: the app as it is installed, for runs that bring the same."""
+
+SHORTEST, LONGEST = 0.05, 3.0
+"""Seconds between two looks for work: a tenth of the time since the last work, within these bounds."""
+MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**22)}
+"""Environment of SuperLink, SuperExec and SuperNode: else glibc gives each of their threads a heap, and keeps what is free."""
+POLL = "QUICKBLOOM_POLL"
+"""Environment variable with another LONGEST."""
+_WAKE = "QUICKBLOOM_WAKE"
+"""Environment variable with the number of the pipe through which a SuperNode tells its SuperExec that there is work."""
+_STOCK_REPLY = 0.5  # what a SuperNode sleeps while it waits for its ClientApp's reply
+_FIRST_BACKOFF = 0.05  # seconds; whoever is told of a message asks for its arrays before they are there
+
+LONGEST_RETRY = 5  # seconds between two attempts to reach the server
+_RETRIES = ("flwr.supercore.retry.grpc_retry", "flwr.supercore.retry.http_retry")
+CONNECTION = (
+    ("grpc.initial_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 1000 * LONGEST_RETRY),
+    # Only while a call waits, and only if nothing was heard for so long: servers refuse those who ask too often.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+"""Options of a node's connection to its server."""
+
+# Run in the fork. It must not import this package: a run's app brings its own `common`.
+_WORK = """
+import gc, importlib, os, runpy, sys
+gc.freeze()  # else looking through what was imported before would copy it
+sys.argv = {arguments!r}
+sys.dont_write_bytecode = False  # else the app would be compiled anew for every message
+if {quiet!r}:
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 1), os.dup2(nowhere, 2)
+from flwr.supercore.inflatable import inflatable_utils as pulling
+for pull in (pulling.pull_objects, pulling.pull_and_inflate_object_from_tree):
+    pull.__kwdefaults__["initial_backoff"] = {backoff!r}
+for retries in {retries!r}:
+    importlib.import_module(retries).MAX_RETRY_DELAY = {longest_retry!r}
+runpy.run_path({inflating!r})["worker"]()
+if {preloaded!r} in sys.modules:
+    sys.modules[{preloaded!r}].worker()
+getattr(importlib.import_module({module!r}), {function!r})()
+"""
+
+
+class Pace:
+    """Stands for the module `time` in Flower's loops: sleeps for a tenth of the time since there was work.
+
+    `told`: a pipe by which this process is told of work; it need not look often, and every byte ends a sleep.
+    """
+
+    def __init__(self, longest: float, told: int | None = None) -> None:
+        self._longest = max(longest, SHORTEST)
+        self._told = told
+        self._worked = time.monotonic()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def work(self) -> None:
+        """There is work: look again soon."""
+        self._worked = time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        if seconds == _STOCK_REPLY:
+            self.work()
+        if self._told is None:
+            passed = time.monotonic() - self._worked
+            time.sleep(min(max(passed / 10, SHORTEST), self._longest))
+        elif select.select([self._told], [], [], self._longest)[0] and not os.read(self._told, 2**16):
+            self._told = None  # the other end is gone
+
+
+class Connecting:
+    """Stands for the module `grpc` where Flower opens its connections: adds CONNECTION to their options."""
+
+    def __init__(self, grpc: Any) -> None:
+        self._grpc = grpc
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._grpc, name)
+
+    def insecure_channel(self, target: str, options: Sequence[tuple[str, Any]] = ()) -> Any:
+        return self._grpc.insecure_channel(target, options=[*options, *CONNECTION])
+
+    def secure_channel(self, target: str, credentials: Any, options: Sequence[tuple[str, Any]] = ()) -> Any:
+        return self._grpc.secure_channel(target, credentials, options=[*options, *CONNECTION])
+
+
+def sparing() -> dict[str, str]:
+    """MEMORY, but for what the user has set; nothing where workers cannot be told from the processes that start them."""
+    if not wanted() or reason_against():
+        return {}
+    return {name: value for name, value in MEMORY.items() if name not in os.environ}
+
+
+def wanted() -> bool:
+    """Whether the user has not turned warm workers off."""
+    return os.environ.get("QUICKBLOOM_WARM", "1") != "0"
+
+
+def command(program: str, *arguments: str) -> list[str]:
+    """The command line that starts `program` (flower-supernode or flower-superexec) warm."""
+    # -P: nothing is imported from the working directory. -c: a fork would import a main module again.
+    return [sys.executable, "-P", "-c", "from quickbloom.common.flower.workers import main; main()", program, *arguments]
+
+
+def main() -> None:
+    """Run the program that the first argument names, with the arguments that follow."""
+    program, *arguments = sys.argv[1:]
+    sys.argv = [program, *arguments]
+    if program == "flower-supernode":  # the other one serves nothing
+        callers.guard()
+    # Flower's own processes look for each other there.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    if wanted():
+        if why_not := reason_against():
+            from flwr.supercore import log
+
+            log(WARNING, "%s: every message starts a new Python process, which is slower", why_not)
+        else:
+            try:
+                {"flower-supernode": warm_supernode, "flower-superexec": warm_superexec}[program](longest_pause())
+            except ConfigError as error:
+                sys.exit(f"error: {error}")
+    _entry_point(program).load()()
+
+
+def reason_against() -> str | None:
+    """Why there can be no warm workers here; None: there can."""
+    version = importlib.metadata.version("flwr")
+    if not version.startswith(RELEASE):
+        return f"warm workers need Flower {RELEASE}x, and this is {version}"
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return "this system has no fork server for warm workers"
+    return None
+
+
+def longest_pause() -> float:
+    """Seconds, from the environment variable POLL."""
+    given = os.environ.get(POLL, str(LONGEST))
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0.01 <= seconds <= 60:
+        raise ConfigError(f"{POLL} must be a number of seconds between 0.01 and 60, got '{given}'")
+    return seconds
+
+
+def pull_well() -> None:
+    """Let this process ask again soon for a part of a message that its sender still pushes, where Flower waits 1 s, and put
+    messages together part by part.
+
+    Does nothing with another release of Flower.
+    """
+    if importlib.metadata.version("flwr").startswith(RELEASE):
+        pulling: Any = importlib.import_module("flwr.supercore.inflatable.inflatable_utils")
+        for pull in (pulling.pull_objects, pulling.pull_and_inflate_object_from_tree):
+            pull.__kwdefaults__["initial_backoff"] = _FIRST_BACKOFF
+        message_assembly.spare()
+
+
+def warm_supernode(longest: float) -> None:
+    """Make this process's SuperNode poll by Pace, connect by Connecting and start a warm SuperExec."""
+    connections: Any = importlib.import_module("flwr.supercore.grpc")
+    connections.grpc = Connecting(connections.grpc)
+    _retry_soon()
+    pull_well()
+    http.look_up_at_once()
+    node: Any = importlib.import_module("flwr.supernode.start_client_internal")
+    node.time = Pace(longest)
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    push = node._push_messages
+
+    def tell_and_push(*arguments: Any, **named: Any) -> None:
+        with suppress(OSError):  # a SuperExec that has ended or hangs
+            os.write(tell, b".")
+        push(*arguments, **named)
+
+    node._push_messages = tell_and_push
+
+    def start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+        # Workers compute: they keep what they have freed for the next step. What the user has set stays.
+        computing = {name: value for name, value in os.environ.items() if MEMORY.get(name) != value}
+        return subprocess.Popen(command(*arguments), env={**computing, _WAKE: str(told)}, pass_fds=[told])
+
+    node.subprocess = types.SimpleNamespace(Popen=start)
+
+
+def _retry_soon() -> None:
+    """Let this process try every LONGEST_RETRY s to reach a server that is away.
+
+    Of a run that is not heard of for a minute the SuperLink thinks that it is dead, and Flower's retries grow to 20 s.
+    """
+    for name in _RETRIES:
+        retries: Any = importlib.import_module(name)
+        retries.MAX_RETRY_DELAY = LONGEST_RETRY
+
+
+def warm_superexec(longest: float) -> None:
+    """Make this process's SuperExec poll by Pace and fork its tasks from a server that has imported PRELOAD."""
+    _retry_soon()
+    loop: Any = importlib.import_module("flwr.supercore.superexec.run_superexec")
+    executor: Any = importlib.import_module("flwr.supercore.superexec.executor.subprocess_executor")
+    told = os.environ.pop(_WAKE, None)
+    loop.time = pace = Pace(min(longest, 1.0), told=int(told) if told else None)
+    _shorten_sockets()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*PRELOAD, _PRELOADED] if told else list(PRELOAD))
+    forkserver.ensure_running()
+
+    def start(arguments: Sequence[str], stdout: int | None = None, stderr: int | None = None) -> None:
+        pace.work()
+        multiprocessing.active_children()  # reaps those that have ended
+        entry = _entry_point(arguments[0])
+        work = _WORK.format(
+            arguments=list(arguments),
+            quiet=stdout == subprocess.DEVNULL,
+            backoff=_FIRST_BACKOFF,
+            retries=_RETRIES,
+            longest_retry=LONGEST_RETRY,
+            message_assembly=message_assembly.__file__,
+            preloaded=_PRELOADED,
+            module=entry.module,
+            function=entry.attr,
+        )
+        context.Process(target=exec, args=(work, {"__name__": "__main__"})).start()
+
+    executor.subprocess = types.SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL)
+
+
+def _shorten_sockets() -> None:
+    """Let the fork server's sockets lie where their paths are short enough, wherever TMPDIR is."""
+    before, longest = tempfile.tempdir, temporary.LONGEST_SOCKET - len("/pymp-12345678/listener-12345678")
+    tempfile.tempdir = temporary.short(longest)
+    try:
+        multiprocessing.util.get_temp_dir()  # made at the first call, and kept
+    finally:
+        tempfile.tempdir = before
+
+
+def _entry_point(program: str) -> importlib.metadata.EntryPoint:
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name=program)
+    return entry

@@ -1,0 +1,1 @@
+"""What the algorithms compute with: parameters, batches, inner loops and the fast paths of both."""

@@ -1,0 +1,128 @@
+"""What first-order algorithms compute of a model, the fastest way there is: descents, and losses or gradients where they end.
+
+Three ways give the same numbers but for rounding. The kernels (`common/kernels`): compiled C++, for the models that they
+know, on a CPU with a compiler. A perceptron with its gradient written out in torch (`common/maths/perceptron.py`), also on a
+GPU. And the definition, `inner.descend` and `torch.func`, for everything else and within what torch.compile compiles."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from quickbloom.common.maths.batch import Batch, Draws
+from quickbloom.common.maths.inner_loop import descend, last
+from quickbloom.common.maths.kernels.network import Network
+from quickbloom.common.maths.kernels.train import Train, What, known, sum_up
+from quickbloom.common.maths.learner import Learner
+from quickbloom.common.maths.params import Params
+from quickbloom.common.maths.perceptron import descend_perceptron, layer_names
+
+
+def is_written_out(learner: Learner) -> bool:
+    """Whether there is a way that a compiler would not make faster."""
+    return layer_names(learner.module) is not None or has_kernels(learner)
+
+
+def has_kernels(learner: Learner) -> bool:
+    """Whether the kernels do the work."""
+    return learner.device.type == "cpu" and known(learner.module) is not None
+
+
+def end_of_descent(learner: Learner, start: Params, batches: Batch | Draws, lr: float) -> Params:
+    """phi_k after a step on each of `batches` [steps, examples, ...]: the end of `inner.descend`, for first-order algorithms.
+
+    Works under `vmap`; there is no gradient through it where it is written out.
+    """
+    if (network := _network(learner, start, batches)) is not None:
+        return network.named(_train("descent", network, start, batches, lr))
+    steps = batches.stacked() if isinstance(batches, Draws) else batches
+    names = None if torch.compiler.is_compiling() else layer_names(learner.module)
+    if names is not None and set(names) == start.keys():
+        return descend_perceptron(names, start, steps, lr)
+    return last(descend(learner.loss, start, steps.unbind(), lr))
+
+
+def gradient_and_loss(learner: Learner, at: Params, batch: Batch) -> tuple[Params, Tensor]:
+    """(gradient with the keys of `at`, loss) of one batch; works under `vmap`."""
+    if (network := _network(learner, at, batch.times(1))) is None:
+        return grad_and_value(learner.loss)(at, batch)
+    *gradient, loss = _train("gradient", network, at, batch.times(1))
+    return network.named(gradient), loss
+
+
+def loss_of(learner: Learner, at: Params, batch: Batch) -> Tensor:
+    """The loss of one batch; works under `vmap`."""
+    if (network := _network(learner, at, batch.times(1))) is None:
+        return learner.loss(at, batch)
+    (loss,) = _train("loss", network, at, batch.times(1))
+    return loss
+
+
+@dataclass(frozen=True)
+class Summed:
+    """What many tasks contribute, summed up: `total` in float64, and of every task its query loss [tasks] and the norm of what
+    it contributes [tasks], which is not finite where its numbers are not; such a task is not in the sum.
+    """
+
+    total: Params
+    losses: Tensor
+    norms: Tensor
+
+
+def sum_of_descents(
+    learner: Learner,
+    start: Params,
+    batches: Batch | Draws,
+    query: Batch,
+    lr: float,
+    weights: Tensor,
+    clip: float,
+    *,
+    of_query: bool = False,
+) -> Summed | None:
+    """The sum over tasks of weights [tasks] times start - phi, or with `of_query` times the gradient of the query loss at phi.
+
+    phi is the end of a task's descent; `batches` and `query` have a leading task axis. What a task contributes is scaled down
+    to the norm `clip` if that is above 0. None where there are no kernels for it.
+    """
+    scored = Batch(*(values[:, None] for values in query))  # as of a single step
+    network = _network(learner, start, batches, stacked=1)
+    alike = scored.x.shape[3:] == batches.x.shape[2 if isinstance(batches, Draws) else 3 :]
+    if network is None or not alike or _network(learner, start, scored, stacked=1) is None:
+        return None
+    inner = (
+        (batches.rows, batches.x[:, None], batches.y[:, None], batches.weight)
+        if isinstance(batches, Draws)
+        else (None, *batches)
+    )
+    found = sum_up(network, [start[name] for name in network.names], lr, inner, scored, weights, clip, of_query=of_query)
+    return Summed(network.named(found.total), found.losses, found.norms)
+
+
+def _network(learner: Learner, at: Params, batches: Batch | Draws, *, stacked: int = 0) -> Network | None:
+    """The model for the kernels, if they can take it with these parameters and examples.
+
+    `stacked`: how many axes of tasks the examples have.
+    """
+    # The device first: a module that is only a structure is nowhere.
+    away = torch.compiler.is_compiling() or learner.device.type != "cpu"
+    network = None if away else known(learner.module)
+    if network is None:
+        return None
+    first = stacked + (1 if isinstance(batches, Draws) else 2)  # axes before those of one example
+    size = batches.weight.shape[-1]
+    of_the_kind = (learner.kind == "classification") == (batches.y.dtype == torch.int64) and type(learner) is Learner
+    return network if of_the_kind and network.takes(at, batches.x, batches.y, first, size) else None
+
+
+def _train(what: What, network: Network, at: Params, batches: Batch | Draws, lr: float = 0.0) -> list[Tensor]:
+    """One task's, which `vmap` makes many of."""
+    params = [at[name][None] for name in network.names]
+    rate = params[0].new_full((1,), lr)
+    if isinstance(batches, Draws):
+        rows, x, y = batches.rows[None], batches.x[None, None], batches.y[None, None]
+    else:
+        rows, x, y = None, batches.x[None], batches.y[None]
+    end = Train.apply(what, network, rows, rate, x, y, batches.weight[None], *params)  # type: ignore[no-untyped-call]
+    return [value[0] for value in end]

@@ -1,0 +1,89 @@
+"""The inner loop: gradient descent on a task's own examples, differentiable with respect to where it starts."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.func import grad, vjp
+
+from quickbloom.common.maths.batch import Batch
+from quickbloom.common.maths.params import Params, add
+
+_PIECE = 2**20  # numbers
+Loss = Callable[[Params, Batch], Tensor]
+
+
+def descend(
+    loss: Loss, start: Params, batches: Iterator[Batch], lr: float | Tensor, *, passing: bool = False
+) -> Iterator[Params]:
+    """Yield phi_0 = start, then phi_{i+1} = phi_i - lr * grad loss(phi_i, batch_i) for every batch.
+
+    Written with `torch.func`, so that a gradient taken through it is exact to any order. Plain SGD: state such as Adam's
+    would have to be carried from task to task, which stateless clients cannot.
+    `passing`: every phi but the first may be written over by the next, and no gradient is taken through them.
+    """
+    phi = start
+    yield phi
+    for batch in batches:
+        if passing and isinstance(lr, Tensor):
+            phi = _moved(phi, grad(loss)(phi, batch), -lr, in_place=phi is not start)
+        else:
+            phi = add(phi, grad(loss)(phi, batch), -lr)
+        yield phi
+
+
+def _moved(phi: Params, gradient: Params, scale: Tensor, *, in_place: bool) -> Params:
+    """phi + scale * gradient, the same bits as `add`. Large tensors come in the memory of those of `phi` if `in_place`."""
+    moved = {}
+    for name, value in phi.items():
+        slope = gradient.pop(name)
+        if value.numel() <= _PIECE:
+            moved[name] = value + scale * slope
+            continue
+        if in_place:
+            # Some rows at a time, else the products would take as much memory again.
+            size = max(1, len(value) * _PIECE // value.numel())
+            for rows, slopes in zip(torch.split(value, size), torch.split(slope, size), strict=True):
+                rows.add_(scale * slopes)
+            moved[name] = value
+        else:
+            moved[name] = scale * slope
+            del slope
+            moved[name].add_(value)
+    return moved
+
+
+def descend_towards(
+    loss: Loss, start: Params, anchor: Params, batches: Iterator[Batch], lr: float | Tensor, strength: float
+) -> Iterator[Params]:
+    """The same for loss(phi) + strength / 2 * ||phi - anchor||^2, by proximal gradient steps.
+
+    phi_{i+1} = (phi_i - lr * grad loss(phi_i) + lr * strength * anchor) / (1 + lr * strength): the quadratic part is solved
+    exactly in every step, so that a large `strength` needs no small `lr`; it ends in the same minimum as plain steps.
+    """
+    phi = start
+    yield phi
+    for batch in batches:
+        moved = add(add(phi, grad(loss)(phi, batch), -lr), anchor, lr * strength)
+        phi = {name: value / (1 + lr * strength) for name, value in moved.items()}
+        yield phi
+
+
+def gradient_and_hessian(loss: Callable[[Params], Tensor], at: Params) -> tuple[Params, Callable[[Params], Params]]:
+    """(grad loss(at), v -> H v) with the Hessian H of `loss` there, which is never formed. Exact, by reverse mode twice."""
+    pulled: tuple[Params, Callable[[Params], tuple[Params]]] = vjp(grad(loss), at)  # type: ignore[assignment]
+    gradient, times = pulled
+
+    def times_hessian(v: Params) -> Params:
+        # Reverse mode multiplies from the left, which is the same: a Hessian is symmetric.
+        return times(v)[0]
+
+    return gradient, times_hessian
+
+
+def last(path: Iterator[Params]) -> Params:
+    """The end of a path of parameters."""
+    phi = next(path)
+    for phi in path:  # noqa: B007 - the last one is the result
+        pass
+    return phi

@@ -1,0 +1,246 @@
+"""The kernels called from torch: every task's descent, or the gradient or the loss of one batch each; and a round's whole sum.
+
+`Train` takes what `torch.func.vmap` has stacked, as ordinary arrays; there is no gradient through it. `sum_up` does a round in
+one go, where a task's numbers never leave the cache: what has to be written down for every task, copied, squared, weighed and
+summed up costs as much as the training of a small model.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from quickbloom.common.maths.kernels.build import library
+from quickbloom.common.maths.kernels.network import Layout, Network, is_changed, lay_out, read_network, structure
+from quickbloom.common.maths.kernels.opaque import WithoutGradient
+
+What = Literal["descent", "gradient", "loss"]
+MOST = 2**20
+"""Bytes of a model's parameters: what stays in a core's cache. With 4.4 MB the kernels were slower than a plain loop."""
+REAL = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
+
+
+def known(module: nn.Module) -> Network | None:
+    """The module as the kernels see it, if they know it and there are kernels for it here.
+
+    One that is only a structure counts as being on the CPU. A large one is none of theirs: what they gain is that a model stays
+    in the cache, and they need another copy of it.
+    """
+    theta = next(module.parameters(), None)
+    if theta is None or theta.device.type not in ("cpu", "meta") or theta.dtype not in REAL or is_changed(module):
+        return None
+    parts = tuple((name, type(part), id(part)) for name, part in module.named_modules(remove_duplicate=False))
+    read = _READ.get(module)
+    if read is None or read[0] != parts:
+        large = sum(value.nbytes for value in module.parameters()) > MOST
+        read = _READ[module] = parts, None if large else read_network(module)
+    return read[1] if read[1] is not None and library(theta.dtype) is not None else None
+
+
+_READ: "WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Network | None]]" = WeakKeyDictionary()
+"""What was read of a module, and of which parts it consisted then."""
+
+
+class Train(WithoutGradient):
+    """Many tasks at once; `vmap` over it makes more of them.
+
+    `lr` [tasks], `x` [tasks, steps, n, ...], `y` [tasks, steps, n] int64 or [tasks, steps, n, outputs], `weight` [tasks,
+    steps, n] and the parameters [tasks, ...] in the order of the network's names. With `rows` [tasks, steps, n] instead of None
+    the second axis of `x` and `y` is 1, and their third one the examples that rows are of. Returns the parameters after the
+    last step, or their gradients on the only batch and the losses [tasks], or the losses alone.
+    """
+
+    @staticmethod
+    def forward(what: What, network: Network, rows: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return train(what, network, rows, *tensors)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], what: What, network: Network, *tensors: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        size = info.batch_size
+
+        def together(value: Tensor | None, dim: int | None) -> Tensor | None:
+            if value is None:
+                return None
+            return (value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)).flatten(0, 1)
+
+        end = Train.apply(what, network, *map(together, tensors, in_dims[2:]))  # type: ignore[no-untyped-call]
+        return tuple(value.unflatten(0, (size, -1)) for value in end), (0,) * len(end)
+
+
+def train(
+    what: What, network: Network, rows: Tensor | None, lr: Tensor, x: Tensor, y: Tensor, weight: Tensor, *start: Tensor
+) -> tuple[Tensor, ...]:
+    """As `Train`, on plain tensors on the CPU. Raises IndexError for rows that are none, which the kernels would follow."""
+    layout, layers = _layout(network, tuple(x.shape[3:]), start[0].dtype)
+    theta = layout.pack(start, to_change=what == "descent")
+    batches = _Arrays.of(theta.dtype, rows, x, y, weight)
+    rates = lr.to(theta.dtype).contiguous() if what == "descent" else None
+    gradients = torch.empty_like(theta) if what == "gradient" else None
+    losses = None if what == "descent" else theta.new_empty(len(theta))
+
+    def some(part: slice) -> None:
+        own = [None if values is None else values[part] for values in (theta, rates, gradients, losses)]
+        _call("train", layers, batches[part], *map(_pointer, own))
+
+    _in_parts(len(theta), some)
+    values = [] if what == "loss" else layout.unpack(theta if gradients is None else gradients, start)
+    return tuple(values) if losses is None else (*values, losses)
+
+
+class Summed(NamedTuple):
+    """A sum over tasks, in float64 and in the order of the network's names, and of every task its query loss [tasks] and the
+    norm of what it added [tasks], float64: NaN for a task that added nothing because a number of it was not finite.
+    """
+
+    total: list[Tensor]
+    losses: Tensor
+    norms: Tensor
+
+
+def sum_up(
+    network: Network,
+    start: Sequence[Tensor],
+    lr: float,
+    batches: tuple[Tensor | None, Tensor, Tensor, Tensor],
+    query: tuple[Tensor, Tensor, Tensor],
+    weights: Tensor,
+    clip: float,
+    *,
+    of_query: bool,
+) -> Summed:
+    """The sum of weight * (start - phi) over the tasks, or with `of_query` of weight * gradient of the query loss at phi.
+
+    phi is where a task ends that takes a step on each of its `batches` (rows, x, y, weight as of `Train`) from `start`, which
+    is that of all tasks, in the order of the network's names. `query` (x, y, weight): as of `Train`, a single step. `weights`
+    [tasks] are float64. A task's own is scaled down to the norm `clip`, unless that is 0. Raises IndexError as `train` does.
+    """
+    layout, layers = _layout(network, tuple(query[0].shape[3:]), start[0].dtype)
+    theta = layout.pack([value[None] for value in start], to_change=True)
+    inner, scored = _Arrays.of(theta.dtype, *batches), _Arrays.of(theta.dtype, None, *query)
+    tasks = len(weights)
+    parts = _parts(tasks, torch.get_num_threads())
+    total, norms = torch.zeros(len(parts), layout.size, dtype=torch.float64), torch.empty(tasks, dtype=torch.float64)
+    losses = theta.new_empty(tasks)
+
+    def some(part: slice) -> None:
+        own = [_pointer(values) for values in (weights[part], total[parts.index(part)], losses[part], norms[part])]
+        rate, largest = ctypes.c_double(lr), ctypes.c_double(clip)
+        _call(
+            "sum_up",
+            layers,
+            inner[part],
+            scored[part].reference,
+            int(of_query),
+            _pointer(theta),
+            rate,
+            own[0],
+            largest,
+            *own[1:],
+        )
+
+    _in_parts(tasks, some)
+    values = layout.unpack(total.sum(dim=0, keepdim=True), [value[None] for value in start])
+    return Summed([value[0] for value in values], losses, norms)
+
+
+def _in_parts(tasks: int, some: Callable[[slice], None]) -> None:
+    """`some` of the tasks in every thread."""
+    parts = _parts(tasks, torch.get_num_threads())
+    if len(parts) == 1:
+        some(parts[0])
+    else:
+        with ThreadPoolExecutor(len(parts)) as pool:  # the kernels let go of Python's lock
+            list(pool.map(some, parts))
+
+
+def _in_one_piece(values: Tensor) -> Tensor:
+    """Every step's part, that is; steps and tasks may lie anywhere, several of them in the same place."""
+    return values if values[0, 0].is_contiguous() else values.contiguous()
+
+
+class Steps(ctypes.Structure):
+    """`Steps` of the C++ source: an array with axes [tasks, steps, ...]."""
+
+    _fields_ = [("numbers", ctypes.c_void_p), ("task", ctypes.c_long), ("step", ctypes.c_long)]
+
+    @classmethod
+    def of(cls, values: Tensor | None) -> "Steps":
+        if values is None:
+            return cls(None, 0, 0)
+        size = values.element_size()
+        # With a single step the stride may be anything.
+        return cls(values.data_ptr(), values.stride(0) * size, values.stride(1) * size * (values.shape[1] > 1))
+
+
+class Batches(ctypes.Structure):
+    """`Batches` of the C++ source."""
+
+    _fields_ = [("steps", ctypes.c_int32), ("examples", ctypes.c_int32)]
+    _fields_ += [(name, Steps) for name in ("x", "y", "share", "rows")]
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """What the batches of tasks are, for as long as the kernels read them; a part of it by tasks with [ ]."""
+
+    x: Tensor
+    y: Tensor
+    share: Tensor
+    rows: Tensor | None
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, rows: Tensor | None, x: Tensor, y: Tensor, weight: Tensor) -> "_Arrays":
+        """In the form that the kernels read. Raises IndexError for rows that are none."""
+        if rows is not None:
+            rows = rows.long()
+            if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < x.shape[2]):
+                raise IndexError(f"rows of a batch must be 0..{x.shape[2] - 1}, got {int(rows.min())}..{int(rows.max())}")
+        every = weight if weight.stride(1) else weight[:, :1]  # the same examples in every step
+        share = (every / every.sum(dim=-1, keepdim=True)).to(dtype).expand(weight.shape)
+        y = y if y.dtype == torch.int64 else y.to(dtype)
+        return cls(_in_one_piece(x), _in_one_piece(y), _in_one_piece(share), None if rows is None else _in_one_piece(rows))
+
+    def __getitem__(self, part: slice) -> "_Arrays":
+        rows = None if self.rows is None else self.rows[part]
+        return _Arrays(self.x[part], self.y[part], self.share[part], rows)
+
+    @property
+    def reference(self) -> Any:
+        steps = (Steps.of(values) for values in (self.x, self.y, self.share, self.rows))
+        return ctypes.byref(Batches(*self.share.shape[1:], *steps))
+
+
+def _pointer(values: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if values is None else values.data_ptr())
+
+
+def _call(function: str, layers: "ctypes.Array[Any]", batches: _Arrays, *rest: Any) -> None:
+    kernels = library(batches.share.dtype)
+    assert kernels is not None
+    tasks, classes = len(batches.share), int(batches.y.dtype == torch.int64)
+    if kernels[function](layers, len(layers), tasks, classes, batches.reference, *rest):
+        raise MemoryError("no memory for a round's activations")
+
+
+@lru_cache(maxsize=64)
+def _layout(network: Network, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Layout, "ctypes.Array[Any]"]:
+    kernels = library(dtype)
+    assert kernels is not None
+    layout = lay_out(network, shape, kernels.lanes())
+    kind = structure(REAL[dtype])
+    filled = [kind(**layer, epsilon=block.epsilon) for layer, block in zip(layout.layers, network.blocks, strict=True)]
+    return layout, (kind * len(filled))(*filled)
+
+
+def _parts(tasks: int, threads: int) -> list[slice]:
+    """Tasks in as many parts as there are threads."""
+    size = -(-tasks // max(1, min(threads, tasks)))
+    return [slice(i, i + size) for i in range(0, tasks, size)]

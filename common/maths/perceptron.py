@@ -1,0 +1,139 @@
+"""Plain SGD on a perceptron with its gradient written out, all tasks of a batch at once: where there are no compiled kernels.
+
+The same numbers as `inner.descend`, but for rounding, which stays the definition and does everything else. Here nothing is
+recorded, nothing is allocated in a step, and the product that makes a weight's gradient also subtracts it from the weight
+(`baddbmm_`).
+
+One layer of one task, for rows h of examples: a = W h + b, out = relu(a). With d the loss's gradient with respect to a (at the
+top softmax minus one-hot, weighted): dW = d^T h, db = sum of d, and d W is the gradient with respect to h (Rumelhart, Hinton,
+Williams 1986).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quickbloom.common.maths.batch import Batch
+from quickbloom.common.maths.kernels.opaque import WithoutGradient
+from quickbloom.common.maths.params import Params
+
+Layers = list[tuple[Tensor, Tensor]]
+"""(weight [tasks, outputs, inputs], bias [tasks, 1, outputs]) of every layer."""
+
+TOGETHER = 40
+"""Tasks at once on a CPU: few enough that their parameters and activations stay in its cache from one step to the next."""
+
+
+def descend_perceptron(names: list[str], start: Params, batches: Batch, lr: float) -> Params:
+    """phi_k after a step on each of `batches` [steps, examples, ...]; `names` as `layer_names` gives them.
+
+    Works under `vmap`; there is no gradient through it.
+    """
+    end = _Descent.apply(lr, *batches, *(start[name] for name in names))  # type: ignore[no-untyped-call]
+    return dict(zip(names, end, strict=True))
+
+
+def layer_names(module: nn.Module) -> list[str] | None:
+    """The parameters of a perceptron (Flatten, then Linear with ReLU between) from first to last; None for anything else."""
+    if type(module) is not nn.Sequential or not module or type(module[0]) is not nn.Flatten or module[0].start_dim != 1:
+        return None
+    kinds = [nn.ReLU if i % 2 else nn.Linear for i in range(len(module) - 1)]
+    plain = len(module) % 2 == 0 and all(type(layer) is kind for layer, kind in zip(list(module)[1:], kinds, strict=True))
+    if not plain or any(layer.bias is None for layer in list(module)[1::2]) or _is_hooked(module):
+        return None
+    names = [name for name, _ in module.named_parameters()]
+    return names if len(names) == len(module) else None  # fewer where two layers share a weight
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in module.modules())
+
+
+class _Descent(WithoutGradient):
+    """One task's descent, which `vmap` maps over tasks as a whole and not operation by operation."""
+
+    @staticmethod
+    def forward(lr: float, x: Tensor, y: Tensor, weight: Tensor, *start: Tensor) -> tuple[Tensor, ...]:
+        end = descend_together(lr, x[None], y[None], weight[None], [value[None] for value in start])
+        return tuple(value[0] for value in end)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], lr: float, *tensors: Tensor) -> tuple[tuple[Tensor, ...], Any]:
+        x, y, weight, *start = (
+            value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
+            for value, dim in zip(tensors, in_dims[1:], strict=True)
+        )
+        end = descend_together(lr, x, y, weight, start)
+        return tuple(end), (0,) * len(end)
+
+
+def descend_together(lr: float, x: Tensor, y: Tensor, weight: Tensor, start: Sequence[Tensor]) -> list[Tensor]:
+    """Every task's parameters after a step of rate `lr` on each of its batches.
+
+    `x` [tasks, steps, n, ...]; `y` [tasks, steps, n] int64 class indices, or [tasks, steps, n, outputs]; `weight` [tasks,
+    steps, n]; `start`: weight [tasks, outputs, inputs] and bias [tasks, outputs] of one layer after the other.
+    """
+    end = [value.clone(memory_format=torch.contiguous_format) for value in start]
+    steps = x.shape[1]
+    if not any(values.stride(1) for values in (y, weight)):  # the same examples in every step: what comes of them, too
+        y, weight = y[:, :1], weight[:, :1]
+    weight = weight / weight.sum(dim=-1, keepdim=True)
+    x = x.flatten(3) if x.ndim > 3 else x.unsqueeze(3)
+    size = TOGETHER if x.device.type == "cpu" else len(x)
+    for i in range(0, len(x), size):
+        part = slice(i, i + size)
+        layers = [(w[part], b[part].unsqueeze(1)) for w, b in zip(end[::2], end[1::2], strict=True)]
+        a, b, softmax = _slope(y[part], weight[part].unsqueeze(2), end[-1].shape[-1])
+        _descend(layers, lr, x[part], a.expand(-1, steps, -1, -1), b.expand(-1, steps, -1, -1), softmax)
+    return end
+
+
+def _slope(y: Tensor, share: Tensor, outputs: int) -> tuple[Tensor, Tensor, bool]:
+    """(a, b, softmax) with which a step's gradient with respect to the outputs z [tasks, outputs, n] is a z + b.
+
+    If `softmax`, it is a softmax(z) + b. `share` [tasks, steps, 1, n]: weights that add up to 1.
+    """
+    if y.is_floating_point():
+        share = share * (2 / outputs)
+        return share, -y.mT * share, False
+    nothing = share.new_zeros(*share.shape[:2], outputs, share.shape[-1])
+    return share, nothing.scatter_(2, y.unsqueeze(2), -share), True
+
+
+def _descend(layers: Layers, lr: float, x: Tensor, a: Tensor, b: Tensor, softmax: bool) -> None:
+    """Every step in place, for `x` [tasks, steps, n, inputs]; the rest as from `_slope`."""
+    tasks, _, n, _ = x.shape
+    # Room for every layer's outputs, and for the gradients with respect to them.
+    hidden = [x.new_empty(tasks, n, bias.shape[2]) for _, bias in layers[:-1]]
+    deltas = [torch.empty_like(values) for values in hidden]
+    ones = x.new_ones(tasks, 1, n)
+    for now, factor, offset in zip(x.unbind(1), a.unbind(1), b.unbind(1), strict=True):
+        outputs = _forward(layers, now, hidden)
+        outputs = torch.softmax(outputs, dim=1) if softmax else outputs
+        delta = torch.addcmul(offset, outputs, factor)
+        _backward(layers, [now, *hidden], delta.mT, deltas, ones, lr)
+
+
+def _forward(layers: Layers, x: Tensor, hidden: Sequence[Tensor]) -> Tensor:
+    """Fill `hidden` with the outputs of the layers before the last; those of the last are returned: [tasks, outputs, n]."""
+    for (weight, bias), after in zip(layers[:-1], hidden, strict=True):
+        x = torch.baddbmm(bias, x, weight.mT, out=after).relu_()
+    weight, bias = layers[-1]
+    # Examples last: products with a handful of columns are several times slower than those with a handful of rows.
+    return torch.baddbmm(bias.mT, weight, x.mT)
+
+
+def _backward(
+    layers: Layers, inputs: Sequence[Tensor], delta: Tensor, deltas: Sequence[Tensor], ones: Tensor, lr: float
+) -> None:
+    """From the last layer to the first: hand the gradient down, then take the step. `delta` [tasks, n, outputs]."""
+    for (weight, bias), before, below in zip(reversed(layers), reversed(inputs), [*reversed(deltas), None], strict=True):
+        if below is not None:  # with the weights before their step
+            torch.bmm(delta, weight, out=below)
+            torch.ops.aten.threshold_backward.grad_input(below, before, 0, grad_input=below)  # times relu'
+        weight.baddbmm_(delta.mT, before, alpha=-lr)
+        bias.baddbmm_(ones, delta, alpha=-lr)
+        if below is not None:
+            delta = below

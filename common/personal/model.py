@@ -1,0 +1,199 @@
+"""A personal model: what adapting to one task leaves, in one safetensors file with a card that says how to use it again.
+
+The card is JSON beside the tensors, so that one rename replaces both. It says where the model comes from (run, round, rate,
+steps), what it was worth before and after on the task's own test part, and everything that is needed to predict: algorithm,
+model, classes, and how raw columns become inputs. `protonet` leaves prototypes beside the embedding, all others a whole model.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quickbloom import __version__
+from quickbloom.common.algorithms import Algorithm
+from quickbloom.common.config.run import RunConfig, parse_run_config
+from quickbloom.common.datasets import Dataset
+from quickbloom.common.datasets.base import DataSpec
+from quickbloom.common.datasets.own import Own, OwnOptions
+from quickbloom.common.datasets.own.preparation import Preparation
+from quickbloom.common.engine.build import build_algorithm
+from quickbloom.common.errors import DataError, QuickbloomError, in_one_line
+from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.maths.params import Params, all_finite, mismatch
+from quickbloom.common.models import MODELS
+from quickbloom.common.personal import checkpoint, facts
+from quickbloom.common.personal import trust as trusted
+from quickbloom.common.system import private
+
+PERSONAL = "quickbloom-personal-1"
+SUFFIX = ".safetensors"
+
+_MACHINES = ("output-dir", "resume-from", "data-dir", "own.path", "own.leave-out", "device", "tensorboard", "mlflow")
+"""Settings that say where something is, or which part of the tasks a run looked at."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The model to adapt: its round, the training it comes from, and the rate and steps to adapt it with.
+
+    `run`: the name of the run's directory, for a person.
+    """
+
+    round: int
+    lineage: str
+    run: str
+    lr: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Personal:
+    """A personal model. `card`: see `make_card`."""
+
+    tensors: Params
+    card: Mapping[str, Any]
+
+    @property
+    def task(self) -> str:
+        return str(self.card["task"])
+
+    @cached_property
+    def algorithm(self) -> Algorithm:
+        """The algorithm on its model, built from the card alone, which `load` has looked at. Raises ConfigError."""
+        return build_algorithm(parse_run_config(self.card["config"]), spec_of(self.card))
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """Logits [n, classes], or values [n, outputs], of inputs [n, ...] as the card's preparation makes them."""
+        with torch.no_grad():
+            return self.algorithm.predict(dict(self.tensors), x)
+
+
+def adapt(
+    algorithm: Algorithm, meta: Params, kept: Params, dataset: Dataset, task_id: str, config: RunConfig, origin: Origin
+) -> Personal:
+    """Adapt `meta` to the support part of a task, and score it before and after on its test part.
+
+    `kept`: what the task keeps on its node (`algorithm.fresh()` if nothing). Of a data set with several draws it is the first.
+    Raises DataError where the numbers are not finite.
+    """
+    data = dataset.test_draws(task_id)[0]
+    device = algorithm.learner.device
+    support, test = (type(part)(*(value.to(device) for value in part)) for part in (data.support, data.test))
+    with torch.no_grad():
+        path = list(algorithm.personal_path(meta, kept, support, origin.lr, origin.steps))
+        before, after = (float(algorithm.score(phi, test)[1]) for phi in (path[0], path[-1]))
+    personal = {name: value.detach().cpu().clone() for name, value in path[-1].items()}
+    if not all_finite(personal):
+        raise DataError(f"the personal model of the task '{task_id}' is not finite: adapt with a lower rate")
+    card = make_card(dataset, task_id, config, origin)
+    name = "accuracy" if dataset.spec.kind == "classification" else "mse"
+    # What is not finite has no place in JSON.
+    scores = {"before": before, "after": after}
+    known = {when: value if math.isfinite(value) else None for when, value in scores.items()}
+    card["score"] = {"name": name, **known, "test": len(test.x)}
+    return Personal(personal, card)
+
+
+def make_card(dataset: Dataset, task_id: str, config: RunConfig, origin: Origin) -> dict[str, Any]:
+    """What a personal model says of itself, but for its score."""
+    data = dataset.test_draws(task_id)[0]
+    return {
+        "task": task_id,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run": {"directory": origin.run, "lineage": origin.lineage, "round": origin.round},
+        "adapted": {"lr": origin.lr, "steps": origin.steps, "support": len(data.support.x)},
+        "preparation": dict(dataset.preparation(task_id)),
+        "columns": columns_of(dataset),
+        "data": digest(data),
+        "version": __version__,
+        **description(config, dataset.spec),
+    }
+
+
+def description(config: RunConfig, spec: DataSpec) -> dict[str, Any]:
+    """What a file must say so that its model can be built and fed again: settings, and the form of the data."""
+    models = MODELS if config.model == "auto" else [config.model]
+    tables = ("", config.algorithm, config.dataset, *models)
+    flat = {key: value for key, value in config.flat().items() if key.rpartition(".")[0] in tables}
+    return {
+        "config": {key: value for key, value in flat.items() if key not in _MACHINES},
+        "spec": [spec.kind, list(spec.input_shape), spec.outputs],
+        "tokens": spec.tokens,
+        "schema": spec.schema,
+    }
+
+
+def spec_of(facts: Mapping[str, Any]) -> DataSpec:
+    """The form of the data that a checkpoint or a card describes. Raises DataError if it describes none."""
+    try:
+        kind, shape, outputs = facts["spec"]
+        return DataSpec(kind, tuple(shape), outputs, bool(facts.get("tokens")), str(facts.get("schema", "")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"the file does not say what the data look like ({in_one_line(error)}): make it anew") from None
+
+
+def columns_of(dataset: Dataset) -> dict[str, Any]:
+    """The settings of the user's own file, such as the names of its columns; {} for any other data set."""
+    if not isinstance(dataset, Own):
+        return {}
+    settings: dict[str, Any] = dataset.options.model_dump(by_alias=True, exclude={"path", "leave_out"})
+    return settings
+
+
+def digest(data: TaskData) -> str:
+    """SHA-256 of a task's examples and their parts: tells whether a file is the one that a model was adapted to."""
+    total = hashlib.sha256()
+    for part in (data.support, data.query, data.test):
+        for value in (part.x, part.y):
+            total.update(f"{value.dtype} {list(value.shape)}\n".encode())
+            total.update(value.contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def save(personal: Personal, path: Path) -> None:
+    """Write the model to `path`, and its card as JSON beside it for people. A failure leaves both as they were.
+
+    Raises OSError or SafetensorError.
+    """
+    checkpoint.write(path, personal.tensors, personal.card, PERSONAL, wait=True)
+    private.write_text(path.with_suffix(".json"), json.dumps(personal.card, indent=2) + "\n")
+
+
+def load(path: Path, trust: Collection[str] = ()) -> Personal:
+    """A personal model. Raises DataError, and ConfigError for code that is not in `trust`, see `common.personal.trust`."""
+    what = f"the personal model '{path}'"
+    found = checkpoint.read(path, PERSONAL, "personal model")
+    facts.check(found.facts, facts.CardFacts, what)
+    settings = trusted.of_a_model(found.facts["config"], trust, what)
+    personal = Personal(found.tensors, {**found.facts, "config": settings})
+    try:
+        facts.check_size(parse_run_config(settings).resolved(), spec_of(found.facts), found.tensors, what)
+        wanted = next(iter(personal.algorithm.adaptation_path(personal.algorithm.init(), _nothing(personal), 0.1, 0)))
+        algorithm = personal.algorithm
+        row = (algorithm.learner.outputs,)
+        fit = [name for name in algorithm.per_step if name in personal.tensors and personal.tensors[name].shape[1:] == row]
+        reason = mismatch({name: value for name, value in personal.tensors.items() if name not in fit}, wanted)
+        Preparation.from_json(found.facts["preparation"])
+        OwnOptions.model_validate(found.facts["columns"])
+    except QuickbloomError as error:
+        reason = str(error)
+    except Exception as error:  # a card that somebody has written by hand
+        reason = in_one_line(error)
+    if reason:
+        raise DataError(reason if reason.startswith(what) else f"{what} cannot be used: {reason}")
+    return personal
+
+
+def _nothing(personal: Personal) -> Batch:
+    """No examples: a path of no steps only says which tensors there are."""
+    spec = personal.card["spec"]
+    return Batch.of(torch.zeros(0, *spec[1]), torch.zeros(0, dtype=torch.int64))

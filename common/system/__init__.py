@@ -1,0 +1,1 @@
+"""The machine around us: its environment, its addresses, its processes, its terminal."""

@@ -1,0 +1,57 @@
+"""Directories for temporary files: whether the one that TMPDIR names can be used, and short ones for sockets."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from quickbloom.common.errors import ConfigError
+
+LONGEST_SOCKET = 104 if sys.platform == "darwin" else 107
+"""Bytes that the path of a Unix socket can have."""
+_ROOM = 2**20
+"""Bytes that must be free."""
+_SHORT = ("/tmp", "/var/tmp", "/dev/shm")
+
+
+def check() -> None:
+    """Raise ConfigError where no file can be written into the directory for temporary files."""
+    given = os.environ.get("TMPDIR")
+    try:
+        _write_into(given or tempfile.gettempdir())
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if given:
+            raise ConfigError(
+                f"`TMPDIR` must be a directory that can be written and has some room, got '{given}' ({reason}): make it, free "
+                "some space there, or name another one"
+            ) from None
+        raise ConfigError(
+            f"there is no directory for temporary files ({reason}): name one in the environment variable `TMPDIR`"
+        ) from None
+
+
+def absolute(environ: Mapping[str, str]) -> dict[str, str]:
+    """TMPDIR for processes that run in other directories, if it is set."""
+    return {"TMPDIR": os.path.abspath(given)} if (given := environ.get("TMPDIR")) else {}  # noqa: PTH100 - links stay
+
+
+def short(longest: int) -> str:
+    """A directory for temporary files with a path of at most `longest` bytes. Raises ConfigError where there is none."""
+    for directory in (tempfile.gettempdir(), *_SHORT, str(Path.home())):
+        if len(os.fsencode(directory)) <= longest:
+            with suppress(OSError):
+                _write_into(directory)
+                return directory
+    raise ConfigError(
+        f"Unix sockets need a directory for temporary files whose path has at most {longest} bytes, and none of "
+        f"{', '.join(_SHORT)} can be written: name a shorter one in the environment variable `TMPDIR`"
+    )
+
+
+def _write_into(directory: str) -> None:
+    """Raise OSError unless a file fits in there."""
+    with tempfile.TemporaryFile(dir=directory) as file:
+        file.write(bytes(_ROOM))

@@ -1,0 +1,1 @@
+"""What travels between server and nodes: the only place that names record fields."""

@@ -1,0 +1,243 @@
+"""Runs of the real command, each in a process of its own with one thread. What is finished is kept and not repeated.
+
+A run leaves its run directory, the command's stderr as `command.log`, and at the end `finished.json`: a directory without that
+file is half done, and the run starts anew.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from quickbloom import __version__
+from quickbloom.common.algorithms import ALGORITHMS, is_own_algorithm
+from quickbloom.common.config.run import PRIVACY, RunConfig, parse_run_config
+from quickbloom.common.errors import FILE_TROUBLE, ConfigError
+from quickbloom.common.models import MODELS, is_own_model
+from quickbloom.common.system import user_code
+from quickbloom.common.system.processes import end_group, uninterrupted
+from quickbloom.server_app.launch.flower_run import CPU_ENVIRONMENT
+from quickbloom.server_app.launch.settings import parse_assignments
+from quickbloom.server_app.runs.directory import read_history
+
+_NOT_COMPARED = ("output-dir", "data-dir", "resume-from", "seed", "tensorboard", "mlflow")
+_FINISHED, _LOG = "finished.json", "command.log"
+_TRACEBACK = "Traceback (most recent call last)"
+_PATIENCE = 60.0
+"""Seconds that a run has to end what it started when it is stopped: a SuperLink takes its time."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The settings of `quickbloom run` but for the seed. `settings`: texts "key=value", as after `--set`."""
+
+    algorithm: str
+    dataset: str
+    rounds: int
+    settings: tuple[str, ...] = ()
+    nodes: int = 2
+    in_process: bool = False
+
+    def command(self, seed: int | str) -> list[str]:
+        """What a user would type to repeat one run."""
+        command = [*program(), "run", "--algorithm", self.algorithm, "--dataset", self.dataset]
+        command += ["--rounds", str(self.rounds), "--nodes", str(self.nodes), "--seed", str(seed)]
+        command += ["--in-process"] * self.in_process
+        for text in self.settings:
+            command += ["--set", text]
+        return [*command, "--json"]
+
+    def config(self, seed: int = 0) -> RunConfig:
+        """The settings as the command understands them. Raises ConfigError for what it would refuse."""
+        named: dict[str, Any] = {"algorithm": self.algorithm, "dataset": self.dataset, "rounds": self.rounds, "seed": seed}
+        named["min-nodes"] = self.nodes
+        return parse_run_config(named | parse_assignments(list(self.settings), self.algorithm)).resolved()
+
+    def effective(self) -> dict[str, Any]:
+        """Every setting that can matter, defaults included, and nothing that belongs to a machine or to one seed."""
+        config = self.config()
+        models = MODELS if config.model == "auto" else [config.model]  # which one it is only the data say
+        tables = ("", PRIVACY, config.algorithm, config.dataset, *models)
+        flat = config.flat().items()
+        return {key: value for key, value in flat if key.rpartition(".")[0] in tables and key not in _NOT_COMPARED}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a setup: its directory below `root` is named after everything that decides the result."""
+
+    setup: Setup
+    seed: int
+    root: Path
+
+    @property
+    def directory(self) -> Path:
+        settings = self.setup.effective()
+        decisive = [
+            settings,
+            _own_code(settings["model"]) + _own_algorithm(self.setup.algorithm) + _own_data(settings),
+            self.setup.nodes,
+            self.setup.in_process,
+            self.seed,
+            __version__,
+        ]
+        key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
+        return self.root / f"{self.setup.algorithm}-seed{self.seed}-{key}"
+
+    def result(self) -> "Result | None":
+        """What the run left; None if it is not finished."""
+        file = self.directory / _FINISHED
+        return Result(self, json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+@dataclass(frozen=True)
+class Result:
+    """The end of a run. `code`: exit code of the command; `facts`: "wall" (seconds), "date", and what the caller adds.
+
+    A run whose code is not 0 has no summary; `failure` is then what the command said.
+    """
+
+    run: Run
+    facts: Mapping[str, Any]
+    code: int = 0
+    failure: str = ""
+
+    @property
+    def broken(self) -> bool:
+        """Whether it says nothing about the run's settings: a defect, a signal, or a disk that is full."""
+        return self.code not in (0, 1) or _TRACEBACK in self.failure or self.failure.startswith(FILE_TROUBLE)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return dict(json.loads((self.run.directory / "summary.json").read_text(encoding="utf-8")))
+
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        """The lines of history.jsonl, as many as there are."""
+        return read_history(self.run.directory)
+
+
+def perform(
+    wanted: Sequence[Run],
+    jobs: int = 1,
+    facts: Mapping[str, Any] | None = None,
+    on_start: Callable[[Run], None] = lambda run: None,
+    on_end: Callable[[Result, bool], None] = lambda result, kept: None,
+) -> dict[Run, Result]:
+    """Do what is not finished of `wanted`, `jobs` runs at once; whatever ends this function ends its runs as well.
+
+    `facts` are written down with every new run. `on_end(result, kept)` is called for every run, also for one that failed; it
+    may raise to end everything.
+    """
+    results: dict[Run, Result] = {}
+    waiting: list[Run] = []
+    running: dict[Run, tuple[subprocess.Popen[bytes], float]] = {}
+    for run in wanted:
+        if kept := run.result():
+            results[run] = kept
+            on_end(kept, True)
+        else:
+            waiting.append(run)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                run = waiting.pop(0)
+                on_start(run)
+                running[run] = _start(run), time.perf_counter()
+            for run, (process, started) in list(running.items()):
+                if (code := process.poll()) is not None:
+                    del running[run]
+                    wall = time.perf_counter() - started
+                    results[run] = _finish(run, code, {"wall": wall, "date": today(), **(facts or {})})
+                    on_end(results[run], False)
+            time.sleep(0.02)
+    finally:
+        with uninterrupted():
+            for process, _ in running.values():
+                end_group(process, _PATIENCE)
+    return {run: results[run] for run in wanted}
+
+
+def program() -> list[str]:
+    """What a user types before `run` or `compare`: "quickbloom", or "python FILE" where FILE brings an algorithm of its own.
+
+    Raises ConfigError for an algorithm that no file brings.
+    """
+    own = [name for name, algorithm in ALGORITHMS.items() if is_own_algorithm(algorithm)]
+    if not own:
+        return ["quickbloom"]
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    if not file:
+        raise ConfigError(f'`algorithm = "{own[0]}"` must come from a file, for every run is a process of its own')
+    return ["python", str(file)]
+
+
+def today() -> str:
+    return datetime.now(UTC).date().isoformat()
+
+
+def _own_code(model: str) -> str:
+    """The file of a user's own model: it decides the result as the settings do. "" for any other model."""
+    user_code.add_folder()
+    spec = find_spec(model.partition(":")[0]) if is_own_model(model) else None
+    return Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+
+
+def _own_algorithm(name: str) -> str:
+    """The file of a user's own algorithm, as of a model. "" for any other algorithm."""
+    algorithm = ALGORITHMS[name]
+    return Path(inspect.getfile(algorithm)).read_text(encoding="utf-8") if is_own_algorithm(algorithm) else ""
+
+
+def _own_data(settings: Mapping[str, Any]) -> str:
+    """A digest of the user's own file, which decides the result as well. "" for any other data set, a folder or a function."""
+    file = Path(str(settings.get("own.path", "")))
+    return hashlib.sha256(file.read_bytes()).hexdigest() if settings["dataset"] == "own" and file.is_file() else ""
+
+
+def _start(run: Run) -> subprocess.Popen[bytes]:
+    shutil.rmtree(run.directory, ignore_errors=True)  # what a run that was interrupted has left
+    run.directory.mkdir(parents=True)
+    command = run.setup.command(run.seed)
+    # This Python and its own script, so that the command is the one of this environment.
+    if command[0] == "python":
+        command[0] = sys.executable
+    else:
+        command[0] = str(Path(sys.executable).parent / command[0])
+    with (run.directory / _LOG).open("wb") as log:
+        return subprocess.Popen(
+            [*command, "--output", str(run.directory.absolute()), "--no-report"],
+            env={**os.environ, **CPU_ENVIRONMENT},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            # In a session of its own: Ctrl-C reaches this process alone, which then ends its runs in order.
+            start_new_session=True,
+        )
+
+
+def _finish(run: Run, code: int, facts: dict[str, Any]) -> Result:
+    if code:
+        # A run that failed is not kept: what stood in its way may be gone the next time.
+        said = (run.directory / _LOG).read_text(encoding="utf-8", errors="replace").strip()
+        return Result(run, facts, code, _failure(said))
+    partial = run.directory / f".{_FINISHED}.partial"
+    partial.write_text(json.dumps(facts), encoding="utf-8")
+    partial.replace(run.directory / _FINISHED)
+    return Result(run, facts)
+
+
+def _failure(said: str) -> str:
+    """The sentence behind the last "error: " that begins a line; of a defect, which leaves a traceback, everything."""
+    return said if _TRACEBACK in said else re.split(r"^error: ", said, flags=re.MULTILINE)[-1]

@@ -1,0 +1,128 @@
+"""Few tasks: every task is held out once, and adapted from a model that was trained on the others. One table over all folds.
+
+A fold is a run of its own with `own.leave-out`; its rate is chosen on validation tasks among the others, where there are any.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
+from quickbloom.common.datasets import load_dataset
+from quickbloom.common.datasets.base import resolve_data_dir
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.files import whole
+from quickbloom.common.formatting import score
+from quickbloom.common.spreadsheets import write_csv
+from quickbloom.common.system.terminal import OK, say
+from quickbloom.common.wording import metric_name
+from quickbloom.server_app.launch.follow import follow_here
+from quickbloom.server_app.launch.prepare import check_locally
+from quickbloom.server_app.runs.directory import RunDirectory, spread
+
+FILE = "leave-one-out"
+
+
+def run_all(settings: Mapping[str, Scalar], directory: Path, verbose: bool) -> tuple[int, dict[str, Any] | None]:
+    """All folds, one after the other in this process: (exit code, `result`), the latter also in files; None if one failed."""
+    settings = {"min-nodes": 1, **settings}
+    tasks = tasks_of(parse_run_config(settings))
+    summaries: list[dict[str, Any]] = []
+    for task in tasks:
+        own = fold(settings, task, len(tasks), directory)
+        remarks = check_locally(parse_run_config(own), own, 1)
+        for remark in remarks if not summaries else ():
+            say(f"Remark: {remark}")
+        code, summary = follow_here(parse_run_config(own), 1, verbose, rounds=False)
+        if summary is None:
+            return code, None
+        summaries.append(summary)
+        (row,) = rows([task], [summary])
+        before, after = (score(row[f"{metric(summary)}_{when}"], metric(summary)) for when in ("before", "after"))
+        say(f"{len(summaries)}/{len(tasks)} {task} left out: {metric_name(metric(summary))} {before} -> {after}")
+    found = result(rows(tasks, summaries), metric(summaries[0]))
+    write(directory, found)
+    return OK, found
+
+
+def tasks_of(config: RunConfig) -> list[str]:
+    """The tasks to leave out, one after the other. Raises ConfigError if there is nothing to leave out."""
+    if config.dataset != "own":
+        raise ConfigError(f'`--leave-one-out` is for data of your own (`--data`), got `dataset = "{config.dataset}"`')
+    tasks = load_dataset("own", config.table("own"), resolve_data_dir(config.data_dir)).tasks()
+    if len(tasks) < 2:
+        raise ConfigError(
+            f"`--leave-one-out` needs at least two tasks, the data have {len(tasks)}: name the column that tells them "
+            "apart with `--task`"
+        )
+    return [task.task_id for task in tasks]
+
+
+def fold(settings: Mapping[str, Scalar], task: str, number: int, directory: Path) -> dict[str, Scalar]:
+    """The settings of the run that leaves `task` out of `number` tasks."""
+    # One other task alone must train: there is nothing to choose a rate on.
+    validation: dict[str, Scalar] = {"validation-tasks": 0} if number == 2 else {}
+    where = str((directory / quote(task, safe="").replace(".", "%2E")).absolute())
+    return {**validation, **settings, "own.leave-out": task, "output-dir": where}
+
+
+def rows(tasks: Sequence[str], summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each task: its score before and after adaptation, at the rate and step that its fold chose."""
+    listed = []
+    for task, summary in zip(tasks, summaries, strict=True):
+        name = metric(summary)
+        curve, chosen = summary["test"][name]["mean"], summary["chosen"]
+        scores = {f"{name}_before": curve[0], f"{name}_after": curve[chosen["adapt_steps"]]}
+        others = {"train": summary["tasks"]["train"], "validation": summary["tasks"]["validation"]}
+        listed.append({"task": task, **others, **scores, **chosen, "run_dir": summary["run_dir"]})
+    return listed
+
+
+def metric(summary: Mapping[str, Any]) -> str:
+    return "accuracy" if "accuracy" in summary["test"] else "mse"
+
+
+def result(folds: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
+    """What `--json` prints: the folds, and mean, 95 % half-width and worst tenth over them, before and after."""
+    # A fold that diverged is null in its summary.
+    scores = [
+        [np.nan if row[f"{name}_{when}"] is None else row[f"{name}_{when}"] for when in ("before", "after")] for row in folds
+    ]
+    over = spread(np.array(scores, dtype=np.float64), higher_is_better=name == "accuracy")
+    return {"schema": 1, "metric": name, "folds": list(folds), **{part: over[part] for part in ("mean", "ci95", "worst10")}}
+
+
+def write(directory: Path, found: Mapping[str, Any]) -> None:
+    """leave-one-out.json and leave-one-out.csv, each whole or not at all."""
+    run = RunDirectory(directory)
+    run.write_json(f"{FILE}.json", found)
+    with whole(directory / f"{FILE}.csv", newline="") as file:
+        write_csv(file, list(found["folds"][0]), found["folds"])
+
+
+def table(found: Mapping[str, Any]) -> Table:
+    """The same for a person."""
+    name = found["metric"]
+    shown = Table(
+        title=f"{len(found['folds'])} tasks, each held out once: {metric_name(name)}" + " in %" * (name == "accuracy")
+    )
+    for heading in ("held-out task", "trained on", "before", "after", "rate", "steps"):
+        shown.add_column(heading, justify="left" if heading == "held-out task" else "right")
+    for row in found["folds"]:
+        cells = [_number(row[f"{name}_{when}"], name) for when in ("before", "after")]
+        shown.add_row(escape(row["task"]), str(row["train"]), *cells, f"{row['adapt_lr']:g}", str(row["adapt_steps"]))
+    shown.add_section()
+    cells = [f"{_number(found['mean'][i], name)} ± {_number(found['ci95'][i], name)}" for i in (0, 1)]
+    shown.add_row("mean", "", *cells, "", "")
+    return shown
+
+
+def _number(value: float | None, name: str) -> str:
+    if value is None or not np.isfinite(value):
+        return "diverged"
+    return f"{100 * value:.1f}" if name == "accuracy" else f"{value:.4g}"

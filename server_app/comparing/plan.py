@@ -1,0 +1,322 @@
+"""Several algorithms on the same tasks, each with its inner rate chosen alike: which runs there are, and who is chosen.
+
+Every seed tries every inner rate of training, and the rate with the best final score on that seed's own **validation** tasks
+wins. Seeds choose apart because splits depend on the seed: the validation tasks of one are test tasks of another. Test scores
+are never looked at here. Tasks and splits depend on the seed alone, so all algorithms of a seed have the same.
+"""
+
+import fcntl
+import math
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from quickbloom.common.algorithms import ALGORITHMS, is_own_algorithm
+from quickbloom.common.config.run import parse_run_config
+from quickbloom.common.datasets import DATASETS, load_dataset
+from quickbloom.common.datasets.base import resolve_data_dir
+from quickbloom.common.errors import ConfigError, OneLineError
+from quickbloom.common.formatting import counted
+from quickbloom.common.system.terminal import say
+from quickbloom.server_app.comparing.batch import Result, Run, Setup, perform, program
+from quickbloom.server_app.launch.prepare import check_machine, check_simulation
+from quickbloom.server_app.launch.settings import check_with_data, parse_assignments
+from quickbloom.server_app.reporting.live import progress_bar
+
+SHOTS = "test-shots=1,2,5,10"
+"""Scored in every run; a run leaves out what its tasks do not have."""
+
+_ELSEWHERE = {"algorithm": "--algorithms", "dataset": "--dataset", "seed": "--seeds", "output-dir": "--output"}
+_WRONG_INPUT = 2
+_MOST_SEEDS = 100
+
+
+class CompareError(OneLineError):
+    """A run ended as no run should; the text says how."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared. `inner_lrs`: the rates to choose from; `settings`: texts "key=value" that all runs share."""
+
+    algorithms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    dataset: str
+    rounds: int
+    inner_lrs: tuple[float, ...]
+    settings: tuple[str, ...] = ()
+    simulation: bool = False
+
+    def candidates(self, algorithm: str) -> list[Setup]:
+        """One setup per inner rate; a single one if the rate is given, or is of no use to the algorithm."""
+        return [self._setup(algorithm, *rate, f"adapt-lrs={self.adapt_lrs}") for rate in self._rates(algorithm)]
+
+    @cached_property
+    def adapt_lrs(self) -> str:
+        """The rates of adaptation, the same for all runs: those that are set, and every inner rate that a run can have.
+
+        A run would add its own inner rate by itself, which the others then would not have.
+        """
+        rates = set(self.inner_lrs)
+        for algorithm in self.algorithms:
+            for rate in self._rates(algorithm):
+                config = self._setup(algorithm, *rate).config()
+                rates |= {*config.lrs, float(config.flat()[f"{algorithm}.inner-lr"])}
+        return ",".join(f"{lr!r}" for lr in sorted(rates))
+
+    def _rates(self, algorithm: str) -> list[tuple[str, ...]]:
+        """What each candidate has after `--set` for its inner rate: nothing where there is nothing to choose."""
+        given = f"{algorithm}.inner-lr" in parse_assignments(list(self.settings), algorithm)
+        if given or not ALGORITHMS[algorithm].tunes_inner_lr:
+            return [()]
+        return [(f"{algorithm}.inner-lr={lr!r}",) for lr in self.inner_lrs]
+
+    def _setup(self, algorithm: str, *settings: str) -> Setup:
+        nodes = 2 if self.simulation else 1
+        return Setup(algorithm, self.dataset, self.rounds, (SHOTS, *self.settings, *settings), nodes, not self.simulation)
+
+    def command(self) -> str:
+        """What to type to repeat this comparison in its usual directory."""
+        seeds = ",".join(map(str, self.seeds)) + "," * (len(self.seeds) == 1)
+        words = [*program(), "compare", "--algorithms", ",".join(self.algorithms), "--dataset", self.dataset]
+        words += ["--seeds", seeds, "--rounds", str(self.rounds), "--inner-lrs", ",".join(f"{lr!r}" for lr in self.inner_lrs)]
+        for text in self.settings:
+            words += ["--set", text]
+        return shlex.join(words + ["--simulation"] * self.simulation)
+
+    def describe(self) -> str:
+        """How many runs there are, before any is started: "8 runs: fedavg (3 inner rates), protonet; 2 seeds each"."""
+        rates = {name: len(self.candidates(name)) for name in self.algorithms}
+        parts = [f"{name} ({number} inner rates)" if number > 1 else name for name, number in rates.items()]
+        total, seeds = sum(rates.values()) * len(self.seeds), len(self.seeds)
+        return f"{counted(total, 'run')}: {', '.join(parts)}; {counted(seeds, 'seed')} each"
+
+    def check(self, target: float | None = None) -> None:
+        """Raise ConfigError or DataError for whatever would end a run: with the data, before anything starts."""
+        for name in self.algorithms:
+            parse_run_config({"algorithm": name, "dataset": self.dataset})
+        if self.simulation and any(is_own_algorithm(ALGORITHMS[name]) for name in self.algorithms):
+            raise ConfigError("`--simulation` needs algorithms of this project: Flower's processes do not know your own one")
+        if self.simulation:
+            check_simulation(", or leave `--simulation` out")
+        for algorithm in self.algorithms:
+            self._check_settings(algorithm)
+        for algorithm in self.algorithms:
+            for setup in self.candidates(algorithm):
+                setup.config()
+        # Seeds decide the splits, algorithms the model; reading the data for every pair of them would take long.
+        pairs = [(self.algorithms[0], seed) for seed in self.seeds] + [(name, self.seeds[0]) for name in self.algorithms[1:]]
+        for algorithm, seed in pairs:
+            self._check_with_data(algorithm, seed)
+        self._check_target(target)
+
+    def _check_settings(self, algorithm: str) -> None:
+        assigned = parse_assignments(list(self.settings), algorithm)
+        for key, option in _ELSEWHERE.items():
+            if key in assigned:
+                raise ConfigError(f"`{key}` cannot be set with `--set` here: use `{option}`")
+        if "resume-from" in assigned:
+            raise ConfigError("`resume-from` cannot be set here: a comparison goes on by itself when it is repeated")
+        for key in assigned:
+            known = [name for name in self.algorithms if f"{name}.{key}" in parse_assignments([f"{key}=0"], name)]
+            if known and algorithm not in known:
+                raise ConfigError(
+                    f"`{key}` is no setting of `{algorithm}`: set it for one algorithm alone, as `{known[0]}.{key}`"
+                )
+
+    def _check_with_data(self, algorithm: str, seed: int) -> None:
+        config = self.candidates(algorithm)[0].config(seed)
+        check_machine(config)
+        splits, remarks = check_with_data(config, resolve_data_dir(config.data_dir))
+        if (algorithm, seed) == (self.algorithms[0], self.seeds[0]):
+            for remark in remarks:
+                say(f"Remark: {remark}")
+        for split in ("validation", "test"):
+            if not splits[split]:
+                raise ConfigError(f"a comparison needs {split} tasks: set `{split}-tasks` above 0")
+
+    def _check_target(self, target: float | None) -> None:
+        if target is None:
+            return
+        if not 0 < target < math.inf:
+            raise ConfigError(f"`--target-score` must be above 0, got {target:g}")
+        config = self.candidates(self.algorithms[0])[0].config()
+        spec = load_dataset(self.dataset, config.table(self.dataset), resolve_data_dir(config.data_dir)).spec
+        if spec.kind == "classification" and target > 1:
+            raise ConfigError(f"`--target-score` must be an accuracy between 0 and 1, got {target:g}: write 0.75 for 75 %")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One algorithm's part. `tried`: the runs with every inner rate, by seed."""
+
+    algorithm: str
+    tried: dict[int, list[Result]]
+
+    @property
+    def chosen(self) -> dict[int, Result | None]:
+        """The run of every seed that its own validation tasks chose; None where no rate led to a usable score."""
+        return {seed: choose(results) for seed, results in self.tried.items()}
+
+
+def compare(plan: Plan, directory: Path, jobs: int, console: Console) -> list[Entry]:
+    """Do what is not finished of `plan` in `directory`, and return an entry per algorithm."""
+    candidates = {name: plan.candidates(name) for name in plan.algorithms}
+
+    def runs(name: str, seed: int) -> list[Run]:
+        return [Run(setup, seed, directory) for setup in candidates[name]]
+
+    wanted = [run for seed in plan.seeds for name in plan.algorithms for run in runs(name, seed)]
+    with progress_bar(console) as progress:
+        watch = _Watch(console, progress, len(wanted))
+        results = perform(wanted, jobs, on_start=watch.on_start, on_end=watch.on_end)
+    return [Entry(name, {seed: [results[run] for run in runs(name, seed)] for seed in plan.seeds}) for name in plan.algorithms]
+
+
+def choose(results: Sequence[Result]) -> Result | None:
+    """The one with the best final validation score; ties go to the lower validation loss, then to the first.
+
+    A single one is chosen whatever became of it. None if none of several has a score.
+    """
+    if len(results) == 1:
+        return results[0]
+    usable = [(scores, result) for result in results if (scores := validation_score(result)) is not None]
+    if not usable:
+        return None
+    sign = -1 if metric_of(usable[0][1].summary) == "accuracy" else 1
+    return min(usable, key=lambda pair: (sign * pair[0][0], pair[0][1]))[1]
+
+
+def validation_score(result: Result) -> tuple[float, float] | None:
+    """(accuracy or mse, loss) on the validation tasks, adapted as the run chose; None if it failed or is not finite."""
+    if result.code or not result.summary["validation"]:
+        return None
+    summary = result.summary
+    step, scores = summary["chosen"]["adapt_steps"], summary["validation"]
+    metric, loss = (scores[name]["mean"][step] for name in (metric_of(summary), "loss"))
+    return None if metric is None else (metric, math.inf if loss is None else loss)
+
+
+def metric_of(summary: dict[str, Any]) -> str:
+    """What a run measures: accuracy, or mse for regression."""
+    return "accuracy" if "accuracy" in summary["validation"] else "mse"
+
+
+def recommended_rates(dataset: str) -> tuple[float, ...]:
+    """A third of the data set's inner rate, the rate, and three times it, rounded to one digit: 0.3 -> 0.1, 0.3, 0.9."""
+    if dataset not in DATASETS:
+        parse_run_config({"dataset": dataset})  # says what is wrong with it
+    return tuple(float(f"{DATASETS[dataset].inner_lr * factor:.0e}") for factor in (1 / 3, 1, 3))
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Seeds 0, 1, 2 from "3", and those that are listed from "0,1,5"; a single one has a comma behind it: "5,"."""
+    try:
+        listed = [int(part) for part in text.removesuffix(",").split(",")]
+    except ValueError:
+        listed = [-1]
+    if min(listed) < 0 or ("," not in text and listed == [0]):
+        raise ConfigError(f"`--seeds` must be how many seeds, or the seeds with commas between them (0,1,5), got '{text}'")
+    if "," in text:
+        return tuple(dict.fromkeys(listed))
+    if listed[0] > _MOST_SEEDS:
+        number = listed[0]
+        raise ConfigError(
+            f"`--seeds` must be at most {_MOST_SEEDS} seeds, got {number}: for seed {number} alone write '{number},'"
+        )
+    return tuple(range(listed[0]))
+
+
+def parse_rates(text: str) -> tuple[float, ...]:
+    """Positive numbers from "0.03,0.1"."""
+    try:
+        rates = [float(part) for part in text.split(",")]
+    except ValueError:
+        rates = [0.0]
+    if not all(0 < rate < math.inf for rate in rates):
+        raise ConfigError(f"`--inner-lrs` must be positive numbers with commas between them, got '{text}'")
+    return tuple(dict.fromkeys(rates))
+
+
+def describe(run: Run) -> str:
+    """A run in a few words: "maml, inner lr 0.3, seed 0"."""
+    rate = inner_lr(run.setup)
+    return f"{run.setup.algorithm}, {f'inner lr {rate:g}, ' if rate is not None else ''}seed {run.seed}"
+
+
+def inner_lr(setup: Setup) -> float | None:
+    """The inner rate of training; None where it is of no use."""
+    if not ALGORITHMS[setup.algorithm].tunes_inner_lr:
+        return None
+    return float(setup.effective()[f"{setup.algorithm}.inner-lr"])
+
+
+class _Watch:
+    """Tells which runs go on and what came of each; ends everything for what is neither a result nor a divergence."""
+
+    def __init__(self, console: Console, progress: Progress, total: int) -> None:
+        self._console, self._progress, self._total = console, progress, total
+        self._task: TaskID = progress.add_task("", total=total)
+        self._number = 0
+        self._running: list[str] = []
+
+    def on_start(self, run: Run) -> None:
+        self._running.append(describe(run))
+        self._show()
+
+    def on_end(self, result: Result, kept: bool) -> None:
+        name = describe(result.run)
+        if not kept:
+            self._running.remove(name)
+        self._number += 1
+        if result.code == _WRONG_INPUT:
+            raise ConfigError(result.failure)
+        if result.broken:
+            command = " ".join(result.run.setup.command(result.run.seed))
+            raise CompareError(f"`{command}` ended with code {result.code}: {result.failure[-600:]}")
+        took = "kept" if kept else f"{result.facts['wall']:.0f} s"
+        self._console.print(f"[{self._number}/{self._total}] {name}: {_outcome(result)}, {took}", markup=False, soft_wrap=True)
+        self._show()
+
+    def _show(self) -> None:
+        self._progress.update(self._task, completed=self._number, description="; ".join(self._running))
+
+
+def _outcome(result: Result) -> str:
+    scores = validation_score(result)
+    if scores is None:
+        return f"failed: {result.failure}" if result.code else "diverged"
+    name = metric_of(result.summary)
+    return (
+        f"validation accuracy {100 * scores[0]:.1f} %"
+        if name == "accuracy"
+        else f"validation mean squared error {scores[0]:.4g}"
+    )
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """One comparison at a time in a directory: another one would take its half-done runs for interrupted ones."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = os.open(directory / ".lock", os.O_CREAT | os.O_RDWR)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"`--output` must be a directory that can be written, got '{directory}' ({reason})") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ConfigError(
+            f"another comparison is at work in '{directory}': wait for it, or choose another `--output`"
+        ) from None
+    finally:
+        os.close(lock)

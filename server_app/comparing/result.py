@@ -1,0 +1,344 @@
+"""The result of a comparison: figures of every run, mean and deviation over seeds, the target, and the table."""
+
+import math
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from quickbloom import __version__
+from quickbloom.common.algorithms import ALGORITHMS
+from quickbloom.common.formatting import size
+from quickbloom.common.wording import data_name, metric_name
+from quickbloom.server_app.comparing.batch import Result
+from quickbloom.server_app.comparing.plan import Entry, Plan, inner_lr, metric_of, validation_score
+from quickbloom.server_app.runs.directory import RunDirectory
+
+STEPS = (1, 5, 10)
+"""Numbers of adaptation steps that the table shows, as far as `adapt-steps` goes."""
+_AVERAGED = ("validation", "before", *(f"after_{step}" for step in STEPS), "after", "worst10")
+_AVERAGED = (*_AVERAGED, "rounds_to_target", "bytes_to_target", "seconds")
+_BASELINE = "fedavg"
+_DIGITS = 7
+"""As in summary.json: history.jsonl has more, and a run has to reach the target that is its own last score."""
+
+Figures = dict[str, Any]
+
+
+def assemble(plan: Plan, entries: Sequence[Entry], target: float | None) -> dict[str, Any]:
+    """What comparison.json holds. `target`: a validation score; None lets the algorithms' own results decide."""
+    rows = [_row(entry) for entry in entries]
+    done = [run for row in rows for run in row["runs"] if not run["failure"]]
+    metric = done[0]["metric"] if done else "accuracy"
+    value, origin = (target, "as asked") if target is not None else default_target(rows, metric)
+    for row in rows:
+        for run in row["runs"]:
+            run["rounds_to_target"], run["bytes_to_target"] = to_target(run.get("curve", []), value, metric)
+        row |= _over_seeds(row["runs"])
+    return {
+        "schema": 1,
+        "dataset": plan.dataset,
+        "data": data_name(plan.candidates(plan.algorithms[0])[0].config().flat()),
+        "metric": metric,
+        "seeds": list(plan.seeds),
+        "tasks": done[0]["tasks"] if done else {},
+        "nodes": 2 if plan.simulation else 1,
+        "evaluate_every": plan.candidates(plan.algorithms[0])[0].config().evaluate_every,
+        "adapt_lrs": [float(lr) for lr in plan.adapt_lrs.split(",")],
+        "target": {"validation": value, "origin": origin},
+        "algorithms": rows,
+        "command": plan.command() + (f" --target-score {target:g}" if target is not None else ""),
+        "version": __version__,
+    }
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    results = [result for tried in entry.tried.values() for result in tried]
+    # Where no rate of a seed worked, the first shows why.
+    runs = [figures(chosen or entry.tried[seed][0]) for seed, chosen in entry.chosen.items()]
+    return {
+        "algorithm": entry.algorithm,
+        "rate": _origin(entry),
+        "tried": [_attempt(result) for result in results],
+        "edge": [run["seed"] for run in runs if _is_edge(run, results)],
+        "configuration": _shared([result.run.setup.effective() for result in results]),
+        "runs": runs,
+    }
+
+
+def _attempt(result: Result) -> Figures:
+    run, score = result.run, validation_score(result)
+    tried: Figures = {"seed": run.seed, "inner_lr": inner_lr(run.setup), "validation": score[0] if score else None}
+    return tried | {"failure": failure(result)}
+
+
+def _origin(entry: Entry) -> str:
+    """Where the inner rate comes from: "chosen" among several, "given" as the only one, or "unused"."""
+    if any(len(tried) > 1 for tried in entry.tried.values()):
+        return "chosen"
+    return "given" if ALGORITHMS[entry.algorithm].tunes_inner_lr else "unused"
+
+
+def _is_edge(run: Figures, results: Sequence[Result]) -> bool:
+    """Whether the rate that was chosen is the lowest or the highest of several: a better one may lie beyond."""
+    rates = {rate for result in results if (rate := inner_lr(result.run.setup)) is not None}
+    return len(rates) > 1 and not run["failure"] and run["inner_lr"] in (min(rates), max(rates))
+
+
+def _shared(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The settings that are the same everywhere: all but the inner rate, if it was searched."""
+    first, *others = settings
+    return {key: value for key, value in first.items() if all(other[key] == value for other in others)}
+
+
+def failure(result: Result) -> str:
+    """Why a run has no scores; "" if it has."""
+    if result.code:
+        return result.failure
+    if validation_score(result) is None or _after(result.summary) is None:
+        return "diverged: its scores are not finite"
+    return ""
+
+
+def figures(result: Result) -> Figures:
+    """What is told of one run: test scores as fractions or mse at the chosen step, times in seconds, the validation curve.
+
+    A run that failed has "failure", "seed", "inner_lr", "directory" and "command" alone.
+    """
+    run = result.run
+    known: Figures = {"seed": run.seed, "inner_lr": inner_lr(run.setup), "directory": run.directory.name}
+    known |= {"command": shlex.join(run.setup.command(run.seed)), "failure": failure(result)}
+    if known["failure"]:
+        return known
+    summary = result.summary
+    metric, step = metric_of(summary), summary["chosen"]["adapt_steps"]
+    scores, (validation, _) = summary["test"][metric], validation_score(result) or (None, None)
+    shots = summary.get("shots") or {"shots": [], metric: {"mean": []}}
+    return known | {
+        "metric": metric,
+        "tasks": summary["tasks"],
+        "adapt_lr": summary["chosen"]["adapt_lr"] if ALGORITHMS[run.setup.algorithm].uses_adapt_lr else None,
+        "adapt_steps": step,
+        "validation": validation,
+        "before": scores["mean"][0],
+        **{f"after_{k}": scores["mean"][k] if k < len(scores["mean"]) else None for k in STEPS},
+        "after": scores["mean"][step],
+        "worst10": scores["worst10"][step],
+        "steps": scores["mean"],
+        "shots": dict(zip(map(str, shots["shots"]), shots[metric]["mean"], strict=True)),
+        "curve": curve(result.rounds, metric),
+        "seconds": summary["seconds"]["total"],
+    }
+
+
+def curve(rounds: Sequence[Mapping[str, Any]], metric: str) -> list[list[float]]:
+    """[round, validation score, bytes up and down so far] of every evaluation.
+
+    The score is that of the step that was best in that round, as at the end of a run.
+    """
+    best: Callable[[list[float]], float] = max if metric == "accuracy" else min
+    points, sent = [], 0
+    for record in rounds:
+        sent += record["bytes"]["up"] + record["bytes"]["down"]
+        scores = [value for value in record.get("validation", {}).get(metric, [])[1:] if value is not None]
+        if scores:
+            points.append([record["round"], round(best(scores), _DIGITS), sent])
+    return points
+
+
+def default_target(rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[float | None, str]:
+    """(validation score, where it comes from): what fedavg ends at, mean over seeds; else what the worst ends at."""
+    ends = {row["algorithm"]: _mean([run.get("validation") for run in row["runs"] if not run["failure"]]) for row in rows}
+    known = {name: end for name, end in ends.items() if end is not None}
+    if not known:
+        return None, "no run has a score"
+    worst = min if metric == "accuracy" else max
+    name = _BASELINE if _BASELINE in known else worst(known, key=known.__getitem__)
+    over = ", mean over seeds" if any(len(row["runs"]) > 1 for row in rows) else ""
+    return round(known[name], _DIGITS), f"what {name} ends at{over}"
+
+
+def to_target(points: Sequence[Sequence[float]], target: float | None, metric: str) -> tuple[int | None, int | None]:
+    """(rounds, bytes) to the first evaluation that is at least as good as the target; (None, None) if there is none."""
+    for number, score, sent in points:
+        if target is not None and (score >= target if metric == "accuracy" else score <= target):
+            return int(number), int(sent)
+    return None, None
+
+
+def _over_seeds(runs: Sequence[Figures]) -> dict[str, Any]:
+    """Mean and standard deviation (n - 1) of what is known over the runs that did not fail."""
+    done = [run for run in runs if not run["failure"]]
+    columns = {name: [run.get(name) for run in done] for name in _AVERAGED}
+    return {
+        "failed": len(runs) - len(done),
+        "reached": sum(run["rounds_to_target"] is not None for run in done),
+        "mean": {name: _mean(values) for name, values in columns.items()},
+        "sd": {name: _sd(values) for name, values in columns.items()},
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _sd(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.std(known, ddof=1)) if len(known) > 1 else None
+
+
+def _after(summary: Mapping[str, Any]) -> float | None:
+    test = summary["test"]
+    if test is None:
+        return None
+    value = test["accuracy" if "accuracy" in test else "mse"]["mean"][summary["chosen"]["adapt_steps"]]
+    return None if value is None or not math.isfinite(value) else value
+
+
+# ---- the table
+
+
+def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """(headings, rows of cells), the same for the terminal, Markdown and HTML."""
+    steps = [k for k in STEPS if any(row["mean"][f"after_{k}"] is not None for row in result["algorithms"])]
+    headings = ["algorithm", "inner lr", "adapt lr x steps", "before", *(f"{k} step{'s' * (k > 1)}" for k in steps)]
+    headings += ["chosen step", "worst 10 %", "rounds to target", "bytes to target", "seconds"]
+    scored = ["before", *(f"after_{k}" for k in steps), "after", "worst10"]
+    rows = []
+    for row in result["algorithms"]:
+        cells = [_name(row), _span(row["runs"], "inner_lr"), _adaptation(row["runs"])]
+        cells += [_score(row, name, result["metric"]) for name in scored]
+        reached = f" ({row['reached']} of {len(row['runs'])})" if row["reached"] and len(result["seeds"]) > 1 else ""
+        cells.append(_plain(row, "rounds_to_target") + reached)
+        sent = row["mean"]["bytes_to_target"]
+        rows.append([*cells, "-" if sent is None else size(sent), _plain(row, "seconds")])
+    return headings, rows
+
+
+def caption(result: Mapping[str, Any]) -> list[str]:
+    """What one has to know to read the table, in sentences."""
+    metric, seeds, target = result["metric"], result["seeds"], result["target"]["validation"]
+    what = "accuracy in %" if metric == "accuracy" else f"{metric_name(metric)} (lower is better)"
+    over = f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
+    sentences = [f"{result['data']}: {what} on {result['tasks'].get('test', 0)} held-out test tasks, {over}."]
+    sentences += _choices(result)
+    if target is not None:
+        nodes = result["nodes"]
+        sentences.append(
+            f"Target: validation {metric} {target:.4g} ({result['target']['origin']}), looked at when a run evaluates, every "
+            f"{result['evaluate_every']} rounds and after the last; bytes: tensors up and down until then, evaluations "
+            f"included, with {nodes} node{'s' * (nodes > 1)}"
+            + ("; in brackets: seeds that reached it, over which the mean is." if len(seeds) > 1 else ".")
+        )
+    return sentences
+
+
+def _choices(result: Mapping[str, Any]) -> list[str]:
+    """What was chosen, out of what, and for which algorithms it was not."""
+    rows, own = result["algorithms"], ", by each seed on its own" if len(result["seeds"]) > 1 else ""
+    grid = ", ".join(f"{lr:g}" for lr in result["adapt_lrs"])
+    sentences = [
+        f"Chosen on the validation tasks{own}, for every algorithm alike: "
+        f"the rate (of {grid}) and the number of steps of adaptation."
+    ]
+    by_origin = {origin: [row for row in rows if row["rate"] == origin] for origin in ("chosen", "given", "unused")}
+    if searched := by_origin["chosen"]:
+        rates = ", ".join(f"{lr:g}" for lr in dict.fromkeys(tried["inner_lr"] for tried in searched[0]["tried"]))
+        sentences.append(f"Chosen there as well, the inner rate of training (of {rates}): {_names(searched)}.")
+    if by_origin["given"]:
+        sentences.append(f"Inner rate given, not searched: {_names(by_origin['given'])}.")
+    if by_origin["unused"]:
+        sentences.append(f"Without an inner rate of training: {_names(by_origin['unused'])}.")
+    if edges := [row for row in searched if row["edge"]]:
+        sentences.append(
+            "At the lowest or highest of the inner rates that were tried, so that a wider range (`--inner-lrs`) may do better: "
+            + "; ".join(f"{row['algorithm']}, seed{'s' * (len(row['edge']) > 1)} {_listed(row['edge'])}" for row in edges)
+            + "."
+        )
+    return sentences
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> str:
+    return _listed([row["algorithm"] for row in rows])
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
+def failures(result: Mapping[str, Any]) -> list[str]:
+    """A sentence for every run without scores."""
+    lines = []
+    for row in result["algorithms"]:
+        seen = [(run["inner_lr"], run["seed"], run["failure"]) for run in (*row["tried"], *row["runs"])]
+        for rate, seed, reason in dict.fromkeys(item for item in seen if item[2]):
+            with_rate = "" if rate is None else f"inner lr {rate:g}, "
+            lines.append(f"{row['algorithm']}, {with_rate}seed {seed}: {reason}")
+    return lines
+
+
+def write(result: Mapping[str, Any], directory: Path) -> None:
+    """comparison.json and comparison.md, each written whole or not at all."""
+    writer = RunDirectory(directory)
+    writer.write_json("comparison.json", result)
+    writer.write_text("comparison.md", markdown(result))
+
+
+def rich_table(result: Mapping[str, Any]) -> Table:
+    """The table for a terminal; the caption goes below it."""
+    headings, rows = table(result)
+    built = Table()
+    for heading in headings:
+        built.add_column(heading, justify="left" if heading == "algorithm" else "right")
+    for cells in rows:
+        built.add_row(*cells)
+    return built
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """comparison.md: the table, how to read it, and how to repeat it."""
+    headings, rows = table(result)
+    lines = [f"| {' | '.join(headings)} |", "|---|" + "---:|" * (len(headings) - 1)]
+    lines += [f"| {' | '.join(cells)} |" for cells in rows]
+    lines += ["", *caption(result)]
+    lines += ["", *(f"- {line}" for line in failures(result))] if failures(result) else []
+    return "\n".join([*lines, "", "To repeat it:", "", f"    {result['command']}", ""])
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    if not row["failed"]:
+        return str(row["algorithm"])
+    return f"{row['algorithm']} ({row['failed']} of {len(row['runs'])} failed)"
+
+
+def _adaptation(runs: Sequence[Figures]) -> str:
+    """Rates and numbers of steps of all seeds: "0.1-0.3 x 4-10"."""
+    done = any(not run["failure"] for run in runs)
+    return f"{_span(runs, 'adapt_lr')} x {_span(runs, 'adapt_steps')}" if done else "-"
+
+
+def _span(runs: Sequence[Figures], name: str) -> str:
+    """The lowest and the highest over the runs that did not fail: "0.1-0.3", or "0.3" if they are equal."""
+    values = [run[name] for run in runs if not run["failure"] and run[name] is not None]
+    if not values:
+        return "-"
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g}-{high:g}"
+
+
+def _score(row: Mapping[str, Any], name: str, metric: str) -> str:
+    mean, sd = row["mean"][name], row["sd"][name]
+    if mean is None:
+        return "-"
+    if metric == "accuracy":
+        return f"{100 * mean:.1f}" + (f" ± {100 * sd:.1f}" if sd is not None else "")
+    return f"{mean:.4g}" + (f" ± {sd:.2g}" if sd is not None else "")
+
+
+def _plain(row: Mapping[str, Any], name: str) -> str:
+    mean, sd = row["mean"][name], row["sd"][name]
+    return "-" if mean is None else f"{round(mean, 1):g}" + (f" ± {round(sd, 1):g}" if sd is not None else "")

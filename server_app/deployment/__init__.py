@@ -1,0 +1,1 @@
+"""A federation of machines: certificates, keys, SuperLink and SuperExec."""

@@ -1,0 +1,1 @@
+"""The rounds: roll call, strategy, aggregation, scores."""

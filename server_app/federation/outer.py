@@ -1,0 +1,76 @@
+"""The outer optimizer: theta <- Outer(theta, mean over tasks of g). One rule for every algorithm.
+
+torch.optim does the arithmetic; its state lives as long as the run, so that Adam's moments build up over the rounds.
+"""
+
+import torch
+from torch import Tensor
+
+from quickbloom.common.algorithms.base import AlgorithmOptions
+from quickbloom.common.maths.params import Params
+
+
+class OuterOptimizer:
+    """SGD (with momentum) or Adam on the meta-parameters, with an optional linear decay of the rate to 0.
+
+    In round t of T the rate is `outer-lr`, or with `outer-decay` `outer-lr` * (1 - (t - 1) / T).
+    """
+
+    def __init__(self, options: AlgorithmOptions, meta: Params, num_rounds: int) -> None:
+        self._options = options
+        self._num_rounds = num_rounds
+        self._leaves = {name: value.detach().clone().requires_grad_() for name, value in meta.items()}
+        self._optimizer: torch.optim.Optimizer
+        # A group may be empty where a list of parameters may not: an algorithm without communication has no meta-parameters.
+        groups = [{"params": list(self._leaves.values())}]
+        if options.outer_optimizer == "adam":
+            self._optimizer = torch.optim.Adam(groups, lr=options.outer_lr)
+        else:
+            self._optimizer = torch.optim.SGD(groups, lr=options.outer_lr, momentum=options.outer_momentum)
+
+    @property
+    def meta(self) -> Params:
+        """The meta-parameters now; a copy."""
+        return {name: leaf.detach().clone() for name, leaf in self._leaves.items()}
+
+    @property
+    def leaves(self) -> Params:
+        """The meta-parameters themselves, to be read only: the next step changes them."""
+        return {name: leaf.detach() for name, leaf in self._leaves.items()}
+
+    def step(self, gradient: Params, server_round: int) -> Params:
+        """As `advance`; returns the new meta-parameters, a copy."""
+        self.advance(gradient, server_round)
+        return self.meta
+
+    def advance(self, gradient: Params, server_round: int) -> None:
+        """Take one step along the mean meta-gradient of round `server_round` (from 1)."""
+        decay = 1 - (server_round - 1) / self._num_rounds if self._options.outer_decay else 1.0
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._options.outer_lr * decay
+        for name, leaf in self._leaves.items():
+            leaf.grad = gradient[name].to(leaf.dtype)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything needed to go on later, the meta-parameters included, as named tensors."""
+        tensors = {f"meta/{name}": value for name, value in self.meta.items()}
+        for index, name in enumerate(self._leaves):
+            for key, value in self._optimizer.state_dict()["state"].get(index, {}).items():
+                if isinstance(value, Tensor):  # SGD without momentum keeps a None
+                    tensors[f"outer/{key}/{name}"] = value.detach().clone()
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from what `state` returned."""
+        state: dict[int, dict[str, Tensor]] = {}
+        names = list(self._leaves)
+        for key, value in tensors.items():
+            part, _, rest = key.partition("/")
+            if part == "meta":
+                self._leaves[rest].data.copy_(value)
+            else:
+                slot, _, name = rest.partition("/")
+                state.setdefault(names.index(name), {})[slot] = value.clone()
+        self._optimizer.load_state_dict({"state": state, "param_groups": self._optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,203 @@
+"""Differential privacy at the level of a task: what the outer optimizer sees hides whether any one task took part.
+
+McMahan, Ramage, Talwar, Zhang 2018, "Learning Differentially Private Recurrent Language Models" (Algorithm 1, with a fixed
+denominator); the clipping norm may adapt as in Andrew, Thakkar, McMahan, Ramaswamy 2021, "Differentially Private Learning with
+Adaptive Clipping" (Algorithm 1). A round is one Gaussian mechanism on a Poisson sample of the training tasks:
+
+    every training task takes part with probability q, by itself (the draw is secret, unlike every other in this program)
+    its node scales its meta-gradient down to norm C; all tasks weigh 1
+    g = (sum of what came + N(0, (z C)^2) in every number) / (q * number of training tasks)
+
+The neighbouring relation is adding or removing one task. The denominator is fixed, so tasks that fail only make g smaller.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from quickbloom.common.config.privacy import LEAST_CLIP, MOST_CLIP, PrivacyOptions
+from quickbloom.common.maths.params import Params
+from quickbloom.common.randomness import generator
+from quickbloom.common.system.extras import needs
+from quickbloom.common.wire.messages import TrainReply
+
+Bytes = Callable[[int], bytes]
+
+_SUMMANDS = 4
+"""Normal numbers that are added up for one: what is known of their last bits does not give away the sum (Holohan, Braghin
+2021, "Secure Random Sampling in Differential Privacy")."""
+
+
+class TaskPrivacy:
+    """Sampling, noise, clipping norm and account of one run. `train`: number of training tasks; `per_round`: expected in one.
+
+    `released`: noisy steps so far, those included that a crash made the server forget; `ledger` gets a line before each.
+    Raises ConfigError if the package that keeps the account is missing.
+    """
+
+    def __init__(self, options: PrivacyOptions, train: int, per_round: int, ledger: "Ledger | None" = None) -> None:
+        require_accountant()
+        self.options = options
+        self.clip = options.clip
+        self.per_round = per_round
+        self.sampling = per_round / train
+        self.released = ledger.released() if ledger else 0
+        self._ledger = ledger
+        seed = options.noise_seed
+        self._bytes: Bytes = os.urandom if seed < 0 else generator(seed, "privacy", self.released).bytes
+        # Of the sum of bits (within the clipping norm or not): the paper's m / 20, but never so small that it costs everything.
+        self.count_noise = max(per_round / 20, options.noise_multiplier)
+
+    @property
+    def noise_multiplier(self) -> float:
+        """z of the meta-gradient. If the norm adapts, a part of the privacy goes to the bits: both together cost what
+        `noise-multiplier` says (Theorem 1)."""
+        z = self.options.noise_multiplier
+        return (z**-2 - (2 * self.count_noise) ** -2) ** -0.5 if self.options.clip_quantile else z
+
+    def choose(self, task_ids: Sequence[str]) -> list[str]:
+        """A Poisson sample of these tasks."""
+        return [name for name, u in zip(task_ids, uniform(len(task_ids), self._bytes), strict=True) if u < self.sampling]
+
+    def mean(self, replies: Sequence[TrainReply], like: Params) -> Params:
+        """The noisy mean meta-gradient; counts as released, and the clipping norm adapts."""
+        if self._ledger:
+            self._ledger.add(self.epsilon(self.released + 1))
+        self.released += 1
+        deviation = self.noise_multiplier * self.clip
+        result = {}
+        for name, value in like.items():
+            noise = torch.from_numpy(normal(value.numel(), self._bytes)).view(value.shape)
+            total = sum((reply.gradient[name].double() * reply.weight for reply in replies), torch.zeros_like(noise))
+            result[name] = ((total + deviation * noise) / self.per_round).to(value.dtype)
+        if self.options.clip_quantile:
+            self._adapt(replies)
+        return result
+
+    def _adapt(self, replies: Sequence[TrainReply]) -> None:
+        """C <- C exp(-rate (b - quantile)); b: the noisy share of tasks within C. A task moves the sum of bits by +-1/2."""
+        centred = sum(reply.within - reply.weight / 2 for reply in replies)
+        noise = float(normal(1, self._bytes)[0])
+        share = (centred + self.count_noise * noise) / self.per_round + 0.5
+        power = -self.options.clip_rate * (share - self.options.clip_quantile)
+        self.clip = min(max(self.clip * math.exp(min(max(power, -100.0), 100.0)), LEAST_CLIP), MOST_CLIP)
+
+    def epsilon(self, steps: int) -> float:
+        """Epsilon after so many noisy steps, for the `delta` of the settings."""
+        return epsilon(self.options.noise_multiplier, self.sampling, steps, self.options.delta)
+
+    def steps_within_budget(self, most: int) -> int:
+        """How many of `most` more noisy steps the budget allows."""
+        if not self.options.epsilon:
+            return most
+
+        def allowed(steps: int) -> bool:
+            return self.epsilon(self.released + steps) <= self.options.epsilon
+
+        low, high = 0, most + 1  # `low` steps are allowed, `high` are not
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if allowed(middle) else (low, middle)
+        return low
+
+    def record(self) -> dict[str, Any]:
+        """What the history and the summary say: the account so far, and what it is made of."""
+        return {
+            "epsilon": self.epsilon(self.released),
+            "delta": self.options.delta,
+            "steps": self.released,
+            "sampling": self.sampling,
+            "noise_multiplier": self.options.noise_multiplier,
+            "clip": self.clip,
+        }
+
+
+class Ledger:
+    """The file privacy.jsonl of a run: a line for every noisy step, on the disk before anybody sees the step's result.
+
+    A checkpoint alone would not do: a step that a crash made the server forget may have reached the nodes. Nor would the
+    ledger: a checkpoint may be copied without it. The larger of the two counts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def released(self) -> int:
+        """Steps so far; a line that was being written counts, and a line may say that steps stand nowhere else."""
+        steps = 0
+        for line in self._path.read_bytes().splitlines() if self._path.exists() else ():
+            steps = max(steps + 1, _step_of(line))
+        return steps
+
+    def add(self, spent: float) -> None:
+        self._append({"step": self.released() + 1, "epsilon": spent})
+
+    def at_least(self, steps: int) -> None:
+        """Count so many steps, which a checkpoint knows of: it may have been copied without its ledger, or be newer."""
+        if steps > self.released():
+            self._append({"step": steps, "from": "checkpoint"})
+
+    def take_over(self, other: "Ledger") -> None:
+        """Begin with the steps of another run, from whose checkpoint this one goes on, if these are more."""
+        if other._path.exists() and other.released() > self.released():
+            self._path.write_bytes(other._path.read_bytes())
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        # A line of its own, also behind one that is torn.
+        torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n") and self._path.stat().st_size > 0
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write("\n" * torn + json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _step_of(line: bytes) -> int:
+    """The step that a line of the ledger says; 0 for one that is torn."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return 0
+    return step if isinstance(step, int) else 0
+
+
+def require_accountant() -> None:
+    """Raise ConfigError unless `dp_accounting` can be imported."""
+    needs("privacy", "dp_accounting.rdp", "`privacy.noise-multiplier` above 0")
+
+
+@cache
+def epsilon(noise_multiplier: float, sampling: float, steps: int, delta: float) -> float:
+    """Epsilon of `steps` Gaussian mechanisms on Poisson samples, by Renyi divergences (Mironov, Talwar, Zhang 2019)."""
+    import dp_accounting
+    from absl import logging
+    from dp_accounting.rdp import RdpAccountant
+
+    # It warns of every order that it leaves out because a series does not converge: epsilon is the least of the others.
+    logging.set_verbosity(logging.ERROR)
+    if steps == 0:
+        return 0.0
+    accountant = RdpAccountant()
+    event = dp_accounting.PoissonSampledDpEvent(sampling, dp_accounting.GaussianDpEvent(noise_multiplier))
+    return float(accountant.compose(event, steps).get_epsilon(delta))
+
+
+def uniform(count: int, source: Bytes) -> np.ndarray[Any, Any]:
+    """Numbers strictly between 0 and 1, of 52 bits each: with one more, half a step below 1 would be rounded to 1."""
+    bits = np.frombuffer(source(8 * count), dtype=np.uint64) >> np.uint64(12)
+    return (bits + 0.5) * 2.0**-52
+
+
+def normal(count: int, source: Bytes) -> np.ndarray[Any, Any]:
+    """Standard normal numbers, by Box and Muller; as random as the bytes they are made of."""
+    total = np.zeros(count)
+    for _ in range(_SUMMANDS):
+        u, v = uniform(2 * count, source).reshape(2, count)
+        total += np.sqrt(-2 * np.log(u)) * np.cos(2 * np.pi * v)
+    return total / math.sqrt(_SUMMANDS)

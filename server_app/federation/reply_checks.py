@@ -1,0 +1,59 @@
+"""What a reply must be beyond its form (`common.wire.messages` sees to that): it must fit the model, the settings and the
+roll call.
+
+Who sends something else is broken or hostile: the reply is dropped and named, and after three of them so is the node.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from quickbloom.common.algorithms import Algorithm
+from quickbloom.common.datasets.base import DataSpec, TaskInfo
+from quickbloom.common.maths.params import Params, mismatch, norm
+from quickbloom.common.wire.compression import CodingError, decode
+from quickbloom.common.wire.messages import EvaluateReply, TrainReply, WireError
+
+ROUNDING = 1e-6
+OF_CLIPPED = 1e-3
+"""How much longer a mean of clipped meta-gradients may be than the clipping norm: never so little that the rounding of honest
+sums in float32 decides whether a node is heard."""
+
+
+def decoded(reply: TrainReply, kind: str, model: Params) -> TrainReply:
+    """The reply with its meta-gradient as it was before it was coded for the wire. Raises WireError if it was not, or badly."""
+    try:
+        return replace(reply, gradient=decode(reply.gradient, kind, model))
+    except CodingError as error:
+        raise WireError(str(error)) from None
+
+
+def check_update(reply: TrainReply, model: Params, most_weight: float, max_norm: float, *, rounding: float = ROUNDING) -> None:
+    """Raise WireError unless the meta-gradient has the keys, shapes and dtypes of `model`, and weight and norm are in bounds.
+
+    `most_weight`: what the tasks asked for can weigh; `max_norm`: of the meta-gradient over all tensors, 0: any, with so much
+    `rounding`, as a part of it.
+    """
+    if reason := mismatch(reply.gradient, model):
+        raise WireError(reason)
+    if reply.weight > most_weight * (1 + ROUNDING):
+        raise WireError(f"`weight` is {reply.weight:g}, but the tasks asked for can have at most {most_weight:g}")
+    if max_norm and (length := norm(reply.gradient)) > max_norm * (1 + rounding):
+        raise WireError(f"its meta-gradient has norm {length:.6g}, above the {max_norm:g} that is allowed")
+
+
+def most_weight(algorithm: Algorithm, tasks: Sequence[TaskInfo], losses: Sequence[float], *, alike: bool = False) -> float:
+    """What these tasks can weigh together, by the counts of the roll call; those without a loss weigh nothing.
+
+    `alike`: every task weighs 1, as under privacy.
+    """
+    taking_part = [task for task, loss in zip(tasks, losses, strict=True) if math.isfinite(loss)]
+    return sum(1.0 if alike else algorithm.weight(task.num_support + task.num_query) for task in taking_part)
+
+
+def check_scores(reply: EvaluateReply, spec: DataSpec) -> None:
+    """Raise WireError for an accuracy that is none; the error of a regression may be any number from 0, infinity and NaN."""
+    if spec.kind == "classification" and not ((reply.metrics >= 0) & (reply.metrics <= 1 + ROUNDING)).all():
+        raise WireError("`scores` must be accuracies from 0 to 1")
+    if reply.second is not None and spec.kind == "classification" and not (reply.second <= 1 + ROUNDING).all():
+        raise WireError("`second` must be accuracies from 0 to 1")

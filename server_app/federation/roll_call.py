@@ -1,0 +1,252 @@
+"""The roll call: before anything is trained, every node says which tasks it hosts and what their examples look like.
+
+From the answers the server knows where every task lives, builds the model, and splits the tasks into training, validation and
+test. A federation that cannot work is refused here, with one sentence.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from logging import INFO, WARNING
+
+from flwr.app import Message
+from flwr.common import log
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+
+from quickbloom.common.config.run import RunConfig
+from quickbloom.common.datasets.base import DataSpec, TaskInfo, left_out_in_words
+from quickbloom.common.datasets.own import OwnOptions
+from quickbloom.common.datasets.own.agreement import agree, core, fits
+from quickbloom.common.datasets.own.columns import Schema
+from quickbloom.common.errors import ConfigError, DataError, as_told
+from quickbloom.common.wire.messages import ROLL_CALL, RollCallReply, WireError, error_reason, roll_call_request
+from quickbloom.server_app.federation.splits import split_tasks
+
+_PAUSE = 1.0
+"""Seconds after which nodes that were gone are asked again."""
+_GONE = f"error {ErrorCode.NODE_UNAVAILABLE}:"
+"""How the reason begins why a node did not answer that Flower does not reach."""
+UNFINISHED = "it announced a reply, but had not uploaded all of it in time"
+"""Why there is no answer of a node that died in the middle, or whose link is slow."""
+
+
+@dataclass
+class Population:
+    """Who takes part. `homes`: the node of every task. `splits`: task ids of "train", "validation" and "test", each sorted.
+
+    `nodes`: all that answered the roll call, also those without tasks. `keepers`: those with a place for personal models.
+    `agreed`: the schema that every message tells the nodes, where they did not find the same by themselves; else "".
+    """
+
+    spec: DataSpec
+    homes: dict[str, int]
+    splits: dict[str, list[str]]
+    tasks: dict[str, TaskInfo]
+    refused: dict[int, str] = field(default_factory=dict)
+    nodes: set[int] = field(default_factory=set)
+    keepers: set[int] = field(default_factory=set)
+    agreed: str = ""
+
+
+def call_roll(grid: Grid, config: RunConfig, agreed: str = "") -> Population:
+    """Wait for `min-nodes` nodes, ask all that are there, and split their tasks. Raises ConfigError if that cannot work.
+
+    `agreed`: the schema of a run that goes on, which the nodes are told; "": they agree on one.
+    """
+    answers, refused = _ask_until_enough(grid, config, agreed)
+    if not agreed:
+        answers, reasons, agreed = _let_agree(grid, config, answers)
+        refused |= reasons
+    spec, odd = _majority(answers)
+    refused |= odd
+    answers = {node_id: answer for node_id, answer in answers.items() if node_id not in odd}
+    for node_id, reason in refused.items():
+        log(WARNING, "Node %s does not take part: %s", node_id, reason)
+    _name_left_out({name: why for answer in answers.values() for name, why in answer.left_out.items()})
+    if spec is None or len(answers) < config.min_nodes:
+        raise ConfigError(_too_few(config, len(answers), refused))
+    homes: dict[str, int] = {}
+    tasks: dict[str, TaskInfo] = {}
+    for node_id, answer in sorted(answers.items(), key=lambda item: [task.task_id for task in item[1].tasks]):
+        for task in answer.tasks:
+            if task.task_id in homes:
+                raise ConfigError(
+                    f"two nodes host the task '{task.task_id}': give every node its own `partition-id` and the same "
+                    "`num-partitions` in its --node-config" + _or_other_names(config)
+                )
+            homes[task.task_id], tasks[task.task_id] = node_id, task
+    splits = split_tasks(list(tasks.values()), config)
+    log(INFO, "%s nodes host %s tasks: %s", len(answers), len(tasks), {name: len(ids) for name, ids in splits.items()})
+    keepers = {node_id for node_id, answer in answers.items() if answer.keeps and answer.tasks}
+    return Population(spec, homes, splits, tasks, refused, set(answers), keepers, agreed)
+
+
+def _let_agree(
+    grid: Grid, config: RunConfig, answers: dict[int, RollCallReply]
+) -> tuple[dict[int, RollCallReply], dict[int, str], str]:
+    """(answers, reasons of nodes that do not fit, the schema to tell), once files of the nodes' own have one schema.
+
+    Files that hold other categories make other inputs, so their nodes are asked again, with the categories of all.
+    """
+    own = config.table(config.dataset)
+    if not isinstance(own, OwnOptions) or len({answer.spec.schema for answer in answers.values()}) < 2:
+        return answers, {}, ""
+    found, reasons = _schemas(answers)
+    if not found:
+        return {}, reasons, ""
+    agreed = agree([(schema, len(answers[node_id].tasks)) for node_id, schema in found.items()], own.vocabulary_limit)
+    reasons |= {node_id: _other_columns(schema, agreed) for node_id, schema in found.items() if not fits(schema, agreed)}
+    fitting = [node_id for node_id in answers if node_id not in reasons]
+    again, missing = ask(grid, fitting, config.node_deadline, agreed.to_json())
+    return again, reasons | missing, agreed.to_json()
+
+
+def _schemas(answers: Mapping[int, RollCallReply]) -> tuple[dict[int, Schema], dict[int, str]]:
+    """The schemas by node, and why others have none."""
+    found: dict[int, Schema] = {}
+    reasons: dict[int, str] = {}
+    for node_id, answer in answers.items():
+        try:
+            found[node_id] = Schema.from_json(answer.spec.schema)
+        except DataError as error:
+            reasons[node_id] = as_told(str(error))
+    return found, reasons
+
+
+def _ask_until_enough(grid: Grid, config: RunConfig, agreed: str) -> tuple[dict[int, RollCallReply], dict[int, str]]:
+    """What `ask` gives for all nodes that are there, once `min-nodes` of them answered or `node-deadline` is over.
+
+    A SuperLink that was started again lists nodes that are still on their way back, and says of them that they are gone: those
+    are asked again, as are nodes that have come since.
+    """
+    answers: dict[int, RollCallReply] = {}
+    refused: dict[int, str] = {}
+    node_ids = _wait_for_nodes(grid, config)
+    deadline = time.monotonic() + config.node_deadline
+    while True:
+        asked = [node_id for node_id in node_ids if node_id not in answers and _is_gone(refused.get(node_id, _GONE))]
+        more, reasons = ask(grid, asked, config.node_deadline, agreed)
+        answers |= more
+        refused = {node_id: why for node_id, why in (refused | reasons).items() if node_id not in answers}
+        gone = any(map(_is_gone, refused.values()))
+        if len(answers) >= config.min_nodes or not gone or time.monotonic() + _PAUSE > deadline:
+            return answers, refused
+        time.sleep(_PAUSE)
+        node_ids = list(grid.get_node_ids())
+
+
+def ask(
+    grid: Grid, node_ids: Sequence[int], deadline: float, agreed: str = ""
+) -> tuple[dict[int, RollCallReply], dict[int, str]]:
+    """Send the roll call to `node_ids`: (answers, reasons of those without a usable one), both by node id."""
+    messages = [Message(roll_call_request(agreed), node_id, ROLL_CALL) for node_id in node_ids]
+    replies = list(grid.send_and_receive(messages, timeout=deadline))
+    sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+    answers: dict[int, RollCallReply] = {}
+    reasons = dict.fromkeys(node_ids, f"it did not answer the roll call within {deadline:g} s")
+    for reply in replies:
+        node_id = sent.get(reply.metadata.reply_to_message_id)
+        if node_id is None:
+            continue
+        if (reason := failure(reply)) is not None:
+            reasons[node_id] = reason
+            continue
+        try:
+            answers[node_id] = RollCallReply.from_records(reply.content)
+        except WireError as error:
+            reasons[node_id] = as_told(f"its answer to the roll call is of no use: {error}", 600)
+        else:
+            del reasons[node_id]
+    return answers, reasons
+
+
+def _is_gone(reason: str) -> bool:
+    """Whether a node that did not answer for this reason may answer the next time."""
+    return reason.startswith(_GONE) or reason == UNFINISHED
+
+
+def failure(reply: Message) -> str | None:
+    """Why a reply carries no result, in words; None if it may carry one."""
+    if reply.has_error() and reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE:
+        return UNFINISHED
+    if reply.has_error():
+        lines = [line.strip() for line in (reply.error.reason or "").splitlines() if line.strip()]
+        return f"error {reply.error.code}: {as_told(lines[-1]) if lines else 'no reason given'}"
+    return error_reason(reply.content)
+
+
+def _or_other_names(config: RunConfig) -> str:
+    """What else mends two tasks of one name: nodes may have files of their own."""
+    if config.dataset != "own":
+        return ""
+    return (
+        ", or, where nodes have files of their own, let their tasks have different names (of a file without a task column: "
+        "`quickbloom-edge join --task-name`)"
+    )
+
+
+def _name_left_out(left_out: Mapping[str, str]) -> None:
+    """One line, however many there are: nodes that share a file say the same."""
+    if left_out:
+        log(WARNING, "%s", left_out_in_words(left_out))
+
+
+def _wait_for_nodes(grid: Grid, config: RunConfig) -> list[int]:
+    """All nodes that are connected once there are enough."""
+    started = time.monotonic()
+    while len(node_ids := list(grid.get_node_ids())) < config.min_nodes:
+        if time.monotonic() - started > config.node_deadline:
+            raise ConfigError(_too_few(config, len(node_ids), {}))
+        time.sleep(0.2)
+    return node_ids
+
+
+def _too_few(config: RunConfig, num_nodes: int, refused: dict[int, str]) -> str:
+    sentence = (
+        f"`min-nodes` is {config.min_nodes}, but {num_nodes} usable node{'s' * (num_nodes != 1)} answered within "
+        f"`node-deadline` ({config.node_deadline:g} s): start more nodes, or lower `min-nodes`"
+    )
+    if refused:
+        reasons = Counter(refused.values()).most_common()
+        sentence += "; refused: " + "; ".join(f"{count} x {reason}" for reason, count in reasons)
+    return sentence
+
+
+def _majority(answers: dict[int, RollCallReply]) -> tuple[DataSpec | None, dict[int, str]]:
+    """The form of data that hosts the most tasks, and why nodes of another form are refused.
+
+    A node without tasks counts for nothing.
+    """
+    votes: Counter[DataSpec] = Counter()
+    for answer in answers.values():
+        votes[answer.spec] += len(answer.tasks)
+    if not votes:
+        return None, {}
+    spec = max(votes, key=lambda spec: (votes[spec], spec.input_shape, spec.outputs, spec.kind, spec.tokens, spec.schema))
+    return spec, {node_id: _difference(answer.spec, spec) for node_id, answer in answers.items() if answer.spec != spec}
+
+
+def _difference(odd: DataSpec, spec: DataSpec) -> str:
+    return f"its data have the form {_describe(odd)}, the other nodes' {_describe(spec)}"
+
+
+def _other_columns(odd: Schema, agreed: Schema) -> str:
+    """Why a node with these columns or classes is refused, and what mends it."""
+    kinds = [name for name, kind in agreed.features.items() if odd.features.get(name, kind) not in ("", kind)]
+    if kinds and "text" in (odd.features[kinds[0]], agreed.features[kinds[0]]):
+        mend = f"set `own.categorical={kinds[0]}`"
+    elif kinds:
+        mend = f"write `{kinds[0]}` alike, or leave it out with `own.features`"
+    elif bool(odd.classes) != bool(agreed.classes):
+        mend = "set `own.kind` to classification or regression"
+    else:
+        mend = "set `own.classes` and `own.features`, or rename columns"
+    return f"its columns or classes are {as_told(core(odd), 500)}, the other nodes' {as_told(core(agreed), 500)}: {mend}"
+
+
+def _describe(spec: DataSpec | None) -> str:
+    if spec is None:
+        return "missing"
+    return as_told(f"{spec.kind} of {'tokens' if spec.tokens else 'inputs'} {spec.input_shape} into {spec.outputs}")

@@ -1,0 +1,354 @@
+"""Starting a run through Flower's own command line, and finding out how it ended.
+
+`flwr run` returns 0 whatever becomes of the run, so the truth is asked of `flwr list`. For simulations a private SuperLink is
+started, which ends with the command: the one that `flwr` manages by itself outlives it, and later runs an app with the code and
+the environment of the directory that it was started in.
+"""
+
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.error import URLError
+from urllib.request import ProxyHandler, build_opener
+
+import tomli_w
+import torch
+
+from quickbloom.common.config.run import Scalar
+from quickbloom.common.errors import QuickbloomError
+from quickbloom.common.flower import callers, simulation
+from quickbloom.common.system import surroundings, temporary, user_code
+from quickbloom.common.system.package import folders, not_sources
+from quickbloom.common.system.processes import end_all_with, end_group, sessions_with
+from quickbloom.server_app.deployment.registration import trouble
+
+QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+CPU_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    # glibc would hand every activation above 32 MB back to the system and have it mapped and cleared anew in the next step.
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # for `compile`
+}
+"""For processes that compute: one thread each, and freed memory is kept."""
+_PATIENCE = 120  # seconds without an answer of the SuperLink
+_RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""How the longest path of Ray's sockets goes on behind its directory for temporary files."""
+
+
+class LaunchError(QuickbloomError):
+    """Flower could not be started, or did not take the run."""
+
+
+def environment(flwr_home: Path | None = None, modules: Path | None = None, programs: Path | None = None) -> dict[str, str]:
+    """The environment for Flower's processes: this Python's scripts first on the PATH, one thread, no telemetry.
+
+    What they print and read is UTF-8, and they reach loopback without a proxy. `modules`: a directory in which they look for
+    modules that are nowhere else. `programs`: one that stands before all others on the PATH.
+    """
+    path = [programs, Path(sys.executable).parent, os.environ.get("PATH", "")]
+    extra = {"PATH": os.pathsep.join(str(part) for part in path if part), **CPU_ENVIRONMENT}
+    if flwr_home:
+        extra["FLWR_HOME"] = str(flwr_home)
+    if modules:
+        extra[user_code.FOLDER] = str(modules)
+    return {**os.environ, **QUIET, **surroundings.for_processes(), **extra}
+
+
+def _put_simulation_into(directory: Path) -> None:
+    """Our `flwr-simulation`, for a PATH that it is to stand first on. Windows finds only Flower's own."""
+    directory.mkdir()
+    shim = directory / "flwr-simulation"
+    # -P: nothing is imported from where the file lies.
+    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P "{Path(simulation.__file__).resolve()}" "$@"\n', encoding="utf-8")
+    shim.chmod(0o755)
+
+
+def private_ray(secret: Path) -> dict[str, str]:
+    """Environment in which Ray's processes, which run whatever they are sent, obey only who can read the file `secret`."""
+    # The last one is Ray's switch for systems with bothersome firewalls: its processes listen on loopback alone, and not to
+    # the whole network.
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(secret), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
+@contextmanager
+def bundle() -> Iterator[Path]:
+    """A directory that holds this app and nothing else, for `flwr run`; works from a checkout and from an installed wheel."""
+    found = folders()
+    template = found["quickbloom"].parent / "pyproject.toml"
+    if found["common"].parent == found["quickbloom"]:
+        template = found["server_app"] / "app_template" / "pyproject.toml"
+    with tempfile.TemporaryDirectory(prefix="quickbloom-") as directory:
+        app = Path(directory) / "quickbloom"
+        for name, folder in found.items():
+            shutil.copytree(folder, app / name, ignore=shutil.ignore_patterns(*not_sources(name)))
+        shutil.copy(template, app / "pyproject.toml")
+        # Hatchling is told to read a README that the bundle does not carry; Flower does not build it.
+        (app / "README.md").touch()
+        yield app
+
+
+class LocalSuperLink:
+    """A SuperLink for simulations that lives as long as this context. `name` is its connection, `home` its FLWR_HOME.
+
+    `modules`: the directory of a user's own model or data function, in which Flower's processes look last.
+    """
+
+    name = "private"
+
+    def __init__(self, modules: Path | None = None) -> None:
+        self._modules = modules
+        self._held = ExitStack()
+        self.home = Path(
+            self._held.enter_context(tempfile.TemporaryDirectory(prefix="quickbloom-superlink-", ignore_cleanup_errors=True))
+        )
+
+    def __enter__(self) -> "LocalSuperLink":
+        port = free_port()
+        # Ray's own files: of nobody else, in a path that is short enough for its sockets, and gone with this.
+        base = temporary.short(temporary.LONGEST_SOCKET - len("/qb-12345678") - len(_RAY_SOCKET))
+        ray = tempfile.TemporaryDirectory(prefix="qb-", dir=base, ignore_cleanup_errors=True)
+        self._held.enter_context(ray)
+        connection = {"address": f"127.0.0.1:{port}", "insecure": True}
+        config = {"superlink": {"default": self.name, self.name: connection}}
+        (self.home / "config.toml").write_text(tomli_w.dumps(config), encoding="utf-8")
+        self._log = self.home / "superlink.log"
+        token = self.home / "ray.token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        _put_simulation_into(self.home / "bin")
+        command = callers.command("flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess")
+        command += ["--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"]
+        with self._log.open("w", encoding="utf-8") as log:
+            self._process = subprocess.Popen(
+                command,
+                env={
+                    **environment(self.home, self._modules, programs=self.home / "bin"),
+                    **private_ray(token),
+                    "RAY_TMPDIR": ray.name,
+                },
+                cwd=self.home,  # neutral: Flower imports the app from here before it looks into the bundle
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        try:
+            deadline = time.monotonic() + 60
+            while not healthy(port):
+                if not self.alive() or time.monotonic() > deadline:
+                    tail = self._log.read_text(encoding="utf-8", errors="replace")[-2000:]
+                    raise LaunchError(f"Flower's SuperLink did not start; it wrote: {tail}")
+                time.sleep(0.1)
+        except BaseException:  # Ctrl-C as well: Python calls __exit__ only after an __enter__ that came to its end
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def alive(self) -> bool:
+        """Whether the SuperLink still runs."""
+        return self._process.poll() is None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        ours = f"FLWR_HOME={self.home}"
+        sessions = sessions_with(ours)  # while their first processes live
+        end_group(self._process)
+        try:
+            end_all_with(ours, sessions)
+        finally:
+            self._held.close()
+
+
+class Run:
+    """A run that is handed to a SuperLink: a private one with simulated `nodes`, or the user's connection of that name.
+
+    Read `lines` for its log; `status` says how it ended.
+    """
+
+    def __init__(self, app: Path, link: LocalSuperLink | str, settings: Mapping[str, Scalar], nodes: int) -> None:
+        self._link = link if isinstance(link, LocalSuperLink) else None
+        self._connection = link.name if isinstance(link, LocalSuperLink) else link
+        self._env = environment(self._link.home if self._link else None)
+        self.run_id: str | None = None
+        config = app.parent / "run-config.toml"
+        config.write_text(tomli_w.dumps(nest(settings)), encoding="utf-8")
+        command = [script("flwr"), "run", str(app), self._connection, "--stream", "--run-config", str(config)]
+        if self._link:
+            command += ["--federation-config", _simulation(nodes)]
+        self._stream = self._start(command)
+
+    def lines(self) -> Iterator[str]:
+        """The lines of the run's log as they come, without colours. Ends when the run has ended."""
+        refusal: list[str] = []
+        while True:
+            assert self._stream.stdout is not None
+            for line in self._stream.stdout:
+                plain = _without_colours(line.rstrip("\n"))
+                if self.run_id is None:
+                    refusal.append(plain)
+                    if "Successfully started run " in plain:
+                        self.run_id = plain.split("Successfully started run ")[1].split()[0]
+                yield plain
+            self._stream.wait()
+            if self.run_id is None:
+                raise LaunchError(self._refusal(refusal))
+            if self._has_ended():
+                return
+            # The stream broke (the SuperLink was restarted, say), the run did not.
+            self._stream = self._start([script("flwr"), "log", self.run_id, self._connection, "--stream"])
+
+    def _refusal(self, said: list[str]) -> str:
+        """Why Flower did not take the run; its own account of a failed connection is the same for every cause."""
+        if not self._link and (reason := trouble(self._connection)):
+            return reason
+        return f"Flower did not take the run: {unframed(' '.join(said))}"
+
+    def _has_ended(self) -> bool:
+        """Whether the run is over; False once Flower says that it goes on. Raises LaunchError if nobody can be asked."""
+        deadline = time.monotonic() + _PATIENCE
+        while (status := self.status()[0]) == "unknown":
+            if self._link and not self._link.alive():
+                raise LaunchError("the SuperLink of this simulation has died: start the run again")
+            if time.monotonic() > deadline:
+                raise LaunchError(
+                    f"the SuperLink `{self._connection}` has not answered for {_PATIENCE} s; the run may still go on: "
+                    f"look with `flwr list {self._connection} --run-id {self.run_id}`"
+                )
+            time.sleep(2)
+        return status.startswith("finished")
+
+    def status(self) -> tuple[str, str]:
+        """(status, details) as Flower has it; status is one of pending, starting, running, finished:completed, ..."""
+        command = [script("flwr"), "list", self._connection, "--run-id", str(self.run_id), "--format", "json"]
+        answer = self._ask(command)
+        try:
+            run: dict[str, Any] = json.loads(answer.stdout)["runs"][0]
+        except (ValueError, KeyError, IndexError):
+            return "unknown", answer.stdout.strip()
+        return str(run["status"]), str(run["status-details"])
+
+    def stop(self) -> bool:
+        """Ask Flower to stop the run; False if it is not known whether the run had been taken."""
+        if self.run_id is not None:
+            self._ask([script("flwr"), "stop", self.run_id, self._connection])
+        return self.run_id is not None
+
+    def close(self) -> None:
+        """End the process that follows the log."""
+        end_group(self._stream)
+
+    def _ask(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        """Run one of Flower's commands to its end, out of reach of Ctrl-C; its output is empty if it took too long."""
+        try:
+            return subprocess.run(
+                command,
+                env=self._env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=60,
+                check=False,
+                start_new_session=True,
+            )
+        except subprocess.TimeoutExpired:
+            return subprocess.CompletedProcess(command, 1, "", "")
+
+    def _start(self, command: list[str]) -> subprocess.Popen[str]:
+        # A session of its own, so that Ctrl-C reaches this program alone, which then stops the run in order.
+        return subprocess.Popen(
+            command,
+            env={**self._env, "PYTHONUNBUFFERED": "1", "COLUMNS": "1000"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+
+
+def connection_exists(name: str) -> bool:
+    """Whether the user's Flower configuration knows the SuperLink connection `name`."""
+    return connection_address(name) is not None
+
+
+def connection_address(name: str) -> str | None:
+    """HOST:PORT of the connection `name` there; "" if it has none, None if there is no such connection."""
+    path = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr") / "config.toml"
+    try:
+        known = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
+    except (OSError, ValueError):  # of damaged TOML, or of text that is not UTF-8
+        return None
+    if name not in known:
+        return None
+    return str(known[name].get("address", "")) if isinstance(known[name], dict) else ""
+
+
+def nest(settings: Mapping[str, Scalar]) -> dict[str, Any]:
+    """{"maml.inner-lr": 1} -> {"maml": {"inner-lr": 1}}, as TOML wants it."""
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        table, dot, name = key.rpartition(".")
+        (nested.setdefault(table, {}) if dot else nested)[name] = value
+    return nested
+
+
+def _simulation(nodes: int) -> str:
+    config = f"num-supernodes={nodes} client-resources-num-cpus=1"
+    if torch.cuda.is_available():
+        # Ray hides every GPU from a node that asks for none; the nodes that compute at once share what there is.
+        share = torch.cuda.device_count() / min(nodes, os.cpu_count() or 1)
+        config += f" client-resources-num-gpus={math.floor(1e4 * share) / 1e4}"
+    return config
+
+
+def unframed(said: str) -> str:
+    """What Flower said, in one line, without the frame that it draws around it."""
+    return " ".join(re.sub("[\u2500-\u257f]+", " ", said).split())
+
+
+def script(name: str) -> str:
+    """A command of Flower: the one beside this Python, else the first on the PATH."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if found is None:
+        raise LaunchError(f"the command `{name}` is not on the PATH: install Flower with pip install 'flwr[simulation]'")
+    return found
+
+
+def _without_colours(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def healthy(port: int) -> bool:
+    """Whether a SuperLink answers on this HTTP port of loopback, which is asked without a proxy."""
+    try:
+        with build_opener(ProxyHandler({})).open(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
+            return bool(answer.status == 200)
+    except (URLError, OSError):
+        return False

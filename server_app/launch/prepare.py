@@ -1,0 +1,139 @@
+"""What is settled before a run starts: its settings, its nodes and where it runs, with what is wrong said now."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from quickbloom.common.algorithms import ALGORITHMS, is_own_algorithm
+from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
+from quickbloom.common.datasets.base import resolve_data_dir
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.files import check_name
+from quickbloom.common.maths.kernels.compiler import find_compiler
+from quickbloom.common.maths.kernels.compiler import remark as kernel_remark
+from quickbloom.common.system import loopback, temporary
+from quickbloom.common.system.extras import needs
+from quickbloom.common.system.terminal import say
+from quickbloom.server_app.federation.privacy import require_accountant
+from quickbloom.server_app.launch.flower_run import connection_address, connection_exists
+from quickbloom.server_app.launch.settings import check_with_data
+from quickbloom.server_app.runs.directory import RunDirectory, unused
+from quickbloom.server_app.runs.resume import goes_on_in_place, load_checked, open_checkpoint, with_settings_of
+from quickbloom.server_app.runs.trackers import check as check_live_view
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run to start: on a SuperLink `connection`, else here with so many `nodes`, simulated or all `in_process`."""
+
+    settings: dict[str, Scalar]
+    connection: str | None
+    nodes: int
+    in_process: bool
+
+
+def settle(settings: dict[str, Scalar], connection: str | None, nodes: int | None, in_process: bool) -> Start:
+    """The run that these flags ask for, with what they leave open. Raises ConfigError or DataError."""
+    if connection is not None:
+        parse_run_config(settings)
+        if not connection_exists(connection):
+            raise ConfigError(f"`--connection` must be a [superlink.NAME] of Flower's config.toml, got '{connection}'")
+        temporary.check()
+        loopback.check_socks(connection_address(connection) or "")
+        return Start(settings, connection, nodes or 2, in_process)
+    if settings.get("resume-from"):
+        settings, nodes, in_process = _go_on(settings, nodes, in_process)
+    nodes = nodes or (1 if in_process else 2)
+    settings = {"min-nodes": nodes, **settings}
+    name = parse_run_config(settings).algorithm
+    if not in_process:
+        check_simulation(", or add `--in-process`")
+    if not in_process and is_own_algorithm(ALGORITHMS[name]):
+        raise ConfigError(
+            f'`algorithm = "{name}"` is known to this process alone: add `--in-process`, or put it into common/algorithms'
+        )
+    if not settings.get("output-dir"):
+        settings["output-dir"] = str(_new_directory(settings).absolute())
+    for remark in check_locally(parse_run_config(settings), settings, nodes):
+        say(f"Remark: {remark}")
+    return Start(settings, None, nodes, in_process)
+
+
+def check_simulation(instead: str) -> None:
+    """Raise ConfigError for what Flower's simulation lacks here. `instead`: what else can be done, as the end of a sentence."""
+    needs("simulation", "ray", "Flower's simulation", instead=instead, load=False)
+    loopback.check_ipv4("Flower's simulation", instead)
+    temporary.check()
+
+
+def check_machine(config: RunConfig) -> None:
+    """Raise ConfigError for a setting that needs what this machine does not have: a package, a GPU."""
+    check_live_view(config)
+    if config.privacy.on:
+        require_accountant()
+    if config.compile is True and not torch.cuda.is_available() and find_compiler() is None:
+        raise ConfigError("`compile = true` needs a C++ compiler, and there is none here (c++, g++, clang++): set it to false")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError('`device` is "cuda", but this machine has no CUDA device: use "auto" or "cpu"')
+
+
+def connection_for(connection: str | None, in_process: bool, nodes: int | None) -> str | None:
+    """The SuperLink connection that is meant; None: the run is one of this machine alone. Raises ConfigError."""
+    if in_process and connection:
+        raise ConfigError("`--in-process` and `--connection` exclude each other: leave one of them out")
+    if connection is None and not in_process and nodes is None:
+        return os.environ.get("QUICKBLOOM_CONNECTION") or None
+    return connection
+
+
+def own_data(data: str | None, task: str | None, target: str | None, dataset: str | None) -> dict[str, Scalar]:
+    """The settings that `--data`, `--task` and `--target` stand for."""
+    if data is None:
+        if task or target:
+            raise ConfigError("`--task` and `--target` name columns of a file: use them with `--data`")
+        return {}
+    if dataset not in (None, "own"):
+        raise ConfigError(f"`--data` means the data set `own`, got `--dataset {dataset}`: leave one of them out")
+    path = Path(data).expanduser()
+    # Flower's processes run elsewhere.
+    settings: dict[str, Scalar] = {"dataset": "own", "own.path": str(path.absolute()) if path.exists() else data}
+    named = {"own.task-column": task, "own.target-column": target}
+    return settings | {key: value for key, value in named.items() if value}
+
+
+def _new_directory(settings: dict[str, Scalar]) -> Path:
+    default = RunConfig()
+    name = "-".join(str(settings.get(key, getattr(default, key))) for key in ("dataset", "algorithm"))
+    return unused(Path("runs") / f"{name}-seed{settings.get('seed', default.seed)}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def _go_on(settings: dict[str, Scalar], nodes: int | None, in_process: bool) -> tuple[dict[str, Scalar], int | None, bool]:
+    """(settings, nodes, in process) of the run to go on with here, where they are not given."""
+    path = Path(str(settings["resume-from"])).expanduser().absolute()
+    found = load_checked(path, lambda _: None)  # a damaged file is told of when the run reads it
+    if nodes is not None:
+        settings = {"min-nodes": nodes, **settings}
+    merged = with_settings_of(found, settings | {"resume-from": str(path)})
+    return merged, nodes or int(found.facts["nodes"]), in_process or bool(found.facts["in-process"])
+
+
+def check_locally(config: RunConfig, settings: dict[str, Scalar], nodes: int) -> Sequence[str]:
+    """Find what is wrong with the data, the model, the split and the directories now, not after Flower has started.
+
+    Returns what may be a mistake in the data, one sentence each.
+    """
+    if config.min_nodes > nodes:
+        raise ConfigError(f"`min-nodes` must be at most `--nodes` ({nodes}), got {config.min_nodes}")
+    data_dir = resolve_data_dir(config.data_dir).absolute()
+    settings["data-dir"] = str(data_dir)
+    _, remarks = check_with_data(config, data_dir)
+    check_machine(config)
+    check_name("the data directory", str(data_dir))
+    if config.resume_from:
+        open_checkpoint(config.resolved(), lambda _: None)
+    RunDirectory.create(config.output_dir, "", again=goes_on_in_place(config))
+    return [*remarks, *filter(None, [kernel_remark()])]

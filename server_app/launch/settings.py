@@ -1,0 +1,42 @@
+"""Settings as they are typed: from "key=value" texts to a dictionary, and what can be checked before anything starts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from quickbloom.common.algorithms import ALGORITHMS
+from quickbloom.common.config.key_value import scalar, split_assignment
+from quickbloom.common.config.run import RunConfig, Scalar, check_choice, table_types
+from quickbloom.common.datasets import load_dataset
+from quickbloom.common.engine.build import build_algorithm
+from quickbloom.server_app.federation.splits import split_tasks
+
+
+def parse_assignments(assignments: list[str], algorithm: str) -> dict[str, Scalar]:
+    """Settings from "key=value" texts. A key of the algorithm's own table may go without the table: "inner-lr=0.1".
+
+    Raises ConfigError for a text of another form, and if there is no such algorithm.
+    """
+    settings: dict[str, Scalar] = {}
+    for text in assignments:
+        key, value = split_assignment(text)
+        if key == "algorithm":
+            algorithm = str(scalar(value))
+    check_choice("algorithm", algorithm, ALGORITHMS)  # before a key of its table is refused for want of the table
+    own = {field.alias for field in RunConfig.model_fields.values()}
+    of_algorithm = {field.alias for field in table_types()[algorithm].model_fields.values()}
+    for text in assignments:
+        key, value = split_assignment(text)
+        if key not in own and key in of_algorithm:
+            key = f"{algorithm}.{key}"
+        settings[key] = scalar(value)
+    return settings
+
+
+def check_with_data(config: RunConfig, data_dir: Path) -> tuple[dict[str, list[str]], Sequence[str]]:
+    """Read the data, build the model and split the tasks, as the run will; returns the task ids of every split, and remarks.
+
+    Raises ConfigError or DataError with what would end the run.
+    """
+    dataset = load_dataset(config.dataset, config.table(config.dataset), data_dir)
+    build_algorithm(config.resolved(), dataset.spec)
+    return split_tasks(dataset.tasks(), config), dataset.remarks

@@ -1,0 +1,218 @@
+"""Messages to the nodes and their replies: who was asked what, what came back, what was of no use and why.
+
+One bad reply costs that reply: it is named, counted, and held against its node, never raised.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from logging import WARNING
+from typing import Any
+
+from flwr.app import Message, Metadata, RecordDict
+from flwr.common import log
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+
+from quickbloom.common.config.run import RunConfig
+from quickbloom.common.errors import OneLineError, as_told
+from quickbloom.common.wire.messages import TRAIN, WireError, payload_bytes, tell_agreed
+from quickbloom.server_app.federation.roll_call import UNFINISHED, Population, failure
+from quickbloom.server_app.messaging.node_status import Reachability
+from quickbloom.server_app.messaging.polling_grid import PollingGrid, are_large
+
+
+class TooFewError(OneLineError):
+    """Too few nodes or training tasks contributed to a round; the text says how many, and why."""
+
+
+@dataclass
+class Round:
+    """What one round has seen so far, and the line that the history gets from it."""
+
+    started: float = field(default_factory=time.monotonic)
+    record: dict[str, Any] = field(default_factory=dict)
+    failures: list[dict[str, str]] = field(default_factory=list)
+    bytes_up: int = 0
+    bytes_down: int = 0
+    asked: int = 0
+    answered: int = 0
+    trained: set[int] = field(default_factory=set)
+    """Nodes whose answer to training was of use."""
+
+
+class Exchange:
+    """The messages of one run. `nodes`: who can be asked; `round`: what the current round has seen; `sent`: what is open."""
+
+    def __init__(self, config: RunConfig, population: Population) -> None:
+        self._config = config
+        self._population = population
+        self.nodes = Reachability(population, config.node_deadline)
+        self.round = Round()
+        self.sent: list[Metadata] = []
+        self._in_order = False
+        self.asked: dict[int, list[str]] = {}
+
+    def begin(self) -> None:
+        """A new round: nothing was seen yet."""
+        self.round = Round()
+
+    def hosts(self, task_ids: Iterable[str], *, final: bool = False) -> dict[int, list[str]]:
+        """The tasks by node, for every node that can be asked; `final`: also for those that owe an answer."""
+        by_node: dict[int, list[str]] = {}
+        for task_id in task_ids:
+            node_id = self._population.homes[task_id]
+            if self.nodes.can_be_asked(node_id) or (final and self.nodes.may_be_there(node_id)):
+                by_node.setdefault(node_id, []).append(task_id)
+        return by_node
+
+    def address(self, by_node: Mapping[int, list[str]], kind: str, number: int, request: "Request") -> list[Message]:
+        """One message of this kind to each node; `request(node, its tasks)` is what it says. None of them is kept here."""
+        self.sent, self.asked, self._in_order = [], dict(by_node), False
+        messages = []
+        for node_id, part in by_node.items():
+            records = request(node_id, part)
+            tell_agreed(records, self._population.agreed)
+            message = Message(records, node_id, kind, group_id=str(number))
+            self.round.asked += 1
+            self.round.bytes_down += payload_bytes(message.content)
+            self.sent.append(message.metadata)
+            messages.append(message)
+        return messages
+
+    def send(self, grid: Grid, messages: list[Message], timeout: float | None, enough: int | None) -> Iterable[Message]:
+        """Send, and give the replies as they come; no more are waited for once so many tasks are answered for."""
+        if not isinstance(grid, PollingGrid):
+            return grid.send_and_receive(messages, timeout=timeout)
+        if enough is None:
+            self._in_order = are_large(messages)
+            return grid.replies(messages, timeout)
+        answered, all_sent = 0, self.sent
+        nodes: dict[str, int] = {}
+
+        def are_enough(reply: Message) -> bool:
+            nonlocal answered
+            # Not before: Flower gives a message its id when it is pushed.
+            nodes.update({} if nodes else {sent.message_id: sent.dst_node_id for sent in all_sent})
+            if failure(reply) is None:
+                answered += len(self.asked[nodes[reply.metadata.reply_to_message_id]])
+            return answered >= enough
+
+        return grid.replies(messages, timeout, are_enough)
+
+    def receive(
+        self, replies: Iterable[Message], read: "Read", *, opened: "Opened | None" = None, enough: int | None = None
+    ) -> None:
+        """Hand every reply to `read` with its node and the tasks asked for; count and name what is of no use.
+
+        Replies are taken in the order of the requests, so that sums do not depend on which node was faster, and each as soon as
+        it is its turn. `opened` gets each as soon as it comes, and what it returns is kept in place of the message: `read` gets
+        that. Once `enough` tasks are answered for, nobody is reproached for not having answered yet.
+        """
+        sent, self.sent = self.sent, []
+        places = {metadata.message_id: place for place, metadata in enumerate(sent)}
+        came: dict[int, _Came] = {}
+        turn = good = 0
+        missing: list[Metadata] = []
+        for reply in replies:
+            place = places.get(reply.metadata.reply_to_message_id)
+            # Nobody answers for somebody else, nor twice; that a node is not there is said in its place.
+            if (
+                place is not None
+                and place >= turn
+                and (reply.has_error() or reply.metadata.src_node_id == sent[place].dst_node_id)
+            ):
+                tasks = self.asked[sent[place].dst_node_id]
+                came[place] = _look_at(reply, tasks, opened)
+                good += 0 if came[place].failure else len(tasks)
+                if self._in_order:  # then those before it will not come any more
+                    missing += sent[turn:place]
+                    turn = max(turn, place)
+            del reply  # before the next one comes
+            while turn in came:
+                self._take(sent[turn], came.pop(turn), read)
+                turn += 1
+        for place in range(turn, len(sent)):
+            if place in came:
+                self._take(sent[place], came.pop(place), read)
+            else:
+                missing.append(sent[place])
+        for metadata in missing:
+            self._miss(metadata, spare=enough is not None and good >= enough)
+
+    def _take(self, sent: Metadata, reply: "_Came", read: "Read") -> None:
+        """Hand a reply on, or name what is wrong with it."""
+        node_id = sent.dst_node_id
+        if reply.failure is not None:
+            unfinished = f" (`round-deadline` is {self._config.round_deadline:g} s)" if reply.failure == UNFINISHED else ""
+            # With privacy a round goes on without any reply, so that nodes which only say why they cannot must come to an end.
+            if self._config.privacy.on and sent.message_type == TRAIN and not reply.not_there:
+                self.blame(node_id, reply.failure + unfinished)
+            else:
+                self.fail(f"node {node_id}", reply.failure + unfinished)
+            if reply.not_there:
+                self.nodes.lost(node_id)
+            return
+        self.round.answered += 1
+        self.round.bytes_up += reply.size
+        try:
+            if reply.trouble:
+                raise WireError(reply.trouble)
+            read(node_id, reply.content, self.asked[node_id])
+            if sent.message_type == TRAIN:
+                self.round.trained.add(node_id)
+        except WireError as error:
+            self.blame(node_id, f"its reply is of no use: {error}")
+
+    def _miss(self, sent: Metadata, *, spare: bool) -> None:
+        self.nodes.owes(sent)
+        if not spare:
+            deadline = self._config.round_deadline
+            self.fail(f"node {sent.dst_node_id}", f"it sent no reply within `round-deadline` ({deadline:g} s)")
+
+    def blame(self, node_id: int, reason: str) -> None:
+        """A failure that is held against its node: after three of them it is left out."""
+        more = self.nodes.sent_nonsense(node_id)
+        self.fail(f"node {node_id}", f"{reason}{more}")
+
+    def too_few(self, what: str) -> TooFewError:
+        """The error for a round to which too few contributed, with all that went wrong in it."""
+        reasons = sorted({failure["reason"] for failure in self.round.failures})
+        if away := self.nodes.away:
+            reasons.append(f"{len(away)} nodes are away or left out, among them node {away[0]}")
+        return TooFewError(f"{what}: {'; '.join(reasons) or 'nothing was wrong'}")
+
+    def fail(self, who: str, reason: str) -> None:
+        """Name and count what went wrong."""
+        who, reason = as_told(who), as_told(reason, 600)
+        log(WARNING, "%s: %s", who.capitalize(), reason)
+        self.round.failures.append({"who": who, "reason": reason})
+
+
+# Of the second Flower has given the place of a reply away, so nothing can be owed: the node is called before it is asked again.
+_NOT_THERE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
+
+Request = Callable[[int, list[str]], RecordDict]
+Opened = Callable[[RecordDict, list[str]], Any]
+Read = Callable[[int, Any, list[str]], None]
+
+
+@dataclass(frozen=True)
+class _Came:
+    """What is kept of a reply until all are there. `content`: as it was opened; `trouble`: why it could not be."""
+
+    failure: str | None
+    not_there: bool = False
+    size: int = 0
+    content: Any = None
+    trouble: str = ""
+
+
+def _look_at(reply: Message, task_ids: list[str], opened: Opened | None) -> _Came:
+    if (reason := failure(reply)) is not None:
+        return _Came(reason, reply.has_error() and reply.error.code in _NOT_THERE)
+    size = payload_bytes(reply.content)
+    try:
+        return _Came(None, size=size, content=opened(reply.content, task_ids) if opened else reply.content)
+    except WireError as error:
+        return _Came(None, size=size, trouble=str(error))  # the error itself would hold the reply in its frames

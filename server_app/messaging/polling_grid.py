@@ -1,0 +1,201 @@
+"""A Grid that waits for replies with short polls.
+
+Flower's own grids sleep 0.1 s (simulation) or 3 s (deployment) between two looks, which is most of a small round. This one
+waits for a part of the time that has passed, so it costs little both for rounds of 50 ms and for rounds of minutes. Rounds take
+about as long as the one before: until replies are due it looks every half second at most, then often. In a simulation it is
+told of every reply, without which a round of 0.3 s takes a twentieth longer.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from quickbloom.common.config.run import Scalar
+from quickbloom.common.flower.simulation import telling
+from quickbloom.common.flower.upload_deadline import GRACE, awaited_until, limit_uploads
+from quickbloom.common.wire import packing
+from quickbloom.common.wire.messages import ROLL_CALL, WireError, payload_bytes, tell_settings
+
+_SHORTEST, _LONGEST = 0.004, 0.5  # seconds
+_DUE = 0.85
+"""Of the time that replies took before: from then on they are due."""
+_SHRINKS = 0.7
+"""What is assumed of the time of a look that finds all, if it is the first after that at the start: they came before it."""
+LARGE = 2**23
+"""Bytes from which on a reply, taken to be as large as its request, is looked at before the next one is fetched."""
+
+
+class PollingGrid(Grid):
+    """Delegates everything to another grid but the waiting in `send_and_receive`.
+
+    `settings`: those of the run that its nodes cannot know from Flower; they go along with every message. `packs`: whether the
+    records of a small message travel as one, which only the ClientApp of this package can read.
+    """
+
+    def __init__(self, grid: Grid, settings: Mapping[str, Scalar] | None = None, *, packs: bool = False) -> None:
+        limit_uploads(grid)
+        self._grid = grid
+        self._settings = dict(settings or {})
+        self._packs = packs
+        self._stored = told_of_replies(grid)
+        self._took: dict[str, float] = {}
+        """Seconds until all replies to the last messages of a type were there, or as many as were enough."""
+        self._look = float("inf")
+        """Seconds that a look takes which finds nothing, at the least: a SuperLink is far dearer to ask than memory."""
+
+    def set_run(self, run: Run) -> None:
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        return self._grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """As the other grid; the contents of the messages are what is sent afterwards."""
+        listed = list(messages)
+        for message in listed:
+            if not packing.is_packed(message.content):
+                tell_settings(message.content, self._settings)
+            # A node of another release must be able to read the roll call, and to say that it is one.
+            if self._packs and message.metadata.message_type != ROLL_CALL:
+                message.content = packing.pack(message.content)
+        return self._grid.push_messages(listed)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        replies = list(self._grid.pull_messages(message_ids))
+        for reply in replies:
+            if self._packs and reply.has_content():
+                with suppress(WireError):  # whoever reads it finds that nothing is there that should be
+                    reply.content = packing.unpack(reply.content)
+        return replies
+
+    def send_and_receive(
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,
+    ) -> list[Message]:
+        """Send, then return the replies that came within `timeout` seconds (None: all of them, however long it takes)."""
+        return list(self.replies(messages, timeout))
+
+    def replies(
+        self, messages: Iterable[Message], timeout: float | None = None, enough: Callable[[Message], bool] | None = None
+    ) -> Iterator[Message]:
+        """Send, then hand on every reply as it comes, of which none is kept here; nor are the messages.
+
+        `enough` gets every reply; once it is True the others are not waited for, but for those of the same look. Without it
+        large replies come in the order of their requests: meanwhile Flower keeps those whose turn it is not.
+        """
+        listed = list(messages)
+        large = are_large(listed)
+        started = time.monotonic()
+        # None stands for a message that could not be delivered: there is no reply to wait for.
+        waiting = [message_id for message_id in self.push_messages(listed) if message_id]
+        kind = listed[0].metadata.message_type if listed else ""
+        return self._wait(waiting, kind, started, timeout, enough, large=large)
+
+    def _wait(
+        self,
+        waiting: list[str],
+        kind: str,
+        started: float,
+        timeout: float | None,
+        enough: Callable[[Message], bool] | None,
+        *,
+        large: bool,
+    ) -> Iterator[Message]:
+        # Flower fetches all that it is asked for before it returns: of large replies one is enough in memory.
+        at_once = 1 if large else len(waiting)
+        in_order, done, over = large and enough is None, False, False
+        deadline = math.inf if timeout is None else started + timeout
+        looks = 0
+        while waiting and not (done or over):
+            over = time.monotonic() >= deadline
+            there = set[str]()
+            looked, took = time.monotonic(), 0.0
+            looks += 1
+            for i in range(0, len(waiting), at_once):
+                # Once enough are there, nothing that is not complete is worth a moment.
+                with awaited_until(looked if done else max(deadline, looked + GRACE)):
+                    asked = time.monotonic()
+                    replies = self.pull_messages(waiting[i : i + at_once])
+                    took += time.monotonic() - asked
+                while replies:
+                    reply = replies.pop(0)
+                    there.add(reply.metadata.reply_to_message_id)
+                    done = (enough is not None and enough(reply)) or done
+                    yield reply
+                    del reply
+                if in_order and not over and waiting[i] not in there:
+                    break
+            waiting = [message_id for message_id in waiting if message_id not in there]
+            now = time.monotonic()
+            if not there:
+                self._look = min(self._look, took)
+            if done or not waiting:
+                self._took[kind] = (looked - started) * (_SHRINKS if looks <= 2 else 1.0)
+            elif not over:
+                wait = pause(now - started, self._took.get(kind, math.inf), self._look)
+                self._rest(max(0.0, min(wait, deadline - now)), took)
+
+    def _rest(self, wait: float, look: float) -> None:
+        """Wait so many seconds, or until it is told of a reply. `look`: seconds that the last look took."""
+        if self._stored is None:
+            time.sleep(wait)
+            return
+        started = time.monotonic()
+        if self._stored.wait(wait):
+            self._stored.clear()
+            # Of many nodes one comes every moment: looks take a tenth of the time at most.
+            time.sleep(max(0.0, min(wait, 9 * look) - (time.monotonic() - started)))
+
+
+def told_of_replies(grid: Grid) -> threading.Event | None:
+    """What is set when a reply has come, where messages stay in memory; None elsewhere, or where it is done in another way."""
+    state: Any = getattr(grid, "state", None)
+    store = getattr(state, "store_message_res", None)
+    if not hands_over(grid) or not callable(store):
+        return None
+    stored = threading.Event()
+    state.store_message_res = telling(store, stored)
+    return stored
+
+
+def hands_over(grid: Grid) -> bool:
+    """Whether messages stay in the memory of one machine, as in a simulation: there packing them would only cost time."""
+    return type(grid).__name__ == "InMemoryGrid"  # by name: where Flower has the class changes from release to release
+
+
+def pause(passed: float, due: float, look: float) -> float:
+    """Seconds until the next look.
+
+    `passed`: since the messages were sent; `due`: how long it took the last time; `look`: how long a look takes, of which
+    this makes a fifth of the time at the most (inf: not known yet, of both).
+    """
+    if math.isinf(due) or passed > 1.5 * due:
+        part = passed / 10
+    elif passed < _DUE * due:
+        part = _DUE * due - passed
+    else:
+        part = due / 50
+    return min(max(part, _SHORTEST, 0.0 if math.isinf(look) else 4 * look), _LONGEST)
+
+
+def are_large(messages: Iterable[Message]) -> bool:
+    """Whether the replies to these are taken to be large, as their requests are."""
+    return any(payload_bytes(message.content) >= LARGE for message in messages)

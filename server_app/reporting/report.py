@@ -1,0 +1,252 @@
+"""One self-contained HTML file about a run: what it learned, for whom, at what price, and how to do it again."""
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from quickbloom.common.errors import DataError
+from quickbloom.common.formatting import counted, score, size
+from quickbloom.common.wording import ONE_TASK, change, duration, margin, metric_name, unit
+from quickbloom.server_app.reporting.clients import clients_of
+from quickbloom.server_app.reporting.curves import adaptation, learning
+from quickbloom.server_app.reporting.drawing import SERIES, every, picture, style, whole_numbers
+from quickbloom.server_app.reporting.live import privacy_line
+from quickbloom.server_app.reporting.many_runs import sections_of_runs
+from quickbloom.server_app.reporting.page import (
+    LISTED,
+    Code,
+    Figures,
+    Fold,
+    Part,
+    Section,
+    Table,
+    Text,
+    require_packages,
+    write_page,
+)
+from quickbloom.server_app.reporting.run_record import RunFacts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_TROUBLES = 200
+
+
+def write_report(run_dirs: Path | Sequence[Path], output: Path | None) -> Path:
+    """Write the report of a run, or of several beside each other, and return its path. Raises DataError.
+
+    `output`: by default report.html, of one run in its directory, of several in the current one.
+    """
+    require_packages()
+    paths = [run_dirs] if isinstance(run_dirs, Path) else list(run_dirs)
+    runs = [RunFacts.read(path) for path in paths]
+    try:
+        if len(runs) == 1:
+            return write_page(output or paths[0] / "report.html", runs[0].title, _lead(runs[0]), _sections(runs[0]))
+        lead = f"{len(runs)} runs beside each other."
+        return write_page(output or Path("report.html"), "Runs compared", lead, sections_of_runs(runs))
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        names = ", ".join(f"'{path}'" for path in paths)
+        raise DataError(
+            f"files of {names} lack what a report needs ({error!r}): they are damaged or of another release"
+        ) from None
+
+
+def _lead(run: RunFacts) -> str:
+    total, done = int(run.config["rounds"]), len(run.rounds)
+    if run.summary:
+        tasks = run.summary["tasks"]
+        trained, chose = (counted(tasks[split], "client") for split in ("train", "validation"))
+        return (
+            f"{counted(run.summary['rounds'], 'round')} of federated training on {trained}, in {duration(run.seconds)}. "
+            f"{chose} chose the rate and {tasks['test']} unseen ones tested the result: none of these took part in "
+            "training. A client is one task: a user, a writer, a hospital."
+        )
+    return f"The run has not finished: {done} rounds so far, of {total}."
+
+
+def _sections(run: RunFacts) -> list[Section]:
+    made = [
+        Section("Result", _result(run)),
+        Section("Learning", learning(run)),
+        Section("Adaptation", adaptation(run)),
+        Section("Clients", clients_of(run)),
+        Section("Nodes", _nodes(run)),
+        Section("Cost", _cost(run)),
+        Section("Configuration", _configuration(run)),
+        Section("Repeat it", _repeat(run)),
+    ]
+    return [section for section in made if section.parts]
+
+
+# ---- what came out
+
+
+def _result(run: RunFacts) -> list[Part]:
+    name = metric_name(run.metric, run.target)
+    if not run.summary:
+        if not run.evaluations:
+            return [Text("Nothing was evaluated yet.")]
+        number, before, after, tasks = run.evaluations[-1]
+        note = f"in round {number}, on {counted(tasks, 'validation client')}; the test comes after the last round"
+        return [Figures([(f"{name}, provisional", change(before, after, run.metric), note)])]
+    summary, test = run.summary, run.summary["test"]
+    parts: list[Part] = []
+    if test:
+        step, scores = summary["chosen"]["adapt_steps"], test[run.metric]
+        tasks, before, after = summary["tasks"]["test"], scores["mean"][0], scores["mean"][step]
+        half = _half(scores["ci95"][step])
+        interval = (
+            f"{margin(half, run.metric)}, 95 % interval over {counted(tasks, 'client')}" if half is not None else ONE_TASK
+        )
+        steps = counted(step, "step")
+        parts.append(
+            Figures(
+                [
+                    (f"{name} for unseen clients, before → after {steps}", change(before, after, run.metric), interval),
+                    ("worst 10 % of them, after", score(scores["worst10"][step], run.metric), "their mean"),
+                    ("training took", duration(run.seconds), f"{size(run.traffic['up'])} up, {size(run.traffic['down'])} down"),
+                ]
+            )
+        )
+    chosen = "chosen on the validation clients" if summary["validation"] else "there were no validation clients to choose on"
+    adapted = "Every client adapted the model on its support examples and was scored on its test examples, "
+    parts.append(Text(f"{adapted}with rate {summary['chosen']['adapt_lr']:g} ({chosen})."))
+    parts.append(
+        Table("Held-out clients, before and after", ("clients", "measure", "before", "after", "worst 10 % after"), _rows(run))
+    )
+    if any(
+        _half(scores["ci95"][0]) is None for scores in (summary[s][run.metric] for s in ("validation", "test") if summary[s])
+    ):
+        parts.append(Text(f"A single client has {ONE_TASK}."))
+    if said := unit(run.metric, str(run.config["dataset"])):
+        parts.append(Text(f"{said.capitalize()}."))
+    if summary.get("privacy"):
+        parts.append(Text(privacy_line(summary["privacy"]).capitalize() + "."))
+    return parts
+
+
+def _rows(run: RunFacts) -> list[list[str]]:
+    assert run.summary
+    rows = []
+    for split in ("validation", "test"):
+        for metric in ("accuracy", "loss") if run.metric == "accuracy" else ("mse",):  # the loss of regression is the mse
+            if scores := (run.summary[split] or {}).get(metric):
+                step = run.summary["chosen"]["adapt_steps"]
+                cells = [score(scores["mean"][i], metric, scores["ci95"][i]) for i in (0, step)]
+                named = metric_name(metric, run.target)
+                rows.append([f"{split} ({run.summary['tasks'][split]})", named, *cells, score(scores["worst10"][step], metric)])
+    return rows
+
+
+# ---- who took part
+
+
+def _nodes(run: RunFacts) -> list[Part]:
+    parts: list[Part] = []
+    if run.nodes:
+        known = any(node.trained is not None for node in run.nodes.values())
+        headings = ["node", *(["rounds"] if known else []), "failures", "late answers", "rounds away"]
+        rows = [
+            [name, *([str(node.trained)] if known else []), str(node.failures), str(node.late), str(node.away)]
+            for name, node in run.nodes.items()
+        ]
+        note = "" if len(rows) <= LISTED else f", the first {LISTED} of {len(rows)}"
+        parts.append(
+            Table(f"Nodes in {len(run.rounds)} rounds{note}: rounds with a usable answer to training", headings, rows[:LISTED])
+        )
+    if run.troubles:
+        told = [[t.who, t.reason, str(t.times), str(t.first), str(t.last)] for t in run.troubles[:_TROUBLES]]
+        more = len(run.troubles) - len(told)
+        rest = f" (the {len(told)} most frequent; history.jsonl has {more} more)" if more else ""
+        parts.append(Table(f"Failures{rest}", ("who", "what", "times", "first round", "last round"), told))
+    elif run.rounds:
+        parts.append(Text("Nothing failed in any round."))
+    skipped = [record["round"] for record in run.rounds if "skipped" in record]
+    if skipped:
+        parts.append(Text(f"{len(skipped)} rounds were skipped for want of answers, the first of them round {skipped[0]}."))
+    return parts
+
+
+# ---- at what price
+
+
+def _cost(run: RunFacts) -> list[Part]:
+    if not run.rounds:
+        return []
+    seconds = [record["seconds"] for record in run.rounds]
+    numbers = [record["round"] for record in run.rounds]
+    ways = {way: [record["bytes"][way] for record in run.rounds] for way in ("up", "down")}
+    rows = [
+        ["seconds", f"{run.seconds:.4g}", f"{median(seconds):.3g}"],
+        ["bytes up from clients", size(run.traffic["up"]), size(median(ways["up"]))],
+        ["bytes down to clients", size(run.traffic["down"]), size(median(ways["down"]))],
+    ]
+    if run.summary:
+        rows.append(["processor seconds of the server", f"{run.summary['seconds']['cpu']:.4g}", ""])
+
+    def draw_bytes(axes: "Axes") -> None:
+        for i, (way, counts) in enumerate(ways.items()):
+            axes.plot(
+                numbers, [total / 1e6 for total in accumulate(counts)], label=way, markevery=every(len(numbers)), **style(i)
+            )
+        axes.set(xlabel="round", ylabel="MB so far", ylim=(0, None))
+        axes.legend()
+        whole_numbers(axes)
+
+    def draw_seconds(axes: "Axes") -> None:
+        axes.plot(numbers, seconds, color=SERIES[0], lw=1.2)
+        axes.set(xlabel="round", ylabel="seconds of the round", ylim=(0, None))
+        whole_numbers(axes)
+
+    slowest = max(range(len(seconds)), key=seconds.__getitem__)
+    return [
+        Table("Price of the run: in all, and the median of a round", ("", "in all", "a round"), rows),
+        picture("Bytes", f"{size(sum(ways['up']))} up and {size(sum(ways['down']))} down in the rounds.", draw_bytes),
+        picture(
+            "Time",
+            f"median {median(seconds):.3g} s; slowest round {numbers[slowest]} with {seconds[slowest]:.3g} s.",
+            draw_seconds,
+        ),
+    ]
+
+
+# ---- how to do it again
+
+
+def _configuration(run: RunFacts) -> list[Part]:
+    rows = [[key, _value(value), _value(default)] for key, (value, default) in run.changed().items()]
+    everything = "\n".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in run.config.items())
+    parts: list[Part] = [Table("Settings that matter here", ("setting", "value", "by default"), rows)]
+    return [*parts, Fold(f"All {len(run.config)} settings", [Code("All settings", everything)])]
+
+
+def _value(value: Any) -> str:
+    return "-" if value is None else '""' if value == "" else str(value)
+
+
+def _repeat(run: RunFacts) -> list[Part]:
+    parts: list[Part] = [Code("Command that repeats the run", run.command())]
+    if run.config["dataset"] == "own" and not run.config.get("own.path"):
+        parts.append(Text("The data are files of the nodes' own, which this command does not name."))
+    if run.summary:
+        versions = ", ".join(f"{name} {version}" for name, version in run.summary["versions"].items())
+        noise = " but for the noise of privacy, which is never the same" if run.summary.get("privacy") else ""
+        parts.append(Text(f"Made with {versions}. With these on the same kind of machine the result is the same{noise}."))
+        if run.summary["resumed"]:
+            parts.append(Text(f"The run was cut off and resumed {run.summary['resumed']} times; that changes nothing."))
+    else:
+        parts += [
+            Text("To go on with this one if it was cut off:"),
+            Code("Command that goes on", shlex.join(["quickbloom", "run", "--resume", str(run.path)])),
+        ]
+    return parts
+
+
+def _half(value: float) -> float | None:
+    return value if math.isfinite(value) else None

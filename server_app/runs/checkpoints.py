@@ -1,0 +1,63 @@
+"""The checkpoints of a run: one file each of the form that `common.personal.checkpoint` reads, and all but the newest few
+removed.
+
+The tensors are the meta-parameters (`meta/...`), the outer optimizer's state (`outer/...`) and, after the last round, the
+scores of the validation tasks (`validation/...`); the facts say which run, round and settings they belong to. There is
+no random state to keep: every draw is a function of (seed, round, task).
+"""
+
+import math
+import time
+from logging import WARNING
+from pathlib import Path
+from typing import Any
+
+from flwr.common import log
+from torch import Tensor
+
+from quickbloom.common.personal import checkpoint as files
+from quickbloom.common.personal.checkpoint import Checkpoint, OnDamage
+
+__all__ = ["Checkpoint", "CheckpointWriter", "OnDamage", "load", "warn"]
+
+_KEEP = 3
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one run into `directory`. `facts`: what all of them say.
+
+    A process that is killed loses nothing that was written. A power failure costs about a second: the disk is waited for no
+    more often, because that takes as long as a small round, and the newest file that is surely on the disk is kept.
+    """
+
+    def __init__(self, directory: Path, facts: dict[str, Any]) -> None:
+        self._directory = directory
+        self._facts = facts
+        self._synced = -math.inf
+        self._durable: Path | None = None
+
+    def write(self, server_round: int, tensors: dict[str, Tensor], facts: dict[str, Any], *, last: bool = False) -> Path:
+        """Write the checkpoint of a round and remove all but the newest few. A crash at any moment leaves the older whole.
+
+        `last`: wait for the disk, since nothing will follow.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True)
+        path = self._directory / f"round-{server_round:06d}.safetensors"
+        due = last or time.monotonic() - self._synced > 1
+        files.write(path, tensors, {**self._facts, **facts, "round": server_round}, wait=due)
+        if due:
+            self._synced, self._durable = time.monotonic(), path
+        for old in sorted(self._directory.glob("round-*.safetensors"))[:-_KEEP]:
+            if old != self._durable:
+                old.unlink()
+        return path
+
+
+def warn(sentence: str) -> None:
+    """Put a sentence into the log as a warning."""
+    log(WARNING, "%s", sentence)
+
+
+def load(path: Path, on_damage: OnDamage = warn) -> Checkpoint:
+    """As `common.personal.checkpoint.load`; a damaged file is named in the log."""
+    return files.load(path, on_damage)

@@ -1,0 +1,154 @@
+"""The run directory: config.json, history.jsonl (a line per round, as it ends), summary.json, per_task.csv."""
+
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import WARNING
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.common import log
+
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.files import whole
+from quickbloom.common.spreadsheets import write_csv
+from quickbloom.server_app.runs.intervals import half_width
+
+
+class RunDirectory:
+    """Where a run leaves its results. Everything but history.jsonl is written whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._synced = -math.inf
+
+    @classmethod
+    def create(cls, setting: str, name: str, *, again: bool = False) -> "RunDirectory":
+        """The directory `output-dir`, or a new one in ~/quickbloom-runs. Raises ConfigError if it cannot be used.
+
+        `again`: the directory may hold a run, which is to go on.
+        """
+        path = (
+            Path(setting) if setting else unused(Path.home() / "quickbloom-runs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if not again and (path / "history.jsonl").exists():
+                raise ConfigError(f"`output-dir` '{path}' already holds a run: choose another directory")
+            probe = path / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            reason = error.strerror or error
+            raise ConfigError(f"`output-dir` must be a directory that can be written, got '{path}' ({reason})") from None
+        return cls(path)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else may work in this directory as long as this lasts. Raises ConfigError if somebody does."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ConfigError(f"a run is going on in '{self.path}': wait for its end, or choose another directory") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write `content` as `name`, atomically."""
+        self.write_text(name, to_json(content, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write `text` as `name`, atomically."""
+        with whole(self.path / name) as file:
+            file.write(text)
+
+    def append_round(self, record: dict[str, Any]) -> None:
+        """Add one line to history.jsonl. It can be read at once; a power failure loses at most a second of rounds."""
+        with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
+            file.write(to_json(record) + "\n")
+            file.flush()
+            if time.monotonic() - self._synced > 1:  # a sync costs milliseconds, as much as a small round
+                os.fsync(file.fileno())
+                self._synced = time.monotonic()
+
+    def write_rounds(self, records: list[dict[str, Any]]) -> None:
+        """Write history.jsonl anew with these lines, atomically."""
+        self.write_text("history.jsonl", "".join(to_json(record) + "\n" for record in records))
+
+    def write_per_task(self, rows: list[dict[str, Any]]) -> None:
+        """One line per held-out task: its scores after every step."""
+        if not rows:
+            return
+        with whole(self.path / "per_task.csv", newline="") as file:
+            write_csv(file, list(dict.fromkeys(name for row in rows for name in row)), rows)
+
+
+def to_json(content: Any, indent: int | None = None) -> str:
+    """JSON in which NaN and infinity (a run that diverged) are null, as the standard wants it."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(clean(content), indent=indent, allow_nan=False)
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The rounds so far of a run directory. A last line that is still being written is left out."""
+    file = path / "history.jsonl"
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def history_until(path: Path, last_round: int) -> list[dict[str, Any]]:
+    """The lines of rounds 1..last_round of a run that was cut off. A line that cannot be read is missing, with a warning."""
+    file = path / "history.jsonl"
+    records: dict[int, dict[str, Any]] = {}
+    for line in file.read_bytes().split(b"\n") if file.exists() else []:
+        try:
+            record = json.loads(line)
+            records[int(record["round"])] = record
+        except (ValueError, KeyError, TypeError):  # the end of what a crash left
+            continue
+    if missing := [str(number) for number in range(1, last_round + 1) if number not in records]:
+        log(WARNING, "%s lacks rounds that are part of the model: %s", file, ", ".join(missing[:10]))
+    return [records[number] for number in sorted(records) if 1 <= number <= last_round]
+
+
+def spread(values: np.ndarray[Any, Any], *, higher_is_better: bool) -> dict[str, list[float]]:
+    """Mean, 95 % half-width and mean of the worst tenth over tasks; `values` [tasks, steps + 1], one entry per step.
+
+    The half-width is that of Student's t (`intervals.half_width`); NaN for a single task, whose spread nobody knows.
+    """
+    tasks = len(values)
+    ordered = np.sort(values, axis=0) if higher_is_better else -np.sort(-values, axis=0)
+    worst = ordered[: max(1, tasks // 10)].mean(axis=0)
+    parts = {"mean": values.mean(axis=0), "ci95": half_width(values), "worst10": worst}
+    # Scores travel as float32: more digits would be noise.
+    return {name: np.round(part, 7).tolist() for name, part in parts.items()}
+
+
+def unused(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, .. that does not exist."""
+    number, candidate = 1, path
+    while candidate.exists():
+        number, candidate = number + 1, path.with_name(f"{path.name}-{number}")
+    return candidate

@@ -1,0 +1,208 @@
+"""Going on with a run that was cut off: its settings, its model, its counts, its history.
+
+`resume-from` names a run directory, which is then gone on with in place, or a checkpoint file, from which a new directory goes
+on. Settings that are not given are the checkpoint's; of those that are given, only what does not decide what is learned may
+differ from it.
+"""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from logging import INFO
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.common import log
+from torch import Tensor
+
+from quickbloom.common.config.privacy import LEAST_CLIP, MOST_CLIP
+from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
+from quickbloom.common.errors import ConfigError, as_told
+from quickbloom.common.maths.params import mismatch
+from quickbloom.common.personal import facts, trust
+from quickbloom.common.personal.model import spec_of
+from quickbloom.server_app.federation.outer import OuterOptimizer
+from quickbloom.server_app.federation.roll_call import Population
+from quickbloom.server_app.federation.scores import Scores
+from quickbloom.server_app.federation.strategy import MetaStrategy
+from quickbloom.server_app.runs.checkpoints import Checkpoint, OnDamage, load, warn
+from quickbloom.server_app.runs.directory import RunDirectory, history_until
+
+# Settings that do not decide what is learned, so that a run may go on with others.
+_MAY_CHANGE = {
+    *("output-dir", "resume-from", "data-dir", "device", "chunk-size", "min-nodes", "node-deadline", "round-deadline"),
+    *("evaluate-every", "checkpoint-every", "adapt-lrs", "adapt-steps", "test-shots", "min-replies", "on-too-few"),
+    *("personal", "tensorboard", "mlflow", "compile", "secure-threshold"),
+}
+
+
+def with_settings_of(checkpoint: Checkpoint, given: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """All settings of the run to go on with: the checkpoint's, but for what is given. Raises ConfigError.
+
+    What of them names code or places must be given, see `common.personal.trust`.
+    """
+    before = _settings(checkpoint)
+    kept = trust.of_a_run(before, given)
+    # In place where `resume-from` is a directory; the setting of the run before would also win over a file's new directory.
+    kept["output-dir"] = str(given["resume-from"]) if Path(str(given["resume-from"])).is_dir() else ""
+    settings = {**kept, **given}
+    _check_same(before, parse_run_config(settings).resolved())
+    return settings
+
+
+def open_checkpoint(config: RunConfig, on_damage: OnDamage = warn) -> Checkpoint:
+    """The checkpoint that `resume-from` names. Raises ConfigError if the run is finished, or has other settings."""
+    path = Path(config.resume_from)
+    if (path / "summary.json").exists() and goes_on_in_place(config):
+        raise ConfigError(f"`resume-from` names a run that is finished: its result is in '{path / 'summary.json'}'")
+    checkpoint = load_checked(path, on_damage)
+    facts.check_size(config.resolved(), spec_of(checkpoint.facts), checkpoint.tensors, f"the checkpoint '{checkpoint.path}'")
+    _check_same(_settings(checkpoint), config)
+    done = int(checkpoint.facts["round"])
+    if done >= config.rounds and not goes_on_in_place(config):
+        raise ConfigError(f"`resume-from` names a run that is finished: its checkpoint is of round {done} of {config.rounds}")
+    return checkpoint
+
+
+def load_checked(path: Path, on_damage: OnDamage = warn) -> Checkpoint:
+    """As `load`, with facts that have the form of a run's. Raises DataError."""
+    checkpoint = load(path, on_damage)
+    facts.check(checkpoint.facts, facts.RunFacts, f"the checkpoint '{checkpoint.path}'")
+    return checkpoint
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run comes from.
+
+    `resumed`: how often it was resumed. `lineage`: names the training, with all that goes on from it. `branch`: names what of
+    it lies in one run directory.
+    """
+
+    resumed: int
+    lineage: str
+    branch: str
+
+
+def origin_of(checkpoint: Checkpoint | None, config: RunConfig) -> Origin:
+    """That of a run that starts anew, or goes on from `checkpoint`."""
+    fresh = uuid.uuid4().hex
+    if checkpoint is None:
+        return Origin(0, fresh, fresh)
+    lineage = str(checkpoint.facts["lineage"])
+    branch = str(checkpoint.facts.get("branch", lineage)) if goes_on_in_place(config) else fresh
+    return Origin(checkpoint.facts["so-far"]["resumed"] + 1, lineage, branch)
+
+
+def goes_on_in_place(config: RunConfig) -> bool:
+    """Whether the run goes on in the directory that `resume-from` names."""
+    path = Path(config.resume_from)
+    return bool(config.resume_from) and path.is_dir() and Path(config.output_dir or path).resolve() == path.resolve()
+
+
+def cut_history(checkpoint: Checkpoint, source: Path, directory: RunDirectory) -> None:
+    """Give `directory` the rounds up to the checkpoint's, so that every round stands there once. `source`: `resume-from`."""
+    records = history_until(run_of(source), int(checkpoint.facts["round"]))
+    # None where the run was cut off between the line of its first round and the checkpoint after it.
+    if records or (directory.path / "history.jsonl").exists():
+        directory.write_rounds(records)
+
+
+def run_of(source: Path) -> Path:
+    """The run directory of `resume-from`, which may name a checkpoint file in it."""
+    return source if source.is_dir() else source.parent.parent
+
+
+def restore_model(checkpoint: Checkpoint, population: Population, outer: OuterOptimizer) -> None:
+    """Put `outer` where the checkpoint left it. Raises ConfigError if it does not fit."""
+    if population.splits != checkpoint.facts["splits"]:
+        # Otherwise tasks that were trained on could end up among those that are tested.
+        raise ConfigError("`resume-from` needs the tasks of the run to go on from: connect the same nodes with the same data")
+    tensors = {name: value for name, value in checkpoint.tensors.items() if name.startswith(("meta/", "outer/"))}
+    if reason := mismatch({k.removeprefix("meta/"): v for k, v in tensors.items() if k.startswith("meta/")}, outer.meta):
+        raise ConfigError(f"`resume-from` names a checkpoint of another model: {reason}")
+    if strange := [name for name in tensors if not _of_the_optimizer(name, tensors[name], outer.meta)]:
+        raise ConfigError(f"`resume-from` names a checkpoint with a tensor that no optimizer has: {as_told(strange[0], 100)}")
+    outer.restore(tensors)
+    log(INFO, "Going on after round %s", checkpoint.facts["round"])
+
+
+def _of_the_optimizer(name: str, value: Tensor, meta: Mapping[str, Tensor]) -> bool:
+    """Whether it may be a meta-parameter, or what an optimizer remembers of one: as many numbers, or a single one."""
+    part, _, rest = name.partition("/")
+    if part == "meta":
+        return True
+    of = meta.get(rest.partition("/")[2])
+    return of is not None and value.shape in (of.shape, torch.Size([]))
+
+
+def counts(strategy: MetaStrategy, seconds: Mapping[str, float], resumed: int) -> dict[str, Any]:
+    """What a checkpoint says of the run so far, besides the model. `seconds`: "total" and "cpu", without pauses."""
+    return {
+        "so-far": {
+            "bytes": dict(strategy.bytes),
+            "failures": strategy.failures,
+            "late": strategy.late,
+            "best": strategy.best,
+            "seconds": dict(seconds),
+            "resumed": resumed,
+            "clip": strategy.privacy.clip if strategy.privacy else 0.0,
+            "noisy-steps": strategy.privacy.released if strategy.privacy else 0,
+        }
+    }
+
+
+def noisy_steps(checkpoint: Checkpoint) -> int:
+    """How many noisy steps the privacy of this checkpoint's model has cost; of one that does not say so, its rounds."""
+    steps = checkpoint.facts["so-far"].get("noisy-steps")
+    return steps if isinstance(steps, int) else int(checkpoint.facts["round"])
+
+
+def restore_counts(checkpoint: Checkpoint, strategy: MetaStrategy) -> None:
+    """Let `strategy` count on from where the checkpoint left it."""
+    so_far = checkpoint.facts["so-far"]
+    strategy.bytes = dict(so_far["bytes"])
+    strategy.failures = int(so_far["failures"])
+    strategy.late = int(so_far["late"])
+    strategy.best = so_far["best"]
+    if strategy.privacy and strategy.config.privacy.clip_quantile:
+        clip = so_far["clip"]
+        if not isinstance(clip, float) or not LEAST_CLIP <= clip <= MOST_CLIP:
+            raise ConfigError(f"`resume-from` names a checkpoint whose clipping norm is none: {clip!r}")
+        strategy.privacy.clip = clip
+    strategy.last_validation = _scores(checkpoint)
+
+
+def score_tensors(scores: Scores | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The scores of validation tasks as (tensors, facts) of a checkpoint: without them a finished training could not end."""
+    if scores is None:
+        return {}, {}
+    tensors = {"validation/losses": torch.from_numpy(scores.losses), "validation/metrics": torch.from_numpy(scores.metrics)}
+    return tensors, {"validation": {"tasks": scores.task_ids, "lrs": scores.lrs}}
+
+
+def _scores(checkpoint: Checkpoint) -> Scores | None:
+    if not (said := checkpoint.facts.get("validation")):
+        return None
+    tensors = [checkpoint.tensors.get(f"validation/{part}") for part in ("losses", "metrics")]
+    shape = (len(said["tasks"]), len(said["lrs"]))
+    if any(value is None or value.ndim != 3 or value.shape[:2] != shape for value in tensors):
+        return None  # they are computed anew
+    losses, metrics = (value.numpy() for value in tensors if value is not None)
+    return Scores(list(said["tasks"]), list(said["lrs"]), losses, metrics)
+
+
+def _settings(checkpoint: Checkpoint) -> dict[str, Scalar]:
+    """Its settings; those that did not exist yet when it was written have their defaults, which change nothing.
+
+    But for `split`, which was always exact.
+    """
+    return parse_run_config({"split": "exact", **checkpoint.facts["config"]}).resolved().flat()
+
+
+def _check_same(before: Mapping[str, Scalar], config: RunConfig) -> None:
+    now = config.flat()
+    for key in sorted(before.keys() | now.keys()):
+        if key not in _MAY_CHANGE and before.get(key) != now.get(key):
+            raise ConfigError(f"`{key}` must be {before.get(key)!r} as in the run to go on from, got {now.get(key)!r}")

@@ -1,0 +1,165 @@
+"""Settings: what goes in comes out, and every mistake is one sentence that names the key."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quickbloom.common.config.run import NodeConfig, parse_node_config, parse_run_config, table_types
+from quickbloom.common.errors import ConfigError, one_line
+
+# A deadline per example would fail on a busy machine.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
+
+DEFAULTS = parse_run_config({}).flat()
+ANYTHING = st.one_of(
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.none(),
+    st.binary(max_size=3),
+    st.lists(st.integers(), max_size=2),
+)
+
+
+def refusal(flat: dict[str, Any], parse: Callable[[dict[str, Any]], object] = parse_run_config) -> str | None:
+    """What a ConfigError says; None if the settings are taken. Any other exception goes through."""
+    try:
+        parse(flat)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+GOOD = {
+    "algorithm": st.sampled_from(["maml", "fedavg", "reptile", "fomaml"]),
+    "dataset": st.sampled_from(["digits", "gaussian", "sinusoid"]),
+    "model": st.sampled_from(["auto", "mlp", "linear"]),
+    "seed": st.integers(0, 2**62),
+    "rounds": st.integers(1, 10**9),
+    "fraction": st.floats(0, 1, exclude_min=True),
+    "test-tasks": st.floats(0, 1e6),
+    "adapt-lrs": st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=4).map(lambda rates: ",".join(map(str, rates))),
+    "output-dir": st.sampled_from(["", "/tmp/x", "/a b/c"]),
+    "maml.inner-lr": st.floats(1e-9, 1e9),
+    "reptile.outer-decay": st.booleans(),
+    "gaussian.support-fraction": st.floats(0.02, 0.5),
+    "mlp.hidden": st.lists(st.integers(1, 512), max_size=3).map(lambda sizes: ",".join(map(str, sizes))),
+}
+
+
+@given(st.fixed_dictionaries({}, optional=GOOD))
+def test_flat_is_the_inverse_of_parsing(flat: dict[str, Any]) -> None:
+    config = parse_run_config(flat)
+    assert config.flat() == {**DEFAULTS, **flat}
+    again = parse_run_config(config.flat())
+    assert again.flat() == config.flat()
+    assert all(again.table(name) == config.table(name) for name in table_types())
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(sorted(DEFAULTS)), ANYTHING)
+def test_any_value_is_taken_or_refused_with_the_key_named(key: str, value: Any) -> None:
+    reason = refusal({key: value})
+    assert reason is None or (f"`{key}`" in reason and "\n" not in reason)
+
+
+@given(st.dictionaries(st.text(max_size=12) | st.sampled_from(sorted(DEFAULTS)), ANYTHING, max_size=4))
+def test_any_dictionary_is_taken_or_refused(flat: dict[str, Any]) -> None:
+    reason = refusal(flat)
+    assert reason is None or any(one_line(key) in reason for key in flat)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("rounds", 3.0, r"`rounds` must be a valid integer, got 3\.0 \(float\)"),
+        ("rounds", True, r"`rounds` must be a valid integer, got True \(bool\)"),
+        ("rounds", 0, "`rounds` must be greater than or equal to 1, got 0"),
+        ("fraction", "0.5", r"`fraction` must be a valid number, got '0\.5' \(str\)"),
+        ("fraction", math.nan, "`fraction` must be .*finite"),
+        ("device", "gpu", "`device` must be 'auto', 'cpu' or 'cuda', got 'gpu'"),
+        ("maml.inner-lr", -1, r"`maml\.inner-lr` must be greater than or equal to 0, got -1"),
+        ("algorithm", "mamml", "`algorithm` must be one of .*got 'mamml': did you mean `maml`"),
+        ("algorithm", "decay", "got 'decay': to use one of your own run its file .*, see docs/own-algorithm.md"),
+        ("dataset", "digit", "`dataset` must be one of .*did you mean `digits`"),
+        ("model", "vgg", "`model` must be one of auto, "),
+        ("round", 3, "there is no setting `round`: did you mean `rounds`"),
+        ("adapt_steps", 3, "there is no setting `adapt_steps`: did you mean `adapt-steps`"),
+        ("maml.inner-rate", 0.1, r"there is no setting `maml\.inner-rate`"),
+        ("malm.inner-lr", 0.1, r"no settings table `malm` \(setting `malm\.inner-lr`\): did you mean `maml`"),
+        ("linear.hidden", "3", r"there is no setting `linear\.hidden`"),
+        ("adapt-lrs", "0.1;0.3", "`adapt-lrs` must be positive numbers with commas"),
+        ("adapt-lrs", "", "`adapt-lrs` must be positive numbers"),
+        ("adapt-lrs", "0.1,inf", "`adapt-lrs` must be positive numbers"),
+        ("test-shots", "1;2", "`test-shots` must be whole numbers above 0 with commas"),
+        ("test-shots", "1,0", "`test-shots` must be whole numbers above 0"),
+        ("test-shots", 2.5, "`test-shots` must be whole numbers above 0"),
+        ("adapt-lrs", "nan", "`adapt-lrs` must be positive numbers"),
+        ("output-dir", "runs/1", "`output-dir` must be an absolute path"),
+    ],
+)
+def test_mistakes_are_named_with_what_was_expected_and_what_came(key: str, value: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_run_config({key: value})
+
+
+def test_settings_that_do_not_go_together_are_refused_in_plain_words() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_run_config({"gaussian.support-fraction": 0.9, "gaussian.query-fraction": 0.5})
+    text = str(caught.value)
+    assert text.startswith("`gaussian`: `support-fraction` + `query-fraction` must be at most 0.98")
+    assert text.count("got") == 1
+
+
+def test_a_whole_number_is_taken_where_a_number_or_a_list_of_numbers_is_expected() -> None:
+    config = parse_run_config({"fraction": 1, "mlp.hidden": 32, "adapt-lrs": 0.5})
+    assert (config.fraction, config.lrs) == (1.0, (0.5,))
+    assert config.flat()["mlp.hidden"] == "32"
+
+
+def test_auto_takes_the_model_that_the_data_set_recommends() -> None:
+    assert parse_run_config({"dataset": "sinusoid"}).resolved().model == "sine"
+    assert parse_run_config({"dataset": "sinusoid", "model": "linear"}).resolved().model == "linear"
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    config = parse_run_config({})
+    with pytest.raises(ValueError, match="frozen"):
+        config.__setattr__("rounds", 3)
+
+
+def test_node_settings_have_defaults_and_keep_what_is_named() -> None:
+    assert parse_node_config({}) == NodeConfig.model_validate({})
+    config = parse_node_config({"partition-id": 2, "num-partitions": 3, "threads": 4})
+    assert (config.partition_id, config.num_partitions, config.threads, config.chunk_size) == (2, 3, 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("flat", "words"),
+    [
+        ({"partition-id": 3, "num-partitions": 3}, r"`partition-id` must be below `num-partitions` \(3\), got 3"),
+        ({"partition-id": "0"}, "node setting `partition-id` must be a valid integer"),
+        ({"num-partitions": 0}, "node setting `num-partitions` must be greater than or equal to 1"),
+        ({"data_dir": "/x"}, "there is no node setting `data_dir`: did you mean `data-dir`"),
+        ({"device": "tpu"}, "node setting `device` must be"),
+    ],
+)
+def test_mistakes_in_node_settings_are_named(flat: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_node_config(flat)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["partition-id", "num-partitions", "data-dir", "device", "chunk-size", "threads"]), ANYTHING
+    )
+)
+def test_any_node_settings_are_taken_or_refused(flat: dict[str, Any]) -> None:
+    reason = refusal(flat, parse_node_config)
+    assert reason is None or any(one_line(key) in reason for key in flat)

@@ -1,0 +1,235 @@
+"""From settings and data to an algorithm: what does not go together is refused before anything is trained."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from quickbloom.common.algorithms import ALGORITHMS
+from quickbloom.common.config.run import parse_run_config
+from quickbloom.common.datasets import DATASETS
+from quickbloom.common.datasets.base import DataSpec
+from quickbloom.common.engine.build import build_algorithm, try_out, try_out_with
+from quickbloom.common.engine.round import TaskWork, evaluate, run_round
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.maths.learner import Learner
+from quickbloom.common.maths.params import mismatch
+from quickbloom.common.models import MODELS
+from quickbloom.common.randomness import generator
+
+IMAGES = DataSpec("classification", (1, 12, 12), 5)
+NUMBERS = DataSpec("regression", (6,), 2)
+TOKENS = DataSpec("classification", (6,), 7, tokens=True)
+
+
+def refusal(module: nn.Module, spec: DataSpec = NUMBERS, outputs: int = 0) -> str:
+    """What the trials say of a module that does not fit: one sentence."""
+    with pytest.raises(ConfigError) as caught:
+        try_both(module, spec, "maml", outputs)
+    assert str(caught.value).startswith('`model = "mine:net"` must ')
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def try_both(module: nn.Module, spec: DataSpec, algorithm: str, outputs: int = 0) -> Learner:
+    learner = Learner(module, spec.kind, spec.outputs)
+    try_out(learner, "mine:net", spec, outputs or spec.outputs)
+    options = ALGORITHMS[algorithm].Options.model_validate({"inner-lr": 0.1})
+    try_out_with(ALGORITHMS[algorithm](options, learner), "mine:net", spec)
+    return learner
+
+
+class Through(nn.Module):
+    """One linear layer and then whatever the test is about."""
+
+    def __init__(self, after: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.linear, self.after = nn.Linear(6, 2), after
+
+    def forward(self, x: Tensor) -> Any:
+        return self.after(self.linear(x))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.lstm = nn.Embedding(7, 4), nn.LSTM(4, 7, batch_first=True)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.lstm(self.embedding(x))[0][:, -1]
+
+
+@pytest.mark.parametrize("spec", [IMAGES, NUMBERS, TOKENS], ids=["images", "numbers", "tokens"])
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_model_is_built_for_data_that_fit_it_and_refused_in_one_sentence_for_others(name: str, spec: DataSpec) -> None:
+    fits = MODELS[name].tokens == spec.tokens and (name not in ("conv4", "resnet") or spec is IMAGES)
+    config = parse_run_config({"model": name, "conv4.filters": 4, "lstm.hidden": 4}).resolved()
+    if fits:
+        algorithm = build_algorithm(config, spec)
+        x = torch.zeros(3, *spec.input_shape, dtype=torch.int64 if spec.tokens else torch.float32)
+        assert algorithm.learner.apply(algorithm.init(), x).shape == (3, spec.outputs)
+    else:
+        with pytest.raises(ConfigError, match=rf'`model = "{name}"` .*choose `model = "(auto|mlp)"`'):
+            build_algorithm(config, spec)
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_a_model_that_is_only_a_structure_trains_and_scores_as_the_one_with_numbers(name: str, model: str) -> None:
+    spec = TOKENS if MODELS[model].tokens else IMAGES
+    small = {"conv4.filters": 4, "lstm.hidden": 4, "mlp.hidden": "6", "resnet.channels": "4,6"}
+    if name in ("heads", "anil") and model == "linear":
+        pytest.skip("the model is nothing but a head")
+    config = parse_run_config({"model": model, "algorithm": name, **small, f"{name}.inner-lr": 0.01}).resolved()
+    whole, bare = build_algorithm(config, spec), build_algorithm(config, spec, tried=True)
+    assert mismatch(bare.init(), whole.init()) is None
+    assert (bare.learner.device, bare.learner.dtype) == (whole.learner.device, whole.learner.dtype)
+    meta, data = whole.init(), TaskData(*[_made_up_batch(spec)] * 3)
+    results = [run_round(a, meta, [TaskWork(data, generator(0, "x"))], 1) for a in (whole, bare)]
+    assert results[0].losses == results[1].losses
+    assert all(torch.equal(value, results[1].gradient[name]) for name, value in results[0].gradient.items())
+    scores = [evaluate(a, meta, [[data]], [0.1], 2, 1) for a in (whole, bare)]
+    assert np.array_equal(scores[0][0], scores[1][0])
+
+
+def _made_up_batch(spec: DataSpec) -> Batch:
+    shape, source = (6, *spec.input_shape), torch.Generator().manual_seed(1)
+    x = torch.randint(spec.outputs, shape, generator=source) if spec.tokens else torch.randn(shape, generator=source)
+    return Batch.of(x, torch.arange(6) % spec.outputs)
+
+
+def test_a_server_needs_no_more_than_the_structure() -> None:
+    config = parse_run_config({"model": "mlp", "algorithm": "fedavg"}).resolved()
+    algorithm = build_algorithm(config, NUMBERS)
+    meta, shapes = algorithm.init(), {name: value.shape for name, value in algorithm.init().items()}
+    algorithm.learner.drop_numbers()
+    assert all(value.is_meta for value in algorithm.learner.module.parameters())
+    assert algorithm.learner.device.type == "cpu"
+    assert {name: value.shape for name, value in algorithm.init().items()} == shapes
+    assert algorithm.learner.apply(meta, torch.zeros(2, *NUMBERS.input_shape)).shape == (2, NUMBERS.outputs)
+
+
+@pytest.mark.parametrize(
+    ("shape", "model"), [((1, 28, 28), "conv4"), ((3, 8, 9), "conv4"), ((1, 7, 28), "mlp"), ((5,), "mlp")], ids=str
+)
+def test_the_form_of_the_inputs_chooses_where_a_data_set_leaves_it_to_them(shape: tuple[int, ...], model: str) -> None:
+    spec = DataSpec("classification", shape, 3)
+    settings = {"dataset": "own", "own.path": "unused", "conv4.filters": 4}
+    chosen = build_algorithm(parse_run_config(settings).resolved(), spec).init()
+    asked = build_algorithm(parse_run_config({**settings, "model": model}).resolved(), spec).init()
+    assert {name: value.shape for name, value in chosen.items()} == {name: value.shape for name, value in asked.items()}
+
+
+@pytest.mark.parametrize("name", sorted(set(DATASETS) - {"own"}))
+def test_the_model_that_a_data_set_recommends_reads_its_kind_of_inputs(name: str) -> None:
+    assert MODELS[DATASETS[name].model].tokens == (name == "shakespeare")
+
+
+def test_outputs_of_another_shape_are_refused() -> None:
+    said = refusal(nn.Linear(6, 3))
+    assert "must map float32 inputs of shape (2, 6) to outputs of shape (2, 2), got torch.float32 of shape (2, 3)" in said
+    assert "got torch.float32 of shape (2,)" in refusal(Through(lambda x: x.sum(dim=1)))
+    assert "got torch.int64 of shape (2, 2)" in refusal(Through(lambda x: x.long()))
+    assert "got a tuple" in refusal(Through(lambda x: (x, x)))
+
+
+def test_a_model_for_other_inputs_is_refused_with_what_it_raised() -> None:
+    assert "but it raised RuntimeError: mat1 and mat2 shapes cannot be multiplied" in refusal(nn.Linear(5, 2))
+    assert "must map int64 token ids of shape (2, 6)" in refusal(nn.Linear(6, 7), TOKENS)
+    assert "but it raised RuntimeError" in refusal(nn.Linear(6, 2).double())
+
+
+def test_an_embedding_without_the_last_token_is_refused() -> None:
+    too_small = nn.Sequential(nn.Embedding(6, 2), nn.Flatten(), nn.Linear(12, 7))
+    assert "but it raised IndexError: index out of range" in refusal(too_small, TOKENS)
+    enough = nn.Sequential(nn.Embedding(7, 2), nn.Flatten(), nn.Linear(12, 7))
+    try_both(enough, TOKENS, "maml", 7)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize(
+    ("module", "spec", "words"),
+    [
+        (nn.Sequential(nn.Linear(6, 2), nn.Dropout(0.5)), NUMBERS, "random operation"),
+        (Through(lambda x: x if x.sum() > 0 else -x), NUMBERS, "RuntimeError"),
+        (Through(lambda x: torch.zeros(2, 2).copy_(x)), NUMBERS, "vmap"),
+        (Recurrent(), TOKENS, "RuntimeError"),
+    ],
+    ids=["dropout", "branch on values", "in place", "torch.nn.LSTM"],
+)
+def test_what_cannot_be_mapped_over_tasks_is_refused(module: nn.Module, spec: DataSpec, words: str) -> None:
+    assert module(torch.zeros(2, 6, dtype=torch.int64 if spec.tokens else torch.float32)).shape == (2, spec.outputs)
+    said = refusal(module, spec)
+    assert 'must work under torch.func.vmap and be differentiable as often as `algorithm = "maml"` needs it' in said
+    assert words in said
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_a_model_that_can_be_differentiated_once_is_enough_for_first_order_algorithms() -> None:
+    class Attention(nn.Module):
+        """Torch has no second derivative of the fused kernel that this takes on a CPU."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = self.linear(x)[:, None, None]
+            return nn.functional.scaled_dot_product_attention(rows, rows, rows)[:, 0, 0]
+
+    try_both(Attention(), NUMBERS, "fomaml")
+    assert "derivative" in refusal(Attention())
+
+
+class HeadFirst(nn.Module):
+    """Its head is made before its body."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body = nn.Linear(3, 2), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.body(x).tanh())
+
+
+def test_the_head_is_the_layer_that_runs_last_not_the_one_that_was_made_last() -> None:
+    learner = try_both(HeadFirst(), NUMBERS, "anil")
+    assert learner.head("anil.head", "auto") == ["head.weight", "head.bias"]
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_every_algorithm_that_is_for_classification_works_on_tokens(name: str) -> None:
+    config = parse_run_config({"algorithm": name, "model": "lstm", "lstm.hidden": 4, "dataset": "shakespeare"}).resolved()
+    algorithm = build_algorithm(config, TOKENS)
+    assert algorithm.learner.outputs == 7
+
+
+def test_a_model_without_parameters_is_refused() -> None:
+    assert "must have parameters to train, got a module without any" in refusal(nn.Identity(), DataSpec("regression", (2,), 2))
+    assert "must have parameters to train, got lazy ones" in refusal(nn.LazyLinear(2))
+
+
+def test_the_trial_leaves_the_global_random_state_and_the_module_alone() -> None:
+    module = Through(lambda x: x + 0 * torch.randn(2))
+    before, state = torch.random.get_rng_state(), {name: value.clone() for name, value in module.state_dict().items()}
+    assert "random operation" in refusal(module)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+    assert all(value.grad is None for value in module.parameters())
+
+
+def test_a_users_own_model_becomes_an_algorithm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "from torch import nn\ndef net(shape, outputs):\n    return nn.{layer}\n"
+    (tmp_path / "own_for_assembling.py").write_text(source.format(layer="Linear(6, outputs)"))
+    normed = "Sequential(nn.Linear(6, outputs), nn.BatchNorm1d(outputs))"
+    (tmp_path / "own_with_state.py").write_text(source.format(layer=normed))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    algorithm = build_algorithm(parse_run_config({"model": "own_for_assembling:net"}).resolved(), NUMBERS)
+    assert {name: tuple(value.shape) for name, value in algorithm.init().items()} == {"weight": (2, 6), "bias": (2,)}
+    with pytest.raises(ConfigError, match=r"`model` keeps running state in the buffer `1\.running_mean`"):
+        build_algorithm(parse_run_config({"model": "own_with_state:net"}).resolved(), NUMBERS)

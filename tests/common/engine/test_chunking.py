@@ -1,0 +1,108 @@
+"""Chunks as large as memory allows: how many tasks these are, and that results do not depend on it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from quickbloom.common.algorithms.maml import Maml
+from quickbloom.common.engine import chunking
+from quickbloom.common.engine.chunking import FIRST, MOST, AutoChunks, chunks
+from quickbloom.common.engine.round import TaskWork, evaluate, run_round
+from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.maths.learner import Learner
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Bytes as the machine would tell them: in use, at the peak, free."""
+    told = {"before": 100.0, "peak": 100.0, "free": 4000.0}
+    monkeypatch.setattr(chunking, "_mark", lambda _: told["before"])
+    monkeypatch.setattr(chunking, "_peak", lambda _: told["peak"])
+    monkeypatch.setattr(chunking, "_free", lambda _: told["free"])
+    return told
+
+
+def test_the_first_chunk_is_small_and_of_the_largest_tasks(memory: dict[str, float]) -> None:
+    memory["peak"] = 100 + FIRST * 50  # a quarter of 4000 bytes is room for 20 tasks of 50
+    found = list(AutoChunks(CPU).chunks(list(range(FIRST + 40)), exact=False))
+    assert found[0] == list(range(40, FIRST + 40))
+    assert [len(part) for part in found[1:]] == [20, 20]
+    assert sorted(i for part in found for i in part) == list(range(FIRST + 40))
+
+
+def test_what_is_known_is_kept_and_free_memory_is_looked_at_anew(memory: dict[str, float]) -> None:
+    auto = AutoChunks(CPU)
+    memory["peak"] = 100 + FIRST * 50
+    list(auto.chunks([1] * FIRST, exact=False))
+    assert auto.per_task == 50
+    memory["free"] = 2000.0
+    assert [len(part) for part in auto.chunks([1] * 20, exact=False)] == [10, 10]
+    memory["free"] = 10.0
+    assert auto.size() == 1
+
+
+def test_tasks_that_take_nothing_measurable_are_as_many_as_by_default(memory: dict[str, float]) -> None:
+    auto = AutoChunks(CPU)
+    assert [len(part) for part in auto.chunks([1] * (FIRST + MOST), exact=False)] == [FIRST, MOST]
+
+
+def test_exact_chunks_never_mix_sizes(memory: dict[str, float]) -> None:
+    sizes = [3, 5, 3, 5, 5, 3, 4]
+    for part in AutoChunks(CPU).chunks(sizes, exact=True):
+        assert len({sizes[i] for i in part}) == 1
+
+
+def test_no_tasks_give_no_chunks(memory: dict[str, float]) -> None:
+    assert list(chunks([], AutoChunks(CPU), exact=False)) == []
+
+
+def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 4000 kB\n")
+    monkeypatch.setattr(chunking, "_PROC", tmp_path)
+    monkeypatch.setattr(chunking, "_CGROUP", tmp_path)
+    assert chunking._free(CPU) == 4000 * 1024
+    (tmp_path / "memory.current").write_text("1000\n")
+    for limit, free in (("max\n", 4000 * 1024), ("1500\n", 500), ("900\n", 0)):
+        (tmp_path / "memory.max").write_text(limit)
+        assert chunking._free(CPU) == free
+    (tmp_path / "memory.stat").write_text("anon 300\ninactive_file 600\nactive_file 100\n")
+    assert chunking._free(CPU) == 500  # files that were read give way
+
+
+def test_where_memory_is_not_known_it_is_the_default_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunking, "_PROC", tmp_path / "none")
+    auto = AutoChunks(CPU)
+    assert [len(part) for part in auto.chunks([1] * (FIRST + MOST), exact=False)] == [FIRST, MOST]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are told by Linux alone")
+def test_the_memory_of_a_chunk_is_found() -> None:
+    auto = AutoChunks(CPU)
+    for part in auto.chunks([1] * FIRST, exact=False):
+        taken = torch.ones(len(part), 4 * 2**20)  # 16 MB for each, touched
+        del taken
+    assert auto.per_task == pytest.approx(16 * 2**20, rel=0.5)
+
+
+def test_results_do_not_depend_on_it(memory: dict[str, float]) -> None:
+    memory["peak"] = 100 + FIRST * 250  # room for 4
+    source = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    algorithm = Maml(Maml.Options.model_validate({"inner-lr": 0.3, "inner-steps": 2}), Learner(model, "classification"))
+
+    def batch(size: int) -> Batch:
+        x = torch.randn(size, 3, generator=source, dtype=torch.float64)
+        return Batch.of(x, torch.randint(2, (size,), generator=source))
+
+    tasks = [TaskData(batch(3 + k % 4), batch(5), batch(2)) for k in range(FIRST + 9)]
+    work = [TaskWork(data, np.random.default_rng(0)) for data in tasks]
+    fixed, auto = (run_round(algorithm, algorithm.init(), work, size) for size in (64, AutoChunks(CPU)))
+    torch.testing.assert_close(auto.gradient, fixed.gradient)
+    assert auto.losses == pytest.approx(fixed.losses)
+    one, other = (evaluate(algorithm, algorithm.init(), [[t] for t in tasks], [0.1, 0.5], 2, c) for c in (64, AutoChunks(CPU)))
+    assert np.allclose(one, other, rtol=0, atol=1e-10)

@@ -1,0 +1,91 @@
+"""Proximal steps and Hessian-vector products against numbers by hand and plain autograd."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from plain_torch import cross_entropy, leaves, line_learner, random_episode, row, tanh_learner
+from torch import Tensor
+from torch.func import vmap
+
+from quickbloom.common.maths import inner_loop
+from quickbloom.common.maths.batch import Batch
+from quickbloom.common.maths.inner_loop import descend, descend_towards, gradient_and_hessian, last
+from quickbloom.common.maths.params import Params
+
+LINE = line_learner(1)
+THREE = Batch.of(row(1), row(3))
+"""L(w) = (w - 3)^2."""
+
+
+def towards_one(start: float, steps: int, lr: float, strength: float) -> list[float]:
+    path = descend_towards(LINE.loss, {"weight": row(start)}, {"weight": row(1)}, iter([THREE] * steps), lr, strength)
+    return [phi["weight"].item() for phi in path]
+
+
+def test_proximal_steps_by_hand() -> None:
+    # From 7 with lr 0.25 and strength 2 towards 1: (7 - 0.25 * 8 + 0.25 * 2 * 1) / (1 + 0.25 * 2) = 5.5 / 1.5 = 11/3.
+    # Then (11/3 - 0.25 * 4/3 + 0.5) / 1.5 = (23/6) / 1.5 = 23/9.
+    assert towards_one(7, steps=2, lr=0.25, strength=2) == pytest.approx([7, 11 / 3, 23 / 9], abs=1e-12)
+
+
+@pytest.mark.parametrize(("lr", "strength"), [(0.1, 2), (0.5, 2), (0.1, 1e6), (0.1, 1e-3)])
+def test_proximal_steps_end_where_both_slopes_cancel(lr: float, strength: float) -> None:
+    # 2 (phi - 3) + strength (phi - 1) = 0 at phi = (6 + strength) / (2 + strength), whatever the step size.
+    minimum = (6 + strength) / (2 + strength)
+    assert towards_one(7, steps=200, lr=lr, strength=strength)[-1] == pytest.approx(minimum, abs=1e-12)
+    assert towards_one(minimum, steps=1, lr=lr, strength=strength)[-1] == pytest.approx(minimum, abs=1e-12)
+
+
+def test_without_strength_proximal_steps_are_plain_gradient_steps() -> None:
+    # w - 3 shrinks by 1 - 2 * 0.25 = 1/2 a step.
+    assert towards_one(7, steps=3, lr=0.25, strength=0) == pytest.approx([7, 5, 4, 3.5], abs=1e-12)
+
+
+def test_gradient_and_hessian_equal_those_of_plain_autograd() -> None:
+    learner, batch = tanh_learner("classification"), random_episode("classification").support
+    at, theta = learner.initial(), leaves(learner.initial())
+    slopes = joined(torch.autograd.grad(cross_entropy(theta, batch), theta, create_graph=True))
+    hessian = torch.stack([joined(torch.autograd.grad(slope, theta, retain_graph=True)) for slope in slopes])
+    gradient, times_hessian = gradient_and_hessian(lambda params: learner.loss(params, batch), at)
+    v = {name: value.cos() for name, value in at.items()}
+    direction = joined(list(v.values()))
+    assert torch.allclose(joined(list(gradient.values())), slopes, rtol=0, atol=1e-10)
+    assert torch.allclose(joined(list(times_hessian(v).values())), hessian @ direction, rtol=0, atol=1e-10)
+    twice = times_hessian(times_hessian(v))
+    assert torch.allclose(joined(list(twice.values())), hessian @ (hessian @ direction), rtol=0, atol=1e-10)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.flatten() for part in parts])
+
+
+def test_the_end_of_a_path_is_its_last_entry_and_an_empty_path_has_none() -> None:
+    assert last(iter([{"w": row(1)}, {"w": row(2)}]))["w"].item() == 2
+    with pytest.raises(StopIteration):
+        last(iter([]))
+
+
+@pytest.mark.parametrize("piece", [1, 2, 10**6])
+def test_a_passing_path_has_the_bits_of_the_one_that_is_kept(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inner_loop, "_PIECE", piece)
+    learner = tanh_learner("classification")
+    start, before = learner.initial(), learner.initial()
+    tasks = [random_episode("classification", 6, seed).support for seed in range(3)]
+    support = Batch(*(torch.stack(list(values)) for values in zip(*tasks, strict=True)))
+    rates = torch.tensor([0.1, 0.5], dtype=torch.float64)
+
+    def steps(*, passing: bool) -> list[Params]:
+        def path(theta: Params, lr: Tensor, batch: Batch) -> list[Params]:
+            found = descend(learner.loss, theta, iter([batch] * 3), lr, passing=passing)
+            return [{name: value.clone() for name, value in phi.items()} for phi in found]
+
+        over_rates = vmap(path, in_dims=(None, 0, None))
+        return list(vmap(over_rates, in_dims=(None, None, 0))(start, rates, support))
+
+    with torch.no_grad():
+        kept, passed = steps(passing=False), steps(passing=True)
+    assert len(kept) == 4
+    for phi, same in zip(kept, passed, strict=True):
+        assert all(torch.equal(value, same[name]) for name, value in phi.items())
+    assert all(torch.equal(value, before[name]) for name, value in start.items())

@@ -1,0 +1,80 @@
+"""Few tasks: each is held out once, by a run that equals the one that a person would type."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from quickbloom.common.errors import ConfigError
+from quickbloom.server_app.cli import main
+
+SMALL = ["--in-process", "--no-report", "--json", "--set", "evaluate-every=0", "--set", "mlp.hidden=16"]
+
+
+def file(path: Path, names: str) -> list[str]:
+    """The options for a file with one task of 40 rows for each letter; every other one has its marker turned round."""
+    rng = np.random.default_rng(0)
+    lines = ["hospital,marker,outcome"]
+    for i, name in enumerate(names):
+        for marker in rng.normal(size=40):
+            lines.append(f"{name},{marker:.4f},{'ill' if (-1) ** i * marker > 0 else 'well'}")
+    path.write_text("\n".join(lines))
+    return ["--data", str(path), "--task", "hospital", "--target", "outcome", "--rounds", "2"]
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(main.cli, ["run", *SMALL, *arguments])
+
+
+def test_every_fold_is_the_run_that_leaves_its_task_out(tmp_path: Path) -> None:
+    data = file(tmp_path / "h.csv", "ABCD")
+    done = invoke(*data, "--leave-one-out", "--output", str(tmp_path / "folds"))
+    assert done.exit_code == 0, done.output
+    told = [line.partition(": accuracy")[0] for line in done.stderr.splitlines() if line.strip()]
+    assert told == ["1/4 A left out", "2/4 B left out", "3/4 C left out", "4/4 D left out"]
+    found = json.loads(done.stdout)
+    assert [fold["task"] for fold in found["folds"]] == list("ABCD")
+    assert json.loads((tmp_path / "folds" / "leave-one-out.json").read_text()) == found
+    with (tmp_path / "folds" / "leave-one-out.csv").open(newline="") as table:
+        assert [row["task"] for row in csv.DictReader(table)] == list("ABCD")
+    plain = json.loads(invoke(*data, "--set", "own.leave-out=C", "--output", str(tmp_path / "plain")).stdout)
+    step = plain["chosen"]["adapt_steps"]
+    fold = found["folds"][2]
+    assert (fold["accuracy_before"], fold["accuracy_after"], fold["adapt_lr"], fold["adapt_steps"]) == (
+        plain["test"]["accuracy"]["mean"][0],
+        plain["test"]["accuracy"]["mean"][step],
+        plain["chosen"]["adapt_lr"],
+        step,
+    )
+    assert (fold["train"], fold["validation"]) == (2, 1)
+    assert found["mean"][1] == pytest.approx(sum(fold["accuracy_after"] for fold in found["folds"]) / 4, abs=1e-6)
+
+
+def test_two_tasks_are_too_few_for_a_split_and_enough_to_leave_one_out(tmp_path: Path) -> None:
+    data = file(tmp_path / "h.csv", "AB")
+    with pytest.raises(ConfigError, match="use `quickbloom run --leave-one-out`"):
+        CliRunner().invoke(main.cli, ["run", *SMALL, *data], catch_exceptions=False)
+    done = invoke(*data, "--leave-one-out", "--output", str(tmp_path / "folds"))
+    assert done.exit_code == 0, done.output
+    assert [(fold["task"], fold["train"], fold["validation"]) for fold in json.loads(done.stdout)["folds"]] == [
+        ("A", 1, 0),
+        ("B", 1, 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "more", "words"),
+    [
+        ("A", [], "`--leave-one-out` needs at least two tasks, the data have 1"),
+        ("AB", ["--set", "own.leave-out=A"], "`--leave-one-out` excludes"),
+        ("", [], "`--leave-one-out` is for data of your own"),
+    ],
+)
+def test_what_cannot_be_left_out_is_refused_in_one_sentence(tmp_path: Path, names: str, more: list[str], words: str) -> None:
+    data = file(tmp_path / "h.csv", names) if names else []
+    with pytest.raises(ConfigError, match=words):
+        CliRunner().invoke(main.cli, ["run", *SMALL, *data, *more, "--leave-one-out"], catch_exceptions=False)
