@@ -1,5 +1,4 @@
-"""Every setting as a page: `python -m quickbloom.common.config.write_reference` writes docs/configuration.md (`make
-config`)."""
+"""Write every setting as a page, docs/configuration.md: `make config`."""
 
 import json
 from dataclasses import dataclass

@@ -1,5 +1,4 @@
-"""Every setting and its default as TOML: `python -m quickbloom.common.config.write_toml` writes it into pyproject.toml (`make
-config`).
+"""Write every setting and its default as TOML into pyproject.toml: `make config`.
 
 Flower only lets keys be overridden that are declared there, so the file repeats what the models in `common` define.
 """

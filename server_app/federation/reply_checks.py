@@ -1,5 +1,4 @@
-"""What a reply must be beyond its form (`common.wire.messages` sees to that): it must fit the model, the settings and the
-roll call.
+"""What a reply must be beyond its form: it must fit the model, the settings and the roll call.
 
 Who sends something else is broken or hostile: the reply is dropped and named, and after three of them so is the node.
 """

@@ -1,5 +1,4 @@
-"""The checkpoints of a run: one file each of the form that `common.personal.checkpoint` reads, and all but the newest few
-removed.
+"""The checkpoints of a run: writing them, and removing all but the newest few.
 
 The tensors are the meta-parameters (`meta/...`), the outer optimizer's state (`outer/...`) and, after the last round, the
 scores of the validation tasks (`validation/...`); the facts say which run, round and settings they belong to. There is

@@ -1,5 +1,4 @@
-"""The messages of a secure sum, one pair for every step of `common.wire.secure.protocol`, and what a node keeps between
-them."""
+"""The messages of a secure sum, one pair for each step of `protocol`, and what a node keeps between them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

@@ -292,7 +292,7 @@ def test_the_directory_is_locked_until_all_files_are_written(
 
         return write
 
-    monkeypatch.setattr(result, "write", refuses("write"))
+    monkeypatch.setattr(comparison, "write", refuses("write"))
     monkeypatch.setattr(main, "_write_comparison_page", refuses("page"))
     assert run_command(monkeypatch, tmp_path, "--algorithms", "protonet", "--seeds", "1", "--json") == 0
     assert seen == ["write", "page"]
