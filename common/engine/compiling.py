@@ -29,6 +29,7 @@ from quickbloom.common.maths.batch import Episode, Minibatches
 from quickbloom.common.maths.fast_paths import has_kernels, is_written_out
 from quickbloom.common.maths.params import Params
 from quickbloom.common.system import private
+from quickbloom.common.system.locks import locked
 
 Contribute = Callable[[Params, Params, Episode, Minibatches], tuple[Params, Tensor, Params]]
 
@@ -220,7 +221,8 @@ def _fill_the_cache(file: Path, threads: int, nice: int) -> None:
     use_private_cache()
     folder = Path(os.environ[_CACHE])
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with private.locked(folder / "quickbloom.lock"):  # one at a time: the others find what the first has compiled
+    # One at a time: the others find what the first has compiled.
+    with locked(folder / "quickbloom.lock", create=True, wait=True):
         _compiled(algorithm)(*args)
 
 

@@ -24,6 +24,8 @@ def folder(name: str) -> Path:
 def is_ours(place: Path) -> bool:
     """Whether a folder, which is no link, is this user's, and nobody else can write to it or take it away."""
     status = place.lstat()  # not of what a link leads to
+    if not hasattr(os, "getuid"):  # Windows, where a user's own folders are closed to others
+        return stat.S_ISDIR(status.st_mode)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
         return False
     return all(_is_kept(above.stat()) for above in place.resolve().parents)
@@ -33,19 +35,6 @@ def _is_kept(status: os.stat_result) -> bool:
     """Whether entries of a folder can be renamed by nobody but their owner, its owner and its group."""
     trusted = status.st_uid in (0, os.getuid())
     return trusted and (not status.st_mode & 0o002 or bool(status.st_mode & stat.S_ISVTX))
-
-
-@contextlib.contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Nobody else who asks for this file works while this lasts. It is made if need be; a link is refused with OSError."""
-    import fcntl
-
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def write_text(file: Path, text: str) -> None:
@@ -64,4 +53,5 @@ def write_text(file: Path, text: str) -> None:
 def _places(name: str) -> Iterator[Path]:
     with contextlib.suppress(RuntimeError):  # there are users without a home
         yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quickbloom" / name
-    yield Path(tempfile.gettempdir()) / f"quickbloom-{name}-{os.getuid()}"
+    if hasattr(os, "getuid"):  # without, one for temporary files is the user's own already
+        yield Path(tempfile.gettempdir()) / f"quickbloom-{name}-{os.getuid()}"

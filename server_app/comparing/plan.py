@@ -5,12 +5,10 @@ wins. Seeds choose apart because splits depend on the seed: the validation tasks
 are never looked at here. Tasks and splits depend on the seed alone, so all algorithms of a seed have the same.
 """
 
-import fcntl
 import math
-import os
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +23,7 @@ from quickbloom.common.datasets import DATASETS, load_dataset
 from quickbloom.common.datasets.base import resolve_data_dir
 from quickbloom.common.errors import ConfigError, OneLineError
 from quickbloom.common.formatting import counted
+from quickbloom.common.system import locks
 from quickbloom.common.system.terminal import say
 from quickbloom.server_app.comparing.batch import Result, Run, Setup, perform, program
 from quickbloom.server_app.launch.prepare import check_machine, check_simulation
@@ -305,18 +304,15 @@ def _outcome(result: Result) -> str:
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """One comparison at a time in a directory: another one would take its half-done runs for interrupted ones."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = os.open(directory / ".lock", os.O_CREAT | os.O_RDWR)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"`--output` must be a directory that can be written, got '{directory}' ({reason})") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with ExitStack() as stack:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locks.locked(directory / ".lock", create=True))
+        except BlockingIOError:
+            raise ConfigError(
+                f"another comparison is at work in '{directory}': wait for it, or choose another `--output`"
+            ) from None
+        except OSError as error:
+            reason = error.strerror or error
+            raise ConfigError(f"`--output` must be a directory that can be written, got '{directory}' ({reason})") from None
         yield
-    except BlockingIOError:
-        raise ConfigError(
-            f"another comparison is at work in '{directory}': wait for it, or choose another `--output`"
-        ) from None
-    finally:
-        os.close(lock)

@@ -1,14 +1,14 @@
 """Writing files that not everybody may read: each appears whole or not at all, with its mode and owner whatever the umask."""
 
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Set
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from quickbloom.common.errors import ConfigError
+from quickbloom.common.system import locks
 from quickbloom.common.system.processes import uninterrupted
 
 
@@ -16,17 +16,16 @@ from quickbloom.common.system.processes import uninterrupted
 def alone_beside(output: Path) -> Iterator[None]:
     """One command at a time changes what lies in the directory of `output`. Raises ConfigError if another one does."""
     parent = output.absolute().parent
-    try:
-        lock = os.open(parent, os.O_RDONLY)
-    except OSError as error:
-        raise ConfigError(f"`--output` must lie in a directory that can be read, got '{output}' ({error.strerror})") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locks.locked(parent))
+        except BlockingIOError:
+            raise ConfigError(f"another `quickbloom secrets` is at work in '{parent}': wait for it") from None
+        except OSError as error:
+            raise ConfigError(
+                f"`--output` must lie in a directory that can be read, got '{output}' ({error.strerror})"
+            ) from None
         yield
-    except BlockingIOError:
-        raise ConfigError(f"another `quickbloom secrets` is at work in '{parent}': wait for it") from None
-    finally:
-        os.close(lock)
 
 
 def write_whole(directory: Path, files: Mapping[str, bytes], private: Set[str], owner: int | None) -> None:

@@ -1,6 +1,5 @@
 """Following a run from its directory alone: on this machine, on a mounted volume, while it goes on or when it is over."""
 
-import fcntl
 import json
 import os
 import statistics
@@ -18,6 +17,7 @@ from rich.text import Text
 
 from quickbloom.common.errors import ConfigError, as_told, in_one_line
 from quickbloom.common.formatting import score, size
+from quickbloom.common.system.locks import is_locked
 from quickbloom.common.wording import data_name, duration, metric_name, metric_of
 from quickbloom.server_app.reporting.live import result_table
 
@@ -198,16 +198,7 @@ def _follow(watched: Watched, pause: float, *, once: bool) -> Iterator[list[dict
 
 def going_on(directory: Path) -> bool:
     """Whether a process works in this directory. A run holds a lock on it; file systems without locks never say yes."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return False
+    return is_locked(directory)
 
 
 def newest(runs: Path) -> Path:

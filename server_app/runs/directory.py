@@ -1,12 +1,11 @@
 """The run directory: config.json, history.jsonl (a line per round, as it ends), summary.json, per_task.csv."""
 
-import fcntl
 import json
 import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from logging import WARNING
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from flwr.common import log
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.files import whole
 from quickbloom.common.spreadsheets import write_csv
+from quickbloom.common.system import locks
 from quickbloom.server_app.runs.intervals import half_width
 
 
@@ -51,18 +51,14 @@ class RunDirectory:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Nobody else may work in this directory as long as this lasts. Raises ConfigError if somebody does."""
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
-        except BlockingIOError:
-            os.close(descriptor)
-            raise ConfigError(f"a run is going on in '{self.path}': wait for its end, or choose another directory") from None
-        except OSError:  # a file system without locks
-            pass
-        try:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locks.locked(self.path))
+            except BlockingIOError:
+                raise ConfigError(
+                    f"a run is going on in '{self.path}': wait for its end, or choose another directory"
+                ) from None
             yield
-        finally:
-            os.close(descriptor)
 
     @property
     def checkpoints(self) -> Path:

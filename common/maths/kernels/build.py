@@ -22,6 +22,7 @@ import torch
 from quickbloom.common.maths.kernels.compiler import SWITCH, find_compiler
 from quickbloom.common.maths.kernels.source import SOURCE
 from quickbloom.common.system import private
+from quickbloom.common.system.locks import locked
 
 SECONDS, DAY = 120, 86_400
 """How long a compiler may take, a small device needs a dozen; and how long one that failed is not tried again."""
@@ -56,7 +57,7 @@ def _built(compiler: str, kind: tuple[str, ...]) -> Path:
     parts = [*command, str(made.st_mtime_ns), str(made.st_size), _processor(), SOURCE]
     file = private.folder("kernels") / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
     if not file.exists():
-        with private.locked(file.parent / "lock"):  # the other processes of a simulation wait, and find it
+        with locked(file.parent / "lock", create=True, wait=True):  # the other processes of a simulation wait, and find it
             if not file.exists():
                 _compile(command, file)
     return file

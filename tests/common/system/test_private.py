@@ -2,8 +2,6 @@
 
 import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ import torch
 from quickbloom.common.engine import compiling
 from quickbloom.common.personal import checkpoint
 from quickbloom.common.system import private
-from quickbloom.common.system.private import folder, is_ours, locked, write_text
+from quickbloom.common.system.private import folder, is_ours, write_text
 
 
 @pytest.fixture(autouse=True)
@@ -46,24 +44,6 @@ def test_a_folder_that_somebody_else_has_made_first_is_not_used(cache: Path, tmp
     assert not is_ours(theirs)
     with pytest.raises(OSError, match="no folder that is this user's alone"):
         folder("things")
-
-
-def test_a_lock_is_not_opened_through_a_link(tmp_path: Path) -> None:
-    (tmp_path / "precious").write_text("kept")
-    (tmp_path / "lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(OSError, match="symbolic links"), locked(tmp_path / "lock"):
-        pytest.fail("it was opened")
-    assert (tmp_path / "precious").read_text() == "kept"
-    with locked(tmp_path / "other"):
-        assert stat.S_IMODE((tmp_path / "other").stat().st_mode) == 0o600
-        asked = (
-            "import pathlib, sys; from quickbloom.common.system.private import locked\n"
-            "with locked(pathlib.Path(sys.argv[1])): print('in')"
-        )
-        waiting = subprocess.Popen([sys.executable, "-c", asked, str(tmp_path / "other")], stdout=subprocess.PIPE)
-        with pytest.raises(subprocess.TimeoutExpired):
-            waiting.wait(3)
-    assert waiting.communicate(timeout=30)[0] == b"in\n"
 
 
 def test_torch_compiles_into_a_folder_of_this_user_alone(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

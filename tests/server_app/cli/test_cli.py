@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.config.run import parse_run_config
-from quickbloom.server_app.cli import main
+from quickbloom.server_app.cli import main, run
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -21,7 +21,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     def no_start(*_: Any) -> Any:
         raise AssertionError("Flower must not be started")
 
-    monkeypatch.setattr(main, "follow", no_start)
+    monkeypatch.setattr(run, "follow", no_start)
     monkeypatch.setattr("sys.argv", ["quickbloom", *arguments])
     with pytest.raises(SystemExit) as end:
         main.main()
@@ -138,7 +138,7 @@ def test_the_exit_code_is_that_of_the_run_and_json_stands_alone_on_stdout(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, code: int, summary: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "follow", lambda *_: (code, summary))
+    monkeypatch.setattr(run, "follow", lambda *_: (code, summary))
     monkeypatch.setattr("sys.argv", ["quickbloom", "run", "--json"])
     with pytest.raises(SystemExit) as end:
         main.main()
@@ -154,7 +154,7 @@ def test_a_full_disk_ends_the_command_with_one_sentence(
         raise error
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "follow", full)
+    monkeypatch.setattr(run, "follow", full)
     monkeypatch.setattr("sys.argv", ["quickbloom", "run"])
     with pytest.raises(SystemExit) as end:
         main.main()
@@ -172,8 +172,8 @@ def test_a_report_is_written_unless_it_is_not_wanted(
 ) -> None:
     written: list[Path] = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "follow", lambda *_: (0, SUMMARY))
-    monkeypatch.setattr(main, "_try_report", written.append)
+    monkeypatch.setattr(run, "follow", lambda *_: (0, SUMMARY))
+    monkeypatch.setattr(run, "_try_report", written.append)
     monkeypatch.setattr("sys.argv", ["quickbloom", "run", "--json", *option])
     with pytest.raises(SystemExit):
         main.main()

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from quickbloom.common.errors import ConfigError
+from quickbloom.server_app.cli import compare as compare_command
 from quickbloom.server_app.cli import main
 from quickbloom.server_app.comparing import result as comparison
 from quickbloom.server_app.comparing.page import write_comparison_page
@@ -280,7 +281,7 @@ def test_the_directory_is_locked_until_all_files_are_written(
     start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start(lambda algorithm, lr, seed: (0.5, 1.0))
-    writers = {"write": comparison.write, "page": main._write_comparison_page}
+    writers = {"write": comparison.write, "page": compare_command._write_comparison_page}
     seen: list[str] = []
 
     def refuses(name: str) -> Callable[[dict[str, Any], Path], None]:
@@ -293,7 +294,7 @@ def test_the_directory_is_locked_until_all_files_are_written(
         return write
 
     monkeypatch.setattr(comparison, "write", refuses("write"))
-    monkeypatch.setattr(main, "_write_comparison_page", refuses("page"))
+    monkeypatch.setattr(compare_command, "_write_comparison_page", refuses("page"))
     assert run_command(monkeypatch, tmp_path, "--algorithms", "protonet", "--seeds", "1", "--json") == 0
     assert seen == ["write", "page"]
 

@@ -202,7 +202,7 @@ def test_an_interrupted_creation_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
 def test_a_killed_creation_leaves_nothing_under_the_name_and_the_next_one_clears_up(tmp_path: Path) -> None:
     program_text = (
-        "import os, signal; from pathlib import Path; from server_app import private_files, secrets\n"
+        "import os, signal; from pathlib import Path; from quickbloom.server_app.deployment import private_files, secrets\n"
         "private_files.give = lambda path, owner: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"secrets.create(Path({str(tmp_path / 'secrets')!r}), ['a'], [], 30)\n"
     )

@@ -1,0 +1,104 @@
+"""`quickbloom compare`: several algorithms on the same tasks."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from quickbloom.common.algorithms import ALGORITHMS
+from quickbloom.common.config.key_value import assignment
+from quickbloom.common.config.run import RunConfig
+from quickbloom.common.errors import DataError
+from quickbloom.common.system.processes import cores
+from quickbloom.common.system.terminal import FAILED, STOPPED, console, paper, say, say_error
+from quickbloom.server_app.cli.options import DATASETS
+from quickbloom.server_app.launch.prepare import own_data
+from quickbloom.server_app.runs.directory import to_json
+
+_DEFAULT = RunConfig()
+
+
+def compare(
+    algorithms: Annotated[str, typer.Option(help=f"With commas between them: {', '.join(ALGORITHMS)}.")],
+    dataset: Annotated[str, typer.Option(help=f"Whose tasks: {DATASETS}.")] = _DEFAULT.dataset,
+    data: Annotated[str | None, typer.Option(help="Your own file; see docs/own-data.md.")] = None,
+    task: Annotated[str | None, typer.Option(help="Its column that says whose row it is.")] = None,
+    target: Annotated[str | None, typer.Option(help="Its column to predict.")] = None,
+    seeds: Annotated[str, typer.Option(help="How many (3: seeds 0, 1, 2), or which (0,1,5).")] = "3",
+    rounds: Annotated[int, typer.Option(help="Training rounds.")] = _DEFAULT.rounds,
+    inner_lrs: Annotated[
+        str | None, typer.Option(help="Inner rates of training to choose from; by default the data set's, / 3 and x 3.")
+    ] = None,
+    target_score: Annotated[
+        float | None,
+        typer.Option(
+            help="Validation accuracy (0..1) or mse to count rounds to; by default fedavg's last, else the weakest's."
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of all runs, see `quickbloom settings`; repeat."),
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="Runs at once; by default one per core, 1 with --simulation.", min=1)] = None,
+    simulation: Annotated[bool, typer.Option("--simulation", help="Run in Flower's simulation: same result, later.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Directory; by default runs/compare-DATASET.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the result alone, as JSON, on stdout.")] = False,
+) -> None:
+    """Compare algorithms on the same held-out tasks, with rates chosen on validation tasks for all alike.
+
+    Every run is `quickbloom run` in a process of its own. Repeat the command to go on: runs that are finished in the directory
+    are kept. Exit code: 0 there is a result, 1 every run failed, 2 wrong input, 130 stopped by Ctrl-C.
+
+    Example: quickbloom compare --algorithms fedavg,reptile,maml,protonet --dataset digits --seeds 3
+    """
+    from quickbloom.server_app.comparing import plan as comparing
+    from quickbloom.server_app.comparing import result as comparison
+
+    own = own_data(data, task, target, None if dataset == _DEFAULT.dataset else dataset)
+    dataset = str(own.pop("dataset", dataset))
+    set_ = [*(assignment(key, value) for key, value in own.items()), *(set_ or [])]
+    plan = comparing.Plan(
+        tuple(dict.fromkeys(name.strip() for name in algorithms.split(","))),
+        comparing.parse_seeds(seeds),
+        dataset,
+        rounds,
+        comparing.parse_rates(inner_lrs) if inner_lrs is not None else comparing.recommended_rates(dataset),
+        tuple(set_),
+        simulation,
+    )
+    plan.check(target_score)
+    directory = output or Path("runs") / f"compare-{dataset}"
+    jobs = jobs or (1 if simulation else cores())
+    with comparing.locked(directory):
+        say(plan.describe())
+        try:
+            entries = comparing.compare(plan, directory, jobs, console)
+        except KeyboardInterrupt:
+            say(f"Stopped; repeat the command to go on: {directory} keeps what is finished.")
+            raise typer.Exit(STOPPED) from None
+        except comparing.CompareError as error:
+            say_error(str(error))
+            raise typer.Exit(FAILED) from None
+        result = comparison.assemble(plan, entries, target_score)
+        comparison.write(result, directory)
+        _write_comparison_page(result, directory)
+    if json_:
+        print(to_json(result))
+    else:
+        paper().print(comparison.rich_table(result))
+        for line in (*comparison.caption(result), *comparison.failures(result)):
+            Console(emoji=False).print(line, markup=False, highlight=False, soft_wrap=True)
+    if all(row["failed"] == len(row["runs"]) for row in result["algorithms"]):
+        raise typer.Exit(FAILED)
+
+
+def _write_comparison_page(result: dict[str, Any], directory: Path) -> None:
+    """The page if the extra is installed; the other files are there either way."""
+    from quickbloom.server_app.comparing.page import write_comparison_page
+
+    try:
+        page = write_comparison_page(result, directory / "comparison.html")
+        say(f"Comparison: {page}")
+    except DataError as error:
+        say(f"Comparison: {directory / 'comparison.md'}; no plots: {error}")

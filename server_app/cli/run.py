@@ -1,0 +1,122 @@
+"""`quickbloom run`: one run, or one for each task that it leaves out."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from quickbloom.common.algorithms import ALGORITHMS
+from quickbloom.common.config.run import RunConfig, Scalar
+from quickbloom.common.errors import ConfigError, QuickbloomError
+from quickbloom.common.system.terminal import paper, say
+from quickbloom.server_app.cli.options import DATASETS
+from quickbloom.server_app.launch.follow import follow
+from quickbloom.server_app.launch.prepare import connection_for, own_data, settle
+from quickbloom.server_app.launch.settings import parse_assignments
+from quickbloom.server_app.reporting.live import few_tasks, result_table
+from quickbloom.server_app.runs.directory import to_json, unused
+
+
+def run(
+    algorithm: Annotated[str | None, typer.Option(help=f"What to train: {', '.join(ALGORITHMS)}.")] = None,
+    dataset: Annotated[str | None, typer.Option(help=f"Whose tasks: {DATASETS}.")] = None,
+    data: Annotated[str | None, typer.Option(help="Your own file; see docs/own-data.md.")] = None,
+    task: Annotated[str | None, typer.Option(help="Its column that says whose row it is.")] = None,
+    target: Annotated[str | None, typer.Option(help="Its column to predict.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Training rounds.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides the initial model, the task split and every draw.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="Simulated nodes; by default 2, or 1 with --in-process.", min=1)] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, see `quickbloom settings`; repeat."),
+    ] = None,
+    connection: Annotated[
+        str | None,
+        typer.Option(help="A SuperLink connection of Flower's config.toml; by default $QUICKBLOOM_CONNECTION, if set."),
+    ] = None,
+    in_process: Annotated[bool, typer.Option("--in-process", help="All nodes in this process: same result, sooner.")] = False,
+    leave_one_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="Few tasks: hold each out once, one run for each; in this process.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="Directory of the run; by default a new one in ./runs.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN_DIR", help="Go on with a run that was cut off; its settings are taken over.")
+    ] = None,
+    trust: Annotated[
+        str,
+        typer.Option("--trust-model", metavar="MODULE:FACTORY", help="With --resume: own code that its checkpoint may name."),
+    ] = "",
+    json_: Annotated[bool, typer.Option("--json", help="Print the summary alone, as JSON, on stdout.")] = False,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's whole log.")] = False,
+) -> None:
+    """Train a starting point and test it on held-out tasks.
+
+    Exit code: 0 the run completed, 1 it failed, 2 wrong input, 130 stopped by Ctrl-C.
+
+    Example: quickbloom run --algorithm maml --dataset digits --rounds 100 --set maml.inner-lr=0.3
+
+    Example: quickbloom run --resume runs/digits-maml-seed0-20260101-120000
+    """
+    named: dict[str, Scalar | None] = {"algorithm": algorithm, "dataset": dataset, "rounds": rounds, "seed": seed}
+    settings = {key: value for key, value in named.items() if value is not None}
+    settings |= own_data(data, task, target, dataset)
+    connection = connection_for(connection, in_process, nodes)
+    settings |= parse_assignments(set_ or [], str(settings.get("algorithm", RunConfig().algorithm)))
+    if leave_one_out:
+        if connection or nodes or resume or "own.leave-out" in settings:
+            raise ConfigError(
+                "`--leave-one-out` excludes `--connection`, `--nodes`, `--resume` and `own.leave-out`: it runs here"
+            )
+        _leave_one_out(settings, output, json_, verbose)
+        return
+    if trust and "resume-from" not in settings and resume is None:
+        raise ConfigError("`--trust-model` is for `--resume`: to train a model of your own, use `--set model=MODULE:FACTORY`")
+    if trust:
+        settings["model"] = trust
+    if resume is not None:
+        settings["resume-from"] = str(resume)
+    if output is not None:
+        settings["output-dir"] = str(output.expanduser().absolute())
+    code, summary = follow(settle(settings, connection, nodes, in_process), verbose)
+    if summary is None:
+        raise typer.Exit(code)
+    if json_:
+        print(json.dumps(summary))
+    else:
+        Console(emoji=False).print(result_table(summary))
+        for line in few_tasks(summary, own_file=data is not None):
+            say(line)
+        say(f"Run directory: {summary['run_dir']}")
+    if not no_report:
+        _try_report(Path(str(summary["run_dir"])))
+
+
+def _leave_one_out(settings: dict[str, Scalar], output: Path | None, json_: bool, verbose: bool) -> None:
+    """One run for each task, which it leaves out; then one table over them."""
+    from quickbloom.server_app.comparing import leave_one_out as folds
+
+    directory = output.expanduser() if output else unused(Path("runs") / f"leave-one-out-{time.strftime('%Y%m%d-%H%M%S')}")
+    code, found = folds.run_all(settings, directory.absolute(), verbose)
+    if found is None:
+        raise typer.Exit(code)
+    if json_:
+        print(to_json(found))
+    else:
+        paper().print(folds.table(found))
+        say(f"Directory: {directory.absolute()}")
+
+
+def _try_report(run_dir: Path) -> None:
+    """A report if the run directory is on this machine and the extra is installed; its absence is no failure of the run."""
+    from quickbloom.server_app.reporting.page import missing_packages
+    from quickbloom.server_app.reporting.report import write_report
+
+    if run_dir.is_dir() and not missing_packages():
+        try:
+            say(f"Report: {write_report(run_dir, None)}")
+        except QuickbloomError as error:
+            say(f"No report: {error}")
