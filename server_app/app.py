@@ -26,11 +26,12 @@ from quickbloom.common.printable import keep_log_to_lines
 from quickbloom.common.wording import data_name
 from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.privacy import Ledger, TaskPrivacy
-from quickbloom.server_app.federation.roll_call import Population, call_roll
+from quickbloom.server_app.federation.roll_call import call_roll
 from quickbloom.server_app.federation.scores import Scores
 from quickbloom.server_app.federation.strategy import MetaStrategy, RunError
 from quickbloom.server_app.messaging.in_process_grid import InlineGrid
 from quickbloom.server_app.messaging.polling_grid import PollingGrid, hands_over
+from quickbloom.server_app.messaging.population import Population
 from quickbloom.server_app.reporting.live import SUMMARY, result_lines
 from quickbloom.server_app.runs import resume, trackers
 from quickbloom.server_app.runs.checkpoints import Checkpoint, CheckpointWriter

@@ -23,13 +23,14 @@ from typing import Any
 from quickbloom import __version__
 from quickbloom.common.algorithms import ALGORITHMS, is_own_algorithm
 from quickbloom.common.config.run import PRIVACY, RunConfig, parse_run_config
-from quickbloom.common.errors import FILE_TROUBLE, ConfigError
+from quickbloom.common.errors import FILE_TROUBLE
 from quickbloom.common.models import MODELS, is_own_model
 from quickbloom.common.system import user_code
 from quickbloom.common.system.processes import end_group, uninterrupted
 from quickbloom.server_app.launch.flower_run import CPU_ENVIRONMENT
 from quickbloom.server_app.launch.settings import parse_assignments
 from quickbloom.server_app.runs.directory import read_history
+from quickbloom.server_app.runs.program import program
 
 _NOT_COMPARED = ("output-dir", "data-dir", "resume-from", "seed", "tensorboard", "mlflow")
 _FINISHED, _LOG = "finished.json", "command.log"
@@ -167,20 +168,6 @@ def perform(
             for process, _ in running.values():
                 end_group(process, _PATIENCE)
     return {run: results[run] for run in wanted}
-
-
-def program() -> list[str]:
-    """What a user types before `run` or `compare`: "quickbloom", or "python FILE" where FILE brings an algorithm of its own.
-
-    Raises ConfigError for an algorithm that no file brings.
-    """
-    own = [name for name, algorithm in ALGORITHMS.items() if is_own_algorithm(algorithm)]
-    if not own:
-        return ["quickbloom"]
-    file = getattr(sys.modules["__main__"], "__file__", None)
-    if not file:
-        raise ConfigError(f'`algorithm = "{own[0]}"` must come from a file, for every run is a process of its own')
-    return ["python", str(file)]
 
 
 def today() -> str:

@@ -25,10 +25,11 @@ from quickbloom.common.errors import ConfigError, OneLineError
 from quickbloom.common.formatting import counted
 from quickbloom.common.system import locks
 from quickbloom.common.system.terminal import say
-from quickbloom.server_app.comparing.batch import Result, Run, Setup, perform, program
+from quickbloom.server_app.comparing.batch import Result, Run, Setup, perform
 from quickbloom.server_app.launch.prepare import check_machine, check_simulation
 from quickbloom.server_app.launch.settings import check_with_data, parse_assignments
 from quickbloom.server_app.reporting.live import progress_bar
+from quickbloom.server_app.runs.program import program
 
 SHOTS = "test-shots=1,2,5,10"
 """Scored in every run; a run leaves out what its tasks do not have."""

@@ -7,7 +7,6 @@ test. A federation that cannot work is refused here, with one sentence.
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from logging import INFO, WARNING
 
 from flwr.app import Message
@@ -21,33 +20,15 @@ from quickbloom.common.datasets.own import OwnOptions
 from quickbloom.common.datasets.own.agreement import agree, core, fits
 from quickbloom.common.datasets.own.columns import Schema
 from quickbloom.common.errors import ConfigError, DataError, as_told
-from quickbloom.common.wire.messages import ROLL_CALL, RollCallReply, WireError, error_reason, roll_call_request
+from quickbloom.common.wire.messages import ROLL_CALL, RollCallReply, WireError, roll_call_request
 from quickbloom.server_app.federation.splits import split_tasks
+from quickbloom.server_app.messaging.failures import UNFINISHED, failure
+from quickbloom.server_app.messaging.population import Population
 
 _PAUSE = 1.0
 """Seconds after which nodes that were gone are asked again."""
 _GONE = f"error {ErrorCode.NODE_UNAVAILABLE}:"
 """How the reason begins why a node did not answer that Flower does not reach."""
-UNFINISHED = "it announced a reply, but had not uploaded all of it in time"
-"""Why there is no answer of a node that died in the middle, or whose link is slow."""
-
-
-@dataclass
-class Population:
-    """Who takes part. `homes`: the node of every task. `splits`: task ids of "train", "validation" and "test", each sorted.
-
-    `nodes`: all that answered the roll call, also those without tasks. `keepers`: those with a place for personal models.
-    `agreed`: the schema that every message tells the nodes, where they did not find the same by themselves; else "".
-    """
-
-    spec: DataSpec
-    homes: dict[str, int]
-    splits: dict[str, list[str]]
-    tasks: dict[str, TaskInfo]
-    refused: dict[int, str] = field(default_factory=dict)
-    nodes: set[int] = field(default_factory=set)
-    keepers: set[int] = field(default_factory=set)
-    agreed: str = ""
 
 
 def call_roll(grid: Grid, config: RunConfig, agreed: str = "") -> Population:
@@ -165,16 +146,6 @@ def ask(
 def _is_gone(reason: str) -> bool:
     """Whether a node that did not answer for this reason may answer the next time."""
     return reason.startswith(_GONE) or reason == UNFINISHED
-
-
-def failure(reply: Message) -> str | None:
-    """Why a reply carries no result, in words; None if it may carry one."""
-    if reply.has_error() and reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE:
-        return UNFINISHED
-    if reply.has_error():
-        lines = [line.strip() for line in (reply.error.reason or "").splitlines() if line.strip()]
-        return f"error {reply.error.code}: {as_told(lines[-1]) if lines else 'no reason given'}"
-    return error_reason(reply.content)
 
 
 def _or_other_names(config: RunConfig) -> str:

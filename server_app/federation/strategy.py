@@ -40,10 +40,10 @@ from quickbloom.server_app.federation.aggregation import RunningMean, aggregate,
 from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.privacy import TaskPrivacy
 from quickbloom.server_app.federation.reply_checks import OF_CLIPPED, ROUNDING, check_scores, check_update, decoded, most_weight
-from quickbloom.server_app.federation.roll_call import Population
 from quickbloom.server_app.federation.scores import Scores, best_rate
 from quickbloom.server_app.federation.secure_sum import SecureSum, check_totals, unfit
 from quickbloom.server_app.messaging.exchange import Exchange, TooFewError
+from quickbloom.server_app.messaging.population import Population
 
 _ATTEMPTS = 5
 """How often in all a round is tried with `on-too-few = "repeat"`."""

@@ -17,9 +17,10 @@ from flwr.serverapp import Grid
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.errors import OneLineError, as_told
 from quickbloom.common.wire.messages import TRAIN, WireError, payload_bytes, tell_agreed
-from quickbloom.server_app.federation.roll_call import UNFINISHED, Population, failure
+from quickbloom.server_app.messaging.failures import UNFINISHED, failure
 from quickbloom.server_app.messaging.node_status import Reachability
 from quickbloom.server_app.messaging.polling_grid import PollingGrid, are_large
+from quickbloom.server_app.messaging.population import Population
 
 
 class TooFewError(OneLineError):

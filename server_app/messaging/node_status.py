@@ -16,7 +16,8 @@ from flwr.serverapp import Grid
 
 from quickbloom.common.flower.upload_deadline import awaited_until
 from quickbloom.common.wire.messages import ROLL_CALL, RollCallReply, WireError, roll_call_request
-from quickbloom.server_app.federation.roll_call import Population, failure
+from quickbloom.server_app.messaging.failures import failure
+from quickbloom.server_app.messaging.population import Population
 
 _MOST_BAD_REPLIES = 3
 _FORGET = 3600.0

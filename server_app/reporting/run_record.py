@@ -16,9 +16,9 @@ from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
 from quickbloom.common.errors import ConfigError, DataError, in_one_line
 from quickbloom.common.spreadsheets import read_csv
 from quickbloom.common.wording import data_name, metric_of
-from quickbloom.server_app.comparing.batch import program
 from quickbloom.server_app.reporting.page import nan_for_null
 from quickbloom.server_app.runs.directory import read_history
+from quickbloom.server_app.runs.program import program
 
 _NOT_OF_THE_RESULT = ("output-dir", "resume-from", "data-dir", "tensorboard", "mlflow")
 _FLAGS = {

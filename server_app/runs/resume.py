@@ -23,9 +23,9 @@ from quickbloom.common.maths.params import mismatch
 from quickbloom.common.personal import facts, trust
 from quickbloom.common.personal.model import spec_of
 from quickbloom.server_app.federation.outer import OuterOptimizer
-from quickbloom.server_app.federation.roll_call import Population
 from quickbloom.server_app.federation.scores import Scores
 from quickbloom.server_app.federation.strategy import MetaStrategy
+from quickbloom.server_app.messaging.population import Population
 from quickbloom.server_app.runs.checkpoints import Checkpoint, OnDamage, load, warn
 from quickbloom.server_app.runs.directory import RunDirectory, history_until
 

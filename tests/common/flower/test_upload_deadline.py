@@ -22,10 +22,11 @@ from flwr.superlink.grid import HttpGrid
 from quickbloom.common.datasets.base import DataSpec
 from quickbloom.common.flower.upload_deadline import awaited_until, limit_uploads
 from quickbloom.common.wire.messages import ROLL_CALL, TRAIN
-from quickbloom.server_app.federation.roll_call import UNFINISHED, Population, failure
 from quickbloom.server_app.messaging import polling_grid
+from quickbloom.server_app.messaging.failures import UNFINISHED, failure
 from quickbloom.server_app.messaging.node_status import Reachability
 from quickbloom.server_app.messaging.polling_grid import PollingGrid
+from quickbloom.server_app.messaging.population import Population
 
 http_grid: Any = importlib.import_module("flwr.superlink.grid.http_grid")
 SPEC = DataSpec("classification", (4,), 2)

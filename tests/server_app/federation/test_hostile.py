@@ -25,9 +25,10 @@ from quickbloom.common.maths.params import Params
 from quickbloom.common.wire import packing
 from quickbloom.common.wire.messages import EVALUATE, TRAIN, from_arrays, to_arrays
 from quickbloom.server_app.federation.outer import OuterOptimizer
-from quickbloom.server_app.federation.roll_call import Population, call_roll
+from quickbloom.server_app.federation.roll_call import call_roll
 from quickbloom.server_app.federation.strategy import MetaStrategy
 from quickbloom.server_app.messaging.polling_grid import PollingGrid
+from quickbloom.server_app.messaging.population import Population
 
 EXAMPLES = int(os.environ.get("QUICKBLOOM_FUZZ", "300"))
 HONEST, HOSTILE = 100, 101

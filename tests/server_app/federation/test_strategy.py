@@ -26,12 +26,13 @@ from quickbloom.common.wire.messages import (
     to_arrays,
 )
 from quickbloom.server_app.federation.outer import OuterOptimizer
-from quickbloom.server_app.federation.roll_call import Population, call_roll
+from quickbloom.server_app.federation.roll_call import call_roll
 from quickbloom.server_app.federation.scores import Scores
 from quickbloom.server_app.federation.strategy import MetaStrategy, RunError
 from quickbloom.server_app.messaging import polling_grid
 from quickbloom.server_app.messaging.exchange import Exchange
 from quickbloom.server_app.messaging.polling_grid import PollingGrid
+from quickbloom.server_app.messaging.population import Population
 
 Answer = Callable[[Message], Message]
 Record = dict[str, Any]

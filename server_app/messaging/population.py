@@ -1,0 +1,23 @@
+"""Who takes part in a run: nodes, and the tasks that they host."""
+
+from dataclasses import dataclass, field
+
+from quickbloom.common.datasets.base import DataSpec, TaskInfo
+
+
+@dataclass
+class Population:
+    """Who takes part. `homes`: the node of every task. `splits`: task ids of "train", "validation" and "test", each sorted.
+
+    `nodes`: all that answered the roll call, also those without tasks. `keepers`: those with a place for personal models.
+    `agreed`: the schema that every message tells the nodes, where they did not find the same by themselves; else "".
+    """
+
+    spec: DataSpec
+    homes: dict[str, int]
+    splits: dict[str, list[str]]
+    tasks: dict[str, TaskInfo]
+    refused: dict[int, str] = field(default_factory=dict)
+    nodes: set[int] = field(default_factory=set)
+    keepers: set[int] = field(default_factory=set)
+    agreed: str = ""
