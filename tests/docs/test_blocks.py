@@ -339,7 +339,7 @@ def unit_file(text: str) -> None:
 
 
 def said_by_a_node(text: str) -> None:
-    source = "".join((ROOT / "client_app" / name).read_text() for name in ("show.py", "app.py", "personal.py"))
+    source = "".join((ROOT / "client_app" / name).read_text() for name in ("round_log.py", "app.py", "personal_models.py"))
     for words in ("training", "on its own test part", "Personal model of", "test example", " of its own"):
         assert words in text
         assert words in source
@@ -359,7 +359,7 @@ def idea(text: str) -> None:
 
 
 def result_table(text: str) -> None:
-    source = "".join(path.read_text() for path in (ROOT / "server_app").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "server_app").rglob("*.py"))
     for words in ("held-out tasks", "before", "after", "worst 10 % after"):
         assert words in text
         assert words.replace(" after", "") in source
@@ -368,7 +368,7 @@ def result_table(text: str) -> None:
 def recording(text: str) -> None:
     """A terminal: what was typed is there, and the last lines are what a run says."""
     assert text.startswith("$ make demo\n")
-    source = "".join(path.read_text() for path in (ROOT / "server_app").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "server_app").rglob("*.py"))
     for words in ("query loss", "validation accuracy", "chosen on validation tasks", "Run directory: ", "Report: "):
         assert words in text
         assert words in source
@@ -446,7 +446,7 @@ def test_what_is_documented_of_files_is_in_them(tmp_path: Path, monkeypatch: pyt
     }
     line = json.loads(Path("run/history.jsonl").read_text().splitlines()[-1])
     assert names(round_) >= set(line)
-    source = "".join(path.read_text() for path in (ROOT / "server_app").glob("compar*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "server_app" / "comparing").glob("*.py"))
     assert all(f'"{name}"' in source or f"{name}=" in source or f" {name}:" in source for name in names(comparison))
 
 

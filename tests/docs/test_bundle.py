@@ -30,10 +30,17 @@ def fab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_bundle_is_small_and_holds_the_app_alone(fab: Path) -> None:
     assert fab.stat().st_size < LARGEST
     names = [name for name in ZipFile(fab).namelist() if not name.startswith(".info/")]
-    assert {name.split("/")[0] for name in names} == {"common", "server_app", "client_app", "pyproject.toml", "README.md"}
+    assert {name.split("/")[0] for name in names} == {
+        "quickbloom",
+        "common",
+        "server_app",
+        "client_app",
+        "pyproject.toml",
+        "README.md",
+    }
     wanted = {
         str(path.relative_to(ROOT))
-        for package in ("common", "server_app", "client_app")
+        for package in ("quickbloom", "common", "server_app", "client_app")
         for path in (ROOT / package).rglob("*.py")
     }
     assert wanted <= set(names)
@@ -78,5 +85,6 @@ def test_what_the_command_line_sends_is_the_same_app() -> None:
             "client_app",
             "common",
             "pyproject.toml",
+            "quickbloom",
             "server_app",
         ]

@@ -27,8 +27,9 @@ def theirs(tmp_path: Path) -> Path:
     """A user's folder with a Flower app of their own, a model and a data function."""
     folder = tmp_path / "theirs"
     folder.mkdir()
-    for name in ("client_app", "server_app"):
-        (folder / f"{name}.py").write_text("raise SystemExit('theirs')\n")
+    for name in ("client_app.py", "server_app.py", "common/__init__.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("raise SystemExit('theirs')\n")
     (folder / "my_models.py").write_text(
         "from math import prod\nfrom torch import nn\n\n\ndef small(input_shape, outputs):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(prod(input_shape), 8), nn.Tanh(), nn.Linear(8, outputs))\n"

@@ -13,7 +13,14 @@ from quickbloom.server_app.launch.flower_run import LocalSuperLink, bundle, conn
 
 def test_the_bundle_holds_the_app_and_nothing_else() -> None:
     with bundle() as app:
-        assert {path.name for path in app.iterdir()} == {"common", "server_app", "client_app", "pyproject.toml", "README.md"}
+        assert {path.name for path in app.iterdir()} == {
+            "quickbloom",
+            "common",
+            "server_app",
+            "client_app",
+            "pyproject.toml",
+            "README.md",
+        }
         assert (app / "common" / "algorithms" / "maml.py").is_file()
         assert not list(app.rglob("__pycache__"))
     assert not app.exists()
