@@ -84,7 +84,7 @@ def _replies(handler: Handler) -> Callable[[Message, Context], Message]:
 @app.query("roll_call")
 @_replies
 def roll_call(message: Message, node: Node, state: RecordDict) -> RecordDict:
-    """Reply which tasks this node hosts, and the form of their examples."""
+    """Reply with the tasks that this node hosts, and the form of their examples."""
     check_roll_call(message.content)
     versions = {
         "quickbloom": __version__,
@@ -99,7 +99,7 @@ def roll_call(message: Message, node: Node, state: RecordDict) -> RecordDict:
 @app.train()
 @_replies
 def train(message: Message, node: Node, state: RecordDict) -> RecordDict:
-    """Reply the mean meta-gradient of the requested tasks."""
+    """Reply with the mean meta-gradient of the requested tasks."""
     request = TrainRequest.from_records(message.content)
     secure.check_open(node)
 
@@ -112,7 +112,7 @@ def train(message: Message, node: Node, state: RecordDict) -> RecordDict:
 @app.train("masked")
 @_replies
 def train_masked(message: Message, node: Node, state: RecordDict) -> RecordDict:
-    """Reply the mean meta-gradient of the requested tasks, masked for a secure sum."""
+    """Reply with the mean meta-gradient of the requested tasks, masked for a secure sum."""
     request = MaskedRequest.from_records(message.content)
     stage = secure.ready(request, state)
 
@@ -193,7 +193,7 @@ def _coded(node: Node, store: KeptState, made: TrainReply, request: TrainRequest
 @app.evaluate()
 @_replies
 def evaluate_tasks(message: Message, node: Node, state: RecordDict) -> RecordDict:
-    """Reply the scores of held-out tasks after 0..K adaptation steps."""
+    """Reply with the scores of held-out tasks after 0..K adaptation steps."""
     started = time.perf_counter()
     request, received = EvaluateRequest.from_records(message.content), payload_bytes(message.content)
     message.content.clear()  # to free memory: it has been read

@@ -33,9 +33,10 @@ _WHY = {
 
 
 class Asked:
-    """The memory of one node, in Flower's state of the run and in a file `asked.json` of the training's folder in `state-dir`.
+    """The memory of one node, in Flower's state of the run and in a file.
 
-    Each method raises WireError for what is refused, ConfigError if the file cannot be read or written.
+    The file is `asked.json` in the training's folder in `state-dir`, if there is one. Each method
+    raises WireError for a refused request, and ConfigError if the file cannot be read or written.
     """
 
     def __init__(self, node: Node, state: RecordDict, lineage: str) -> None:

@@ -120,7 +120,7 @@ def export(
     format_: Annotated[str, typer.Option("--format", help="onnx, or torch (torch.export).")] = "onnx",
     trust: Trusted = None,
 ) -> None:
-    """Write a personal model for other programs, and check that it says the same. Exit code: 0 done, 2 wrong input.
+    """Write a personal model for other programs, and check the copy's outputs. Exit code: 0 done, 2 wrong input.
 
     Example: quickbloom-edge export --model mine --format onnx --output mine.onnx
     """

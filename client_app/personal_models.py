@@ -69,7 +69,11 @@ def path_of(folder: Path, task_id: str) -> Path:
 
 
 def in_words(personal: Personal) -> str:
-    """Return one line for a person: "Personal model of ward-7 (round 100): accuracy 41.2 % before, 83.3 % after 10 steps, .."."""
+    """Return one line for a person.
+
+    Example: "Personal model of ward-7 (round 100): accuracy 41.2 % before, 83.3 % after 10 steps,
+    ..".
+    """
     found = personal.card["score"]
     unit = in_unit([found["before"], found["after"]], personal) if found["name"] == "mse" else ""
     before, after = (score(found[when], found["name"]) for when in ("before", "after"))
@@ -82,7 +86,10 @@ def in_words(personal: Personal) -> str:
 
 
 def in_unit(errors: Sequence[float | None], personal: Personal) -> str:
-    """Return mean squared errors as their roots in the unit of the target: "; rmse 41.2 -> 8.3 in the unit of the target"."""
+    """Return mean squared errors as their roots in the unit of the target.
+
+    Example: "; rmse 41.2 -> 8.3 in the unit of the target"; "" for classes.
+    """
     target = Preparation.from_json(personal.card.get("preparation", {})).target
     if target is None:
         return ""

@@ -23,7 +23,7 @@ def tell(node: Node, what: str, task_ids: list[str], scores: str, seconds: float
 
 
 def own_scores(node: Node, algorithm: Algorithm, meta: Params, task_ids: list[str]) -> str:
-    """Return the mean score of these tasks on their test parts, before and after adapting at the inner rate; "" if not shown."""
+    """Return the mean score of these tasks on their test parts, before and after adapting; "" if not shown."""
     if not node.show_rounds:
         return ""
     found = [node.dataset.test_draws(task_id) for task_id in task_ids[:_MOST_SCORED]]

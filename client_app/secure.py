@@ -38,7 +38,7 @@ def check_open(node: Node) -> None:
 
 
 def keys(message: Message, node: Node, state: RecordDict) -> RecordDict:
-    """Draw new keys, forget those of an earlier session, and reply the public ones."""
+    """Draw new keys, forget those of an earlier session, and reply with the public ones."""
     request = KeysRequest.from_records(message.content)
     recall(state)
     fresh = Keys.fresh(request.session, os.urandom)
@@ -47,7 +47,7 @@ def keys(message: Message, node: Node, state: RecordDict) -> RecordDict:
 
 
 def shares(message: Message, node: Node, state: RecordDict) -> RecordDict:
-    """Reply this node's secrets, split among all nodes of the sum."""
+    """Reply with this node's secrets, split among all nodes of the sum."""
     request = SharesRequest.from_records(message.content)
     stage = _taken(state, request.session)
     if not isinstance(stage, Keys):
@@ -66,14 +66,14 @@ def ready(request: MaskedRequest, state: RecordDict) -> Shared:
 
 
 def masked(stage: Shared, request: MaskedRequest, row: Numbers, state: RecordDict) -> RecordDict:
-    """Reply this node's numbers, masked."""
+    """Reply with this node's numbers, masked."""
     opened = stage.mask(row, request.envelopes)
     remember(state, opened.after)
     return MaskedReply(opened.masked).to_records()
 
 
 def reveal(message: Message, node: Node, state: RecordDict) -> RecordDict:
-    """Reply the shares that unmask the sum; afterwards this node knows nothing of it."""
+    """Reply with the shares that unmask the sum; afterwards this node knows nothing of it."""
     request = RevealRequest.from_records(message.content)
     stage = _taken(state, request.session)
     if not isinstance(stage, Masked):
