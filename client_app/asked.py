@@ -55,7 +55,10 @@ class Asked:
         self._add(_TRAINED, task_ids)
 
     def to_score(self, request: EvaluateRequest, inner_lr: float) -> None:
-        """Record a request for scores, or refuse it. `inner_lr`: the algorithm's rate, which is tried beside those of the run."""
+        """Record a request for scores, or refuse it.
+
+        `inner_lr`: the algorithm's rate, which is tried beside those of the run.
+        """
         self._check_data()
         self._refuse(_TRAINED, request.task_ids)
         if self._node.run.secure_aggregation or self._node.least_in_sum:
