@@ -245,7 +245,7 @@ def torchopt(work: Arrays) -> Any:
 
 
 def pfl(work: Arrays) -> Any:
-    """Return the side of pfl-research: its FederatedAveraging and simulated backend, one round at a time, without evaluations."""
+    """Return the side of pfl-research: FederatedAveraging and the simulated backend, round by round, without evaluations."""
     import torch
     import torch.nn.functional as F
     from pfl.aggregate.simulate import SimulatedBackend

@@ -9,8 +9,8 @@ One task is one node. The liars follow the protocol (same keys, shapes, counts) 
     label flip     the true meta-gradient of tasks whose query labels are shifted by one (the support labels are right)
     collusion, far one update for all: opposite to the honest mean, 10 times as long as an honest meta-gradient
     collusion      one update for all: minus 10 times the honest mean, which they know; hidden if nodes differ much
-    little         one update for all: the honest mean less z honest standard deviations in every number, with the largest z that
-                   still hides in the crowd (Baruch, Baruch, Goldberg 2019, "A Little Is Enough", Algorithm 3)
+    little         one update for all: the honest mean less z honest standard deviations in every number, with the largest z
+                   that still hides in the crowd (Baruch, Baruch, Goldberg 2019, "A Little Is Enough", Algorithm 3)
     inner product  one update for all: minus twice the honest mean, hidden by the spread of honest nodes (Xie, Koyejo, Gupta
                    2020, "Fall of Empires")
 

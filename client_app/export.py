@@ -104,7 +104,7 @@ def _compare(expected: Tensor, came: Tensor, form: str) -> None:
     if not torch.allclose(came, expected, rtol=TOLERANCE, atol=TOLERANCE):
         worst = float((came - expected).abs().max())
         raise DataError(
-            f"the model written as {form} says something else than the model itself, by {worst:.2g}: it is not kept"
+            f"the model written as {form} gives other outputs than the model itself, by {worst:.2g}: it is not kept"
         )
 
 

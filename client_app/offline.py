@@ -190,9 +190,7 @@ def fits_together(what: str) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{what} cannot be used: what it says of itself does not fit together ({in_one_line(error)})"
-        ) from error
+        raise DataError(f"{what} cannot be used: its facts contradict each other ({in_one_line(error)})") from error
 
 
 def _predict(model: Personal, table: Table, *, alone: bool) -> tuple[list[dict[str, Any]], list[Score]]:

@@ -39,7 +39,7 @@ class KeptState:
         except (WireError, OSError, SafetensorError) as error:
             reason = str(error)
         if reason:
-            log(WARNING, "What task %s kept on this node cannot be used, it starts afresh: %s", task_id, reason)
+            log(WARNING, "The state of task %s on this node cannot be used, it starts afresh: %s", task_id, reason)
             return None
         return kept
 

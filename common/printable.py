@@ -34,7 +34,7 @@ def flaw_of(name: str) -> str | None:
     if len(name) > MOST:
         return f"it has {len(name)} characters, {MOST} are the most"
     sign = next((sign for sign in name if _hidden(sign)), None)
-    return None if sign is None else f"it holds the character U+{ord(sign):04X}, which is not to be seen"
+    return None if sign is None else f"it holds the character U+{ord(sign):04X}, which is invisible"
 
 
 def flawed(names: Iterable[str]) -> tuple[str, str] | None:

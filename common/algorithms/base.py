@@ -92,7 +92,7 @@ class Algorithm(ABC):
                 f"{learner.kind}: choose another algorithm or data set"
             )
         if options.inner_lr <= 0:
-            raise ConfigError("`inner-lr` must be above 0 here: 0 stands for what a data set recommends, and none was asked")
+            raise ConfigError("`inner-lr` must be above 0 here: 0 means the recommendation of a data set, and there is none")
         self.options = options
         self.learner = learner
         self._zeroed = self._last_layer() if getattr(options, "zero_head", False) else []

@@ -251,7 +251,7 @@ def _look_through(facts: Any) -> None:
         value, depth = waiting.pop()
         seen += 1
         if depth > _DEEPEST or seen > _MOST_ITEMS:
-            raise ValueError("more, or deeper in each other, than can be meant")
+            raise ValueError("too many values, or values nested too deeply")
         if isinstance(value, float) and not abs(value) < float("inf"):
             raise ValueError("a number that is not finite")
         if isinstance(value, dict):

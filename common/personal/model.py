@@ -139,7 +139,7 @@ def spec_of(facts: Mapping[str, Any]) -> DataSpec:
         kind, shape, outputs = facts["spec"]
         return DataSpec(kind, tuple(shape), outputs, bool(facts.get("tokens")), str(facts.get("schema", "")))
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"the file does not say what the data look like ({in_one_line(error)}): make it anew") from None
+        raise DataError(f"the file does not describe the form of its data ({in_one_line(error)}): make it anew") from None
 
 
 def columns_of(dataset: Dataset) -> dict[str, Any]:

@@ -80,8 +80,8 @@ def of_a_run(settings: Settings, given: Collection[str]) -> dict[str, Any]:
     """
     if missing := flags(settings, given):
         raise ConfigError(
-            "`resume-from` names a checkpoint whose settings name code or places, in which a file has no say: if you know "
-            f"them, add {as_told(missing, 1000)}"
+            "`resume-from` names a checkpoint whose settings name code or places, which are never taken from a file: if you "
+            f"trust them, add {as_told(missing, 1000)}"
         )
     return {key: value for key, value in settings.items() if key not in NEVER}
 
@@ -95,7 +95,7 @@ def of_a_model(settings: Settings, trusted: Collection[str], what: str) -> dict[
     model = str(settings.get("model", ""))
     if _names_a_model(settings) and model not in trusted:
         raise ConfigError(
-            f"{what} needs code that is called '{as_told(model, 200)}', and a file has no say in what is run here: if you know "
+            f"{what} needs the code '{as_told(model, 200)}', which is never run only because a file names it: if you trust "
             f"that code, add {as_told(GUARDED[0].typed(settings), 200)}"
         )
     dropped = {*NEVER, *(one.key for one in GUARDED if one.key != "model")}

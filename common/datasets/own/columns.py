@@ -78,7 +78,7 @@ class Schema:
             return cls(**{**facts, "features": dict(facts["features"])}).checked()
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise DataError(
-                "what the columns of the data are is not said in a form that this release reads: make it anew"
+                "the description of the data's columns has a form that this release cannot read: make it anew"
             ) from None
 
     def checked(self) -> "Schema":

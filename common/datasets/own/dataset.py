@@ -342,7 +342,7 @@ def _require_tasks(table: Table, options: OwnOptions) -> None:
     default = OwnOptions().task_column
     if options.task_column == default and default not in table:
         raise DataError(
-            f"which column of '{options.path}' says whose row it is (a patient, a hospital) is not said: use `--task`, one of "
-            f"{', '.join(list(table)[:20])}"
+            f"the column of '{options.path}' that says whose row it is (a patient, a hospital) is not known: use `--task`, "
+            f"one of {', '.join(list(table)[:20])}"
         )
     require(table, options.task_column, options.path)

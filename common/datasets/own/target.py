@@ -59,9 +59,7 @@ def pick_target(table: Table, options: OwnOptions) -> str:
     for name in ("target", "label", "class", "y"):
         if name in table:
             return name
-    raise DataError(
-        f"which column of '{options.path}' is to be predicted is not said: use `--target`, one of {', '.join(table)}"
-    )
+    raise DataError(f"the column of '{options.path}' to predict is not known: use `--target`, one of {', '.join(table)}")
 
 
 def read_target(table: Table, name: str, options: OwnOptions, reading: Reading, agreed: Schema | None) -> Target:
