@@ -90,7 +90,7 @@ class Asked:
             raise WireError("scores are asked for at other rates or steps than `adapt-lrs` and `adapt-steps` of this run")
         if request.shots not in (0, *run.shots):
             raise WireError(f"scores are asked for with {request.shots} shots, which are not in `test-shots` of this run")
-        # A privacy budget may end training early, which only the server knows. This may happen once and ends the run.
+        # A privacy budget may end training early, which only the server knows: accepted once, with no scores after it.
         final = self._fields.get("final", run.rounds)
         due = run.evaluate_every > 0 and number % run.evaluate_every == 0
         if not 1 <= number <= final or not (due or number == final or "final" not in self._fields):

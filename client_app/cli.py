@@ -174,7 +174,7 @@ def join(
     except (JoinError, ClockError) as error:
         _say_error(str(error))
         raise typer.Exit(FAILED) from None
-    except KeyboardInterrupt:  # while it waits for the server
+    except KeyboardInterrupt:  # while waiting for the server
         raise typer.Exit(0) from None
 
 

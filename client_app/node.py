@@ -90,7 +90,7 @@ def _run(text: str) -> RunConfig:
 @lru_cache(maxsize=8)
 def _algorithm(run: RunConfig, spec: DataSpec, device: torch.device) -> Algorithm:
     """Return the algorithm, shared by all nodes of a process with data of the same form, since it holds no state of a task."""
-    return build_algorithm(run, spec, device, tried=True)  # by the server
+    return build_algorithm(run, spec, device, tried=True)  # the server has tried it
 
 
 def _with_own_file(run: RunConfig, config: NodeConfig) -> Options:

@@ -9,7 +9,7 @@ LEAST_CLIP, MOST_CLIP = 1e-12, 1e12
 
 
 class PrivacyOptions(Options):
-    """With `noise-multiplier` above 0 the model is differentially private with respect to every training task."""
+    """Settings of differential privacy with respect to every training task; on if `noise-multiplier` is above 0."""
 
     noise_multiplier: float = Field(
         0.0, ge=0, le=1e6, description="deviation of the noise on a round's sum, in units of `clip`; 0: no privacy"

@@ -328,7 +328,7 @@ def _validate(
     except ValidationError as error:
         first = error.errors()[0]
         expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-        if not first["loc"]:  # of several settings together, in a sentence of its own
+        if not first["loc"]:  # from a check of several settings, whose message is a whole sentence
             raise ConfigError(f"`{prefix.removesuffix('.')}`: {expected}") from None
         subject = f"`{prefix}{first['loc'][0]}`" if what == "setting" else f"{what} `{prefix}{first['loc'][0]}`"
         came = first["input"]

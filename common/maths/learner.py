@@ -77,8 +77,8 @@ class Learner:
         head = [name for name in parameters if name.startswith(starts)]
         if not 0 < len(head) < len(parameters):
             raise ConfigError(
-                f"`{setting}` must name some but not all parameters by the beginnings of their names ({', '.join(parameters)}), "
-                f"got '{names}', which fits {len(head)} of {len(parameters)}"
+                f"`{setting}` must name some but not all parameters by how their names begin ({', '.join(parameters)}), got "
+                f"'{names}', which fits {len(head)} of {len(parameters)}"
             )
         return head
 

@@ -32,7 +32,7 @@ def own_factory(name: str) -> Callable[[tuple[int, ...], int], nn.Module]:
         asked = f'`model = "{name}"` must return a torch.nn.Module when it is called with {input_shape} and {outputs}'
         try:
             built = factory(input_shape, outputs)
-        except Exception as error:  # see above
+        except Exception as error:  # the user's code may raise anything
             raise ConfigError(f"{asked}, but it raised {in_one_line(error)}") from error
         if not isinstance(built, nn.Module):
             raise ConfigError(f"{asked}, got a {type(built).__name__}")

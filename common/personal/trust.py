@@ -49,7 +49,7 @@ def _names_data(settings: Settings) -> bool:
 
 def _names_a_folder(settings: Settings) -> bool:
     dataset, named = DATASETS.get(str(settings.get("dataset"))), str(settings.get("data-dir") or "")
-    # The folder that would be used anyway is no choice of the file's.
+    # The folder that would be used anyway needs no trust.
     return bool(dataset and dataset.needs_files and named and resolve_data_dir(named) != resolve_data_dir("").absolute())
 
 

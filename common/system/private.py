@@ -62,6 +62,6 @@ def write_text(file: Path, text: str) -> None:
 
 
 def _places(name: str) -> Iterator[Path]:
-    with contextlib.suppress(RuntimeError):  # there are users without a home
+    with contextlib.suppress(RuntimeError):  # some users have no home directory
         yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quickbloom" / name
     yield Path(tempfile.gettempdir()) / f"quickbloom-{name}-{os.getuid()}"

@@ -53,7 +53,9 @@ def has_image_suffix(file: Path) -> bool:
     """Return whether the suffix names an image format that is read."""
     Image.init()
     name = Image.registered_extensions().get(file.suffix.lower(), "")
-    return name == "MPO" or (name in Image.OPEN and name in (*_BY_CONTENT, *_BY_SUFFIX))  # MPO: a phone's JPEG with more
+    return name == "MPO" or (
+        name in Image.OPEN and name in (*_BY_CONTENT, *_BY_SUFFIX)
+    )  # MPO: a phone's JPEG with more pictures inside
 
 
 def looks_like_image(file: Path) -> bool:

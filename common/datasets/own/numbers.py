@@ -136,7 +136,7 @@ def _by_convention(text: Text, missing: Array, decimal: str) -> Reading:
     rows = text.counts() * ~missing
     cells = [None if gone else _undressed(value) for value, gone in zip(text.values, missing, strict=True)]
     unit = _most(rows, [cell.unit if cell else "" for cell in cells])
-    # Amounts may omit their currency; but 5 % and 5 are different.
+    # Amounts may omit their currency, but a number without a sign among percentages is ambiguous: 5 % or 0.05.
     units = {unit} if unit in ("", "%") else {unit, ""}
     bodies = [cell.body if cell and (cell.unit in units or not cell.body.strip("0.,")) else None for cell in cells]
     points, commas = _fitting(bodies, _POINT), _fitting(bodies, _COMMA)
