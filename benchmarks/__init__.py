@@ -1,5 +1,5 @@
-"""One script per published claim: `python -m benchmarks.digits`, and so on. Results are in `benchmarks/results`."""
+"""One script per published claim, such as `python -m benchmarks.digits`. Results are in `benchmarks/results`."""
 
 from quickbloom.common.system import surroundings
 
-surroundings.speak_utf8()  # they print ± and names of tasks, whatever the locale
+surroundings.speak_utf8()  # the scripts print ± and names of tasks, whatever the locale

@@ -1,25 +1,27 @@
-"""Omniglot within alphabets: 20-way one-shot on alphabets that no device of the training had, as in Lake et al. 2015.
+"""Omniglot within alphabets: 20-way one-shot on alphabets unseen in training, as in Lake et al. 2015.
 
-A device is an alphabet. The 30 background alphabets train and choose (those with fewer than 20 characters are left out); the 20
-evaluation alphabets are the unseen devices. The 20 characters of an episode come from one alphabet, which makes it far harder
-than the unstructured benchmark. In training, characters are turned by quarter turns. Batch norm uses the batch at hand: scores
-are transductive. Every image is moved and scaled so that its ink fills the frame (`fit`). Adaptation of `protonet` is scored
-after one step, which finds the prototypes, and after five more that move them by the query images at hand (`refine`).
+A device is an alphabet. The 30 background alphabets train and choose (those with fewer than 20
+characters are left out); the 20 evaluation alphabets are the unseen devices. The 20 characters of
+an episode come from one alphabet, which makes it far harder than the unstructured benchmark. In
+training, characters are rotated by quarter turns. Batch norm uses the batch at hand, so scores are
+transductive. Every image is moved and scaled so that its ink fills the frame (`fit`). Adaptation of
+`protonet` is scored after one step, which computes the prototypes, and after five more that move
+them by the query images at hand (`refine`).
 """
 
 from benchmarks.floor import NAME, floor
 from benchmarks.runner import Plan, Variant, finish, goal, parser, run_all, run_only, table
 
 KNOWN = {"people": 0.955, "simple ConvNet": 0.865, "modified Hausdorff distance": 0.612}
-"""Accuracies in Lake et al. 2015, on trials of their own choice."""
+"""Accuracies in Lake et al. 2015, on trials chosen by its authors."""
 
-# One alphabet in a round, for many rounds; its characters are turned and mirrored together, which makes more alphabets.
+# One alphabet in a round, for many rounds; its characters are rotated and mirrored together, which makes more alphabets.
 PROTONET = (
     *("protonet.pairs=true", "protonet.embedding=128", "protonet.temperature=10", "outer-lr=0.002", "outer-decay=true"),
     *(
         "adapt-steps=6",
         "protonet.refine=true",
-        "validation-tasks=4",  # two are a poor guide: one of those that seed 0 draws is Braille
+        "validation-tasks=4",  # two are too few: one of those that seed 0 draws is Braille
         "tasks-per-round=1",
         "chunk-size=1",
         "omniglot.rotations=together",

@@ -1,9 +1,10 @@
-"""Does a federation stand what happens to one? Real nodes over gRPC with TLS, faults from a seeded schedule, a run beside it.
+"""Robustness of a federation to faults: real nodes over gRPC with TLS, seeded faults, and an undisturbed run to compare with.
 
-Every few seconds something befalls a node: it is killed (and started again after a while), paused, cut off, or gets a slow
-link; now and then the SuperLink is killed and started again with its database. The same run without any fault, in one process,
-is what the outcome is held against. A round that too few answered is repeated. The data are generated, with 240 test
-clients: on the 11 of `digits` two undisturbed runs that ask other devices differ by more than the point that is looked for.
+Every few seconds a fault hits a node: it is killed (and restarted after a while), paused, cut off,
+or gets a slow link. Now and then the SuperLink is killed and restarted with its database. The
+outcome is compared with the same run without faults, in one process. A round with too few replies
+is repeated. The data are generated, with 240 test clients: on the 11 of `digits` two undisturbed
+runs that ask different devices differ by more than the tolerance of one point.
 """
 
 import argparse
@@ -40,7 +41,7 @@ SETTINGS = (
 )
 POINT, MEMORY = 0.01, 1.05
 _AT_REST, _LOOKS = 50, 60
-"""Percent of the machine's processors, and how often it is looked whether they are at rest, for five seconds each."""
+"""Percent of processor use that counts as at rest, and how often it is measured, over five seconds each."""
 MARK = "QUICKBLOOM_CHAOS"
 
 
@@ -56,7 +57,7 @@ def main() -> None:
         "--pause", type=float, default=6.0, metavar="S", help="seconds between two faults; default: %(default)s"
     )
     chosen = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whatever ends this, what it started ends as well
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that child processes end as well
     result: dict[str, Any] = {"schema": 1, "benchmark": "chaos", "claim": claim, "goals": [], **vars(chosen)}
     with tempfile.TemporaryDirectory() as folder:
         calm = run(Path(folder) / "calm", chosen, ["--in-process", "--nodes", str(chosen.nodes)], dict(os.environ))
@@ -79,7 +80,7 @@ def main() -> None:
 
 
 def run(directory: Path, chosen: argparse.Namespace, how: list[str], env: dict[str, str]) -> dict[str, Any]:
-    """`quickbloom run` to its end: the test accuracy, the rounds and what they missed."""
+    """Run `quickbloom run` to its end; return the test accuracy, the rounds and their missing replies."""
     command = [script("quickbloom"), "run", "--algorithm", "reptile", "--dataset", "gaussian", "--seed", str(chosen.seed), *how]
     command += ["--rounds", str(chosen.rounds), "--output", str(directory), "--no-report", "--json"]
     for setting in SETTINGS:
@@ -111,7 +112,7 @@ def run(directory: Path, chosen: argparse.Namespace, how: list[str], env: dict[s
 
 
 def chaos(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
-    """The same over gRPC with faults."""
+    """Run the command over gRPC with faults; return its outcome, the faults and the growth of memory."""
     with ExitStack() as stack:
         federation = stack.enter_context(federated(folder, chosen.nodes))
         over = threading.Event()
@@ -132,16 +133,16 @@ def chaos(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def _watch(run_dir: Path, sizes: list[tuple[int, float]], over: threading.Event) -> None:
-    """(rounds done, megabytes) of the ServerApp's process, while there are rounds."""
+    """Record (rounds done, megabytes) of the ServerApp's process until `over` is set."""
     while not over.wait(2):
         rounds = len(read_history(run_dir)) if run_dir.exists() else 0
-        # It is a fork of the SuperExec's fork server, and the largest, since it has all that the others have.
+        # It is a fork of the SuperExec's fork server, and the largest, since it holds everything that the others hold.
         if rounds and (found := [_resident(pid) for pid in processes_with(f"{MARK}=server")]):
             sizes.append((rounds, max(found) / 1e6))
 
 
 def _resident(pid: int) -> int:
-    """Bytes; 0 for a process that has ended."""
+    """Return the resident bytes of a process; 0 if it has ended."""
     try:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
@@ -198,7 +199,7 @@ class Federation:
             )
 
     def signal(self, name: str, number: signal.Signals) -> None:
-        """To all processes of a node or of the SuperLink."""
+        """Send a signal to all processes of a node or of the SuperLink."""
         for pid in processes_with(f"{MARK}={name}"):
             try:
                 os.kill(pid, number)
@@ -206,7 +207,7 @@ class Federation:
                 continue
 
     def disturb(self, rng: random.Random, pause: float, over: threading.Event, run_dir: Path) -> None:
-        """One fault after another from the end of the first round until `over`; every one is mended in the end."""
+        """Cause one fault after another from the end of the first round until `over`; in the end repair all."""
         while not (run_dir.exists() and read_history(run_dir)):
             if over.wait(0.5):
                 return
@@ -220,7 +221,7 @@ class Federation:
                 what = rng.choices(("kill", "pause", "cut", "slow", "superlink"), (3, 3, 3, 3, 1))[0]
                 if what == "superlink":
                     fit = {"superlink"} - hurt
-                else:  # half of the nodes must answer, so a quarter may be away by our doing
+                else:  # half of the nodes must answer, so faults may hit a quarter
                     few = len(hurt - {"superlink"}) < max(1, len(self.names) // 4)
                     fit = set(self.names) - hurt if few else set()
                 if fit:
@@ -231,7 +232,7 @@ class Federation:
                 mend()
 
     def _hurt(self, name: str, what: str, rng: random.Random) -> tuple[float, str, Callable[[], None]]:
-        """Do this to a node or to the SuperLink: (when it is to be mended, whom, how)."""
+        """Cause a fault in a node or the SuperLink; return (time of the repair, name, function that repairs it)."""
         seconds = rng.uniform(2, 40)
         mend: Callable[[], None]
         if what in ("kill", "superlink"):
@@ -261,7 +262,7 @@ class Federation:
 
 @contextmanager
 def federated(folder: Path, nodes: int) -> Iterator[Federation]:
-    """A federation whose nodes are all registered and online, or are about to be."""
+    """Start a federation whose nodes are all registered and online, or about to be."""
     federation = Federation(folder, nodes)
     try:
         federation.start("superlink")
@@ -278,7 +279,7 @@ def federated(folder: Path, nodes: int) -> Iterator[Federation]:
         for name in federation.names:
             federation.start(name)
             time.sleep(0.5)
-        # Nodes import torch beforehand, in a process that forks for every message: until all have, they are slow to answer.
+        # Nodes first import torch in a process that forks for every message; until then they answer slowly.
         say("nodes prepare themselves")
         for _ in range(_LOOKS):
             if psutil.cpu_percent(interval=5) < _AT_REST:

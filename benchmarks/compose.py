@@ -22,7 +22,7 @@ NODES = ("supernode-1", "supernode-2", "supernode-3")
 
 
 class Federation:
-    """The services of docker-compose.yml and `overlays` with a project name, ports and a directory of runs of their own.
+    """The services of docker-compose.yml and `overlays`, with their own project name, ports and directory of runs.
 
     `overlays`: names of files in docker/, or paths.
     """
@@ -54,7 +54,7 @@ class Federation:
         )
 
     def start(self, *arguments: str, mounts: Sequence[str] = ()) -> subprocess.Popen[str]:
-        """The command line in its container, going on in the background. `mounts`: as `docker run -v` takes them."""
+        """Start the command line in its container, in the background. `mounts`: as for `docker run -v`."""
         return subprocess.Popen(
             [*self._command, "run", "--rm", "-T", *(part for one in mounts for part in ("-v", one)), "cli", *arguments],
             env=self.env,
@@ -67,7 +67,7 @@ class Federation:
         )
 
     def build(self) -> None:
-        """Make the image of every role. Raises AssertionError with what the engine said."""
+        """Build the image of every role. Raises AssertionError with the engine's message."""
         built = self.compose("build", "superlink")
         assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
 
@@ -76,7 +76,7 @@ class Federation:
         assert up.returncode == 0, up.stdout + up.stderr + self.compose("logs", "--no-color").stdout[-5000:]
 
     def containers(self, service: str) -> list[str]:
-        """Ids of the living containers of a service."""
+        """Return the ids of the running containers of a service."""
         return self.compose("ps", "-q", service).stdout.split()
 
     def container(self, service: str) -> str:
@@ -84,11 +84,11 @@ class Federation:
         return one
 
     def kill(self, service: str) -> None:
-        """kill -9 of a container's main process; `docker kill` would count as a wish, after which nothing is restarted."""
+        """Send kill -9 to a container's main process; after `docker kill` the engine would not restart it."""
         kill(self.container(service))
 
     def until_healthy(self, *services: str) -> None:
-        """Wait until every container of these services says that it is well."""
+        """Wait until every container of these services reports that it is healthy."""
 
         found: list[str] = []
 
@@ -103,7 +103,7 @@ class Federation:
 
     @contextmanager
     def new_run(self) -> Iterator[Callable[[], Path]]:
-        """Gives a function that waits for the directory of a run that was started since."""
+        """Yield a function that waits for the directory of a run started since."""
         known = set(self.runs.iterdir())
 
         def directory() -> Path:
@@ -113,7 +113,7 @@ class Federation:
         yield directory
 
     def directory_of(self, summary: dict[str, Any]) -> Path:
-        """A run directory on the host, from the name that it has in the containers."""
+        """Return the host's path of a run directory from its path in the containers."""
         return self.runs / Path(summary["run_dir"]).name
 
     def down(self) -> None:
@@ -122,7 +122,7 @@ class Federation:
 
 
 def missing() -> str | None:
-    """What containers need and this machine has not, in one sentence; None: it has all."""
+    """Return in one sentence what this machine lacks for containers; None if it lacks nothing."""
     if shutil.which("docker", path=PATH) is None or docker("info").returncode:
         return "needs a Docker engine that answers: install one, or run `make test-docker` as root on Debian"
     if not compose_command():
@@ -133,7 +133,7 @@ def missing() -> str | None:
 
 
 def compose_command() -> list[str]:
-    """The command of Compose, 1.29 or 2; QUICKBLOOM_COMPOSE names another program. Empty if there is none."""
+    """Return the command of Compose, 1.29 or 2; QUICKBLOOM_COMPOSE names another program. Empty if there is none."""
     own = os.environ.get("QUICKBLOOM_COMPOSE") or shutil.which("docker-compose", path=PATH)
     if own:
         return [own]
@@ -160,17 +160,17 @@ def inspect(container: str, what: str) -> str:
 
 
 def main_process(container: str) -> int:
-    """The id, on this machine, of a container's main process."""
+    """Return the id, on this machine, of a container's main process."""
     return int(inspect(container, "{{.State.Pid}}"))
 
 
 def kill(container: str) -> None:
-    """kill -9 of a container's main process, as if it had crashed."""
+    """Send kill -9 to a container's main process, as if it had crashed."""
     os.kill(main_process(container), signal.SIGKILL)
 
 
 def until(condition: Callable[[], bool], seconds: float) -> None:
-    """Wait for a condition; fail after so many seconds."""
+    """Wait for a condition; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"

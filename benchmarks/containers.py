@@ -1,10 +1,12 @@
-"""How long does a round of the federation of docker-compose.yml take? Three nodes in containers, TLS, keys; a small model.
+"""Seconds per round of the federation of docker-compose.yml: three nodes in containers, TLS, keys; a small model.
 
-Two sides, one after the other in every repetition, so that other work on the machine hits both alike; ratios are taken within a
-repetition. "Flower": Flower's own FedAvg (benchmarks/stock_flower), SuperLink, SuperExec and SuperNodes, in the same containers
-of the same image with the same keys (benchmarks/stock_flower/compose.yml). "quickbloom": docker-compose.yml as it is. The first
-round of a run, which waits for idle nodes to look for work, is told apart, and our last one, which scores as well as trains,
-does not count. Needs root and an engine on this machine; `make test-docker` says how to get one.
+Two sides run one after the other in every repetition, so that other work on the machine affects
+both alike. Ratios are taken within a repetition. "Flower": Flower's own FedAvg
+(benchmarks/stock_flower), SuperLink, SuperExec and SuperNodes, in the same containers of the same
+image with the same keys (benchmarks/stock_flower/compose.yml). "quickbloom": docker-compose.yml as
+it is. The first round of a run, which waits for idle nodes to look for work, is reported
+separately. Our last round, which scores as well as trains, does not count. Needs root and an engine
+on this machine; `make test-docker` says how to get one.
 """
 
 import argparse
@@ -64,16 +66,16 @@ def main() -> None:
 
 
 def measure(side: str, rounds: int) -> dict[str, float]:
-    """Of one run, seconds of the first and of the median later round; of a node, CPU seconds per round and MB when idle.
+    """Return seconds of a run's first and median later round, a node's CPU seconds per round, and its idle memory in MB.
 
-    `others`: how many cores were busy meanwhile with what is not in these containers.
+    `others`: number of cores that were busy with work outside of these containers.
     """
     with tempfile.TemporaryDirectory() as folder:
         federation = Federation("quickbloom-bench", Path(folder), OVERLAYS[side])
         try:
             federation.up()
             federation.until_healthy(*SERVICES)
-            time.sleep(10)  # until a fork server has imported what it should
+            time.sleep(10)  # until a fork server has finished its imports
             processes = [psutil.Process(main_process(federation.container(service))) for service in SERVICES]
             node = processes[-1]
             idle, before, started = memory(node), [cpu(process) for process in processes], time.monotonic()
@@ -90,11 +92,11 @@ def measure(side: str, rounds: int) -> dict[str, float]:
 
 
 def stock(federation: Federation, rounds: int) -> list[float]:
-    """Seconds of every round of Flower's own app."""
+    """Return the seconds of every round of Flower's own app."""
     file = "/app/quickbloom-runs/seconds.json"
     config = f'rounds={rounds} nodes={len(NODES)} nodes-per-round={len(NODES)} seconds-file="{file}"'
     command = ["flwr", "run", "/stock", "superlink", "--stream", "--run-config", config]
-    # The code stays the end of the run whatever the run does; what counts is the file.
+    # Flower's exit code does not tell whether the run succeeded; the file does.
     _, said = federation.start(*command, mounts=[f"{STOCK}:/stock:ro"]).communicate(timeout=1800)
     written = federation.runs / Path(file).name
     if not written.exists():
@@ -103,7 +105,7 @@ def stock(federation: Federation, rounds: int) -> list[float]:
 
 
 def ours(federation: Federation, rounds: int) -> list[float]:
-    """Seconds of every round of `quickbloom run` that only trains."""
+    """Return the seconds of every round of `quickbloom run` that only trains."""
     settings = ["--rounds", str(rounds), "--set", f"min-nodes={len(NODES)}", "--json"]
     run = federation.start("quickbloom", "run", *RUN, *settings)
     out, said = run.communicate(timeout=1800)
@@ -113,7 +115,7 @@ def ours(federation: Federation, rounds: int) -> list[float]:
 
 
 def assemble(claim: str, rounds: int, runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """The result file: all runs, medians, ratios within repetitions, and whether the goals are met."""
+    """Return the result file: all runs, medians, ratios within repetitions, and whether the goals are met."""
     result: dict[str, Any] = {"schema": 1, "benchmark": "deployment-containers", "claim": claim, "goals": [], "rounds": rounds}
     result["sides"] = [{"label": side, "runs": runs[side], "median": middle(runs[side])} for side in runs]
     ratios = [flower["round"] / ours["round"] for flower, ours in zip(runs[FLOWER], runs[OURS], strict=True)]
@@ -126,7 +128,7 @@ def assemble(claim: str, rounds: int, runs: dict[str, list[dict[str, float]]]) -
 
 
 def _busy() -> float:
-    """Seconds for which this machine's cores have not been idle, in sum."""
+    """Return the seconds for which this machine's cores have been busy, in sum."""
     times = psutil.cpu_times()
     return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
 

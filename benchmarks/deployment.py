@@ -1,10 +1,12 @@
-"""How long does a round take in a real deployment? A SuperLink and two SuperNodes on loopback gRPC, a small model.
+"""Seconds per round of a real deployment: a SuperLink and two SuperNodes on loopback gRPC, a small model.
 
-Three sides, one after the other in every repetition, so that other work on the machine hits all of them alike; ratios are taken
-within a repetition. "Flower": its own FedAvg, grid, SuperLink and SuperNodes (benchmarks/stock_flower). "quickbloom, Flower's
-nodes": our server, the rest as Flower's commands start it. "quickbloom": our server, the nodes as `quickbloom-edge join` starts
-them, with warm workers, and the SuperLink as `quickbloom superlink` starts it. The first round of a run, which waits for idle
-nodes to look for work, is told apart, and our last one, which scores as well as trains, does not count.
+Three sides run one after the other in every repetition, so that other work on the machine affects
+all alike. Ratios are taken within a repetition. "Flower": its own FedAvg, grid, SuperLink and
+SuperNodes (benchmarks/stock_flower). "quickbloom, Flower's nodes": our server, the rest as Flower's
+commands start it. "quickbloom": our server, the nodes as `quickbloom-edge join` starts them, with
+warm workers, and the SuperLink as `quickbloom superlink` starts it. The first round of a run, which
+waits for idle nodes to look for work, is reported separately. Our last round, which scores as well
+as trains, does not count.
 """
 
 import argparse
@@ -61,12 +63,13 @@ def main() -> None:
 
 
 def measure(side: str, rounds: int) -> dict[str, float]:
-    """Seconds of a run's first and median later round, CPU seconds of one node per round, scoring included, and its memory when
-    idle, in MB.
+    """Return seconds of a run's first and median later round, and CPU seconds per round and idle memory of one node.
+
+    CPU seconds include scoring; memory is in MB.
     """
     with tempfile.TemporaryDirectory() as folder, federation(Path(folder), ours=side == OURS) as node:
         home = Path(folder)
-        time.sleep(10)  # until the nodes have started, and a fork server has imported what it should
+        time.sleep(10)  # until the nodes have started, and a fork server has finished its imports
         idle, before = memory(node), cpu(node)
         if side == FLOWER:
             file = home / "seconds.json"
@@ -84,14 +87,17 @@ def measure(side: str, rounds: int) -> dict[str, float]:
 
 
 def seconds_of_training(run: Path) -> list[float]:
-    """Seconds of every round of a run but the last, in which held-out tasks are scored as well: by a message more to each."""
+    """Return the seconds of every round that only trains.
+
+    The last round also scores, with one more message per node, and is left out.
+    """
     return [float(record["seconds"]) for record in read_history(run) if "validation" not in record]
 
 
 @contextmanager
 def federation(home: Path, *, ours: bool, nodes: int = 2) -> Iterator[psutil.Process]:
-    """FLWR_HOME with the connection `loopback` to a SuperLink with SuperNodes; gives the first of these."""
-    env = {**environment(home), **workers.MEMORY}  # as `quickbloom superlink` and `quickbloom-edge join` have it
+    """Start a SuperLink, with the connection `loopback` in FLWR_HOME, and SuperNodes; yield the first of these."""
+    env = {**environment(home), **workers.MEMORY}  # as in `quickbloom superlink` and `quickbloom-edge join`
     http, fleet = free_port(), free_port()
     (home / "config.toml").write_text(
         f'[superlink.loopback]\naddress = "127.0.0.1:{http}"\ninsecure = true\n', encoding="utf-8"
@@ -127,18 +133,18 @@ def _start(command: list[str], env: dict[str, str], home: Path) -> subprocess.Po
 
 
 def memory(node: psutil.Process) -> float:
-    """Of a node and all that it started, in MB; what processes share counts once (proportional set size)."""
+    """Return the megabytes of a node and its child processes; shared memory counts once (proportional set size)."""
     return float(sum(process.memory_full_info().pss for process in [node, *node.children(recursive=True)])) / 1e6
 
 
 def cpu(node: psutil.Process) -> float:
-    """Seconds that a node, and all that it started and that has ended, has computed."""
+    """Return the CPU seconds of a node and its child processes, ended ones included."""
     times = [process.cpu_times() for process in [node, *node.children(recursive=True)]]
     return float(sum(t.user + t.system + t.children_user + t.children_system for t in times))
 
 
 def middle(runs: list[dict[str, float]]) -> dict[str, float]:
-    """The median of every figure over the repetitions."""
+    """Return the median of every figure over the repetitions."""
     return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
 
 

@@ -1,9 +1,10 @@
-"""Does meta-learning pay on `digits`? The whole family and FedAvg + fine-tuning, with the defaults.
+"""Meta-learning on `digits`: the whole family and FedAvg + fine-tuning, with the defaults.
 
-56 devices, five of ten digits each under labels of their own, 8x8 pixels turned by an angle of their own. FedAvg is there
-twice: with the local rate that the data set recommends (0.3), which suits it better, and with a usual one (0.1). The rate
-and the number of steps of fine-tuning are chosen on validation tasks for every algorithm alike. All variants of a seed share
-their split, so differences are taken within a seed.
+56 devices, each with five of ten digits under its own labels and 8x8 pixels rotated by its own
+angle. FedAvg takes part twice: with the local rate that the data set recommends (0.3), which suits
+it better, and with a usual one (0.1). The rate and the number of steps of fine-tuning are chosen on
+validation tasks for every algorithm alike. All variants of a seed share their split, so differences
+are taken within a seed.
 """
 
 from typing import Any
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 def difference(result: dict[str, Any], one: str, other: str) -> dict[str, Any]:
-    """Accuracy of `one` minus that of `other` after adaptation, seed by seed."""
+    """Return the accuracy of `one` minus that of `other` after adaptation, seed by seed."""
     pairs = zip(by_label(result, one)["runs"], by_label(result, other)["runs"], strict=True)
     runs = [{"seed": a["seed"], "after": a["after"] - b["after"]} for a, b in pairs]
     return {"runs": runs, **average(runs, ["after"])}

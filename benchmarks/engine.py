@@ -1,12 +1,15 @@
-"""What does mapping over tasks buy? The engine against a plain per-task PyTorch loop, in one process with one thread.
+"""Gain from mapping over tasks: the engine against a plain per-task PyTorch loop, in one process with one thread.
 
-A perceptron 32-64-64-10, batches of 32 or, as in few-shot learning, 10 examples. "SGD": 15 inner steps as in Reptile and
-FedAvg; the loop copies the module and runs torch.optim.SGD on the same minibatches. "MAML": 5 inner steps, exact; the loop goes
-through them with create_graph=True. "conv4": SGD on images of 28 x 28 pixels with 32 filters, 5 steps. SGD is computed by
-compiled kernels and, for comparison, "in torch" as where there is no compiler; MAML, for which there are no kernels, is
-measured with torch.compile as well, after compiling. Both sides also compute every task's query
-loss and the mean over tasks, from the same task data to the same result, which is checked first. Repetitions alternate between
-the two sides, and ratios are taken within a repetition, so that other work on the machine hits both sides alike. Memory is the
+A perceptron 32-64-64-10, batches of 32 or, as in few-shot learning, 10 examples. "SGD": 15 inner
+steps as in Reptile and FedAvg; the loop copies the module and runs torch.optim.SGD on the same
+minibatches. "MAML": 5 inner steps, exact; the loop goes through them with create_graph=True.
+"conv4": SGD on images of 28 x 28 pixels with 32 filters, 5 steps. SGD is computed by compiled
+kernels and, for comparison, "in torch" as on a machine without a compiler. MAML has no kernels and
+is also measured with torch.compile, after compiling.
+
+Both sides also compute every task's query loss and the mean over tasks, from the same task data to
+the same result, which is checked first. Repetitions alternate between the two sides, and ratios are
+taken within a repetition, so that other work on the machine affects both alike. Memory is the
 growth of a fresh process's peak over one round of exact MAML.
 """
 
@@ -45,9 +48,9 @@ FEATURES, CLASSES, LR = 32, 10, 0.1
 IMAGE = (1, 28, 28)
 CHUNKS = (8, 16, 32, 50)
 MEMORY = ((128, 32), (1024, 32), (1024, 1024))
-"""(tasks, chunk-size) of which the peak memory is measured."""
+"""Pairs (tasks, chunk-size) whose peak memory is measured."""
 TOLERANCE, ROUGH = 1e-5, 0.1
-"""How far two sides may be apart; conv4 in single precision only roughly, since roundings grow with every step there."""
+"""Allowed differences of two sides; the second is for conv4 in single precision, where rounding errors grow in every step."""
 Side = Callable[[], tuple[Params, list[float]]]
 
 
@@ -90,7 +93,7 @@ def main() -> None:
 
 
 def peak(tasks: int, chunk: int) -> float:
-    """Megabytes by which the peak memory of a fresh process grows in one round of exact MAML; batches of 32."""
+    """Return the megabytes by which a fresh process's peak memory grows in one round of exact MAML; batches of 32."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return float(pool.apply(_growth, (tasks, chunk)))
@@ -100,21 +103,21 @@ def _growth(tasks: int, chunk: int) -> float:
     torch.set_num_threads(1)
     algorithm = build("maml", 5, 32)
     work = [TaskWork(task(k, 32), generator(0, k)) for k in range(tasks)]
-    run_round(algorithm, algorithm.init(), work[:2], chunk)  # what is loaded and allocated once
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from now on; Linux only
+    run_round(algorithm, algorithm.init(), work[:2], chunk)  # loads and allocates everything that is needed once
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak; Linux only
     before = _status("VmRSS")
     run_round(algorithm, algorithm.init(), work, chunk)
     return (_status("VmHWM") - before) / 1024
 
 
 def _status(name: str) -> int:
-    """Kilobytes of this process that Linux tells under `name`."""
+    """Return the kilobytes of this process that Linux reports as `name`."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def build(name: str, steps: int, batch: int, *, images: bool = False) -> Algorithm:
-    """The algorithm on a perceptron with 64 and 64 hidden units, or for images on conv4 with 32 filters."""
+    """Return the algorithm on a perceptron with 64 and 64 hidden units, or for images on conv4 with 32 filters."""
     options = ALGORITHMS[name].Options.model_validate({"inner_lr": LR, "inner_steps": steps})
     options = options.model_copy(update={"batch_size": batch}) if name == "reptile" else options
     module = Conv4.build(Conv4Options(filters=32), IMAGE, CLASSES) if images else perceptron((FEATURES, 64, 64, CLASSES))
@@ -148,7 +151,7 @@ def compare(
         sides["in torch"] = without_kernels(engine(RunConfig().chunk_size))
     expected, *others = (side() for side in sides.values())  # also warms up
     apart = max(distance(expected, other) for other in others)
-    if images and apart < ROUGH:  # batch norm over few examples makes roundings large: the proof is in double precision
+    if images and apart < ROUGH:  # batch norm over few examples amplifies rounding: check in double precision
         apart = in_double_precision(name, steps, batch, num_tasks, plain)
     if apart > TOLERANCE:
         raise SystemExit(f"{case}: the two sides differ by {apart:.2g}, more than {TOLERANCE:g}: there is nothing to compare")
@@ -184,7 +187,7 @@ def compare(
 
 
 def without_kernels(side: Side) -> Side:
-    """The same as where there is no compiler."""
+    """Return `side` run without kernels, as on a machine without a compiler."""
 
     def torch_alone() -> tuple[Params, list[float]]:
         os.environ[SWITCH] = "0"
@@ -194,13 +197,13 @@ def without_kernels(side: Side) -> Side:
         finally:
             del os.environ[SWITCH]
             library.cache_clear()
-            library(torch.float32)  # so that it is there for the next side
+            library(torch.float32)  # loaded again for the next side
 
     return torch_alone
 
 
 def in_double_precision(name: str, steps: int, batch: int, num_tasks: int, plain: Callable[..., Any]) -> float:
-    """How far the plain loop and the engine are apart on images of float64."""
+    """Return the distance of the plain loop and the engine on images of float64."""
     algorithm = build(name, steps, batch, images=True)
     algorithm.learner.module.double()
     tasks = [task(k, batch, images=True) for k in range(num_tasks)]
@@ -216,7 +219,7 @@ def in_double_precision(name: str, steps: int, batch: int, num_tasks: int, plain
 
 
 def plain_sgd(algorithm: Algorithm, module: nn.Module, tasks: list[TaskData]) -> tuple[Params, list[float]]:
-    """The mean of theta - phi_k and the query losses: a copy of the module and an optimizer for every task."""
+    """Return the mean of theta - phi_k and the query losses, with a copy of the module and an optimizer for every task."""
     total = {name: torch.zeros_like(value) for name, value in module.named_parameters()}
     losses = []
     for k, data in enumerate(tasks):
@@ -237,7 +240,7 @@ def plain_sgd(algorithm: Algorithm, module: nn.Module, tasks: list[TaskData]) ->
 
 
 def plain_maml(algorithm: Algorithm, module: nn.Module, tasks: list[TaskData]) -> tuple[Params, list[float]]:
-    """The mean of the gradients at theta of the query loss at phi_k, and those losses."""
+    """Return the mean of the gradients at theta of the query loss at phi_k, and those losses."""
     theta = dict(module.named_parameters())
     total = {name: torch.zeros_like(value) for name, value in theta.items()}
     losses = []
@@ -255,7 +258,7 @@ def plain_maml(algorithm: Algorithm, module: nn.Module, tasks: list[TaskData]) -
 
 
 def task(index: int, batch: int, *, images: bool = False) -> TaskData:
-    """`batch` support and as many query examples of a random linear rule."""
+    """Return a task of a random linear rule with `batch` support and `batch` query examples."""
     rng = generator(0, "engine", index)
     shape = IMAGE if images else (FEATURES,)
     x = torch.from_numpy(rng.standard_normal((2 * batch, *shape)).astype(np.float32))
@@ -265,7 +268,7 @@ def task(index: int, batch: int, *, images: bool = False) -> TaskData:
 
 
 def distance(one: tuple[Params, list[float]], other: tuple[Params, list[float]]) -> float:
-    """Largest absolute difference of any entry of the gradients and of any loss."""
+    """Return the largest absolute difference of any entry of the gradients and of any loss."""
     entries = [float((one[0][name] - other[0][name]).abs().max()) for name in one[0]]
     return max([*entries, *(abs(a - b) for a, b in zip(one[1], other[1], strict=True))])
 
@@ -276,7 +279,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def table(cases: list[dict[str, Any]]) -> str:
-    """Milliseconds of a round and times as fast, for every chunk size, as a Markdown table."""
+    """Return milliseconds per round and speed-ups, for every chunk size, as a Markdown table."""
     lines = ["| case | chunk-size | plain loop, ms | engine, ms | times as fast (quartiles) | in CPU time |"]
     lines.append("|---|---:|---:|---:|---:|---:|")
     for case in cases:

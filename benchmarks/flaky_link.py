@@ -1,4 +1,4 @@
-"""A TCP link that can be slow or cut: connections to `port` are passed on to another port of loopback."""
+"""A TCP link that can be slow or cut, between two ports of loopback."""
 
 import asyncio
 import threading
@@ -8,10 +8,10 @@ CHUNK = 16384
 
 
 class FlakyLink:
-    """Passes bytes both ways between its own `port` and `target` on loopback, in a thread of its own, until `close`.
+    """Passes bytes both ways between its own `port` and `target` on loopback, in its own thread, until `close`.
 
-    `delay`: seconds that every piece of at most 16 KiB is late. `cut()` drops all connections and takes no new one until
-    `mend()`.
+    `delay`: seconds added to every piece of at most 16 KiB. `cut()` drops all connections and
+    accepts none until `mend()`.
     """
 
     def __init__(self, target: int) -> None:
@@ -60,7 +60,7 @@ class FlakyLink:
             return
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:  # nobody listens there, for the moment
+        except OSError:  # nobody listens there at the moment
             writer.transport.abort()
             return
         self._writers |= {writer, back}

@@ -16,7 +16,7 @@ NAME = "cosine 1-nearest neighbour on pixels, support to test"
 
 
 def floor(plan: Plan, seeds: Sequence[int]) -> dict[str, Any]:
-    """Accuracy on the test tasks that a run of `plan` with each seed has; {"runs", "mean", "sd"}."""
+    """Return the accuracy on the test tasks of a run of `plan` with each seed: {"runs", "mean", "sd"}."""
     settings = plan.setup(plan.variants[0]).effective()
     runs: list[dict[str, Any]] = []
     for seed in seeds:
@@ -28,7 +28,7 @@ def floor(plan: Plan, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def score(dataset: Dataset, task_id: str) -> float:
-    """Share of a task's test examples whose most similar support example has the same label; mean over its draws."""
+    """Return the share of a task's test examples whose most similar support example has the same label; mean over its draws."""
     hits = []
     for draw in dataset.test_draws(task_id):
         support, test = (F.normalize(part.x.flatten(1), dim=1) for part in (draw.support, draw.test))

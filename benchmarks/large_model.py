@@ -1,7 +1,8 @@
-"""How much memory does a large model take? A model of about 100 MB, three nodes over loopback gRPC with warm workers.
+"""Memory for a large model: about 100 MB, three nodes over loopback gRPC with warm workers.
 
-What counts is how far the resident memory of a process rises above what it had before the run, or, for one that is made for the
-run, above that of the process it was forked from; looked at ten times a second, by the kernel's own high-water mark.
+The measure is how far the resident memory of a process rises above its level before the run; for a
+process started in the run, above the level of the process it was forked from. It is read ten times
+a second, by the kernel's own high-water mark.
 """
 
 import argparse
@@ -54,7 +55,7 @@ def main() -> None:
         if done.returncode:
             raise SystemExit(f"the run failed: {done.stderr[-2000:]}")
         history = read_history(home / "run")
-    # What a process that is new in the run had at its start: what the fork servers have.
+    # A process started in the run begins with the memory of a fork server.
     start = max(before.values())
     roles: dict[str, float] = {}
     for pid, (role, peak) in peaks.items():
@@ -67,7 +68,7 @@ def main() -> None:
     result |= {"machine": machine(), "commit": commit(), "date": today()}
     worst = max(roles.values()) / model
     goal(result, f"no process rises by more than {MOST:g} times the model's size", worst, met=worst <= MOST)
-    # Every message of a round carries the model once, those that ask for scores too.
+    # Every message of a round carries the model once, requests for scores included.
     most = max(record["bytes"]["down"] / (record["nodes"]["asked"] * model * 1e6) for record in history)
     goal(result, "bytes down in a round at most 1.02 times the model for each message", most, met=most <= 1.02)
     lines = ["| process | rises by, MB | times the model |", "|---|---:|---:|"]
@@ -76,7 +77,7 @@ def main() -> None:
 
 
 def at_rest(home: Path) -> dict[int, tuple[str, float]]:
-    """As `look`, once the fork servers have imported what they should: when hardly anything has grown for ten seconds."""
+    """Return `look` once the fork servers have finished their imports: when hardly anything has grown for ten seconds."""
     before, since = look(home), time.monotonic()
     while time.monotonic() - since < 10:
         time.sleep(1)
@@ -87,13 +88,13 @@ def at_rest(home: Path) -> dict[int, tuple[str, float]]:
 
 
 def watch(home: Path, peaks: dict[int, tuple[str, float]], over: threading.Event) -> None:
-    """Keep the last account of every process of the federation, until `over`."""
+    """Keep the latest figures of every process of the federation, until `over`."""
     while not over.wait(0.1):
         peaks.update(look(home))
 
 
 def look(home: Path) -> dict[int, tuple[str, float]]:
-    """(what it is, highest resident memory in MB) of every process that has this FLWR_HOME."""
+    """Return (role, highest resident memory in MB) of every process with this FLWR_HOME."""
     found = {}
     for pid in processes_with(f"FLWR_HOME={home}"):
         try:

@@ -1,9 +1,10 @@
 """Omniglot, the published benchmark: N-way K-shot on characters of the unstructured split, against MAML's and Reptile's tables.
 
-Training characters are turned by quarter turns, and every image is distorted a little. The network is MAML's strided one, for
-`protonet` that with max-pooling. Its batch norm uses the statistics of the batch at hand, so **all scores are transductive**,
-like MAML's and unlike Reptile's first table. The validation characters chose the rate and the steps of adaptation, and these
-settings. Rounds are compiled (`compile`), which needs a C++ compiler.
+Training characters are rotated by quarter turns, and every image is distorted a little. The network
+is MAML's strided one, for `protonet` that with max-pooling. Its batch norm uses the statistics of
+the batch at hand, so **all scores are transductive**, like MAML's and unlike Reptile's first table.
+The rate and the steps of adaptation, and these settings, were chosen on the validation characters.
+Rounds are compiled (`compile`), which needs a C++ compiler.
 """
 
 from collections.abc import Mapping
@@ -63,7 +64,7 @@ ROUNDS: Mapping[tuple[int, int], Mapping[str, int]] = {
 
 
 def plan(ways: int, shots: int) -> Plan:
-    """The runs of one cell of the papers' tables."""
+    """Return the runs of one cell of the papers' tables."""
     known = PUBLISHED[ways, shots]
 
     def variant(algorithm: str, settings: tuple[str, ...]) -> Variant:

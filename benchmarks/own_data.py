@@ -1,6 +1,6 @@
-"""How long a file with many users takes to be read, cut and described by `quickbloom-edge check-data`, and in how much memory.
+"""Time and memory of `quickbloom-edge check-data` to read, split and describe a file with many users.
 
-Python's start, with torch, is part of it; it is measured by itself on a file of 8 users.
+Python's start, with torch, is included; it is also measured alone, on a file of 8 users.
 """
 
 import argparse
@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 
 SIZES = {"start": (8, 20), "4,000 users of 40 rows": (4_000, 40), "100,000 users of 20 rows": (100_000, 20)}
-"""Users and rows of each."""
+"""Users, and rows of each."""
 LIMITS = {"4,000 users of 40 rows": (3.0, 2000.0), "100,000 users of 20 rows": (30.0, 2000.0)}
-"""Processor seconds beside those of the start, and megabytes at most."""
+"""Processor seconds beyond those of the start, and megabytes, at most."""
 CLAIM = "reading 4,000 users takes at most 3 s, and 100,000 users at most 30 s and 2 GB"
 
 
 def write(path: Path, users: int, rows: int) -> None:
-    """Two numbers and one of five classes for every row."""
+    """Write a file with two numbers and one of five classes in every row."""
     rng = np.random.default_rng(0)
     total = users * rows
     columns = {"user": np.repeat(np.arange(users), rows), "a": rng.normal(size=total), "b": rng.normal(size=total)}
@@ -36,13 +36,13 @@ def write(path: Path, users: int, rows: int) -> None:
 
 
 def measure(path: Path) -> dict[str, float]:
-    """Wall and processor seconds of the command, and the most memory that it held."""
+    """Return wall and processor seconds of the command, and its peak memory."""
     command = [sys.executable, "-m", "quickbloom.client_app.cli", "check-data", str(path), "--task", "user", "--target", "y"]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    # The most of all children so far: sizes are measured in ascending order.
+    # The maximum over all children so far, so sizes are measured in ascending order.
     return {"seconds": round(seconds, 2), "processor_seconds": round(worked, 2), "megabytes": round(after.ru_maxrss / 1024, 1)}
 
 

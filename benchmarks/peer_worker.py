@@ -1,8 +1,9 @@
-"""One environment's sides of `benchmarks.peers`: a process that computes the common workload by the library asked for.
+"""Worker of `benchmarks.peers`: a process that computes the common workload with the requested library.
 
-It imports nothing of this project but for the side `engine`, so that any Python with the library can run it. Protocol: argv is
-the workload's file and the names of the sides; a line on stdin is the name of a side, a line on stdout what it took, as JSON.
-The final parameters of a side are written beside the workload's file, for whoever checks that all are the same.
+It imports nothing of this project except for the side `engine`, so that any Python with the library
+can run it. Protocol: argv is the workload's file and the names of the sides; a line on stdin is the
+name of a side, a line on stdout its times as JSON. The final parameters of a side are written
+beside the workload's file, to check that all agree.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ NAMES = ("1.weight", "1.bias", "3.weight", "3.bias", "5.weight", "5.bias")
 
 def main() -> None:
     path, *names = sys.argv[1:]
-    # One core for everybody, whatever threads a library starts.
+    # One core for every side, however many threads a library starts.
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     work = dict(np.load(path))
     sides: dict[str, Callable[[], Arrays]] = {}
@@ -63,7 +64,7 @@ def versions(side: str) -> dict[str, str]:
 
 
 def prepare(name: str, work: Arrays) -> Callable[[], Arrays]:
-    """All rounds of one side, from the common start to the final parameters."""
+    """Return a function that computes all rounds of one side, from the common start to the final parameters."""
     begin, one_round, finish = SIDES[name](work)
 
     def rounds() -> Arrays:
@@ -81,7 +82,7 @@ def start(work: Arrays) -> Arrays:
 
 
 class Digest(ISeedSequence):
-    """As in `common.randomness`, which the Pythons of other libraries have not."""
+    """Copy of `_Digest` in `common.randomness`, which the other libraries' Pythons lack."""
 
     def __init__(self, digest: bytes) -> None:
         self._words = np.frombuffer(digest, dtype="<u8")
@@ -91,7 +92,7 @@ class Digest(ISeedSequence):
 
 
 def minibatches(work: Arrays, number: int) -> np.ndarray:
-    """[clients, steps, batch] rows of round `number`: every side draws them anew, in the way that the engine draws its own."""
+    """Return [clients, steps, batch] rows of round `number`. Every side draws them anew, as the engine does."""
     _, _, steps, size = work["rows"].shape
     num_rows = work["x"].shape[1]
     per_epoch = num_rows // size
@@ -106,7 +107,7 @@ def minibatches(work: Arrays, number: int) -> np.ndarray:
 
 
 def engine(work: Arrays) -> tuple[Callable[[], Any], Round, Callable[[Any], Arrays]]:
-    """This project: a node's round of `fedavg`, minibatches drawn and query losses scored inside."""
+    """Return this project's side: a node's round of `fedavg`, with drawing of minibatches and scoring of query losses."""
     import torch
 
     from quickbloom.common.algorithms import ALGORITHMS
@@ -140,7 +141,10 @@ def to_numpy(theta: Any) -> Arrays:
 
 
 def torch_loop(work: Arrays, local: Callable[..., Any]) -> tuple[Callable[[], Any], Round, Callable[[Any], Arrays]]:
-    """One client after the other in PyTorch; `local(model, batches)` gives the parameters after its steps, in order."""
+    """Return a side with one client after the other in PyTorch.
+
+    `local(model, batches)` returns the parameters after its steps, in order.
+    """
     import torch
     from torch import nn
 
@@ -164,7 +168,7 @@ def torch_loop(work: Arrays, local: Callable[..., Any]) -> tuple[Callable[[], An
 
 
 def plain_optim(work: Arrays) -> Any:
-    """A copy of the module and torch.optim.SGD for every client, as tutorials write it."""
+    """Return the side with a copy of the module and torch.optim.SGD for every client, as tutorials write it."""
     import torch
     import torch.nn.functional as F
 
@@ -181,7 +185,7 @@ def plain_optim(work: Arrays) -> Any:
 
 
 def plain_grad(work: Arrays) -> Any:
-    """Parameters as tensors and torch.autograd.grad."""
+    """Return the side with parameters as tensors and torch.autograd.grad."""
     import torch
     import torch.nn.functional as F
     from torch.func import functional_call
@@ -241,7 +245,7 @@ def torchopt(work: Arrays) -> Any:
 
 
 def pfl(work: Arrays) -> Any:
-    """pfl-research: its FederatedAveraging and simulated backend, a round at a time, without its evaluations."""
+    """Return the side of pfl-research: FederatedAveraging and the simulated backend, round by round, without evaluations."""
     import torch
     import torch.nn.functional as F
     from pfl.aggregate.simulate import SimulatedBackend
@@ -270,7 +274,7 @@ def pfl(work: Arrays) -> Any:
     module = Perceptron(nn.Flatten(), *hidden)
     model = PyTorchModel(module, torch.optim.SGD, torch.optim.SGD(module.parameters(), lr=1.0))
     algorithm = FederatedAveraging()
-    # `evaluation_frequency` so that no round is a multiple of it.
+    # An `evaluation_frequency` that no round is a multiple of.
     params = NNAlgorithmParams(10**9, 10**9, train_cohort_size=len(work["clients"][0]), val_cohort_size=0)
     train = NNTrainHyperParams(local_batch_size=size, local_num_epochs=1, local_learning_rate=LR)
 
@@ -300,7 +304,7 @@ def jax_loss(theta: Any, x: Any, y: Any) -> Any:
 
 
 def jax_side(work: Arrays, draw: Callable[[Arrays, int], np.ndarray] = minibatches) -> Any:
-    """jit(vmap(scan)) over the clients of a round."""
+    """Return the side with jit(vmap(scan)) over the clients of a round."""
     import jax
 
     x, y = work["x"], work["y"].astype(np.int32)
@@ -325,12 +329,15 @@ def jax_side(work: Arrays, draw: Callable[[Arrays, int], np.ndarray] = minibatch
 
 
 def jax_given(work: Arrays) -> Any:
-    """The same, spared of drawing minibatches: they are there."""
+    """Return the side of `jax_side` with minibatches drawn in advance."""
     return jax_side(work, lambda work, number: work["rows"][number])
 
 
 def fedjax(work: Arrays) -> Any:
-    """`for_each_client` with its backend for one device, compiled; batches in the given order."""
+    """Return the side of FedJAX: `for_each_client` with its backend for one device, compiled.
+
+    Batches come in the given order.
+    """
     import fedjax as library
     import jax
 

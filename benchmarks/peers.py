@@ -1,13 +1,15 @@
 """The engine beside other libraries on one workload: clients adapted per second on one core, one thread.
 
-1,000 clients of 64 rows with 32 features, 10 classes; a perceptron 32-64-64-10; a client's job is 15 SGD steps on batches of
-32 with rate 0.05; 100 clients a round; the mean of (local - global) goes to the model. A repetition is a few rounds from the
-common start. Every side begins with the same numbers and draws the same batches; that all end at the same loss, to 4 decimals,
-is checked first. Repetitions go round all sides in turn, and ratios are taken within a repetition.
+1,000 clients of 64 rows with 32 features, 10 classes; a perceptron 32-64-64-10; a client takes 15
+SGD steps on batches of 32 with rate 0.05; 100 clients a round; the mean of (local - global) is
+added to the model. A repetition is a few rounds from the common start. Every side begins with the
+same numbers and draws the same batches; all must end at the same loss, to 4 decimals, which is
+checked first. Repetitions alternate between all sides, and ratios are taken within a repetition.
 
-The engine also scores every client, which the others are spared; `jax-given` is spared of drawing batches, too. Other libraries
-have needs of their own: install them into environments of their own (`python -m venv; pip install jax fedjax`, `pip install
-torch higher torchopt`, `pip install torch pfl`) and name their Pythons with --peer-python.
+The engine also scores every client, which the others need not; `jax-given` need not draw batches
+either. Other libraries have conflicting requirements: install them into their own environments
+(`python -m venv; pip install jax fedjax`, `pip install torch higher torchopt`, `pip install torch
+pfl`) and name their Pythons with --peer-python.
 """
 
 import argparse
@@ -86,7 +88,7 @@ def main() -> None:
 
 
 class Worker:
-    """A process of one Python with the sides that it can do."""
+    """A process of one Python with the sides that it can compute."""
 
     def __init__(self, python: str, path: Path, names: Any) -> None:
         environment = {**os.environ, **CPU_ENVIRONMENT, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
@@ -164,7 +166,7 @@ def compare(work: dict[str, np.ndarray], path: Path, workers: list[Worker], repe
 
 
 def workload(rounds: int) -> dict[str, np.ndarray]:
-    """Clients whose labels follow one linear rule, seen through a shift of their own; the batches of every round; the start."""
+    """Return clients whose labels follow one linear rule, each with its own shift; the batches of every round; the start."""
     rng = generator(0, "peers")
     rule = rng.standard_normal((FEATURES, CLASSES))
     x = rng.standard_normal((CLIENTS, ROWS, FEATURES)) + 0.5 * rng.standard_normal((CLIENTS, 1, FEATURES))
@@ -180,7 +182,7 @@ def workload(rounds: int) -> dict[str, np.ndarray]:
 
 
 def loss(work: dict[str, np.ndarray], theta: dict[str, np.ndarray]) -> float:
-    """Mean cross-entropy over all rows of all clients."""
+    """Return the mean cross-entropy over all rows of all clients."""
     h = torch.from_numpy(work["x"]).double()
     for i, layer in enumerate(("1", "3", "5")):
         h = F.linear(
@@ -190,13 +192,13 @@ def loss(work: dict[str, np.ndarray], theta: dict[str, np.ndarray]) -> float:
 
 
 def flops() -> float:
-    """Floating-point operations of the matrix products of one client's job: forward, and backward to weights and inputs."""
+    """Return the floating-point operations of one client's matrix products: forward, and backward to weights and inputs."""
     first, rest = FEATURES * 64, 64 * 64 + 64 * CLASSES
     return float(STEPS * BATCH * 2 * (2 * first + 3 * rest))
 
 
 def flops_per_second(size: int = 1024) -> float:
-    """What one thread reaches in one large product: the best of five."""
+    """Return the speed of one thread in one large product: the best of five."""
     torch.set_num_threads(1)
     a, b, c = (torch.randn(size, size) for _ in range(3))
     best = 0.0
@@ -208,7 +210,7 @@ def flops_per_second(size: int = 1024) -> float:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Clients per second and times as fast, as a Markdown table, fastest first."""
+    """Return clients per second and speed-ups, as a Markdown table, fastest first."""
     lines = ["| | clients per second (quartiles) | engine is faster, times (quartiles) | in CPU time | first repetition, s |"]
     lines.append("|---|---:|---:|---:|---:|")
     sides = sorted(result["sides"].items(), key=lambda item: -item[1]["clients_per_second"]["median"])

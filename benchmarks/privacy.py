@@ -1,7 +1,8 @@
-"""What differential privacy at the level of a task costs: FedAvg on 2,000 clients of the tutorial's generated data.
+"""Cost of task-level differential privacy: FedAvg on 2,000 clients of the tutorial's generated data.
 
-1,700 clients train, about 100 in a round by Poisson sampling; 100 choose the rate and steps of adaptation, 200 are the new
-users. The noise is new in every run, so a repeated run gives other figures within the spread.
+1,700 clients train, about 100 in a round by Poisson sampling; 100 choose the rate and steps of
+adaptation; 200 are the new users. The noise is new in every run, so a repeated run gives other
+figures within the spread.
 """
 
 from benchmarks.runner import Plan, Variant, by_label, finish, goal, parser, percent, run_all, table
@@ -23,7 +24,7 @@ PLAN = Plan(
     ),
     settings=(
         *("gaussian.clients=2000", "tasks-per-round=100", "validation-tasks=100", "test-tasks=200"),
-        # The same split with and without privacy, so that what is compared is the noise alone.
+        # The same split with and without privacy, so that only the noise differs.
         *("split=exact", "adapt-steps=5", "evaluate-every=0"),
     ),
     nodes=1,

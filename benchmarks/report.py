@@ -1,6 +1,7 @@
-"""How long `quickbloom report` takes on a large run: 1,000 clients and 60 nodes in 1,000 rounds, of which 100 are evaluated.
+"""Time of `quickbloom report` on a large run: 1,000 clients and 60 nodes in 1,000 rounds, of which 100 are evaluated.
 
-The run is made up, but written by the project's own writer, in the form that a real one has: no claim is made on its scores.
+The run is synthetic, but written by the project's own writer in the form of a real one; its scores
+mean nothing.
 """
 
 import argparse
@@ -25,7 +26,7 @@ _NODES, _STEPS = 60, 10
 
 
 def write_run(path: Path, tasks: int = 1000, rounds: int = 1000) -> None:
-    """A run directory with that many test tasks and rounds, in which a tenth of the nodes fails now and then."""
+    """Write a run directory with that many test tasks and rounds, in which a tenth of the nodes fails now and then."""
     rng = np.random.default_rng(0)
     directory = RunDirectory.create(str(path), "")
     directory.write_json("config.json", parse_run_config({"rounds": rounds, "min-nodes": _NODES}).resolved().flat())
@@ -84,7 +85,7 @@ def _summary(path: Path, rounds: int, tasks: int, records: list[dict[str, Any]],
 
 
 def measure(run: Path) -> dict[str, float]:
-    """Wall and processor seconds of the command, Python's start included, and megabytes of what it writes."""
+    """Return wall and processor seconds of the command, Python's start included, and megabytes of its output."""
     started, before = time.perf_counter(), os.times()
     subprocess.run(
         [sys.executable, "-m", "quickbloom.server_app.cli.main", "report", str(run)], check=True, stdout=subprocess.DEVNULL

@@ -3,19 +3,19 @@
 One task is one node. The liars follow the protocol (same keys, shapes, counts) and send, in every round:
 
     sign flip      minus their true meta-gradient
-    scaling        100 times it
+    scaling        100 times their true meta-gradient
     noise          Gaussian noise, 10 times as large as it
     NaN            nothing but NaN, as a defect would
     label flip     the true meta-gradient of tasks whose query labels are shifted by one (the support labels are right)
-    collusion, far all the same: the direction opposite to the honest mean, 10 times as long as an honest meta-gradient
-    collusion      all the same: minus 10 times the mean of the honest nodes, which they know; hidden where nodes differ much
-    little         all the same: the honest mean less z honest standard deviations in every number, z as large as still hides in
-                   the crowd (Baruch, Baruch, Goldberg 2019, "A Little Is Enough", Algorithm 3)
-    inner product  all the same: minus twice the honest mean, hidden by the spread of honest nodes (Xie, Koyejo, Gupta 2020,
-                   "Fall of Empires")
+    collusion, far one update for all: opposite to the honest mean, 10 times as long as an honest meta-gradient
+    collusion      one update for all: minus 10 times the honest mean, which they know; hidden if nodes differ much
+    little         one update for all: the honest mean less z honest standard deviations in every number, with the largest z
+                   that still hides in the crowd (Baruch, Baruch, Goldberg 2019, "A Little Is Enough", Algorithm 3)
+    inner product  one update for all: minus twice the honest mean, hidden by the spread of honest nodes (Xie, Koyejo, Gupta
+                   2020, "Fall of Empires")
 
-The attackers are in this file; the server, its checks and its rules are the product's, as are settings and scoring. Nodes live
-in this process, and what a round needs of them comes from one vectorised computation instead of one for each node.
+The attackers are in this file; the server, its checks and rules, the settings and the scoring are the product's. Nodes live in
+this process, and one vectorised computation per round replaces one for each node.
 """
 
 import hashlib
@@ -74,7 +74,7 @@ PLANS: dict[str, dict[str, Any]] = {
 }
 
 Attack = Callable[[Tensor, Tensor, int], Tensor]
-"""(the liars' true meta-gradients [liars, ..], the honest ones [honest, ..], seed) -> what the liars send, tensor by tensor."""
+"""(the liars' true meta-gradients [liars, ..], the honest ones [honest, ..], seed) -> the liars' updates, tensor by tensor."""
 
 
 def _noise(own: Tensor, honest: Tensor, seed: int) -> Tensor:
@@ -102,7 +102,7 @@ ATTACKS: dict[str, Attack] = {
     "scaling": lambda own, honest, seed: 100 * own,
     "noise": _noise,
     "NaN": lambda own, honest, seed: own * math.nan,
-    "label flip": lambda own, honest, seed: own,  # it is in their data
+    "label flip": lambda own, honest, seed: own,  # the attack is in their data
     "collusion, far": _far,
     "collusion": lambda own, honest, seed: (-10 * honest.mean(dim=0)).expand_as(own),
     "little": _little,
@@ -111,9 +111,10 @@ ATTACKS: dict[str, Attack] = {
 
 
 class HostileFederation(InlineGrid):
-    """Every task on a node of its own; the nodes of `liars` (task ids) attack in training and are honest otherwise.
+    """One node per task; the nodes of `liars` (task ids) attack in training and are honest otherwise.
 
-    What the nodes compute is computed by one real node that hosts all tasks, and dealt out.
+    One real node that hosts all tasks computes everything, and its results are distributed as the
+    nodes' replies.
     """
 
     def __init__(self, config: RunConfig, attack: str, liars: set[str]) -> None:
@@ -162,7 +163,7 @@ class HostileFederation(InlineGrid):
         ]
 
     def _honest(self, request: TrainRequest, task_ids: list[str]) -> tuple[Params, list[float]]:
-        """Every task's meta-gradient, stacked in the order of `task_ids`, and its loss: as the nodes would compute them."""
+        """Return every task's meta-gradient, stacked in the order of `task_ids`, and its loss, as nodes would compute them."""
         algorithm, meta = self._host.algorithm_for(request.meta)
         work = []
         for task_id in task_ids:
@@ -185,7 +186,7 @@ class HostileFederation(InlineGrid):
 
 
 def run(dataset: str, rule: str, attack: str, seed: int, *, fresh: bool = False) -> dict[str, Any]:
-    """Accuracy on held-out tasks after adaptation, kept in runs/benchmarks once it is known."""
+    """Return the accuracy on held-out tasks after adaptation, stored in runs/benchmarks."""
     settings = {**COMMON, **PLANS[dataset], "aggregate": rule, "seed": seed}
     key = hashlib.sha256(json.dumps([settings, attack, __version__], sort_keys=True).encode()).hexdigest()[:10]
     directory = RAW / "robust" / f"{dataset}-{rule}-{attack.replace(' ', '-')}-seed{seed}-{key}"
@@ -203,7 +204,7 @@ def run(dataset: str, rule: str, attack: str, seed: int, *, fresh: bool = False)
         summary = run_federation(grid, config)
         after = summary["test"]["accuracy"]["mean"][summary["chosen"]["adapt_steps"]]
         found = {"after": after, "failures": summary["failures"], "error": "", "tasks": summary["tasks"]}
-    except Exception as error:  # a run that an attack has ended is a result, too
+    except Exception as error:  # a run ended by an attack is a result as well
         found = {"after": math.nan, "failures": 0, "error": f"{type(error).__name__}: {error}", "tasks": {}}
     spent = {"seed": seed, "liars": len(chosen), "cpu": time.process_time() - started, "commit": commit(), "date": today()}
     directory.mkdir(parents=True, exist_ok=True)
@@ -212,7 +213,7 @@ def run(dataset: str, rule: str, attack: str, seed: int, *, fresh: bool = False)
 
 
 def assemble(seeds: list[int], *, fresh: bool, only: list[str]) -> dict[str, Any]:
-    """The result file: accuracy of every (data set, rule, attack) and its difference to the clean mean of the same seed."""
+    """Return the result file: accuracy of every (data set, rule, attack), and its difference to the clean mean per seed."""
     rows = []
     for dataset in only or PLANS:
         clean = [run(dataset, "mean", CLEAN, seed, fresh=fresh)["after"] for seed in seeds]
@@ -254,7 +255,7 @@ def main() -> None:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Accuracy after adaptation in per cent, one line for every attack, one column for every rule and data set."""
+    """Return accuracies after adaptation in per cent, one line per attack, one column per rule and data set."""
     columns = [(dataset, rule) for dataset in PLANS for rule in RULES]
     lines = [
         "| attack | " + " | ".join(f"{dataset}: {rule}" for dataset, rule in columns) + " |",

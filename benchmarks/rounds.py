@@ -1,8 +1,9 @@
-"""How long a round takes, and the command as a whole: `quickbloom run` with its defaults, two simulated nodes on one machine.
+"""Time per round and for the whole command: `quickbloom run` with its defaults, two simulated nodes on one machine.
 
-Seconds per round are those of history.jsonl from the second round on, since the first one starts the nodes' processes; every
-tenth round also evaluates the validation tasks. "Whole command" is the wall time from the shell, Flower's start included.
-Seeds serve as repetitions. Finished runs are kept: use --fresh to take the times anew.
+Seconds per round are those of history.jsonl from the second round on, since the first one starts
+the nodes' processes; every tenth round also evaluates the validation tasks. "Whole command" is the
+wall time from the shell, Flower's start included. Seeds serve as repetitions. Finished runs are
+reused: use --fresh to measure again.
 """
 
 from typing import Any
@@ -33,7 +34,7 @@ def main() -> None:
 
 
 def times(result: dict[str, Any]) -> str:
-    """Median over the repetitions' own figures, with their range: times have outliers upwards only."""
+    """Return the median over the repetitions' own figures, with their range: times have outliers upwards only."""
     lines = ["| variant | round, median, s | round, 90 %, s | first round, s | training, s | whole command, s |"]
     lines.append("|---|---:|---:|---:|---:|---:|")
     for variant in result["variants"]:

@@ -1,7 +1,9 @@
-"""What the benchmarks share: run the real command once per (variant, seed), collect the summaries, average over seeds.
+"""Shared by the benchmarks: run the real command once per (variant, seed), collect the summaries, average over seeds.
 
-Every run is `quickbloom run ... --json` in a process of its own (`server_app.comparing.batch`). What it leaves is kept in
-runs/benchmarks; a run that is there with the same effective settings (defaults included) is not repeated."""
+Every run is `quickbloom run ... --json` in its own process (`server_app.comparing.batch`). Its
+output is stored in runs/benchmarks; a run stored there with the same effective settings (defaults
+included) is not repeated.
+"""
 
 import argparse
 import json
@@ -27,12 +29,12 @@ AVERAGED = ("before", "after", "worst10", "round_median", "round_p90", "total", 
 
 
 class BenchmarkError(Exception):
-    """A run of the command failed; the text says which and why."""
+    """A run of the command failed; the message says which and why."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One line of the table: an algorithm with its settings. `reference`: what others reach, in words and as a fraction.
+    """One line of the table: an algorithm with its settings. `reference`: published values, in words and as a fraction.
 
     `rounds`: of this variant alone; 0: as many as the plan has.
     """
@@ -46,7 +48,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Plan:
-    """One benchmark: the same data, rounds and common settings for all its variants."""
+    """One benchmark, with data, rounds and settings shared by all its variants."""
 
     name: str
     claim: str
@@ -58,14 +60,14 @@ class Plan:
     in_process: bool = False
 
     def setup(self, variant: Variant) -> Setup:
-        """The command of a variant, for any seed."""
+        """Return the command of a variant, for any seed."""
         settings = (*self.settings, *variant.settings)
         rounds = variant.rounds or self.rounds
         return Setup(variant.algorithm, self.dataset, rounds, settings, self.nodes, self.in_process)
 
 
 def parser(description: str, name: str, seeds: Sequence[int] = (0, 1, 2), *, has_only: bool = False) -> argparse.ArgumentParser:
-    """The command line that all benchmarks share; `has_only`: whether variants can be done by themselves."""
+    """Return the command line shared by all benchmarks; `has_only`: whether variants can be run one by one."""
     result = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
         description=description,
@@ -83,7 +85,7 @@ def parser(description: str, name: str, seeds: Sequence[int] = (0, 1, 2), *, has
 
 
 def run_all(plan: Plan, seeds: Sequence[int], *, fresh: bool = False, jobs: int = 1) -> dict[str, Any]:
-    """Do what is missing of a plan, `jobs` runs at once, and return its result (see `assemble`)."""
+    """Run the missing runs of a plan, `jobs` at once, and return its result (see `assemble`)."""
     results = measure(plan, [(variant, seed) for seed in seeds for variant in plan.variants], fresh=fresh, jobs=jobs)
     ordered = iter(results)
     by_variant: dict[str, list[Result]] = {variant.label: [] for variant in plan.variants}
@@ -94,7 +96,7 @@ def run_all(plan: Plan, seeds: Sequence[int], *, fresh: bool = False, jobs: int 
 
 
 def run_only(plan: Plan, labels: Sequence[str], seeds: Sequence[int], *, fresh: bool = False, jobs: int = 1) -> None:
-    """Do what is missing of some variants, for a result that is assembled later."""
+    """Run the missing runs of some variants, for a result that is assembled later."""
     if unknown := sorted(set(labels) - {variant.label for variant in plan.variants}):
         known = ", ".join(variant.label for variant in plan.variants)
         raise SystemExit(f"`--only` must name variants of this benchmark ({known}), got {unknown[0]}")
@@ -102,7 +104,7 @@ def run_only(plan: Plan, labels: Sequence[str], seeds: Sequence[int], *, fresh: 
 
 
 def measure(plan: Plan, wanted: Sequence[tuple[Variant, int]], *, fresh: bool = False, jobs: int = 1) -> list[Result]:
-    """The results of (variant, seed): from runs/benchmarks if finished there, else from running the command."""
+    """Return the results of (variant, seed): from runs/benchmarks if finished there, else from running the command."""
     runs = [Run(plan.setup(variant), seed, RAW / plan.name) for variant, seed in wanted]
     for run in runs if fresh else ():
         shutil.rmtree(run.directory, ignore_errors=True)
@@ -123,11 +125,11 @@ def measure(plan: Plan, wanted: Sequence[tuple[Variant, int]], *, fresh: bool = 
 
 
 def figures(result: Result) -> dict[str, Any]:
-    """What a benchmark reports of one run. Scores are fractions at the step that the validation tasks chose; times seconds."""
+    """Return the figures of one run: scores as fractions at the step chosen on the validation tasks, times in seconds."""
     summary, seconds = result.summary, [line["seconds"] for line in result.rounds]
     metric = "accuracy" if "accuracy" in summary["test"] else "mse"
     scores, step = summary["test"][metric], summary["chosen"]["adapt_steps"]
-    # The first round pays for starting the nodes' processes.
+    # The first round includes the start of the nodes' processes.
     later = seconds[1:] or seconds
     return {
         "seed": summary["seed"],
@@ -153,7 +155,7 @@ def figures(result: Result) -> dict[str, Any]:
 
 
 def average(runs: Sequence[Mapping[str, Any]], names: Sequence[str] = AVERAGED) -> dict[str, dict[str, float | None]]:
-    """Mean and standard deviation (n - 1) over seeds of each named figure; a single seed has no deviation."""
+    """Return mean and standard deviation (n - 1) over seeds of each named figure; a single seed has no deviation."""
     columns = {name: [run[name] for run in runs] for name in names}
     return {
         "mean": {name: float(np.mean(values)) for name, values in columns.items()},
@@ -162,7 +164,7 @@ def average(runs: Sequence[Mapping[str, Any]], names: Sequence[str] = AVERAGED) 
 
 
 def assemble(plan: Plan, results: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
-    """The result file of a benchmark, without what a script adds of its own."""
+    """Return the result file of a benchmark, without the additions of a script."""
     variants = []
     for variant in plan.variants:
         runs = [figures(result) for result in results[variant.label]]
@@ -172,7 +174,7 @@ def assemble(plan: Plan, results: Mapping[str, Sequence[Result]]) -> dict[str, A
         entry |= {"command": " ".join(setup.command("SEED")), "configuration": setup.effective()}
         entry |= {"runs": runs, **average(runs), "curve": np.mean([run["curve"] for run in runs], axis=0).tolist()}
         variants.append({**entry, "reference": dict(variant.reference)})
-    # Usually one; several are told, since finished runs are kept when the code goes on.
+    # Usually one commit; several are listed, since finished runs are reused after the code has changed.
     commits = sorted({run["commit"] for variant in variants for run in variant["runs"]})
     facts: dict[str, Any] = {"schema": 1, "benchmark": plan.name, "claim": plan.claim, "nodes": plan.nodes}
     facts |= {"seeds": [run["seed"] for run in variants[0]["runs"]], "variants": variants, "floors": {}, "goals": []}
@@ -181,17 +183,17 @@ def assemble(plan: Plan, results: Mapping[str, Sequence[Result]]) -> dict[str, A
 
 
 def by_label(result: Mapping[str, Any], label: str) -> dict[str, Any]:
-    """The entry of one variant."""
+    """Return the entry of one variant."""
     return next(variant for variant in result["variants"] if variant["label"] == label)
 
 
 def goal(result: dict[str, Any], text: str, measured: float, *, met: bool) -> None:
-    """Put one goal and what was measured into the result."""
+    """Add one goal and its measured value to the result."""
     result["goals"].append({"goal": text, "measured": measured, "met": bool(met)})
 
 
 def finish(result: Mapping[str, Any], text: str) -> None:
-    """Write benchmarks/results/NAME.json, print the table and the goals."""
+    """Write benchmarks/results/NAME.json, and print the table and the goals."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     file = RESULTS / f"{result['benchmark']}.json"
     partial = file.with_suffix(".partial")
@@ -203,7 +205,7 @@ def finish(result: Mapping[str, Any], text: str) -> None:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Accuracy before and after, worst tenth and seconds per round, as a Markdown table."""
+    """Return accuracy before and after, worst tenth and seconds per round, as a Markdown table."""
     lines = ["| variant | before, % | after, % | worst 10 %, % | rounds | CPU s | reference, % |"]
     lines.append("|---|---:|---:|---:|---:|---:|---|")
     for variant in result["variants"]:
@@ -218,12 +220,12 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def percent(value: float | None) -> str:
-    """0.8234 -> "82.3"; "-" for what is not known."""
+    """Return 0.8234 as "82.3"; "-" for None."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 
 def machine() -> dict[str, Any]:
-    """Cores and processor."""
+    """Return the cores and the processor of this machine."""
     info = Path("/proc/cpuinfo")
     names = (
         [line for line in info.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
@@ -235,7 +237,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the code under test, with "-dirty" where that code differs from it; "unknown" outside of git."""
+    """Return the commit of the code under test, with "-dirty" if that code differs from it; "unknown" outside of git."""
 
     def git(*arguments: str) -> str:
         command = ["git", "--no-optional-locks", *arguments]
@@ -249,5 +251,5 @@ def commit() -> str:
 
 
 def say(line: str) -> None:
-    """Progress goes to stderr: stdout holds the table alone."""
+    """Print progress to stderr: stdout holds the table alone."""
     print(line, file=sys.stderr, flush=True)

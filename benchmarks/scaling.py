@@ -1,8 +1,9 @@
-"""How a node's round scales: with the tasks, the width of the model, the steps of the inner loop, and the examples of a step.
+"""Scaling of a node's round with the tasks, the width of the model, the inner steps, and the examples of a step.
 
-From a common point (100 tasks, a perceptron 32-64-64-10, 15 SGD steps of 32 examples) one size at a time is changed, and the
-round is timed against the plain per-task PyTorch loop of benchmarks/engine.py, which ends with the same numbers. Both sides
-take turns, and ratios are taken within a repetition. One process, one thread.
+From a common point (100 tasks, a perceptron 32-64-64-10, 15 SGD steps of 32 examples) one size at a
+time is changed. The round is timed against the plain per-task PyTorch loop of benchmarks/engine.py,
+which ends with the same numbers. Both sides take turns, and ratios are taken within a repetition.
+One process, one thread.
 """
 
 import argparse
@@ -27,9 +28,9 @@ COMMON = {"tasks": 100, "width": 64, "steps": 15, "examples": 32}
 SIZES = {"tasks": (1, 10, 1000), "width": (16, 256, 1024), "steps": (1, 5, 50), "examples": (5, 10, 100)}
 CHUNK = 128
 TOLERANCE = 1e-4
-"""How far the two sides may be apart: the wide ones add up many numbers in single precision."""
+"""Allowed difference of the two sides; wide models add up many numbers in single precision."""
 LONG = 20.0
-"""Seconds of a plain round beyond which a point is measured three times only."""
+"""Seconds of a plain round beyond which a point is measured only three times."""
 
 
 def main() -> None:
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def measure(point: dict[str, int], repetitions: int) -> dict[str, Any]:
-    """Milliseconds of a round for one task, of both sides, and how many times as fast the engine is."""
+    """Return milliseconds per round for one task, of both sides, and the engine's speed-up."""
     options = ALGORITHMS["reptile"].Options.model_validate({"inner_lr": LR, "inner_steps": point["steps"]})
     options = options.model_copy(update={"batch_size": point["examples"]})
     module = perceptron((FEATURES, point["width"], point["width"], CLASSES))

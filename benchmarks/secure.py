@@ -1,7 +1,7 @@
-"""What secure sums cost beside plain rounds: bytes and seconds per round, all nodes in one process, one core.
+"""Cost of secure sums beside plain rounds: bytes and seconds per round, all nodes in one process, one core.
 
-Seconds are CPU time of all nodes and the server together. Over a network the three more messages per node add their way. Both
-runs do the same training, and end with the same loss.
+Seconds are CPU time of all nodes and the server together. Over a network the three more messages
+per node add their latency. Both runs do the same training, and end with the same loss.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SETTINGS = {
 
 
 class MeasuringGrid(InlineGrid):
-    """Notes when rounds begin. The first `drop_outs` nodes send their shares and then nothing."""
+    """A grid that notes when rounds begin. The first `drop_outs` nodes send their shares and then nothing."""
 
     drop_outs = 0
 
@@ -48,7 +48,7 @@ class MeasuringGrid(InlineGrid):
 
 
 def measure(nodes: int, rounds: int, *, secure: bool, drop_outs: int = 0) -> dict[str, Any]:
-    """Bytes of one round, and the median CPU time of `rounds` rounds; with drop-outs of the first round alone."""
+    """Return the bytes of one round, and the median CPU time of `rounds` rounds; with drop-outs of the first round alone."""
     with tempfile.TemporaryDirectory() as folder:
         config = settings(nodes, rounds + 1, secure, Path(folder) / "run")
         grid = MeasuringGrid(nodes, config.flat(), {})
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Kilobytes per node, and CPU seconds of everybody, as a Markdown table."""
+    """Return kilobytes per node, and CPU seconds of all together, as a Markdown table."""
     lines = ["| nodes | round | kB up | kB down | seconds |", "|---:|---|---:|---:|---:|"]
     for side in result["sides"]:
         up, down = (side[key] / side["nodes"] / 1000 for key in ("up", "down"))

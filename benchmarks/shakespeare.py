@@ -1,8 +1,9 @@
-"""Next character by role: does a role of Shakespeare's need a model of its own?
+"""Next character by role: does one of Shakespeare's roles need its own model?
 
-A device is a role with at least 2,000 characters; rates and steps of fine-tuning are chosen on validation roles. The baseline
-to beat is the model of all without any adaptation ("before"), and below that always saying the commonest character, a space.
-Needs `shakespeare_by_role.json.gz` in QUICKBLOOM_DATA_DIR.
+A device is a role with at least 2,000 characters; rates and steps of fine-tuning are chosen on
+validation roles. The baseline to beat is the common model without any adaptation ("before"), and
+below that always predicting the commonest character, a space. Needs `shakespeare_by_role.json.gz`
+in QUICKBLOOM_DATA_DIR.
 """
 
 from benchmarks.runner import Plan, Variant, finish, parser, run_all, table

@@ -1,10 +1,11 @@
-"""How many clients does a simulation get through in a second, and does its memory grow? `quickbloom run`, beside stock Flower.
+"""Clients per second of a simulation, and growth of its memory: `quickbloom run` beside stock Flower.
 
-A client has 64 training rows of 32 features and 10 classes; its job is 15 SGD steps of batch 32 on a perceptron 32-64-64-10.
-Many tasks per node, one node per core, is our way; "Flower" is its own FedAvg with one client per node, as its users do it
-(benchmarks/stock_flower). Both are run in turn in every repetition, and ratios are taken within it. Clients per second are
-those of the median round after the first, which starts the processes. Memory is that of the run's processes together (what
-they share counts once), looked at every two seconds, since a look takes time from the run.
+A client has 64 training rows of 32 features and 10 classes; it takes 15 SGD steps of batch 32 on a
+perceptron 32-64-64-10. Our way is many tasks per node and one node per core. "Flower" is its own
+FedAvg with one client per node, as its users run it (benchmarks/stock_flower). Both run in turn in
+every repetition, and ratios are taken within it. Clients per second are those of the median round
+after the first, which starts the processes. Memory is that of the run's processes together (shared
+memory counts once), read every two seconds, since a reading takes time from the run.
 """
 
 import argparse
@@ -37,7 +38,7 @@ GOAL_RATE, GOAL_STOCK, GOAL_MEMORY = 3000.0, 40.0, 1.05
 
 @dataclass(frozen=True)
 class Case:
-    """`clients`: in all, `training` of which are neither validation nor test tasks."""
+    """One size. `clients`: in all, `training` of which are neither validation nor test tasks."""
 
     label: str
     clients: int
@@ -74,7 +75,7 @@ def main() -> None:
         runs[STOCK].append(stock())
         say(f"{STOCK}: {runs[STOCK][-1]}")
         for case in cases:
-            # The long one, which has no rate to tell, is run once.
+            # The long case, which reports no speed, runs once.
             if repetition == 0 or case.nodes == 2:
                 runs[case.label].append(measure(case, repetition, chosen.nodes))
                 say(f"{case.label}: {runs[case.label][-1]}")
@@ -100,7 +101,10 @@ def main() -> None:
 
 
 def measure(case: Case, seed: int, cores: int) -> dict[str, float]:
-    """Clients per second, seconds of the first and of the median later round, memory at the end, and over that at round 20."""
+    """Return clients per second, seconds of the first and of the median later round, and memory.
+
+    Memory is that at the end, and its ratio to that at round 20.
+    """
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         settings = (*JOB, *DATA, f"gaussian.clients={case.clients}", f"tasks-per-round={case.per_round}")
@@ -117,7 +121,7 @@ def measure(case: Case, seed: int, cores: int) -> dict[str, float]:
         raise SystemExit(f"{case.label}: a round had {short[0]} tasks instead of {case.per_round}")
     seconds = [record["seconds"] for record in history]
     later = statistics.median(seconds[1:])
-    # The last round counts no more: held-out tasks are scored in it, and its processes end.
+    # The last round does not count: it scores held-out tasks and ends its processes.
     from_20 = [size for number, size in sizes if 20 <= number < case.rounds - 1]
     if not from_20:
         raise SystemExit(f"{case.label}: the run was over before its memory was looked at after round 20")
@@ -131,7 +135,7 @@ def measure(case: Case, seed: int, cores: int) -> dict[str, float]:
 
 
 def watch(command: list[str], marker: str, rounds: Callable[[], int]) -> list[tuple[int, float]]:
-    """Run a command to its end; (rounds done, megabytes of all processes that bear `marker`) while there are rounds."""
+    """Run a command to its end; return (rounds done, megabytes of all processes with `marker`), read during its rounds."""
     name, _, value = marker.partition("=")
     sizes = []
     process = subprocess.Popen(
@@ -154,7 +158,7 @@ def watch(command: list[str], marker: str, rounds: Callable[[], int]) -> list[tu
 
 
 def rounds_of(run: Path) -> int:
-    """How many rounds a run has written down so far."""
+    """Return the number of rounds that a run has recorded so far."""
     try:
         return len(read_history(run))
     except OSError:
@@ -162,7 +166,7 @@ def rounds_of(run: Path) -> int:
 
 
 def memory(pid: int) -> float:
-    """Megabytes of a process; what it shares counts by its part (proportional set size). 0 for one that has ended."""
+    """Return the megabytes of a process, with its part of shared memory (proportional set size); 0 if it has ended."""
     try:
         return float(psutil.Process(pid).memory_full_info().pss) / 1e6
     except psutil.Error:
@@ -170,7 +174,7 @@ def memory(pid: int) -> float:
 
 
 def stock() -> dict[str, float]:
-    """The same of Flower's own strategy and grid, with one client per node."""
+    """Return the figures of Flower's own strategy and grid, with one client per node."""
     with tempfile.TemporaryDirectory() as folder, LocalSuperLink() as link:
         file = Path(folder) / "seconds.json"
         config = f'rounds={STOCK_ROUNDS} nodes={STOCK_NODES} nodes-per-round=100 seconds-file="{file}"'
@@ -195,7 +199,7 @@ def stock() -> dict[str, float]:
 
 
 def middle(runs: list[dict[str, float]]) -> dict[str, float]:
-    """The median of every figure over the repetitions."""
+    """Return the median of every figure over the repetitions."""
     return {name: float(np.median([run[name] for run in runs])) for name in runs[0]}
 
 

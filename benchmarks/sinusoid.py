@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Mean squared error at a few steps, as a Markdown table."""
+    """Return the mean squared error at a few steps, as a Markdown table."""
     lines = ["| variant | before | 1 step | 5 steps | 10 steps | chosen rate x steps | there | CPU s | paper, 1 / 5 / 10 |"]
     lines.append("|---|---:|---:|---:|---:|---:|---:|---:|---|")
     for variant in result["variants"]:

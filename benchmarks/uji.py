@@ -1,9 +1,9 @@
 """New writers from one example per digit: 10-way 1-shot on the UJI pen digits with a small convolutional network.
 
-40 writers train, 5 choose the rate and the steps of adaptation, 15 are held out. MAML's server keeps a constant rate, since
-with the default, which falls to 0, so few rounds are not enough; that was seen in earlier runs on these writers. FedAvg is
-there with two local rates.
-Needs `uji_digits_by_writer_28.npz` in QUICKBLOOM_DATA_DIR.
+40 writers train, 5 choose the rate and the steps of adaptation, 15 are held out. MAML's server
+keeps a constant rate, since the default, which falls to 0, did not suffice in so few rounds in
+earlier runs on these writers. FedAvg takes part with two local rates. Needs
+`uji_digits_by_writer_28.npz` in QUICKBLOOM_DATA_DIR.
 """
 
 from benchmarks.floor import NAME, floor

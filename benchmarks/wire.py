@@ -1,10 +1,13 @@
-"""What smaller updates cost: the same run with every `update-dtype`, on `uji` and on Omniglot, and the bytes that went up.
+"""Cost of smaller updates: the same run with every `update-dtype`, on `uji` and on Omniglot, and the bytes sent up.
 
-`uji`: MAML and prototypical networks on writers as in benchmarks/uji.py, ten seeds. Omniglot: 5-way 1-shot
-prototypical networks as in benchmarks/omniglot.py, for a tenth of its rounds. What the server sends stays float32, so only the
-bytes up get fewer. Scores differ between two runs of the same accuracy as well, since every rounding sends the training another
-way; a seed has the same split and draws with every kind, so differences are taken seed by seed, and their standard error says
-how much of them is chance. A control for MAML, which rounding moves most, sends float32 and takes steps that are 0.1 % longer.
+`uji`: MAML and prototypical networks on writers as in benchmarks/uji.py, ten seeds. Omniglot: 5-way
+1-shot prototypical networks as in benchmarks/omniglot.py, for a tenth of its rounds. The server
+still sends float32, so only the bytes up shrink.
+
+Scores differ between two runs of equal quality as well, since every rounding changes the course of
+training. A seed has the same split and draws with every kind, so differences are taken seed by
+seed, and their standard error shows the part of chance. A control for MAML, which is most sensitive
+to rounding, sends float32 and takes steps that are 0.1 % longer.
 """
 
 import json
@@ -17,16 +20,16 @@ from benchmarks import omniglot, uji
 from benchmarks.runner import RESULTS, Plan, Variant, finish, goal, parser, percent, run_all
 
 MOST = 0.005
-"""By which fraction the accuracy may fall."""
+"""Largest acceptable loss of accuracy, as a fraction."""
 HELD_TO_IT = ("bfloat16", "int8")
 KINDS = ("float32", *HELD_TO_IT)
 FEW_SEEDS, MANY_SEEDS = (0, 1), tuple(range(10))
 CONTROL = "float32, `outer-lr` 0.1 % larger", "outer-lr=0.003003"
-"""A change as small as that of rounding, by which nothing is lost: how far it is from float32 is chance."""
+"""A change as small as rounding that loses nothing: its difference from float32 is chance."""
 
 
 def plan(name: str, of: Plan, label: str, rounds: int, kinds: tuple[str, ...], *controls: tuple[str, str]) -> Plan:
-    """One variant of another benchmark's plan with each `update-dtype` of `kinds` and each setting of `controls`."""
+    """Return one variant of another benchmark's plan with each `update-dtype` of `kinds` and each setting of `controls`."""
     like = next(variant for variant in of.variants if variant.label == label)
     changes = [(kind, f"update-dtype={kind}") for kind in kinds]
     changes[1:1] = controls
@@ -36,7 +39,7 @@ def plan(name: str, of: Plan, label: str, rounds: int, kinds: tuple[str, ...], *
 
 
 def loss(plain: Mapping[str, Any], variant: Mapping[str, Any]) -> tuple[float, float]:
-    """By which fraction the accuracy falls, mean over seeds, and its standard error."""
+    """Return the fraction by which the accuracy falls, mean over seeds, and its standard error."""
     after = {run["seed"]: run["after"] for run in plain["runs"]}
     lost = [after[run["seed"]] - run["after"] for run in variant["runs"]]
     return statistics.mean(lost), statistics.stdev(lost) / math.sqrt(len(lost)) if len(lost) > 1 else 0.0
@@ -73,7 +76,7 @@ def main() -> None:
 
 
 def rows(result: dict[str, Any], name: str) -> list[str]:
-    """The lines of one part, whose goals are added to the result."""
+    """Return the lines of one part, and add its goals to the result."""
     lines = []
     plain = result[name]["variants"][0]
     for variant in result[name]["variants"]:

@@ -1,1 +1,1 @@
-"""What runs on a node: it answers the roll call, computes meta-gradients, and scores held-out tasks."""
+"""The node's side of a run: answer the roll call, compute meta-gradients, score held-out tasks."""

@@ -1,4 +1,4 @@
-"""The ClientApp: load -> compute -> reply. The maths is in `common`; what a node may say is in `common.wire.messages`."""
+"""The ClientApp: load -> compute -> reply. The mathematics is in `common`, the replies are in `common.wire.messages`."""
 
 import platform
 import time
@@ -60,11 +60,11 @@ Handler = Callable[[Message, Node, RecordDict], RecordDict]
 ToReply = Callable[[TrainReply, KeptState], RecordDict]
 
 _LOST = "\0what coding lost of the sum"
-"""Under this name, which no task has, a node keeps what `update-dtype` cost its last meta-gradients, times their weight."""
+"""Name, which no task has, of the error that `update-dtype` left of the last meta-gradients, times their weight."""
 
 
 def _replies(handler: Handler) -> Callable[[Message, Context], Message]:
-    """Turn what a user can mend into a reply with one sentence; everything else is a defect and is raised."""
+    """Turn errors that a user can mend into a reply with one sentence. Any other exception is a defect and is raised."""
 
     @wraps(handler)
     def wrapped(message: Message, context: Context) -> Message:
@@ -84,7 +84,7 @@ def _replies(handler: Handler) -> Callable[[Message, Context], Message]:
 @app.query("roll_call")
 @_replies
 def roll_call(message: Message, node: Node, state: RecordDict) -> RecordDict:
-    """Which tasks this node hosts, and what their examples look like."""
+    """Reply with the tasks that this node hosts, and the form of their examples."""
     check_roll_call(message.content)
     versions = {
         "quickbloom": __version__,
@@ -99,7 +99,7 @@ def roll_call(message: Message, node: Node, state: RecordDict) -> RecordDict:
 @app.train()
 @_replies
 def train(message: Message, node: Node, state: RecordDict) -> RecordDict:
-    """The mean meta-gradient of the tasks asked for."""
+    """Reply with the mean meta-gradient of the requested tasks."""
     request = TrainRequest.from_records(message.content)
     secure.check_open(node)
 
@@ -112,7 +112,7 @@ def train(message: Message, node: Node, state: RecordDict) -> RecordDict:
 @app.train("masked")
 @_replies
 def train_masked(message: Message, node: Node, state: RecordDict) -> RecordDict:
-    """The same, hidden among those of the other nodes of a secure sum."""
+    """Reply with the mean meta-gradient of the requested tasks, masked for a secure sum."""
     request = MaskedRequest.from_records(message.content)
     stage = secure.ready(request, state)
 
@@ -129,9 +129,9 @@ app.query("secure_reveal")(_replies(secure.reveal))
 
 
 def _trained(message: Message, node: Node, state: RecordDict, request: TrainRequest, to_reply: ToReply) -> RecordDict:
-    """Compute what is asked for, keep what tasks keep, and reply what `to_reply` makes of it."""
+    """Train the requested tasks, store their new state, and return the reply that `to_reply` builds."""
     started, received = time.perf_counter(), payload_bytes(message.content)
-    message.content.clear()  # it has been read
+    message.content.clear()  # to free memory: it has been read
     algorithm, meta = node.algorithm_for(request.meta)
     fresh, store = algorithm.fresh(), KeptState(state, node.state_dir, request.lineage)
     work = []
@@ -151,7 +151,7 @@ def _trained(message: Message, node: Node, state: RecordDict, request: TrainRequ
     weight, within = result.weight / node.episodes, result.within / node.episodes
     scores = round_log.own_scores(node, algorithm, meta, request.task_ids)
     del algorithm, meta
-    request.meta.clear()  # a large model needs the room for its reply
+    request.meta.clear()  # frees memory for the reply of a large model
     reply = to_reply(TrainReply(result.gradient, weight, losses, seconds, within), store)
     sent = payload_bytes(reply)
     round_log.tell(node, f"Round {request.round}, training", request.task_ids, scores, seconds, received, sent)
@@ -159,7 +159,7 @@ def _trained(message: Message, node: Node, state: RecordDict, request: TrainRequ
 
 
 def _draw(node: Node, task_id: str, rng: np.random.Generator, clip: float) -> TaskData:
-    """One draw from a task. With privacy one that cannot be drawn is empty and contributes nothing: the others are heard."""
+    """Return one draw from a task. With privacy a task that cannot be drawn is empty, so that the others still count."""
     try:
         return node.dataset.train_draw(task_id, rng)
     except Exception as error:
@@ -173,13 +173,13 @@ def _draw(node: Node, task_id: str, rng: np.random.Generator, clip: float) -> Ta
 
 
 def _coded(node: Node, store: KeptState, made: TrainReply, request: TrainRequest) -> Params:
-    """The gradient as `update-dtype` wants it sent; what is lost stays on this node for its next one."""
+    """Return the gradient encoded by `update-dtype`; the encoding error stays on this node for its next gradient."""
     kind, share = node.run.update_dtype, node.run.update_share
     rng = generator(request.seed, "coding", request.round, *request.task_ids)
     if kind == FLOAT32:
         return encode(made.gradient, kind, share, rng)
     gradient = {name: value.cpu() for name, value in made.gradient.items()}
-    # Every rule but the mean counts all nodes the same.
+    # All rules but the mean give every node the same weight.
     weight = made.weight if node.run.aggregate == "mean" else min(made.weight, 1.0)
     try:
         coded, lost = with_feedback(gradient, weight, store.load(_LOST, gradient), kind, share, rng)
@@ -193,10 +193,10 @@ def _coded(node: Node, store: KeptState, made: TrainReply, request: TrainRequest
 @app.evaluate()
 @_replies
 def evaluate_tasks(message: Message, node: Node, state: RecordDict) -> RecordDict:
-    """Scores of held-out tasks after 0..K adaptation steps."""
+    """Reply with the scores of held-out tasks after 0..K adaptation steps."""
     started = time.perf_counter()
     request, received = EvaluateRequest.from_records(message.content), payload_bytes(message.content)
-    message.content.clear()  # it has been read
+    message.content.clear()  # to free memory: it has been read
     algorithm, meta = node.algorithm_for(request.meta)
     node.check_hosted(request.task_ids)
     Asked(node, state, request.lineage).to_score(request, algorithm.options.inner_lr)
@@ -220,13 +220,13 @@ def _second(
     draws: Sequence[Sequence[TaskData]],
     metrics: np.ndarray[Any, Any],
 ) -> np.ndarray[Any, Any] | None:
-    """The second score of a user's own data; where rates are yet to be chosen, None: nobody asks for it."""
+    """Return the second metric of a user's own data; None for other data, and while rates are still to be chosen."""
     if not isinstance(node.dataset, Own) or len(request.lrs) > 1 or request.shots:
         return None
     if node.dataset.kind == "regression":
         units = [node.dataset.target_deviation(task_id) for task_id in request.task_ids]
         roots = np.sqrt(metrics) * np.array(units)[:, None, None]
-        return np.where(roots > LARGEST_LOSS, np.inf, roots)  # a task that diverged must not cost the others their scores
+        return np.where(roots > LARGEST_LOSS, np.inf, roots)  # one diverged task must not invalidate the whole reply
     alike = [[replace(draw, test=draw.test.classes_alike()) for draw in task] for task in draws]
     return evaluate(algorithm, meta, alike, request.lrs, request.steps, node.chunk_size_scoring)[1]
 
@@ -234,7 +234,7 @@ def _second(
 @app.query("keep")
 @_replies
 def keep(message: Message, node: Node, state: RecordDict) -> RecordDict:
-    """Adapt the final model to this node's own tasks and keep what comes of it here; how many is all that is sent."""
+    """Adapt the final model to this node's own tasks and keep the results here. Only their number is sent."""
     started = time.perf_counter()
     request = KeepRequest.from_records(message.content)
     kept = keep_all(node, request, KeptState(state, node.state_dir, request.lineage))
@@ -242,14 +242,15 @@ def keep(message: Message, node: Node, state: RecordDict) -> RecordDict:
 
 
 def _nearest(lrs: list[float], wanted: float) -> int:
-    """The position of the rate that is closest to `wanted`."""
+    """Return the position of the rate that is closest to `wanted`."""
     return min(range(len(lrs)), key=lambda i: abs(lrs[i] - wanted))
 
 
 def _mean_of_finite(losses: np.ndarray[Any, Any]) -> list[float]:
-    """Mean over the episodes [tasks, episodes] that were finite; NaN for a task without one.
+    """Return the mean over the finite episodes of each task, from [tasks, episodes]; NaN for a task without one.
 
-    Within what a reply may say: the loss of one task must not cost the others of its node their reply.
+    Losses are clipped to the range that a reply may hold: one task must not cost the others of its
+    node their reply.
     """
     finite = np.isfinite(losses)
     total = np.where(finite, np.clip(losses, -LOSS_ROUNDING, LARGEST_LOSS), 0.0).sum(axis=1)

@@ -1,9 +1,11 @@
-"""What this node was asked in one training, so that its scores do not give away what its secure sums hide.
+"""Memory of the requests in one training, so that scores do not reveal what secure sums hide.
 
-A score is an exact loss at weights that the server chooses: enough of them, and differences tell the gradient of a task. So a
-task that trains in a run is never scored in it, nor the other way round. Where the node's meta-gradients travel in sums alone,
-it scores one model in each round in which the run's own settings want scores, at their rates, steps and shots. It lasts as long
-as the run, and what trains and what is scored as long as the training where there is a `state-dir`.
+A score is an exact loss at weights chosen by the server; from differences of many scores it could
+derive the gradient of a task. A task that trains in a run is therefore never scored in it, and vice
+versa. If the node's meta-gradients travel only in secure sums, it scores one model in each round in
+which the run's own settings ask for scores, at their rates, steps and shots. This memory lasts as
+long as the run. With a `state-dir`, the lists of trained and scored tasks last as long as the
+training.
 """
 
 import hashlib
@@ -31,9 +33,10 @@ _WHY = {
 
 
 class Asked:
-    """The memory of one node, in Flower's state of the run and in a file `asked.json` of the training's folder in `state-dir`.
+    """The memory of one node, in Flower's state of the run and in a file.
 
-    Each method raises WireError for what is refused, ConfigError if the file cannot be read or written.
+    The file is `asked.json` in the training's folder in `state-dir`, if there is one. Each method
+    raises WireError for a refused request, and ConfigError if the file cannot be read or written.
     """
 
     def __init__(self, node: Node, state: RecordDict, lineage: str) -> None:
@@ -46,13 +49,16 @@ class Asked:
         self._tasks = {kind: {*self._fields.get(kind, []), *on_disk.get(kind, [])} for kind in (_TRAINED, _SCORED)}
 
     def to_train(self, task_ids: Sequence[str]) -> None:
-        """These tasks are asked to train."""
+        """Record a request to train these tasks, or refuse it."""
         self._check_data()
         self._refuse(_SCORED, task_ids)
         self._add(_TRAINED, task_ids)
 
     def to_score(self, request: EvaluateRequest, inner_lr: float) -> None:
-        """These scores are asked for. `inner_lr`: the rate of the algorithm, which is tried beside those of the run."""
+        """Record a request for scores, or refuse it.
+
+        `inner_lr`: the algorithm's rate, which is tried beside those of the run.
+        """
         self._check_data()
         self._refuse(_TRAINED, request.task_ids)
         if self._node.run.secure_aggregation or self._node.least_in_sum:
@@ -60,7 +66,7 @@ class Asked:
         self._add(_SCORED, request.task_ids)
 
     def _check_data(self) -> None:
-        """By another task column, say, the rows of a task that trains would be those of another task."""
+        """Refuse changed data settings: with another task column, a task could hold rows of a task that trains."""
         run = self._node.run
         data = json.dumps([run.dataset, run.table(run.dataset).model_dump()], sort_keys=True)
         if self._fields.setdefault("data", data) != data:
@@ -84,7 +90,7 @@ class Asked:
             raise WireError("scores are asked for at other rates or steps than `adapt-lrs` and `adapt-steps` of this run")
         if request.shots not in (0, *run.shots):
             raise WireError(f"scores are asked for with {request.shots} shots, which are not in `test-shots` of this run")
-        # A budget of privacy may end the training early, which only the server knows: once, and nothing comes after it.
+        # A privacy budget may end training early, which only the server knows: accepted once, with no scores after it.
         final = self._fields.get("final", run.rounds)
         due = run.evaluate_every > 0 and number % run.evaluate_every == 0
         if not 1 <= number <= final or not (due or number == final or "final" not in self._fields):
@@ -119,7 +125,7 @@ class Asked:
             found = json.loads(self._file.read_text())
             return {kind: [str(name) for name in found[kind]] for kind in (_TRAINED, _SCORED)}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            # To forget what was trained would be to score it.
+            # Without this list, a trained task could be scored.
             raise ConfigError(
                 f"the file '{self._file}' in `state-dir` cannot be read ({error}), which says what tasks this node trains on: "
                 "put it back, or remove it to begin anew"
@@ -127,7 +133,7 @@ class Asked:
 
 
 def _digest(meta: Params) -> str:
-    """What tells one model from another."""
+    """Return a digest that identifies a model."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(meta):
         value = meta[name].detach().cpu().contiguous()

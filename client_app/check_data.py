@@ -1,4 +1,4 @@
-"""What a user's file holds, in lines for a person."""
+"""Description of a user's file, in lines for a person."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ from quickbloom.common.datasets.own.vocabulary import Places, input_names
 from quickbloom.common.printable import one_line
 
 _MOST_TASKS = 50
-"""Of which each has lines of its own."""
+"""Most tasks with their own lines."""
 
 
 def describe(
@@ -29,11 +29,12 @@ def describe(
     settings: Mapping[str, Scalar] = MappingProxyType({}),
     show: int = 0,
 ) -> Iterator[str]:
-    """Rows, columns with ranges and missing values, tasks, classes. Raises DataError for what cannot be used.
+    """Yield lines on rows, columns with ranges and missing values, tasks and classes. Raises DataError for unusable data.
 
-    `task`: the task column, which must be there; "": `task` if there is one, else all rows are one task. `task_name`: its name
-    in a file without a task column, "": that of the file. `settings`: others of a run, such as {"own.shots": 5}. `show`: so
-    many rows as the model sees them, at the end.
+    `task`: the task column, which must exist; "": `task` if there is one, else all rows are one
+    task. `task_name`: name of that task; "": the name of the file. `settings`: further settings of
+    a run, such as {"own.shots": 5}. `show`: number of rows to show at the end as the model sees
+    them.
     """
     run = parse_run_config({"dataset": "own", **settings}).table("own")
     assert isinstance(run, OwnOptions)
@@ -111,7 +112,7 @@ def _tasks(own: Own) -> Iterator[str]:
 
 
 def show_rows(own: Own, count: int) -> Iterator[str]:
-    """The first rows that are used, as the model sees them: every input by name, and the target."""
+    """Yield the first used rows as the model sees them: every input by name, and the target."""
     parts = {row: (task, part) for task in list(own.rows)[:_MOST_TASKS] for row, part in own.part_of_rows(task).items()}
     for row in sorted(parts)[:count]:
         task, part = parts[row]

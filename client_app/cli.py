@@ -1,4 +1,4 @@
-"""The `quickbloom-edge` command: what somebody with a device and a file of their own types."""
+"""The `quickbloom-edge` command, for a person with a device and their own file."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ console = Console(stderr=True, highlight=False, emoji=False)
 
 Trusted = Annotated[
     list[str] | None,
-    typer.Option("--trust-model", metavar="MODULE:FACTORY", help="Own code that the file may name, which runs here; repeat."),
+    typer.Option("--trust-model", metavar="MODULE:FACTORY", help="Your own code that the file may import and run; repeat."),
 ]
 
 
@@ -44,7 +44,7 @@ def check_data(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of the run, such as own.categorical=ward; repeat."),
     ] = None,
-    show: Annotated[int, typer.Option(help="So many rows as the model sees them.", min=0)] = 0,
+    show: Annotated[int, typer.Option(help="Number of rows to show as the model sees them.", min=0)] = 0,
 ) -> None:
     """Say what a file holds and what is wrong with it; nothing connects. Exit code: 0 usable, 2 not.
 
@@ -84,7 +84,7 @@ def predict(
     output: Annotated[Path | None, typer.Option(help="CSV file of the predictions; by default they are printed.")] = None,
     trust: Trusted = None,
 ) -> None:
-    """Use a personal model, offline; where the file holds targets, say what it is worth. Exit code: 0 done, 2 wrong input.
+    """Predict with a personal model, offline; score it if the file holds targets. Exit code: 0 done, 2 wrong input.
 
     Example: quickbloom-edge predict --model mine --input new-patients.csv --output predictions.csv
     """
@@ -120,7 +120,7 @@ def export(
     format_: Annotated[str, typer.Option("--format", help="onnx, or torch (torch.export).")] = "onnx",
     trust: Trusted = None,
 ) -> None:
-    """Write a personal model for other programs, and check that it says the same. Exit code: 0 done, 2 wrong input.
+    """Write a personal model for other programs, and check the copy's outputs. Exit code: 0 done, 2 wrong input.
 
     Example: quickbloom-edge export --model mine --format onnx --output mine.onnx
     """
@@ -162,7 +162,7 @@ def join(
     from quickbloom.client_app.join import join as take_part
     from quickbloom.client_app.quiet_hours import QuietHours
 
-    # Flower's processes run elsewhere.
+    # Absolute, because Flower's processes run in other directories.
     file = str(Path(data).expanduser().absolute()) if data and Path(data).expanduser().exists() else data
     folder = str(state.expanduser().absolute()) if state else ""
     named = {"data-path": file, "task-column": task, "task-name": task_name, "target-column": target}
@@ -174,7 +174,7 @@ def join(
     except (JoinError, ClockError) as error:
         _say_error(str(error))
         raise typer.Exit(FAILED) from None
-    except KeyboardInterrupt:  # while it waits for the server
+    except KeyboardInterrupt:  # while waiting for the server
         raise typer.Exit(0) from None
 
 
@@ -188,7 +188,7 @@ def _say_error(sentence: str) -> None:
 
 
 def main() -> None:
-    """Entry point: a mistake in the input ends in one sentence on stderr and exit code 2."""
+    """Run the command. A mistake in the input ends in one sentence on stderr and exit code 2."""
     surroundings.begin()
     try:
         surroundings.check_names(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Is this device's clock right? Flower signs the time of every message, so a node whose clock is wrong is refused."""
+"""Checks this device's clock. Flower signs the time of every message, so a node with a wrong clock is refused."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,15 +16,15 @@ from quickbloom.common.errors import QuickbloomError
 from quickbloom.common.system.loopback import is_loopback
 
 _REFUSED = "Invalid timestamp"
-"""What Flower's server answers to a message that is signed more than 5 s ahead or 5 min behind its own clock."""
+"""Answer of Flower's server to a message signed more than 5 s ahead of its clock or 5 min behind it."""
 
 
 class ClockError(QuickbloomError):
-    """The clock of this device is wrong; the text says how that was noticed."""
+    """The clock of this device is wrong; the message says how that was noticed."""
 
 
 def check_against_ca(ca: Path, now: datetime) -> None:
-    """Raise ClockError if it is a time at which the CA does not hold: before it was made, or after its end."""
+    """Raise ClockError if `now` is outside the validity of the CA."""
     certificate = x509.load_pem_x509_certificate(ca.read_bytes())
     made, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now < made:
@@ -40,10 +40,7 @@ def check_against_ca(ca: Path, now: datetime) -> None:
 
 
 def check_against_server(server: str, secrets: Path, now: datetime | None = None) -> None:
-    """Ask the server for nothing, at the time `now` of this device's clock; ClockError if it refuses the time.
-
-    What else it answers is of no matter here.
-    """
+    """Send the server an empty request signed at `now`. Raises ClockError if it refuses the time; other answers are ignored."""
     now = now or datetime.now(UTC)
     key = load_ssh_private_key((secrets / "node.key").read_bytes(), password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)

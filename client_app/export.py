@@ -1,9 +1,9 @@
-"""A personal model for other programs: ONNX, or PyTorch's own exported program (.pt2).
+"""Export of a personal model for other programs: ONNX, or PyTorch's own exported program (.pt2).
 
     input   float32 [n, ...]: rows as the model's preparation makes them (`preparation` in the card: scales, one-hots)
     output  float32 [n, classes] probabilities, or [n, 1] the target in its own unit
 
-What is written is read back and compared with the model before it takes its place.
+The written file is read back and compared with the model before it replaces an existing one.
 """
 
 import logging
@@ -25,7 +25,7 @@ from quickbloom.common.personal.model import Personal
 from quickbloom.common.system.extras import needs
 
 TOLERANCE = 1e-5
-"""How far an output of the exported model may be from the model's own: of 1, or of its size where that is larger."""
+"""Largest difference between outputs of the exported model and of the model itself, both absolute and relative."""
 
 
 class PersonalModule(nn.Module):
@@ -37,7 +37,7 @@ class PersonalModule(nn.Module):
         self.module = self._algorithm.learner.module
         own = dict(self.module.named_parameters())
         self.module.load_state_dict({name: value for name, value in model.tensors.items() if name in own})
-        # What a personal model has beside the module, such as prototypes.
+        # Tensors of a personal model that are not in the module, such as prototypes.
         self._extra = [name for name in model.tensors if name not in own]
         for name in self._extra:
             self.register_buffer(name, model.tensors[name])
@@ -55,10 +55,10 @@ class PersonalModule(nn.Module):
 
 
 def export(model: str | Path, output: str | Path, form: str, trust: Collection[str] = ()) -> Path:
-    """Write the personal model `model` to `output` as "onnx" or "torch" (torch.export); returns the path.
+    """Write the personal model `model` to `output` as "onnx" or "torch" (torch.export); return the path.
 
-    `trust`: as of `client_app.offline.adapt`.
-    Raises ConfigError or DataError, among others where the copy does not say the same as the model, to 1e-5.
+    `trust`: see `client_app.offline.adapt`. Raises ConfigError or DataError, also if the outputs of
+    the copy differ from the model's by more than 1e-5.
     """
     if form not in _WRITERS:
         raise ConfigError(f"`--format` must be {' or '.join(_WRITERS)}, got '{form}'")
@@ -75,12 +75,12 @@ def export(model: str | Path, output: str | Path, form: str, trust: Collection[s
         x = torch.randint(spec[2], (5, *spec[1]), generator=draw)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _silence(), tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        partial = Path(folder) / "model.pt2"  # the only ending that PyTorch takes
+        partial = Path(folder) / "model.pt2"  # the only suffix that PyTorch accepts
         try:
             write(module, x, partial)
         except ConfigError:
             raise
-        except Exception as error:  # of the exporters, which raise a dozen types
+        except Exception as error:  # the exporters raise a dozen types
             raise DataError(f"the model cannot be written as {form} ({in_one_line(error)}): use the other format") from error
         for number in (5, 1, 3):
             _compare(module(x[:number]), read(partial, x[:number]), form)
@@ -90,7 +90,7 @@ def export(model: str | Path, output: str | Path, form: str, trust: Collection[s
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Without the exporters' remarks about themselves."""
+    """Suppress the exporters' log lines and warnings."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -104,7 +104,7 @@ def _compare(expected: Tensor, came: Tensor, form: str) -> None:
     if not torch.allclose(came, expected, rtol=TOLERANCE, atol=TOLERANCE):
         worst = float((came - expected).abs().max())
         raise DataError(
-            f"the model written as {form} says something else than the model itself, by {worst:.2g}: it is not kept"
+            f"the model written as {form} gives other outputs than the model itself, by {worst:.2g}: it is not kept"
         )
 
 

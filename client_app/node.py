@@ -1,4 +1,4 @@
-"""What a node keeps in its process between messages: its settings, its data set, its model."""
+"""A node's objects that its process keeps between messages: settings, data set, model."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ class Node:
     """One node of a run: the tasks it hosts and the algorithm it runs. Building it reads the data, so `node_of` caches it."""
 
     def __init__(self, run: RunConfig, config: NodeConfig, agreed: str = "") -> None:
-        """`agreed`: the schema that the nodes of the run agreed on; "": that of this node's file."""
+        """Read the data. `agreed`: the schema that the nodes of the run agreed on; "": that of this node's file."""
         torch.set_num_threads(config.threads)
         self.compile = Auto(run.rounds) if run.compile == "auto" else run.compile
         self.episodes = run.episodes
@@ -36,13 +36,13 @@ class Node:
         self.least_in_sum = config.least_in_sum
         self.show_rounds = config.show_rounds
         self.device = _device(config.device or run.device)
-        # Training and scoring take different memory.
+        # Training and scoring need different amounts of memory.
         self.chunk_size = config.chunk_size or run.chunk_size or AutoChunks(self.device)
         self.chunk_size_scoring = config.chunk_size or run.chunk_size or AutoChunks(self.device)
         data_dir = resolve_data_dir(config.data_dir or run.data_dir)
         self.dataset = load_dataset(run.dataset, _with_own_file(run, config), data_dir, agreed)
         tasks = self.dataset.tasks()
-        # A node's own file is all its own: only a file that nodes share is dealt out.
+        # A node hosts all tasks of its own file; only a shared file is divided among nodes.
         self.tasks: list[TaskInfo] = tasks if config.data_path else tasks[config.partition_id :: config.num_partitions]
         if wrong := flawed([*(task.task_id for task in tasks), *self.dataset.left_out]):
             raise DataError(f"the data have a task '{wrong[0]}', which cannot be used: {wrong[1]}", wrong[0])
@@ -50,31 +50,32 @@ class Node:
         self.run = run
 
     def algorithm_for(self, meta: Params) -> tuple[Algorithm, Params]:
-        """The run's algorithm on this node's device, and `meta` there. Raises WireError if `meta` does not fit the model."""
+        """Return the run's algorithm on this node's device, and `meta` there. Raises WireError if `meta` does not fit."""
         algorithm = _algorithm(self.run, self.dataset.spec, self.device)
         if reason := mismatch(meta, algorithm.init()):
             raise WireError(f"the model that the server sent does not fit this node's data: {reason}")
         return algorithm, {name: value.to(self.device) for name, value in meta.items()}
 
     def check_hosted(self, task_ids: list[str]) -> list[str]:
-        """The same ids. Raises WireError for one that this node does not host."""
+        """Return `task_ids`. Raises WireError if this node does not host one of them."""
         if foreign := sorted(set(task_ids) - self._hosted):
             raise WireError(f"this node does not host the task '{foreign[0]}'")
         return task_ids
 
 
 def node_of(context: Context, told: Mapping[str, Any] | None = None, agreed: str = "") -> Node:
-    """The Node of this process for the settings in `context`; built once. Raises ConfigError or DataError.
+    """Return this process's Node for the settings in `context`, built once. Raises ConfigError or DataError.
 
-    `told`: settings that came with the message, which win over those of the run. `agreed`: as of `Node`, by the message.
+    `told`: settings from the message, which take precedence over those of the run. `agreed`: schema
+    from the message, see `Node`.
     """
     run_config = {**context.run_config, **(told or {})}
-    # One text for all nodes of a process, where Flower simulates a thousand in each.
+    # One string shared by all nodes of a process, since Flower simulates a thousand in each.
     text = sys.intern(json.dumps(run_config, sort_keys=True))
     return _cached(text, json.dumps(dict(context.node_config), sort_keys=True), agreed)
 
 
-@lru_cache(maxsize=1024)  # more than the nodes of one process: each would be built anew for every message
+@lru_cache(maxsize=1024)  # more than the nodes of one process, else each would be rebuilt for every message
 def _cached(run_config: str, node_config: str, agreed: str) -> Node:
     flat_node: dict[str, Any] = json.loads(node_config)
     return Node(_run(run_config), parse_node_config(flat_node), agreed)
@@ -88,15 +89,15 @@ def _run(text: str) -> RunConfig:
 
 @lru_cache(maxsize=8)
 def _algorithm(run: RunConfig, spec: DataSpec, device: torch.device) -> Algorithm:
-    """The same for all nodes of a process whose data have the same form: an algorithm keeps nothing of a task."""
-    return build_algorithm(run, spec, device, tried=True)  # by the server
+    """Return the algorithm, shared by all nodes of a process with data of the same form, since it holds no state of a task."""
+    return build_algorithm(run, spec, device, tried=True)  # the server has tried it
 
 
 def _with_own_file(run: RunConfig, config: NodeConfig) -> Options:
-    """The settings of the data set, in which the node's own file and columns win."""
+    """Return the settings of the data set, in which the node's own file and columns take precedence."""
     options = run.table(run.dataset)
     named = {"path": config.data_path, "task_column": config.task_column, "target_column": config.target_column}
-    # A column that this node names must be there; the run's may be one that other nodes have.
+    # A column that this node names must exist; the run's column may exist on other nodes only.
     name = config.task_name or (task_of_file(config.data_path) if config.data_path and not config.task_column else "")
     given = {key: value for key, value in {**named, "task_name": name}.items() if value}
     if config.task_column and not config.task_name:

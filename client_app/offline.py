@@ -1,10 +1,11 @@
-"""Offline: adapt a checkpoint to one's own file, and use the personal model. The same functions for Python and the command.
+"""Offline use: adapt a checkpoint to one's own file, and predict with the personal model. For Python and the command.
 
     from quickbloom.client_app.offline import adapt, predict
     (mine,) = adapt("runs/r/checkpoints", "ward.csv", "mine")
     predict("mine", "new-patients.csv").rows
 
-A checkpoint and a personal model describe their own model, classes and columns: nothing of it is given again.
+A checkpoint and a personal model describe their own model, classes and columns, so none of these
+has to be given again.
 """
 
 import math
@@ -53,15 +54,16 @@ def adapt(
     say: Callable[[str], None] = lambda sentence: None,
     trust: Collection[str] = (),
 ) -> list[Personal]:
-    """Adapt a checkpoint to every task of one's own file, and write a personal model for each; returns them.
+    """Adapt a checkpoint to every task of one's own file, write a personal model for each, and return the models.
 
-    `checkpoint_path`: a checkpoint, a run directory, or a node's `state-dir`. `data`: as for `quickbloom run --data`; its
-    columns are those of the run unless `task` and `target` name others. `output`: a folder, or a file that ends in
-    .safetensors if the data have one task. `say` is told of tasks that cannot be used, and of
-    what may be a mistake. Each task is cut into support, query
-    and test part as in a run: it adapts on the support part alone, and the test part says what it was worth.
-    `trust`: models of somebody's own, as "module:factory", that may be imported if the checkpoint names them. Raises DataError
-    or ConfigError.
+    `checkpoint_path`: a checkpoint, a run directory, or a node's `state-dir`. `data`: as for
+    `quickbloom run --data`; its columns are those of the run unless `task` and `target` name
+    others. `output`: a folder, or a file that ends in .safetensors if the data have one task.
+    `say`: called with sentences on unusable tasks and possible mistakes. `trust`: user models, as
+    "module:factory", that may be imported if the checkpoint names them.
+
+    Each task is cut into support, query and test part as in a run. It adapts on the support part
+    alone and is scored on the test part. Raises DataError or ConfigError.
     """
     found = _load(Path(checkpoint_path).expanduser(), say)
     what = f"the checkpoint '{found.path}'"
@@ -73,7 +75,7 @@ def adapt(
             f"the checkpoint was trained on the data set `{config.dataset}`, and no file fits it: train with --data"
         )
     options = config.table("own").model_copy(update={"path": str(data), "leave_out": ""})
-    # As of a device that takes part: a column that is named must be there.
+    # As on a device that takes part, a named column must exist.
     named = {"task_column": task, "target_column": target, "task_name": "" if task else task_of_file(str(data))}
     given = {key: name for key, name in named.items() if name or (task and key == "task_name")}
     with fits_together(what):
@@ -103,9 +105,10 @@ def adapt(
 
 @dataclass(frozen=True)
 class Score:
-    """What a model was worth on `examples` rows of its task. `part`: "test", or "all" where the file is another one.
+    """Score of a model on `examples` rows of its task. `part`: "test", or "all" if the file is another one.
 
-    `value`: accuracy in 0..1, or the mse in standardised units, as in per_task.csv; `rmse`: its root in the unit of the target.
+    `value`: accuracy in 0..1, or the mse in standardised units, as in per_task.csv; `rmse`: its
+    root in the unit of the target.
     """
 
     task: str
@@ -118,13 +121,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Predictions:
-    """`rows`: one dictionary for each row of the file that belongs to a model, in its order; `scores`: where there are targets.
+    """Predictions for the rows of a file.
 
-    `remarks`: how the file was read where that may not be meant, and which rows are not there.
+    `rows`: one dictionary for each row that belongs to a model, in the file's order; `scores`: one
+    per model with targets. `remarks`: ambiguous readings of the file, and rows that are left out.
 
-    The keys: "row" (counted from 1), "task", "part" (support, query or test, if these are the data that the model was adapted
-    to), "target", "prediction", and "probability" of the predicted class. The last two are "" where the model's outputs are
-    not finite.
+    The keys: "row" (counted from 1), "task", "part" (support, query or test, if these are the data
+    that the model was adapted to), "target", "prediction", and "probability" of the predicted
+    class. The last two are "" if the model's outputs are not finite.
     """
 
     rows: list[dict[str, Any]]
@@ -132,11 +136,11 @@ class Predictions:
     remarks: Sequence[str] = ()
 
     def without(self) -> list[int]:
-        """The numbers of the rows for which the model has no prediction."""
+        """Return the numbers of the rows without a prediction."""
         return [int(row["row"]) for row in self.rows if not row["prediction"]]
 
     def write_csv(self, file: TextIO) -> None:
-        """As a table with a header."""
+        """Write the rows as CSV with a header."""
         columns = list(self.rows[0]) if self.rows else ["row", "task", "part", "target", "prediction"]
         write_csv(file, columns, self.rows, end="\n")
 
@@ -144,9 +148,10 @@ class Predictions:
 def predict(model: str | Path, data: str | Path, trust: Collection[str] = ()) -> Predictions:
     """Predict the rows of a file with a personal model, or with the models of a folder, each for the rows of its own task.
 
-    A file without the task column is all of one model's task. Where the file holds targets, it says what the model is worth:
-    on the test part of the data that it was adapted to, which is what the server's per_task.csv shows, or on all rows of
-    other data. `trust`: as of `adapt`. Raises DataError or ConfigError.
+    In a file without the task column all rows belong to the task of the only model. If the file
+    holds targets, each model is scored: on the test part of the data that it was adapted to, as in
+    the server's per_task.csv, or on all rows of other data. `trust`: see `adapt`. Raises DataError
+    or ConfigError.
     """
     models = _models(Path(model).expanduser(), trust)
     for one in models:
@@ -181,13 +186,11 @@ def predict(model: str | Path, data: str | Path, trust: Collection[str] = ()) ->
 
 @contextmanager
 def fits_together(what: str) -> Iterator[None]:
-    """Raise DataError for whatever goes wrong because facts of a file contradict each other. `what`: "the checkpoint 'a'"."""
+    """Turn errors from contradictory facts of a file into DataError. `what`: "the checkpoint 'a'"."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{what} cannot be used: what it says of itself does not fit together ({in_one_line(error)})"
-        ) from error
+        raise DataError(f"{what} cannot be used: its facts contradict each other ({in_one_line(error)})") from error
 
 
 def _predict(model: Personal, table: Table, *, alone: bool) -> tuple[list[dict[str, Any]], list[Score]]:
@@ -219,7 +222,10 @@ def _predict(model: Personal, table: Table, *, alone: bool) -> tuple[list[dict[s
 
 
 def _outputs(model: Personal, x: torch.Tensor, parts: list[str]) -> torch.Tensor:
-    """The model's outputs [n, ...], by chunks. One that mixes the examples of a batch sees each part by itself, as in a run."""
+    """Return the model's outputs [n, ...], computed in chunks.
+
+    A model that mixes the examples of a batch gets each part separately, as in a run.
+    """
     mixes = model.algorithm.mixes_examples
     groups = [np.flatnonzero([part == one for part in parts]) for one in sorted(set(parts))] if mixes else [np.arange(len(x))]
     chunks = [torch.from_numpy(group[at : at + _CHUNK]) for group in groups for at in range(0, len(group), _CHUNK)]
@@ -231,7 +237,7 @@ def _outputs(model: Personal, x: torch.Tensor, parts: list[str]) -> torch.Tensor
 
 
 def _score(model: Personal, x: torch.Tensor, y: Array, chosen: Array, part: str) -> Score:
-    """By the same function as in a run, so that the numbers are the same."""
+    """Return the score, computed by the same function as in a run so that the numbers agree."""
     classes = model.card["score"]["name"] == "accuracy"
     labels = torch.from_numpy(y[chosen].astype(np.int64 if classes else np.float32))
     batch = Batch.of(x[torch.from_numpy(chosen)], labels if classes else labels[:, None])
@@ -243,7 +249,7 @@ def _score(model: Personal, x: torch.Tensor, y: Array, chosen: Array, part: str)
 
 
 def _rows_of(task: str, table: Table, options: OwnOptions, *, alone: bool) -> Array:
-    """Positions of the task's rows; all where nothing says whose they are, and there is but one model."""
+    """Return the positions of the task's rows; all rows if there is no task column and only one model."""
     if options.task_column not in table:
         if not alone:
             raise DataError(
@@ -258,7 +264,7 @@ def _rows_of(task: str, table: Table, options: OwnOptions, *, alone: bool) -> Ar
 def _targets(
     table: Table, schema: Schema, preparation: Preparation, rows: Array, options: OwnOptions
 ) -> tuple[Array, list[str]]:
-    """(class positions or standardised numbers, NaN where unknown; the same as text) of the rows."""
+    """Return (class positions or standardised numbers, NaN if unknown; the same as text) of the rows."""
     if schema.target not in table:
         return np.full(len(rows), np.nan), [""] * len(rows)
     try:
@@ -275,18 +281,18 @@ def _targets(
 
 
 def _parts(model: Personal, options: OwnOptions, card: Any) -> dict[int, str]:
-    """The part of every row if the file is the one that the model was adapted to; {} for any other."""
+    """Return the part of every row if the model was adapted to this file; {} for any other file."""
     try:
         own = Own(options, Path(), card["schema"])
         if model.task not in own.rows or personal_model.digest(own.test_draws(model.task)[0]) != card["data"]:
             return {}
-    except DataError:  # it lacks targets, say: it is another file
+    except DataError:  # another file, for example one without targets
         return {}
     return own.part_of_rows(model.task)
 
 
 def _in_words(outputs: torch.Tensor, classes: list[str], preparation: Preparation) -> list[dict[str, Any]]:
-    """What the outputs say: a class and its probability, or a number in the target's unit; "" where they are not finite."""
+    """Return predictions: a class and its probability, or a number in the target's unit; "" if outputs are not finite."""
     finite = outputs.isfinite().all(dim=1)
     if not classes:
         values = outputs[:, 0].double().numpy()
@@ -294,7 +300,7 @@ def _in_words(outputs: torch.Tensor, classes: list[str], preparation: Preparatio
         digits = _digits(preparation)
         return [{"prediction": f"{value:.{digits}g}" if known else ""} for value, known in zip(values, finite, strict=True)]
     probabilities = torch.softmax(outputs.double(), dim=1)
-    best = outputs.argmax(dim=1)  # as the score: of equal ones the first
+    best = outputs.argmax(dim=1)  # ties go to the first, as in the score
     return [
         {"prediction": classes[int(label)], "probability": f"{float(probabilities[i, label]):.6f}"}
         if finite[i]
@@ -304,7 +310,7 @@ def _in_words(outputs: torch.Tensor, classes: list[str], preparation: Preparatio
 
 
 def _digits(preparation: Preparation) -> int:
-    """Of a prediction: more where numbers are large beside their spread, such as 1,000,000,000.5."""
+    """Return the digits of a prediction: more for numbers that are large beside their spread, such as 1,000,000,000.5."""
     target = preparation.target
     ratio = abs(target.mean) / target.deviation if target else 1.0
     return min(17, 9 + math.ceil(math.log10(max(ratio, 1.0))))
@@ -320,7 +326,7 @@ def _load(path: Path, say: Callable[[str], None]) -> checkpoint.Checkpoint:
 
 
 def one_model(path: Path, trust: Collection[str] = ()) -> Personal:
-    """The personal model at `path`, a file or a folder that holds one. Raises DataError or ConfigError."""
+    """Return the personal model at `path`, a file or a folder that holds one. Raises DataError or ConfigError."""
     models = _models(path, trust)
     if len(models) > 1:
         raise DataError(f"the folder '{path}' holds {len(models)} personal models: name the file of one")

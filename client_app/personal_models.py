@@ -1,7 +1,8 @@
-"""The personal models of a node, in the folder `personal` of its `state-dir`: one file for each of its tasks, never sent.
+"""A node's personal models, in the folder `personal` of its `state-dir`: one file per task, never sent.
 
-Beside it lies the model that they were adapted from, `meta.safetensors`, a checkpoint for `quickbloom-edge adapt`. A new model
-replaces an old one whole; where it cannot be written, the old one stays.
+Beside the folder is `meta.safetensors`, the model that they were adapted from, a checkpoint for
+`quickbloom-edge adapt`. A new model replaces an old one atomically; if it cannot be written, the
+old one stays.
 """
 
 import math
@@ -26,9 +27,9 @@ FOLDER, META = "personal", "meta.safetensors"
 
 
 def keep_all(node: Node, request: KeepRequest, store: KeptState) -> int:
-    """Adapt the model of `request` to every task of the node and keep what comes of it; returns how many were kept.
+    """Adapt the model of `request` to every task of the node, keep the results, and return their number.
 
-    Raises ConfigError if `state-dir` cannot be written; what was there stays.
+    Raises ConfigError if `state-dir` cannot be written; existing files stay.
     """
     if not node.state_dir:
         return 0
@@ -63,12 +64,16 @@ def keep_all(node: Node, request: KeepRequest, store: KeptState) -> int:
 
 
 def path_of(folder: Path, task_id: str) -> Path:
-    """The file of a task's personal model."""
+    """Return the file of a task's personal model."""
     return folder / f"{as_name(task_id)}{SUFFIX}"
 
 
 def in_words(personal: Personal) -> str:
-    """One line for a person: "Personal model of ward-7 (round 100): accuracy 41.2 % before, 83.3 % after 10 steps, .."."""
+    """Return one line for a person.
+
+    Example: "Personal model of ward-7 (round 100): accuracy 41.2 % before, 83.3 % after 10 steps,
+    ..".
+    """
     found = personal.card["score"]
     unit = in_unit([found["before"], found["after"]], personal) if found["name"] == "mse" else ""
     before, after = (score(found[when], found["name"]) for when in ("before", "after"))
@@ -81,7 +86,10 @@ def in_words(personal: Personal) -> str:
 
 
 def in_unit(errors: Sequence[float | None], personal: Personal) -> str:
-    """Mean squared errors in standardised units as their roots in the unit of the target: "; rmse 41.2 -> 8.3, in its unit"."""
+    """Return mean squared errors as their roots in the unit of the target.
+
+    Example: "; rmse 41.2 -> 8.3 in the unit of the target"; "" for classes.
+    """
     target = Preparation.from_json(personal.card.get("preparation", {})).target
     if target is None:
         return ""

@@ -13,19 +13,19 @@ from quickbloom.common.errors import ConfigError
 
 _DAY = 24 * 60
 _LOOK = 20.0
-"""Seconds between two looks at the clock, which may be set or stand still meanwhile."""
+"""Seconds between two looks at the clock, which may be set or suspended in between."""
 
 
 @dataclass(frozen=True)
 class QuietHours:
-    """From `start` to `end`, both in minutes after midnight; the window may span midnight. Equal: never."""
+    """A window from `start` to `end`, in minutes after midnight; it may span midnight. Equal values mean never."""
 
     start: int = 0
     end: int = 0
 
     @classmethod
     def parse(cls, text: str) -> "QuietHours":
-        """ "22:30-06:00"; "": never. Raises ConfigError."""
+        """Return the hours of "22:30-06:00"; "" means never. Raises ConfigError."""
         if not text:
             return cls()
         found = re.fullmatch(r"(\d\d?):(\d\d)-(\d\d?):(\d\d)", text.strip())
@@ -36,7 +36,7 @@ class QuietHours:
         return cls(minutes[0] % _DAY, minutes[1] % _DAY)
 
     def now(self, at: datetime) -> bool:
-        """Whether it is quiet at this time of the day."""
+        """Return whether the time of day of `at` is within the quiet hours."""
         minute = 60 * at.hour + at.minute
         if self.start <= self.end:
             return self.start <= minute < self.end
@@ -53,9 +53,10 @@ def outside(
     clock: Callable[[], datetime] = datetime.now,
     look: float = _LOOK,
 ) -> int:
-    """Do `work` outside the quiet hours; returns what it returns when it ends by itself.
+    """Run `work` outside the quiet hours; return its result when it ends by itself.
 
-    `work` is ended by SIGTERM to this process when the quiet hours begin, and must return or raise KeyboardInterrupt then.
+    When the quiet hours begin, this process gets SIGTERM, and `work` must then return or raise
+    KeyboardInterrupt.
     """
     while True:
         if quiet.now(clock()):

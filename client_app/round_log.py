@@ -1,4 +1,4 @@
-"""What a node says of each round, for whoever sits before it: tasks, seconds, bytes, and its own scores. None of it is sent."""
+"""A node's log lines about each round, for its own user: tasks, seconds, bytes and scores. Nothing of it is sent."""
 
 from logging import INFO
 
@@ -12,18 +12,18 @@ from quickbloom.common.maths.params import Params
 
 _MOST_NAMED = 3
 _MOST_SCORED = 16
-"""Tasks that are scored beside a round of training: a node that hosts hundreds would take longer than the round."""
+"""Most tasks to score after a training round; scoring hundreds would take longer than the round."""
 
 
 def tell(node: Node, what: str, task_ids: list[str], scores: str, seconds: float, received: int, sent: int) -> None:
-    """One line: "Round 7, training: ward-7; accuracy 41.2 % -> 83.3 % on ..; 0.8 s, 12 kB in, 12 kB out"."""
+    """Log one line: "Round 7, training: ward-7; accuracy 41.2 % -> 83.3 % on ..; 0.8 s, 12 kB in, 12 kB out"."""
     if node.show_rounds:
         named = ", ".join(task_ids[:_MOST_NAMED]) + (f" and {len(task_ids) - _MOST_NAMED} more" * (len(task_ids) > _MOST_NAMED))
         log(INFO, "%s: %s; %s%.1f s, %s in, %s out", what, named, scores and f"{scores}; ", seconds, size(received), size(sent))
 
 
 def own_scores(node: Node, algorithm: Algorithm, meta: Params, task_ids: list[str]) -> str:
-    """The mean score of these tasks on their own test parts, before and after adapting at the inner rate; "" if not shown."""
+    """Return the mean score of these tasks on their test parts, before and after adapting; "" if not shown."""
     if not node.show_rounds:
         return ""
     found = [node.dataset.test_draws(task_id) for task_id in task_ids[:_MOST_SCORED]]

@@ -1,6 +1,7 @@
-"""This node's part in secure sums: load what it knows, take one step of `common.wire.secure.protocol`, keep what comes next.
+"""This node's part in secure sums: load its state, take one step of `common.wire.secure.protocol`, store the next state.
 
-What is kept is taken out of the state first, so a step that fails or is refused ends the session: no second try, no way back.
+The state is removed before each step, so a step that fails or is refused ends the session and
+cannot be repeated.
 """
 
 import os
@@ -26,7 +27,7 @@ from quickbloom.common.wire.secure.updates import Numbers
 
 
 def check_open(node: Node) -> None:
-    """Raise SecureError if this node's meta-gradient must not be sent as it is."""
+    """Raise SecureError if this node's meta-gradient must not be sent unmasked."""
     if node.run.secure_aggregation:
         raise SecureError("this run has `secure-aggregation`, so no meta-gradient is sent unmasked")
     if node.least_in_sum:
@@ -37,7 +38,7 @@ def check_open(node: Node) -> None:
 
 
 def keys(message: Message, node: Node, state: RecordDict) -> RecordDict:
-    """New keys; those of an earlier session are forgotten."""
+    """Draw new keys, forget those of an earlier session, and reply with the public ones."""
     request = KeysRequest.from_records(message.content)
     recall(state)
     fresh = Keys.fresh(request.session, os.urandom)
@@ -46,7 +47,7 @@ def keys(message: Message, node: Node, state: RecordDict) -> RecordDict:
 
 
 def shares(message: Message, node: Node, state: RecordDict) -> RecordDict:
-    """This node's secrets, split among all nodes of the sum."""
+    """Reply with this node's secrets, split among all nodes of the sum."""
     request = SharesRequest.from_records(message.content)
     stage = _taken(state, request.session)
     if not isinstance(stage, Keys):
@@ -57,7 +58,7 @@ def shares(message: Message, node: Node, state: RecordDict) -> RecordDict:
 
 
 def ready(request: MaskedRequest, state: RecordDict) -> Shared:
-    """What this node knows for the step `masked`."""
+    """Return this node's state for the step `masked`. Raises SecureError if there is none."""
     stage = _taken(state, request.session)
     if not isinstance(stage, Shared):
         raise _out_of_order(stage)
@@ -65,14 +66,14 @@ def ready(request: MaskedRequest, state: RecordDict) -> Shared:
 
 
 def masked(stage: Shared, request: MaskedRequest, row: Numbers, state: RecordDict) -> RecordDict:
-    """This node's numbers, masked."""
+    """Reply with this node's numbers, masked."""
     opened = stage.mask(row, request.envelopes)
     remember(state, opened.after)
     return MaskedReply(opened.masked).to_records()
 
 
 def reveal(message: Message, node: Node, state: RecordDict) -> RecordDict:
-    """The shares that take the masks off the sum; after that this node knows nothing of it any more."""
+    """Reply with the shares that unmask the sum; afterwards this node knows nothing of it."""
     request = RevealRequest.from_records(message.content)
     stage = _taken(state, request.session)
     if not isinstance(stage, Masked):

@@ -1,7 +1,8 @@
-"""What tasks keep on their node between rounds, such as personal heads. None of it is ever sent.
+"""State of tasks on their node between rounds, such as personal heads. It is never sent.
 
-It lives in Flower's state of the node, which lasts as long as the run and the node's process, and, if the node's setting
-`state-dir` names a folder, in a file per task as well, which outlives restarts of the node.
+It is stored in Flower's state of the node, which lasts as long as the run and the node's process.
+If the node setting `state-dir` names a folder, a file per task stores it as well, which survives
+restarts of the node.
 """
 
 from logging import WARNING
@@ -19,7 +20,7 @@ from quickbloom.common.wire.messages import WireError, kept_from_records, kept_t
 
 
 class KeptState:
-    """What the tasks of one node keep in one training. `lineage`: the training's name; a run that is resumed has the same."""
+    """State of one node's tasks in one training. `lineage`: the training's name, shared by resumed runs."""
 
     def __init__(self, records: RecordDict, state_dir: str, lineage: str) -> None:
         self._records = records
@@ -27,7 +28,7 @@ class KeptState:
         self._directory = Path(state_dir).expanduser() / self._lineage if state_dir else None
 
     def load(self, task_id: str, fresh: Params) -> Params | None:
-        """What the task kept; None if it is new here, or if what it kept cannot stand in for `fresh`."""
+        """Return the task's state; None if the task is new here, or if its state does not fit `fresh`."""
         if not fresh:
             return None
         try:
@@ -38,12 +39,12 @@ class KeptState:
         except (WireError, OSError, SafetensorError) as error:
             reason = str(error)
         if reason:
-            log(WARNING, "What task %s kept on this node cannot be used, it starts afresh: %s", task_id, reason)
+            log(WARNING, "The state of task %s on this node cannot be used, it starts afresh: %s", task_id, reason)
             return None
         return kept
 
     def save(self, task_id: str, kept: Params) -> None:
-        """Keep this from now on. Raises ConfigError if `state-dir` cannot be written."""
+        """Store the task's state. Raises ConfigError if `state-dir` cannot be written."""
         if not kept:
             return
         kept_to_records(self._records, f"{self._lineage}/{task_id}", kept)
@@ -73,13 +74,13 @@ class KeptState:
 
 
 def as_name(text: str) -> str:
-    """`text` as the name of one file or folder: quote() alone would let "." and ".." through."""
+    """Return `text` as a file or folder name; quote() alone would let "." and ".." through."""
     return quote(text, safe="").replace(".", "%2E")
 
 
 def _flaw(kept: Params, fresh: Params) -> str | None:
-    """Why `kept` cannot stand in for `fresh`, in words; None if it can."""
+    """Return in words why `kept` cannot replace `fresh`; None if it can."""
     if reason := mismatch(kept, fresh):
         return reason
-    # With such a start no round of the task would ever be finite again.
+    # From such a start no round of the task would ever be finite again.
     return None if all_finite(kept) else "it holds NaN or infinity"

@@ -1,1 +1,1 @@
-"""The maths, the data and the messages: what server and nodes share."""
+"""Mathematics, data, models and messages shared by the server and the nodes."""

@@ -1,4 +1,4 @@
-"""The errors that a user can mend; whatever else is raised is a defect of this program."""
+"""Errors that a user can mend. Any other exception is a defect of this program."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -8,7 +8,7 @@ from quickbloom.common.printable import one_line as one_line
 
 
 class OneLineError(Exception):
-    """An error whose message may quote what others have said: always one printable line."""
+    """An error whose message may quote other machines or files: always one printable line."""
 
     def __init__(self, sentence: str = "") -> None:
         super().__init__(one_line(sentence))
@@ -17,7 +17,7 @@ class OneLineError(Exception):
 class QuickbloomError(OneLineError):
     """Base of the errors whose message is written for the user: one sentence that says what to change.
 
-    `quoted`: the parts of it that are contents of the user's data, as they stand in it.
+    `quoted`: parts of the message copied from the user's data, exactly as they appear in it.
     """
 
     def __init__(self, sentence: str, *quoted: str) -> None:
@@ -25,7 +25,7 @@ class QuickbloomError(OneLineError):
         self.quoted = quoted
 
     def for_others(self) -> str:
-        """The sentence without what it quotes, fit to leave the device."""
+        """Return the message without its `quoted` parts, so that it can leave the device."""
         sentence = str(self)
         for part in self.quoted:
             sentence = sentence.replace(one_line(part), "(not told)")
@@ -41,13 +41,13 @@ class DataError(QuickbloomError):
 
 
 FILE_TROUBLE = "a file could not be read or written"
-"""How the sentence begins that ends a command for a full disk and the like."""
+"""Start of the error message when a file operation fails, for example on a full disk."""
 
 
 def did_you_mean(name: str, known: Iterable[str], shown: Mapping[str, str] | None = None) -> str:
-    """The end of a sentence that refuses `name`: ": did you mean `rounds`?", or nothing if none of `known` is like it.
+    """Return a suggestion that ends an error message: ": did you mean `rounds`?", or "" if no name is close.
 
-    `shown`: what is to be typed for one that is known, if that is more than its name.
+    `shown` maps a known name to the text to suggest, where that is more than the name itself.
     """
     spelled = {other.casefold(): other for other in known}
     close = get_close_matches(name.casefold(), list(spelled), n=1)
@@ -56,6 +56,6 @@ def did_you_mean(name: str, known: Iterable[str], shown: Mapping[str, str] | Non
 
 
 def in_one_line(error: BaseException) -> str:
-    """An exception of somebody else's as part of a sentence: its type and its text, without line breaks."""
+    """Return the type and message of a foreign exception on one line, the message cut to 300 characters."""
     text = " ".join(one_line(str(error)).split())
     return f"{type(error).__name__}: {text if len(text) <= 300 else text[:297] + '...'}".removesuffix(": ").rstrip(".")

@@ -1,4 +1,4 @@
-"""Base of every settings model: kebab-case keys from the outside, snake_case names inside, frozen, nothing extra."""
+"""Base class of every settings model: kebab-case keys outside, snake_case fields inside, frozen, no unknown keys."""
 
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ def _kebab(name: str) -> str:
 class Options(BaseModel):
     """Settings of one part (an algorithm, a data set, a model). Every field has a default and a description.
 
-    Strict: 3.0 is no whole number and "0.1" is no number; a whole number is accepted where a number is expected.
+    Types are strict: 3.0 is not an integer and "0.1" is not a number; an integer is accepted as a number.
     """
 
     model_config = ConfigDict(

@@ -1,7 +1,7 @@
-"""Randomness from what it is for, never from a global state.
+"""Random generators derived from a seed and a purpose; there is no global state.
 
-Every random draw in a federation comes from (seed, purpose, round, task). So the outcome depends neither on the order of
-the work nor on which node a task lives on.
+Every draw in a federation derives from (seed, purpose, round, task). The outcome therefore depends neither on
+the order of work nor on which node holds a task.
 """
 
 import hashlib
@@ -12,19 +12,20 @@ from numpy.random.bit_generator import ISpawnableSeedSequence
 
 
 def generator(seed: int, *parts: str | int) -> np.random.Generator:
-    """A NumPy generator that is a pure function of `seed` and `parts`, the same on every machine.
+    """Return a NumPy generator that is a pure function of `seed` and `parts`, equal on every machine.
 
     Example: `generator(7, "episode", round_number, task_id)`.
     """
     text = "\x1f".join(map(str, (seed, *parts)))
-    # NumPy takes any ISeedSequence, whatever its stubs say.
+    # NumPy accepts any ISeedSequence, although its type stubs do not say so.
     return np.random.Generator(np.random.PCG64(_Digest(_digest(text.encode()))))  # type: ignore[arg-type]
 
 
 class _Digest(ISpawnableSeedSequence):
-    """The 256 bits that PCG64 starts from. A cryptographic digest needs none of the mixing that `SeedSequence` does.
+    """The 256 bits that seed PCG64. A cryptographic digest needs none of the mixing that `SeedSequence` does.
 
-    That mixing would cost more than all the rest, and a round of many small tasks makes a generator for each.
+    That mixing would cost more than everything else here, and a round makes a generator for each of its many
+    small tasks.
     """
 
     def __init__(self, digest: bytes) -> None:

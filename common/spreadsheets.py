@@ -1,8 +1,8 @@
-"""CSV as spreadsheets take it: a text that they would run as a formula is kept a text by an apostrophe in front of it.
+"""CSV that is safe in spreadsheets: text that would run as a formula gets an apostrophe in front of it.
 
-Names of tasks and classes come from other people's files, and a spreadsheet computes a cell that begins with =, +, - or @,
-whatever quotation marks are around it; a formula can start programs and send what other cells hold. Numbers stay numbers.
-`read_csv` gives back what `write_csv` was given.
+Names of tasks and classes come from other people's files. A spreadsheet evaluates a cell that begins with =,
++, - or @, even in quotation marks, and a formula can start programs or send away other cells. Numbers stay
+numbers. `read_csv` returns exactly what `write_csv` was given.
 """
 
 import csv
@@ -11,23 +11,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 _RUNS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
-"""What a formula begins with, the wide forms of =, +, - and @ included; blanks in front of it are passed over by some."""
+"""First characters of a formula, including the wide forms of =, +, - and @. Some programs skip leading spaces."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _MARK = "'"
 
 
 def cell(value: Any) -> Any:
-    """`value` as it is written: only a text that a spreadsheet would run is another one."""
+    """Return `value` as it is written to CSV: text that a spreadsheet would run gets an apostrophe, all else stays."""
     return _MARK + value if isinstance(value, str) and _would_run(value) else value
 
 
 def text_of(written: str) -> str:
-    """The text for which `cell` gave this one."""
+    """Return the text that `cell` was given: the inverse of `cell`."""
     return written[1:] if written.startswith(_MARK) and _would_run(written) else written
 
 
 def write_csv(file: TextIO, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], end: str = "\r\n") -> None:
-    """A header and the rows. `end`: of a line."""
+    """Write a header and the rows. `end` is the line terminator. Raises ValueError for a column not in `columns`."""
     writer = csv.writer(file, lineterminator=end)
     writer.writerow([cell(name) for name in columns])
     for row in rows:
@@ -37,7 +37,7 @@ def write_csv(file: TextIO, columns: Sequence[str], rows: Iterable[Mapping[str, 
 
 
 def read_csv(file: TextIO) -> Iterator[dict[str, str]]:
-    """The rows of what `write_csv` has written. Raises csv.Error."""
+    """Yield the rows of a file from `write_csv`, by column name. Raises csv.Error."""
     lines = csv.reader(file)
     columns = [text_of(name) for name in next(lines, [])]
     for line in lines:
@@ -45,7 +45,7 @@ def read_csv(file: TextIO) -> Iterator[dict[str, str]]:
 
 
 def _would_run(text: str) -> bool:
-    # Of a text that begins with apostrophes itself one more is written, or reading would take one of them away.
+    # Text that already begins with apostrophes gets one more; otherwise reading would remove one of its own.
     bare = text.lstrip(_MARK)
     begins = bare.startswith(_RUNS) or bare.lstrip().startswith(_RUNS)
     return begins and not (bare == text and _NUMBER.fullmatch(text))

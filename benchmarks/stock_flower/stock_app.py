@@ -50,7 +50,7 @@ class Timed(FedAvg):
     """Flower's FedAvg that notes when each round's replies are averaged."""
 
     def __init__(self, nodes: int, available: int) -> None:
-        # Flower asks as many as the larger of a fraction and the least number, but nobody where the fraction is 0.
+        # Flower asks the larger of a fraction and a minimum number of nodes, but nobody if the fraction is 0.
         super().__init__(fraction_train=1e-9, fraction_evaluate=0.0, min_train_nodes=nodes, min_available_nodes=available)
         self.times: list[float] = []
 

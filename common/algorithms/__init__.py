@@ -1,4 +1,4 @@
-"""The algorithms by name."""
+"""Registry of the algorithms by name."""
 
 from quickbloom.common.algorithms.anil import Anil
 from quickbloom.common.algorithms.base import Algorithm
@@ -34,7 +34,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
 
 
 def is_own_algorithm(algorithm: type[Algorithm]) -> bool:
-    """Whether it comes from a user's own code, which only the process knows that has imported it."""
+    """Return whether the algorithm comes from user code, which exists only in the process that imported it."""
     return not algorithm.__module__.startswith("quickbloom.common.algorithms.")
 
 

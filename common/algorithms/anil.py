@@ -1,7 +1,7 @@
 """ANIL, "almost no inner loop" (Raghu, Raghu, Bengio, Vinyals 2020, "Rapid Learning or Feature Reuse?").
 
-MAML whose inner loop moves the head alone, in training and at evaluation; g is the exact gradient with respect to all of theta,
-the body included.
+The inner loop of MAML moves the head alone, in training and at evaluation. g is the exact gradient with
+respect to all of theta, the body included.
 """
 
 from collections.abc import Iterator
@@ -20,9 +20,7 @@ from quickbloom.common.options import Text
 
 
 class AnilOptions(MamlOptions):
-    head: Text = Field(
-        "auto", description='parameters that adapt, by how their names begin, with commas; "auto": the last layer'
-    )
+    head: Text = Field("auto", description='comma-separated name prefixes of the parameters that adapt; "auto": the last layer')
 
 
 class Anil(Maml):
@@ -36,7 +34,7 @@ class Anil(Maml):
         self._head = learner.head("anil.head", options.head)
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
-        """Full parameters after 0, 1, .. `steps` steps; their body is that of `meta`."""
+        """Yield full parameters after 0, 1, .. `steps` steps of the head; the body stays that of `meta`."""
 
         def loss(head: Params, batch: Batch) -> Tensor:
             return self.learner.loss({**meta, **head}, batch)

@@ -1,12 +1,12 @@
-"""The one abstraction: an algorithm is two pure functions on the task's side and one optimizer step on the server's.
+"""Algorithm, the one abstraction: two pure functions on the task's side and one optimizer step on the server's.
 
     adaptation_path(meta, support)        -> personal parameters after 0, 1, 2, ... steps   (training and evaluation)
     meta_gradient(meta, episode, minibatches) -> gradient of the meta-objective, same keys as meta, and the query loss
     server: meta <- outer.step(meta, weighted mean over tasks of meta_gradient)
 
-`meta` is all that travels. An algorithm knows no data set and no model: it sees a `Learner`. The functions are written for one
-task; `local_round` maps them over tasks with `torch.func.vmap`, so they must not look at values (`if loss > 1`) nor change
-tensors in place.
+`meta` is all that travels. An algorithm knows no data set and no model: it sees a `Learner`. The functions
+are written for one task. A round maps them over tasks with `torch.func.vmap`, so they must not branch on
+values (`if loss > 1`) or change tensors in place.
 """
 
 from abc import ABC, abstractmethod
@@ -29,7 +29,7 @@ from quickbloom.common.options import Options
 
 
 class AlgorithmOptions(Options):
-    """Settings that every algorithm has: the rate of adaptation, and the server's optimizer."""
+    """Settings of every algorithm: the learning rate of adaptation, and the server's optimizer."""
 
     inner_lr: float = Field(
         0.0, ge=0, description="learning rate of the inner loop (alpha in the papers); 0: what the data set recommends"
@@ -47,10 +47,11 @@ class InnerLoopOptions(AlgorithmOptions):
 
 
 class ZeroHeadOptions(Options):
-    """The setting of an algorithm that can leave the head out of the starting point.
+    """Setting of an algorithm that can leave the head out of the starting point.
 
-    Which class is which differs from task to task, so what tasks do to a head that they share is mostly noise, and that noise
-    reaches the body with the first step (Kao, Chiu, Chen 2022, "MAML is a Noisy Contrastive Learner in Classification").
+    The meaning of a class index differs from task to task, so a shared head collects mostly noise. The first
+    inner step carries that noise into the body (Kao, Chiu, Chen 2022, "MAML is a Noisy Contrastive Learner in
+    Classification").
     """
 
     zero_head: bool = Field(
@@ -59,29 +60,29 @@ class ZeroHeadOptions(Options):
 
 
 class Algorithm(ABC):
-    """One algorithm. Adding one is a new file with a subclass and one line in `ALGORITHMS`."""
+    """Base class of the algorithms. A new one is a file with a subclass, and one line in `ALGORITHMS`."""
 
     name: ClassVar[str]
     Options: ClassVar[type[AlgorithmOptions]]
     kinds: ClassVar[tuple[str, ...]] = ("classification", "regression")
-    """What the algorithm is defined for; data of another kind are refused after the roll call."""
+    """Kinds of data that the algorithm is defined for. Other data are refused after the roll call."""
     tunes_inner_lr: ClassVar[bool] = True
-    """Whether `inner_lr` changes what is trained, so that a comparison has to choose it."""
+    """True if `inner_lr` affects training, so that a comparison has to tune it."""
     uses_adapt_lr: ClassVar[bool] = True
-    """Whether `adaptation_path` looks at `lr`."""
+    """True if `adaptation_path` uses `lr`."""
 
     per_step: ClassVar[tuple[str, ...]] = ()
-    """Personal tensors [times, outputs] that are there only after some steps, the more of them the longer."""
+    """Names of personal tensors [times, outputs] that appear only after some steps and grow with their number."""
 
     starts_from_meta: ClassVar[bool] = True
-    """Whether a node needs of the model's numbers none but `meta`; else those of the freshly made one, too."""
+    """True if a node needs only `meta`; False if it also needs the numbers of the freshly initialised model."""
 
     first_order: bool = False
-    """Whether a round's inner loop is `first_order.end_of_descent`: then torch.compile betters nothing on known models."""
+    """True if the inner loop of training is `fast_paths.end_of_descent`. On known models torch.compile then brings no gain."""
 
     @classmethod
     def model_outputs(cls, options: Any, outputs: int) -> int:
-        """How many outputs the model must have on data with `outputs` classes or targets."""
+        """Return the number of outputs the model needs for data with `outputs` classes or targets."""
         return outputs
 
     def __init__(self, options: Any, learner: Learner) -> None:
@@ -91,26 +92,26 @@ class Algorithm(ABC):
                 f"{learner.kind}: choose another algorithm or data set"
             )
         if options.inner_lr <= 0:
-            raise ConfigError("`inner-lr` must be above 0 here: 0 stands for what a data set recommends, and none was asked")
+            raise ConfigError("`inner-lr` must be above 0 here: 0 means the recommendation of a data set, and there is none")
         self.options = options
         self.learner = learner
         self._zeroed = self._last_layer() if getattr(options, "zero_head", False) else []
 
     @property
     def mixes_examples(self) -> bool:
-        """Whether the prediction of an example depends on those that are predicted with it."""
+        """True if the prediction for one example depends on the others in its batch."""
         return self.learner.mixes_examples
 
     def init(self) -> Params:
-        """The meta-parameters before the first round: all that travels."""
+        """Return the meta-parameters before the first round: all that travels."""
         return self.initial()
 
     def initial(self) -> Params:
-        """The parameters of the freshly made model, with zeros for its head if `zero_head`."""
+        """Return the parameters of the freshly initialised model, with a head of zeros if `zero_head`."""
         return self.with_zero_head(self.learner.initial())
 
     def with_zero_head(self, params: Params) -> Params:
-        """Parameters or a meta-gradient of them, with zeros for the head if `zero_head`."""
+        """Return parameters, or a meta-gradient, with zeros for the head if `zero_head`."""
         return params | {name: torch.zeros_like(params[name]) for name in self._zeroed}
 
     def _last_layer(self) -> list[str]:
@@ -123,42 +124,43 @@ class Algorithm(ABC):
             ) from None
 
     def fresh(self) -> Params:
-        """What a task that is new to its node starts to keep there from round to round; {}: nothing, no state."""
+        """Return the state that a new task starts with on its node, kept there from round to round; {} for no state."""
         return {}
 
     def weight(self, num_examples: int) -> float:
-        """How much a task with `num_examples` (support and query) counts in the server's mean."""
+        """Return the weight in the server's mean of a task with `num_examples` examples (support and query)."""
         return 1.0
 
     def minibatch_indices(self, num_examples: int, rng: np.random.Generator) -> np.ndarray[Any, Any] | None:
-        """Which examples every inner step uses: [steps, batch] positions in support-then-query; None: no minibatches.
+        """Return the examples of every inner step: [steps, batch] positions in support-then-query; None: no minibatches.
 
-        Drawn outside the mapped functions, because randomness must come from (seed, round, task).
+        Drawn outside the mapped functions, because randomness must derive from (seed, round, task).
         """
         return None
 
     @abstractmethod
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
-        """(g, loss): one task's contribution with the keys and shapes of `meta`, and its query loss after adaptation."""
+        """Return one task's contribution g, with the keys and shapes of `meta`, and its query loss after adaptation."""
 
     def contribute(
         self, meta: Params, kept: Params, episode: Episode, minibatches: Minibatches
     ) -> tuple[Params, Tensor, Params]:
-        """(g, loss, kept): `meta_gradient` of a task that may keep something on its node, and what it keeps from now on."""
+        """Return (g, loss, kept): `meta_gradient` for a task with state on its node, and the task's new state."""
         gradient, loss = self.meta_gradient(meta, episode, minibatches)
         return self.with_zero_head(gradient), loss, kept
 
     def sum_up(self, meta: Params, episode: Episode, minibatches: Minibatches, weights: Tensor, clip: float) -> Summed | None:
-        """What stacked tasks that keep nothing `contribute`, summed up in one go; None: there is no way to do so.
+        """Return the weighted sum of the contributions of stacked tasks without state; None if there is no fast path.
 
-        `weights` [tasks] are float64; each contribution is scaled down to the norm `clip` first, if that is above 0.
+        `weights` [tasks] are float64. Each contribution is first scaled down to the norm `clip`, if that is
+        above 0.
         """
         return None
 
     def sums_up_as(self, other: "type[Algorithm]", clip: float) -> bool:
-        """Whether tasks contribute what they do in the algorithm `other`, and not what a subclass makes of that.
+        """Return whether the contributions are computed by `other`'s code, with no method overridden by a subclass.
 
-        With a head of zeros not where they are clipped: the head would count in their norms.
+        False for a head of zeros with clipping: the head would count in the norms.
         """
         own = type(self)
         names = ("meta_gradient", "contribute", "with_zero_head")
@@ -166,37 +168,44 @@ class Algorithm(ABC):
         return same and not (clip and self._zeroed)
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
-        """Personal parameters after 0, 1, .. `steps` gradient steps on the whole support set. The last one is personal."""
+        """Yield personal parameters after 0, 1, .. `steps` gradient steps on the whole support set.
+
+        The last are the personal parameters to predict with.
+        """
         return descend(self.learner.loss, meta, iter([support] * steps), lr)
 
     def passing_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
-        """As `adaptation_path`, for somebody who has done with each of its parameters before asking for the next.
+        """Like `adaptation_path`, but each result is valid only until the next is requested.
 
-        These may be written over the ones before, which spares the memory of one model; no gradient is taken through them.
+        A result may be overwritten by the next, which saves the memory of one model. No gradient can be taken
+        through it.
         """
         if type(self).adaptation_path is not Algorithm.adaptation_path:
             return self.adaptation_path(meta, support, lr, steps)
         return descend(self.learner.loss, meta, iter([support] * steps), lr, passing=True)
 
     def personal_path(self, meta: Params, kept: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
-        """As `adaptation_path`, for a task that kept something on its node in training; `kept`: `fresh()` if it did not."""
+        """Like `adaptation_path`, for a task with the state `kept` on its node, or `fresh()` if it has none."""
         return self.adaptation_path(meta, support, lr, steps)
 
     def predict(self, personal: Params, x: Tensor) -> Tensor:
-        """Outputs of personal parameters for the inputs `x` [n, ...]: the largest of [n, classes], or values [n, outputs]."""
+        """Return the outputs of personal parameters for the inputs `x` [n, ...].
+
+        These are scores [n, classes], the largest of which is the predicted class, or values [n, outputs].
+        """
         return self.learner.apply(personal, x)
 
     def score(self, personal: Params, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(loss, accuracy or mean squared error) of personal parameters on `batch`; two scalars."""
+        """Return (loss, accuracy or mean squared error) of personal parameters on `batch`; two scalars."""
         return self.learner.score(personal, batch)
 
 
 class ObjectiveAlgorithm(Algorithm):
-    """An algorithm whose contribution is the exact gradient of one objective: g = grad_theta objective(theta, episode)."""
+    """Algorithm whose contribution is the exact gradient of one objective: g = grad_theta objective(theta, episode)."""
 
     @abstractmethod
     def objective(self, meta: Params, episode: Episode) -> Tensor:
-        """The query loss of one task as a differentiable function of the meta-parameters; a scalar."""
+        """Return the query loss of one task as a differentiable function of the meta-parameters; a scalar."""
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
         gradient, loss = grad_and_value(self.objective)(meta, episode)

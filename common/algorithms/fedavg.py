@@ -1,7 +1,7 @@
 """Federated averaging (McMahan et al. 2017, Algorithm 1), the baseline: one model for all, fine-tuned at evaluation.
 
-w <- sum over tasks of (n_t / n) w_t is SGD with rate 1 on g = theta - phi_k, weighted by the number of examples n_t. Its
-fine-tuning rate is chosen on validation tasks like everybody's.
+w <- sum over tasks of (n_t / n) w_t is SGD with rate 1 on g = theta - phi_k, weighted by the number of
+examples n_t. The fine-tuning rate is chosen on validation tasks, as for every algorithm.
 """
 
 from typing import ClassVar, Literal
@@ -18,7 +18,7 @@ class FedAvgOptions(LocalSgdOptions, ZeroHeadOptions):
 
 
 class FedAvg(LocalSgd):
-    """k SGD steps on minibatches of support and query; g = theta - phi_k; tasks weigh by their examples."""
+    """k SGD steps on minibatches of support and query; g = theta - phi_k; tasks weigh by their number of examples."""
 
     name = "fedavg"
     Options: ClassVar[type[AlgorithmOptions]] = FedAvgOptions

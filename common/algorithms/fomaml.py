@@ -1,8 +1,8 @@
 """First-order MAML (Finn, Abbeel, Levine 2017, s. 5.2).
 
-phi_k comes from k full gradient steps on the support set; the gradient of the query loss at phi_k is used as if it were the
-gradient at theta. The query loss is over all of Q, and no support example is in it (Nichol et al. 2018, s. 6.3 show what
-sharing them costs).
+phi_k is the result of k full gradient steps on the support set. The gradient of the query loss at phi_k is
+used in place of the gradient at theta. The query loss is over all of Q and contains no support example
+(Nichol et al. 2018, s. 6.3, show the cost of sharing them).
 """
 
 from typing import ClassVar

@@ -1,8 +1,9 @@
 """Task-specific heads: FedPer (Arivazhagan et al. 2019) and FedRep (Collins, Hassani, Mokhtari, Shakkottai 2021, Algorithm 1).
 
-The body travels and is averaged; the head never leaves the node and stays there from round to round. FedPer moves body and head
-together in k steps. FedRep (`head-steps` above 0) first moves the head alone for that many steps, then the body alone for k.
-A new task starts a fresh head, the same for all. g = body of theta - phi_k.
+The body travels and is averaged; the head never leaves the node and stays there from round to round. FedPer
+moves body and head together in k steps. FedRep (`head-steps` above 0) first moves the head alone for that
+many steps, then the body alone for k. Every new task starts from the same fresh head. g = body of theta -
+phi_k.
 """
 
 from collections.abc import Iterator
@@ -23,9 +24,7 @@ from quickbloom.common.options import Text
 
 
 class HeadsOptions(LocalSgdOptions):
-    head: Text = Field(
-        "auto", description='parameters that stay, by how their names begin, with commas; "auto": the last layer'
-    )
+    head: Text = Field("auto", description='comma-separated name prefixes of the parameters that stay; "auto": the last layer')
     head_steps: int = Field(
         0, ge=0, le=10_000, description="FedRep: steps of the head alone, before those of the body; 0: FedPer"
     )
@@ -34,7 +33,7 @@ class HeadsOptions(LocalSgdOptions):
 
 
 class Heads(LocalSgd):
-    """g = body of theta - phi_k; the head of phi_k is kept on the node."""
+    """FedPer and FedRep: g = body of theta - phi_k; the head of phi_k is kept on the node."""
 
     name = "heads"
     Options: ClassVar[type[AlgorithmOptions]] = HeadsOptions
@@ -74,11 +73,11 @@ class Heads(LocalSgd):
         return subtract(meta, body), loss_of(self.learner, {**body, **head}, episode.query), head
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
-        """Full parameters after 0, 1, .. `steps` steps from a fresh head: of the head alone for FedRep, of all for FedPer."""
+        """Yield full parameters after 0, 1, .. `steps` steps from a fresh head. FedRep moves the head alone."""
         return self.personal_path(meta, self.fresh(), support, lr, steps)
 
     def personal_path(self, meta: Params, kept: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
-        """The same from the head that the task kept."""
+        """Yield full parameters after 0, 1, .. `steps` steps from the head `kept`. FedRep moves the head alone."""
         batches = [support] * steps
         if self.options.head_steps:
             for head in self._descend_part(kept, meta, batches, lr):

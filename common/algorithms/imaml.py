@@ -1,12 +1,13 @@
 """iMAML (Rajeswaran, Finn, Kakade, Levine 2019, "Meta-Learning with Implicit Gradients", Algorithms 1 and 2).
 
-The inner problem is phi = argmin L_S(phi) + lambda / 2 ||phi - theta||^2, solved approximately by proximal gradient steps. At
-its solution the meta-gradient does not depend on the way there: (I + H / lambda)^-1 grad L_Q(phi) with H = Hessian of L_S at
-phi (their Lemma 1), solved by conjugate gradient with Hessian-vector products.
+The inner problem is phi = argmin L_S(phi) + lambda / 2 ||phi - theta||^2, solved approximately by proximal
+gradient steps. At its solution the meta-gradient does not depend on the path there: it is (I + H / lambda)^-1
+grad L_Q(phi), with H = Hessian of L_S at phi (their Lemma 1). Conjugate gradient with Hessian-vector products
+solves this system.
 
-Where the loss is concave along a direction by more than lambda, that matrix is not positive and the solution is no gradient of
-anything. `damping` is therefore added to lambda in the matrix, not in the inner problem; the larger it is, the closer g comes
-to FO-MAML's at the same phi.
+If along some direction the loss is concave by more than lambda, the matrix is not positive definite and the
+solution is not the gradient of any function. `damping` is therefore added to lambda in the matrix, not in the
+inner problem. With larger damping g approaches that of first-order MAML at the same phi.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,14 +48,15 @@ class Imaml(Algorithm):
         return conjugate_gradient(matrix, gradient, self.options.cg_steps), loss
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
-        """The way to the solution of the inner problem, in training and at evaluation."""
+        """Yield the proximal gradient steps towards the solution of the inner problem, in training and at evaluation."""
         return descend_towards(self.learner.loss, meta, meta, iter([support] * steps), lr, self.options.strength)
 
 
 def conjugate_gradient(matrix: Callable[[Params], Params], b: Params, steps: int) -> Params:
-    """x with matrix(x) = b, approximately: `steps` steps from x = 0, exact after as many as b has numbers.
+    """Return an approximate solution x of matrix(x) = b after `steps` steps from x = 0.
 
-    `matrix` must be symmetric. Along a direction in which it is not positive there is no minimum: x stays where it is.
+    In exact arithmetic the solution is exact after as many steps as b has numbers. `matrix` must be
+    symmetric. Along a direction of non-positive curvature there is no minimum, and x does not move.
     """
     x = {name: torch.zeros_like(value) for name, value in b.items()}
     residual = direction = b
@@ -66,6 +68,6 @@ def conjugate_gradient(matrix: Callable[[Params], Params], b: Params, steps: int
         x = add(x, direction, size)
         residual = subtract(residual, {name: size * value for name, value in image.items()})
         before, norm = norm, dot(residual, residual)
-        # Once the residual is zero the solution is found; 0 / 0 must not spoil it.
+        # A zero residual means that x is the solution; 0 / 0 must not turn it into NaN.
         direction = add(residual, direction, torch.where(before > 0, norm / before, 0.0))
     return x

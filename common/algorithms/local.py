@@ -1,6 +1,6 @@
-"""No federation: every task adapts the initial model by itself. The floor that every comparison needs.
+"""No federation: every task adapts the initial model by itself. This is the floor for every comparison.
 
-Nothing travels: there are no meta-parameters, so messages hold no tensors and the server has nothing to step.
+There are no meta-parameters, so messages hold no tensors and the server has nothing to update.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from quickbloom.common.maths.params import Params
 
 
 class Local(Algorithm):
-    """No g: `meta` is empty, and every task starts from the initial model of the run's seed."""
+    """No federation: `meta` is empty, and every task starts from the initial model of the run's seed."""
 
     name = "local"
     Options: ClassVar[type[AlgorithmOptions]] = InnerLoopOptions

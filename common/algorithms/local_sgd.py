@@ -1,4 +1,4 @@
-"""What FedAvg and Reptile share: k SGD steps on a task's own examples, and the way from theta to where they end."""
+"""Base of FedAvg and Reptile: k SGD steps on a task's own examples; g is the difference between start and end."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ class LocalSgd(Algorithm):
         phi = end_of_descent(self.learner, meta, minibatches.of(episode), self.options.inner_lr)
         # The query examples were trained on as well, so this is a training loss.
         loss = loss_of(self.learner, phi, episode.query)
-        # theta - phi in the memory of phi, which is of no other use: nothing that belongs to somebody else is changed.
+        # theta - phi, written in place: phi was made here and is not used again.
         return {name: value.neg_().add_(meta[name]) for name, value in phi.items()}, loss
 
     def sum_up(self, meta: Params, episode: Episode, minibatches: Minibatches, weights: Tensor, clip: float) -> Summed | None:
@@ -40,13 +40,13 @@ class LocalSgd(Algorithm):
 
 
 def shuffled_epochs(num_examples: int, steps: int, batch_size: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """[steps, batch] positions from shuffled epochs, each batch without repetition; a batch is at most all examples.
+    """Return [steps, batch] positions from shuffled epochs; no example repeats within a batch.
 
-    `batch_size` 0 means all examples in every step.
+    A batch has at most `num_examples` examples. `batch_size` 0 means all examples in every step.
     """
     size = min(batch_size or num_examples, num_examples)
     per_epoch = num_examples // size
     epochs = -(-steps // per_epoch)
-    # The order of random numbers is a permutation, and all epochs at once cost a quarter of one permutation after another.
+    # Sorting random numbers gives permutations; all epochs at once cost a quarter of one permutation after another.
     walk = rng.random((epochs, num_examples)).argsort(axis=1)[:, : per_epoch * size]
     return walk.reshape(-1, size)[:steps]

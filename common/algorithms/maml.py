@@ -1,6 +1,7 @@
 """MAML, exact second order (Finn, Abbeel, Levine 2017, "Model-Agnostic Meta-Learning", Algorithm 1).
 
-g = grad_theta L_Q(phi_k(theta)): the gradient goes back through all k inner steps, second derivatives included.
+g = grad_theta L_Q(phi_k(theta)): the gradient is taken through all k inner steps, second derivatives
+included.
 """
 
 from typing import ClassVar

@@ -1,8 +1,8 @@
-"""Meta-SGD (Li, Zhou, Chen, Li 2017, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", Algorithm 1; in a federation:
-Chen, Luo, Dong, Li, He 2018, "FedMeta").
+"""Meta-SGD (Li, Zhou, Chen, Li 2017, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", Algorithm 1).
 
-phi = theta - a * grad L_S(theta), with a rate a of its own for every parameter. Theta and a both travel, and g is the exact
-gradient of the query loss with respect to both.
+In a federation: Chen, Luo, Dong, Li, He 2018, "FedMeta". phi = theta - a * grad L_S(theta), with a separate
+learned rate a for every parameter. Both theta and a travel, and g is the exact gradient of the query loss
+with respect to both.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from quickbloom.common.maths.batch import Batch
 from quickbloom.common.maths.params import Params
 
 RATE = "rate/"
-"""What the names of the learned rates begin with; behind it stands the name of the parameter."""
+"""Prefix of the names of the learned rates; the name of the parameter follows."""
 
 
 class MetaSgdOptions(MamlOptions):
@@ -33,12 +33,12 @@ class MetaSgd(Maml):
     Options: ClassVar[type[AlgorithmOptions]] = MetaSgdOptions
 
     def init(self) -> Params:
-        """Theta, and a rate for each of its numbers under "rate/" and its name."""
+        """Return theta, and for each of its numbers a learned rate under "rate/" and the parameter's name."""
         theta = self.initial()
         return theta | {RATE + name: torch.full_like(value, self.options.inner_lr) for name, value in theta.items()}
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
-        """Theta after 0, 1, .. `steps` steps. `lr` scales the learned rates: `inner_lr` takes them as they are."""
+        """Yield theta after 0, 1, .. `steps` steps. `lr` scales the learned rates; at `inner_lr` the scale is 1."""
         scale = lr / self.options.inner_lr
         phi = {name: value for name, value in meta.items() if not name.startswith(RATE)}
         yield phi

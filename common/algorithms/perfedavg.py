@@ -43,7 +43,7 @@ class PerFedAvg(Algorithm):
         return subtract(meta, w), self.learner.loss(adapted, episode.query)
 
     def local_meta_gradient(self, w: Params, episode: Episode) -> Params:
-        """(I - alpha H(w)) v, or v alone."""
+        """Return (I - alpha H(w)) v, or v alone if `variant` is "fo"."""
         alpha = self.options.inner_lr
         gradient, times_hessian = gradient_and_hessian(lambda w: self.learner.loss(w, episode.support), w)
         v: Params = grad(self.learner.loss)(add(w, gradient, -alpha), episode.query)

@@ -1,8 +1,9 @@
 """pFedMe (Dinh, Tran, Nguyen 2020, "Personalized Federated Learning with Moreau Envelopes", Algorithm 1).
 
-R times on a task: draw a minibatch D, solve phi = argmin L_D(phi) + lambda / 2 ||phi - w||^2 approximately by k proximal
-gradient steps, move w <- w - eta lambda (w - phi), which is a step along the gradient of the Moreau envelope. g = theta - w_R;
-`outer_lr` is the paper's beta. The personal parameters are the solution of the same problem on the support set.
+Repeat R times on a task: draw a minibatch D; solve phi = argmin L_D(phi) + lambda / 2 ||phi - w||^2
+approximately by k proximal gradient steps; move w <- w - eta lambda (w - phi), a step along the gradient of
+the Moreau envelope. g = theta - w_R; `outer_lr` is the paper's beta. The personal parameters solve the same
+problem on the support set.
 """
 
 from collections.abc import Iterator
@@ -55,5 +56,5 @@ class PFedMe(Algorithm):
         return subtract(meta, w), self.learner.loss(phi, episode.query)
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
-        """The way from `meta` to the proximal point of the loss on `support`."""
+        """Yield the proximal gradient steps from `meta` towards the proximal point of the loss on `support`."""
         return descend_towards(self.learner.loss, meta, meta, iter([support] * steps), lr, self.options.strength)

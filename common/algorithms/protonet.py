@@ -1,12 +1,13 @@
 """Prototypical networks (Snell, Swersky, Zemel 2017, "Prototypical Networks for Few-shot Learning", Algorithm 1).
 
-No inner loop: a class is the mean embedding of its support examples, and an example is classified by a softmax over the
-negative squared Euclidean distances to the prototypes, divided by `temperature`. The model is the embedding: it is built with
-`embedding` outputs. The personal parameters are the embedding and the prototypes; one "step" finds them, more change nothing.
+There is no inner loop: the prototype of a class is the mean embedding of its support examples. An example is
+classified by a softmax over the negative squared Euclidean distances to the prototypes, divided by
+`temperature`. The model is the embedding, built with `embedding` outputs. The personal parameters are the
+embedding and the prototypes. The first "step" computes the prototypes; further steps change nothing.
 
-With `refine` every further step is one of soft k-means (Ren et al. 2018, "Meta-Learning for Semi-Supervised Few-Shot
-Classification"), not in training: a prototype becomes the mean of its support examples and of all examples that are predicted
-together, each with the probability that it is of that class.
+With `refine` every further step is a step of soft k-means (Ren et al. 2018, "Meta-Learning for
+Semi-Supervised Few-Shot Classification"), except in training. A prototype becomes the mean of its support
+examples and of all examples predicted together, each weighted by its probability of that class.
 """
 
 from collections.abc import Iterator
@@ -24,29 +25,29 @@ from quickbloom.common.maths.learner import cross_entropy, hits, mean_over_examp
 from quickbloom.common.maths.params import Params
 
 PROTOTYPES, KNOWN, MOVES = "prototypes", "known", "moves"
-"""Names of the personal tensors: prototypes [classes, embedding], and which classes have one, 1 or 0 [classes]. With `refine`
-also the number of support examples of every class, once for every time that the prototypes are to be moved [times, classes].
+"""Names of personal tensors: prototypes [classes, embedding], and whether a class has one, 1 or 0 [classes].
+
+With `refine` also the number of support examples per class, repeated for every time the prototypes move
+[times, classes].
 """
 
 
 class ProtoNetOptions(AlgorithmOptions):
     embedding: int = Field(64, ge=1, le=65_536, description="dimension of the embedding: the number of outputs of the model")
-    temperature: float = Field(
-        1.0, gt=0, description="squared distances are divided by it: less confident, where it is above 1"
-    )
+    temperature: float = Field(1.0, gt=0, description="divides the squared distances; above 1 predictions are less confident")
     refine: bool = Field(
         False,
-        description="after the first, every step of adaptation moves the prototypes by examples that are predicted together; "
-        "this is transductive",
+        description="steps of adaptation after the first move the prototypes towards the examples predicted together "
+        "(transductive)",
     )
     pairs: bool = Field(
         False,
-        description="in training, every two examples of a class are tested on one another, against those of all other classes",
+        description="in training, compare every pair of examples of a class against the examples of all other classes",
     )
 
 
 class ProtoNet(ObjectiveAlgorithm):
-    """g = gradient of the cross-entropy over negative squared distances on Q to the prototypes of S."""
+    """Prototypical network: g = gradient of the cross-entropy over negative squared distances of Q to the prototypes of S."""
 
     name = "protonet"
     Options: ClassVar[type[AlgorithmOptions]] = ProtoNetOptions
@@ -70,13 +71,16 @@ class ProtoNet(ObjectiveAlgorithm):
         return loss
 
     def _pairs(self, meta: Params, episode: Episode) -> Tensor:
-        """Mean of -log(e^-d(i, j) / (e^-d(i, j) + sum over n of e^-d(i, n))) over all pairs of examples i, j of the same class,
-        where n is every example of another class and d the squared distance over the temperature (Sohn 2016, "Improved Deep
-        Metric Learning with Multi-class N-pair Loss Objective"). Each pair is a one-shot episode: j is a prototype, and so is
-        every n.
+        """Return the N-pair loss over the examples of support and query together; a scalar.
+
+        It is the mean of -log(e^-d(i, j) / (e^-d(i, j) + sum over n of e^-d(i, n))) over all pairs
+        of examples i, j of the same class. Here n is every example of another class and d the
+        squared distance over the temperature (Sohn 2016, "Improved Deep Metric Learning with
+        Multi-class N-pair Loss Objective"). Each pair is a one-shot episode whose prototypes are j
+        and every n.
         """
         batches = (episode.support, episode.query)
-        # One after the other, as in adaptation: batch norm sees what it will see there.
+        # Embedded separately, as in adaptation, so that batch norm sees the same batches as there.
         embedded = torch.cat([self.learner.apply(meta, batch.x) for batch in batches])
         y, weight = (torch.cat(parts) for parts in ([batch.y for batch in batches], [batch.weight for batch in batches]))
         embedded = embedded - embedded.mean(dim=0)  # see `predict`
@@ -89,7 +93,7 @@ class ProtoNet(ObjectiveAlgorithm):
         return (functional.softplus(others - logits) * weights).sum() / weights.sum().clamp(min=1)
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
-        """The embedding without prototypes, then with those of the support set; `lr` has nothing to do."""
+        """Yield the embedding without prototypes, then with those of the support set; `lr` is not used."""
         nothing = next(iter(meta.values())).new_zeros
         yield {**meta, PROTOTYPES: nothing(self.learner.outputs, self.options.embedding), KNOWN: nothing(self.learner.outputs)}
         if steps:
@@ -103,17 +107,17 @@ class ProtoNet(ObjectiveAlgorithm):
                 yield {**personal, MOVES: counts.expand(step, -1)} if step and self.options.refine else personal
 
     def predict(self, personal: Params, x: Tensor) -> Tensor:
-        """Negative squared distances to the prototypes over the temperature, but for what is the same for all classes.
+        """Return negative squared distances to the prototypes over the temperature, up to a constant shared by all classes.
 
-        -1e30 for a class without a prototype.
+        The value is -1e30 for a class without a prototype.
         """
         return self._logits(personal, x, x.new_ones(x.shape[0], dtype=personal[PROTOTYPES].dtype))
 
     def _logits(self, personal: Params, x: Tensor, weight: Tensor) -> Tensor:
-        """As `predict`, where examples of weight 0 move no prototype."""
+        """Return the logits of `predict`; with `refine` an example of weight 0 moves no prototype."""
         theta = {name: value for name, value in personal.items() if name not in (PROTOTYPES, KNOWN, MOVES)}
         prototypes = personal[PROTOTYPES]
-        # Distances do not change when everything moves; near zero the products below keep their digits.
+        # A common shift leaves distances unchanged, and near zero the products below lose fewer digits.
         middle = prototypes.mean(dim=0)
         embedded, prototypes = self.learner.apply(theta, x) - middle, prototypes - middle
         within_reach = _within_reach(personal)
@@ -126,12 +130,12 @@ class ProtoNet(ObjectiveAlgorithm):
         found, of_support = logits(prototypes), prototypes
         for counts in personal.get(MOVES, ()):
             shares = found.softmax(dim=-1) * weight.unsqueeze(-1)
-            totals = (counts + shares.sum(dim=0)).clamp(min=1e-30)  # a class without any has no prototype to move
+            totals = (counts + shares.sum(dim=0)).clamp(min=1e-30)  # 0 for a class without a prototype
             found = logits((counts.unsqueeze(-1) * of_support + shares.T @ embedded) / totals.unsqueeze(-1))
         return found
 
     def score(self, personal: Params, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(loss, accuracy). A class without support cannot be recognised: its examples count as errors, not in the loss."""
+        """Return (loss, accuracy). Examples of a class without support count as errors and are left out of the loss."""
         logits, within_reach = self._logits(personal, batch.x, batch.weight), _within_reach(personal)
         weight = torch.where(within_reach[batch.y], batch.weight, 0.0)
         loss = (cross_entropy(logits, batch.y) * weight).sum() / weight.sum().clamp(min=1)
@@ -139,6 +143,6 @@ class ProtoNet(ObjectiveAlgorithm):
 
 
 def _within_reach(personal: Params) -> Tensor:
-    """Which classes can be recognised [classes]. Before there is any prototype all are alike, and the first is named."""
+    """Return which classes can be recognised [classes]. Before any prototype exists all logits tie and class 0 is predicted."""
     known = personal[KNOWN]
     return (known > 0) | (known.sum() == 0)

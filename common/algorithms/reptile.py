@@ -1,9 +1,10 @@
 """Reptile (Nichol, Achiam, Schulman 2018, "On First-Order Meta-Learning Algorithms", Algorithm 2, batched version).
 
-theta <- theta + epsilon * mean over tasks of (phi_k - theta), with epsilon falling linearly to 0. That is SGD with rate epsilon
-on g = theta - phi_k, so it needs no case of its own on the server. `inner_lr` is the paper's inner step size, `outer_lr` its
-epsilon. Tasks weigh the same, however many examples they have. The paper's inner loop is Adam with beta1 = 0; here it is plain
-SGD, since the state of an optimizer would have to travel from task to task.
+theta <- theta + epsilon * mean over tasks of (phi_k - theta), with epsilon falling linearly to 0. That is SGD
+with rate epsilon on g = theta - phi_k, so the server needs no special case. `inner_lr` is the paper's inner
+step size, `outer_lr` its epsilon. All tasks have equal weight, whatever their number of examples. The paper's
+inner loop is Adam with beta1 = 0; here it is plain SGD, since optimizer state would have to travel from task
+to task.
 """
 
 from typing import ClassVar, Literal

@@ -1,1 +1,1 @@
-"""Settings: of a run, of a node, and the pages and tables that are written from them."""
+"""Settings of a run and of a node, and the pages and tables generated from them."""

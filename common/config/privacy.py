@@ -1,15 +1,15 @@
-"""Settings of differential privacy at the level of a task; `server_app/federation/privacy.py` does what they say."""
+"""Settings of task-level differential privacy, implemented in `server_app/federation/privacy.py`."""
 
 from pydantic import Field
 
 from quickbloom.common.options import Options
 
 LEAST_CLIP, MOST_CLIP = 1e-12, 1e12
-"""Of a clipping norm that adapts: at 0 nodes would not clip at all, and beyond, squares of numbers leave float32."""
+"""Range of an adaptive clipping norm: at 0 nodes would not clip, and above the maximum squares overflow float32."""
 
 
 class PrivacyOptions(Options):
-    """With `noise-multiplier` above 0 the model is differentially private with respect to every training task."""
+    """Settings of differential privacy with respect to every training task; on if `noise-multiplier` is above 0."""
 
     noise_multiplier: float = Field(
         0.0, ge=0, le=1e6, description="deviation of the noise on a round's sum, in units of `clip`; 0: no privacy"
@@ -18,14 +18,14 @@ class PrivacyOptions(Options):
         0.0,
         ge=0,
         le=MOST_CLIP,
-        description="a task's meta-gradient is scaled down to this norm; what to begin with if it adapts",
+        description="largest norm of a task's meta-gradient, scaled down if above; the first value if it adapts",
     )
     delta: float = Field(1e-5, gt=0, lt=1, description="of (epsilon, delta): well below 1 / number of training tasks")
-    epsilon: float = Field(0.0, ge=0, description="budget: training ends before it is exceeded; 0: none")
+    epsilon: float = Field(0.0, ge=0, description="privacy budget: training ends before it is exceeded; 0: none")
     clip_quantile: float = Field(0.0, ge=0, lt=1, description="adapt `clip` to this quantile of the tasks' norms; 0: keep it")
     clip_rate: float = Field(0.2, gt=0, le=10, description="how fast `clip` adapts, in powers of e for a round")
     noise_seed: int = Field(
-        -1, ge=-1, description="for tests alone: noise that anybody can repeat; -1: from the operating system, never the same"
+        -1, ge=-1, description="for tests only: noise that can be reproduced; -1: noise from the operating system"
     )
 
     @property

@@ -1,9 +1,10 @@
-"""All settings of a run and of a node, as frozen models built from the flat dictionaries that Flower hands over.
+"""All settings of a run and of a node, as frozen models built from Flower's flat dictionaries.
 
-Keys are kebab-case. A key without a dot belongs to the run (`rounds`); a key with a dot belongs to the table of one algorithm,
-data set or model (`maml.inner-lr`). Everything is checked here, once, before anything runs; a mistake raises ConfigError with
-one sentence that names the key, what was expected and what came. Every key and its default stands in pyproject.toml too,
-because Flower only lets declared keys be overridden; a test keeps the two equal.
+Keys are kebab-case. A key without a dot belongs to the run (`rounds`); a key with a dot belongs to
+the table of one algorithm, data set or model (`maml.inner-lr`). Everything is checked here, once,
+before anything runs. A mistake raises ConfigError with one sentence: the key, what was expected and
+what came. Every key and its default is also in pyproject.toml, because Flower can only override
+declared keys; a test keeps the two equal.
 """
 
 import math
@@ -27,20 +28,20 @@ T = TypeVar("T", bound=Options)
 Scalar = bool | int | float | str
 Device = Literal["auto", "cpu", "cuda"]
 PRIVACY = "privacy"
-"""The settings table that belongs to no algorithm, data set or model."""
+"""Name of the settings table that belongs to no algorithm, data set or model."""
 
 
 class RunConfig(Options):
-    """Settings of a run; the same for the server and all nodes."""
+    """Settings of a run, shared by the server and all nodes."""
 
-    algorithm: str = Field("reptile", description="what is trained: a name in ALGORITHMS")
-    dataset: str = Field("digits", description="whose tasks: a name in DATASETS")
+    algorithm: str = Field("reptile", description="algorithm to train with: a name in ALGORITHMS")
+    dataset: str = Field("digits", description="data set with the tasks: a name in DATASETS")
     model: str = Field(
-        "auto", description='a name in MODELS; "auto": the one that the data set recommends; "module:factory": your own'
+        "auto", description='a name in MODELS; "auto": the data set\'s recommendation; "module:factory": your own'
     )
-    seed: int = Field(0, ge=0, description="decides the initial model, the task split and every draw")
+    seed: int = Field(0, ge=0, description="determines the initial model, the task split and every draw")
     rounds: int = Field(100, ge=1, description="training rounds")
-    fraction: float = Field(1.0, gt=0, le=1, description="part of the training tasks that takes part in a round")
+    fraction: float = Field(1.0, gt=0, le=1, description="share of the training tasks in a round")
     tasks_per_round: int = Field(0, ge=0, description="number of training tasks in a round; 0: use `fraction`")
     episodes: int = Field(1, ge=1, description="draws of support and query that a training task averages over in a round")
     validation_tasks: float = Field(0.15, ge=0, description="tasks held out to choose rates on: a part below 1, else a number")
@@ -54,41 +55,43 @@ class RunConfig(Options):
         "0.01,0.03,0.1,0.3,1", description="learning rates for adapting held-out tasks; the validation tasks choose one"
     )
     test_shots: Text = Field(
-        "", description="score the test tasks again with only so many support examples per class: numbers with commas"
+        "", description="also score the test tasks with only this many support examples per class: numbers with commas"
     )
     min_nodes: int = Field(2, ge=1, description="nodes that must answer the roll call")
     node_deadline: float = Field(60.0, gt=0, description="seconds to wait for `min-nodes` nodes")
     round_deadline: float = Field(600.0, gt=0, description="seconds to wait for the replies of a round, uploads included")
     over_select: float = Field(
-        1.0, ge=1, le=100, description="ask this many times the tasks of a round, go on when enough answered"
+        1.0, ge=1, le=100, description="ask this many times the tasks of a round, and continue once enough have answered"
     )
     min_replies: float = Field(
         0.0, ge=0, description="training tasks that must contribute: a part below 1, else a number; 0: one"
     )
-    on_too_few: Literal["repeat", "skip", "stop"] = Field("stop", description="what becomes of a round with fewer than that")
+    on_too_few: Literal["repeat", "skip", "stop"] = Field(
+        "stop", description="what to do if fewer than `min-replies` contribute"
+    )
     personal: bool = Field(
         True, description="at the end, nodes with a `state-dir` adapt the model to their own tasks and keep it there"
     )
     aggregate: Literal["mean", "median", "trimmed-mean", "krum", "multi-krum", "geometric-median"] = Field(
-        "mean", description="how the nodes' replies become one meta-gradient; all but `mean` count every node the same"
+        "mean", description="how the nodes' replies are combined; all rules but `mean` give every node the same weight"
     )
     malicious: float = Field(
-        0.2, ge=0, lt=0.5, description="part of a round's nodes that may lie; decides what all rules but `mean` leave out"
+        0.2, ge=0, lt=0.5, description="share of a round's nodes that may lie; sets what all rules but `mean` leave out"
     )
-    max_update_norm: float = Field(0.0, ge=0, description="a reply with a larger meta-gradient is of no use; 0: any is taken")
+    max_update_norm: float = Field(0.0, ge=0, description="reject replies whose meta-gradient has a larger norm; 0: no limit")
     secure_aggregation: bool = Field(False, description="nodes mask their meta-gradients, so that the server sees only the sum")
     secure_threshold: float = Field(
         0.66,
         gt=0.5,
         le=1,
-        description="part of the nodes of a secure sum that must stay until its end; the others may drop out",
+        description="share of the nodes of a secure sum that must stay until its end; the others may drop out",
     )
     update_dtype: Literal["float32", "bfloat16", "float16", "int8", "top-k"] = Field(
-        "float32", description="how nodes send their meta-gradients; what that loses is added to the next one"
+        "float32", description="how nodes encode their meta-gradients; the error is added to the next one"
     )
-    update_share: float = Field(0.05, gt=0, le=1, description="part of the numbers that `top-k` sends: the largest")
+    update_share: float = Field(0.05, gt=0, le=1, description="share of the numbers that `top-k` sends: the largest")
     checkpoint_every: int = Field(1, ge=0, description="rounds between two checkpoints; 0: only the last round")
-    resume_from: str = Field("", description='absolute run directory to go on with, or checkpoint file to go on from; "": anew')
+    resume_from: str = Field("", description='absolute path of a run to continue or a checkpoint to start from; "": a new run')
     output_dir: str = Field("", description='absolute directory of the run; "": a new one in ~/quickbloom-runs')
     data_dir: str = Field("", description='where data files are; "": QUICKBLOOM_DATA_DIR, else the user\'s cache')
     device: Device = Field("auto", description="where nodes compute: auto takes CUDA where there is one")
@@ -96,15 +99,15 @@ class RunConfig(Options):
         128, ge=0, description="tasks computed at once on a node: bounds its memory; 0: as many as its free memory allows"
     )
     tensorboard: bool = Field(False, description="the server writes TensorBoard's files, in `tensorboard` of the run directory")
-    mlflow: str = Field("", description='URI of an MLflow tracking server that the rounds are told to; "": none')
+    mlflow: str = Field("", description='URI of an MLflow tracking server to log the rounds to; "": none')
     compile: Literal["auto", True, False] = Field(
-        False, description="compile rounds with torch.compile, once per size of tasks; auto: where that pays within the run"
+        False, description="compile rounds with torch.compile, once per size of tasks; auto: if that saves time in this run"
     )
     _tables: dict[str, Options] = PrivateAttr(default_factory=dict)
 
     @property
     def lrs(self) -> tuple[float, ...]:
-        """`adapt-lrs` as numbers."""
+        """`adapt-lrs` as numbers. Raises ValueError."""
         return tuple(float(part) for part in self.adapt_lrs.split(","))
 
     @property
@@ -120,11 +123,11 @@ class RunConfig(Options):
         return table
 
     def tasks_in_round(self, train: int) -> int:
-        """How many of `train` training tasks a round is meant to have."""
+        """Return the intended number of tasks in a round, of `train` training tasks."""
         return min(train, self.tasks_per_round or math.ceil(self.fraction * train))
 
     def resolved(self) -> "RunConfig":
-        """The same settings with what the data set recommends in place of `model = "auto"` and `inner-lr = 0`."""
+        """Return these settings with the data set's recommendations in place of `model = "auto"` and `inner-lr = 0`."""
         dataset = DATASETS[self.dataset]
         config = self.model_copy(update={"model": dataset.model if self.model == "auto" else self.model})
         chosen = self.table(self.algorithm)
@@ -134,13 +137,13 @@ class RunConfig(Options):
         return config
 
     def table(self, name: str) -> Options:
-        """The settings table of one algorithm, data set or model; a user's own model has none, so its table is empty."""
+        """Return the settings table of one algorithm, data set or model; an empty one for a user's own model."""
         if is_own_model(name):
             return Options()
         return self._tables.get(name) or table_types()[name]()
 
     def flat(self) -> dict[str, Scalar]:
-        """All settings as Flower's flat dictionary; `parse_run_config` is its inverse."""
+        """Return all settings as Flower's flat dictionary: the inverse of `parse_run_config`."""
         flat: dict[str, Scalar] = self.model_dump(by_alias=True)
         for name in table_types():
             flat |= {f"{name}.{key}": value for key, value in self.table(name).model_dump(by_alias=True).items()}
@@ -148,36 +151,36 @@ class RunConfig(Options):
 
 
 class NodeConfig(Options):
-    """Settings of one node, from Flower's `--node-config`. They win over those of the run."""
+    """Settings of one node, from Flower's `--node-config`. They take precedence over those of the run."""
 
     partition_id: int = Field(0, ge=0, description="which part of the data set's tasks this node hosts")
-    num_partitions: int = Field(1, ge=1, description="into how many parts the data set's tasks are spread")
+    num_partitions: int = Field(1, ge=1, description="number of parts that the data set's tasks are divided into")
     data_dir: str = Field("", description="where this node's data files are")
     data_path: str = Field("", description='this node has its own file for the data set `own`; "": as the run says')
     task_column: str = Field("", description='task column of that file; "": as the run says')
     task_name: str = Field(
-        "", description='what all rows of that file are, if it has no task column; "": it is called as the file'
+        "", description='name of the only task in that file, if it has no task column; "": the name of the file'
     )
     target_column: str = Field("", description='target column of that file; "": as the run says')
     least_in_sum: int = Field(
         0, ge=0, description="send meta-gradients only as part of a secure sum of so many nodes or more; 0: as the run says"
     )
-    state_dir: str = Field("", description='where this node keeps what never leaves it (heads); "": only while the run lives')
+    state_dir: str = Field("", description='where this node keeps what never leaves it (heads); "": only during the run')
     device: Literal["", "auto", "cpu", "cuda"] = Field("", description='where this node computes; "": as the run says')
     chunk_size: int = Field(0, ge=0, description="tasks computed at once on this node; 0: as the run says")
     threads: int = Field(1, ge=1, description="CPU threads of this node")
-    show_rounds: bool = Field(False, description="say in this node's log what each round did, with its own scores")
+    show_rounds: bool = Field(False, description="log on this node what each round did, with its own scores")
 
 
 @cache
 def table_types() -> dict[str, type[Options]]:
-    """The settings model of every table: one for each algorithm, data set and model, and that of privacy."""
+    """Return the settings model of every table: one for each algorithm, data set and model, and that of privacy."""
     parts = {name: part.Options for registry in (ALGORITHMS, DATASETS, MODELS) for name, part in registry.items()}
     return {PRIVACY: PrivacyOptions, **parts}
 
 
 def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
-    """The settings of a run from Flower's `context.run_config`; what is not named has its default."""
+    """Return the settings of a run from Flower's `context.run_config`; missing keys get their defaults. Raises ConfigError."""
     own: dict[str, Any] = {}
     tables: dict[str, dict[str, Any]] = {name: {} for name in table_types()}
     for key, value in flat.items():
@@ -196,7 +199,7 @@ def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
 
 
 def parse_node_config(flat: Mapping[str, Any]) -> NodeConfig:
-    """The settings of a node from Flower's `context.node_config`."""
+    """Return the settings of a node from Flower's `context.node_config`. Raises ConfigError."""
     config = _validate(NodeConfig, flat, "", "node setting")
     if config.partition_id >= config.num_partitions:
         raise ConfigError(
@@ -206,7 +209,7 @@ def parse_node_config(flat: Mapping[str, Any]) -> NodeConfig:
 
 
 def check_choice(key: str, value: str, registry: Collection[str]) -> None:
-    """Raise ConfigError if the setting `key` names nothing that is in `registry`."""
+    """Raise ConfigError if `value` of the setting `key` is not in `registry`."""
     if value not in registry:
         hint = did_you_mean(value, registry)
         if key == "algorithm" and not hint:
@@ -252,7 +255,7 @@ def _check_tracking(uri: str) -> None:
 
 
 def _check_privacy(config: RunConfig) -> None:
-    """Refuse settings that differential privacy does not hold with."""
+    """Raise ConfigError for settings under which differential privacy does not hold."""
     privacy = config.privacy
     if not privacy.on:
         for key, value in (("clip", privacy.clip), ("epsilon", privacy.epsilon), ("clip-quantile", privacy.clip_quantile)):
@@ -280,7 +283,7 @@ def _check_privacy(config: RunConfig) -> None:
 
 
 def _check_secure(config: RunConfig) -> None:
-    """Refuse settings that need to see the update of a single node, or to do without some."""
+    """Raise ConfigError for settings that need the update of a single node, or that leave nodes out."""
     if not config.secure_aggregation:
         return
     forbidden: tuple[tuple[str, Scalar, Scalar, str], ...] = (
@@ -301,7 +304,7 @@ def _check_own_model(value: str) -> None:
 
 
 def _shown(table: str, model: type[Options]) -> dict[str, str]:
-    """The names of a table's settings, each with the name by which it can be set."""
+    """Return the names of a table's settings, each with the name under which it can be set."""
     return {
         field.alias: f"{table}.{field.alias}" if table else field.alias for field in model.model_fields.values() if field.alias
     }
@@ -310,7 +313,10 @@ def _shown(table: str, model: type[Options]) -> dict[str, str]:
 def _validate(
     model: type[T], values: Mapping[str, Any], prefix: str, what: str = "setting", near: Mapping[str, str] | None = None
 ) -> T:
-    """`near`: names of other settings, for whoever misspells one of these, with what is to be typed."""
+    """Return a validated settings model. Raises ConfigError.
+
+    `near`: names of other settings to suggest for a misspelled one, each with the text to type.
+    """
     known = _shown(prefix.removesuffix("."), model)
     for key in values:
         # Checked before pydantic, which would also take the snake_case names that Python code uses.
@@ -322,7 +328,7 @@ def _validate(
     except ValidationError as error:
         first = error.errors()[0]
         expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-        if not first["loc"]:  # of several settings together, in a sentence of its own
+        if not first["loc"]:  # from a check of several settings, whose message is a whole sentence
             raise ConfigError(f"`{prefix.removesuffix('.')}`: {expected}") from None
         subject = f"`{prefix}{first['loc'][0]}`" if what == "setting" else f"{what} `{prefix}{first['loc'][0]}`"
         came = first["input"]

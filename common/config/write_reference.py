@@ -18,15 +18,19 @@ _INTRODUCTION = """# Configuration reference
 Generated from the models in `common` by `make config`; a test compares. A setting of the first table is given as
 `--set KEY=VALUE` (`rounds`, `seed`, `algorithm` and `dataset` have options of their own), one of another table as
 `--set TABLE.KEY=VALUE`. The table of the algorithm that is trained may be left out: `--set inner-lr=0.1`. With plain Flower
-the same keys go into `--run-config`. What is wrong is refused in one sentence before anything runs.
+the same keys go into `--run-config`. A wrong value is refused in one sentence before anything runs.
 
-What a node can be told, with `--node-config` or the options and `--set` of `quickbloom-edge join`, stands at the end.
+The settings of a node, for `--node-config` or the options and `--set` of `quickbloom-edge join`, are at the end.
 """
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting. `default`: as JSON; `kind`: what a value may be, in words, or `choices` to take one of, as JSON."""
+    """One setting.
+
+    `default`: as JSON; `kind`: the allowed values in words; `choices`: the allowed values as JSON,
+    if listed.
+    """
 
     key: str
     default: str
@@ -36,7 +40,7 @@ class Setting:
 
 
 def settings(model: type[Options], prefix: str = "") -> list[Setting]:
-    """The settings of a model, in its order, with `prefix` before their keys."""
+    """Return the settings of a model, in its order, with `prefix` before their keys."""
     defaults = model().model_dump(by_alias=True)
     schema = model.model_json_schema()["properties"]
     return [
@@ -52,7 +56,7 @@ def settings(model: type[Options], prefix: str = "") -> list[Setting]:
 
 
 def find(word: str = "") -> list[Setting]:
-    """The settings of the table `word`, those with `word` in their keys, or without one all that stand in no table.
+    """Return the settings of the table `word`, else those with `word` in their keys; without `word`, those outside tables.
 
     Raises ConfigError if there is none.
     """
@@ -69,7 +73,7 @@ def find(word: str = "") -> list[Setting]:
 
 
 def render() -> str:
-    """The whole page: one table per settings model, one row per setting."""
+    """Return the whole page: one table per settings model, one row per setting."""
     sections = [_INTRODUCTION, _section("The run", RunConfig)]
     parts = {"The table `privacy`": [PRIVACY], "Algorithms": ALGORITHMS, "Data sets": DATASETS, "Models": MODELS}
     for title, names in parts.items():
@@ -99,7 +103,7 @@ def _expected(setting: Setting) -> str:
 
 
 def _kind(schema: dict[str, Any]) -> str:
-    """What a value may be, in words: its kind and its range; "" where there are choices."""
+    """Return the allowed values in words, kind and range; "" if there are choices."""
     if "enum" in schema:
         return ""
     kinds = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
@@ -113,7 +117,7 @@ def _escaped(text: str) -> str:
 
 
 def main() -> None:
-    """Write the page in the current directory, that of the repository."""
+    """Write the page in the current directory, which must be the repository."""
     if not PAGE.parent.is_dir():
         raise SystemExit(f"there is no directory {PAGE.parent.resolve()}: run this in the repository")
     PAGE.write_text(render(), encoding="utf-8")

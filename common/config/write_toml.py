@@ -1,6 +1,7 @@
 """Write every setting and its default as TOML into pyproject.toml: `make config`.
 
-Flower only lets keys be overridden that are declared there, so the file repeats what the models in `common` define.
+Flower can only override keys that are declared there, so the file repeats what the models in
+`common` define.
 """
 
 import json
@@ -14,7 +15,7 @@ HEADER = "[tool.flwr.app.config]"
 
 
 def render() -> str:
-    """The section [tool.flwr.app.config] and its tables, one line per setting with its description as a comment."""
+    """Return the section [tool.flwr.app.config] and its tables: one line per setting, with its description as a comment."""
     sections = [_section(HEADER, RunConfig)]
     sections += [
         _section(f"[tool.flwr.app.config.{name}]", model) for name, model in table_types().items() if model.model_fields

@@ -1,4 +1,4 @@
-"""All data sets by name. To add one, write a file with a subclass of `Dataset` and add its line here."""
+"""Registry of the data sets by name. A new one is a file with a subclass of `Dataset`, and one line here."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -27,10 +27,11 @@ DATASETS: dict[str, type[Dataset]] = {
 
 @lru_cache(maxsize=8)
 def load_dataset(name: str, options: Options, data_dir: Path, schema: str = "") -> Dataset:
-    """The data set `name`, read at most once per process for the same options and folder.
+    """Return the data set `name`, read at most once per process for the same options and folder.
 
-    `schema`: what the nodes of a run have agreed on, for a data set that asks for it (`DataSpec.schema`).
-    Nobody may change the tensors it hands out: they are shared. Example: `load_dataset("gaussian", GaussianOptions(), Path())`.
+    `schema`: what the nodes of a run agreed on, for a data set that needs it (`DataSpec.schema`).
+    The tensors are shared and must not be changed. Raises ConfigError for an unknown name. Example:
+    `load_dataset("gaussian", GaussianOptions(), Path())`.
     """
     if name not in DATASETS:
         raise ConfigError(f"`dataset` must be one of {', '.join(DATASETS)}, got '{name}'")

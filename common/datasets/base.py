@@ -1,6 +1,7 @@
-"""What a data set is: a list of tasks, and for each task a way to draw support, query and test examples.
+"""Base class of the data sets: a list of tasks, and for each task a way to draw support, query and test examples.
 
-A data set knows no algorithm and no model. Adding one is a new file with a subclass of `Dataset` and one line in `DATASETS`.
+A data set knows no algorithm and no model. A new one is a file with a subclass of `Dataset`, and
+one line in `DATASETS`.
 """
 
 import os
@@ -23,15 +24,16 @@ from quickbloom.common.randomness import generator
 Kind = Literal["classification", "regression"]
 SPLITS = ("train", "validation", "test")
 _MOST_NAMED = 5
-"""Of tasks that are left out for one reason, and of reasons."""
+"""Most tasks to name per reason, and most reasons."""
 
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What a node tells the server about one task: never an example, only counts.
+    """A node's description of one task for the server: counts, never an example.
 
-    `group`: tasks of one group always land in the same split (two drawers of one alphabet, say); by default the task is its
-    own group. `split`: "" lets the server choose by seed, else one of `SPLITS` as the data set's authors published it.
+    `group`: tasks of one group always land in the same split (two drawers of one alphabet, say); by
+    default each task is its own group. `split`: one of `SPLITS` as published by the data set's
+    authors, or "" to let the server choose by seed.
     """
 
     task_id: str
@@ -44,10 +46,11 @@ class TaskInfo:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """The shape of every example of a data set. `outputs`: number of classes, or of regression targets.
+    """Form of a data set's examples. `outputs`: number of classes, or of regression targets.
 
-    `tokens`: the inputs are no numbers but int64 ids of 0..outputs-1, as for predicting the next character. `schema`: JSON of
-    what else all nodes must agree on, such as columns and class labels; "": nothing.
+    `tokens`: the inputs are int64 ids 0..outputs-1 instead of numbers, as for predicting the next
+    character. `schema`: JSON of everything else that all nodes must agree on, such as columns and
+    class labels; "": nothing.
     """
 
     kind: Kind
@@ -58,7 +61,7 @@ class DataSpec:
 
 
 def left_out_in_words(left_out: Mapping[str, str]) -> str:
-    """One sentence for tasks that cannot be used, by their reasons: "3 tasks are left out: A and B (too few rows); C (..)"."""
+    """Return one sentence on unusable tasks, by reason: "3 tasks are left out: A and B (too few rows); C (..)"."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in sorted(left_out.items()):
         by_reason.setdefault(reason, []).append(name)
@@ -81,47 +84,47 @@ class Dataset(ABC):
     name: ClassVar[str]
     Options: ClassVar[type[Options]]
     model: ClassVar[str]
-    """The model that `model = "auto"` picks for this data set; "auto": conv4 for images, else mlp."""
+    """Model for `model = "auto"`; "auto" here means conv4 for images, else mlp."""
     inner_lr: ClassVar[float]
-    """The inner learning rate that `inner-lr = 0` picks: a step size that suits the scale of the inputs and of the loss."""
+    """Inner learning rate for `inner-lr = 0`: a step size that suits the scale of the inputs and of the loss."""
     needs_files: ClassVar[bool] = False
-    """Whether it reads files from QUICKBLOOM_DATA_DIR."""
+    """True if the data set reads files from QUICKBLOOM_DATA_DIR."""
     left_out: Mapping[str, str] = MappingProxyType({})
-    """Names of tasks that cannot be used, each with the reason."""
+    """Unusable tasks by name, each with the reason."""
     remarks: Sequence[str] = ()
-    """What may be a mistake in the data, one sentence each."""
+    """Possible mistakes in the data, one sentence each."""
 
     @abstractmethod
     def __init__(self, options: Any, data_dir: Path) -> None:
-        """Read what is needed from `data_dir`. Raises DataError with a sentence for the user."""
+        """Read the files from `data_dir`. Raises DataError with a sentence for the user."""
 
     @property
     @abstractmethod
     def spec(self) -> DataSpec:
-        """Shapes that all tasks share."""
+        """The form that all tasks share."""
 
     @abstractmethod
     def tasks(self) -> list[TaskInfo]:
-        """All tasks, in a fixed order. A node hosts those at positions partition-id, partition-id + num-partitions, ..."""
+        """Return all tasks in a fixed order. A node hosts positions partition-id, partition-id + num-partitions, ..."""
 
     @abstractmethod
     def train_draw(self, task_id: str, rng: np.random.Generator) -> TaskData:
-        """The episode of a training task in one round. `rng` comes from (seed, round, task)."""
+        """Return the episode of a training task in one round. `rng` derives from (seed, round, task)."""
 
     @abstractmethod
     def test_draws(self, task_id: str) -> list[TaskData]:
-        """The draws on which a held-out task is scored: the same in every run, whatever the seed of the run."""
+        """Return the draws on which a held-out task is scored, equal in every run whatever its seed."""
 
     def preparation(self, task_id: str) -> Mapping[str, Any]:
-        """How raw examples of this task become inputs, as JSON, for its personal model; {}: they are inputs already."""
+        """Return as JSON how raw examples of this task become inputs, for its personal model; {} if they are inputs already."""
         return {}
 
 
 class FixedSplitDataset(Dataset):
     """A data set whose tasks have a fixed support / query / test split (a real user's own examples).
 
-    In training, support and query are drawn anew in every round from their union, with the same number of examples of each
-    class (`resample`); the test part is never touched.
+    In training, support and query are redrawn in every round from their union, with the same number
+    of examples of each class (`resample`). The test part never changes.
     """
 
     resample: bool = True
@@ -137,10 +140,10 @@ class FixedSplitDataset(Dataset):
         return [self._data[task_id]]
 
     def redraw(self, task_id: str, rng: np.random.Generator) -> TaskData:
-        """A task with support and query drawn anew from their union."""
+        """Return a task with support and query redrawn from their union."""
         if task_id not in self._pools:
             pool = self._pools[task_id] = Pool.of(self._data[task_id])
-            self._data[task_id] = pool.data  # so that no example is kept twice
+            self._data[task_id] = pool.data  # so that no example is in memory twice
         return self._pools[task_id].draw(rng)
 
     @cached_property
@@ -150,21 +153,22 @@ class FixedSplitDataset(Dataset):
 
 @dataclass(frozen=True)
 class Pool:
-    """A task whose support and query are drawn anew from their union; for class labels every class keeps its counts in both.
+    """A task whose support and query are redrawn from their union, with fixed numbers of examples per class in both.
 
-    What does not change from draw to draw is worked out once: a round may draw thousands of tasks.
+    Everything that is the same for all draws is computed once, since a round may draw thousands of
+    tasks.
     """
 
     data: TaskData
     x: np.ndarray[Any, Any]
     y: np.ndarray[Any, Any]
-    """The union, of which the support and the query of `data` are views; as arrays, for tensors take twice the time."""
+    """The union, of which the support and query of `data` are views. Arrays, because tensors take twice the time."""
     by_class: np.ndarray[Any, Any]
     """Positions in the union, class by class."""
     classes: np.ndarray[Any, Any]
-    """The class of each of them, ascending."""
+    """The classes at these positions, ascending."""
     in_support: np.ndarray[Any, Any]
-    """Whether it goes to the support, once the members of every class are shuffled."""
+    """True for the positions that go to the support, once the members of every class are shuffled."""
 
     @classmethod
     def of(cls, data: TaskData) -> "Pool":
@@ -178,15 +182,18 @@ class Pool:
         return cls(views, union.x.numpy(), union.y.numpy(), by_class, y[by_class], rank < np.repeat(kept, sizes))
 
     def draw(self, rng: np.random.Generator) -> TaskData:
-        """The first ones of every class in a random order are the support; each part keeps the order of the union."""
-        # A random part of 1 more: the classes stay apart, each is shuffled.
+        """Return a new draw: the support gets the first members of every class in random order.
+
+        Each part keeps the order of the union.
+        """
+        # Adding a number in [0, 1) shuffles within each class and keeps the classes apart.
         shuffled = (self.classes + rng.random(len(self.classes))[self.by_class]).argsort()
         chosen = np.zeros(len(shuffled), dtype=bool)
         chosen[self.by_class[shuffled]] = self.in_support
         support, query = self.data.support, self.data.query
         rows, n = np.concatenate([chosen.nonzero()[0], (~chosen).nonzero()[0]]), support.x.shape[0]
         x, y = self.x.take(rows, axis=0), self.y.take(rows, axis=0)
-        # All examples of a task are real: their weights are the same in any order.
+        # All examples of a task are real, so their weights are equal in any order.
         return TaskData(
             Batch(torch.from_numpy(x[:n]), torch.from_numpy(y[:n]), support.weight),
             Batch(torch.from_numpy(x[n:]), torch.from_numpy(y[n:]), query.weight),
@@ -195,13 +202,13 @@ class Pool:
 
 
 def resolve_data_dir(setting: str) -> Path:
-    """Where data files are: the setting `data-dir`, else the variable QUICKBLOOM_DATA_DIR, else the user's cache."""
+    """Return the folder of data files: `data-dir`, else QUICKBLOOM_DATA_DIR, else the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quickbloom"
     return Path(setting or os.environ.get("QUICKBLOOM_DATA_DIR") or cache).expanduser()
 
 
 def require_file(path: Path) -> None:
-    """Raise DataError with the ways to mend it unless the data file `path` exists."""
+    """Raise DataError, with ways to mend it, unless the data file `path` exists."""
     if not path.is_file():
         raise DataError(
             f"the data file '{path}' does not exist: put it there, or point `data-dir` or the environment variable "
@@ -210,13 +217,13 @@ def require_file(path: Path) -> None:
 
 
 def read_npz(path: Path, expected: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> dict[str, np.ndarray[Any, Any]]:
-    """Read the named arrays of an `.npz`, checking dtype and shape; a size of -1 in a shape admits any size.
+    """Return the named arrays of an `.npz` after checking dtype and shape; -1 in a shape allows any size.
 
-    Nothing in the file is ever unpickled. Raises DataError for a missing, empty, damaged or different file.
+    Nothing is unpickled. Raises DataError for a missing, empty, damaged or different file.
     """
     require_file(path)
     try:
-        # Opened here, since np.load leaves a damaged file open.
+        # Opened here, because np.load leaves a damaged file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = sorted(set(expected) - set(archive.files))
             if missing:
@@ -238,7 +245,7 @@ def read_npz(path: Path, expected: Mapping[str, tuple[np.dtype[Any], tuple[int, 
 
 
 def require_below(path: Path, name: str, array: np.ndarray[Any, Any], limit: int) -> None:
-    """Raise DataError unless every value of the array `name` read from `path` is in 0..limit-1."""
+    """Raise DataError unless all values of the array `name`, read from `path`, are in 0..limit-1."""
     wrong = array[(array < 0) | (array >= limit)]
     if wrong.size:
         raise DataError(f"array `{name}` in '{path}' must hold values 0..{limit - 1}, got {wrong[0]}: fetch the file again")

@@ -1,8 +1,9 @@
-"""Digits of 56 devices: scikit-learn's 8x8 handwritten digits, each device with its own vocabulary and its own slant.
+"""Digits of 56 devices: scikit-learn's 8x8 handwritten digits, with a vocabulary and a distortion per device.
 
-A device knows five of the ten digits, under labels of its own, and sees all of its images rotated and sheared by its own
-amounts. So no single model is right for everyone, and ten labelled images have to tell a device's world.
-Source: "Optical Recognition of Handwritten Digits" (Alpaydin, Kaynak 1998), 1,797 images as shipped with scikit-learn.
+A device knows five of the ten digits, under its own labels, and sees all its images rotated and
+sheared by its own amounts. No single model fits all devices, and ten labelled images must reveal a
+device's labels and distortion. Source: "Optical Recognition of Handwritten Digits" (Alpaydin,
+Kaynak 1998), 1,797 images as shipped with scikit-learn.
 """
 
 import gzip
@@ -24,7 +25,7 @@ CLIENTS = 56
 DIGITS = 10
 WAYS = 5
 PER_PART = 2
-"""Images of one class in each of support, query and test. A digit's 28 devices take 168 of its 174 or more images."""
+"""Images per class in each of support, query and test. The 28 devices of a digit take 168 of its 174 or more images."""
 SIDE = 8
 WHITE = 16.0
 
@@ -34,10 +35,8 @@ Array = np.ndarray[Any, Any]
 class DigitsOptions(Options):
     """Settings of the data set `digits`."""
 
-    rotation: float = Field(
-        30.0, ge=0, le=180, description="a device's images are rotated by up to this many degrees either way"
-    )
-    shear: float = Field(0.2, ge=0, le=1, description="a device's images are sheared by up to this factor either way")
+    rotation: float = Field(30.0, ge=0, le=180, description="largest rotation of a device's images, in degrees either way")
+    shear: float = Field(0.2, ge=0, le=1, description="largest shear of a device's images, as a factor either way")
     data_seed: int = Field(0, ge=0, description="seed of the devices, apart from the seed of the run")
 
 
@@ -66,7 +65,10 @@ class Digits(FixedSplitDataset):
 
 
 def _read() -> tuple[Array, Array]:
-    """Images [1797, 8, 8] in 0..1 and their digits, from scikit-learn's file; importing it would take 60 MB and a second."""
+    """Return images [1797, 8, 8] in 0..1 and their digits from scikit-learn's file.
+
+    The file is read directly, since importing scikit-learn would take 60 MB and a second.
+    """
     needs("datasets", "sklearn", "the data set `digits`", error=DataError, load=False)
     package = importlib.util.find_spec("sklearn")
     (folder, *_) = (package and package.submodule_search_locations) or [""]
@@ -83,20 +85,23 @@ def _read() -> tuple[Array, Array]:
 
 
 def _vocabularies(rng: np.random.Generator) -> list[Array]:
-    """Five digits per device, at the index of their label; the devices of a pair halve the ten, so all are equally frequent."""
+    """Return five digits per device, ordered by label.
+
+    The two devices of a pair share the ten digits, so all digits are equally frequent.
+    """
     pairs = [np.split(rng.permutation(DIGITS), 2) for _ in range(CLIENTS // 2)]
     return [half for pair in pairs for half in pair]
 
 
 def _warp(images: Array, rng: np.random.Generator, options: DigitsOptions) -> Array:
-    """One rotation and one shear about the centre for all images [n, 8, 8] of a device."""
+    """Apply one random rotation and shear about the centre to all images [n, 8, 8] of a device."""
     from scipy.ndimage import affine_transform  # comes with scikit-learn
 
     angle = np.deg2rad(rng.uniform(-options.rotation, options.rotation))
     shear = rng.uniform(-options.shear, options.shear)
     rotate = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     plane = rotate @ np.array([[1.0, shear], [0.0, 1.0]])
-    # The stack's own axis is left as it is, so one call warps all images.
+    # The identity on the first axis lets one call warp the whole stack.
     matrix = np.eye(3)
     matrix[1:, 1:] = plane
     centre = np.full(2, (SIDE - 1) / 2)
@@ -105,7 +110,7 @@ def _warp(images: Array, rng: np.random.Generator, options: DigitsOptions) -> Ar
 
 
 def _split(images: Array) -> TaskData:
-    """[class, part, image, 1, 8, 8] -> support, query, test."""
+    """Return the task of images [class, part, image, 1, 8, 8], whose parts are support, query and test."""
     labels = torch.arange(WAYS).repeat_interleave(PER_PART)
     support, query, test = (Batch.of(torch.from_numpy(images[:, part].reshape(-1, 1, SIDE, SIDE)), labels) for part in range(3))
     return TaskData(support, query, test)

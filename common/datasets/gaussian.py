@@ -1,7 +1,8 @@
 """Shifted Gaussians: the data of Flower's federated meta-learning tutorial, generated.
 
-Every client follows the same rule, so there is nothing to personalise: a plumbing test, not a benchmark. The Bayes-optimal
-rule reaches 67.3 % on fresh examples; a higher score means that something was tested on what it trained on.
+All clients follow the same rule, so there is nothing to personalise: this is a plumbing test, not a
+benchmark. The Bayes-optimal rule reaches 67.3 % on fresh examples; a higher score means that
+examples were tested that had been trained on.
 """
 
 from pathlib import Path
@@ -25,7 +26,7 @@ class GaussianOptions(Options):
 
     clients: int = Field(30, ge=1, le=100_000, description="number of tasks")
     rows: int = Field(0, ge=0, le=100_000, description="rows of every client; 0: between 50 and 149, drawn for each")
-    # One row of the smallest client (50 rows) is 0.02 of it: no part may be empty.
+    # 0.02 is one row of the smallest client (50 rows), so that no part is empty.
     support_fraction: float = Field(0.4, ge=0.02, le=0.96, description="share of a client's rows in its support part")
     query_fraction: float = Field(
         0.4, ge=0.02, le=0.96, description="share of a client's rows in its query part; the rest is test"
@@ -66,7 +67,7 @@ def _client(index: int, options: GaussianOptions) -> TaskData:
     features = rng.standard_normal((rows, FEATURES))
     features[np.arange(rows), labels] += SHIFT
     x, y = torch.from_numpy(features.astype(np.float32)), torch.from_numpy(labels)
-    # Rows are drawn independently, so consecutive ones are as good as shuffled ones.
+    # Rows are independent draws, so they need no shuffling.
     query_from = int(rows * options.support_fraction)
     test_from = query_from + int(rows * options.query_fraction)
     return TaskData(

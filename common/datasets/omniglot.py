@@ -1,14 +1,14 @@
 """Omniglot: N-way K-shot episodes of handwritten characters; 1,623 characters, 50 alphabets, 20 drawers each.
 
-Source: Lake, Salakhutdinov, Tenenbaum, "Human-level concept learning through probabilistic program induction" (2015); the
-split of all characters into train / validation / test is Vinyals et al., "Matching Networks" (2016). What is one task is
-the option `clients`:
+Source: Lake, Salakhutdinov, Tenenbaum, "Human-level concept learning through probabilistic program
+induction" (2015). The split of all characters into train / validation / test is that of Vinyals et
+al., "Matching Networks" (2016). The option `clients` defines the tasks:
 
 - "alphabet": an alphabet; an episode is N random characters of it under random labels.
 - "alphabet-drawers": an alphabet as written by one group of its drawers. The groups of an alphabet land in the same split.
 - "unstructured": virtual devices, each an endless stream of episodes from all characters of its part of Vinyals' split. In
-  training a character turned by 90, 180 or 270 degrees is a character of its own (Santoro et al. 2016). This is the
-  published benchmark; the other two are federations.
+  training a character rotated by 90, 180 or 270 degrees is a separate class (Santoro et al. 2016). This is the published
+  benchmark; the other two are federations.
 """
 
 import math
@@ -47,22 +47,20 @@ class OmniglotOptions(Options):
     shots: int = Field(1, ge=1, le=19, description="support images per class")
     query_shots: int = Field(1, ge=1, le=19, description="query images per class, in testing the images to score")
     leave_out_small: bool = Field(
-        False, description="leave out alphabets that are too small for `ways` or `train-ways`, not refuse them"
+        False, description="leave out alphabets that are too small for `ways` or `train-ways` instead of refusing them"
     )
     drawer_groups: Literal[1, 2, 4, 5, 10] = Field(4, description="groups of an alphabet's 20 drawers, for `alphabet-drawers`")
     rotations: Literal["auto", "on", "off", "together"] = Field(
         "auto",
-        description="in training, turned characters are classes of their own, by default only for `unstructured`; `together`: "
-        "those of an episode are all turned alike, every other time mirrored as well",
+        description="in training, rotated characters are separate classes; `auto`: only for `unstructured`; `together`: rotate "
+        "all characters of an episode alike, and mirror half of the episodes",
     )
-    distort: bool = Field(False, description="in training, every image is shifted, turned, sheared and scaled a little")
+    distort: bool = Field(False, description="in training, shift, rotate, shear and scale every image a little")
     warp: bool = Field(
         False,
-        description="in training, every image is moved more than by `distort`, bent, and drawn with a thicker or thinner pen",
+        description="in training, change every image more than `distort` does, bend it, and vary the thickness of its strokes",
     )
-    fit: bool = Field(
-        False, description="every image is moved and scaled so that its ink fills about the middle 24 x 24 pixels"
-    )
+    fit: bool = Field(False, description="move and scale every image so that its ink fills about the middle 24 x 24 pixels")
     official_split: bool = Field(False, description="train on the 30 background alphabets, test on the 20 evaluation ones")
     train_clients: int = Field(100, ge=1, le=10_000, description="training tasks, for `unstructured`")
     validation_clients: int = Field(20, ge=1, le=10_000, description="validation tasks, for `unstructured`")
@@ -72,7 +70,7 @@ class OmniglotOptions(Options):
 
 
 class Pool(NamedTuple):
-    """What the episodes of a task are drawn from: character indices, drawer indices, and where the task belongs."""
+    """The images that a task's episodes are drawn from: character and drawer indices, with the task's group and split."""
 
     characters: Array
     drawers: Array
@@ -83,9 +81,10 @@ class Pool(NamedTuple):
 class Omniglot(Dataset):
     """Images [1, 28, 28], ink 1 on paper 0; every draw has `ways` x `shots` support and `ways` x `query-shots` query images.
 
-    The test part of a draw is its query part: a training task is never scored, and of a held-out task only the support is
-    learned from. Support and query come from different drawers. One image is there twice (character 191, the third and the
-    nineteenth drawer, counted from one): the second copy is never drawn.
+    The test part of a draw is its query part: a training task is never scored, and a held-out task
+    learns only from its support. Support and query come from different drawers. One image occurs
+    twice (character 191, the third and the nineteenth drawer, counted from one); its second copy is
+    never drawn.
     """
 
     name = "omniglot"
@@ -116,7 +115,7 @@ class Omniglot(Dataset):
         return DataSpec("classification", (1, SIDE, SIDE), max(self._options.ways, self._train_ways))
 
     def tasks(self) -> list[TaskInfo]:
-        """A task that may train announces what it has in training, where `train-ways` makes that more."""
+        """Return all tasks. A task that may train announces its numbers of examples in training, with `train-ways`."""
         shots, query_shots, ways = self._options.shots, self._options.query_shots, self._options.ways
 
         def info(name: str, pool: Pool) -> TaskInfo:
@@ -145,7 +144,7 @@ class Omniglot(Dataset):
             turn[:], mirrored = rng.integers(4), bool(rng.integers(2))
         characters = pool.characters[index, None]
         order = rng.random((ways, len(pool.drawers)))
-        order += self._is_copy[characters, pool.drawers]  # copies last: `_drawable` sees to it that they are never reached
+        order += self._is_copy[characters, pool.drawers]  # copies last, where `_drawable` ensures that none is used
         drawers = pool.drawers[order.argsort(axis=1)[:, : shots + self._options.query_shots]]
         images = self._images[characters, drawers]
         for way in np.flatnonzero(turn):
@@ -155,7 +154,7 @@ class Omniglot(Dataset):
         return TaskData(_batch(images[:, :shots]), query, query)
 
     def _drawable(self, pool: Pool) -> Pool:
-        """The pool without the characters that have fewer distinct images than an episode takes."""
+        """Return the pool without characters that have fewer distinct images than an episode needs. Raises DataError."""
         needed = self._options.shots + self._options.query_shots
         if needed > len(pool.drawers):
             raise DataError(
@@ -186,27 +185,28 @@ class Omniglot(Dataset):
 
 
 def _may_train(pool: Pool) -> bool:
-    """Whether the split that is published, if any, lets a task train."""
+    """Return whether the published split, if there is one, lets a task train."""
     return pool.split in ("", "train")
 
 
 def _classes(pool: Pool, rotations: str) -> int:
-    """From how many classes an episode of a task is drawn."""
+    """Return the number of classes that an episode of a task is drawn from."""
     return len(pool.characters) * (4 if rotations == "on" else 1)
 
 
 def _batch(images: Array) -> Batch:
-    """u8 [ways, count, 28, 28] -> float [ways * count, 1, 28, 28] with labels 0..ways-1."""
+    """Return u8 [ways, count, 28, 28] as float [ways * count, 1, 28, 28] with labels 0..ways-1."""
     ways, count = images.shape[:2]
     x = torch.from_numpy(np.ascontiguousarray(images)).reshape(ways * count, 1, SIDE, SIDE).float().div_(255)
     return Batch.of(x, torch.arange(ways).repeat_interleave(count))
 
 
 def fitted(images: Array) -> Array:
-    """u8 [..., 28, 28] moved and scaled so that the box around its ink is in the middle and its longer side has 24 pixels.
+    """Return images, u8 [..., 28, 28], moved and scaled so that their ink is centred with a longer side of 24 pixels.
 
-    Scaled by 0.8 to 1.6, so that a dot stays small, and along the shorter side, so that flat characters show what they are, by
-    the square root of longer / shorter on top, at most 1.5. Ink is what is darker than 0.3.
+    The scale is limited to 0.8 to 1.6, so that a dot stays small. Along the shorter side it is
+    multiplied by the square root of longer / shorter, at most 1.5, so that flat characters stay
+    recognisable. Ink is what is darker than 0.3.
     """
     flat = images.reshape(-1, SIDE, SIDE)
     is_ink, place = flat > 0.3 * 255, np.arange(SIDE)
@@ -225,8 +225,10 @@ def fitted(images: Array) -> Array:
 
 
 def distorted(batch: Batch, rng: np.random.Generator) -> Batch:
-    """Every image [1, 28, 28] under a random affine map of its own: turned by up to 10 degrees, sheared by up to 0.2, scaled by
-    0.85 to 1.15 along each axis, shifted by up to 2 pixels; as Koch, Zemel, Salakhutdinov 2015, a little more gently.
+    """Return every image [1, 28, 28] under its own random affine map.
+
+    Rotation is up to 10 degrees, shear up to 0.2, scale 0.85 to 1.15 along each axis, shift up to 2
+    pixels: slightly gentler than Koch, Zemel, Salakhutdinov 2015.
     """
     low, high = np.array([[-math.radians(10), -0.2, 0.85, 0.85, -2, -2], [math.radians(10), 0.2, 1.15, 1.15, 2, 2]])
     grid = _affine_grid(rng.uniform(low, high, size=(len(batch.x), 6)), batch.x)
@@ -234,12 +236,13 @@ def distorted(batch: Batch, rng: np.random.Generator) -> Batch:
 
 
 def warped(batch: Batch, rng: np.random.Generator) -> Batch:
-    """Every image [1, 28, 28] moved, bent and drawn with another pen, at random and each in its own way.
+    """Return every image [1, 28, 28] randomly moved, bent and drawn with another pen, each in its own way.
 
-    Moved: turned by up to 15 degrees, sheared by up to 0.3, scaled by 0.82 to 1.22 along each axis, shifted by up to 2 pixels.
-    Bent: the points of a 5 x 5 net are shifted along each axis by normal numbers, whose deviation is up to 1.5 pixels, and all
-    between them smoothly (elastic distortions, Simard, Steinkraus, Platt 2003). The pen: an image goes up to half the way to
-    what a pixel more, or less, on each side of every stroke would make of it.
+    Moved: rotation up to 15 degrees, shear up to 0.3, scale 0.82 to 1.22 along each axis, shift up
+    to 2 pixels. Bent: the points of a 5 x 5 grid are shifted along each axis by normal numbers of
+    deviation up to 1.5 pixels, and the image between them smoothly (elastic distortions, Simard,
+    Steinkraus, Platt 2003). Pen: the image moves up to half the way towards one with strokes a
+    pixel thicker, or thinner, on each side.
     """
     count = len(batch.x)
     low, high = np.array([[-math.radians(15), -0.3, -0.2, -0.2, -2, -2], [math.radians(15), 0.3, 0.2, 0.2, 2, 2]])
@@ -254,9 +257,12 @@ def warped(batch: Batch, rng: np.random.Generator) -> Batch:
 
 
 def _affine_grid(moves: Array, images: Tensor) -> Tensor:
-    """Where pixels of the new images are read in the old; `moves`: angle, shear, width, height, right, down of each."""
+    """Return where the pixels of the new images are read in the old.
+
+    `moves`: angle, shear, width, height, right, down of each image.
+    """
     angle, shear, width, height, right, down = moves.T
-    # affine_grid wants the map from the new image to the old, with coordinates from -1 to 1.
+    # affine_grid takes the map from the new image to the old, with coordinates from -1 to 1.
     cos, sin = np.cos(angle), np.sin(angle)
     rows = [[cos * width, (shear - sin) * width, right * 2 / SIDE], [sin * height, cos * height, down * 2 / SIDE]]
     maps = torch.from_numpy(np.moveaxis(np.array(rows), -1, 0)).to(images.dtype)
@@ -309,7 +315,7 @@ def _read(path: Path) -> dict[str, Array]:
 
 
 def _copies(images: Array) -> Array:
-    """Bool [character, drawer]: is this image an exact copy of an earlier drawer's of the same character?"""
+    """Return bool [character, drawer]: True for an exact copy of an earlier drawer's image of the same character."""
     copies = np.zeros(images.shape[:2], dtype=bool)
     for character, drawn in enumerate(images):
         seen = [image.tobytes() for image in drawn]

@@ -1,14 +1,16 @@
-"""Shakespeare by role: predict the next character of what one role says, as in LEAF (Caldas et al. 2018); one task per role.
+"""Shakespeare by role: predict the next character of a role's text, as in LEAF (Caldas et al. 2018); one task per role.
 
-Source: 37 plays in the public domain, parsed into speeches. It is not LEAF's own file, and the context is 20 characters instead
-of LEAF's 80 (`shakespeare.context=80`): a CPU takes a fourth of the time. So scores compare with LEAF's only roughly. Always
-predicting a blank is right for one character in six. About 290 roles train, so a CPU wants `tasks-per-round=50`; MAML keeps
-some 45 MB per role while it differentiates through five steps, so it wants `chunk-size=32` too.
+Source: 37 plays in the public domain, parsed into speeches. It is not LEAF's own file, and the
+context is 20 characters instead of LEAF's 80 (`shakespeare.context=80`), which takes a quarter of
+the time on a CPU. Scores therefore compare with LEAF's only roughly. Always predicting a space is
+right for one character in six. About 290 roles train, so `tasks-per-round=50` suits a CPU. MAML
+needs some 45 MB per role to differentiate through five steps, which suits `chunk-size=32`.
 
-Nothing leaks between support, query and test. A role's text in order of time is cut at 80 %, as in LEAF: test examples come
-from the last fifth alone, everything else from the part before. That first part is cut again for every draw, at a random place
-in its middle third, and a coin decides which side is support and which is query. An example is a window that lies within one
-stretch, context and target, so no character of a support example is in a query or test example.
+Nothing leaks between support, query and test. A role's text in order of time is cut at 80 %, as in
+LEAF: test examples come from the last fifth alone, everything else from the part before. That first
+part is cut again for every draw, at a random place in its middle third, and a coin decides which
+side is support and which is query. The window of an example, context and target, lies within one
+stretch, so no character of a support example is in a query or test example.
 """
 
 import gzip
@@ -30,10 +32,10 @@ from quickbloom.common.options import Options
 
 FILE = "shakespeare_by_role.json.gz"
 CHARACTERS = "\n !$&',-.0123456789:;?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz"
-"""The characters of the file, fixed here so that all nodes agree on their ids; every other character shares the last id."""
+"""Characters of the file, fixed so that all nodes agree on their ids; every other character shares the last id."""
 TOKENS = len(CHARACTERS) + 1
 MAX_BYTES = 50_000_000
-"""What the file may unpack to: ten times its size."""
+"""Largest size of the unpacked file in bytes: ten times the packed size."""
 
 Array = np.ndarray[Any, Any]
 
@@ -103,7 +105,7 @@ class Shakespeare(Dataset):
         return [self.train_draw(task_id, generator(self._options.data_seed, "shakespeare", "test", task_id))]
 
     def _windows(self, stretch: Array, count: int, rng: np.random.Generator) -> Batch:
-        """`count` different windows at random places of a stretch; `context` ids and the id that follows."""
+        """Return `count` different windows at random places of a stretch: `context` ids and the id that follows."""
         windows = np.lib.stride_tricks.sliding_window_view(stretch, self._options.context + 1)
         chosen = torch.from_numpy(windows[rng.choice(len(windows), size=count, replace=False)].astype(np.int64))
         return Batch.of(chosen[:, :-1].contiguous(), chosen[:, -1].contiguous())
@@ -115,15 +117,15 @@ def _cut(text: Array, share: float) -> tuple[Array, Array]:
 
 
 def _encode(text: str) -> Array:
-    """The token id of every character: its position in `CHARACTERS`, or the last id."""
+    """Return the token id of every character: its position in `CHARACTERS`, or the last id."""
     ids = np.full(128, TOKENS - 1, dtype=np.uint8)
     ids[list(CHARACTERS.encode())] = np.arange(len(CHARACTERS))
     code_points = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
-    return ids[np.minimum(code_points, 127)]  # no character of ours is number 127
+    return ids[np.minimum(code_points, 127)]  # `CHARACTERS` does not contain number 127
 
 
 def _read(path: Path) -> dict[str, str]:
-    """All that each role says, in order, a line break after every speech. Spellings such as Nurse and NURSE are one role."""
+    """Return the text of every role, in order, with a line break after each speech. Nurse and NURSE are one role."""
     speeches: dict[str, list[str]] = {}
     for play, role, text in _speeches(path, _load(path)):
         speeches.setdefault(f"{_slug(play)}-{_slug(role)}", []).append(text + "\n")
@@ -143,7 +145,7 @@ def _load(path: Path) -> Any:
 
 
 def _speeches(path: Path, plays: Any) -> Iterator[tuple[str, str, str]]:
-    """(play, role, text) of every speech, in order. Raises DataError where the file has another form."""
+    """Yield (play, role, text) of every speech, in order. Raises DataError if the file has another form."""
     if not isinstance(plays, dict):
         raise DataError(f"'{path}' must hold an object with a key for every play, got a {type(plays).__name__}: fetch it again")
     for play, content in plays.items():

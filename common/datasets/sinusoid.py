@@ -1,7 +1,8 @@
 """Sine waves: few-shot regression of Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning" (2017), section 5.1, generated.
 
-y = A sin(x - phase), with A ~ U[0.1, 5], phase ~ U[0, pi], x ~ U[-5, 5] and no noise. The paper draws a new wave for every
-training episode; here a task is a device whose wave stays the same, unless `fresh-tasks` is true.
+y = A sin(x - phase), with A ~ U[0.1, 5], phase ~ U[0, pi], x ~ U[-5, 5] and no noise. The paper
+draws a new wave for every training episode; here a task is a device with a fixed wave, unless
+`fresh-tasks` is true.
 """
 
 from pathlib import Path
@@ -23,7 +24,7 @@ DOMAIN = (-5.0, 5.0)
 class SinusoidOptions(Options):
     """Settings of the data set `sinusoid`."""
 
-    clients: int = Field(200, ge=1, le=100_000, description="number of tasks, each with a wave of its own")
+    clients: int = Field(200, ge=1, le=100_000, description="number of tasks, each with its own wave")
     shots: int = Field(10, ge=1, le=10_000, description="support points per draw")
     query_shots: int = Field(10, ge=1, le=10_000, description="query points per draw")
     test_points: int = Field(100, ge=1, le=10_000, description="points on which a held-out task is scored")
@@ -70,7 +71,7 @@ class Sinusoid(Dataset):
         return [TaskInfo(name, options.shots, options.query_shots, options.test_points) for name in self._waves]
 
     def wave(self, task_id: str) -> Wave:
-        """The true wave of a task, for plots and tests."""
+        """Return the true wave of a task, for plots and tests."""
         return self._waves[task_id]
 
     def train_draw(self, task_id: str, rng: np.random.Generator) -> TaskData:

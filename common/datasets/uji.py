@@ -1,10 +1,12 @@
 """Handwritten digits by writer: 60 writers, ten digits, each written twice; one task per writer, 10-way 1-shot.
 
-Source: UCI "UJI Pen Characters (Version 2)" (Prat, Castro, Llorens, Marzal, Vilar 2008), rendered from the pen strokes.
-Cosine nearest neighbour on pixels: 79.3 % with the writer's own support, 40.8 % with another writer's.
+Source: UCI "UJI Pen Characters (Version 2)" (Prat, Castro, Llorens, Marzal, Vilar 2008), rendered
+from the pen strokes. Cosine nearest neighbour on pixels: 79.3 % with the writer's own support, 40.8
+% with another writer's.
 
-There are only two repetitions, so the test part *is* the query part (repetition 1). Nothing is scored on what it trained
-on all the same: training tasks are never scored, and of a held-out task only the support is learned from.
+There are only two repetitions, so the test part *is* the query part (repetition 1). Still nothing
+is scored that was trained on: training tasks are never scored, and a held-out task learns only from
+its support.
 """
 
 from dataclasses import replace
@@ -58,12 +60,12 @@ class Uji(FixedSplitDataset):
         draw = self.redraw(task_id, rng)
         if self._augment:
             draw = _same_hand(draw, rng)
-        # Redrawing moves images between support and query; the test part stays what was not adapted on.
+        # Redrawing moves images between support and query; the test part must not share images with the support.
         return replace(draw, test=draw.query)
 
 
 def _read(path: Path) -> np.ndarray[Any, Any]:
-    """The images as [writer, repetition, digit, 28, 28], each place filled exactly once."""
+    """Return the images as [writer, repetition, digit, 28, 28]. Raises DataError unless each place is filled exactly once."""
     byte = np.dtype(np.uint8)
     index_arrays = {"writer": WRITERS, "repetition": REPETITIONS, "label": WAYS}
     arrays = read_npz(path, {"images": (byte, (ROWS, SIDE, SIDE)), **dict.fromkeys(index_arrays, (byte, (ROWS,)))})
@@ -83,7 +85,7 @@ def _read(path: Path) -> np.ndarray[Any, Any]:
 
 
 def _same_hand(draw: TaskData, rng: np.random.Generator) -> TaskData:
-    """One rotation (15 degrees), scale (10 %) and shift (1.4 pixels) for the whole draw: it is one writer's hand."""
+    """Apply one random rotation (15 degrees), scale (10 %) and shift (1.4 pixels) to the whole draw, which is of one writer."""
     angle, scale = np.deg2rad(rng.uniform(-15, 15)), rng.uniform(0.9, 1.1)
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     right, down = rng.uniform(-0.1, 0.1, size=2)

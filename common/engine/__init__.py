@@ -1,1 +1,1 @@
-"""A node's share of a round: the algorithm and its model built from settings, mapped over tasks."""
+"""A node's computation in a round: the algorithm and its model built from settings, mapped over tasks."""

@@ -1,4 +1,4 @@
-"""From settings and the form of the data to the algorithm with its model: the same on the server and on every node."""
+"""Builds the algorithm and its model from settings and the form of the data, alike on the server and on every node."""
 
 import sysconfig
 import traceback
@@ -28,10 +28,11 @@ _CPU = torch.device("cpu")
 
 
 def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _CPU, *, tried: bool = False) -> Algorithm:
-    """The algorithm of `config` (resolved) on its freshly initialised model. Raises ConfigError if these do not go together.
+    """Return the algorithm of `config` (resolved) on its freshly initialised model. Raises ConfigError for a misfit.
 
-    `tried`: somebody has seen already that the model can be trained and scored, which takes several times its memory; and the
-    parameters come from there, so that the model is no more than a structure where that will do.
+    `tried`: the model was already tested in training and scoring, which takes several times its
+    memory, and its parameters will come from elsewhere. The model then holds no numbers where the
+    algorithm allows that.
     """
     model = config.model if config.model != "auto" else model_for(spec)
     chosen, options = ALGORITHMS[config.algorithm], config.table(config.algorithm)
@@ -46,7 +47,7 @@ def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _C
         try_out(learner, model, spec, outputs)
     if learner.device.type == "meta":
         learner.drop_numbers()
-    if not tried and not (ours and _size(learner) >= LARGE):  # that ours go together is tested with small ones
+    if not tried and not (ours and _size(learner) >= LARGE):  # the tests cover the large ones by small ones
         try_out_with(chosen(_few_steps(options), learner), model, spec)
     learner.to(device)
     return chosen(options, learner)
@@ -57,12 +58,15 @@ def _size(learner: Learner) -> int:
 
 
 def model_for(spec: DataSpec) -> str:
-    """By the form of the inputs alone, which server and nodes know alike: conv4 for images of a size that it takes."""
+    """Return the model recommended for the shape of the inputs: conv4 for images that are large enough, else mlp.
+
+    It depends on the shape alone, which server and nodes both know.
+    """
     return "conv4" if len(spec.input_shape) == 3 and min(spec.input_shape[1:]) >= SMALLEST_SIDE else "mlp"
 
 
 def _check_inputs(model: str, spec: DataSpec) -> None:
-    """Tokens only for the models that read tokens; what the user's own one reads is not known before it is tried."""
+    """Raise ConfigError if one side has tokens and the other numbers. A user's model is checked by trying it."""
     if model in MODELS and MODELS[model].tokens != spec.tokens:
         reads, come = ("token ids", "numbers") if MODELS[model].tokens else ("numbers", "token ids")
         raise ConfigError(
@@ -72,10 +76,10 @@ def _check_inputs(model: str, spec: DataSpec) -> None:
 
 
 def try_out(learner: Learner, model: str, spec: DataSpec, outputs: int) -> None:
-    """Run the model once on two made-up examples, so that a misfit is found before anything is trained.
+    """Run the model once on two made-up examples, so that a misfit is found before training. Note which layer is last.
 
-    It also finds out which layer is the last. Raises ConfigError with a sentence about the setting `model`. The global random
-    state stays as it is.
+    Raises ConfigError with a sentence about the setting `model`. The global random state is not
+    changed.
     """
     shape, x = (2, *spec.input_shape), _made_up(spec)
     subject = f'`model = "{model}"`'
@@ -100,7 +104,7 @@ def try_out(learner: Learner, model: str, spec: DataSpec, outputs: int) -> None:
 
 @contextmanager
 def _watching(learner: Learner) -> Iterator[None]:
-    """Tell the learner which layer with parameters has run last: that need not be the one that was made last."""
+    """Record which layer with parameters runs last; that need not be the layer made last."""
 
     def note(name: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
@@ -118,7 +122,7 @@ def _watching(learner: Learner) -> Iterator[None]:
 
 
 def try_out_with(algorithm: Algorithm, model: str, spec: DataSpec) -> None:
-    """Do once what a node does, in training and in scoring, with two made-up examples."""
+    """Run training and scoring once, as a node does, on two made-up examples. Raises ConfigError."""
     y = torch.zeros(2, dtype=torch.int64) if spec.kind == "classification" else torch.zeros(2, spec.outputs)
     batch = Batch.of(_made_up(spec), y)
     data = TaskData(batch, batch, batch)
@@ -141,9 +145,9 @@ def try_out_with(algorithm: Algorithm, model: str, spec: DataSpec) -> None:
 
 
 def _where(error: Exception) -> str:
-    """The last line of the user's own that `error` came through: " (my_algorithm.py, line 31)"."""
+    """Return the last line of user code in the traceback of `error`: " (my_algorithm.py, line 31)"; "" if there is none."""
     others = (str(Path(__file__).parent), str(Path(torch.__file__).parents[1]), sysconfig.get_path("stdlib"))
-    # Not extract_tb, which shows as few as `sys.tracebacklimit` says.
+    # Not extract_tb, which `sys.tracebacklimit` cuts short.
     frames = ((frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__))
     own = [f" ({Path(file).name}, line {line})" for file, line in frames if not file.startswith(others)]
     return own[-1] if own else ""
@@ -151,11 +155,11 @@ def _where(error: Exception) -> str:
 
 def _made_up(spec: DataSpec) -> Tensor:
     shape = (2, *spec.input_shape)
-    # The largest id, which an embedding that is too small does not have.
+    # The largest id finds an embedding that is too small.
     return torch.full(shape, spec.outputs - 1) if spec.tokens else torch.zeros(shape)
 
 
 def _few_steps(options: Options) -> Options:
-    """The same options with at most two steps of every kind: they show what a thousand would."""
+    """Return the options with at most two steps of every kind, which find the same errors as a thousand."""
     few = {name: min(2, value) for name, value in options if name.endswith("_steps")}
     return options.model_copy(update=few)

@@ -1,4 +1,4 @@
-"""How many tasks a node computes at once: a fixed number, or what its free memory allows, found while it computes."""
+"""Number of tasks that a node computes at once: fixed, or derived from the free memory while it computes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
@@ -8,32 +8,32 @@ from typing import Any
 import torch
 
 MOST = 128
-"""Tasks at once, at the most: more are not faster."""
+"""Most tasks at once; more are not faster."""
 FIRST = 8
-"""Tasks at once as long as nothing is known about their memory."""
+"""Tasks at once before their memory is known."""
 SHARE = 0.25
-"""Part of the free memory that is taken: other nodes may compute beside this one."""
+"""Share of the free memory to use, since other nodes may compute on this machine."""
 
 _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def chunks(sizes: Sequence[Any], chunk_size: "int | AutoChunks", *, exact: bool) -> Iterator[list[int]]:
-    """Positions of tasks to map together: at most `chunk_size`, similar sizes together, equal sizes only if `exact`."""
+    """Yield positions of tasks to map together: at most `chunk_size`, of similar size, or of equal size if `exact`."""
     if isinstance(chunk_size, AutoChunks):
         yield from chunk_size.chunks(sizes, exact=exact)
         return
     for members in _groups(sizes, exact=exact):
-        # Even chunks: 100 tasks with room for 64 are two times 50, since a small chunk costs nearly as much time as a full one.
+        # Even chunks: 100 tasks with room for 64 become 2 x 50, since a small chunk takes nearly as long as a full one.
         size = -(-len(members) // -(-len(members) // chunk_size))
         yield from (members[i : i + size] for i in range(0, len(members), size))
 
 
 class AutoChunks:
-    """`chunk-size = 0`: the first chunk is small, and what it takes tells how many tasks fit. One for each kind of work.
+    """Chunk sizes for `chunk-size = 0`: the memory of a small first chunk tells how many tasks fit.
 
-    Memory is known on Linux and on CUDA. Elsewhere, and on Linux as far as the process had memory to spare, it is taken for
-    free: then it is the default number of tasks.
+    Use one object for each kind of work. Memory is measured on Linux and on CUDA. If no growth can
+    be measured, tasks are assumed to need none and `MOST` are computed at once.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -42,7 +42,7 @@ class AutoChunks:
         """Bytes, once known."""
 
     def chunks(self, sizes: Sequence[Any], *, exact: bool) -> Iterator[list[int]]:
-        """As the function of this name. Memory is read while the caller computes what it was handed."""
+        """Yield positions as the function `chunks` does. Memory is measured while the caller computes the first chunk."""
         left = list(range(len(sizes)))
         if left and self.per_task is None:
             first = _groups(sizes, exact=exact)[-1][-FIRST:]  # the largest tasks
@@ -55,7 +55,7 @@ class AutoChunks:
                 yield [left[i] for i in positions]
 
     def size(self) -> int:
-        """Tasks that fit into the share of what is free now: 1 to `MOST`."""
+        """Return the number of tasks that fit into the free memory's share now: 1 to `MOST`."""
         room = SHARE * _free(self._device)
         return MOST if not self.per_task else max(1, min(MOST, int(room / self.per_task)))
 
@@ -67,26 +67,26 @@ def _groups(sizes: Sequence[Any], *, exact: bool) -> list[list[int]]:
 
 
 def _mark(device: torch.device) -> float:
-    """Bytes in use; from now on the peak counts."""
+    """Return the bytes in use, and reset the peak."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return float(torch.cuda.memory_allocated(device))
     try:
         (_PROC / "self" / "clear_refs").write_text("5", encoding="utf-8")
-    except OSError:  # no Linux, or not allowed to
+    except OSError:  # not Linux, or not permitted
         return float("inf")
     return _kilobytes(_PROC / "self" / "status", "VmRSS", float("inf")) * 1024
 
 
 def _peak(device: torch.device) -> float:
-    """Bytes in use at the most since the mark."""
+    """Return the largest number of bytes in use since `_mark`."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     return _kilobytes(_PROC / "self" / "status", "VmHWM", 0.0) * 1024
 
 
 def _free(device: torch.device) -> float:
-    """Bytes that can still be taken: of the device, or of the machine and of the container that this process is in."""
+    """Return the free bytes of the device, or of the machine and the container of this process."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     free = _kilobytes(_PROC / "meminfo", "MemAvailable", float("inf")) * 1024
@@ -94,7 +94,7 @@ def _free(device: torch.device) -> float:
         limit, used = ((_CGROUP / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
     except OSError:
         return free
-    # Files that were read count as used there, and are dropped for whoever needs memory.
+    # The file cache counts as used there, but the kernel frees it on demand.
     used_for_good = float(used) - _number(_CGROUP / "memory.stat", "inactive_file", 0.0)
     return free if limit == "max" else min(free, max(0.0, float(limit) - used_for_good))
 
@@ -104,7 +104,7 @@ def _kilobytes(file: Path, name: str, unknown: float) -> float:
 
 
 def _number(file: Path, name: str, unknown: float) -> float:
-    """What stands behind `name` in a file of one name and number in every line."""
+    """Return the number after `name` in a file with one name and number per line; `unknown` if there is none."""
     try:
         lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
     except OSError:

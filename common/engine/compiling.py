@@ -1,10 +1,11 @@
-"""The setting `compile`: when a node's rounds are compiled by torch.compile, and when they are not.
+"""The setting `compile`: when torch.compile compiles a node's rounds.
 
-Compiling one shape of work takes a minute of CPU, and then saves a third to a half of every call (docs/performance.md). `Auto`
-therefore computes as ever, measures what that costs, and starts to compile once what is left of the run would save more than
-compiling costs; that happens in a process of its own at low priority, whose result comes through torch's cache on disk. Rounds
-go on meanwhile. Where anything is in the way (no compiler, a model that torch.compile does not take, no gain) it stays as it
-was. A process that lives for one message only never gets there.
+Compiling for one shape of work takes a minute of CPU, and then saves a third to a half of every
+call (docs/performance.md). `Auto` first computes without compiling and measures the cost. It
+compiles once the rest of the run would save more than compiling costs, in a separate process at low
+priority, while rounds continue. The result arrives through torch's cache on disk. Nothing changes
+if there is an obstacle: no compiler, a model that torch.compile does not support, or no gain. A
+process that lives for a single message never compiles.
 """
 
 import atexit
@@ -34,45 +35,46 @@ from quickbloom.common.system.locks import locked
 Contribute = Callable[[Params, Params, Episode, Minibatches], tuple[Params, Tensor, Params]]
 
 COST = 120.0
-"""Seconds of CPU, at the most, that a shape of work needs: 65 were measured for five steps of exact MAML on a perceptron."""
+"""Upper bound on the CPU seconds to compile one shape; five steps of exact MAML on a perceptron took 65."""
 SAVED = 0.3
-"""Part of the time of a call that compiling saves, at the least: 0.27 to 0.48 were measured."""
+"""Lower bound on the fraction of a call's time that compiling saves; 0.27 to 0.48 were measured."""
 SEEN, SHAPES, TRIED = 3, 4, 3
-"""Calls before a shape is thought of, shapes that are compiled at most, and compiled calls before they are judged."""
+"""Calls before a shape is considered, most shapes to compile, and compiled calls before they are judged."""
 
 
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def mapped(algorithm: Algorithm) -> Contribute:
-    """`algorithm.contribute` of many tasks at once: what is of one task has a leading task axis, the meta-parameters do not."""
+    """Return `algorithm.contribute` mapped over tasks: every argument but the meta-parameters has a leading task axis."""
     return vmap(algorithm.contribute, in_dims=(None, 0, 0, 0), randomness="error")
 
 
-@lru_cache(maxsize=8)  # what is compiled is kept by the function that it came from: a new one in every round would start anew
+@lru_cache(maxsize=8)  # torch keeps compiled code per function object, so a new function in every round would recompile
 def _compiled(algorithm: Algorithm) -> Contribute:
     use_private_cache()
     # Not dynamic: code for any number of tasks is slower, and rounds usually have one shape.
-    # On CUDA no graphs (mode="reduce-overhead") either: what one call returns would be overwritten by the next.
+    # No CUDA graphs (mode="reduce-overhead") either: the next call would overwrite the results of the last.
     return torch.compile(mapped(algorithm), dynamic=False)
 
 
 def use_private_cache() -> None:
-    """Let torch keep what it compiles in a folder that is this user's alone: what lies there is run.
+    """Make torch cache compiled code in a folder that only this user can write, since that code is executed.
 
-    Torch's own is one in /tmp that anybody may have made first. One that the user has set stays. Raises OSError.
+    Torch's default is a folder in /tmp, which anybody could have created first. A folder set by the
+    user is kept. Raises OSError.
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    # Torch writes its own into the environment once it has used it.
+    # Torch sets the variable to its default on first use.
     if os.environ.get(_CACHE, "") in ("", default_cache_dir()):
         os.environ[_CACHE] = str(private.folder("compiled"))
 
 
 def compiled(algorithm: Algorithm) -> Contribute:
-    """The same by torch.compile, from the first call on; where kernels do the work there is nothing to compile.
+    """Return `mapped(algorithm)` compiled by torch.compile from the first call on; uncompiled if the kernels do the work.
 
-    Raises ConfigError where that does not work.
+    A call raises ConfigError if compiling fails.
     """
     if algorithm.first_order and has_kernels(algorithm.learner):
         return mapped(algorithm)
@@ -92,16 +94,16 @@ def compiled(algorithm: Algorithm) -> Contribute:
 
 
 class Auto:
-    """`compile = "auto"` for one node in one process: it remembers what its calls have cost."""
+    """The setting `compile = "auto"` for one node in one process, with the measured cost of its calls."""
 
     def __init__(self, rounds: int) -> None:
-        """`rounds`: training rounds of the run."""
+        """Start without measurements. `rounds`: training rounds of the run."""
         self._rounds = rounds
         self._first = self._now = 0
         self._shapes: dict[Any, _Shape] = {}
 
     def round(self, number: int) -> "Auto":
-        """The same, told that round `number` of the run (from 1) is next; a lower one than before is of another run."""
+        """Note that round `number` of the run (from 1) is next, and return self. A lower number starts a new run."""
         if number < self._now:
             self._first = number
             for shape in self._shapes.values():
@@ -110,9 +112,9 @@ class Auto:
         return self
 
     def mapped(self, algorithm: Algorithm) -> Contribute:
-        """`mapped(algorithm)`, or from some call on what was compiled of it."""
+        """Return `mapped(algorithm)`, which switches to compiled code once that is ready."""
         if algorithm.first_order and is_written_out(algorithm.learner):
-            return mapped(algorithm)  # written out, and faster than what a compiler makes of the general way
+            return mapped(algorithm)  # written out, and faster than the compiled general path
 
         def call(*args: Any) -> tuple[Params, Tensor, Params]:
             shapes = str([tuple(value.shape) for value in torch.utils._pytree.tree_leaves(args)])
@@ -130,7 +132,7 @@ class Auto:
 
 
 class _Shape:
-    """Work of one shape: computed as ever until its code is there and as long as that is faster."""
+    """Work of one shape, computed without compiling until compiled code is ready, and again if that is slower."""
 
     def __init__(self) -> None:
         self.calls, self.seconds = 0, 0.0
@@ -140,14 +142,14 @@ class _Shape:
         self._tried: list[float] = []
 
     def forget(self) -> None:
-        """What calls have cost was in another run, unless it is what compiled ones are judged by."""
+        """Drop the measurements of an earlier run, unless compiled calls are judged by them."""
         if not self.started:
             self.calls, self.seconds = 0, 0.0
 
     def start(self, algorithm: Algorithm, args: tuple[Any, ...]) -> None:
-        """Compile in another process, if there is a compiler and the work can be sent there."""
+        """Compile in another process, if there is a compiler and the work can be pickled."""
         self.started = True
-        with contextlib.suppress(Exception):  # the user's model may not be one that can be pickled
+        with contextlib.suppress(Exception):  # a user's model may not support pickling
             self._process = compile_elsewhere(algorithm, args)
 
     def __call__(self, algorithm: Algorithm, args: tuple[Any, ...]) -> tuple[Params, Tensor, Params]:
@@ -162,10 +164,10 @@ class _Shape:
         return result
 
     def _load(self, algorithm: Algorithm, args: tuple[Any, ...]) -> tuple[Params, Tensor, Params]:
-        """The first compiled call, which takes some seconds: what was compiled comes from the disk."""
+        """Make the first compiled call, which takes some seconds to load the code from disk."""
         try:
             return _compiled(algorithm)(*args)
-        except Exception:  # whatever it is, there is another way
+        except Exception:  # the uncompiled path always works
             self._ready = False
             return mapped(algorithm)(*args)
 
@@ -178,9 +180,9 @@ class _Shape:
 
 
 def compile_elsewhere(algorithm: Algorithm, args: tuple[Any, ...], nice: int = 10) -> "subprocess.Popen[bytes]":
-    """Start a process that computes `_compiled(algorithm)(*args)` once; its exit status is 0 if that worked.
+    """Start a process that computes `_compiled(algorithm)(*args)` once; its exit status is 0 on success.
 
-    `nice`: by how much its priority is below that of this process.
+    `nice`: how much lower its priority is than that of this process.
     """
     handle, name = tempfile.mkstemp(prefix="quickbloom-", suffix=".work")
     os.close(handle)
@@ -206,14 +208,14 @@ def compile_elsewhere(algorithm: Algorithm, args: tuple[Any, ...], nice: int = 1
 
 
 def _end(process: "subprocess.Popen[bytes]", file: Path) -> None:
-    """Leave nothing behind when the run is over first."""
+    """Kill the process and remove its input file when the run ends first."""
     process.kill()
     process.wait()
     file.unlink(missing_ok=True)
 
 
 def _fill_the_cache(file: Path, threads: int, nice: int) -> None:
-    """What the other process does."""
+    """Compile the work in `file`: the entry point of the other process."""
     os.nice(nice)
     torch.set_num_threads(threads)
     algorithm, args = torch.load(file, weights_only=False)

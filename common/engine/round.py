@@ -1,7 +1,8 @@
-"""One node's share of a round, without Flower: stack the tasks, map the algorithm over them, average.
+"""One node's computation in a round, without Flower: stack the tasks, map the algorithm over them, average.
 
-Tasks of different sizes are padded with examples of weight 0, and go through `torch.func.vmap` in chunks that bound the memory.
-A model that mixes the examples of a batch (batch norm) would see the padding, so its tasks are grouped by exact size instead.
+Tasks of different sizes are padded with examples of weight 0. `torch.func.vmap` maps over them in
+chunks that bound the memory. A model that mixes the examples of a batch (batch norm) would see the
+padding, so its tasks are grouped by exact size instead.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,9 +27,9 @@ _PIECE = 2**20
 
 @dataclass(frozen=True)
 class TaskWork:
-    """One task's draw in this round, and the generator of (seed, round, task) for what the algorithm draws.
+    """One task's draw in this round, and the generator of (seed, round, task) for the algorithm's own draws.
 
-    `kept`: what the task has kept on its node since an earlier round; None for a task that is new there.
+    `kept`: the task's state on its node since an earlier round; None for a new task.
     """
 
     data: TaskData
@@ -37,18 +38,20 @@ class TaskWork:
 
     @property
     def num_examples(self) -> int:
-        # By `shape`, here and below: len() of a tensor takes 50 times as long, which shows with a hundred small tasks.
+        # By `shape`, here and below: len() of a tensor takes 50 times as long, which matters with a hundred small tasks.
         return self.data.support.x.shape[0] + self.data.query.x.shape[0]
 
 
 @dataclass(frozen=True)
 class RoundResult:
-    """`gradient`: weighted mean of the tasks' meta-gradients; `weight`: the sum of the weights that went into it.
+    """The result of a node's tasks in a round.
 
-    `losses`: every task's query loss after adaptation, in the order asked for; NaN marks a task without examples or whose
-    numbers were not finite, which contributes nothing else. Where no task contributed, `weight` is 0 and `gradient` is zero.
-    `kept`: what every task keeps on its node from now on; that of a task whose numbers were not finite is what it had.
-    `within`: how many tasks did not have to be clipped; 0 without `clip`.
+    `gradient`: weighted mean of the tasks' meta-gradients; zero if no task contributed. `weight`:
+    sum of the weights in that mean. `losses`: every task's query loss after adaptation, in the
+    order asked for; NaN for a task without examples or with numbers that are not finite. Such a
+    task contributes nothing else. `kept`: every task's new state on its node; a task with numbers
+    that are not finite keeps its old state. `within`: number of tasks that did not need clipping; 0
+    without `clip`.
     """
 
     gradient: Params
@@ -67,14 +70,14 @@ def run_round(
     compile: bool | Auto = False,
     clip: float = 0.0,
 ) -> RoundResult:
-    """Mean meta-gradient over the tasks in `work`, of which at most `chunk_size` are mapped at once.
+    """Return the mean meta-gradient over the tasks in `work`, mapping at most `chunk_size` tasks at once.
 
-    `compile`: by torch.compile, or when `Auto` says so, which gives the same numbers but for rounding. True raises ConfigError
-    where that does not work.
-    `clip`: a task whose meta-gradient has a larger norm is scaled down to it, and all tasks weigh 1; 0: neither.
+    `compile`: True compiles with torch.compile, `Auto` decides by itself; the numbers are equal up
+    to rounding. True raises ConfigError if compiling fails. `clip`: a task's meta-gradient with a
+    larger norm is scaled down to it, and all tasks weigh 1; 0: neither.
     """
     total: Params = {}
-    first: tuple[Params, Tensor] | None = None  # one that is all there is needs no sum beside it
+    first: tuple[Params, Tensor] | None = None  # a single chunk with all tasks needs no sum beside it
     total_weight, within = 0.0, 0.0
     losses = [float("nan")] * len(work)
     kept = [algorithm.fresh() if w.kept is None else w.kept for w in work]
@@ -101,10 +104,10 @@ def run_round(
                     add_weighted(total[name], value, scaled)
             for t in finite.nonzero().flatten().tolist() if part.kept else ():
                 kept[some.positions[t]] = {name: value[t] for name, value in part.kept.items()}
-            del part  # before the next one comes
+            del part  # free its memory before the next chunk
         total_weight += float(weights.sum())
         within += float((weights * (norms <= clip)).sum()) if clip else 0.0
-        # As lists: each look into a tensor takes as long as a step of a small task.
+        # As lists: reading one element of a tensor takes as long as a step of a small task.
         for position, is_finite, loss in zip(some.positions, finite.tolist(), of_part.tolist(), strict=True):
             losses[position] = loss if is_finite else losses[position]
     divisor = max(total_weight, 1e-300)
@@ -118,7 +121,7 @@ def run_round(
 
 @dataclass(frozen=True)
 class _Stack:
-    """Some of a round's tasks with a leading task axis: `positions` says which, `kept` what they kept since earlier rounds."""
+    """Some of a round's tasks with a leading task axis: their `positions` in the round, and their state `kept` so far."""
 
     positions: list[int]
     episode: Episode
@@ -127,10 +130,10 @@ class _Stack:
 
 
 def _stacks(algorithm: Algorithm, work: Sequence[TaskWork], chunk_size: int | AutoChunks) -> Iterator[_Stack]:
-    """All tasks, of which `chunk_size` are stacked at once, but for those without support or query: nothing comes of them."""
+    """Yield all tasks in stacks of `chunk_size`, without those that have no support or query and contribute nothing."""
     device = algorithm.learner.device
     whole = [i for i, w in enumerate(work) if all(_sizes(w.data))]
-    # What was kept comes from a record or a file, hence on the CPU; a fresh start is where the model is.
+    # State comes from a record or a file, hence on the CPU; a fresh state is already on the model's device.
     kept = [algorithm.fresh() if w.kept is None else {name: value.to(device) for name, value in w.kept.items()} for w in work]
     for found in chunks([_sizes(work[i].data) for i in whole], chunk_size, exact=algorithm.learner.mixes_examples):
         positions = [whole[i] for i in found]
@@ -144,9 +147,9 @@ def _stacks(algorithm: Algorithm, work: Sequence[TaskWork], chunk_size: int | Au
 
 @dataclass(frozen=True)
 class Part:
-    """What some of a round's tasks contribute, each with a leading task axis: `positions` says which tasks these are.
+    """The contributions of some of a round's tasks, with a leading task axis; `positions` are the tasks' places in the round.
 
-    `finite`: false for a task whose numbers are not finite; its gradients are zero here.
+    `finite`: False for a task with numbers that are not finite; its gradients are zero here.
     """
 
     positions: list[int]
@@ -159,18 +162,18 @@ class Part:
 def contributions(
     algorithm: Algorithm, meta: Params, work: Sequence[TaskWork], chunk_size: int | AutoChunks, *, compile: bool | Auto = False
 ) -> Iterator[Part]:
-    """Every task's meta-gradient by itself, before anything is weighed, clipped or averaged; `chunk_size` tasks at once."""
+    """Yield every task's meta-gradient by itself, before weighting, clipping and averaging; `chunk_size` tasks at once."""
     contribute = _contribute(algorithm, compile)
     for some in _stacks(algorithm, work, chunk_size):
         yield _part(some.positions, *contribute(meta, some.kept, some.episode, some.minibatches))
 
 
 def _part(positions: list[int], gradients: Params, loss: Tensor, after: Params) -> Part:
-    # As rows of numbers, which what follows would make of them each time.
+    # Contiguous once, instead of in every operation below.
     gradients = {name: value.contiguous() for name, value in gradients.items()}
     finite = _finite_tasks(gradients, after, loss)
     if not finite.all():
-        # where(), because 0 * NaN is NaN: a task that is left out must leave no trace.
+        # where(), because 0 * NaN is NaN.
         gradients = {name: torch.where(_over(finite, value), value, 0.0) for name, value in gradients.items()}
     return Part(positions, gradients, loss, after, finite)
 
@@ -182,9 +185,9 @@ def _contribute(algorithm: Algorithm, compile: bool | Auto) -> Contribute:
 
 
 def task_norms(gradients: Params) -> Tensor:
-    """The Euclidean norm of every task's gradient over all tensors, each of which has a leading task axis: [tasks], float64.
+    """Return the Euclidean norm of every task's gradient over all tensors: [tasks], float64.
 
-    Without any tensor a single zero.
+    Each tensor has a leading task axis. Without tensors the result is a single zero.
     """
     squares = [value.double().reshape(len(value), -1).square().sum(dim=1) for value in gradients.values()]
     return torch.stack(squares).sum(dim=0).sqrt() if squares else torch.zeros(1, dtype=torch.float64)
@@ -202,10 +205,10 @@ def evaluate(
     steps: int,
     chunk_size: int | AutoChunks,
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Adapt on the support, score on the test part: (loss, metric), each [tasks, learning rates, steps + 1].
+    """Adapt on the support part and score on the test part: (loss, metric), each [tasks, learning rates, steps + 1].
 
-    The metric is accuracy in 0..1, or the mean squared error for regression. Position 0 of the last axis is before adaptation.
-    A task with several draws gets their mean.
+    The metric is accuracy in 0..1, or the mean squared error for regression. Position 0 of the last
+    axis is before adaptation. A task with several draws gets their mean.
     """
     draws = [draw for task in tasks for draw in task]
     owner = np.repeat(np.arange(len(tasks)), [len(task) for task in tasks])
@@ -214,10 +217,10 @@ def evaluate(
     def scores(theta: Params, lr: Tensor, support: Batch, test: Batch) -> tuple[Tensor, Tensor]:
         before, results = None, []
         for phi in algorithm.passing_path(theta, support, lr, steps):
-            # A path that stands still (prototypes) is scored once.
+            # A path that repeats its last element (prototypes) is scored once.
             results.append(results[-1] if phi is before else algorithm.score(phi, test))
             before = phi
-        del phi, before  # with them the path lets go of its last parameters before those of the next task are made
+        del phi, before  # frees the path's last parameters before the next task's are made
         losses, metrics = zip(*results, strict=True)
         return torch.stack(losses), torch.stack(metrics)
 
@@ -226,7 +229,7 @@ def evaluate(
     rates = torch.tensor(list(lrs), dtype=algorithm.learner.dtype, device=device)
     result = np.full((2, len(draws), len(lrs), steps + 1), np.nan)
     sizes = [(len(d.support.x), len(d.test.x)) for d in draws]
-    # Every rate of every task has parameters of its own, which `chunk_size` bounds.
+    # Each pair of task and rate has its own parameters; `chunk_size` bounds the number of pairs.
     rates_at_once = min(len(lrs), chunk_size) if isinstance(chunk_size, int) else len(lrs)
     per_chunk = chunk_size // rates_at_once if isinstance(chunk_size, int) else chunk_size
     with torch.no_grad():
@@ -242,11 +245,11 @@ def evaluate(
 
 
 def stack(batches: Sequence[Batch], device: torch.device) -> Batch:
-    """Batches of several tasks as one with a leading task axis, padded to the largest with weight 0."""
+    """Stack batches of several tasks along a leading task axis, padded to the largest with weight 0."""
     if len({batch.x.shape[0] for batch in batches}) == 1:  # there is nothing to pad
         return Batch(*(torch.stack(list(values)).to(device) for values in zip(*batches, strict=True)))
     x, y, weight = (pad_sequence(list(values), batch_first=True) for values in zip(*batches, strict=True))
-    # Padding repeats an example rather than zeros: it cannot make a model overflow where the task itself does not.
+    # Padding repeats an example, since zeros could make a model overflow where the task itself does not.
     x, y = (torch.where(_over(weight > 0, values), values, values[:, :1]) for values in (x, y))
     return Batch(x.to(device), y.to(device), weight.to(device))
 
@@ -263,7 +266,7 @@ def _stack_minibatches(
     same = all(index.shape[1] == size for index in present)
     index = np.stack(present if same else [np.pad(index, ((0, 0), (0, size - index.shape[1]))) for index in present])
     padding = episode.support.x.shape[1] - starts
-    if padding.any():  # query examples stand behind the padding of the support part
+    if padding.any():  # query examples follow the padding of the support part
         index = index + padding * (index >= starts)
     weight = torch.from_numpy(np.arange(size) < sizes[:, None]).to(device, episode.support.weight.dtype)
     return Minibatches(torch.from_numpy(index).to(device), weight[:, None].expand(-1, steps, -1))
@@ -276,14 +279,14 @@ def _sizes(data: TaskData) -> tuple[int, int]:
 def _finite_tasks(gradients: Params, kept: Params, loss: Tensor) -> Tensor:
     finite = torch.isfinite(loss)
     for value in [*gradients.values(), *kept.values()]:
-        # The squares, because a gradient of 1e26 would overflow in Adam's second moment and stop its weights for good.
+        # Squares, because a gradient of 1e26 would overflow Adam's second moment and stop its weights for good.
         finite &= torch.isfinite(_squares(value.reshape(value.shape[0], -1)))
     return finite
 
 
 def _squares(rows: Tensor) -> Tensor:
-    """The sum of the squares of every row."""
+    """Return the sum of squares of every row."""
     if rows.shape[1] <= _PIECE:
         return rows.square().sum(dim=1)
-    # In pieces, since the squares of all would take as much memory again.
+    # In pieces, since all squares together would take as much memory again.
     return torch.stack([piece.square().sum(dim=1) for piece in torch.split(rows, _PIECE, dim=1)]).sum(dim=0)

@@ -1,1 +1,1 @@
-"""What the algorithms compute with: parameters, batches, inner loops and the fast paths of both."""
+"""Mathematics of the algorithms: parameters, batches, inner loops and their fast paths."""

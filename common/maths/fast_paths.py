@@ -1,8 +1,10 @@
-"""What first-order algorithms compute of a model, the fastest way there is: descents, and losses or gradients where they end.
+"""Fastest available ways of what first-order algorithms compute: descents, and losses or gradients at their end.
 
-Three ways give the same numbers but for rounding. The kernels (`common/kernels`): compiled C++, for the models that they
-know, on a CPU with a compiler. A perceptron with its gradient written out in torch (`common/maths/perceptron.py`), also on a
-GPU. And the definition, `inner.descend` and `torch.func`, for everything else and within what torch.compile compiles."""
+Three ways give the same numbers up to rounding. The kernels (`common/maths/kernels`) are compiled
+C++, for the models that they support, on a CPU with a compiler. A perceptron with its gradient
+written out in torch (`common/maths/perceptron.py`) also runs on a GPU. The definition,
+`inner_loop.descend` with `torch.func`, does everything else and all work inside torch.compile.
+"""
 
 from dataclasses import dataclass
 
@@ -20,19 +22,19 @@ from quickbloom.common.maths.perceptron import descend_perceptron, layer_names
 
 
 def is_written_out(learner: Learner) -> bool:
-    """Whether there is a way that a compiler would not make faster."""
+    """Return whether there is a path that a compiler would not make faster."""
     return layer_names(learner.module) is not None or has_kernels(learner)
 
 
 def has_kernels(learner: Learner) -> bool:
-    """Whether the kernels do the work."""
+    """Return whether the kernels do the work."""
     return learner.device.type == "cpu" and known(learner.module) is not None
 
 
 def end_of_descent(learner: Learner, start: Params, batches: Batch | Draws, lr: float) -> Params:
-    """phi_k after a step on each of `batches` [steps, examples, ...]: the end of `inner.descend`, for first-order algorithms.
+    """Return phi_k after one step on each of `batches` [steps, examples, ...]: the last element of `inner_loop.descend`.
 
-    Works under `vmap`; there is no gradient through it where it is written out.
+    Works under `vmap`. Only for first-order algorithms: the fast paths have no gradient.
     """
     if (network := _network(learner, start, batches)) is not None:
         return network.named(_train("descent", network, start, batches, lr))
@@ -44,7 +46,7 @@ def end_of_descent(learner: Learner, start: Params, batches: Batch | Draws, lr: 
 
 
 def gradient_and_loss(learner: Learner, at: Params, batch: Batch) -> tuple[Params, Tensor]:
-    """(gradient with the keys of `at`, loss) of one batch; works under `vmap`."""
+    """Return (gradient with the keys of `at`, loss) of one batch; works under `vmap`."""
     if (network := _network(learner, at, batch.times(1))) is None:
         return grad_and_value(learner.loss)(at, batch)
     *gradient, loss = _train("gradient", network, at, batch.times(1))
@@ -52,7 +54,7 @@ def gradient_and_loss(learner: Learner, at: Params, batch: Batch) -> tuple[Param
 
 
 def loss_of(learner: Learner, at: Params, batch: Batch) -> Tensor:
-    """The loss of one batch; works under `vmap`."""
+    """Return the loss of one batch; works under `vmap`."""
     if (network := _network(learner, at, batch.times(1))) is None:
         return learner.loss(at, batch)
     (loss,) = _train("loss", network, at, batch.times(1))
@@ -61,8 +63,10 @@ def loss_of(learner: Learner, at: Params, batch: Batch) -> Tensor:
 
 @dataclass(frozen=True)
 class Summed:
-    """What many tasks contribute, summed up: `total` in float64, and of every task its query loss [tasks] and the norm of what
-    it contributes [tasks], which is not finite where its numbers are not; such a task is not in the sum.
+    """The summed contributions of many tasks.
+
+    `total`: float64. `losses` [tasks]: query losses. `norms` [tasks]: norms of the contributions,
+    not finite for a task with a number that is not finite; such a task is left out of the sum.
     """
 
     total: Params
@@ -81,12 +85,13 @@ def sum_of_descents(
     *,
     of_query: bool = False,
 ) -> Summed | None:
-    """The sum over tasks of weights [tasks] times start - phi, or with `of_query` times the gradient of the query loss at phi.
+    """Return the weighted sum over tasks of start - phi, or with `of_query` of the gradient of the query loss at phi.
 
-    phi is the end of a task's descent; `batches` and `query` have a leading task axis. What a task contributes is scaled down
-    to the norm `clip` if that is above 0. None where there are no kernels for it.
+    phi is the end of a task's descent; `weights` [tasks]; `batches` and `query` have a leading task
+    axis. A task's contribution is scaled down to the norm `clip` if that is above 0. None if the
+    kernels cannot do it.
     """
-    scored = Batch(*(values[:, None] for values in query))  # as of a single step
+    scored = Batch(*(values[:, None] for values in query))  # with an axis of one step
     network = _network(learner, start, batches, stacked=1)
     alike = scored.x.shape[3:] == batches.x.shape[2 if isinstance(batches, Draws) else 3 :]
     if network is None or not alike or _network(learner, start, scored, stacked=1) is None:
@@ -101,11 +106,11 @@ def sum_of_descents(
 
 
 def _network(learner: Learner, at: Params, batches: Batch | Draws, *, stacked: int = 0) -> Network | None:
-    """The model for the kernels, if they can take it with these parameters and examples.
+    """Return the model for the kernels if they support it with these parameters and examples, else None.
 
-    `stacked`: how many axes of tasks the examples have.
+    `stacked`: number of leading task axes of the examples.
     """
-    # The device first: a module that is only a structure is nowhere.
+    # Checked first, since a module on the "meta" device does not show where the computing happens.
     away = torch.compiler.is_compiling() or learner.device.type != "cpu"
     network = None if away else known(learner.module)
     if network is None:
@@ -117,7 +122,7 @@ def _network(learner: Learner, at: Params, batches: Batch | Draws, *, stacked: i
 
 
 def _train(what: What, network: Network, at: Params, batches: Batch | Draws, lr: float = 0.0) -> list[Tensor]:
-    """One task's, which `vmap` makes many of."""
+    """Call the kernels for one task; `vmap` extends the call to many."""
     params = [at[name][None] for name in network.names]
     rate = params[0].new_full((1,), lr)
     if isinstance(batches, Draws):

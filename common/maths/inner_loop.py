@@ -1,4 +1,4 @@
-"""The inner loop: gradient descent on a task's own examples, differentiable with respect to where it starts."""
+"""The inner loop: gradient descent on a task's own examples, differentiable with respect to its start."""
 
 from collections.abc import Callable, Iterator
 
@@ -18,9 +18,12 @@ def descend(
 ) -> Iterator[Params]:
     """Yield phi_0 = start, then phi_{i+1} = phi_i - lr * grad loss(phi_i, batch_i) for every batch.
 
-    Written with `torch.func`, so that a gradient taken through it is exact to any order. Plain SGD: state such as Adam's
-    would have to be carried from task to task, which stateless clients cannot.
-    `passing`: every phi but the first may be written over by the next, and no gradient is taken through them.
+    Written with `torch.func`, so that a gradient taken through it is exact to any order. This is
+    plain SGD: optimizer state such as Adam's would have to be carried from task to task, which
+    stateless clients cannot do.
+
+    `passing`: every phi but the first may be overwritten by the next, and no gradient is taken
+    through them.
     """
     phi = start
     yield phi
@@ -33,7 +36,10 @@ def descend(
 
 
 def _moved(phi: Params, gradient: Params, scale: Tensor, *, in_place: bool) -> Params:
-    """phi + scale * gradient, the same bits as `add`. Large tensors come in the memory of those of `phi` if `in_place`."""
+    """Return phi + scale * gradient, bit for bit as `add` does.
+
+    With `in_place` large tensors are overwritten. Empties `gradient`.
+    """
     moved = {}
     for name, value in phi.items():
         slope = gradient.pop(name)
@@ -41,7 +47,7 @@ def _moved(phi: Params, gradient: Params, scale: Tensor, *, in_place: bool) -> P
             moved[name] = value + scale * slope
             continue
         if in_place:
-            # Some rows at a time, else the products would take as much memory again.
+            # A few rows at a time, since all products together would take as much memory again.
             size = max(1, len(value) * _PIECE // value.numel())
             for rows, slopes in zip(torch.split(value, size), torch.split(slope, size), strict=True):
                 rows.add_(scale * slopes)
@@ -56,10 +62,11 @@ def _moved(phi: Params, gradient: Params, scale: Tensor, *, in_place: bool) -> P
 def descend_towards(
     loss: Loss, start: Params, anchor: Params, batches: Iterator[Batch], lr: float | Tensor, strength: float
 ) -> Iterator[Params]:
-    """The same for loss(phi) + strength / 2 * ||phi - anchor||^2, by proximal gradient steps.
+    """Yield the steps of proximal gradient descent on loss(phi) + strength / 2 * ||phi - anchor||^2, from phi_0 = start.
 
-    phi_{i+1} = (phi_i - lr * grad loss(phi_i) + lr * strength * anchor) / (1 + lr * strength): the quadratic part is solved
-    exactly in every step, so that a large `strength` needs no small `lr`; it ends in the same minimum as plain steps.
+    phi_{i+1} = (phi_i - lr * grad loss(phi_i) + lr * strength * anchor) / (1 + lr * strength). The
+    quadratic part is solved exactly in every step, so a large `strength` needs no small `lr`. The
+    minimum is that of plain gradient steps.
     """
     phi = start
     yield phi
@@ -70,19 +77,22 @@ def descend_towards(
 
 
 def gradient_and_hessian(loss: Callable[[Params], Tensor], at: Params) -> tuple[Params, Callable[[Params], Params]]:
-    """(grad loss(at), v -> H v) with the Hessian H of `loss` there, which is never formed. Exact, by reverse mode twice."""
+    """Return (grad loss(at), v -> H v), where H is the Hessian of `loss` at `at`.
+
+    H is never formed. The product is exact, by reverse mode twice.
+    """
     pulled: tuple[Params, Callable[[Params], tuple[Params]]] = vjp(grad(loss), at)  # type: ignore[assignment]
     gradient, times = pulled
 
     def times_hessian(v: Params) -> Params:
-        # Reverse mode multiplies from the left, which is the same: a Hessian is symmetric.
+        # Reverse mode gives v^T H, which is H v, since a Hessian is symmetric.
         return times(v)[0]
 
     return gradient, times_hessian
 
 
 def last(path: Iterator[Params]) -> Params:
-    """The end of a path of parameters."""
+    """Return the last element of a path of parameters."""
     phi = next(path)
     for phi in path:  # noqa: B007 - the last one is the result
         pass

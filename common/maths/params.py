@@ -1,4 +1,4 @@
-"""Named parameters as plain dictionaries, and the little arithmetic that meta-learning needs on them."""
+"""Named parameters as plain dictionaries, and the arithmetic that meta-learning needs on them."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,12 +9,12 @@ from torch import Tensor
 Params = dict[str, Tensor]
 
 LARGE = 2**25
-"""Bytes from which on a tensor is large enough for its sums to be kept in its own type."""
+"""Size in bytes from which sums of a float32 tensor stay in float32, to save memory."""
 _BLOCK = 2**20  # numbers
 
 
 def add(a: Params, b: Params, scale: float | Tensor = 1.0) -> Params:
-    """a + scale * b, key by key."""
+    """Return a + scale * b, key by key."""
     if isinstance(scale, Tensor):
         return {name: value + scale * b[name] for name, value in a.items()}
     # One pass over memory instead of two.
@@ -22,40 +22,40 @@ def add(a: Params, b: Params, scale: float | Tensor = 1.0) -> Params:
 
 
 def subtract(a: Params, b: Params) -> Params:
-    """a - b, key by key."""
+    """Return a - b, key by key."""
     return {name: value - b[name] for name, value in a.items()}
 
 
 def dot(a: Params, b: Params) -> Tensor:
-    """Inner product over all keys; a scalar."""
+    """Return the inner product over all keys; a scalar."""
     return torch.stack([(value * b[name]).sum() for name, value in a.items()]).sum()
 
 
 def norm(params: Mapping[str, Tensor]) -> float:
-    """Euclidean norm over all keys, summed in float64."""
+    """Return the Euclidean norm over all keys, summed in float64."""
     parts = (part for value in params.values() for part in torch.split(value.reshape(-1), _BLOCK))
     return math.sqrt(sum(float(part.double().square().sum()) for part in parts))
 
 
 def all_finite(params: Params) -> bool:
-    """True if no tensor holds NaN or infinity."""
+    """Return whether every number of every tensor is finite."""
     return all(bool(torch.isfinite(part).all()) for value in params.values() for part in torch.split(value.reshape(-1), _BLOCK))
 
 
 def can_be_squared(value: Tensor) -> bool:
-    """True if neither a number nor the sum of their squares is NaN or infinity: an optimizer squares what it is given.
+    """Return whether all numbers and the sum of their squares are finite, since optimizers square gradients.
 
-    With Adam a gradient of 1e30 would stop its weights for good.
+    With Adam a gradient of 1e30 would stop the weights for good.
     """
     flat = value.reshape(-1)
-    if flat.dtype == torch.float16:  # squares of honest numbers pass its largest, 65504
+    if flat.dtype == torch.float16:  # squares of ordinary numbers exceed its maximum, 65504
         flat = flat.float()
-    # A product, since the squares would take as much memory again.
+    # A dot product, since a tensor of squares would take as much memory again.
     return not value.is_floating_point() or bool(torch.isfinite(flat @ flat))
 
 
 def mismatch(params: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> str | None:
-    """Why `params` cannot stand in for `reference` (keys, shapes, dtypes), in words; None if it can."""
+    """Return in words why `params` cannot replace `reference` (keys, shapes, dtypes); None if it can."""
     if missing := sorted(reference.keys() - params.keys()):
         return f"the tensor `{missing[0]}` is missing"
     if extra := sorted(params.keys() - reference.keys()):
@@ -70,9 +70,10 @@ def mismatch(params: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> s
 
 
 def weighted_mean(items: Iterable[tuple[Mapping[str, Tensor], float]]) -> Params:
-    """Sum of weight * params over the sum of weights. Summed in float64, so that the order hardly matters.
+    """Return sum(weight * params) / sum(weight), summed in float64 so that the order hardly matters.
 
-    Block by block, since sums of a whole model would take twice its memory.
+    Computed block by block, since float64 sums of a whole model would take twice its memory. Raises
+    ValueError unless the weights add up to more than 0.
     """
     listed = list(items)
     weights = [weight for _, weight in listed]
@@ -94,9 +95,10 @@ def _mean(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def zeros(like: Params) -> Params:
-    """Contiguous zeros, in whatever order the numbers of `like` lie in memory: what `add_weighted` adds to.
+    """Return contiguous zeros in the shapes of `like`, as the start of sums by `add_weighted`.
 
-    In float64; in float32 for a tensor of that type that is LARGE, because sums of it would take twice its memory.
+    They are float64, but float32 for a float32 tensor of at least LARGE bytes, whose float64 sums
+    would take twice its memory.
     """
     return {name: torch.zeros(value.shape, dtype=_type_of_sums(value), device=value.device) for name, value in like.items()}
 
@@ -106,9 +108,10 @@ def _type_of_sums(value: Tensor) -> torch.dtype:
 
 
 def add_weighted(total: Tensor, values: Tensor, weights: Tensor) -> None:
-    """total += sum over i of weights[i] * values[i], in place, for a `total` from `zeros` and float64 `weights` [n].
+    """Add sum over i of weights[i] * values[i] to `total` in place; `total` is from `zeros`, `weights` [n] float64.
 
-    In pieces, so that `values` [n, ...] of a large model are not copied as float64 as a whole.
+    Computed in pieces, so that `values` [n, ...] of a large model are never copied to float64 as a
+    whole.
     """
     flat = total.view(-1)
     for part, piece in _weighted_pieces(values, weights):
@@ -116,11 +119,15 @@ def add_weighted(total: Tensor, values: Tensor, weights: Tensor) -> None:
 
 
 def weighted_quotient(values: Tensor, weights: Tensor, divisor: float, dtype: torch.dtype) -> Tensor:
-    """What `add_weighted` to zeros, divided, comes to, in `dtype`: the same bits without the sum in float64 beside it."""
+    """Return (sum over i of weights[i] * values[i]) / divisor in `dtype`.
+
+    Equal bit for bit to `add_weighted` on zeros followed by division, but needs no float64 sum
+    beside the result.
+    """
     result = torch.empty(values.shape[1:], dtype=dtype, device=values.device)
     flat = result.view(-1)
     for part, piece in _weighted_pieces(values, weights):
-        flat[part] = (piece + 0.0) / divisor  # + 0.0: a sum that begins at 0 is never -0
+        flat[part] = (piece + 0.0) / divisor  # + 0.0 turns -0 into 0, as a sum that starts at 0 does
     return result
 
 

@@ -1,12 +1,12 @@
-"""Plain SGD on a perceptron with its gradient written out, all tasks of a batch at once: where there are no compiled kernels.
+"""Plain SGD on a perceptron with its gradient written out, for all tasks of a batch at once, where there are no kernels.
 
-The same numbers as `inner.descend`, but for rounding, which stays the definition and does everything else. Here nothing is
-recorded, nothing is allocated in a step, and the product that makes a weight's gradient also subtracts it from the weight
-(`baddbmm_`).
+The numbers equal those of `inner_loop.descend`, the definition, up to rounding. Nothing is
+recorded, a step allocates nothing, and the product that forms a weight's gradient also subtracts it
+from the weight (`baddbmm_`).
 
-One layer of one task, for rows h of examples: a = W h + b, out = relu(a). With d the loss's gradient with respect to a (at the
-top softmax minus one-hot, weighted): dW = d^T h, db = sum of d, and d W is the gradient with respect to h (Rumelhart, Hinton,
-Williams 1986).
+One layer of one task, for rows h of examples: a = W h + b, out = relu(a). With d the gradient of
+the loss with respect to a (at the top softmax minus one-hot, weighted): dW = d^T h, db = sum of d,
+and d W is the gradient with respect to h (Rumelhart, Hinton, Williams 1986).
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ Layers = list[tuple[Tensor, Tensor]]
 """(weight [tasks, outputs, inputs], bias [tasks, 1, outputs]) of every layer."""
 
 TOGETHER = 40
-"""Tasks at once on a CPU: few enough that their parameters and activations stay in its cache from one step to the next."""
+"""Tasks computed at once on a CPU, few enough for their parameters and activations to stay in its cache."""
 
 
 def descend_perceptron(names: list[str], start: Params, batches: Batch, lr: float) -> Params:
-    """phi_k after a step on each of `batches` [steps, examples, ...]; `names` as `layer_names` gives them.
+    """Return phi_k after one step on each of `batches` [steps, examples, ...]; `names` come from `layer_names`.
 
     Works under `vmap`; there is no gradient through it.
     """
@@ -36,7 +36,7 @@ def descend_perceptron(names: list[str], start: Params, batches: Batch, lr: floa
 
 
 def layer_names(module: nn.Module) -> list[str] | None:
-    """The parameters of a perceptron (Flatten, then Linear with ReLU between) from first to last; None for anything else."""
+    """Return the parameter names of a perceptron (Flatten, then Linear with ReLU between) in order; None for other modules."""
     if type(module) is not nn.Sequential or not module or type(module[0]) is not nn.Flatten or module[0].start_dim != 1:
         return None
     kinds = [nn.ReLU if i % 2 else nn.Linear for i in range(len(module) - 1)]
@@ -70,14 +70,15 @@ class _Descent(WithoutGradient):
 
 
 def descend_together(lr: float, x: Tensor, y: Tensor, weight: Tensor, start: Sequence[Tensor]) -> list[Tensor]:
-    """Every task's parameters after a step of rate `lr` on each of its batches.
+    """Return every task's parameters after a step of rate `lr` on each of its batches.
 
-    `x` [tasks, steps, n, ...]; `y` [tasks, steps, n] int64 class indices, or [tasks, steps, n, outputs]; `weight` [tasks,
-    steps, n]; `start`: weight [tasks, outputs, inputs] and bias [tasks, outputs] of one layer after the other.
+    `x` [tasks, steps, n, ...]; `y` [tasks, steps, n] int64 class indices, or [tasks, steps, n,
+    outputs]; `weight` [tasks, steps, n]; `start`: weight [tasks, outputs, inputs] and bias [tasks,
+    outputs] of one layer after the other.
     """
     end = [value.clone(memory_format=torch.contiguous_format) for value in start]
     steps = x.shape[1]
-    if not any(values.stride(1) for values in (y, weight)):  # the same examples in every step: what comes of them, too
+    if not any(values.stride(1) for values in (y, weight)):  # all steps share their examples: compute once
         y, weight = y[:, :1], weight[:, :1]
     weight = weight / weight.sum(dim=-1, keepdim=True)
     x = x.flatten(3) if x.ndim > 3 else x.unsqueeze(3)
@@ -91,7 +92,7 @@ def descend_together(lr: float, x: Tensor, y: Tensor, weight: Tensor, start: Seq
 
 
 def _slope(y: Tensor, share: Tensor, outputs: int) -> tuple[Tensor, Tensor, bool]:
-    """(a, b, softmax) with which a step's gradient with respect to the outputs z [tasks, outputs, n] is a z + b.
+    """Return (a, b, softmax) such that the gradient with respect to the outputs z [tasks, outputs, n] is a z + b.
 
     If `softmax`, it is a softmax(z) + b. `share` [tasks, steps, 1, n]: weights that add up to 1.
     """
@@ -103,9 +104,9 @@ def _slope(y: Tensor, share: Tensor, outputs: int) -> tuple[Tensor, Tensor, bool
 
 
 def _descend(layers: Layers, lr: float, x: Tensor, a: Tensor, b: Tensor, softmax: bool) -> None:
-    """Every step in place, for `x` [tasks, steps, n, inputs]; the rest as from `_slope`."""
+    """Take every step in place, for `x` [tasks, steps, n, inputs]; the other arguments are from `_slope`."""
     tasks, _, n, _ = x.shape
-    # Room for every layer's outputs, and for the gradients with respect to them.
+    # Buffers for every layer's outputs and their gradients.
     hidden = [x.new_empty(tasks, n, bias.shape[2]) for _, bias in layers[:-1]]
     deltas = [torch.empty_like(values) for values in hidden]
     ones = x.new_ones(tasks, 1, n)
@@ -117,18 +118,18 @@ def _descend(layers: Layers, lr: float, x: Tensor, a: Tensor, b: Tensor, softmax
 
 
 def _forward(layers: Layers, x: Tensor, hidden: Sequence[Tensor]) -> Tensor:
-    """Fill `hidden` with the outputs of the layers before the last; those of the last are returned: [tasks, outputs, n]."""
+    """Fill `hidden` with the outputs of all layers but the last; return those of the last: [tasks, outputs, n]."""
     for (weight, bias), after in zip(layers[:-1], hidden, strict=True):
         x = torch.baddbmm(bias, x, weight.mT, out=after).relu_()
     weight, bias = layers[-1]
-    # Examples last: products with a handful of columns are several times slower than those with a handful of rows.
+    # Examples last: products with few columns are several times slower than products with few rows.
     return torch.baddbmm(bias.mT, weight, x.mT)
 
 
 def _backward(
     layers: Layers, inputs: Sequence[Tensor], delta: Tensor, deltas: Sequence[Tensor], ones: Tensor, lr: float
 ) -> None:
-    """From the last layer to the first: hand the gradient down, then take the step. `delta` [tasks, n, outputs]."""
+    """Propagate the gradient `delta` [tasks, n, outputs] from the last layer to the first, and take the step."""
     for (weight, bias), before, below in zip(reversed(layers), reversed(inputs), [*reversed(deltas), None], strict=True):
         if below is not None:  # with the weights before their step
             torch.bmm(delta, weight, out=below)

@@ -1,4 +1,4 @@
-"""The models by name."""
+"""Registry of the models by name."""
 
 from functools import partial
 from typing import Any
@@ -20,9 +20,10 @@ MODELS: dict[str, type[Model]] = {model.name: model for model in (Mlp, Conv4, Re
 
 
 def build_model(name: str, options: Any, input_shape: tuple[int, ...], outputs: int, seed: int, tokens: int = 0) -> nn.Module:
-    """The model `name`, initialised from `seed` alone: the global random state is neither read nor changed.
+    """Return the model `name`, initialised from `seed` alone; the global random state is neither read nor changed.
 
-    A user's own model ("module:factory") has no options. Raises ConfigError if it cannot be built for these shapes.
+    A user's model ("module:factory") has no options. Raises ConfigError if it cannot be built for
+    these shapes.
     """
     with torch.random.fork_rng(devices=[]):
         # Imported before the seed is set: importing may draw numbers, and happens only once in a process.

@@ -1,4 +1,4 @@
-"""What a model file offers: settings, and a function from shapes to a torch module."""
+"""Interface of a model file: settings, and a function from shapes to a torch module."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -10,24 +10,25 @@ from quickbloom.common.options import Options
 
 
 class Model(ABC):
-    """One model family. Adding one is a new file with a subclass and one line in `MODELS`."""
+    """One model family. A new one is a file with a subclass, and one line in `MODELS`."""
 
     name: ClassVar[str]
     Options: ClassVar[type[Options]]
     tokens: ClassVar[bool] = False
-    """Whether it reads int64 token ids instead of numbers."""
+    """True if the model reads int64 token ids instead of numbers."""
 
     @classmethod
     @abstractmethod
     def build(cls, options: Any, input_shape: tuple[int, ...], outputs: int, tokens: int = 0) -> nn.Module:
-        """A freshly initialised module from inputs [n, *input_shape] to [n, outputs]. Raises ConfigError if it cannot.
+        """Return a freshly initialised module from inputs [n, *input_shape] to outputs [n, outputs].
 
-        `tokens`: how many ids there are, for a model that reads tokens; 0: as many as outputs.
+        `tokens` is the number of token ids, for a model that reads tokens; 0 means as many as
+        outputs. Raises ConfigError if the model does not fit these shapes.
         """
 
 
 def parse_sizes(setting: str, text: str) -> tuple[int, ...]:
-    """Layer sizes from a comma-separated setting: "64,64" -> (64, 64); "" -> ()."""
+    """Return the layer sizes of a comma-separated setting: "64,64" -> (64, 64); "" -> (). Raises ConfigError."""
     try:
         sizes = tuple(int(part) for part in text.split(",")) if text.strip() else ()
     except ValueError:

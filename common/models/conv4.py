@@ -16,7 +16,7 @@ from quickbloom.common.models.norms import NORM, Norm, norm_layers
 from quickbloom.common.options import Options
 
 SMALLEST_SIDE = 8
-"""Pixels that an image must have, each way."""
+"""Smallest height and width of an image, in pixels."""
 
 
 class Conv4Options(Options):

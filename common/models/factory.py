@@ -1,4 +1,4 @@
-"""A user's own model: `model = "module:factory"` names a function (input_shape, outputs) -> torch.nn.Module."""
+"""User models: `model = "module:factory"` names a function (input_shape, outputs) -> torch.nn.Module."""
 
 from collections.abc import Callable
 
@@ -9,12 +9,12 @@ from quickbloom.common.system.user_code import import_own
 
 
 def is_own_model(name: str) -> bool:
-    """Whether `name` means a model of the user's, not one of `MODELS`."""
+    """Return whether `name` means a user's model and not one of `MODELS`."""
     return ":" in name
 
 
 def own_factory(name: str) -> Callable[[tuple[int, ...], int], nn.Module]:
-    """The factory that "module:factory" names. It raises ConfigError, like this function, whatever goes wrong inside."""
+    """Return the factory that "module:factory" names. Both it and this function raise ConfigError for any failure."""
     module_name, _, attribute = name.partition(":")
     try:
         module = import_own(module_name)
@@ -32,7 +32,7 @@ def own_factory(name: str) -> Callable[[tuple[int, ...], int], nn.Module]:
         asked = f'`model = "{name}"` must return a torch.nn.Module when it is called with {input_shape} and {outputs}'
         try:
             built = factory(input_shape, outputs)
-        except Exception as error:  # see above
+        except Exception as error:  # the user's code may raise anything
             raise ConfigError(f"{asked}, but it raised {in_one_line(error)}") from error
         if not isinstance(built, nn.Module):
             raise ConfigError(f"{asked}, got a {type(built).__name__}")

@@ -1,11 +1,14 @@
-"""An LSTM that reads tokens and predicts the next one: LEAF's network for Shakespeare (Caldas et al. 2018), only smaller.
+"""An LSTM that predicts the next token: a smaller version of LEAF's network for Shakespeare (Caldas et al. 2018).
 
-LEAF has an embedding of 8 and two layers of 256 units, trained on GPUs; the default here is one layer of 64, for CPUs.
-`lstm.hidden=256` and `lstm.layers=2` are LEAF's.
+LEAF has an embedding of 8 and two layers of 256 units, trained on GPUs; the default here is one
+layer of 64, for CPUs. `lstm.hidden=256` and `lstm.layers=2` give LEAF's network.
 
-The cell is written out (Hochreiter, Schmidhuber 1997, with forget gates), since torch.func.vmap cannot map torch's own LSTM.
-Parameters have the names and initial distributions of torch.nn.LSTM:
-(i, f, g, o) = W_ih x_t + b_ih + W_hh h_t-1 + b_hh;  c_t = s(f) c_t-1 + s(i) tanh(g);  h_t = s(o) tanh(c_t).
+The cell is written out (Hochreiter, Schmidhuber 1997, with forget gates), since torch.func.vmap
+cannot map torch's own LSTM. Parameters have the names and initial distributions of torch.nn.LSTM:
+
+    (i, f, g, o) = W_ih x_t + b_ih + W_hh h_t-1 + b_hh
+    c_t = s(f) c_t-1 + s(i) tanh(g)
+    h_t = s(o) tanh(c_t)
 """
 
 from typing import ClassVar
@@ -21,7 +24,7 @@ from quickbloom.common.options import Options
 
 
 class LstmOptions(Options):
-    embedding: int = Field(8, ge=1, le=1024, description="numbers that stand for a token")
+    embedding: int = Field(8, ge=1, le=1024, description="dimension of the token embedding")
     hidden: int = Field(64, ge=1, le=2048, description="units of every layer")
     layers: int = Field(1, ge=1, le=2, description="LSTM layers on top of each other")
 
@@ -53,14 +56,14 @@ class NextToken(nn.Module):
         self.head = nn.Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        # What a token adds to the gates does not depend on its place: one row per token, looked up, not one per position.
+        # A token's contribution to the gates does not depend on its position, so it is computed once per token id.
         projected = self.lstm.project(self.embedding.weight, 0)
         logits: Tensor = self.head(self.lstm(functional.embedding(x, projected)))
         return logits
 
 
 class LstmLayers(nn.Module):
-    """The layers, with the parameters of torch.nn.LSTM(inputs, hidden, layers)."""
+    """Stacked LSTM layers with the parameters of torch.nn.LSTM(inputs, hidden, layers)."""
 
     def __init__(self, inputs: int, hidden: int, layers: int) -> None:
         super().__init__()
@@ -73,15 +76,18 @@ class LstmLayers(nn.Module):
                 self.register_parameter(f"{name}_l{layer}", nn.Parameter(value))
 
     def project(self, inputs: Tensor, layer: int) -> Tensor:
-        """What the inputs [..., inputs] add to the gates [..., 4 * hidden]."""
+        """Return the contribution of the inputs [..., inputs] to the gates [..., 4 * hidden]."""
         weight, bias = self._of(layer, "weight_ih"), self._of(layer, "bias_ih") + self._of(layer, "bias_hh")
         return functional.linear(inputs, weight, bias)
 
     def forward(self, projected: Tensor) -> Tensor:
-        """The first layer's projected inputs [n, length, 4 * hidden] -> the last layer's last hidden state [n, hidden]."""
+        """Return the last hidden state of the last layer [n, hidden].
+
+        `projected`: the first layer's projected inputs [n, length, 4 * hidden].
+        """
         states = self._run(projected, 0)
         for layer in range(1, self.layers):
-            # All time steps in one product; only what depends on the state before is left to the loop.
+            # One product for all time steps; only the recurrent part needs the loop.
             states = self._run(self.project(torch.stack(states, dim=-2), layer), layer)
         return states[-1]
 

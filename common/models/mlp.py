@@ -27,7 +27,7 @@ class Mlp(Model):
 
 
 def perceptron(sizes: tuple[int, ...]) -> nn.Sequential:
-    """Linear layers between consecutive `sizes` with ReLU between them; the first one flattens its input."""
+    """Return linear layers between consecutive `sizes` with ReLU between them; the input is flattened first."""
     layers: list[nn.Module] = [nn.Flatten()]
     for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         layers += [nn.ReLU()] * (i > 0) + [nn.Linear(fan_in, fan_out)]

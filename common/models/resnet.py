@@ -1,8 +1,9 @@
 """A small residual network for small images (He, Zhang, Ren, Sun 2016, "Deep Residual Learning for Image Recognition").
 
-A 3x3 convolution, then blocks of two 3x3 convolutions around which the block's input is led, by a 1x1 convolution where the
-channels change. Max-pooling halves the resolution between them. The features keep their places: there is no average over the
-image, because where a stroke is tells characters apart.
+A 3x3 convolution is followed by blocks of two 3x3 convolutions with a skip connection, which is a
+1x1 convolution where the number of channels changes. Max-pooling halves the resolution before every
+block. There is no global average pooling, because the position of a stroke distinguishes
+characters.
 """
 
 from itertools import pairwise
@@ -58,7 +59,7 @@ class _Block(nn.Module):
 
     def __init__(self, norm: Norm, before: int, after: int) -> None:
         super().__init__()
-        bias = norm == "none"  # a normalisation has a bias of its own
+        bias = norm == "none"  # a normalisation layer already has a bias
         self.residual = nn.Sequential(
             nn.Conv2d(before, after, 3, padding=1, bias=bias),
             *norm_layers(norm, after),

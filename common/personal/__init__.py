@@ -1,1 +1,1 @@
-"""Checkpoints and personal models as files, and what a file from elsewhere may do."""
+"""Checkpoints and personal models as files, and what settings in such a file are trusted."""

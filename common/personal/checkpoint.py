@@ -1,8 +1,9 @@
-"""Checkpoint files: safetensors with the facts as JSON beside the tensors, written whole or not at all, never read wrongly.
+"""Checkpoint files: safetensors with facts as JSON beside the tensors, written atomically and verified when read.
 
-The server writes them (`server_app.runs.checkpoints` says which tensors there are); anybody may read one: it says which run,
-round and settings it belongs to, and what the data must look like. A checksum over all of it finds damage. Nothing is
-unpickled."""
+The server writes them (`server_app.runs.checkpoints` lists the tensors). Any program can read one:
+it names its run, round and settings, and the form of the data. A checksum over everything detects
+damage. Nothing is unpickled.
+"""
 
 import hashlib
 import json
@@ -22,12 +23,12 @@ from quickbloom.common.errors import DataError
 OnDamage = Callable[[str], None]
 
 CHECKPOINT = "quickbloom-2"
-"""The form of a checkpoint, as its file names it."""
+"""Format of a checkpoint, as written in its file."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds. `facts`: "round", "config" and whatever else was saved with it."""
+    """Content of a checkpoint file. `facts`: "round", "config" and whatever else was saved with it."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -35,14 +36,14 @@ class Checkpoint:
 
     @property
     def meta(self) -> dict[str, Tensor]:
-        """The meta-parameters."""
+        """The meta-parameters by name."""
         return {name.removeprefix("meta/"): value for name, value in self.tensors.items() if name.startswith("meta/")}
 
 
 def load(path: Path, on_damage: OnDamage) -> Checkpoint:
-    """A checkpoint file, or the newest usable one of a run directory. Raises DataError.
+    """Return the checkpoint in a file, or the newest usable one of a run directory. Raises DataError.
 
-    `on_damage` is told, in one sentence, of a damaged file for which an older one stands in.
+    `on_damage` is called with one sentence if an older file replaces a damaged one.
     """
     if not path.is_dir():
         return read(path, CHECKPOINT, "checkpoint")
@@ -63,7 +64,7 @@ def load(path: Path, on_damage: OnDamage) -> Checkpoint:
 
 
 def read(path: Path, form: str, what: str) -> Checkpoint:
-    """A file of the given form. `what`: what that is called, for the sentence of the DataError."""
+    """Return the content of a file of the given format. Raises DataError; `what` names the kind of file in its message."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -83,9 +84,9 @@ def read(path: Path, form: str, what: str) -> Checkpoint:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], form: str = CHECKPOINT, *, wait: bool) -> None:
-    """Write a file that `read` reads; a crash at any moment leaves what was there. `wait`: until it is on the disk.
+    """Write a file for `read`, atomically. `wait`: return only once it is on the disk.
 
-    Raises OSError or SafetensorError, such as for a disk that is full; then nothing has changed.
+    Raises OSError or SafetensorError, for example on a full disk; then nothing has changed.
     """
     text = json.dumps(facts)
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -105,7 +106,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], f
 
 
 def _checksum(tensors: dict[str, Tensor], facts: str) -> str:
-    """SHA-256 of everything that a checkpoint says: it finds damage, not somebody who computes it anew."""
+    """Return the SHA-256 of a checkpoint's content. It detects damage, not deliberate changes."""
     digest = hashlib.sha256(facts.encode())
     for name in sorted(tensors):
         value = tensors[name]

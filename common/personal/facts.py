@@ -1,7 +1,8 @@
-"""The facts of checkpoints and personal models, checked before any of them is used: types, ranges and sizes.
+"""Validates the facts of checkpoints and personal models before use: types, ranges and sizes.
 
-They are JSON in a file that anybody may have made. A fact that is missing, of another type, or beyond what can be meant ends in
-one sentence; a model whose settings claim far more numbers than the file holds is refused before it is built.
+The facts are JSON in a file that anybody may have made. A missing fact, a wrong type or an absurd
+value ends in one sentence. A model whose settings claim far more numbers than the file holds is
+refused before it is built.
 """
 
 from collections.abc import Mapping
@@ -20,9 +21,12 @@ from quickbloom.common.models import MODELS, build_model
 from quickbloom.common.printable import flaw_of
 
 MOST_INPUTS, MOST_TOKENS, MOST_OUTPUTS = 2**22, 4096, 2**20
-"""Of one example, numbers and token ids; classes or targets."""
+"""Limits of one example: numbers, token ids, and classes or targets."""
 MOST_PARAMETERS, MOST_ACTIVATIONS = 2**22, 2**27
-"""Of a model beyond four times what its file holds: a head that stays on nodes is in no checkpoint; of two examples."""
+"""Limits of a model: parameters, and activations for two examples, both beyond four times the numbers in its file.
+
+A checkpoint lacks the heads that stay on nodes.
+"""
 _LONGEST_SIZES = 1000
 _MOST_ITEMS, _DEEPEST = 1_000_000, 12
 
@@ -33,7 +37,7 @@ Settings = Annotated[dict[Name, bool | int | float | Annotated[str, Field(max_le
 
 
 class _Facts(BaseModel):
-    """What is not listed may be there, and is only looked at for its size."""
+    """Base of all facts. Unlisted facts are allowed, and only their size is checked."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
 
@@ -50,7 +54,7 @@ class _Adapted(_Facts):
 
 
 class _Described(_Facts):
-    """What both kinds of file say of their model and their data."""
+    """Facts that both kinds of file have: their model and their data."""
 
     config: Settings
     spec: list[Any]
@@ -60,7 +64,7 @@ class _Described(_Facts):
     @field_validator("config")
     @classmethod
     def _config(cls, config: dict[str, Any]) -> dict[str, Any]:
-        # Else a model could have half a million layers.
+        # Otherwise a model could have half a million layers.
         for key, value in config.items():
             if key.partition(".")[0] in MODELS and len(str(value)) > _LONGEST_SIZES:
                 raise ValueError(f"`{as_told(key, 60)}` must have at most {_LONGEST_SIZES} characters")
@@ -101,7 +105,7 @@ class _Score(_Facts):
 
 
 class CardFacts(_Described):
-    """Those of a personal model."""
+    """Facts of a personal model."""
 
     task: Name
     run: _Run
@@ -115,7 +119,7 @@ class CardFacts(_Described):
     @classmethod
     def _preparation(cls, preparation: dict[str, Any]) -> dict[str, Any]:
         features = preparation.get("features", [])
-        # Else one column of a file could become any number of inputs.
+        # Otherwise one column of a file could become any number of inputs.
         if not isinstance(features, list) or len({str(name) for name in features}) != len(features):
             raise ValueError("must name every column once")
         return preparation
@@ -129,7 +133,7 @@ class CardFacts(_Described):
 
 
 class CheckpointFacts(_Described):
-    """Those of a checkpoint, of a run or as a node keeps it."""
+    """Facts of a checkpoint, from a run or from a node."""
 
     round: Count
     lineage: Name = ""
@@ -163,7 +167,7 @@ class _Validation(_Facts):
 
 
 class RunFacts(CheckpointFacts):
-    """Those of a checkpoint that a run goes on from."""
+    """Facts of a checkpoint that a run is resumed from."""
 
     lineage: Name
     splits: dict[Annotated[str, Field(pattern="^(train|validation|test)$")], list[Name]]
@@ -197,7 +201,7 @@ def check(facts: Mapping[str, Any], form: type[_Facts], what: str) -> None:
 
 
 def check_size(config: RunConfig, spec: DataSpec, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Raise DataError for a model of ours that is much larger than what the file holds; nothing of that size is made.
+    """Raise DataError for a built-in model that is much larger than its file. Nothing of that size is allocated.
 
     `config`: resolved. Raises ConfigError for a model that does not fit the data.
     """
@@ -219,7 +223,7 @@ def check_size(config: RunConfig, spec: DataSpec, tensors: Mapping[str, Tensor],
 
 
 def _sizes(config: RunConfig, name: str, spec: DataSpec, outputs: int) -> tuple[int, int]:
-    """(parameters, numbers that two examples become in all layers): on the device "meta" tensors have shapes and no numbers."""
+    """Return (parameters, activations of all layers for two examples), computed without memory on the device "meta"."""
     made: list[int] = []
     try:
         with torch.device("meta"), torch.no_grad():
@@ -241,13 +245,13 @@ def _whole(value: Any, most: int) -> bool:
 
 
 def _look_through(facts: Any) -> None:
-    """Raise ValueError for a number that is not finite, and for depths without end."""
+    """Raise ValueError for numbers that are not finite, too many items, or too deep nesting."""
     waiting, seen = [(facts, 0)], 0
     while waiting:
         value, depth = waiting.pop()
         seen += 1
         if depth > _DEEPEST or seen > _MOST_ITEMS:
-            raise ValueError("more, or deeper in each other, than can be meant")
+            raise ValueError("too many values, or values nested too deeply")
         if isinstance(value, float) and not abs(value) < float("inf"):
             raise ValueError("a number that is not finite")
         if isinstance(value, dict):

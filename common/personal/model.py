@@ -1,8 +1,9 @@
-"""A personal model: what adapting to one task leaves, in one safetensors file with a card that says how to use it again.
+"""A personal model: the result of adapting to one task, in a safetensors file with a card that describes its use.
 
-The card is JSON beside the tensors, so that one rename replaces both. It says where the model comes from (run, round, rate,
-steps), what it was worth before and after on the task's own test part, and everything that is needed to predict: algorithm,
-model, classes, and how raw columns become inputs. `protonet` leaves prototypes beside the embedding, all others a whole model.
+The card is JSON inside the file, so that one rename replaces both. It names the model's origin
+(run, round, rate, steps), its scores before and after adaptation on the task's own test part, and
+everything that prediction needs: algorithm, model, classes, and how raw columns become inputs.
+`protonet` stores prototypes with the embedding; all other algorithms store a whole model.
 """
 
 import hashlib
@@ -38,14 +39,14 @@ PERSONAL = "quickbloom-personal-1"
 SUFFIX = ".safetensors"
 
 _MACHINES = ("output-dir", "resume-from", "data-dir", "own.path", "own.leave-out", "device", "tensorboard", "mlflow")
-"""Settings that say where something is, or which part of the tasks a run looked at."""
+"""Settings that name a place, or the part of the tasks that a run used."""
 
 
 @dataclass(frozen=True)
 class Origin:
     """The model to adapt: its round, the training it comes from, and the rate and steps to adapt it with.
 
-    `run`: the name of the run's directory, for a person.
+    `run`: name of the run's directory, for people.
     """
 
     round: int
@@ -68,11 +69,11 @@ class Personal:
 
     @cached_property
     def algorithm(self) -> Algorithm:
-        """The algorithm on its model, built from the card alone, which `load` has looked at. Raises ConfigError."""
+        """The algorithm on its model, built from the card alone, which `load` has validated. Raises ConfigError."""
         return build_algorithm(parse_run_config(self.card["config"]), spec_of(self.card))
 
     def outputs(self, x: Tensor) -> Tensor:
-        """Logits [n, classes], or values [n, outputs], of inputs [n, ...] as the card's preparation makes them."""
+        """Return logits [n, classes], or values [n, outputs], for inputs [n, ...] prepared as the card describes."""
         with torch.no_grad():
             return self.algorithm.predict(dict(self.tensors), x)
 
@@ -80,10 +81,10 @@ class Personal:
 def adapt(
     algorithm: Algorithm, meta: Params, kept: Params, dataset: Dataset, task_id: str, config: RunConfig, origin: Origin
 ) -> Personal:
-    """Adapt `meta` to the support part of a task, and score it before and after on its test part.
+    """Adapt `meta` to the support part of a task, and score it before and after on the test part.
 
-    `kept`: what the task keeps on its node (`algorithm.fresh()` if nothing). Of a data set with several draws it is the first.
-    Raises DataError where the numbers are not finite.
+    `kept`: the task's state on its node (`algorithm.fresh()` if there is none). A data set with
+    several draws uses the first. Raises DataError if the result is not finite.
     """
     data = dataset.test_draws(task_id)[0]
     device = algorithm.learner.device
@@ -96,7 +97,7 @@ def adapt(
         raise DataError(f"the personal model of the task '{task_id}' is not finite: adapt with a lower rate")
     card = make_card(dataset, task_id, config, origin)
     name = "accuracy" if dataset.spec.kind == "classification" else "mse"
-    # What is not finite has no place in JSON.
+    # JSON has no infinity and no NaN.
     scores = {"before": before, "after": after}
     known = {when: value if math.isfinite(value) else None for when, value in scores.items()}
     card["score"] = {"name": name, **known, "test": len(test.x)}
@@ -104,7 +105,7 @@ def adapt(
 
 
 def make_card(dataset: Dataset, task_id: str, config: RunConfig, origin: Origin) -> dict[str, Any]:
-    """What a personal model says of itself, but for its score."""
+    """Return the card of a personal model, without its score."""
     data = dataset.test_draws(task_id)[0]
     return {
         "task": task_id,
@@ -120,7 +121,7 @@ def make_card(dataset: Dataset, task_id: str, config: RunConfig, origin: Origin)
 
 
 def description(config: RunConfig, spec: DataSpec) -> dict[str, Any]:
-    """What a file must say so that its model can be built and fed again: settings, and the form of the data."""
+    """Return the part of a file's facts from which its model can be built and fed again: settings and the form of the data."""
     models = MODELS if config.model == "auto" else [config.model]
     tables = ("", config.algorithm, config.dataset, *models)
     flat = {key: value for key, value in config.flat().items() if key.rpartition(".")[0] in tables}
@@ -133,16 +134,16 @@ def description(config: RunConfig, spec: DataSpec) -> dict[str, Any]:
 
 
 def spec_of(facts: Mapping[str, Any]) -> DataSpec:
-    """The form of the data that a checkpoint or a card describes. Raises DataError if it describes none."""
+    """Return the form of the data that a checkpoint or a card describes. Raises DataError if it describes none."""
     try:
         kind, shape, outputs = facts["spec"]
         return DataSpec(kind, tuple(shape), outputs, bool(facts.get("tokens")), str(facts.get("schema", "")))
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"the file does not say what the data look like ({in_one_line(error)}): make it anew") from None
+        raise DataError(f"the file does not describe the form of its data ({in_one_line(error)}): make it anew") from None
 
 
 def columns_of(dataset: Dataset) -> dict[str, Any]:
-    """The settings of the user's own file, such as the names of its columns; {} for any other data set."""
+    """Return the settings of the user's own file, such as column names; {} for any other data set."""
     if not isinstance(dataset, Own):
         return {}
     settings: dict[str, Any] = dataset.options.model_dump(by_alias=True, exclude={"path", "leave_out"})
@@ -150,7 +151,7 @@ def columns_of(dataset: Dataset) -> dict[str, Any]:
 
 
 def digest(data: TaskData) -> str:
-    """SHA-256 of a task's examples and their parts: tells whether a file is the one that a model was adapted to."""
+    """Return the SHA-256 of a task's examples and their parts, to recognise the data that a model was adapted to."""
     total = hashlib.sha256()
     for part in (data.support, data.query, data.test):
         for value in (part.x, part.y):
@@ -160,7 +161,7 @@ def digest(data: TaskData) -> str:
 
 
 def save(personal: Personal, path: Path) -> None:
-    """Write the model to `path`, and its card as JSON beside it for people. A failure leaves both as they were.
+    """Write the model to `path`, and its card as JSON beside it for people. If the first write fails, both stay as they were.
 
     Raises OSError or SafetensorError.
     """
@@ -169,7 +170,11 @@ def save(personal: Personal, path: Path) -> None:
 
 
 def load(path: Path, trust: Collection[str] = ()) -> Personal:
-    """A personal model. Raises DataError, and ConfigError for code that is not in `trust`, see `common.personal.trust`."""
+    """Return the personal model in `path`.
+
+    Raises DataError, and ConfigError for user code that is not in `trust`, see
+    `common.personal.trust`.
+    """
     what = f"the personal model '{path}'"
     found = checkpoint.read(path, PERSONAL, "personal model")
     facts.check(found.facts, facts.CardFacts, what)
@@ -186,7 +191,7 @@ def load(path: Path, trust: Collection[str] = ()) -> Personal:
         OwnOptions.model_validate(found.facts["columns"])
     except QuickbloomError as error:
         reason = str(error)
-    except Exception as error:  # a card that somebody has written by hand
+    except Exception as error:  # a card may have been written by hand
         reason = in_one_line(error)
     if reason:
         raise DataError(reason if reason.startswith(what) else f"{what} cannot be used: {reason}")
@@ -194,6 +199,6 @@ def load(path: Path, trust: Collection[str] = ()) -> Personal:
 
 
 def _nothing(personal: Personal) -> Batch:
-    """No examples: a path of no steps only says which tensors there are."""
+    """Return a batch without examples: a path of no steps only shows which tensors there are."""
     spec = personal.card["spec"]
     return Batch.of(torch.zeros(0, *spec[1]), torch.zeros(0, dtype=torch.int64))

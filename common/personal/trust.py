@@ -1,9 +1,10 @@
-"""What a file from elsewhere may make this program do: compute, and nothing else. The one place that decides it.
+"""Decides which settings of a foreign file are used. Such a file may cause computation and nothing else.
 
-A checkpoint or a personal model says how it is to be used, and may have been made by anybody. Two kinds of its settings would
-do more: those that name code (`model = "module:factory"`, and data that a `module:function` makes), which is imported and
-called, and those that name places (a path to read, a server to tell of the run). None of them is used unless the person at the
-keyboard gave the same by hand; the sentence that refuses says what to type. Where a run is written is never a file's to say.
+Anybody may have made a checkpoint or a personal model. Two kinds of its settings would do more than
+compute. Some name code to import and call (`model = "module:factory"`, or data from a
+`module:function`). Others name places (a path to read, a server to report to). They are used only
+if the user typed the same; the error message shows what to type. A file never decides where a run
+is written.
 """
 
 import shlex
@@ -19,19 +20,22 @@ from quickbloom.common.models import is_own_model
 Settings = Mapping[str, Any]
 
 NEVER = ("output-dir", "resume-from")
-"""Settings that a file has no say in at all."""
+"""Settings that are never taken from a file."""
 
 
 @dataclass(frozen=True)
 class Guarded:
-    """A setting that has to be given by hand. `flag`: what is typed before its value; `counts`: whether it does a thing."""
+    """A setting that the user has to type.
+
+    `flag`: the option that sets it; `counts`: whether the setting has an effect.
+    """
 
     key: str
     flag: str
     counts: Callable[[Settings], bool]
 
     def typed(self, settings: Settings) -> str:
-        """The words that give it, for a shell."""
+        """Return the option and the value, quoted for a shell."""
         return self.flag + shlex.quote(str(settings[self.key]))
 
 
@@ -45,7 +49,7 @@ def _names_data(settings: Settings) -> bool:
 
 def _names_a_folder(settings: Settings) -> bool:
     dataset, named = DATASETS.get(str(settings.get("dataset"))), str(settings.get("data-dir") or "")
-    # The folder that would be used anyway is not the file's idea.
+    # The folder that would be used anyway needs no trust.
     return bool(dataset and dataset.needs_files and named and resolve_data_dir(named) != resolve_data_dir("").absolute())
 
 
@@ -62,32 +66,36 @@ GUARDED = (
 
 
 def flags(settings: Settings, given: Collection[str] = ()) -> str:
-    """What is to be typed to go on with a run of these settings, if those in `given` are given: "--data a.csv", or ""."""
+    """Return the options to type to continue a run with these settings: "--data a.csv", or "".
+
+    `given`: names of settings that are typed already.
+    """
     return " ".join(one.typed(settings) for one in GUARDED if one.key not in given and one.counts(settings))
 
 
 def of_a_run(settings: Settings, given: Collection[str]) -> dict[str, Any]:
-    """The settings of a checkpoint that a run which goes on from it may take over. Raises ConfigError for those that are left.
+    """Return the settings of a checkpoint that a resumed run may use. Raises ConfigError if a guarded one is not `given`.
 
-    `given`: the names of what was given by hand, which wins anyway.
+    `given`: names of the settings that the user typed; those take precedence anyway.
     """
     if missing := flags(settings, given):
         raise ConfigError(
-            "`resume-from` names a checkpoint whose settings name code or places, in which a file has no say: if you know "
-            f"them, add {as_told(missing, 1000)}"
+            "`resume-from` names a checkpoint whose settings name code or places, which are never taken from a file: if you "
+            f"trust them, add {as_told(missing, 1000)}"
         )
     return {key: value for key, value in settings.items() if key not in NEVER}
 
 
 def of_a_model(settings: Settings, trusted: Collection[str], what: str) -> dict[str, Any]:
-    """The settings of a file whose model is used offline: without any place. `what`: "the personal model 'a.safetensors'".
+    """Return the settings of a file whose model is used offline, without any place.
 
-    `trusted`: models of somebody's own, as "module:factory", that may be imported. Raises ConfigError for another one.
+    `trusted`: user models, as "module:factory", that may be imported. `what`: "the personal model
+    'a.safetensors'". Raises ConfigError for a user model that is not trusted.
     """
     model = str(settings.get("model", ""))
     if _names_a_model(settings) and model not in trusted:
         raise ConfigError(
-            f"{what} needs code that is called '{as_told(model, 200)}', and a file has no say in what is run here: if you know "
+            f"{what} needs the code '{as_told(model, 200)}', which is never run only because a file names it: if you trust "
             f"that code, add {as_told(GUARDED[0].typed(settings), 200)}"
         )
     dropped = {*NEVER, *(one.key for one in GUARDED if one.key != "model")}

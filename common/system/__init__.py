@@ -1,1 +1,1 @@
-"""The machine around us: its environment, its addresses, its processes, its terminal."""
+"""The machine that runs the program: environment, addresses, processes, terminal."""

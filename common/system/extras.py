@@ -1,4 +1,4 @@
-"""The extras of this package, and the sentence for whoever lacks what one of them installs."""
+"""Optional dependencies (extras), and the error message for a missing one."""
 
 import importlib.util
 from types import ModuleType
@@ -6,16 +6,16 @@ from types import ModuleType
 from quickbloom.common.errors import ConfigError, QuickbloomError
 
 _PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "dp_accounting": "dp-accounting", "mlflow": "mlflow-skinny"}
-"""What pip calls a module, where that is not its name."""
+"""Package names of modules whose name differs."""
 
 
 def needs(
     extra: str, module: str, what: str, *, instead: str = "", error: type[QuickbloomError] = ConfigError, load: bool = True
 ) -> ModuleType | None:
-    """The module that `what` needs and that the extra installs. Raises `error` where it is not installed.
+    """Return the module that `what` needs from the extra. Raises `error` if it is not installed.
 
-    `instead`: what else the user can do, as the end of the sentence. With `load` false it is looked for and not imported, which
-    may take seconds.
+    `instead`: an alternative for the user, as the end of the sentence. With `load` false the module
+    is only looked up and None is returned, since importing may take seconds.
     """
     try:
         if load:
@@ -23,7 +23,7 @@ def needs(
         if importlib.util.find_spec(module) is not None:
             return None
     except ImportError as missing:
-        # Not a module of this package, which is a defect, nor one whose own needs are broken.
+        # Name the module that is missing, which may be a dependency of the one asked for.
         if missing.name and missing.name.split(".")[0] != module.split(".")[0]:
             module = missing.name
     package = _PACKAGES.get(module.split(".")[0], module.split(".")[0])

@@ -1,4 +1,4 @@
-"""This machine's own address: never reached through a proxy, and IPv4, which Flower's processes use among themselves."""
+"""Loopback addresses, which must bypass proxies, and checks for IPv4, which Flower's processes use among themselves."""
 
 import os
 import socket
@@ -10,13 +10,14 @@ from quickbloom.common.errors import ConfigError
 NAMES = ("127.0.0.1", "localhost", "::1")
 _EXCEPTIONS = ("no_proxy", "NO_PROXY")
 _GRPC = "no_grpc_proxy"
-"""gRPC's own variable; where it is set, gRPC does not look at the others."""
+"""gRPC's own variable; if it is set, gRPC ignores the others."""
 
 
 def direct(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Variables that except NAMES from every proxy of `environ`, besides what is excepted there already.
+    """Return variables that exempt NAMES from every proxy of `environ`, in addition to existing exemptions.
 
-    Programs differ in which spelling they read, so both are there; one that is missing says what the other says.
+    Programs differ in the spelling they read, so both are set; a missing one is copied from the
+    other.
     """
     environ = os.environ if environ is None else environ
     known = {name: environ[name] for name in (*_EXCEPTIONS, _GRPC) if name in environ}
@@ -26,24 +27,24 @@ def direct(environ: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def _with_loopback(exceptions: str) -> str:
     given = [part.strip() for part in exceptions.split(",") if part.strip()]
-    # "*" excepts everything, and only if it stands alone.
+    # "*" exempts everything, but only on its own.
     return "*" if "*" in given else ",".join([*given, *(name for name in NAMES if name not in given)])
 
 
 def without_socks(environ: Mapping[str, str]) -> dict[str, str]:
-    """Variables that turn SOCKS proxies of `environ` off where Flower's HTTP library would not start because of them."""
+    """Return variables that turn off SOCKS proxies with which Flower's HTTP library would not start."""
     return {} if find_spec("socksio") else dict.fromkeys(_socks(environ), "")
 
 
 def is_loopback(address: str) -> bool:
-    """Whether HOST:PORT is on this machine, by its name."""
+    """Return whether the host name of HOST:PORT means this machine."""
     return address.rpartition(":")[0].strip("[]") in NAMES
 
 
 def check_socks(address: str) -> None:
-    """Raise ConfigError if Flower would have to reach `address` (HOST:PORT) through a SOCKS proxy, and cannot.
+    """Raise ConfigError if Flower would need a SOCKS proxy to reach `address` (HOST:PORT) and cannot use one.
 
-    For loopback such a proxy is turned off in this process.
+    For a loopback address such a proxy is turned off in this process.
     """
     unusable = without_socks(os.environ)
     if is_loopback(address):
@@ -61,7 +62,7 @@ def _socks(environ: Mapping[str, str]) -> list[str]:
 
 
 def check_ipv4(what: str, instead: str = "") -> None:
-    """Raise ConfigError where this machine has no 127.0.0.1. `what` needs it."""
+    """Raise ConfigError if this machine has no address 127.0.0.1. `what` names the part that needs it."""
     try:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -73,7 +74,7 @@ def check_ipv4(what: str, instead: str = "") -> None:
 
 
 def split_address(setting: str, address: str, example: str) -> tuple[str, int]:
-    """(host, port) of "HOST:PORT" or "[::1]:PORT"; the host without brackets. Raises ConfigError."""
+    """Return (host, port) of "HOST:PORT" or "[::1]:PORT", the host without brackets. Raises ConfigError."""
     host, colon, port = address.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not (colon and bare and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
@@ -84,5 +85,5 @@ def split_address(setting: str, address: str, example: str) -> tuple[str, int]:
 
 
 def joined(host: str, port: int) -> str:
-    """ "HOST:PORT", with brackets around an IPv6 address."""
+    """Return "HOST:PORT", with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,4 +1,4 @@
-"""Where the code of this package lies: its four folders side by side, or three of them inside `quickbloom` once installed."""
+"""Location of this package's code: four folders side by side in a source tree, three inside `quickbloom` once installed."""
 
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -9,7 +9,7 @@ FOLDERS = ("quickbloom", "common", "server_app", "client_app")
 
 
 def folders(names: Iterable[str] = FOLDERS) -> dict[str, Path]:
-    """The folder of each of these packages."""
+    """Return the folder of each of these packages."""
     return {name: _folder(name if name == "quickbloom" else f"quickbloom.{name}") for name in names}
 
 
@@ -21,5 +21,5 @@ def _folder(module: str) -> Path:
 
 
 def not_sources(name: str) -> tuple[str, ...]:
-    """Patterns of what is not copied with the folder `name`: what Python compiled, and in `quickbloom` the other folders."""
+    """Return patterns of files not to copy with the folder `name`: compiled Python, and in `quickbloom` the other folders."""
     return ("__pycache__", "app_template", *(FOLDERS if name == "quickbloom" else ()))

@@ -1,4 +1,4 @@
-"""Folders and files of this user alone, for what is run or loaded later: nobody else can put something in their place."""
+"""Private folders and files for what is later executed or loaded: nobody else can replace them."""
 
 import contextlib
 import os
@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def folder(name: str) -> Path:
-    """The folder `name` in the user's cache, or where that cannot be written one for temporary files; for its owner alone.
+    """Return the folder `name` in the user's cache, or in the temporary directory if that is not writable; owner only.
 
-    Raises OSError where others could put something there.
+    Raises OSError if others could write to both.
     """
     for place in _places(name):
         with contextlib.suppress(OSError):
@@ -22,8 +22,8 @@ def folder(name: str) -> Path:
 
 
 def is_ours(place: Path) -> bool:
-    """Whether a folder, which is no link, is this user's, and nobody else can write to it or take it away."""
-    status = place.lstat()  # not of what a link leads to
+    """Return whether `place` is a folder, not a link, that only this user can write to, move or replace."""
+    status = place.lstat()  # does not follow a link
     if not hasattr(os, "getuid"):  # Windows, where a user's own folders are closed to others
         return stat.S_ISDIR(status.st_mode)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
@@ -32,16 +32,16 @@ def is_ours(place: Path) -> bool:
 
 
 def _is_kept(status: os.stat_result) -> bool:
-    """Whether entries of a folder can be renamed by nobody but their owner, its owner and its group."""
+    """Return whether others are unable to rename the entries of a folder, except for its owner and group."""
     trusted = status.st_uid in (0, os.getuid())
     return trusted and (not status.st_mode & 0o002 or bool(status.st_mode & stat.S_ISVTX))
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text file that nobody else can read, whole or not at all. Raises OSError."""
+    """Write a text file, atomically, that nobody else can read. Raises OSError."""
     partial = file.with_suffix(".partial")
     try:
-        partial.unlink(missing_ok=True)  # of a process that was killed, or a link that somebody has put there
+        partial.unlink(missing_ok=True)  # left by a killed process, or a link planted by somebody else
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as opened:
             opened.write(text)
         partial.replace(file)
@@ -51,7 +51,7 @@ def write_text(file: Path, text: str) -> None:
 
 
 def _places(name: str) -> Iterator[Path]:
-    with contextlib.suppress(RuntimeError):  # there are users without a home
+    with contextlib.suppress(RuntimeError):  # some users have no home directory
         yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quickbloom" / name
     if hasattr(os, "getuid"):  # without, one for temporary files is the user's own already
         yield Path(tempfile.gettempdir()) / f"quickbloom-{name}-{os.getuid()}"

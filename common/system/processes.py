@@ -1,4 +1,4 @@
-"""Ending what was started, with everything that it started in turn."""
+"""Ends child processes together with everything that they started."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ENDINGS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))  # Windows has two
-"""What ends the command from outside: each raises KeyboardInterrupt there."""
+"""Signals that end a command; each raises KeyboardInterrupt in it."""
 
 
 def cores() -> int:
@@ -21,7 +21,7 @@ def cores() -> int:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ignore what would end this process: a second Ctrl-C while children are ended would leave some behind."""
+    """Ignore the signals that end this process: a second Ctrl-C during clean-up would leave children behind."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDINGS}
     try:
         yield
@@ -31,9 +31,9 @@ def uninterrupted() -> Iterator[None]:
 
 
 def end_group(process: subprocess.Popen[Any], patience: float = 10.0) -> None:
-    """End a process that leads a session, and its children there: ask, wait, insist. Does nothing for one that has ended.
+    """End a process that leads a session, and its children there: SIGTERM, then SIGKILL. Does nothing if it has ended.
 
-    `patience`: seconds between asking and insisting.
+    `patience`: seconds between the two.
     """
     for wish, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 5.0)):
         if process.poll() is not None:
@@ -48,10 +48,11 @@ def end_group(process: subprocess.Popen[Any], patience: float = 10.0) -> None:
 
 
 def end_all_with(variable: str, sessions: Collection[int] = ()) -> None:
-    """End every process whose environment holds `variable` ("NAME=value"); raises TimeoutError if one does not end.
+    """End every process whose environment holds `variable` ("NAME=value"). Raises TimeoutError if one does not end.
 
-    Flower's SuperLink starts its workers in sessions of their own, so ending its process group is not enough. `sessions`, as
-    `sessions_with` found them, are ended whole: Ray's agents write their titles over the environment they were given.
+    Flower's SuperLink starts its workers in their own sessions, so ending its process group is not
+    enough. `sessions`, from `sessions_with`, are ended as a whole: Ray's agents overwrite their
+    environment with their titles.
     """
     seen_without = 0
     sessions = set(sessions)
@@ -61,7 +62,7 @@ def end_all_with(variable: str, sessions: Collection[int] = ()) -> None:
             found = processes_with(variable)
             sessions |= sessions_with(variable)
             found += [pid for pid in living() if pid not in found and session_of(pid) in sessions]
-            # A process that is just being started shows no environment: only a second look is sure.
+            # A process that is just starting shows no environment yet, so look twice.
             seen_without = 0 if found else seen_without + 1
             if seen_without == 2:
                 return
@@ -75,12 +76,12 @@ def end_all_with(variable: str, sessions: Collection[int] = ()) -> None:
 
 
 def sessions_with(variable: str) -> set[int]:
-    """The sessions that were begun by a process whose environment holds `variable`, but for the one of this process."""
+    """Return the sessions led by a process whose environment holds `variable`, without this process's own."""
     return {pid for pid in processes_with(variable) if session_of(pid) == pid} - {os.getsid(0)}
 
 
 def processes_with(variable: str) -> list[int]:
-    """Ids of the living processes but this one whose environment holds `variable`. Empty where there is no /proc."""
+    """Return the ids of other living processes whose environment holds `variable`. Empty if there is no /proc."""
     found = []
     for pid in living():
         try:
@@ -92,7 +93,7 @@ def processes_with(variable: str) -> list[int]:
 
 
 def living() -> list[int]:
-    """Ids of the processes but this one that have not ended. Empty where there is no /proc."""
+    """Return the ids of the other processes that have not ended. Empty if there is no /proc."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -105,7 +106,7 @@ def living() -> list[int]:
 
 
 def session_of(pid: int) -> int:
-    """The session of a process, 0 if there is no such process."""
+    """Return the session of a process; 0 if there is no such process."""
     try:
         return os.getsid(pid)
     except OSError:

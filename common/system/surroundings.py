@@ -1,4 +1,4 @@
-"""What our commands, and the processes that they start, find around them: the locale, proxies, temporary files."""
+"""Environment of our commands and of the processes they start: locale, proxies, temporary files."""
 
 import os
 import sys
@@ -12,7 +12,10 @@ _UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
 
 
 def for_processes(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What `environ` lacks for processes that we start: UTF-8, loopback without a proxy."""
+    """Return the variables that `environ` lacks for our child processes.
+
+    They select UTF-8, exempt loopback from proxies and turn off unusable SOCKS proxies.
+    """
     environ = os.environ if environ is None else environ
     return {**_lasting(environ), **loopback.without_socks(environ)}
 
@@ -22,10 +25,10 @@ def _lasting(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def begin() -> None:
-    """What a command does before anything else. It may start the command anew, as the same process.
+    """Prepare the process of a command. This may restart Python in the same process.
 
-    Files and output are in UTF-8 whatever the locale says: where even the names of files are read in another encoding, only
-    another start of Python changes that.
+    Files and output use UTF-8 whatever the locale. If file names are decoded in another encoding,
+    only a restart of Python changes that.
     """
     if not sys.flags.utf8_mode and sys.getfilesystemencoding().lower() not in ("utf-8", "utf8"):
         os.environ["PYTHONUTF8"] = "1"
@@ -35,16 +38,17 @@ def begin() -> None:
 
 
 def speak_utf8() -> None:
-    """Let this process print in UTF-8, with an escape for what that has no place for."""
+    """Make this process print in UTF-8, with escapes for characters that cannot be encoded."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def check_names(arguments: list[str]) -> None:
-    """Raise ConfigError for a file or a folder on the command line, or the current directory, whose name is not UTF-8.
+    """Raise ConfigError for an argument or a current directory whose name is not UTF-8.
 
-    It could not be written down: settings and results are JSON, TOML and messages, which are text.
+    Such a name could not be recorded: settings and results are JSON, TOML and messages, which are
+    text.
     """
     for argument in arguments:
         check_name("the file or folder", argument)

@@ -1,4 +1,4 @@
-"""Directories for temporary files: whether the one that TMPDIR names can be used, and short ones for sockets."""
+"""Directories for temporary files: a check of TMPDIR, and short paths for sockets."""
 
 import os
 import sys
@@ -10,14 +10,14 @@ from pathlib import Path
 from quickbloom.common.errors import ConfigError
 
 LONGEST_SOCKET = 104 if sys.platform == "darwin" else 107
-"""Bytes that the path of a Unix socket can have."""
+"""Longest path of a Unix socket, in bytes."""
 _ROOM = 2**20
-"""Bytes that must be free."""
+"""Required free space, in bytes."""
 _SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def check() -> None:
-    """Raise ConfigError where no file can be written into the directory for temporary files."""
+    """Raise ConfigError if no file can be written to the directory for temporary files."""
     given = os.environ.get("TMPDIR")
     try:
         _write_into(given or tempfile.gettempdir())
@@ -34,12 +34,12 @@ def check() -> None:
 
 
 def absolute(environ: Mapping[str, str]) -> dict[str, str]:
-    """TMPDIR for processes that run in other directories, if it is set."""
+    """Return TMPDIR as an absolute path, for processes in other directories; {} if it is not set."""
     return {"TMPDIR": os.path.abspath(given)} if (given := environ.get("TMPDIR")) else {}  # noqa: PTH100 - links stay
 
 
 def short(longest: int) -> str:
-    """A directory for temporary files with a path of at most `longest` bytes. Raises ConfigError where there is none."""
+    """Return a directory for temporary files with a path of at most `longest` bytes. Raises ConfigError if there is none."""
     for directory in (tempfile.gettempdir(), *_SHORT, str(Path.home())):
         if len(os.fsencode(directory)) <= longest:
             with suppress(OSError):
@@ -52,6 +52,6 @@ def short(longest: int) -> str:
 
 
 def _write_into(directory: str) -> None:
-    """Raise OSError unless a file fits in there."""
+    """Raise OSError unless a file of `_ROOM` bytes fits in `directory`."""
     with tempfile.TemporaryFile(dir=directory) as file:
         file.write(bytes(_ROOM))

@@ -1,4 +1,4 @@
-"""What the commands have in common: exit codes, where they write, how they tell of an error."""
+"""Shared by all commands: exit codes, output streams, error messages."""
 
 import sys
 
@@ -8,23 +8,23 @@ from quickbloom.common.printable import one_line
 
 OK, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 _WIDE = 200
-"""Columns of a table that goes into a file or a pipe."""
+"""Columns of a table that is written to a file or a pipe."""
 
 console = Console(stderr=True, highlight=False, emoji=False)
-"""For progress and everything else that is no result."""
+"""Console on stderr, for progress and everything that is not a result."""
 
 
 def paper() -> Console:
-    """For results, on stdout."""
+    """Return a console on stdout, for results."""
     return Console(width=None if sys.stdout.isatty() else _WIDE, emoji=False)
 
 
 def say(line: str) -> None:
-    """One line of progress; never as markup: parts of it may come from nodes or from file names."""
+    """Print one line of progress. It is never read as markup, since parts may come from nodes or file names."""
     console.print(one_line(line), markup=False, soft_wrap=True)
 
 
 def say_error(sentence: str) -> None:
-    """One sentence on what went wrong."""
+    """Print one sentence that says what went wrong."""
     console.print("error:", style="bold red", end=" ")
     console.print(one_line(sentence), markup=False, soft_wrap=True)

@@ -1,11 +1,14 @@
-"""What is wrong with the certificate of a server, in words; devices and the server's own processes say it alike."""
+"""Error messages for untrusted server certificates, shared by devices and the server's own processes."""
 
 import ssl
 from pathlib import Path
 
 
 def distrust(server: str, error: ssl.SSLCertVerificationError, ca: Path) -> str:
-    """One sentence on why the certificate of `server` ("HOST:PORT") is not trusted by the CA in the file `ca`."""
+    """Return one sentence that says why a server's certificate is not trusted.
+
+    `server`: "HOST:PORT"; `ca`: file of the CA that should vouch for it.
+    """
     reason = error.verify_message
     if "expired" in reason:
         return f"the certificate of {server} has expired: renew it there with `quickbloom secrets --renew-server`"

@@ -1,7 +1,7 @@
-"""Modules of the user's own: a model "module:factory", data "module:function".
+"""Imports user code: a model "module:factory", data "module:function".
 
-They are looked for last, in the directory that the command was started in: a user's `client_app.py` or `common.py` must not
-stand in the way of this project's packages, nor of any library.
+The directory in which the command was started is searched last. A user's `client_app.py` or
+`common.py` must not hide this project's packages or any library.
 """
 
 import os
@@ -12,18 +12,18 @@ from pathlib import Path
 from types import ModuleType
 
 FOLDER = "QUICKBLOOM_MODULES"
-"""Environment variable with the directory that a command was started in, for processes that run elsewhere."""
+"""Environment variable with the directory in which a command was started, for processes that run elsewhere."""
 
 
 def import_own(name: str) -> ModuleType:
-    """The user's module `name`. Raises whatever that raises."""
+    """Return the user's module `name`. Raises whatever importing it raises."""
     add_folder()
     return import_module(name)
 
 
 def add_folder() -> None:
-    """Let imports look into the user's directory when they have looked everywhere else."""
-    with suppress(FileNotFoundError):  # a directory that was removed
+    """Add the user's directory to the end of the import path."""
+    with suppress(FileNotFoundError):  # the current directory was removed
         folder = os.environ.get(FOLDER) or str(Path.cwd())
         if folder not in sys.path:
             sys.path.append(folder)

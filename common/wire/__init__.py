@@ -1,1 +1,1 @@
-"""What travels between server and nodes: the only place that names record fields."""
+"""Messages between server and nodes; only this package names record fields."""

@@ -1,9 +1,10 @@
 """Named tensors as Flower's ArrayRecord, and back.
 
-A large tensor travels in parts, some of its rows in each: whoever receives a message holds everything of one array three times
-while Flower puts it together, and so it is one part and not the whole model. A part is about as large as the pieces in which
-Flower sends an array. Small tensors that follow each other travel together: each array costs requests of its own at every
-process that it passes, which for a small model is most of a round.
+A large tensor travels in parts of some rows each. A receiver holds three copies of an array while
+Flower puts it together, so the copies are of one part and not of the whole model. A part is about
+as large as the pieces in which Flower sends an array. Consecutive small tensors travel together:
+each array costs its own requests at every process on the way, which for a small model is most of a
+round.
 """
 
 import json
@@ -23,15 +24,15 @@ from quickbloom.common.maths.params import Params
 from quickbloom.common.wire.checks import WireError, reads, record_of, short
 
 PART = 2**22
-"""Bytes of a part, at the most, unless a single row has more."""
+"""Largest part in bytes, unless a single row has more."""
 
 TOGETHER = 2**20
-"""Bytes of tensors that travel as one array, at the most."""
+"""Largest total in bytes of the tensors that travel as one array."""
 
 _TOGETHER = "#together"
-"""So begins the key of such an array; the names and shapes of its tensors follow as JSON."""
+"""Prefix of such an array's key; the names and shapes of its tensors follow as JSON."""
 _MOST, _MOST_SIDES = 2**40, 32
-"""No side of a tensor is longer, and no tensor has more sides."""
+"""Limits on the length of a tensor's axis, and on its number of axes."""
 
 _PART = re.compile(r"(.*)#part(\d+)", re.DOTALL)
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -40,13 +41,13 @@ Numbers = np.ndarray[Any, Any]
 
 
 def to_arrays(params: Mapping[str, Tensor]) -> ArrayRecord:
-    """Named tensors as an ArrayRecord; dtype and shape are kept."""
+    """Return named tensors as an ArrayRecord; dtype and shape are kept."""
     values = ((name, value.detach().cpu().numpy()) for name, value in params.items())
     return ArrayRecord({name: Array(part) for name, part in _joined(values)})
 
 
 def _joined(values: Iterable[tuple[str, Numbers]]) -> Iterator[tuple[str, Numbers]]:
-    """What to send: large tensors in parts, small ones of the same dtype that follow each other as one array."""
+    """Yield the arrays to send: large tensors in parts, consecutive small ones of the same dtype as one array."""
     waiting: list[tuple[str, Numbers]] = []
     for name, value in values:
         size = sum(one.nbytes for _, one in waiting) + value.nbytes
@@ -69,7 +70,7 @@ def _together(values: list[tuple[str, Numbers]]) -> tuple[str, Numbers]:
 
 
 def _apart(listed: str, numbers: Numbers) -> Iterator[tuple[str, Numbers]]:
-    """The tensors, as views, that came as one array. `listed`: their names and shapes, as they came."""
+    """Yield the tensors of one array as views. `listed`: their names and shapes as received."""
     start, tensors = 0, json.loads(listed)
     if numbers.ndim != 1 or not isinstance(tensors, list):
         raise WireError("tensors that came together must be a list of numbers, with a list of their names and shapes")
@@ -101,10 +102,11 @@ def _parts(name: str, value: Numbers) -> Iterator[tuple[str, Numbers]]:
 
 @reads
 def from_arrays(record: ArrayRecord, *, take: bool = False) -> Params:
-    """The tensors of an ArrayRecord, as copies that may be changed.
+    """Return the tensors of an ArrayRecord as copies that may be changed. Raises WireError.
 
-    Never unpickles, and takes no more memory than came: the size that an array claims is compared with its bytes first.
-    `take`: empty the record meanwhile, so that a large model is not there twice.
+    Never unpickles, and allocates no more memory than was received: the claimed size of an array is
+    first compared with its bytes. `take`: empty the record while reading, so that a large model is
+    not in memory twice.
     """
     parts: dict[str, list[Numbers]] = {}
     for key in list(record):
@@ -120,20 +122,20 @@ def from_arrays(record: ArrayRecord, *, take: bool = False) -> Params:
         if number != len(parts.setdefault(name, [])):
             raise WireError(f"the parts of the tensor `{name}` are not in their order, or it is there twice")
         parts[name].append(_numbers(name, array))
-        del array  # the view that was made of it keeps what is needed
+        del array  # the view keeps the memory that is needed
     return {name: torch.from_numpy(_whole(name, parts.pop(name))) for name in list(parts)}
 
 
 def _numbers(name: str, array: Array) -> Numbers:
-    """What an array holds, as a view of its bytes."""
+    """Return the content of an array as a view of its bytes. Raises WireError."""
     if array.stype != SType.NUMPY:
         raise WireError(f"the tensor `{name}` is of the kind {short(array.stype)}, expected {SType.NUMPY}")
     stream = BytesIO(array.data)
-    version = np.lib.format.read_magic(stream)  # raises for everything but a single array: a pickle, an archive
+    version = np.lib.format.read_magic(stream)  # raises unless this is a single array, such as for a pickle or an archive
     if version not in _HEADERS:
         raise WireError(f"the tensor `{name}` has the format {version}, expected 1.0 or 2.0")
     shape, by_columns, dtype = _HEADERS[version](stream)
-    # Only plain numbers: of things without a size, such as "|S0", any number would fit into no bytes at all.
+    # Only plain numbers: any count of items without a size, such as "|S0", would fit into no bytes.
     if dtype.kind not in "biuf" or dtype.itemsize == 0:
         raise WireError(f"the tensor `{name}` holds {short(dtype)}, expected numbers")
     claimed, came = math.prod(shape) * dtype.itemsize, len(array.data) - stream.tell()
@@ -149,7 +151,7 @@ def _whole(name: str, parts: list[Numbers]) -> Numbers:
         raise WireError(f"the parts of the tensor `{name}` do not fit together")
     result = np.empty((sum(len(part) for part in parts), *parts[0].shape[1:]), parts[0].dtype)
     end = len(result)
-    while parts:  # each goes once it is copied
+    while parts:  # each is freed once it is copied
         part = parts.pop()
         result[end - len(part) : end] = part
         end -= len(part)
@@ -157,5 +159,5 @@ def _whole(name: str, parts: list[Numbers]) -> Numbers:
 
 
 def arrays_of(records: RecordDict, name: str, *, take: bool = False) -> Params:
-    """The tensors of the record `name`, as from `from_arrays`. Raises WireError, or KeyError where there is none."""
+    """Return the tensors of the record `name`, read by `from_arrays`. Raises WireError, or KeyError if it is missing."""
     return from_arrays(record_of(records, name, ArrayRecord), take=take)

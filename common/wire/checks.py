@@ -1,4 +1,4 @@
-"""How records are read: everything is checked, and whatever is wrong raises WireError with a reason in words."""
+"""Checked access to records: any flaw raises WireError with a reason in words."""
 
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -14,11 +14,11 @@ R = TypeVar("R")
 
 
 class WireError(OneLineError):
-    """A message does not have the form that this version expects; the text says what is wrong with it."""
+    """A message does not have the form that this version expects; the message text says what is wrong with it."""
 
 
 def reads(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn whatever a malformed record provokes while it is read into a WireError."""
+    """Decorate a reader so that any exception from a malformed record becomes a WireError."""
 
     @wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -28,7 +28,7 @@ def reads(function: Callable[P, R]) -> Callable[P, R]:
             raise
         except KeyError as error:
             raise WireError(f"the field {error} is missing") from None
-        except Exception as error:  # damaged bytes make NumPy and zipfile raise a dozen types, MemoryError among them
+        except Exception as error:  # for damaged bytes NumPy and zipfile raise a dozen types, MemoryError among them
             raise WireError(f"it cannot be read ({error})") from None
 
     return wrapped
@@ -67,7 +67,10 @@ def nothing_else(fields: Mapping[str, Any], known: set[str]) -> None:
 
 
 def byte_strings(values: Any, name: str, size: int, length: int | None = None, *, empty: bool = False) -> list[bytes]:
-    """`values` if these are byte strings of `size` bytes each; `length`: how many; `empty`: some may have none."""
+    """Return `values` if they are byte strings of `size` bytes each. Raises WireError.
+
+    `length`: required number of entries; `empty`: entries may be empty.
+    """
     if not isinstance(values, list) or not all(isinstance(v, bytes) and (len(v) == size or (empty and not v)) for v in values):
         raise WireError(f"`{name}` must be a list of {size} bytes each, got {short(values)}")
     if length is not None and len(values) != length:

@@ -1,8 +1,9 @@
-"""What a node's update looks like on the wire (`update-dtype`): fewer bits for each number, or fewer numbers.
+"""Encodings of a node's update (`update-dtype`): fewer bits per number, or fewer numbers.
 
-`encode` and `decode` are pure functions on named tensors. A tensor that is zero everywhere, such as that of a layer that is not
-trained, is sent as an empty one. What coding loses is kept on the node and added to its next update (error feedback: Seide, Fu,
-Droppo, Li, Yu 2014; for top-k Stich, Cordonnier, Jaggi 2018, "Sparsified SGD with Memory", Algorithm 1).
+`encode` and `decode` are pure functions on named tensors. A tensor of zeros, such as that of an
+untrained layer, is sent as an empty one. The encoding error stays on the node and is added to its
+next update (error feedback: Seide, Fu, Droppo, Li, Yu 2014; for top-k Stich, Cordonnier, Jaggi
+2018, "Sparsified SGD with Memory", Algorithm 1).
 """
 
 import math
@@ -15,15 +16,18 @@ from torch import Tensor
 from quickbloom.common.maths.params import Params, add, can_be_squared, subtract
 
 FLOAT32 = "float32"
-_SCALE, _INDEX = "#scale", "#index"  # beside the tensor's own name, which holds no #
+_SCALE, _INDEX = "#scale", "#index"  # suffixes to a tensor's name, which contains no #
 
 
 class CodingError(ValueError):
-    """A coded update does not have the form that its kind says; the text says what is wrong."""
+    """An encoded update does not have the form of its kind; the message says what is wrong."""
 
 
 def encode(update: Params, kind: str, share: float, random: np.random.Generator) -> Params:
-    """The tensors to send for `update`, on the CPU. `share`: part of each tensor's numbers that top-k sends, at least one."""
+    """Return the tensors to send for `update`, on the CPU.
+
+    `share`: share of each tensor's numbers that top-k sends, at least one.
+    """
     coded: Params = {}
     for name, tensor in update.items():
         value = tensor.detach().cpu()
@@ -35,7 +39,10 @@ def encode(update: Params, kind: str, share: float, random: np.random.Generator)
 
 
 def decode(coded: Mapping[str, Tensor], kind: str, like: Params) -> Params:
-    """The update, with the keys, shapes and dtypes of `like`. Raises CodingError for whatever `encode` does not make."""
+    """Return the update, with the keys, shapes and dtypes of `like`.
+
+    Raises CodingError for input that `encode` cannot produce.
+    """
     left, update = dict(coded), {}
     for name, reference in like.items():
         if name not in left:
@@ -57,10 +64,11 @@ def decode(coded: Mapping[str, Tensor], kind: str, like: Params) -> Params:
 def with_feedback(
     update: Params, weight: float, lost: Params | None, kind: str, share: float, random: np.random.Generator
 ) -> tuple[Params, Params | None]:
-    """(what to send, what is lost by it) for an update that counts with `weight`, and what earlier ones lost.
+    """Return (tensors to send, new error) for an update of the given weight, with the error `lost` of earlier updates added.
 
-    What is lost is kept times its weight, as it is missing in the sum: in units of the mean it would come back with the weight
-    of another round. An update of weight 0 counts for nothing, so all that was lost stays.
+    The error is stored times the weight, as it is missing in the sum; in units of the mean it would
+    return with another round's weight. An update of weight 0 does not count, so the old error
+    stays.
     """
     if weight <= 0:
         return encode(update, kind, share, random), lost
@@ -70,7 +78,7 @@ def with_feedback(
     return coded, {name: value * weight for name, value in missing.items()}
 
 
-# ---- one tensor; the parts are named by what follows its name
+# ---- one tensor; its parts are named by their suffix
 
 Parts = dict[str, Tensor]
 
@@ -80,16 +88,16 @@ def _as_it_is(value: Tensor, share: float, random: np.random.Generator) -> Parts
 
 
 def _bfloat16(value: Tensor, share: float, random: np.random.Generator) -> Parts:
-    return {"": value.bfloat16().view(torch.int16)}  # Flower's arrays know no bfloat16
+    return {"": value.bfloat16().view(torch.int16)}  # Flower's arrays do not support bfloat16
 
 
 def _float16(value: Tensor, share: float, random: np.random.Generator) -> Parts:
-    scale = value.abs().max()  # float16 itself begins at 6e-8 and ends at 65504
+    scale = value.abs().max()  # float16 alone covers only 6e-8 to 65504
     return {"": (value / scale).half(), _SCALE: scale.float()}
 
 
 def _int8(value: Tensor, share: float, random: np.random.Generator) -> Parts:
-    """Up or down at random, so that the mean over many roundings is the number itself."""
+    """Round up or down at random, so that the mean over many roundings is the number itself."""
     scale = value.abs().max().float() / 127
     dither = torch.from_numpy(random.random(value.shape, dtype=np.float32))
     return {"": (value / scale + dither).floor().clamp(-127, 127).to(torch.int8), _SCALE: scale}

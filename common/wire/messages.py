@@ -1,7 +1,8 @@
-"""What travels between server and nodes: the only place that names record fields.
+"""Messages between server and nodes as small dataclasses with `to_records` and `from_records`.
 
-Every message is a small dataclass with `to_records` and `from_records`. Reading checks everything, because the other side may
-be of another version or broken: whatever is wrong raises WireError with a reason in words, never anything else.
+Record fields are named only here and in `common.wire.secure.messages`. Reading checks everything,
+because the other side may be broken or run another version. Any flaw raises WireError with a reason
+in words, and no other exception.
 """
 
 import math
@@ -22,7 +23,7 @@ from quickbloom.common.wire.checks import WireError as WireError
 from quickbloom.common.wire.checks import config_of, floats, ints, nothing_else, reads, record_of, short, strings
 
 PROTOCOL = 7
-"""Raised whenever a node of the old form could not work with a server of the new one."""
+"""Version of the protocol, raised whenever an old node could not work with a new server."""
 
 ROLL_CALL = "query.roll_call"
 TRAIN = "train"
@@ -30,17 +31,17 @@ EVALUATE = "evaluate"
 KEEP = "query.keep"
 
 _LONGEST_SCHEMA = 5_000_000
-"""Characters: 65,536 keys of categories take a fourth of it."""
+"""Limit in characters; 65,536 category keys take a quarter of it."""
 
 LARGEST_LOSS = float(np.finfo(np.float32).max)
-"""Of a loss: what nodes compute with has no larger numbers, and sums of these cannot overflow in float64."""
+"""Largest accepted loss: the float32 maximum. Sums of such numbers cannot overflow in float64."""
 
 LOSS_ROUNDING = 1e-3
-"""Losses and errors are not negative, but for rounding."""
+"""Tolerance below 0 for losses and errors, which rounding may make slightly negative."""
 
 
 def roll_call_request(agreed: str = "") -> RecordDict:
-    """What the server asks every node before the first round. `agreed`: as of `tell_agreed`."""
+    """Return the server's first request to every node. `agreed`: see `tell_agreed`."""
     records = RecordDict({"request": ConfigRecord({"protocol": PROTOCOL})})
     tell_agreed(records, agreed)
     return records
@@ -48,7 +49,7 @@ def roll_call_request(agreed: str = "") -> RecordDict:
 
 @reads
 def check_roll_call(records: RecordDict) -> None:
-    """Raise WireError if the server that calls the roll speaks another protocol than this node."""
+    """Raise WireError if the server's protocol differs from this node's."""
     theirs = config_of(records, "request").get("protocol", PROTOCOL)
     if theirs != PROTOCOL:
         raise WireError(f"the server speaks protocol {theirs!r}, this node speaks {PROTOCOL}: install the same release")
@@ -56,9 +57,10 @@ def check_roll_call(records: RecordDict) -> None:
 
 @dataclass(frozen=True)
 class RollCallReply:
-    """What a node says of itself before the first round: shapes, counts and versions, no example.
+    """A node's answer to the roll call: shapes, counts and versions, but no example.
 
-    `left_out`: names of tasks that it cannot use, each with the reason. `keeps`: whether it has a place for personal models.
+    `left_out`: unusable tasks by name, each with the reason. `keeps`: whether the node can store
+    personal models.
     """
 
     spec: DataSpec
@@ -137,12 +139,14 @@ class RollCallReply:
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """Compute the meta-gradient of these tasks in this round.
+    """Request for the meta-gradient of these tasks in this round.
 
-    `lineage` names the training to which belongs what tasks keep on their node: a resumed run has that of the run before it.
-    `clip`: scale every task's meta-gradient down to this norm and let all tasks weigh 1; 0: neither.
+    `lineage` names the training that the tasks' state on their nodes belongs to; a resumed run
+    keeps the lineage of the run before. `clip`: scale every task's meta-gradient down to this norm
+    and let all tasks weigh 1; 0: neither.
 
-    Here and below `to_records(encoded)` sends these arrays in place of `meta`, so that many messages share them.
+    In all requests, `to_records(encoded)` sends these arrays in place of `meta`, so that many
+    messages share them.
     """
 
     meta: Params
@@ -171,9 +175,10 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class TrainReply:
-    """A node's weighted mean meta-gradient. `losses`: per task in the order asked for, NaN for one that did not contribute.
+    """A node's weighted mean meta-gradient.
 
-    `within`: how many tasks did not have to be clipped, where clipping was asked for.
+    `losses`: one per task in the order asked for, NaN for a task that did not contribute. `within`:
+    number of tasks that did not need clipping, if clipping was asked for.
     """
 
     gradient: Params
@@ -190,7 +195,10 @@ class TrainReply:
     @classmethod
     @reads
     def from_records(cls, records: RecordDict, num_tasks: int, *, take: bool = False) -> "TrainReply":
-        """`take`: empty the record of the meta-gradient meanwhile."""
+        """Read a reply about `num_tasks` tasks. Raises WireError.
+
+        `take`: remove the meta-gradient from the record while reading it, to save memory.
+        """
         nothing_else(records, {"gradient", "metrics"})
         fields = _metrics(records)
         nothing_else(fields, {"weight", "losses", "seconds", "within"})
@@ -214,10 +222,11 @@ class TrainReply:
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """Adapt these held-out tasks with every one of `lrs` and score them after 0..steps steps.
+    """Request to adapt these held-out tasks with each of `lrs` and score them after 0..steps steps.
 
-    `shots`: adapt on the first so many support examples of each class alone (regression: in all); 0: on all of them. `round`:
-    after which the model is scored; `lineage` names the training.
+    `shots`: adapt only on the first so many support examples of each class (regression: in all); 0:
+    on all of them. `round`: the round after which the model is scored; `lineage` names the
+    training.
     """
 
     meta: Params
@@ -246,8 +255,9 @@ class EvaluateRequest:
 class EvaluateReply:
     """Scores of held-out tasks: `losses` and `metrics` [tasks, learning rates, steps + 1], in the order asked for.
 
-    The metric is accuracy in 0..1, or the mean squared error for regression. `second`: what else is known of a user's own data,
-    of the same shape: the accuracy in which every class of a task counts alike, or the root of the error in the target's unit.
+    The metric is accuracy in 0..1, or the mean squared error for regression. `second`: a second
+    metric of the same shape for a user's own data, either the accuracy with equal weight for every
+    class of a task, or the root of the error in the target's unit.
     """
 
     losses: np.ndarray[Any, Any]
@@ -280,9 +290,9 @@ class EvaluateReply:
 
 @dataclass(frozen=True)
 class KeepRequest:
-    """Adapt the model of this round to the node's own tasks with rate `lr` in `steps` steps, and keep what comes of it there.
+    """Request to adapt this round's model to the node's own tasks, with rate `lr` in `steps` steps, and keep the results there.
 
-    `lineage` names the training, `run` its directory (the last part alone), for a person.
+    `lineage` names the training; `run` names its directory (last part only), for people.
     """
 
     meta: Params
@@ -309,7 +319,7 @@ class KeepRequest:
 
 @dataclass(frozen=True)
 class KeepReply:
-    """How many personal models the node has kept, and nothing of them."""
+    """The number of personal models that the node has kept, and nothing else about them."""
 
     kept: int
     seconds: float
@@ -326,26 +336,26 @@ class KeepReply:
 
 
 def tell_settings(records: RecordDict, settings: Mapping[str, bool | int | float | str]) -> None:
-    """Add settings of the run to a request, for nodes that cannot know them: those of a run that goes on."""
+    """Add settings of the run to a request, for nodes that cannot know them: those of a resumed run."""
     if settings:
         records["settings"] = ConfigRecord(dict(settings))
 
 
 @reads
 def told_settings(records: RecordDict) -> dict[str, Any]:
-    """What `tell_settings` added to a request."""
+    """Return the settings that `tell_settings` added to a request; {} if none."""
     return dict(config_of(records, "settings")) if "settings" in records else {}
 
 
 def tell_agreed(records: RecordDict, schema: str) -> None:
-    """Add to a request what the nodes of the run agreed on (`DataSpec.schema`); "": they found the same by themselves."""
+    """Add the schema that the nodes agreed on (`DataSpec.schema`) to a request; "" if all found the same by themselves."""
     if schema:
         records["agreed"] = ConfigRecord({"schema": schema})
 
 
 @reads
 def told_agreed(records: RecordDict) -> str:
-    """What `tell_agreed` added to a request."""
+    """Return the schema that `tell_agreed` added to a request; "" if none."""
     if "agreed" not in records:
         return ""
     (schema,) = strings([config_of(records, "agreed")["schema"]], "schema")
@@ -353,23 +363,23 @@ def told_agreed(records: RecordDict) -> str:
 
 
 def kept_to_records(records: RecordDict, owner: str, kept: Params) -> None:
-    """Put what a task keeps on its node into the node's own state; it is never part of a message. `owner`: whose it is."""
+    """Put the state of a task, `owner`, into the node's own records. It is never part of a message."""
     records[f"kept/{owner}"] = to_arrays(kept)
 
 
 def kept_from_records(records: RecordDict, owner: str) -> Params | None:
-    """What `owner` has kept in the node's own state; None if nothing."""
+    """Return the state of `owner` from the node's own records; None if there is none."""
     name = f"kept/{owner}"
     return arrays_of(records, name) if name in records else None
 
 
 def error_records(reason: str) -> RecordDict:
-    """A node's answer that it cannot do what was asked, with the reason in words."""
+    """Return a node's reply that it cannot do what was asked, with the reason in words."""
     return RecordDict({"error": ConfigRecord({"reason": reason})})
 
 
 def error_reason(records: RecordDict) -> str | None:
-    """The reason of a node that cannot do what was asked; None if the reply is none of that."""
+    """Return the reason if the reply reports an error, else None."""
     record = records.get("error")
     if not isinstance(record, ConfigRecord):
         return None
@@ -378,7 +388,7 @@ def error_reason(records: RecordDict) -> str | None:
 
 
 def payload_bytes(records: RecordDict) -> int:
-    """Bytes of the tensors in a message, and of keys and envelopes; the few numbers beside them are not counted."""
+    """Return the bytes of a message's tensors, keys and envelopes; its few other numbers are not counted."""
     tensors = sum(len(array.data) for record in records.array_records.values() for array in record.values())
     lists = [value for record in records.config_records.values() for value in record.values() if isinstance(value, list)]
     return tensors + sum(len(value) for values in lists for value in values if isinstance(value, bytes))
@@ -389,7 +399,7 @@ def _metrics(records: RecordDict) -> MetricRecord:
 
 
 def _losses(values: Any, name: str, length: int) -> list[float]:
-    """Losses, errors or accuracies. NaN and infinity may stand among them: a task can diverge."""
+    """Return losses, errors or accuracies. NaN and infinity are allowed, since a task can diverge."""
     numbers = floats(values, name, length, finite=False)
     if not all(-LOSS_ROUNDING <= number <= LARGEST_LOSS or math.isnan(number) or number == math.inf for number in numbers):
         raise WireError(f"`{name}` must be numbers from 0 to {LARGEST_LOSS:.3g}, got {short(values)}")

@@ -1,8 +1,8 @@
-"""A message whose records travel as one.
+"""Packs the records of a small message into one record with one field.
 
-Flower sends every record of a message, every array in it and every piece of an array by itself: a dozen requests there and back
-for each node, at each of the four processes between server and app, which for a small model is most of a round. Here the
-records of a small message are one record of one field.
+Flower sends every record of a message, every array in it and every piece of an array separately.
+That makes a dozen requests and replies per node at each of the four processes between server and
+app, which for a small model is most of a round.
 """
 
 from flwr.app import ConfigRecord, RecordDict
@@ -12,13 +12,16 @@ from flwr.proto.recorddict_pb2 import RecordDict as Proto
 from quickbloom.common.wire.checks import WireError, reads
 
 SMALL = 2**17
-"""Bytes of a message that travels so, at the most. Messages with the same arrays share their pieces, and packed they have
-copies of their own: a copy is to cost less than the requests for the pieces. Chosen by judgement, not measured."""
+"""Largest message in bytes that is packed.
+
+Messages with the same arrays share their pieces, but a packed message has its own copies. A copy
+should cost less than the requests for the pieces. The value was chosen by judgement, not measured.
+"""
 _NAME = "packed"
 
 
 def pack(records: RecordDict) -> RecordDict:
-    """The same records in one; as they are if they have more than SMALL bytes, or are packed already."""
+    """Return the records packed into one; unchanged if they have more than SMALL bytes or are packed already."""
     tensors = sum(len(array.data) for record in records.array_records.values() for array in record.values())
     if tensors > SMALL or is_packed(records):
         return records
@@ -27,13 +30,16 @@ def pack(records: RecordDict) -> RecordDict:
 
 
 def is_packed(records: RecordDict) -> bool:
-    """Whether these records are those of `pack`, however damaged."""
+    """Return whether the records look like the output of `pack`, even if damaged."""
     return list(records) == [_NAME]
 
 
 @reads
 def unpack(records: RecordDict) -> RecordDict:
-    """What was packed; as they are if nothing was. Raises WireError for what cannot be read, or has more than SMALL bytes."""
+    """Return the packed records; other records are returned unchanged.
+
+    Raises WireError for content that cannot be read or has more than SMALL bytes.
+    """
     if not is_packed(records):
         return records
     content = records.config_records[_NAME][_NAME]

@@ -106,6 +106,6 @@ def test_a_copy_that_says_something_else_is_not_kept(tmp_path: Path, monkeypatch
     write, read = exporting._WRITERS["torch"]
     monkeypatch.setitem(exporting._WRITERS, "torch", (write, lambda path, x: read(path, x) + 1e-4))
     model, _ = trained(tmp_path, "mlp")
-    with pytest.raises(DataError, match=r"says something else than the model itself, by 0\.0001"):
+    with pytest.raises(DataError, match=r"gives other outputs than the model itself, by 0\.0001"):
         export(model, tmp_path / "m.pt2", "torch")
     assert not (tmp_path / "m.pt2").exists()

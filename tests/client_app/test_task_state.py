@@ -76,7 +76,7 @@ def test_no_name_of_a_training_leads_out_of_the_state_dir(tmp_path: Path, lineag
 @pytest.mark.parametrize("damage", [b"", b"\x07", b"\xff" * 64, b'{"a": 1}' * 10])
 def test_a_damaged_file_starts_afresh_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: bytes) -> None:
     saved(tmp_path).write_bytes(damage)
-    assert warned(tmp_path, caplog).startswith("What task a/b kept on this node cannot be used, it starts afresh: ")
+    assert warned(tmp_path, caplog).startswith("The state of task a/b on this node cannot be used, it starts afresh: ")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
-"""A user's own data: what is read from a file, and how it becomes tasks, inputs and targets.
+"""A user's own data: reading files, and turning rows into tasks, inputs and targets.
 
 tables, csv_file, parquet_file   a file as named columns
-text, numbers, dates             what a cell says
-columns, vocabulary, target      what a column is, and what of it all nodes agree on
-dataset, preparation, remarks    tasks, their inputs, and what a person should look at
+text, numbers, dates             the meaning of a cell
+columns, vocabulary, target      the kind of a column, and what all nodes agree on about it
+dataset, preparation, remarks    tasks, their inputs, and possible mistakes in the data
 """
 
 from quickbloom.common.datasets.own.columns import MixedColumnError

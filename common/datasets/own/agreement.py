@@ -1,7 +1,7 @@
-"""What nodes with files of their own agree on: one schema, from what each of them finds in its file.
+"""Agreement among nodes with their own files: one schema, from what each node finds in its file.
 
-The kinds of columns, the classes and the target must be the same. A column that is empty on a node is there what it is on the
-others, and the categories of a column are those of all nodes together.
+The kinds of columns, the classes and the target must be equal. A column that is empty on one node
+has the kind it has on the others, and the categories of a column are those of all nodes together.
 """
 
 from collections import Counter
@@ -12,9 +12,10 @@ from quickbloom.common.datasets.own.columns import EMPTY, NUMBER, Schema, keys_o
 
 
 def agree(found: Sequence[tuple[Schema, int]], limit: int) -> Schema:
-    """The schema for all: that of most tasks, with the categories of all nodes that have it. `found`: with numbers of tasks.
+    """Return the schema for all nodes: that of most tasks, with the categories of all nodes that share it.
 
-    `limit`: of the categories of a column; those that most nodes have come first.
+    `found`: schemas with their numbers of tasks. `limit`: most categories per column; those of most
+    nodes come first.
     """
     kinds = _kinds(found)
     votes: Counter[str] = Counter()
@@ -28,17 +29,17 @@ def agree(found: Sequence[tuple[Schema, int]], limit: int) -> Schema:
 
 
 def core(schema: Schema) -> str:
-    """What of a schema must be the same on all nodes: everything but the categories."""
+    """Return as JSON the part of a schema that must be equal on all nodes: everything but the categories."""
     return replace(schema, vocabularies={}).to_json()
 
 
 def fits(schema: Schema, agreed: Schema) -> bool:
-    """Whether a node that found `schema` can take part where `agreed` was agreed on."""
+    """Return whether a node that found `schema` can take part under the schema `agreed`."""
     return core(_filled(schema, agreed.features)) == core(agreed)
 
 
 def _kinds(found: Iterable[tuple[Schema, int]]) -> dict[str, str]:
-    """The kind of every column by most tasks, of the nodes on which it is not empty."""
+    """Return the kind of every column by a vote of tasks, from the nodes on which it is not empty."""
     votes: dict[str, Counter[str]] = {}
     for schema, tasks in found:
         for name, kind in schema.features.items():
@@ -48,7 +49,7 @@ def _kinds(found: Iterable[tuple[Schema, int]]) -> dict[str, str]:
 
 
 def _filled(schema: Schema, kinds: Mapping[str, str]) -> Schema:
-    """With the kinds of its empty columns, which then have no category of their own."""
+    """Return the schema with the kinds of its empty columns, which then have no categories."""
     features = {name: kind or kinds.get(name, NUMBER) for name, kind in schema.features.items()}
     texts = {name: schema.vocabularies.get(name, []) for name, kind in features.items() if kind == "text"}
     return replace(schema, features=features, vocabularies=texts)

@@ -1,7 +1,7 @@
-"""What the columns of a file are: numbers, dates, times or categories; and the columns as a model needs them.
+"""Kinds of a file's columns (numbers, dates, times, categories), and the columns as inputs of a model.
 
-A kind is found by all cells of the column, or is what all nodes agreed on (`Schema`): then another file's cells are read as
-that, whatever else stands in it.
+A kind is derived from all cells of the column, or is the one that all nodes agreed on (`Schema`).
+In the second case the cells of another file are read as that kind, whatever they look like.
 """
 
 import json
@@ -22,27 +22,27 @@ from quickbloom.common.errors import DataError, as_told, did_you_mean
 from quickbloom.common.files import is_text
 
 NUMBER, DATE, TIME, TEXT, EMPTY = "number", "date", "time", "text", ""
-"""Kinds of columns; `EMPTY`: no row holds anything, and it is what it is on other nodes."""
+"""Kinds of columns. `EMPTY`: no row holds anything, so the kind is that of the other nodes."""
 _KEY, MOST_KEYS = 16, 2**16
-"""Characters of a key of a category; keys of all columns together: each is an input."""
+"""Characters of a category's key, and most keys of all columns together; each key is an input."""
 _LARGEST = 1e30
-"""Of the numbers in a column."""
+"""Largest absolute value of a number in a column."""
 
 _TYPED = {"M": DATE}
-"""What columns are whose type says it; durations are numbers, of days."""
+"""Kinds of columns with a typed content. Durations are numbers, of days."""
 
 Inputs = dict[str, Array | Places]
-"""The columns of a model's inputs: float64 numbers (NaN: missing), places among categories, or pixels."""
+"""Columns of a model's inputs: float64 numbers (NaN: missing), places among categories, or pixels."""
 
 
 class MixedColumnError(DataError):
     """A column holds words among numbers: a mistake, or categories that the settings must declare.
 
-    `column`: its name; `found`: what it holds, in words.
+    `column`: its name; `found`: its content in words.
     """
 
     def __init__(self, column: str, kind: str, row: int, word: str, advice: str, how: str = "") -> None:
-        """`how`: the convention of the numbers, if they have one."""
+        """Compose the message. `how`: the number convention of the column, if it has one."""
         cell = f"'{as_told(word, 80)}'"
         self.column = column
         like = f" like the others ({how})" if how else ""
@@ -52,9 +52,11 @@ class MixedColumnError(DataError):
 
 @dataclass(frozen=True)
 class Schema:
-    """What all nodes agree on. `features`: the kind of every column to predict from; `vocabularies`: the keys of those of text.
+    """Everything that all nodes agree on about the data.
 
-    `classes`: of the target; none for a number. `cyclic`: columns of dates or times that become their place in the day as well.
+    `features`: the kind of every input column; `vocabularies`: the keys of each text column.
+    `classes`: those of the target, none for a number. `cyclic`: columns of dates or times that also
+    give their place in the day.
     """
 
     target: str
@@ -64,23 +66,23 @@ class Schema:
     cyclic: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
-        """The same text for the same content."""
+        """Return the schema as JSON, equal for equal content."""
         facts = {**vars(self), "features": [list(pair) for pair in self.features.items()]}
         return json.dumps(facts, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "Schema":
-        """Raises DataError for a text of another form."""
+        """Return the schema in `text`. Raises DataError for any other text."""
         try:
             facts = json.loads(text)
             return cls(**{**facts, "features": dict(facts["features"])}).checked()
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise DataError(
-                "what the columns of the data are is not said in a form that this release reads: make it anew"
+                "the description of the data's columns has a form that this release cannot read: make it anew"
             ) from None
 
     def checked(self) -> "Schema":
-        """Itself, if everything is of its type and fits together; else raises TypeError or ValueError."""
+        """Return self if all parts have the right type and fit together. Raises TypeError or ValueError."""
         if not all(isinstance(part, list) for part in (self.classes, self.cyclic, *self.vocabularies.values())):
             raise TypeError("classes, cyclic columns and vocabularies are lists")
         texts = [self.target, *self.classes, *self.features, *self.features.values(), *self.cyclic, *self.vocabularies]
@@ -100,7 +102,7 @@ class Schema:
 
 @dataclass(frozen=True)
 class Reading:
-    """How the cells of a file are to be read, as the settings say. `extra_missing`: in small letters."""
+    """How to read the cells of a file, from the settings. `extra_missing`: in lower case."""
 
     path: str
     order: Order = "auto"
@@ -108,7 +110,10 @@ class Reading:
 
 
 def find_kind(table: Table, name: str, reading: Reading, advice: str = "") -> str:
-    """The kind of a column by its cells. Raises MixedColumnError for a word among numbers or dates; `advice`: what mends it."""
+    """Return the kind of a column from its cells.
+
+    Raises MixedColumnError for a word among numbers or dates; `advice`: the remedy in its message.
+    """
     column = usable(table, name)
     if isinstance(column, Text):
         advice = advice or f"declare categories with `--set own.categorical={name}`"
@@ -132,7 +137,7 @@ def _kind_of_text(name: str, text: Text, decimal: str, reading: Reading, advice:
     if not moments.wrong.any():
         return moments.kind
     for kind, wrong in ((NUMBER, numbers.wrong), (moments.kind, moments.wrong)):
-        if 2 * int(rows[wrong].sum()) <= known:  # a word is then taken for a slip
+        if 2 * int(rows[wrong].sum()) <= known:  # few words among many numbers are taken for mistakes
             raise _mixed(name, kind, text, wrong, advice, numbers.how if kind == NUMBER else "")
     return TEXT
 
@@ -143,7 +148,7 @@ def _mixed(name: str, kind: str, text: Text, wrong: Array, advice: str, how: str
 
 
 def usable(table: Table, name: str) -> Text | Array:
-    """The column. Raises DataError for one that is neither numbers nor text."""
+    """Return the column `name`. Raises DataError for one that is neither numbers nor text."""
     column = table[name]
     if isinstance(column, Unusable):
         raise DataError(column.reason)
@@ -151,9 +156,9 @@ def usable(table: Table, name: str) -> Text | Array:
 
 
 def of_kind(table: Table, name: str, kind: str, reading: Reading, advice: str = "leave the row out") -> Array | Text:
-    """A column read as what it is: float64 [rows] for numbers, dates and times, text for categories; pixels as they are.
+    """Return a column read as its kind: float64 [rows] for numbers, dates and times; text for categories; pixels unchanged.
 
-    Raises DataError for cells that are something else. `advice`: what else mends that.
+    Raises DataError for cells of another kind. `advice`: an alternative remedy in its message.
     """
     column = usable(table, name)
     if kind == TEXT:
@@ -169,7 +174,7 @@ def of_kind(table: Table, name: str, kind: str, reading: Reading, advice: str = 
 
 
 def categories(column: Text | Array, extra_missing: Collection[str] = ()) -> Text:
-    """A column as categories: the same cell is the same text, whatever else the file holds."""
+    """Return a column as categories; equal cells give equal text, whatever else the file holds."""
     return as_text(column).without({*MISSING_IN_TEXT, *extra_missing})
 
 
@@ -199,7 +204,7 @@ def _either(name: str, text: Text, place: int, *, number: bool) -> tuple[str, st
 
 
 def make_inputs(table: Table, schema: Schema, reading: Reading, rows: Array | None = None) -> Inputs:
-    """The features as the schema has them, of all rows or of some. Raises DataError for cells that do not fit."""
+    """Return the schema's features, of all rows or of `rows`. Raises DataError for cells that do not fit."""
     result: Inputs = {}
     for name, kind in schema.features.items():
         require(table, name, reading.path, typed=False)
@@ -218,23 +223,23 @@ def make_inputs(table: Table, schema: Schema, reading: Reading, rows: Array | No
 def _input(table: Table, name: str, kind: str, reading: Reading) -> Array | Text:
     if name == PIXELS:
         return usable(table, name)
-    if kind == EMPTY:  # no model has learned anything of what another file may hold there
+    if kind == EMPTY:  # no model has learned from this column, whatever another file holds there
         return np.full(table.rows, np.nan)
     return of_kind(table, name, kind, reading)
 
 
 def keys_of_each(limit: int, columns: int) -> int:
-    """How many keys each of so many columns of text may have, so that all together are no more than `MOST_KEYS`."""
+    """Return how many keys each of `columns` text columns may have, so that all have at most `MOST_KEYS`."""
     return max(1, min(limit, MOST_KEYS // max(columns, 1)))
 
 
 def make_vocabulary(table: Table, name: str, reading: Reading, least: int, most: int) -> list[str]:
-    """The keys of the values of a column of categories."""
+    """Return the keys of the values of a category column."""
     return vocabulary(name, categories(usable(table, name), reading.extra_missing), least, most)
 
 
 def _refuse_infinite(name: str, column: Array) -> None:
-    """Raise DataError if a column holds infinity, or numbers whose squares would become that."""
+    """Raise DataError if a column holds infinity, or numbers whose squares would be infinite."""
     if np.isinf(column).any():
         raise DataError(f"the column `{name}` holds infinite values: remove them or leave them empty")
     if (np.abs(column) > _LARGEST).any():
@@ -250,7 +255,7 @@ def refuse_target(column: Array) -> None:
 
 
 def require(columns: Mapping[str, Any], name: str, path: str, *, typed: bool = True) -> None:
-    """Raise DataError unless the column is there. `typed`: a person has named it, and may have misspelled it."""
+    """Raise DataError unless the column exists. `typed`: a person typed the name and may have misspelled it."""
     if name not in columns:
         hint = (did_you_mean(name, columns) if typed else "") or f": they have {', '.join(list(columns)[:20])}"
         raise DataError(f"the data '{path}' have no column `{name}`{hint}")

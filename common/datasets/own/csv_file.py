@@ -1,4 +1,4 @@
-"""A .csv file as columns of text. Reading is Python's; what stands here is what spreadsheets and programs put around it."""
+"""CSV files as columns of text. Python parses them; this module handles the additions of spreadsheets and programs."""
 
 import csv
 import re
@@ -16,19 +16,21 @@ from quickbloom.common.errors import DataError
 _LONGEST_CELL = 2**24
 _BLOCK = 2**20
 _CHUNK = 20_000
-"""Rows that are held as Python's lists at once."""
+"""Rows held as Python lists at once."""
 _MOST_BEFORE = 1000
-"""Lines before the header."""
+"""Most lines before the header."""
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\1*\s*', re.IGNORECASE)
-"""Which Excel takes for what stands between columns, and what it makes of such a line when it saves the file again."""
+"""The line by which Excel recognises the delimiter, also in the form that Excel saves again."""
 _FORMULA = re.compile(r'="([^"]*)"')
-"""A cell that Excel is to leave as it is, such as ="0401"."""
+"""A cell that tells Excel to keep its text, such as ="0401"."""
 
 
 def read_csv(path: Path) -> tuple[dict[str, Text], str]:
-    """The columns, and what stands between them: of comma, semicolon and tab what the header has most often outside of quotes.
+    """Return the columns and the delimiter.
 
-    A byte order mark, Excel's line `sep=;` and comments before the header are understood. Raises DataError.
+    The delimiter is the one of comma, semicolon and tab that is most frequent in the header outside
+    of quotes. A byte order mark, Excel's line `sep=;` and comments before the header are
+    understood. Raises DataError.
     """
     _check_encoding(path)
     csv.field_size_limit(_LONGEST_CELL)
@@ -53,7 +55,7 @@ def _columns(path: Path, rows: Iterator[list[str]]) -> dict[str, Text]:
     header = [as_name(name.removeprefix("#") if at == 0 else name) for at, name in enumerate(next(filled, []))]
     if not header:
         raise DataError(f"the data '{path}' hold no rows: at least one task with a few examples is needed")
-    width = len(header) + 1  # of the longest row: a delimiter may stand at its end
+    width = len(header) + 1  # of the longest row, which may end with a delimiter
     while not header[-1] and len(header) > 1:  # delimiters at the end of the header
         header.pop()
     columns = [_Growing() for _ in header]
@@ -74,7 +76,10 @@ def _columns(path: Path, rows: Iterator[list[str]]) -> dict[str, Text]:
 
 
 def named(path: object, header: list[str], columns: list[Text]) -> dict[str, Text]:
-    """The columns by their names, without an empty one that has none. Raises DataError for names that are not enough."""
+    """Return the columns by name, without an empty first one that has no name.
+
+    Raises DataError for missing or repeated names.
+    """
     result: dict[str, Text] = {}
     for number, (name, column) in enumerate(zip(header, columns, strict=True), start=1):
         if not name and number > 1:
@@ -90,7 +95,7 @@ def named(path: object, header: list[str], columns: list[Text]) -> dict[str, Tex
 
 
 class _Growing:
-    """A column that is read by parts."""
+    """A column that is read in parts."""
 
     def __init__(self) -> None:
         self._places: dict[str, int] = {}
@@ -108,7 +113,7 @@ class _Growing:
 
 
 def _look_at_start(file: TextIO) -> tuple[str, int]:
-    """(delimiter, lines before the header): Excel's `sep=;`, comments, and lines with nothing in them."""
+    """Return (delimiter, number of lines before the header): Excel's `sep=;`, comments, and empty lines."""
     before: list[str] = []
     said = ""
     while len(before) < _MOST_BEFORE and (line := file.readline(_BLOCK)):
@@ -129,7 +134,7 @@ def _look_at_start(file: TextIO) -> tuple[str, int]:
 
 
 def _is_header(comment: str, first: str) -> bool:
-    """Whether a line that begins with # names the columns: as many as the line below has, which holds a number."""
+    """Return whether a line with # is the header: the next line has as many columns, one of them a number."""
     sign = _delimiter(comment)
     cells = first.split(sign)
     return len(cells) > 1 and comment.count(sign) == first.count(sign) and any(_is_number(cell) for cell in cells)
@@ -145,11 +150,11 @@ def _is_number(cell: str) -> bool:
 
 def _delimiter(header: str) -> str:
     unquoted = re.sub(r'"[^"]*"', "", header)
-    return max((",", ";", "\t"), key=unquoted.count)  # the first of equal ones
+    return max((",", ";", "\t"), key=unquoted.count)  # ties go to the first
 
 
 def _check_encoding(path: Path) -> None:
-    """Raise DataError with the line if the file is not in UTF-8."""
+    """Raise DataError, which names the line, if the file is not UTF-8."""
     decoder, number = getincrementaldecoder("utf-8")(), 1
     with path.open("rb") as file:
         start = file.read(_BLOCK)

@@ -1,7 +1,8 @@
 """A user's own data: one file whose rows belong to tasks (hospitals, patients), or one file for each node.
 
-The rules are in docs/own-data.md. What must be equal on all nodes (names and kinds of columns, classes, categories) is
-`DataSpec.schema`; what is measured on examples (means, deviations) comes from a task's own support part alone.
+The rules are in docs/own-data.md. Everything that must be equal on all nodes (names and kinds of
+columns, classes, categories) is in `DataSpec.schema`. Everything measured on examples (means,
+deviations) comes from a task's own support part alone.
 """
 
 import re
@@ -43,20 +44,24 @@ from quickbloom.common.printable import flawed
 
 _Made = TypeVar("_Made")
 _PARTS = (0.4, 0.7)
-"""Where the support and the query part of a task end, if `own.shots` is 0."""
+"""Shares of a task's rows at which the support and the query part end, if `own.shots` is 0."""
 
 
 class Own(FixedSplitDataset):
-    """Tasks from a user's own table; standardised per task from its support part."""
+    """Tasks from a user's own table; inputs are standardised per task by its support part."""
 
     name = "own"
     Options = OwnOptions
     model = "auto"
-    """The form of the inputs decides: images have conv4."""
+    """The shape of the inputs decides: images get conv4."""
     inner_lr = 0.03  # 0.1 diverges on standardised numbers
 
     def __init__(self, options: OwnOptions, data_dir: Path, schema: str = "") -> None:
-        """`schema`: what other nodes agreed on (`DataSpec.schema`), which this file then must fit; "": the file decides."""
+        """Read the file. Raises DataError.
+
+        `schema`: what other nodes agreed on (`DataSpec.schema`), which this file must fit; "": the
+        file decides.
+        """
         if not options.path:
             raise DataError("the data set `own` needs a file: use `--data PATH`, or set `own.path` or the node's `data-path`")
         options = options.cleaned()
@@ -67,8 +72,8 @@ class Own(FixedSplitDataset):
             self.table[options.task_column] = Text(np.zeros(self.table.rows, dtype=np.int64), [options.task_name])
         agreed = Schema.from_json(schema) if schema else None
         self._images = choose_images(self.table, options.features, agreed.features if agreed else ())
-        """The array that is called `PIXELS` in the table."""
-        if agreed and options.split_column not in self.table:  # of the others' files
+        """Name of the array that becomes `PIXELS` in the table."""
+        if agreed and options.split_column not in self.table:  # the setting may be about other nodes' files
             options = options.model_copy(update={"split_column": ""})
         self.options = options
         self._reading = reading_of(options)
@@ -80,7 +85,7 @@ class Own(FixedSplitDataset):
             raise DataError(f"`--task` and `--target` must be two columns, got '{name}' for both")
         self.target = read_target(self.table, name, options, self._reading, agreed)
         self.kind, self.classes = self.target.kind, self.target.classes
-        # A file of one's own may call the target otherwise.
+        # A node's own file may use another name for the target.
         self.schema = replace(agreed, target=name) if agreed else self._find_schema(name)
         self.inputs = make_inputs(self.table, self.schema, self._reading)
         self._tasks = names(usable(self.table, options.task_column), self._reading.extra_missing)
@@ -88,19 +93,19 @@ class Own(FixedSplitDataset):
         self.left_out: dict[str, str] = {}
         self._splits: dict[str, str] = {}
         self.beyond_white: list[str] = []
-        """Tasks with pixels that had to be cut off."""
+        """Tasks with pixels that had to be clipped."""
         self.rows: dict[str, list[Array]] = {}
-        """The rows of every task's support, query and test part, counted from 0 in the file."""
+        """Rows of every task's support, query and test part, counted from 0 in the file."""
         self._cut_tasks()
         self._data = _OnDemand(self._task_data)
         self._training = _OnDemand(self._training_pool)
         self.remarks = remarks.of(self)
 
-    # ---- what the file is
+    # ---- the file and its columns
 
     @property
     def _reserved(self) -> set[str]:
-        """Columns that nothing is predicted from."""
+        """Columns that are not inputs."""
         return {self.options.task_column, self.options.split_column}
 
     def _find_schema(self, target: str) -> Schema:
@@ -166,25 +171,26 @@ class Own(FixedSplitDataset):
         return self._measured(task_id).to_json()
 
     def target_deviation(self, task_id: str) -> float:
-        """What the errors of a task are multiplied by to be in the unit of its target; 1 for classes."""
+        """Return the factor that converts a task's errors to the unit of its target; 1 for classes."""
         target = self._measured(task_id).target
         return 1.0 if target is None else target.deviation
 
     def part_of_rows(self, task_id: str) -> dict[int, str]:
-        """ "support", "query" or "test" of every row that the task uses."""
+        """Return "support", "query" or "test" for every row that the task uses."""
         parts = zip(("support", "query", "test"), self.rows[task_id], strict=True)
         return {int(row): part for part, rows in parts for row in rows}
 
     @property
     def rows_without_task(self) -> int:
-        """How many rows name no task."""
+        """Number of rows that name no task."""
         return int((self._tasks.codes < 0).sum())
 
     def _training_pool(self, task_id: str) -> Pool:
-        """The examples of a training task with a number to predict.
+        """Return the examples of a regression task for training.
 
-        Its deviation is that of all examples that it trains with, so that none is more than their square root away: a support
-        part that happens to hold nothing but zeros would make the others of the task so large that they spoil the model.
+        The target's deviation is that of all training examples, which bounds each by the square
+        root of their number. A support part of nothing but zeros would otherwise scale the others
+        so much that they spoil the model.
         """
         support, query, _ = self.rows[task_id]
         target = Scale.of(self.target.values[np.concatenate([support, query])], self.options.target_deviation)
@@ -208,7 +214,7 @@ class Own(FixedSplitDataset):
         return Batch.of(torch.from_numpy(x), torch.from_numpy(preparation.target.apply(y).astype(np.float32))[:, None])
 
     def _cut_tasks(self) -> None:
-        """Cut the rows of every task; name those that cannot be used. One pass, whatever the number of tasks."""
+        """Split the rows of every task into parts, and record unusable tasks, in one pass. Raises DataError."""
         options = self.options
         found = self._tasks.values
         if options.leave_out and options.leave_out not in found:
@@ -236,7 +242,7 @@ class Own(FixedSplitDataset):
             raise DataError(f"no task of '{options.path}' can be used: {why}{many}")
 
     def _check_pixels(self, name: str, rows: Array, support: Array) -> str:
-        """A reason if the support does not tell what is white."""
+        """Return the reason if the support does not show which value is white, else ""."""
         white = white_of(self._pixels[rows[support]])
         if white and is_beyond_white(self._pixels[rows], white):
             self.beyond_white.append(name)
@@ -254,7 +260,7 @@ class Own(FixedSplitDataset):
         return said
 
     def _forced(self, rows: Array) -> tuple[Array, str]:
-        """Which rows are test rows, and the split of the whole task: it has one if all its rows say the same."""
+        """Return which rows are test rows, and the split of the whole task, which exists if all its rows say the same."""
         if self._published is None or not len(rows):
             return np.zeros(len(rows), dtype=bool), ""
         said = self._published.take(rows).cells()
@@ -263,7 +269,7 @@ class Own(FixedSplitDataset):
         return np.array([value == "test" for value in said]), ""
 
     def _cut(self, name: str, y: Array, forced: Array) -> list[Array] | str:
-        """Positions of support, query and test; a reason if the task has too few rows."""
+        """Return the positions of support, query and test, or a reason if the task has too few rows."""
         rng = generator(0, "own", name)
         strata = y if self.kind == "classification" else np.zeros(len(y))
         shots, has_test = self.options.shots, bool(forced.any())
@@ -290,7 +296,7 @@ class Own(FixedSplitDataset):
 
 
 class _OnDemand(dict[str, _Made]):
-    """Tasks whose examples are made when they are first asked for: of 100,000 users, a round asks for a few."""
+    """Tasks whose examples are made at first use: with 100,000 users, a round needs only a few."""
 
     def __init__(self, make: Callable[[str], _Made]) -> None:
         super().__init__()
@@ -302,7 +308,7 @@ class _OnDemand(dict[str, _Made]):
 
 
 def reading_of(options: OwnOptions) -> Reading:
-    """How the settings want the cells of a file read."""
+    """Return how to read the cells of a file under these settings."""
     return Reading(options.path, options.date_order, {word.casefold() for word in listed(options.missing)})
 
 
@@ -311,7 +317,7 @@ def _of_rows(inputs: Inputs, rows: Array) -> Inputs:
 
 
 def _by_value(text: Text) -> Iterator[tuple[str, Array]]:
-    """Every value with its rows, ascending."""
+    """Yield every value with its rows, ascending."""
     order = np.argsort(text.codes, kind="stable")
     ends = np.searchsorted(text.codes[order], np.arange(len(text.values) + 1))
     for place, value in enumerate(text.values):
@@ -319,7 +325,7 @@ def _by_value(text: Text) -> Iterator[tuple[str, Array]]:
 
 
 def _refuse_nearly(table: Table, column: str, path: str) -> None:
-    """Raise DataError if a column is called `column` but for case, blanks or underscores: it would become an input."""
+    """Raise DataError if a column's name equals `column` up to case, spaces or underscores, since it would become an input."""
 
     def plain(name: str) -> str:
         return re.sub(r"[\s_-]", "", name.casefold())
@@ -332,11 +338,11 @@ def _refuse_nearly(table: Table, column: str, path: str) -> None:
 
 
 def _require_tasks(table: Table, options: OwnOptions) -> None:
-    """Raise DataError unless the column is there that says whose a row is."""
+    """Raise DataError unless the task column exists."""
     default = OwnOptions().task_column
     if options.task_column == default and default not in table:
         raise DataError(
-            f"which column of '{options.path}' says whose row it is (a patient, a hospital) is not said: use `--task`, one of "
-            f"{', '.join(list(table)[:20])}"
+            f"the column of '{options.path}' that says whose row it is (a patient, a hospital) is not known: use `--task`, "
+            f"one of {', '.join(list(table)[:20])}"
         )
     require(table, options.task_column, options.path)

@@ -1,7 +1,7 @@
-"""Dates and times as numbers: days since 1970-01-01 00:00 (in UTC where a zone is given), times of day as hours.
+"""Dates and times as numbers: days since 1970-01-01 00:00 (in UTC if a zone is given), times of day as hours.
 
-A column is read by one form that all of its cells follow. 03/04/2024 is two dates: the other cells of the column decide, else
-`own.date-order`.
+A column is read in one form that all its cells follow. 03/04/2024 may be two dates: the other cells
+of the column decide, else `own.date-order`.
 """
 
 import re
@@ -27,7 +27,7 @@ _COMPACT = re.compile(rf"([0-9]{{4}})([0-9]{{2}})([0-9]{{2}})T([0-9]{{2}})([0-9]
 _WEEK = re.compile(r"([0-9]{4})-?W([0-9]{2})(?:-?([1-7]))?")
 _TIME = re.compile(_CLOCK)
 _TAIL = re.compile(rf"(?P<date>.+?)(?:(?:,?\s+|T|:)(?P<time>{_CLOCK})(?:\s?(?P<zone>{_ZONE}))?)?")
-"""A date, and the time of day that may stand behind it."""
+"""A date, and a time of day that may follow it."""
 _DAY_LAST = re.compile(r"([0-9]{4})([./-])\s?([0-9]{1,2})\2\s?([0-9]{1,2})\.?")
 _YEAR_LAST = re.compile(r"([0-9]{1,2})([./-])\s?([0-9]{1,2})\2\s?([0-9]{4}|[0-9]{2})")
 _WEEKDAY = r"(?:(?:mon|tues?|wed(?:nes)?|thu(?:rs?)?|fri|sat(?:ur)?|sun)(?:day)?\.?,?\s+)?"
@@ -39,25 +39,26 @@ _MONTH_DAY = re.compile(
     _WEEKDAY + r"(?P<month>[a-z]{3,9})\.?\s+(?P<day>[0-9]{1,2})(?:st|nd|rd|th)?,?\s+(?P<year>[0-9]{4})", re.IGNORECASE
 )
 _YEAR_AT_END = re.compile(r"(.*[a-z].*?\s)([0-9]{1,2}:[0-9]{2}:[0-9]{2})\s+([0-9]{4})", re.IGNORECASE)
-"""As C's `ctime` has it: Sun Mar 31 10:00:00 2024."""
+"""The form of C's `ctime`: Sun Mar 31 10:00:00 2024."""
 _MORE_DIGITS = re.compile(r"([.][0-9]{6})[0-9]+")
 _LONGEST = 50
-"""Characters of a date."""
+"""Most characters of a date."""
 _FEW = 50
-"""Cells after which a column of words is known for one."""
+"""Number of cells after which a column without any date or time is taken for words."""
 _SPRING = "january", "february", "march", "april", "may", "june"
 _AUTUMN = "july", "august", "september", "october", "november", "december"
 _MONTHS = {"sept": 9} | {
     name[:letters]: number for number, name in enumerate((*_SPRING, *_AUTUMN), start=1) for letters in (3, 9)
 }
-"""In English: what else a month may be called is not guessed."""
+"""Names of months in English only; other languages are not guessed."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """How the different cells of a column read as dates or times. `numbers`, `wrong`: as of `numbers.Reading`.
+    """The distinct cells of a column read as dates or times. `numbers`, `wrong`: as in `numbers.Reading`.
 
-    `kind`: "date" or "time". `either`: the position of a cell that may be two dates, where no other decides; -1: none.
+    `kind`: "date" or "time". `either`: position of a cell that may be two dates if no other cell
+    decides; -1: none.
     """
 
     kind: str
@@ -67,7 +68,7 @@ class Moments:
 
 
 def read_moments(text: Text, order: Order = "auto") -> Moments:
-    """Read the cells of a column as what most of its rows are, dates or times of day."""
+    """Read the cells of a column as dates or as times of day, whichever fits more rows."""
     missing = np.array([value.casefold() in MISSING_WORDS for value in text.values], dtype=bool)
     known = [value for value, gone in zip(text.values, missing, strict=True) if not gone]
     slashed = [found for value in known if (found := _year_last(value))]
@@ -90,10 +91,10 @@ def _read(kind: str, values: list[str], missing: Array, reader: Callable[[str], 
 
 
 def _day_first(dates: list[re.Match[str]], order: Order) -> bool | None:
-    """Whether the day stands first in 3/4/2024; None: it is not said. Points mean that it does, as in German."""
+    """Return whether the day comes first in 3/4/2024; None if the cells do not show it. Points mean day first, as in German."""
     if order != "auto":
         return order == "day-first"
-    if all(found[2] == "." for found in dates):  # or there is none
+    if all(found[2] == "." for found in dates):  # also if there are none
         return True
     firsts, seconds = ([int(found[part]) for found in dates] for part in (1, 3))
     if (max(firsts) > 12) != (max(seconds) > 12):
@@ -112,7 +113,7 @@ def _is_two_dates(value: str) -> bool:
 
 
 def _date(value: str, day_first: bool) -> float:
-    """Days since 1970; NaN for a cell that is no date."""
+    """Return days since 1970; NaN for a cell that is not a date."""
     try:
         moment = _moment(value, day_first)
     except (ValueError, OverflowError):
@@ -155,7 +156,7 @@ def _day(value: str, day_first: bool) -> datetime | None:
 
 
 def _year(digits: str) -> int:
-    """Of two digits as POSIX has it."""
+    """Return the year; two digits are read as POSIX does."""
     return int(digits) + (0 if len(digits) == 4 else 2000 if int(digits) < 69 else 1900)
 
 
@@ -173,13 +174,13 @@ def _iso(value: str) -> datetime:
     rest = rest.replace(",", ".").replace(" ", "")
     if rest[1:2] == ":":
         rest = f"0{rest}"
-    # Python keeps microseconds; what a file says beyond them is cut.
+    # Python keeps microseconds; further digits are cut.
     rest = _MORE_DIGITS.sub(r"\1", rest)
     return datetime.fromisoformat(f"{date} {rest}".strip())
 
 
 def _time(value: str) -> float:
-    """Hours since midnight; NaN for a cell that is no time of day."""
+    """Return hours since midnight; NaN for a cell that is not a time of day."""
     if not _TIME.fullmatch(value):
         return float("nan")
     try:
@@ -200,14 +201,17 @@ def _clock(value: str) -> time:
 
 
 def of_typed(column: Array) -> Array:
-    """float64 [rows] of datetime64 (days since 1970) or timedelta64 (days) of any unit; NaN where it is not a time."""
+    """Return datetime64 (as days since 1970) or timedelta64 (as days) of any unit as float64 [rows]; NaT becomes NaN."""
     whole = column.astype("datetime64[us]" if column.dtype.kind == "M" else "timedelta64[us]")
     numbers = whole.astype(np.int64) / 86_400_000_000
     return np.where(np.isnat(whole), np.nan, numbers)
 
 
 def cyclic(name: str, kind: str, numbers: Array) -> dict[str, Array]:
-    """Sine and cosine of the place in the day, and of a date also in the week and in the year of 365.2425 days; NaN stays."""
+    """Return sine and cosine of the place in the day, and for dates also in the week and in the year of 365.2425 days.
+
+    NaN stays.
+    """
     periods = {"day": 24.0} if kind == "time" else {"day": 1.0, "week": 7.0, "year": 365.2425}
     turns = {period: 2 * pi * numbers / length for period, length in periods.items()}
     return {

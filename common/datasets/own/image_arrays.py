@@ -1,7 +1,8 @@
-"""Images in arrays, of an .npz or a function: which array is meant, where its channels are, and what white is.
+"""Images in arrays, from an .npz or a function: choice of the array, its channel axis, and the value of white.
 
-Whole numbers say by their type what white is: 255, or 65535 for uint16, or 1 for bool. Decimal ones are 0..1 or 0..255, which
-their task's support part tells. So a picture gives the same inputs on every node, however it was saved.
+The type of integers determines white: 255, 65535 for uint16, 1 for bool. Decimal pixels are 0..1 or
+0..255, as the task's support part shows. A picture therefore gives the same inputs on every node,
+however it was saved.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -17,26 +18,27 @@ NO_SCALE = (
     "the pixels of its support are neither 0 to 1 nor 0 to 255: divide them by what is white, or save whole numbers as uint8 "
     "or uint16; measurements that are no images belong into [rows, n]"
 )
-"""Why a task cannot be used, in words."""
+"""Reason why a task is unusable, in words."""
 _WHITE: Mapping[str, float] = {"bool": 1.0, "uint8": 255.0, "uint16": 65535.0}
-"""What white is, by type."""
+"""Value of white by type."""
 _FEW_CHANNELS = 4
 _MUCH = 2.0
-"""Decimal pixels up to twice white are white that a filter has overshot; beyond, they are cut off."""
+"""Decimal pixels up to twice white are accepted as overshoot of a filter; beyond that they are clipped."""
 _LEAST = 8.0
-"""Of pixels 0..255: what is brighter than 2 and darker than this may be anything."""
+"""For pixels 0..255: a maximum between 2 and this value is ambiguous."""
 _HOT = 0.01
-"""The share of pixels that may be anything: a dead pixel must not decide about all others."""
+"""Share of pixels that are ignored, so that a dead pixel does not decide about all others."""
 _DARK = 8
-"""Images whose brightest pixel is this part of white are remarked on."""
+"""Images whose brightest pixel is below white / _DARK get a remark."""
 
 
 def choose_images(table: Table, features: str, agreed: Collection[str] = ()) -> str:
-    """Leave one array of images in `table`, called `PIXELS`, checked and with the channels first; the others are taken out.
+    """Leave one array of images in `table`, named `PIXELS`, checked and with channels first; remove the others.
 
-    `features`: the setting `own.features`; if it is empty, `agreed`, the columns that other nodes agreed on; if these are, too,
-    all columns. Returns the name that the array had ("": there are no images to predict from); `table.remarks` gets sentences.
-    Raises DataError if more than one may be meant, or if the pixels cannot be told.
+    `features`: the setting `own.features`; if empty, `agreed`, the columns that other nodes agreed
+    on; if that is empty too, all columns. Returns the array's original name; "" if there are no
+    images among the inputs. Adds sentences to `table.remarks`. Raises DataError if several arrays
+    could be meant, or if the pixels are ambiguous.
     """
     wanted = listed(features, table) or agreed
     arrays = {name: column for name, column in table.items() if isinstance(column, np.ndarray) and column.ndim > 1}
@@ -48,7 +50,7 @@ def choose_images(table: Table, features: str, agreed: Collection[str] = ()) -> 
             f"the data '{table.path}' hold {_counted(chosen)} of images, {_all(chosen)}: name one with `own.features`, or "
             "leave the others out"
         )
-    if not chosen and not set(wanted) <= table.keys():  # one is misspelled, and what is said of that may suggest an array
+    if not chosen and not set(wanted) <= table.keys():  # a name is misspelled; the later error may suggest an array
         return ""
     name = chosen[0] if chosen else ""
     if name not in ("", PIXELS) and PIXELS in table and PIXELS not in arrays:
@@ -72,7 +74,7 @@ def _all(names: list[str]) -> str:
 
 
 def read_array(name: str, array: Array, limit: int) -> tuple[Array, list[str]]:
-    """(images [rows, channels, height, width] of bool, uint8, uint16 or decimal numbers; sentences). Raises DataError."""
+    """Return (images [rows, channels, height, width] of bool, uint8, uint16 or decimal numbers; remarks). Raises DataError."""
     if array.dtype.kind not in "biuf":
         raise DataError(f"the array `{name}` must hold numbers, as images do, got {array.dtype}")
     if not all(array.shape[1:]):
@@ -88,9 +90,9 @@ def read_array(name: str, array: Array, limit: int) -> tuple[Array, list[str]]:
 
 
 def white_of(support: Array) -> float:
-    """What decimal pixels of a task are divided by: 1 or 255; 0: its support [rows, ...] is neither. Whole numbers: 1.
+    """Return the divisor of a task's decimal pixels, 1 or 255; 0 if its support [rows, ...] fits neither; 1 for integers.
 
-    By far the most pixels decide, those that are 0 aside: a single one, however bright, does not.
+    Almost all non-zero pixels decide; a single one, however bright, does not.
     """
     if support.dtype.kind != "f":
         return 1.0
@@ -98,7 +100,7 @@ def white_of(support: Array) -> float:
     if not pixels.size:
         return 1.0
     low, high = np.quantile(pixels, _HOT, method="higher"), np.quantile(pixels, 1 - _HOT, method="lower")
-    if low < -max(high, 0.1) / 10:  # standardised, most likely; a filter undershoots by less
+    if low < -max(high, 0.1) / 10:  # probably standardised; a filter undershoots by less
         return 0.0
     if high <= _MUCH:
         return 1.0
@@ -106,19 +108,19 @@ def white_of(support: Array) -> float:
 
 
 def inputs_of(images: Array, white: float) -> Array:
-    """The images as float32, 1 is white. `white`: what decimal ones are divided by; these end at twice white."""
+    """Return the images as float32 with white as 1. `white`: divisor of decimal pixels, which are clipped at twice white."""
     known = _WHITE.get(images.dtype.name)
     scaled = images / known if known else (images / white).clip(-_MUCH, _MUCH)
     return scaled.astype(np.float32)
 
 
 def is_beyond_white(images: Array, white: float) -> bool:
-    """Whether decimal pixels are so much brighter than white, or darker than black, that they are cut off."""
+    """Return whether decimal pixels are so far beyond white or black that they are clipped."""
     return images.dtype.kind == "f" and float(np.abs(images).max(initial=0)) > _MUCH * white
 
 
 def require_same_scale(images: Array, white: float, path: str) -> None:
-    """Raise DataError if decimal pixels [rows, ...] are plainly not those of a model that was made for `white`."""
+    """Raise DataError if decimal pixels [rows, ...] clearly have another scale than the `white` of the model's data."""
     if images.dtype.kind != "f" or not images.size:
         return
     found, pixels = white_of(images), images[images != 0]
@@ -133,7 +135,7 @@ def require_same_scale(images: Array, white: float, path: str) -> None:
 
 
 def beyond_white(tasks: Sequence[str]) -> list[str]:
-    """A sentence on tasks with pixels that were cut off: their scale is that of their support."""
+    """Return a sentence on tasks with clipped pixels, in a list; [] if there are none."""
     if not tasks:
         return []
     named = ", ".join(as_told(name, 60) for name in tasks[:5]) + (f" and {len(tasks) - 5} more" if len(tasks) > 5 else "")
@@ -160,9 +162,10 @@ def _channels_first(name: str, array: Array) -> tuple[Array, list[str]]:
 
 
 def _channels(first: int, middle: int, last: int) -> int:
-    """Which axis of three is the channels: 1, the first; -1, the last; 0: it may be either.
+    """Return which of three axes holds the channels: 1, the first; -1, the last; 0, undecided.
 
-    The other two are mostly of one length; else it is the one that is as short as channels are.
+    The other two mostly have equal lengths; otherwise the channel axis is the one that is short
+    enough.
     """
     if (first == middle) != (middle == last):
         return -1 if first == middle else 1
@@ -182,7 +185,7 @@ def _of_measurements(name: str, array: Array) -> list[str]:
 
 
 def _whole_numbers(name: str, images: Array) -> Array:
-    """As bool, uint8 or uint16. DataError for numbers of which the type does not say what white is."""
+    """Return the images as bool, uint8 or uint16. Raises DataError if the type does not determine white."""
     if not images.size:
         return images.astype(np.uint8)
     low, high = int(images.min()), int(images.max())

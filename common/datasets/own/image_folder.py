@@ -1,4 +1,4 @@
-"""A folder of images, folder/TASK/CLASS/image or folder/CLASS/image: which files count, and what is said of the others."""
+"""Folders of images, folder/TASK/CLASS/image or folder/CLASS/image: which files count, and remarks on the others."""
 
 import os
 import warnings
@@ -25,20 +25,20 @@ _SYSTEM = {
     "system volume information",
     "thumbs.db",
 }
-"""What operating systems and storage leave in folders, in small letters; so is all that begins with a point."""
+"""Names, in lower case, that operating systems and storage leave in folders. Names that begin with a point count as well."""
 _NOT_READ = {
     *(".avif", ".jp2", ".webp"),  # where this Pillow was built without
     *(".ai", ".arw", ".cr2", ".cr3", ".dcm", ".dng", ".emf", ".eps", ".fit", ".fits", ".heic", ".heics", ".heif", ".hif"),
     *(".icns", ".jxl", ".jxr", ".nef", ".nii", ".orf", ".ps", ".psd", ".raf", ".raw", ".rw2", ".svg", ".svgz", ".wmf", ".xcf"),
 }
-"""Images that are not read. Those of cameras hold a small preview that would be taken for the image."""
+"""Suffixes of image formats that are not read. Camera files hold a small preview that would be taken for the image."""
 _MOST_TOLD = 5
 _DARK, _ALIKE = 0.1, 0.02
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """`pixels`: float32 [rows, 1, side, side] in 0..1. `remarks`: sentences for a person."""
+    """Images of a folder. `pixels`: float32 [rows, 1, side, side] in 0..1. `remarks`: sentences for a person."""
 
     pixels: Array
     classes: list[str]
@@ -48,7 +48,7 @@ class ImageFolder:
 
 @dataclass
 class _Found:
-    """The files of a folder. The counters: suffixes of files that are passed over."""
+    """Files of a folder. The counters count suffixes of skipped files."""
 
     images: list[Path] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
@@ -58,8 +58,8 @@ class _Found:
 
 
 def read_images(folder: Path, side: int, limit: int) -> ImageFolder:
-    """The images of a folder, in the order of their paths. `limit`: bytes that they may take. Raises DataError."""
-    with warnings.catch_warnings(action="ignore"):  # pillow's remarks; what it would warn of as too large is refused
+    """Return the images of a folder in the order of their paths. `limit`: most bytes of pixels. Raises DataError."""
+    with warnings.catch_warnings(action="ignore"):  # pillow's warnings; too large images are refused below
         found = _find(folder)
         passed = list(_passed_over(found))
         if not found.images:
@@ -89,12 +89,12 @@ def _find(folder: Path) -> _Found:
 
 
 def _raise(error: OSError) -> None:
-    """A folder that cannot be opened must not be missing from the data without a word."""
+    """Raise the error: a folder that cannot be opened must not silently be missing from the data."""
     raise error
 
 
 def _leave_out(found: _Found, path: Path, *, is_folder: bool) -> bool:
-    """Whether to pass over a hidden or system file, a link to a folder, or what is no file; the first two are noted."""
+    """Return whether to skip a path: a hidden or system file, a link to a folder, or no regular file. Notes the first two."""
     name = path.name.lower()
     if name in _SYSTEM or name.startswith("."):
         if is_folder or has_image_suffix(path):
@@ -131,7 +131,7 @@ def _check_size(folder: Path, images: int, side: int, limit: int) -> None:
 
 
 def _names(path: Path) -> tuple[str, str]:
-    """(task, class) of an image."""
+    """Return (task, class) of an image. Raises DataError."""
     parts = path.parts
     try:
         for part in parts[:-1]:
@@ -175,7 +175,7 @@ def _some(names: list[str]) -> str:
 
 
 def _changed(notes: list[Notes]) -> Iterator[str]:
-    """What was done to images, with how many."""
+    """Yield remarks on changes made to images, with counts."""
     if count := sum(noted.turned for noted in notes):
         yield f"{_are(count, 'image')} turned or mirrored as the EXIF data say"
     if count := sum(noted.laid_on_white for noted in notes):

@@ -1,7 +1,7 @@
 """One image file as a viewer shows it: upright, on white, in grey from 0 (black) to 1 (white).
 
-Decoding is Pillow's. What stands here is what Pillow's conversion to grey leaves out: more than 8 bits, transparency, the
-orientation in the EXIF data.
+Pillow decodes it. This module adds what Pillow's conversion to grey leaves out: more than 8 bits,
+transparency, and the orientation in the EXIF data.
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,12 @@ from quickbloom.common.errors import DataError, in_one_line
 
 _MOST_PIXELS = 50_000_000
 _BY_CONTENT = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "QOI")
-"""Formats that a file shows by how it begins."""
+"""Formats that are recognised by the start of the file."""
 _BY_SUFFIX = ("DIB", "ICO", "PCX", "SGI", "TGA")
-"""Formats that hardly show: any file may look like one. Of others Pillow starts programs (EPS), unpacks archives (FITS), or
-its reader is hardly looked after.
+"""Formats that need the suffix, since any file may look like one.
+
+All other formats are refused: for them Pillow starts programs (EPS), unpacks archives (FITS), or
+has poorly maintained readers.
 """
 _ORIENTATION, _BITS, _PHOTOMETRIC = 274, 258, 262
 """Tags of EXIF and TIFF."""
@@ -29,33 +31,35 @@ _WIDE = ("I;16", "I;16B", "I;16L", "I;16N")
 
 @dataclass(frozen=True)
 class Notes:
-    """What was done to an image, or is to be told of it."""
+    """Changes made to an image, and facts to report about it."""
 
     turned: bool = False
     laid_on_white: bool = False
     vanished: bool = False
-    """On white nothing of it is to be seen, though it is not all transparent."""
+    """True if nothing is visible on white although the image is not fully transparent."""
     frames: bool = False
     brightest: float | None = None
-    """Of an image with more than 8 bits: its brightest pixel, in 0..1."""
+    """Brightest pixel of an image with more than 8 bits, in 0..1."""
 
 
 def formats_of(file: Path) -> list[str]:
-    """The formats that a file of this name may have, as far as this Pillow reads them."""
+    """Return the formats that a file of this name may have, among those that this Pillow reads."""
     Image.init()
     own = Image.registered_extensions().get(file.suffix.lower())
     return [name for name in (*_BY_CONTENT, *_BY_SUFFIX) if name in Image.OPEN and (name in _BY_CONTENT or name == own)]
 
 
 def has_image_suffix(file: Path) -> bool:
-    """Whether the name says that it is an image, of a format that is read."""
+    """Return whether the suffix names an image format that is read."""
     Image.init()
     name = Image.registered_extensions().get(file.suffix.lower(), "")
-    return name == "MPO" or (name in Image.OPEN and name in (*_BY_CONTENT, *_BY_SUFFIX))  # MPO: a phone's JPEG with more
+    return name == "MPO" or (
+        name in Image.OPEN and name in (*_BY_CONTENT, *_BY_SUFFIX)
+    )  # MPO: a phone's JPEG with more pictures inside
 
 
 def looks_like_image(file: Path) -> bool:
-    """Whether the file begins as an image does."""
+    """Return whether the file begins like an image."""
     try:
         with Image.open(file, formats=formats_of(file)):
             return True
@@ -64,7 +68,7 @@ def looks_like_image(file: Path) -> bool:
 
 
 def read_image(file: Path, side: int) -> tuple[Array, Notes]:
-    """The image in `file` as float32 [side, side] in 0..1. Raises DataError if it is damaged, too large or ambiguous."""
+    """Return the image in `file` as float32 [side, side] in 0..1. Raises DataError if it is damaged, too large or ambiguous."""
     told = shown(file)
     try:
         with Image.open(file, formats=formats_of(file)) as image:
@@ -79,13 +83,13 @@ def read_image(file: Path, side: int) -> tuple[Array, Notes]:
 
 
 def shown(path: Path) -> str:
-    """A path that can be printed, whatever bytes it is made of."""
+    """Return a path as printable text, whatever its bytes."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _read(image: Any, side: int, told: str) -> tuple[Array, Notes]:
     raw = _raw_mode(image)
-    turned = image.format == "TIFF" and _orientation(image) > 1  # Pillow turns these itself as it decodes them
+    turned = image.format == "TIFF" and _orientation(image) > 1  # Pillow rotates these while decoding
     image.load()
     upright = ImageOps.exif_transpose(image) if _orientation(image) > 1 else image
     wide = upright.mode in (*_WIDE, "I", "F")
@@ -95,7 +99,7 @@ def _read(image: Any, side: int, told: str) -> tuple[Array, Notes]:
 
 
 def _raw_mode(image: Any) -> str:
-    """How a PNG packs its samples, such as "L;2"; known only before it is decoded."""
+    """Return how a PNG packs its samples, such as "L;2"; known only before decoding."""
     packed = image.tile[0][3] if image.format == "PNG" and image.tile else ""
     return packed if isinstance(packed, str) else ""
 
@@ -109,12 +113,12 @@ def _orientation(image: Any) -> int:
 
 
 def _has_frames(image: Any) -> bool:
-    """Whether it is moved, or has pages. The second picture in a phone's photo is a preview, or says what is how far away."""
+    """Return whether the image is animated or has pages. The second picture in a phone's photo is a preview or a depth map."""
     if image.format == "MPO":
         return False
     try:
         return bool(getattr(image, "is_animated", False))
-    except Exception:  # only the first frame must be sound
+    except Exception:  # only the first frame has to be readable
         return False
 
 
@@ -122,7 +126,7 @@ def _eight_bits(image: Any, raw: str, side: int) -> tuple[Array, bool, bool]:
     laid = vanished = False
     if _has_alpha(image):
         image, laid, vanished = _on_white(_with_alpha(image, raw))
-    # In float32 the quotient is the same as in float64: both operands are exact.
+    # The float32 quotient is correctly rounded, since both operands are exact.
     return np.asarray(image.convert("L").resize((side, side)), dtype=np.float32) / np.float32(255), laid, vanished
 
 
@@ -132,11 +136,11 @@ def _has_alpha(image: Any) -> bool:
 
 
 def _with_alpha(image: Any, raw: str) -> Any:
-    """The image as RGBA."""
+    """Return the image as RGBA."""
     if image.mode == "La":
         return image.convert("LA").convert("RGBA")
     clear = image.info.get("transparency")
-    # A PNG names the transparent colour in its own bits; Pillow has spread the pixels to 8.
+    # A PNG gives the transparent colour at its own bit depth, but Pillow has expanded the pixels to 8 bits.
     if raw in ("L;2", "L;4") and isinstance(clear, int):
         image.info["transparency"] = clear * (85 if raw == "L;2" else 17)
     if raw == "RGB;16B" and isinstance(clear, tuple):
@@ -152,23 +156,23 @@ def _on_white(image: Any) -> tuple[Any, bool, bool]:
 
 
 def _wide(image: Any, upright: Any, side: int, told: str) -> tuple[Array, bool, bool]:
-    """Of pixels with 16 bits, or decimal ones."""
+    """Return pixels of 16 bits or decimal ones, scaled, with flags for transparency and for a vanished image."""
     values = np.asarray(upright)
     clear = image.info.get("transparency")
     pixels = values.astype(np.float32) / np.float32(_white(image, upright.mode, told))
     if upright.mode == "F":
         _require_unit(pixels, told)
-    if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0:  # white is 0; Pillow turns that over with 8 bits alone
+    if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0:  # white is 0; Pillow inverts only 8-bit images
         pixels = 1 - pixels
     transparent = values == clear if isinstance(clear, int) else np.zeros(values.shape, dtype=bool)
     pixels[transparent] = 1
     vanished = bool(transparent.any() and not transparent.all() and (pixels == 1).all())
     scaled = np.asarray(Image.fromarray(pixels).resize((side, side)))
-    return scaled.clip(0, 1), bool(transparent.any()), vanished  # between pixels, the curve goes beyond them
+    return scaled.clip(0, 1), bool(transparent.any()), vanished  # bicubic interpolation overshoots
 
 
 def _white(image: Any, mode: str, told: str) -> float:
-    """The number that is white. DataError if nothing says it."""
+    """Return the value of white. Raises DataError if it is unknown."""
     if mode == "F":
         return 1.0
     if mode in _WIDE:

@@ -1,7 +1,7 @@
 """Numbers as people and spreadsheets write them: 1,234.5 and 1.234,5, 5.3%, $1,200.00, (12.00 €).
 
-A column is read by one convention that all of its cells follow, or not at all. Where all cells follow two, such as 1,234, the
-other columns of the file decide.
+A column is read by one convention that all its cells follow, or not at all. If all cells fit two
+conventions, such as 1,234, the other columns of the file decide.
 """
 
 import re
@@ -44,11 +44,12 @@ _TRUTHS = {"true": 1.0, "false": 0.0}
 
 @dataclass(frozen=True)
 class Reading:
-    """How the different cells of a column read as numbers.
+    """The distinct cells of a column read as numbers.
 
-    `numbers`: float64 [values], NaN for one that is missing or no number. `wrong`: bool [values], those that are no number.
-    `how`: the convention, in words, "" for plain numbers. `decimal`: the decimal sign that the cells leave no doubt of, or "".
-    `either`: the position of a cell that may be one of two numbers, where no other cell decides; -1: none.
+    `numbers`: float64 [values], NaN for a missing cell or a non-number. `wrong`: bool [values],
+    True for non-numbers. `how`: the convention in words, "" for plain numbers. `decimal`: the
+    decimal sign if the cells determine it, else "". `either`: position of a cell that may be two
+    numbers if no other cell decides; -1: none.
     """
 
     numbers: Array
@@ -59,7 +60,7 @@ class Reading:
 
 
 def read_numbers(text: Text, decimal: str = ".") -> Reading:
-    """Read the cells of a column. `decimal`: the decimal sign of the file, "." or ","; "": its columns disagree."""
+    """Read the cells of a column. `decimal`: the file's decimal sign, "." or ","; "" if its columns disagree."""
     missing = np.array([value.casefold() in MISSING_WORDS for value in text.values], dtype=bool)
     plain = _plain(text.values, missing)
     if plain is not None and (decimal != "," or not _grouped_by_points(text.values)):
@@ -70,13 +71,13 @@ def read_numbers(text: Text, decimal: str = ".") -> Reading:
 
 
 def decimal_sign(columns: Iterable[Text], default: str) -> str:
-    """The decimal sign that the columns of numbers of a file leave no doubt of; "" if they disagree, else `default`."""
+    """Return the decimal sign that a file's number columns determine; "" if they disagree, `default` if none does."""
     found = {reading.decimal for reading in map(read_numbers, columns) if not reading.wrong.any()} - {""}
     return found.pop() if len(found) == 1 else "" if found else default
 
 
 def _plain(values: list[str], missing: Array) -> Array | None:
-    """The numbers, if all cells are as programs write them. NumPy reads them at once."""
+    """Return the numbers if all cells are written as programs do, which NumPy reads in one call; else None."""
     cells = ["nan" if gone else value for value, gone in zip(values, missing, strict=True)]
     if any("_" in cell for cell in cells):
         return None
@@ -91,13 +92,13 @@ def _plain_decimal(values: list[str]) -> str:
 
 
 def _grouped_by_points(values: list[str]) -> bool:
-    """Whether every point among these plain numbers may stand between thousands: 1.234, 12.000."""
+    """Return whether every point in these plain numbers could separate thousands: 1.234, 12.000."""
     pointed = [value.lstrip("+-") for value in values if "." in value]
     return bool(pointed) and all(_COMMA.fullmatch(value) for value in pointed)
 
 
 def _truths(values: list[str], missing: Array) -> Array | None:
-    """1 for True and 0 for False, if cells hold nothing else but 1 and 0."""
+    """Return 1 for True and 0 for False if the cells hold nothing else but 1 and 0; else None."""
     known = {**_TRUTHS, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
     found = [np.nan if gone else known.get(value.casefold()) for value, gone in zip(values, missing, strict=True)]
     return None if None in found or all(missing) else np.array(found, dtype=np.float64)
@@ -105,7 +106,7 @@ def _truths(values: list[str], missing: Array) -> Array | None:
 
 @dataclass(frozen=True)
 class _Cell:
-    """A number as it stands: its digits with what is between them, whether it is negative, and its unit."""
+    """A number as written: its digits and the signs between them, whether it is negative, and its unit."""
 
     body: str
     negative: bool
@@ -115,7 +116,7 @@ class _Cell:
 def _undressed(value: str) -> _Cell | None:
     value = value.translate(_SIGNS).strip()
     bracketed = _BRACKETED.fullmatch(value)
-    if bracketed:  # the currency may stand within as well: ($5), $(5)
+    if bracketed:  # the currency may be inside or outside: ($5), $(5)
         value = f"{bracketed['before'] or ''}{bracketed['body'].strip()}{bracketed['after'] or ''}"
     found = _DRESSED.fullmatch(value)
     if found is None:
@@ -125,7 +126,7 @@ def _undressed(value: str) -> _Cell | None:
         return None
     body = found["body"].rstrip(" '")
     if bracketed and not unit and body.isdigit():
-        return None  # (5) may be the number of a footnote; (5.00) is one of accounts, and negative
+        return None  # (5) may be a footnote; (5.00) is a negative number as accountants write it
     return (
         _Cell(body, bool(bracketed) or "-" in (found["minus"], found["inner"]), unit) if any(map(str.isdigit, body)) else None
     )
@@ -135,7 +136,7 @@ def _by_convention(text: Text, missing: Array, decimal: str) -> Reading:
     rows = text.counts() * ~missing
     cells = [None if gone else _undressed(value) for value, gone in zip(text.values, missing, strict=True)]
     unit = _most(rows, [cell.unit if cell else "" for cell in cells])
-    # A sum of money may stand without its sign; 5 % and 0.05 are two things.
+    # Amounts may omit their currency, but a number without a sign among percentages is ambiguous: 5 % or 0.05.
     units = {unit} if unit in ("", "%") else {unit, ""}
     bodies = [cell.body if cell and (cell.unit in units or not cell.body.strip("0.,")) else None for cell in cells]
     points, commas = _fitting(bodies, _POINT), _fitting(bodies, _COMMA)
@@ -156,7 +157,7 @@ def _fitting(bodies: list[str | None], style: re.Pattern[str]) -> Array:
 
 
 def _most(rows: Array, units: list[str]) -> str:
-    """The unit that most rows have, if any has one."""
+    """Return the unit of most rows; "" if no row has one."""
     found: Counter[str] = Counter()
     for count, unit in zip(rows, units, strict=True):
         if unit:
@@ -165,7 +166,7 @@ def _most(rows: Array, units: list[str]) -> str:
 
 
 def _clear(points: Array, commas: Array, rows: Array) -> str:
-    """The decimal sign by the cells that only one of the two conventions explains; of both the more frequent."""
+    """Return the decimal sign by the cells that fit only one convention, the more frequent if both occur; "" if undecided."""
     only_point, only_comma = int(rows[points & ~commas].sum()), int(rows[commas & ~points].sum())
     if only_point == only_comma == 0:
         return ""

@@ -1,4 +1,4 @@
-"""The settings of a user's own data, and how lists in them are read."""
+"""Settings of a user's own data, and the reading of lists in them."""
 
 import csv
 from collections.abc import Collection, Iterable
@@ -16,9 +16,7 @@ class OwnOptions(Options):
 
     path: str = Field("", description="the user's .npz, .csv, .parquet, .jsonl, folder of images, or module:function")
     task_column: str = Field("task", description="column that says which task a row belongs to")
-    task_name: str = Field(
-        "", description='where the file has no task column, all its rows are one task of this name; "": it is refused'
-    )
+    task_name: str = Field("", description='name of the only task of a file without a task column; "": such a file is refused')
     target_column: str = Field("", description='column to predict; "": `target`, `label`, `class` or `y`, whichever is there')
     split_column: str = Field("", description='column with train, validation or test, of rows or of whole tasks; "": none')
     features: str = Field("", description='columns to predict from, with commas between them; "": all others')
@@ -27,36 +25,37 @@ class OwnOptions(Options):
     shots: int = Field(0, ge=0, description="support examples per class (regression: in all) of a task; 0: 40 % of its rows")
     missing: str = Field("", description="more words that mean a missing value, such as none, with commas between them")
     categorical: str = Field(
-        "", description="columns of categories even where these look like numbers, with commas between them"
+        "", description="columns to read as categories even if they look like numbers, with commas between them"
     )
     vocabulary_limit: int = Field(
-        256, ge=1, le=4096, description="categories of a text column that are inputs, the most frequent; others are `other`"
+        256, ge=1, le=4096, description="most categories of a text column that become inputs; rarer ones are `other`"
     )
     vocabulary_min_count: int = Field(
-        1, ge=1, description="rows of a node that must hold a category before its hash leaves the node; rarer ones are `other`"
+        1, ge=1, description="rows of a node that must hold a category before its hash leaves the node; others are `other`"
     )
     date_order: Literal["auto", "day-first", "month-first"] = Field(
-        "auto", description="how 3/4/2024 is meant; auto: by other dates of the column, such as 31/3/2024"
+        "auto", description="how to read 3/4/2024; auto: by other dates of the column, such as 31/3/2024"
     )
     cyclic: str = Field(
-        "", description="columns of dates or times that also become their place in the day, week and year, with commas"
+        "", description="columns of dates or times that also give their place in the day, week and year, with commas"
     )
     target_deviation: float = Field(
-        1.0, gt=0, description="regression: what a task's target is divided by where all targets of its support are the same"
+        1.0, gt=0, description="regression: divisor of a task's target if all targets of its support are equal"
     )
     image_side: int = Field(28, ge=8, le=256, description="pixels that images are scaled to, each way")
-    leave_out: str = Field("", description='this task alone is tested, all others train; "": split by seed')
+    leave_out: str = Field("", description='test on this task alone, and train on all others; "": split by seed')
 
     def cleaned(self) -> "OwnOptions":
-        """With names as they are compared: without blanks round them, and composed (NFC)."""
+        """Return the settings with names as they are compared: without surrounding spaces, and composed (NFC)."""
         names = ("task_column", "task_name", "target_column", "split_column", "leave_out")
         return self.model_copy(update={name: as_name(getattr(self, name)) for name in names})
 
 
 def listed(setting: str, known: Collection[str] = ()) -> list[str]:
-    """The names in a setting, with commas between them. A name with a comma is quoted, or recognised as one of `known`.
+    """Return the names in a comma-separated setting. A name with a comma is quoted, or recognised as one of `known`.
 
-    `listed('"Weight, kg",age')` and `listed("Weight, kg,age", ["Weight, kg", "age"])` are both ["Weight, kg", "age"].
+    `listed('"Weight, kg",age')` and `listed("Weight, kg,age", ["Weight, kg", "age"])` are both
+    ["Weight, kg", "age"].
     """
     if not setting.strip():
         return []
@@ -73,11 +72,11 @@ def listed(setting: str, known: Collection[str] = ()) -> list[str]:
 
 
 def quoted(names: Iterable[str]) -> str:
-    """The setting that `listed` reads as these names."""
+    """Return the setting that `listed` reads as these names."""
     return ",".join(f'"{name}"' if "," in name else name for name in names)
 
 
 def task_of_file(path: str) -> str:
-    """What all rows of a file without a task column are called, if nobody has said: "/data/ward-7.csv" is "ward-7"."""
+    """Return the default task name of a file without a task column: "/data/ward-7.csv" gives "ward-7"."""
     file = Path(path).expanduser().absolute()
-    return path if ":" in path and not file.exists() else file.stem  # "my_module:function" may not be "my_module"
+    return path if ":" in path and not file.exists() else file.stem  # "my_module:function" stays whole

@@ -1,4 +1,4 @@
-"""A .parquet file as columns. Types are told by pyarrow, and only columns that can be used are read."""
+"""Parquet files as columns. pyarrow gives the types, and only usable columns are read."""
 
 from importlib import import_module
 from pathlib import Path
@@ -14,9 +14,9 @@ _UUID = "extension<arrow.uuid>"
 
 
 class Unusable:
-    """A column whose values are neither numbers nor text; it is no fault unless it is asked for.
+    """A column whose values are neither numbers nor text; an error only if it is used.
 
-    `reason`: the sentence for whoever asks.
+    `reason`: the error message.
     """
 
     def __init__(self, rows: int, reason: str) -> None:
@@ -31,7 +31,7 @@ Column = Array | Text | Unusable
 
 
 def not_usable(rows: int, name: str, kind: str) -> Unusable:
-    """A column that holds `kind`."""
+    """Return an unusable column that holds values of `kind`."""
     return Unusable(
         rows,
         f"the column `{name}` must hold numbers or text, got {kind}: leave it out with `own.features`, or save it as numbers "
@@ -40,9 +40,10 @@ def not_usable(rows: int, name: str, kind: str) -> Unusable:
 
 
 def read_parquet(path: Path, check_size: Any) -> dict[str, Column]:
-    """The columns by name. `check_size(path, bytes)` raises DataError for too many.
+    """Return the columns by name. `check_size(path, bytes)` raises DataError for too many bytes.
 
-    Text is kept once for all rows that hold it, but is counted for each: a file of 2 kB may hold gigabytes.
+    Equal text is stored once for all rows, but counted for each: a file of 2 kB may expand to
+    gigabytes.
     """
     parquet, types = import_module("pyarrow.parquet"), import_module("pyarrow.types")
     with path.open("rb") as stream:
@@ -56,7 +57,7 @@ def read_parquet(path: Path, check_size: Any) -> dict[str, Column]:
         usable = [field.name for field in schema if _is_usable(types, field.type)]
         words = [field.name for field in schema if _is_text(types, field.type)]
         file = parquet.ParquetFile(stream, read_dictionary=words)
-        # A nested column has as many leaves as it likes; those are not asked for.
+        # Nested columns, which may have any number of leaves, are not read.
         table: Any = file.read(columns=usable, use_threads=False) if usable else None
     columns: dict[str, Column] = {}
     for field in schema:
@@ -123,7 +124,7 @@ def _of_dictionary(column: Any) -> Text:
 
 
 def _moments(types: Any, column: Any, kind: Any) -> Array:
-    """datetime64 or timedelta64 [rows] of the column's own unit; pyarrow would ask for pandas for some."""
+    """Return datetime64 or timedelta64 [rows] in the column's own unit; for some units pyarrow would need pandas."""
     if types.is_date(kind):
         column, unit, letter = column.cast("date32").cast("int32"), "D", "M"
     else:

@@ -1,4 +1,4 @@
-"""How a task's rows become inputs: measured on its support part, kept with its personal model, used again on new rows."""
+"""Preparation of a task's rows as inputs: measured on its support part, stored with its personal model, applied to new rows."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,16 +13,16 @@ from quickbloom.common.datasets.own.text import Array
 from quickbloom.common.datasets.own.vocabulary import Places
 
 _MOST = 10.0
-"""Standardised inputs are clipped here: a column that hardly varies in a small support would blow up elsewhere."""
+"""Bound on standardised inputs: a column that hardly varies in a small support would have huge values elsewhere."""
 _ENDLESS = 1e300
-"""A deviation that makes a 0 of every number."""
+"""A deviation so large that every number becomes 0."""
 _LEAST = 1e-9
-"""Of the largest number of a support part: a deviation below it is what rounding leaves of none."""
+"""Share of the largest number in a support part below which a deviation is only rounding."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Mean and deviation of the known numbers of a support part; without spread the deviation is what `of` is told."""
+    """Mean and deviation of the known numbers of a support part; without spread the deviation is a given value."""
 
     mean: float = 0.0
     deviation: float = 1.0
@@ -35,30 +35,31 @@ class Scale:
         return cls(float(known.mean()), float(known.std()) if has_spread(known) else without_spread)
 
     def apply(self, column: Array) -> Array:
-        """The column in deviations from the mean; missing stays missing."""
+        """Return the column in deviations from the mean; missing stays missing."""
         return (column - self.mean) / self.deviation
 
     def undo(self, column: Array) -> Array:
-        """Numbers in the unit that they were measured in."""
+        """Return numbers in their original unit: the inverse of `apply`."""
         return column * self.deviation + self.mean
 
 
 def has_spread(numbers: Array) -> bool:
-    """Whether they differ by more than rounding does."""
+    """Return whether the numbers differ by more than rounding."""
     return bool(numbers.std() > _LEAST * np.abs(numbers).max())
 
 
 def _scale(column: Array) -> Scale:
-    """Where the support part holds no number, nothing says how large those of other rows are: they become 0 as well."""
+    """Return the scale of a support part. Without any number its scale is unknown, so other rows become 0 as well."""
     return Scale(0.0, _ENDLESS) if np.isnan(column).all() else Scale.of(column)
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """`features`: the columns of the inputs in their order; `numbers`: the scale of every one that holds numbers.
+    """Preparation of one task's inputs.
 
-    `brightest`: what decimal pixels are divided by; whole numbers have a type that says it. `target`: the scale of a regression
-    target; None for classes.
+    `features`: input columns in order; `numbers`: scales of the numeric ones. `brightest`: divisor
+    of decimal pixels (the type of integers determines it). `target`: scale of a regression target;
+    None for classes.
     """
 
     features: tuple[str, ...]
@@ -71,7 +72,10 @@ class Preparation:
         return self.features == (PIXELS,)
 
     def encode(self, inputs: Inputs) -> Array:
-        """float32 inputs [rows, ...] of the columns `features`; a missing number becomes the support's mean, which is 0."""
+        """Return float32 inputs [rows, ...] of the columns `features`.
+
+        A missing number becomes the support's mean, which is 0.
+        """
         if self.images:
             return inputs_of(self._numbers(inputs, PIXELS), self.brightest)
         blocks = [self._block(inputs, name) for name in self.features]
@@ -90,12 +94,12 @@ class Preparation:
         return column
 
     def to_json(self) -> dict[str, Any]:
-        """As plain lists, dictionaries and numbers; `from_json` is the inverse, to the last bit."""
+        """Return plain lists, dictionaries and numbers; `from_json` is the exact inverse."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> "Preparation":
-        if not facts:  # of a data set whose examples are inputs already
+        if not facts:  # the data set's examples are inputs already
             return cls(())
         numbers = {name: Scale(**scale) for name, scale in facts["numbers"].items()}
         target = Scale(**facts["target"]) if facts["target"] else None
@@ -103,7 +107,7 @@ class Preparation:
 
 
 def measure(inputs: Inputs, target: Array | None, target_deviation: float = 1.0, brightest: float = 1.0) -> Preparation:
-    """The preparation of one task by the columns of its support part. `target`: if it is regression."""
+    """Return the preparation of one task from the columns of its support part. `target`: for regression only."""
     numbers = {name: _scale(column) for name, column in inputs.items() if name != PIXELS and isinstance(column, np.ndarray)}
     scale = Scale.of(target, target_deviation) if target is not None else None
     return Preparation(tuple(inputs), numbers, brightest, scale)

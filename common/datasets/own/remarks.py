@@ -1,4 +1,4 @@
-"""What may be a mistake in a user's data, or quietly does not count: one sentence each, for a person."""
+"""Remarks on a user's data: possible mistakes, and content that is silently ignored; one sentence each."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 _MOST_TOLD = 5
 _FEW = 10
-"""Rows of a class that may be a slip."""
+"""Classes with fewer rows than this may be misspellings; and fewest numbers for a remark on dates."""
 _MOSTLY_DIFFERENT = 0.9
 _LEAST_ROWS = 20
-"""Of a column of text, before that its values differ says something."""
+"""Fewest rows of a text column for which it is notable that its values differ."""
 _LARGEST_EXACT = 2**53
 
 
 def of(data: Own) -> list[str]:
-    """All remarks on a file, in the order in which it is read."""
+    """Return all remarks on a file, in the order in which it is read."""
     parts = (beyond_white(data.beyond_white), _columns(data), _rows(data), _targets(data), _tasks(data))
     return [*data.table.remarks, *(remark for part in parts for remark in part)]
 
@@ -67,14 +67,14 @@ def _on_categories(data: Own, name: str) -> Iterator[str]:
 
 
 def on_doubtful_numbers(table: Table, schema: Schema) -> Iterator[str]:
-    """What is said of the numbers of a file that a model is used on."""
+    """Yield remarks on ambiguous numbers of a file that a model is applied to."""
     for name, kind in schema.features.items():
         if kind == NUMBER and name != PIXELS:
             yield from _on_numbers(name, table[name], table.decimal)
 
 
 def _on_dates(name: str, numbers: Any) -> Iterator[str]:
-    """On whole numbers that are all days of the calendar, written as YYYYMMDD: as numbers they lie unevenly."""
+    """Yield a remark if all numbers are calendar days written as YYYYMMDD, which are unevenly spaced as numbers."""
     found = np.unique(numbers[~np.isnan(numbers)])
     if len(found) < _FEW or not ((found >= 1900_01_01) & (found <= 2099_12_31) & (found == np.round(found))).all():
         return
@@ -177,7 +177,7 @@ def _tasks(data: Own) -> Iterator[str]:
 
 
 def _slips(counts: dict[str, int], classes: list[str], path: str) -> Iterator[str]:
-    """On classes that may be misspellings of others: alike but for case and blanks, or hardly ever there."""
+    """Yield remarks on classes that may be misspellings: equal up to case and spaces, or very rare."""
     alike: dict[str, list[str]] = {}
     for label in classes:
         alike.setdefault("".join(label.casefold().split()), []).append(label)

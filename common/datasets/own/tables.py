@@ -1,7 +1,8 @@
-"""Reading a user's own file into named columns: .npz, .csv, .parquet, .jsonl, a folder of images, or "module:function".
+"""Reads a user's own file into named columns: .npz, .csv, .parquet, .jsonl, a folder of images, or "module:function".
 
-Reading is Python's, pyarrow's, pillow's and NumPy's; what stands here are the limits. Nothing is unpickled, and sizes that a
-header claims are checked before memory is taken. Whatever is wrong with a file raises DataError, never anything else.
+Python, pyarrow, pillow and NumPy do the reading; this module sets the limits. Nothing is unpickled,
+and sizes claimed by a header are checked before memory is allocated. Any flaw of a file raises
+DataError, and no other exception.
 """
 
 import json
@@ -24,19 +25,19 @@ from quickbloom.common.system.extras import needs
 from quickbloom.common.system.user_code import import_own
 
 LIMIT = 2 * 2**30
-"""Bytes that a file may have, or claim to have once it is unpacked."""
+"""Largest file in bytes, and largest claimed size once unpacked."""
 _INDEX = re.compile(r"|Unnamed: 0(\.[0-9]+)*|__index_level_[0-9]+__")
-"""What pandas calls a column that was the index of a table, however often it was written and read again."""
+"""Pandas' names for a column that was the index of a table, written and read any number of times."""
 PIXELS = "pixels"
-"""What the column of images is called, whatever its array was."""
+"""Name of the column of images, whatever the name of its array."""
 
 
 class Table(dict[str, Column]):
-    """Columns of equal length, as the file has them: numbers, dates or truths of any width, `Text`, or `Unusable`.
+    """Columns of equal length, as the file has them: numbers, dates or truth values of any width, `Text`, or `Unusable`.
 
-    Arrays of images are as they came, until `choose_images` has made one of them `PIXELS`. `remarks`: what was taken for
-    something else than a column, turned or passed over, one sentence each. `decimal`: the sign of its numbers written as text;
-    "" where they disagree. `path`: what was read.
+    Arrays of images are unchanged until `choose_images` makes one of them `PIXELS`. `remarks`:
+    sentences on what was converted or skipped. `decimal`: decimal sign of numbers written as text;
+    "" if the columns disagree. `path`: the source.
     """
 
     path = ""
@@ -49,12 +50,15 @@ class Table(dict[str, Column]):
 
     @property
     def rows(self) -> int:
-        """How many rows every column has."""
+        """Number of rows of every column."""
         return len(next(iter(self.values())))
 
 
 def read_table(path: str, image_side: int = 28) -> Table:
-    """The columns of `path`. Images become grey [1, side, side] in 0..1, with the columns `class` and `task`."""
+    """Return the columns of `path`. Images become grey [1, side, side] in 0..1, with columns `class` and `task`.
+
+    Raises DataError.
+    """
     try:
         table = _read(path, image_side)
     except QuickbloomError:
@@ -73,7 +77,7 @@ def read_table(path: str, image_side: int = 28) -> Table:
 
 
 def _drop_index(table: Table) -> None:
-    """Without the numbers of rows that pandas writes as a column: they tell nothing of new rows."""
+    """Remove row numbers that pandas writes as a column, since they say nothing about new rows. Raises DataError."""
     for name in [name for name in table if _INDEX.fullmatch(name)]:
         column = table[name]
         if not isinstance(column, Unusable) and column.ndim == 1 and _numbers_rows(as_text(column), any_order=bool(name)):
@@ -85,9 +89,9 @@ def _drop_index(table: Table) -> None:
 
 
 def _numbers_rows(text: Text, *, any_order: bool) -> bool:
-    """Whether a column holds whole numbers: different ones, or, as where tables were joined, runs that begin anew.
+    """Return whether a column holds row numbers: distinct integers, or, in joined tables, runs that start again.
 
-    `any_order`: its name says that it is an index, and some of its rows may be gone or stand elsewhere.
+    `any_order`: its name marks an index, so rows may be missing or reordered.
     """
     if (text.codes < 0).any() or not all(re.fullmatch(r"-?[0-9]{1,15}", value) for value in text.values):
         return False
@@ -141,7 +145,7 @@ def _npz(path: Path) -> Table:
                 raise DataError(f"the archive '{path}' holds the path '{member.filename}' outside of itself: write it anew")
         _check_size(path, sum(member.file_size for member in members))
         for member in members:
-            # The header first: it is what NumPy would take memory by.
+            # Check the header first, since NumPy allocates memory by it.
             with archive.open(member) as stream:
                 version = np.lib.format.read_magic(stream)
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -161,14 +165,14 @@ def _npz(path: Path) -> Table:
 
 
 def _add(columns: dict[str, Column], more: dict[str, Column]) -> None:
-    """DataError where a name is there already."""
+    """Add columns. Raises DataError if a name exists already."""
     if twice := sorted(set(columns) & set(more)):
         raise DataError(f"the column `{twice[0]}` stands twice in the data: rename one")
     columns |= more
 
 
 def _columns(name: str, array: Array) -> dict[str, Column]:
-    """One column for [rows], one for each number of [rows, n] (`x_0`, `x_1`, ..); images as they are."""
+    """Return one column for [rows], and one per number for [rows, n] (`x_0`, `x_1`, ..); images stay whole."""
     if array.ndim == 0:
         raise DataError(f"the array `{name}` must have a row for each example, got a single value")
     if array.ndim in (3, 4):
@@ -193,7 +197,7 @@ def _column(name: str, array: Array) -> Column:
 
 
 def _jsonl(path: Path) -> Table:
-    """Python's own reader: pyarrow's has crashed, not only failed, on lines that are no objects."""
+    """Read JSON lines with Python, since pyarrow has crashed on lines that are not objects."""
     rows: list[dict[str, Any]] = []
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
@@ -234,7 +238,7 @@ def _json_column(name: str, values: list[Any]) -> Column:
 
 
 def _images(folder: Path, side: int) -> Table:
-    """folder/TASK/CLASS/image, or folder/CLASS/image for a single task `all`."""
+    """Read folder/TASK/CLASS/image, or folder/CLASS/image as a single task `all`."""
     _of_extra("PIL.Image")
     found: Any = import_module("quickbloom.common.datasets.own.image_folder").read_images(folder, side, LIMIT)
     table = Table({PIXELS: found.pixels, "class": Text.of(found.classes), "task": Text.of(found.tasks)})
@@ -255,7 +259,7 @@ def _from_function(name: str) -> Table:
 
 
 def _array(value: object) -> Array:
-    """What is masked is missing."""
+    """Return the value as an array; masked cells are missing. Raises DataError for masked images."""
     if not isinstance(value, np.ma.MaskedArray):
         return np.asarray(value)
     if value.ndim > 2:

@@ -1,4 +1,4 @@
-"""The target of a user's own data: which column it is, whether it is a class or a number, and what every row holds."""
+"""The target of a user's own data: its column, its kind (class or number), and its values."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -28,7 +28,7 @@ Kind = Literal["classification", "regression"]
 
 
 class UnknownClassError(DataError):
-    """The data hold a class that is none of those given. `label`: that class."""
+    """The data hold a class that is not among the given ones. `label`: that class."""
 
     def __init__(self, label: str, given: list[str]) -> None:
         self.label = label
@@ -39,7 +39,11 @@ class UnknownClassError(DataError):
 
 @dataclass(frozen=True)
 class Target:
-    """`values`: float64 [rows], the position among `classes` or the number; NaN where it is missing. `labels`: if classes."""
+    """The target of every row.
+
+    `values`: float64 [rows], the position among `classes` or the number; NaN if missing. `labels`:
+    for classes only.
+    """
 
     kind: Kind
     classes: list[str]
@@ -48,20 +52,18 @@ class Target:
 
 
 def pick_target(table: Table, options: OwnOptions) -> str:
-    """The name of the column. Raises DataError where it is not said."""
+    """Return the name of the target column. Raises DataError if it is unknown."""
     if options.target_column:
         require(table, options.target_column, options.path)
         return options.target_column
     for name in ("target", "label", "class", "y"):
         if name in table:
             return name
-    raise DataError(
-        f"which column of '{options.path}' is to be predicted is not said: use `--target`, one of {', '.join(table)}"
-    )
+    raise DataError(f"the column of '{options.path}' to predict is not known: use `--target`, one of {', '.join(table)}")
 
 
 def read_target(table: Table, name: str, options: OwnOptions, reading: Reading, agreed: Schema | None) -> Target:
-    """What every row is to be predicted as. Raises DataError for cells that do not fit."""
+    """Return the target of every row. Raises DataError for cells that do not fit."""
     column = usable(table, name)
     if column.ndim != 1:
         raise DataError("the target must be one column, got images")
@@ -85,7 +87,7 @@ def _kind_of_cells(table: Table, name: str, options: OwnOptions, reading: Readin
 
 
 def _is_number(column: Array | Text, values: Array) -> bool:
-    """Whether numbers are a quantity: truths and few different whole numbers are classes."""
+    """Return whether numbers are a quantity; truth values and few distinct integers are classes."""
     known = values[~np.isnan(values)]
     truths = column.dtype.kind == "b" if isinstance(column, np.ndarray) else False
     return not truths and (bool((known != np.round(known)).any()) or len(np.unique(known)) > _MOST_CLASSES)
@@ -99,7 +101,7 @@ def _refuse_words(column: Array | Text, options: OwnOptions) -> None:
 
 
 def _agreed_numbers(table: Table, name: str, reading: Reading) -> Target:
-    """Of another file than that which training started from; dates and times are numbers there, too."""
+    """Return the target from another file than in training; dates and times are numbers there as well."""
     kind = find_kind(table, name, reading, "leave the row out")
     if kind == TEXT:
         raise DataError(f"the target `{name}` of '{reading.path}' must hold numbers, as it did in training")
@@ -114,7 +116,7 @@ def _numbers(table: Table, name: str, kind: str, reading: Reading) -> Target:
 
 
 def _labels(column: Array | Text, reading: Reading, classes: list[str] | tuple[str, ...]) -> Text:
-    """The classes of the rows as text. A word such as `NA` is one where the others are words, or if it is one of `classes`."""
+    """Return the classes of the rows as text. A word such as `NA` is a class among words, or if it is in `classes`."""
     if not classes:
         return names(column, reading.extra_missing)
     gone = {*MISSING_WORDS, *reading.extra_missing}

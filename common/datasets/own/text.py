@@ -1,6 +1,7 @@
-"""Cells as they stand in a file: every different one is kept once, and every row says which of them it holds.
+"""Cells as written in a file: every distinct cell is stored once, and each row refers to one of them.
 
-So a long id stays exact, a word is looked at once however many rows hold it, and the same cell is the same text in every file.
+A long id therefore stays exact, a word is processed once for all rows, and equal cells are equal
+text in every file.
 """
 
 import re
@@ -14,25 +15,25 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 MISSING_WORDS = frozenset({"na", "n/a", "nan", "-nan", "null", "none", "#n/a", "#na", "<na>", "nat"})
-"""How files spell a missing number or date, in small letters; an empty cell is missing everywhere."""
+"""Spellings of a missing number or date, in lower case; an empty cell is always missing."""
 MISSING_IN_TEXT = frozenset({"nan", "-nan", "#n/a", "#na", "<na>"})
-"""Among words, `none` and `NA` may be answers: only what programs write for a missing number is missing there."""
+"""Spellings of a missing value among words, where `none` and `NA` may be answers: only those that programs write."""
 _WITHOUT_WIDTH = dict.fromkeys((0x200B, 0x2060, 0xFEFF))
-"""Characters that nobody sees: blanks without a width, and byte order marks."""
+"""Invisible characters: zero-width spaces and byte order marks."""
 _DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*)\.[0-9]+")
 _MOMENT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?")
 
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """A column of cells. `values`: the different ones; `codes`: int64 [rows], which of them each row has, -1: empty."""
+    """A column of cells. `values`: the distinct ones; `codes`: int64 [rows], the index of each row's value, -1: empty."""
 
     codes: Array
     values: list[str]
 
     @classmethod
     def of(cls, cells: Iterable[Any]) -> "Text":
-        """From cells of any type; None and blanks are empty. What stands round a cell as blanks is taken off."""
+        """Return a column from cells of any type, stripped of surrounding spaces; None and spaces are empty."""
         places: dict[str, int] = {}
         codes = np.array([places.setdefault(cell, len(places)) for cell in map(_as_cell, cells)], dtype=np.int64)
         return cls(codes, list(places)).mapped(clean)
@@ -43,28 +44,28 @@ class Text:
         return len(self.codes)
 
     def take(self, rows: Array) -> "Text":
-        """The same column of some rows."""
+        """Return the column restricted to `rows`."""
         return Text(self.codes[rows], self.values)
 
     def cells(self) -> list[str | None]:
-        """The cell of every row, None where it is empty."""
+        """Return the cell of every row, None if it is empty."""
         with_empty = [*self.values, None]
         return [with_empty[code] for code in self.codes]
 
     def counts(self) -> Array:
-        """How many rows hold each value: int64 [values]."""
+        """Return the number of rows per value: int64 [values]."""
         return np.bincount(self.codes[self.codes >= 0], minlength=len(self.values))
 
     def first_row(self, place: int) -> int:
-        """The first row that holds the value at `place`, counted from 0."""
+        """Return the first row, counted from 0, that holds the value at `place`."""
         return int(np.flatnonzero(self.codes == place)[0])
 
     def spread(self, of_values: Array, empty: Any) -> Array:
-        """[rows] from [values]: what belongs to each row's value, `empty` where there is none."""
+        """Return [rows] from [values]: the entry for each row's value, or `empty`."""
         return np.concatenate([of_values, np.array([empty], dtype=of_values.dtype)])[self.codes]
 
     def mapped(self, change: Callable[[str], str]) -> "Text":
-        """With every value changed; those that become equal are one, "" becomes empty, and what no row holds goes."""
+        """Return the column with `change` applied to every value; equal results merge, "" becomes empty, unused values go."""
         places: dict[str, int] = {}
         found = [change(value) for value in self.values]
         held = self.counts() > 0
@@ -74,21 +75,21 @@ class Text:
         return Text(self.spread(np.array(new, dtype=np.int64), -1), list(places))
 
     def without(self, words: Collection[str]) -> "Text":
-        """With cells that are one of these words, whatever their case, as empty ones."""
+        """Return the column with cells that are one of `words`, in any case, made empty."""
         return self.mapped(lambda value: "" if value.casefold() in words else value)
 
 
 def clean(cell: str) -> str:
-    """Without blanks round it, and composed (NFC): two cells that look the same are the same."""
+    """Return the cell without surrounding spaces, composed (NFC), so that cells that look equal are equal."""
     cell = cell.strip()
     if cell.isascii():
         return cell
-    # Half a character, as JSON may hold, can be neither written nor hashed.
+    # A lone surrogate, which JSON may hold, can be neither written nor hashed.
     return unicodedata.normalize("NFC", cell.encode("utf-8", "replace").decode().translate(_WITHOUT_WIDTH)).strip()
 
 
 def as_name(name: str) -> str:
-    """The name of a column: clean, on one line."""
+    """Return the name of a column: clean, on one line."""
     return clean(" ".join(part.strip() for part in name.splitlines()))
 
 
@@ -99,9 +100,9 @@ def _as_cell(value: Any) -> str:
 
 
 def as_text(column: "Text | Array") -> Text:
-    """Any column as text, the same for the same cell of every kind of file: 1, 1.0 and "1.0" are 1, `TRUE` is True.
+    """Return any column as text, equal for equal cells of every kind of file: 1, 1.0 and "1.0" are 1; `TRUE` is True.
 
-    `0401` stays what it is, and whole numbers are exact whatever their size.
+    `0401` stays as it is, and integers of any size are exact.
     """
     if isinstance(column, Text):
         return column.mapped(_canonical)
@@ -129,14 +130,14 @@ def _of_number(value: Any) -> str:
 
 
 def _of_moment(text: str) -> str:
-    """As it stands in a text file, whatever the unit of the column was: without zeros that say nothing."""
+    """Return a moment as in a text file, whatever the column's unit: without trailing zeros."""
     date, _, time = text.replace(" ", "T").partition("T")
     time = time.rstrip("0").rstrip(".") if "." in time else time
     return date if time in ("00:00", "00:00:00") else f"{date} {time}"
 
 
 def _of_float(value: Any) -> str:
-    size = abs(float(value))  # a narrow type has no place for the bounds
+    size = abs(float(value))  # a narrow type cannot hold the bounds
     if value == np.round(value) and size < 1e22:
         return str(int(value))
     plain = 1e-5 <= size < 1e16
@@ -144,7 +145,7 @@ def _of_float(value: Any) -> str:
 
 
 def otherwise_numbers(text: Text) -> bool:
-    """Whether all cells but those that spell a missing value are plain numbers: `NA` among those is no word of its own."""
+    """Return whether all cells are plain numbers or spell a missing value; `NA` among them is then missing."""
     known = [value for value in text.values if value.casefold() not in MISSING_WORDS]
     return bool(known) and all(map(_is_number, known))
 
@@ -158,9 +159,10 @@ def _is_number(value: str) -> bool:
 
 
 def names(column: "Text | Array", missing: Collection[str] = ()) -> Text:
-    """A column of names (tasks, classes, splits): text, in which cells that mean a missing value are empty.
+    """Return a column of names (tasks, classes, splits) as text, in which missing values are empty.
 
-    Among numbers that is all of `MISSING_WORDS`, among words `MISSING_IN_TEXT`; `missing`: more words, in small letters.
+    Among numbers `MISSING_WORDS` are missing, among words `MISSING_IN_TEXT`; `missing`: further
+    words, in lower case.
     """
     text = as_text(column)
     return text.without({*(MISSING_WORDS if otherwise_numbers(text) else MISSING_IN_TEXT), *missing})

@@ -1,1 +1,1 @@
-"""First-order training of small networks by compiled C++: the source, its library, which modules it knows, and the call."""
+"""First-order training of small networks by compiled C++: the source, the build, the networks it supports, and the calls."""

@@ -1,7 +1,8 @@
-"""The kernels as a library of this machine: compiled once, kept in the user's cache, loaded by ctypes.
+"""Builds the kernels for this machine: compiled once, cached for the user, loaded with ctypes.
 
-Where there is no C++ compiler, or it fails, `library` is None and nothing is said here: everything has a way in torch. The
-commands tell of a compiler that is missing. QUICKBLOOM_KERNELS=0 in the environment asks to do without.
+`library` returns None without an error if there is no C++ compiler or if compiling fails, since
+torch can compute everything as well. The commands report a missing compiler. QUICKBLOOM_KERNELS=0
+in the environment turns the kernels off.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from quickbloom.common.system import private
 from quickbloom.common.system.locks import locked
 
 SECONDS, DAY = 120, 86_400
-"""How long a compiler may take, a small device needs a dozen; and how long one that failed is not tried again."""
+"""Time limit of the compiler in seconds (a small device needs a dozen), and how long a failed build is not retried."""
 FLAGS = ("-O3", "-std=c++14", "-shared", "-fPIC", "-ffp-contract=fast", "-w")
 KINDS = {
     torch.float32: ("-DREAL=float", "-DBITS=int32_t"),
@@ -38,37 +39,38 @@ _LOG = logging.getLogger(__name__)
 
 @cache
 def library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The kernels for numbers of `dtype`; None where there are none."""
+    """Return the compiled kernels for numbers of `dtype`; None if there are none."""
     if os.environ.get(SWITCH) == "0" or dtype not in KINDS or (compiler := find_compiler()) is None:
         return None
     try:
         return ctypes.CDLL(str(_built(compiler, KINDS[dtype])))
-    except Exception as error:  # whatever it is, there is another way
+    except Exception as error:  # torch computes everything as well
         _LOG.debug("no compiled kernels: %s", error)
         return None
 
 
 def _built(compiler: str, kind: tuple[str, ...]) -> Path:
-    """The file of the library, made if it is not there yet. Raises BuildError or OSError."""
+    """Return the path of the library, compiled if it does not exist yet. Raises BuildError or OSError."""
     native = "-mcpu=native" if platform.machine().startswith(("aarch64", "arm")) else "-march=native"
     command = [compiler, *FLAGS, native, *kind]
-    made = Path(compiler).resolve().stat()  # instead of its version, for which it would have to be run in every process
-    # A home directory may be shared by machines whose processors know different instructions.
+    made = Path(compiler).resolve().stat()  # stands for the version, which every process would have to ask the compiler for
+    # Machines with different processors may share a home directory.
     parts = [*command, str(made.st_mtime_ns), str(made.st_size), _processor(), SOURCE]
     file = private.folder("kernels") / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
     if not file.exists():
-        with locked(file.parent / "lock", create=True, wait=True):  # the other processes of a simulation wait, and find it
+        # The other processes of a simulation wait for this one's result.
+        with locked(file.parent / "lock", create=True, wait=True):
             if not file.exists():
                 _compile(command, file)
     return file
 
 
 class BuildError(Exception):
-    """The compiler did not make a library."""
+    """The compiler did not produce a library."""
 
 
 def _compile(command: list[str], file: Path) -> None:
-    """Make `file`. What failed is not tried again for a day: on a device every message has a process of its own."""
+    """Compile `file`. A failure is not retried for a day: on a device every message has its own process."""
     failed = file.with_suffix(".failed")
     with contextlib.suppress(FileNotFoundError):
         if time.time() - failed.stat().st_mtime < DAY:
@@ -86,7 +88,7 @@ def _compile(command: list[str], file: Path) -> None:
 
 
 def _run(command: list[str]) -> None:
-    """Run the compiler, and end all that it started if it takes too long. Raises BuildError or OSError."""
+    """Run the compiler, and kill its process group after SECONDS. Raises BuildError or OSError."""
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True)
     try:
@@ -100,7 +102,7 @@ def _run(command: list[str]) -> None:
 
 
 def _processor() -> str:
-    """What tells processors apart that a compiler makes different code for."""
+    """Return text that identifies the processor's instruction set."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))

@@ -1,4 +1,4 @@
-"""The C++ compiler of this machine, and the line for one that has none."""
+"""Search for this machine's C++ compiler, and the message for a machine without one."""
 
 import os
 import shutil
@@ -7,13 +7,13 @@ SWITCH = "QUICKBLOOM_KERNELS"
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler that CXX names, or the usual ones; None if there is none."""
+    """Return the path of the C++ compiler in CXX, else of c++, g++ or clang++; None if there is none."""
     names = (os.environ.get("CXX", ""), "c++", "g++", "clang++")
     return next(filter(None, (shutil.which(name) for name in names if name)), None)
 
 
 def remark() -> str:
-    """What to tell whoever computes without kernels for want of a compiler; "" where there is one, or none is wanted."""
+    """Return the message for a machine without a compiler; "" if there is one or the kernels are turned off."""
     if os.environ.get(SWITCH) == "0" or find_compiler():
         return ""
     return (

@@ -1,8 +1,8 @@
-"""Which modules the kernels know, and how their parameters are laid out there.
+"""Networks that the kernels support, and the memory layout of their parameters.
 
-Known are sequences of convolution blocks (Conv2d, then a normalisation without running state or none, ReLU or not, and behind
-ReLU perhaps MaxPool2d(2)), Flatten, and Linear layers with ReLU between: the models `mlp`, `sine`, `linear` and `conv4`,
-whatever their sizes.
+Supported are sequences of convolution blocks (Conv2d; optionally a normalisation without running
+state; optionally ReLU and, after it, MaxPool2d(2)), Flatten, and Linear layers with ReLU between
+them. These are the models `mlp`, `sine`, `linear` and `conv4` of any size.
 """
 
 import ctypes
@@ -25,14 +25,14 @@ MOST_LAYERS = 16
 
 
 def structure(real: Any) -> type[ctypes.Structure]:
-    """`Layer` of the C++ source for one kind of number."""
+    """Return the ctypes form of `Layer` in the C++ source, for one number type."""
     fields = [*((name, ctypes.c_int32) for name in INTEGERS), ("epsilon", real)]
     return type("Layer", (ctypes.Structure,), {"_fields_": fields})
 
 
 @dataclass(eq=False)
 class Block:
-    """A product with weights, and what follows it before the next one; the names of the parameters."""
+    """A product with weights and the operations up to the next one, with the names of its parameters."""
 
     names: list[str]
     inputs: int
@@ -51,7 +51,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A module as the kernels see it; `shapes`: of its parameters by name."""
+    """A module as the kernels see it; `shapes` are those of its parameters, by name."""
 
     blocks: tuple[Block, ...]
     shapes: dict[str, torch.Size]
@@ -59,17 +59,18 @@ class Network:
 
     @property
     def names(self) -> list[str]:
-        """The parameters in the order of the layers: weight, bias, and of a normalisation gamma and beta."""
+        """Names of the parameters in the order of the layers: weight, bias, then gamma and beta of a normalisation."""
         return [name for block in self.blocks for name in block.names]
 
     def named(self, values: Sequence[Tensor]) -> Params:
-        """Parameters in that order, by name."""
+        """Return parameters in the order of `names` as a dictionary."""
         return dict(zip(self.names, values, strict=True))
 
     def takes(self, params: Params, x: Tensor, y: Tensor, first: int, size: int) -> bool:
-        """Whether these are what the kernels expect, who do not look.
+        """Return whether inputs satisfy the kernels, which do not validate.
 
-        `first`: how many axes of `x` and `y` stand before those of one example; `size`: examples in a batch.
+        `first`: number of axes of `x` and `y` before those of one example; `size`: examples in a
+        batch.
         """
         shape, block, outputs = tuple(x.shape[first:]), self.blocks[0], self.blocks[-1].outputs
         images = block.is_convolution
@@ -77,13 +78,13 @@ class Network:
         target = (outputs,) if y.is_floating_point() else ()
         labels = tuple(y.shape[first:]) == target and (y.is_floating_point() or y.dtype == torch.int64)
         if size < (2 if any(block.norm for block in self.blocks) else 1):
-            return False  # torch has to be asked: it refuses to normalise a single number
+            return False  # left to torch, which refuses to normalise a single number
         same = params.keys() == self.shapes.keys() and all(value.shape == self.shapes[name] for name, value in params.items())
         return fits and labels and same and all(value.dtype == self.dtype for value in (x, *params.values()))
 
 
 def read_network(module: nn.Module) -> Network | None:
-    """The module as a list of layers; None for one that the kernels do not know."""
+    """Return the module as a list of layers; None if the kernels do not support it."""
     reader = _Reader()
     parameters = dict(module.named_parameters())
     if type(module) is not nn.Sequential or not all(reader.read(*entry) for entry in _leaves(module)):
@@ -92,12 +93,12 @@ def read_network(module: nn.Module) -> Network | None:
         return None
     shapes = {name: value.shape for name, value in parameters.items()}
     network = Network(tuple(reader.blocks), shapes, next(iter(parameters.values())).dtype)
-    # Fewer names where two layers share a weight.
+    # There are fewer names if two layers share a weight.
     return network if sorted(network.names) == sorted(shapes) else None
 
 
 def is_changed(module: nn.Module) -> bool:
-    """Whether some module in it does something besides, or something else than, what its type does."""
+    """Return whether a hook or an overridden `forward` changes what some module inside computes."""
     return any(
         m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks or "forward" in vars(m)
         for m in module.modules()
@@ -105,7 +106,7 @@ def is_changed(module: nn.Module) -> bool:
 
 
 def _leaves(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    # Not `named_children`, which passes over a module that is there for the second time.
+    # Not `named_children`, which skips a module that occurs a second time.
     for name, child in module._modules.items():
         if child is None:
             continue
@@ -117,7 +118,7 @@ def _leaves(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
 
 @dataclass
 class _Reader:
-    """Reads one module after the other; `read` is False for one that is not known, or not known where it stands."""
+    """Reads one module after the other; `read` returns False for one that is not supported at its position."""
 
     blocks: list[Block] = field(default_factory=list)
     flattened: bool = False
@@ -136,11 +137,11 @@ class _Reader:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it ends with a linear layer."""
+        """True if the network ends with a linear layer."""
         return self.flattened and bool(self.blocks) and not self.blocks[-1].is_convolution and not self.blocks[-1].relu
 
     def _open(self) -> Block | None:
-        """The last layer, if a convolution of which nothing has been handed on yet."""
+        """Return the last block if it is a convolution that further layers can still extend, else None."""
         last = self.blocks[-1] if self.blocks else None
         return last if last is not None and last.is_convolution and not self.flattened and not last.pool else None
 
@@ -190,7 +191,7 @@ class _Reader:
     def _pool(self, prefix: str, module: Any) -> bool:
         block = self._open()
         plain = all(value in (2, (2, 2)) for value in (module.kernel_size, module.stride)) and module.padding in (0, (0, 0))
-        # The kernel hands nothing on through a zero, which is right behind ReLU only.
+        # The kernel passes no gradient through a zero, which is correct only after ReLU.
         if block is None or not block.relu or not plain or module.dilation not in (1, (1, 1)) or module.return_indices:
             return False
         block.pool, block.ceil = True, module.ceil_mode
@@ -199,24 +200,24 @@ class _Reader:
 
 @dataclass(frozen=True)
 class Layout:
-    """The layers of a network for inputs of one shape: what the kernels take, and where every parameter is."""
+    """Memory layout of a network for inputs of one shape: the layers for the kernels, and the place of every parameter."""
 
     network: Network
     layers: list[dict[str, int]]
 
     @property
     def size(self) -> int:
-        """How many numbers a task's parameters are, with what fills them up."""
+        """Numbers that hold one task's parameters, padding included."""
         return sum((_weights(layer) + 1 + 2 * bool(layer["norm"])) * layer["padded"] for layer in self.layers)
 
     def pack(self, params: Sequence[Tensor], *, to_change: bool) -> Tensor:
-        """Parameters [tasks, ...] in the order of `network.names`, as [tasks, size].
+        """Return parameters [tasks, ...] in the order of `network.names` as one array [tasks, size].
 
-        What `unpack` gave is not copied again, unless `to_change`.
+        The output of `unpack` is not copied again, unless `to_change`.
         """
         if not to_change and (whole := self._unpacked_from(params)) is not None:
             return whole
-        if len(params[0]) > 1 and not any(value.stride(0) for value in params):  # all tasks start from the same
+        if len(params[0]) > 1 and not any(value.stride(0) for value in params):  # all tasks share one start
             return self.pack([value[:1] for value in params], to_change=True).repeat(len(params[0]), 1)
         packed = params[0].new_zeros(len(params[0]), self.size)
         for view, value in zip(self._views(packed), params, strict=True):
@@ -224,7 +225,7 @@ class Layout:
         return packed
 
     def _unpacked_from(self, params: Sequence[Tensor]) -> Tensor | None:
-        """What `params` are views of, if it is laid out as here."""
+        """Return the array that `params` are views of, if it has this layout, else None."""
         first, shape = params[0], (len(params[0]), self.size)
         start = first.storage_offset()
         if first.untyped_storage().nbytes() < (start + math.prod(shape)) * first.element_size():
@@ -237,18 +238,18 @@ class Layout:
         return whole
 
     def unpack(self, packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-        """The other way, in the shapes of `like`."""
+        """Return the parameters in `packed` [tasks, size] in the shapes of `like`: the inverse of `pack`."""
         return [view.reshape(values.shape) for view, values in zip(self._views(packed), like, strict=True)]
 
     def _views(self, packed: Tensor) -> list[Tensor]:
-        """Every parameter [tasks, ...] with its own axes, as a view into `packed`."""
+        """Return every parameter [tasks, ...] as a view into `packed`."""
         views, at = [], 0
-        channels, size = None, (1, 1)  # what the layer before hands on; the channels that fill up stand behind its own
+        channels, size = None, (1, 1)  # output of the layer before; its padding channels follow the real ones
         for block, layer in zip(self.network.blocks, self.layers, strict=True):
             count, padded = _weights(layer), layer["padded"]
             weight = packed[:, at : at + count * padded].view(-1, count, padded)[..., : block.outputs]
             rows = (block.side, block.side) if block.is_convolution else size
-            # Inputs are [height, width, channels] there and [channels, height, width] here.
+            # Inputs are [height, width, channels] in the kernels and [channels, height, width] in torch.
             views.append(torch.unflatten(weight, 1, (*rows, -1))[:, :, :, :channels].permute(0, 4, 3, 1, 2))
             at += count * padded
             for _ in block.names[1:]:
@@ -263,7 +264,7 @@ def _weights(layer: dict[str, int]) -> int:
 
 
 def lay_out(network: Network, shape: Sequence[int], lanes: int) -> Layout:
-    """For inputs of `shape`, with vectors of `lanes` numbers."""
+    """Return the layout for inputs of `shape`, with vectors of `lanes` numbers."""
     images = network.blocks[0].is_convolution
     inputs, height, width = shape if images else (math.prod(shape), 1, 1)
     layers = []

@@ -1,4 +1,4 @@
-"""What torch is to take as a whole, where no gradient is wanted through it."""
+"""Functions that autograd treats as opaque."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch.autograd.function import FunctionCtx
 
 
 class WithoutGradient(torch.autograd.Function):
-    """A function without a gradient; a subclass has `forward`, and `vmap` for many tasks at once."""
+    """A function that autograd treats as opaque; a subclass has `forward`, and `vmap` for many tasks at once."""
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: Any, output: Any) -> None:

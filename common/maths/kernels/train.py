@@ -1,8 +1,8 @@
-"""The kernels called from torch: every task's descent, or the gradient or the loss of one batch each; and a round's whole sum.
+"""Calls of the kernels from torch: every task's descent, gradient or loss, and the sum of a whole round.
 
-`Train` takes what `torch.func.vmap` has stacked, as ordinary arrays; there is no gradient through it. `sum_up` does a round in
-one go, where a task's numbers never leave the cache: what has to be written down for every task, copied, squared, weighed and
-summed up costs as much as the training of a small model.
+`Train` gets the arrays that `torch.func.vmap` has stacked; there is no gradient through it.
+`sum_up` computes a round in one call, so that a task's numbers never leave the cache. Writing them
+out, copying, squaring, weighting and summing them would cost as much as training a small model.
 """
 
 import ctypes
@@ -22,15 +22,15 @@ from quickbloom.common.maths.kernels.opaque import WithoutGradient
 
 What = Literal["descent", "gradient", "loss"]
 MOST = 2**20
-"""Bytes of a model's parameters: what stays in a core's cache. With 4.4 MB the kernels were slower than a plain loop."""
+"""Largest model in bytes of parameters: one that fits a core's cache. At 4.4 MB the kernels were slower than a plain loop."""
 REAL = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 
 
 def known(module: nn.Module) -> Network | None:
-    """The module as the kernels see it, if they know it and there are kernels for it here.
+    """Return the module as the kernels see it; None if they do not support it or do not exist on this machine.
 
-    One that is only a structure counts as being on the CPU. A large one is none of theirs: what they gain is that a model stays
-    in the cache, and they need another copy of it.
+    A module on the "meta" device counts as on the CPU. A large model is not supported: the kernels
+    gain speed by keeping the model in the cache, and need a second copy of it.
     """
     theta = next(module.parameters(), None)
     if theta is None or theta.device.type not in ("cpu", "meta") or theta.dtype not in REAL or is_changed(module):
@@ -44,16 +44,19 @@ def known(module: nn.Module) -> Network | None:
 
 
 _READ: "WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Network | None]]" = WeakKeyDictionary()
-"""What was read of a module, and of which parts it consisted then."""
+"""The network read from a module, and the parts of the module at that time."""
 
 
 class Train(WithoutGradient):
-    """Many tasks at once; `vmap` over it makes more of them.
+    """The kernels as a function of many tasks at once, which `vmap` extends to more tasks.
 
-    `lr` [tasks], `x` [tasks, steps, n, ...], `y` [tasks, steps, n] int64 or [tasks, steps, n, outputs], `weight` [tasks,
-    steps, n] and the parameters [tasks, ...] in the order of the network's names. With `rows` [tasks, steps, n] instead of None
-    the second axis of `x` and `y` is 1, and their third one the examples that rows are of. Returns the parameters after the
-    last step, or their gradients on the only batch and the losses [tasks], or the losses alone.
+    Arguments: `lr` [tasks], `x` [tasks, steps, n, ...], `y` [tasks, steps, n] int64 or [tasks,
+    steps, n, outputs], `weight` [tasks, steps, n] and the parameters [tasks, ...] in the order of
+    the network's names. If `rows` [tasks, steps, n] is not None, the second axis of `x` and `y` has
+    size 1 and `rows` index their third axis.
+
+    Returns the parameters after the last step ("descent"), or the gradients on the only batch and
+    the losses [tasks] ("gradient"), or the losses alone ("loss").
     """
 
     @staticmethod
@@ -78,7 +81,7 @@ class Train(WithoutGradient):
 def train(
     what: What, network: Network, rows: Tensor | None, lr: Tensor, x: Tensor, y: Tensor, weight: Tensor, *start: Tensor
 ) -> tuple[Tensor, ...]:
-    """As `Train`, on plain tensors on the CPU. Raises IndexError for rows that are none, which the kernels would follow."""
+    """Compute `Train` on plain CPU tensors. Raises IndexError for rows out of range, which the kernels would follow."""
     layout, layers = _layout(network, tuple(x.shape[3:]), start[0].dtype)
     theta = layout.pack(start, to_change=what == "descent")
     batches = _Arrays.of(theta.dtype, rows, x, y, weight)
@@ -96,8 +99,11 @@ def train(
 
 
 class Summed(NamedTuple):
-    """A sum over tasks, in float64 and in the order of the network's names, and of every task its query loss [tasks] and the
-    norm of what it added [tasks], float64: NaN for a task that added nothing because a number of it was not finite.
+    """A sum over tasks.
+
+    `total`: float64, in the order of the network's names. `losses` [tasks]: query losses. `norms`
+    [tasks]: float64 norms of the tasks' contributions; NaN for a task with a number that is not
+    finite, which is left out of the sum.
     """
 
     total: list[Tensor]
@@ -116,11 +122,13 @@ def sum_up(
     *,
     of_query: bool,
 ) -> Summed:
-    """The sum of weight * (start - phi) over the tasks, or with `of_query` of weight * gradient of the query loss at phi.
+    """Return the sum over tasks of weight * (start - phi), or with `of_query` of weight * gradient of the query loss at phi.
 
-    phi is where a task ends that takes a step on each of its `batches` (rows, x, y, weight as of `Train`) from `start`, which
-    is that of all tasks, in the order of the network's names. `query` (x, y, weight): as of `Train`, a single step. `weights`
-    [tasks] are float64. A task's own is scaled down to the norm `clip`, unless that is 0. Raises IndexError as `train` does.
+    phi is the end of a task's descent from `start`, with one step on each of its `batches` (rows,
+    x, y, weight as in `Train`). `start` is shared by all tasks, in the order of the network's
+    names. `query` (x, y, weight) is as in `Train`, with a single step. `weights` [tasks] are
+    float64. A task's contribution is scaled down to the norm `clip`, unless `clip` is 0. Raises
+    IndexError as `train` does.
     """
     layout, layers = _layout(network, tuple(query[0].shape[3:]), start[0].dtype)
     theta = layout.pack([value[None] for value in start], to_change=True)
@@ -152,22 +160,22 @@ def sum_up(
 
 
 def _in_parts(tasks: int, some: Callable[[slice], None]) -> None:
-    """`some` of the tasks in every thread."""
+    """Run `some` on the tasks, one part of them per thread."""
     parts = _parts(tasks, torch.get_num_threads())
     if len(parts) == 1:
         some(parts[0])
     else:
-        with ThreadPoolExecutor(len(parts)) as pool:  # the kernels let go of Python's lock
+        with ThreadPoolExecutor(len(parts)) as pool:  # the kernels release Python's lock
             list(pool.map(some, parts))
 
 
 def _in_one_piece(values: Tensor) -> Tensor:
-    """Every step's part, that is; steps and tasks may lie anywhere, several of them in the same place."""
+    """Return `values` with every step's part contiguous; tasks and steps may have any strides, 0 included."""
     return values if values[0, 0].is_contiguous() else values.contiguous()
 
 
 class Steps(ctypes.Structure):
-    """`Steps` of the C++ source: an array with axes [tasks, steps, ...]."""
+    """Ctypes form of `Steps` in the C++ source: an array with axes [tasks, steps, ...]."""
 
     _fields_ = [("numbers", ctypes.c_void_p), ("task", ctypes.c_long), ("step", ctypes.c_long)]
 
@@ -176,12 +184,12 @@ class Steps(ctypes.Structure):
         if values is None:
             return cls(None, 0, 0)
         size = values.element_size()
-        # With a single step the stride may be anything.
+        # The stride of a single step is arbitrary.
         return cls(values.data_ptr(), values.stride(0) * size, values.stride(1) * size * (values.shape[1] > 1))
 
 
 class Batches(ctypes.Structure):
-    """`Batches` of the C++ source."""
+    """Ctypes form of `Batches` in the C++ source."""
 
     _fields_ = [("steps", ctypes.c_int32), ("examples", ctypes.c_int32)]
     _fields_ += [(name, Steps) for name in ("x", "y", "share", "rows")]
@@ -189,7 +197,7 @@ class Batches(ctypes.Structure):
 
 @dataclass(frozen=True)
 class _Arrays:
-    """What the batches of tasks are, for as long as the kernels read them; a part of it by tasks with [ ]."""
+    """The batches of tasks, kept alive while the kernels read them. Indexing selects tasks."""
 
     x: Tensor
     y: Tensor
@@ -198,7 +206,7 @@ class _Arrays:
 
     @classmethod
     def of(cls, dtype: torch.dtype, rows: Tensor | None, x: Tensor, y: Tensor, weight: Tensor) -> "_Arrays":
-        """In the form that the kernels read. Raises IndexError for rows that are none."""
+        """Return the arrays in the form that the kernels read. Raises IndexError for rows out of range."""
         if rows is not None:
             rows = rows.long()
             if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < x.shape[2]):
@@ -241,6 +249,6 @@ def _layout(network: Network, shape: tuple[int, ...], dtype: torch.dtype) -> tup
 
 
 def _parts(tasks: int, threads: int) -> list[slice]:
-    """Tasks in as many parts as there are threads."""
+    """Return slices that divide the tasks among the threads."""
     size = -(-tasks // max(1, min(threads, tasks)))
     return [slice(i, i + size) for i in range(0, tasks, size)]

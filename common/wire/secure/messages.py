@@ -1,4 +1,4 @@
-"""The messages of a secure sum, one pair for each step of `protocol`, and what a node keeps between them."""
+"""Messages of a secure sum, one pair for each step of `protocol`, and a node's state between them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -24,7 +24,7 @@ SESSION_BYTES = 16
 
 @dataclass(frozen=True)
 class KeysRequest:
-    """Draw keys for a new session; whatever this node knew of an earlier one is forgotten."""
+    """Request to draw keys for a new session and forget any earlier one."""
 
     session: bytes
 
@@ -39,7 +39,7 @@ class KeysRequest:
 
 @dataclass(frozen=True)
 class KeysReply:
-    """The public keys of a node."""
+    """A node's public keys."""
 
     keys: PublicKeys
 
@@ -55,7 +55,7 @@ class KeysReply:
 
 @dataclass(frozen=True)
 class SharesRequest:
-    """Split this node's secrets among `peers`, so that `threshold` of them can restore one."""
+    """Request to split this node's secrets among `peers`, so that `threshold` of them can restore one."""
 
     session: bytes
     threshold: int
@@ -78,7 +78,7 @@ class SharesRequest:
 
 @dataclass(frozen=True)
 class SharesReply:
-    """Envelopes for all peers, in the order of the request, and the digests of what is in them."""
+    """Envelopes for all peers, in the order of the request, and digests of their contents."""
 
     shares: Shares
 
@@ -98,7 +98,7 @@ class SharesReply:
 
 @dataclass(frozen=True)
 class MaskedRequest:
-    """Compute as for `train`, but send it masked. `envelopes`: those for this node, by the name of who sealed them."""
+    """Request to train as for `train`, but send the result masked. `envelopes`: those for this node, by the sender's name."""
 
     train: TrainRequest
     session: bytes
@@ -128,7 +128,7 @@ class MaskedRequest:
 
 @dataclass(frozen=True)
 class MaskedReply:
-    """A node's hidden numbers, [length] integers mod 2^64."""
+    """A node's masked numbers, [length] integers mod 2^64."""
 
     masked: Integers
 
@@ -149,7 +149,7 @@ class MaskedReply:
 
 @dataclass(frozen=True)
 class RevealRequest:
-    """Give the shares that take the masks off the sum of `survivors`; the masked numbers of `dropped` did not come."""
+    """Request for the shares that unmask the sum of `survivors`; the masked numbers of `dropped` did not arrive."""
 
     session: bytes
     survivors: list[bytes]
@@ -169,7 +169,7 @@ class RevealRequest:
 
 @dataclass(frozen=True)
 class RevealReply:
-    """Shares in the order of survivors, then dropped; an empty one where this node could not read its envelope."""
+    """Shares for the survivors, then for the dropped nodes; empty where this node could not read its envelope."""
 
     shares: list[bytes]
 
@@ -183,7 +183,7 @@ class RevealReply:
         return cls(byte_strings(fields["shares"], "shares", SHARE_BYTES, number, empty=True))
 
 
-# ---- what a node knows between two steps; never part of a message
+# ---- a node's state between two steps; never part of a message
 
 Stage = Keys | Shared | Masked
 _STAGES: dict[str, type[Stage]] = {stage.__name__: stage for stage in (Keys, Shared, Masked)}
@@ -191,13 +191,13 @@ _KEPT = "secure"
 
 
 def remember(state: RecordDict, stage: Stage) -> None:
-    """Keep this in the node's state, in place of what was there."""
+    """Store `stage` in the node's state, in place of any earlier one."""
     fields: dict[str, Any] = {"stage": type(stage).__name__, **asdict(stage)}
     state[_KEPT] = ConfigRecord(fields)
 
 
 def recall(state: RecordDict) -> Stage | None:
-    """Take what the node knows out of its state: it is there no more. None if nothing was."""
+    """Remove the stored stage from the node's state and return it; None if there is none."""
     kept = state.pop(_KEPT, None)
     if not isinstance(kept, ConfigRecord):
         return None

@@ -1,13 +1,14 @@
-"""A node's part in one secure sum, step by step, and what the server does with the answers.
+"""A node's steps in one secure sum, and the server's computations on the answers.
 
     keys     every node u draws two key pairs and a seed b_u: one pair seals envelopes, the other makes masks
     shares   u splits b_u and the seed of its masking key among all nodes, in envelopes that the server cannot open
     masked   u sends x_u + PRG(b_u) + sum over v > u of PRG(u, v) - sum over v < u of PRG(u, v)
-    reveal   of a node whose x_u came the others give their shares of b_u, of one that dropped out those of its masking key
+    reveal   for a node whose x_u arrived the others send their shares of b_u, else their shares of its masking key
 
-Of no node both are ever given: with both the server could take every mask off one update. A node answers each step once, in
-this order; what it knows of a step is all in the object of that step (`Keys`, `Shared`, `Masked`), of plain values, so that it
-can be kept between messages, and is forgotten with the next one. Nodes are named by their public masking key.
+Both kinds of shares are never sent for one node: with both the server could remove every mask from
+its update. A node answers each step once, in this order. Its knowledge after a step is in one
+object of plain values (`Keys`, `Shared`, `Masked`), which can be stored between messages and is
+forgotten at the next step. Nodes are named by their public masking key.
 """
 
 import math
@@ -36,16 +37,16 @@ from quickbloom.common.wire.secure.shares import SHARE_BYTES, digest, restore, s
 Random = Callable[[int], bytes]
 
 LEAST_NODES = 3
-"""Of a secure sum: of two nodes, each would know the other's part by taking off its own."""
+"""Fewest nodes of a secure sum: with two nodes, each could subtract its own share."""
 
 
 class SecureError(QuickbloomError):
-    """A step that this node refuses, or that cannot be done; the text says why."""
+    """A step that this node refuses or that cannot be done; the message says why."""
 
 
 @dataclass(frozen=True)
 class PublicKeys:
-    """What a node tells all others: `sealing` for envelopes, `masking` for masks, which also is its name."""
+    """A node's public keys: `sealing` for envelopes, `masking` for masks and as its name."""
 
     sealing: bytes
     masking: bytes
@@ -53,9 +54,9 @@ class PublicKeys:
 
 @dataclass(frozen=True)
 class Shares:
-    """What a node sends in the second step, by the position of the receiver: envelopes and digests of what is in them.
+    """A node's message of the second step, by position of the receiver: envelopes, and digests of the shares inside.
 
-    `own_digest`: of the seed of its own mask.
+    `own_digest`: digest of the seed of its own mask.
     """
 
     sealed: list[bytes]
@@ -66,7 +67,7 @@ class Shares:
 
 @dataclass(frozen=True)
 class Envelope:
-    """What one node has sealed for another, and the digests of the two shares in it."""
+    """Shares that one node has sealed for another, and the digests of the two shares inside."""
 
     sealed: bytes
     own_digest: bytes
@@ -74,17 +75,19 @@ class Envelope:
 
 
 def needed(threshold: float, nodes: int) -> int:
-    """How many of so many nodes must stay until the end: the part `threshold`, or more where that is not safe."""
+    """Return how many of `nodes` nodes must stay until the end: the share `threshold`, or more if that is not safe."""
     wanted = math.ceil(threshold * nodes - 1e-9)
     return next((t for t in range(wanted, nodes) if safe(t, nodes)), nodes)
 
 
 def safe(threshold: int, nodes: int) -> bool:
-    """Whether a server that tells every node another story of who dropped out cannot single out one update.
+    """Return whether a server that lies to every node about drop-outs cannot isolate a single update.
 
-    For that it would need `threshold` shares of the masking keys of `threshold` - 1 nodes, and the nodes - 1 others give shares
-    of at most nodes - threshold keys each. Of three nodes two are safe although both numbers are 2, since no node gives a share
-    of its own key. It follows that `threshold` is more than half, so nobody's two secrets can both be restored.
+    For that the server would need `threshold` shares of the masking keys of `threshold` - 1 nodes.
+    The nodes - 1 others give shares of at most nodes - threshold keys each. With three nodes a
+    threshold of two is safe although both numbers are 2, since no node gives a share of its own
+    key. It follows that `threshold` is more than half, so that both secrets of one node can never
+    be restored.
     """
     if not LEAST_NODES <= nodes <= MOST_NODES or not threshold <= nodes:
         return False
@@ -92,14 +95,17 @@ def safe(threshold: int, nodes: int) -> bool:
 
 
 def group_of(session: bytes, threshold: int, peers: Sequence[PublicKeys]) -> bytes:
-    """What a sum of these nodes is known by. It is part of every key, so that nodes that the server told of other peers than
-    one another can open none of each other's envelopes."""
+    """Return the identifier of a sum of these nodes.
+
+    It is part of every key: nodes to which the server named different peers cannot open each
+    other's envelopes.
+    """
     keys = b"".join(peer.sealing + peer.masking for peer in peers)
     return digest(keys, b"group", session, threshold.to_bytes(4, "big"))
 
 
 def usable(keys: PublicKeys) -> bool:
-    """Whether these are public keys with which two nodes can share a secret."""
+    """Return whether these are public keys with which two nodes can share a secret."""
     try:
         for key in (keys.sealing, keys.masking):
             agreed(X25519PrivateKey.generate(), key)
@@ -110,7 +116,7 @@ def usable(keys: PublicKeys) -> bool:
 
 @dataclass(frozen=True)
 class Keys:
-    """After the first step: the secrets of one session. `sealing` is a private key, `masking` and `own` are seeds."""
+    """A node's secrets after the first step. `sealing` is a private key; `masking` and `own` are seeds."""
 
     session: bytes
     sealing: bytes
@@ -127,9 +133,10 @@ class Keys:
         return PublicKeys(public_bytes(sealing), public_bytes(private_key(self.masking)))
 
     def share(self, peers: Sequence[PublicKeys], threshold: int, least: int = 0) -> tuple["Shared", Shares]:
-        """The second step: split the secrets among `peers`, which are all nodes of the sum with this one.
+        """Take the second step: split the secrets among `peers`, all nodes of the sum including this one.
 
-        `least`: nodes that a sum must have for this node to be in it. Raises SecureError for what would not be safe.
+        `least`: smallest sum that this node takes part in. Raises SecureError for an unsafe
+        request.
         """
         if not safe(threshold, len(peers)):
             raise SecureError(f"a secure sum of {len(peers)} nodes of which {threshold} suffice is not safe")
@@ -154,7 +161,7 @@ class Keys:
 
 @dataclass(frozen=True)
 class Shared:
-    """After the second step: the secrets, and the public keys of all nodes by position. `group`: see `group_of`."""
+    """A node's secrets after the second step, with the public keys of all nodes by position. `group`: see `group_of`."""
 
     session: bytes
     group: bytes
@@ -166,10 +173,11 @@ class Shared:
     maskings: list[bytes]
 
     def mask(self, values: "np.ndarray[tuple[int], np.dtype[np.float64]]", envelopes: Mapping[bytes, Envelope]) -> "Opened":
-        """The third step: hide `values`. `envelopes`: for this node, by the name of the node that sealed them.
+        """Take the third step: mask `values`. `envelopes`: those for this node, by the name of the sender.
 
-        Those who sealed none are no part of the sum. Shares that cannot be read or are not those of the digests are kept as
-        none: their owner's masks are then restored without this node, or not at all. Raises SecureError if too few are left.
+        Nodes without an envelope are not part of the sum. Shares that are unreadable or do not
+        match their digests are stored as empty; their owner's masks are then restored by other
+        nodes, or not at all. Raises SecureError if too few nodes are left.
         """
         own_key = private_key(self.masking)
         me, names = public_bytes(own_key), set(self.maskings)
@@ -187,7 +195,7 @@ class Shared:
         return Opened(after, total)
 
     def _shares_in(self, envelope: Envelope, owner: bytes, me: bytes) -> tuple[bytes, bytes]:
-        """The shares of the owner's own mask and masking key; empty unless both are there and what their digests say."""
+        """Return the shares of the owner's own mask and masking key; both empty unless both match their digests."""
         sealing = self.sealings[self.maskings.index(owner)]
         text = unseal(_envelope_key(self.sealing, sealing, self.group, owner, me), envelope.sealed, self.group) or b""
         own, masking = text[:SHARE_BYTES], text[SHARE_BYTES:]
@@ -197,7 +205,7 @@ class Shared:
 
 @dataclass(frozen=True)
 class Masked:
-    """After the third step, when the node's own secrets are gone: what others entrusted to it. b"": could not be read."""
+    """Shares entrusted by others, after the third step, when the node's own secrets are gone. b"" marks an unreadable share."""
 
     session: bytes
     me: bytes
@@ -207,10 +215,10 @@ class Masked:
     masking_shares: list[bytes]
 
     def reveal(self, survivors: Sequence[bytes], dropped: Sequence[bytes]) -> list[bytes]:
-        """The fourth step: of every survivor the share of its own mask, of all others that of its masking key, in this order.
+        """Take the fourth step: return the share of every survivor's own mask, then of every dropped node's masking key.
 
-        Raises SecureError if both kinds are asked for of one node, if other nodes are asked for than those of the sum, or if
-        too few have survived: a sum of few says too much of each.
+        Raises SecureError if both kinds are requested for one node, if the nodes are not those of
+        the sum, or if too few have survived: a sum of few nodes reveals too much about each.
         """
         asked = [*survivors, *dropped]
         if len(set(asked)) != len(asked):
@@ -225,7 +233,7 @@ class Masked:
 
 @dataclass(frozen=True)
 class Opened:
-    """What the third step makes: what to keep, and what to send."""
+    """Result of the third step: the object to store, and the numbers to send."""
 
     after: Masked
     masked: Integers
@@ -243,24 +251,24 @@ def _envelope_key(own: bytes, other: bytes, group: bytes, owner: bytes, receiver
 
 
 def envelope_for(shares: Shares, position: int) -> Envelope:
-    """What of `shares` goes to the node at `position`."""
+    """Return the envelope in `shares` for the node at `position`."""
     return Envelope(shares.sealed[position], shares.own_digests[position], shares.masking_digests[position])
 
 
 def true_share(shares: Shares, kind: str, position: int, share: bytes, group: bytes, owner: bytes, receiver: bytes) -> bool:
-    """Whether `share` is what `owner` gave to the node at `position`. `kind`: "own" or "masking"."""
+    """Return whether `share` is what `owner` gave to the node at `position`. `kind`: "own" or "masking"."""
     digests = shares.own_digests if kind == "own" else shares.masking_digests
     return digest(share, kind.encode(), group, owner, receiver) == digests[position]
 
 
 def restore_own(shares: Mapping[int, bytes], threshold: int, group: bytes, owner: bytes, expected: bytes) -> bytes | None:
-    """The seed of a survivor's own mask; None if the shares do not give the one that it had announced."""
+    """Return the seed of a survivor's own mask; None if the shares do not give the announced seed."""
     seed = restore(shares, threshold)
     return seed if digest(seed, b"seed", group, owner) == expected else None
 
 
 def restore_masking(shares: Mapping[int, bytes], threshold: int, owner: bytes) -> bytes | None:
-    """The seed of a dropped node's masking key; None if the shares do not give its key."""
+    """Return the seed of a dropped node's masking key; None if the shares do not give that key."""
     seed = restore(shares, threshold)
     return seed if public_bytes(private_key(seed)) == owner else None
 
@@ -268,12 +276,16 @@ def restore_masking(shares: Mapping[int, bytes], threshold: int, owner: bytes) -
 def unmask(
     masked: Mapping[bytes, Integers], own: Mapping[bytes, bytes], dropped: Mapping[bytes, bytes], group: bytes
 ) -> Integers:
-    """The sum of what the survivors hid. `masked`, `own`: their updates and seeds; `dropped`: the seeds of the others."""
+    """Return the sum of the survivors' values.
+
+    `masked`, `own`: the survivors' masked values and seeds; `dropped`: seeds of the other nodes'
+    masking keys.
+    """
     total: Integers = np.sum(list(masked.values()), axis=0, dtype=np.uint64)
     for seed in own.values():
         total -= self_mask(seed, group, len(total))
     for seed in dropped.values():
         key = private_key(seed)
         for name in masked:
-            total += pair_mask(key, name, group, len(total))  # minus what `name` had added
+            total += pair_mask(key, name, group, len(total))  # the negative of the mask that `name` added
     return total

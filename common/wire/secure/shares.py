@@ -1,9 +1,11 @@
-"""Secrets that enough nodes together can restore, and envelopes in which their parts travel through the server.
+"""Secret sharing among nodes, and sealed envelopes in which shares travel through the server.
 
-Shamir 1979, "How to share a secret", over GF(2^128), from PyCryptodome; envelopes are ChaCha20-Poly1305 of `cryptography`.
+Shamir 1979, "How to share a secret", over GF(2^128), from PyCryptodome; envelopes are
+ChaCha20-Poly1305 of `cryptography`.
 
-A server restores one secret of every node, mostly from the same holders: what depends on these alone is computed once.
-PyCryptodome's own `Shamir.combine` does it for every secret; its arithmetic is used here, which has no public name there.
+A server restores one secret per node, mostly from the same holders, so the factors that depend only
+on the holders are computed once. PyCryptodome's `Shamir.combine` computes them for every secret;
+its arithmetic, which has no public name, is used instead.
 """
 
 import hashlib
@@ -25,12 +27,12 @@ DIGEST_BYTES = 32
 
 
 def split(secret: bytes, threshold: int, number: int) -> list[bytes]:
-    """`number` shares of a secret of 16 bytes: any `threshold` of them restore it, fewer say nothing of it."""
+    """Return `number` shares of a secret of 16 bytes: any `threshold` of them restore it, fewer reveal nothing."""
     return [share for _, share in Shamir.split(threshold, number, secret, ssss=False)]
 
 
 def restore(shares: Mapping[int, bytes], threshold: int) -> bytes:
-    """The secret out of at least `threshold` shares by position, which counts from 0; out of wrong ones something else."""
+    """Return the secret from at least `threshold` shares by position from 0. Wrong shares give a wrong secret, not an error."""
     chosen = tuple(sorted(shares)[:threshold])
     secret = _Element(0)
     for position, factor in zip(chosen, _factors(chosen), strict=True):
@@ -38,9 +40,9 @@ def restore(shares: Mapping[int, bytes], threshold: int) -> bytes:
     return bytes(secret.encode())
 
 
-@lru_cache(maxsize=64)  # of a large sum some 100 kB each; nodes that keep single shares back make other sets of holders
+@lru_cache(maxsize=64)  # some 100 kB each in a large sum; a node that withholds single shares makes new sets of holders
 def _factors(positions: tuple[int, ...]) -> list[Any]:
-    """Lagrange's basis polynomials at 0: a secret is the sum of its shares at these positions times these."""
+    """Return Lagrange's basis polynomials at 0: a secret is the sum of its shares at these positions times these."""
     places = [_Element(position + 1) for position in positions]
     factors = []
     for i, place in enumerate(places):
@@ -53,13 +55,13 @@ def _factors(positions: tuple[int, ...]) -> list[Any]:
 
 
 def seal(key: bytes, text: bytes, context: bytes) -> bytes:
-    """`text` in an envelope that only `key` opens, and only as part of the same `context`."""
+    """Return `text` encrypted so that only `key` opens it, and only with the same `context`."""
     nonce = os.urandom(_NONCE_BYTES)
     return nonce + ChaCha20Poly1305(key).encrypt(nonce, text, context)
 
 
 def unseal(key: bytes, sealed: bytes, context: bytes) -> bytes | None:
-    """What was sealed; None if it was not, or was changed."""
+    """Return the sealed text; None if it was changed or sealed with another key or context."""
     try:
         return ChaCha20Poly1305(key).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], context)
     except (InvalidTag, ValueError):
@@ -67,6 +69,6 @@ def unseal(key: bytes, sealed: bytes, context: bytes) -> bytes | None:
 
 
 def digest(secret: bytes, *context: bytes) -> bytes:
-    """What tells later whether a secret or a share is the one that was meant, and nothing else of it: both are uniform."""
+    """Return a digest by which a secret or share can be recognised. It reveals nothing else, since both are uniform."""
     text = b"".join(len(part).to_bytes(4, "big") + part for part in (*context, secret))
     return hashlib.sha256(text).digest()

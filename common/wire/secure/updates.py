@@ -1,6 +1,6 @@
-"""What a node contributes to a secure sum as one row of numbers, and what the server reads from the sum.
+"""A node's contribution to a secure sum as one row of numbers, and the reading of the summed rows.
 
-the meta-gradient times its weight, tensor by tensor in the order of their names | weight | losses | tasks | within
+weighted meta-gradient, tensor by tensor in the order of their names | weight | losses | tasks | within
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,10 @@ Numbers = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class Totals:
-    """The sum over all nodes. `gradient`: mean over tasks, as of one node that hosts them all; zero where `weight` is.
+    """The sum over all nodes.
 
-    `losses`: sum over the `tasks` that contributed; `within`: how many of them did not have to be clipped.
+    `gradient`: mean over tasks, as if one node hosted them all; zero if `weight` is. `losses`: sum
+    over the `tasks` that contributed; `within`: number of those that did not need clipping.
     """
 
     gradient: Params
@@ -34,14 +35,15 @@ class Totals:
 
 
 def length(like: Params) -> int:
-    """How many numbers the row has for a model with these tensors."""
+    """Return the length of a row for a model with these tensors."""
     return sum(value.numel() for value in like.values()) + _COUNTS
 
 
 def to_row(gradient: Params, weight: float, losses: Sequence[float], within: float) -> Numbers:
-    """A node's row. `losses`: of every task, NaN for one that did not contribute.
+    """Return a node's row. `losses`: one per task, NaN for a task that did not contribute.
 
-    Raises SecureError for a weight that would be clipped: the mean would be wrong by as much, and nobody could see it.
+    Raises SecureError for a weight that would be clipped: the mean would be wrong, and nobody could
+    notice.
     """
     if weight > LARGEST:
         raise SecureError(
@@ -54,7 +56,7 @@ def to_row(gradient: Params, weight: float, losses: Sequence[float], within: flo
 
 
 def from_row(row: np.ndarray[Any, Any], like: Params) -> Totals:
-    """The sum of rows for a model with the tensors of `like`."""
+    """Return the totals in a sum of rows, for a model with the tensors of `like`."""
     names = sorted(like)
     weight, losses, tasks, within = (float(number) for number in row[-_COUNTS:])
     means = torch.from_numpy(row[:-_COUNTS] / max(weight, 1e-300))

@@ -257,7 +257,7 @@ def test_two_files_of_one_name_are_refused_with_what_mends_it(tmp_path: Path) ->
 def test_a_run_with_one_file_must_say_whose_row_is_whose(tmp_path: Path) -> None:
     arguments = ["run", *SMALL, "--data", alone(tmp_path / "ward.csv"), "--target", "outcome"]
     result = CliRunner().invoke(main.cli, arguments)
-    assert "says whose row it is (a patient, a hospital) is not said: use `--task`, one of age, marker" in str(result.exception)
+    assert "(a patient, a hospital) is not known: use `--task`, one of age, marker" in str(result.exception)
     result = CliRunner().invoke(main.cli, [*arguments, "--task", "Markr"])
     assert "have no column `Markr`: did you mean `marker`?" in str(result.exception)
 
