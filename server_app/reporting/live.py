@@ -1,13 +1,10 @@
 """What a person sees while a run goes on: a progress bar, a line per round, and the table at the end."""
 
-import csv
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,17 +14,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
-from quickbloom.common.errors import as_told
-from quickbloom.common.formatting import counted, score, size
-from quickbloom.common.spreadsheets import read_csv
-from quickbloom.common.wording import ONE_TASK, duration, metric_name, metric_of, unit
+from quickbloom.common.formatting import score
 
 SUMMARY = "Summary: "
 _DIRECTORY = "Run directory: "
 _FEW_ROUNDS = 200
-_FEW_TASKS = 3
 _ROUND = re.compile(r"\[ROUND (\d+)/(\d+)\]")
 _METRICS = re.compile(r"Aggregated MetricRecord: (\{.*\})")
 _PAIR = re.compile(r"'([\w-]+)': (-?(?:[\d.]+(?:e[+-]?\d+)?|inf)|nan)")
@@ -120,100 +112,6 @@ def progress_bar(console: Console) -> Progress:
     """A bar over the rounds."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
-
-
-def result_table(summary: dict[str, Any]) -> Table:
-    """Before and after adaptation on held-out tasks: mean with its 95 % half-width, and the worst tenth of the tasks."""
-    chosen, seconds, sent = summary["chosen"], summary["seconds"], summary["bytes"]
-    chosen_on = "chosen on validation tasks" if summary["validation"] else "no validation tasks to choose on"
-    notes = [
-        f"adapted with rate {chosen['adapt_lr']:g}, {counted(chosen['adapt_steps'], 'step')} ({chosen_on})",
-        f"{duration(seconds['total'])} in all, {seconds['round_median']:.2f} s a round; {size(sent['up'])} up, "
-        f"{size(sent['down'])} down; {counted(summary['failures'], 'failure')}",
-        privacy_line(summary["privacy"]) if summary.get("privacy") else "",
-        f"of one task {ONE_TASK}" if _one_task(summary) else "",
-        unit(_metric(summary), summary["dataset"]),
-    ]
-    table = Table(
-        title=escape(
-            f"{summary['algorithm']} on {summary.get('data', summary['dataset'])}, {summary['rounds']} rounds, "
-            f"seed {summary['seed']}"
-        ),
-        caption="\n".join(filter(None, notes)),
-    )
-    for heading in ("held-out tasks", "", "before", "after", "worst 10 % after"):
-        table.add_column(heading, justify="left" if heading in ("held-out tasks", "") else "right")
-    for split in ("validation", "test"):
-        scores = summary[split]
-        if scores is None:
-            continue
-        for name in ("accuracy", "balanced_accuracy", "loss") if "accuracy" in scores else ("mse", "rmse"):  # mse is the loss
-            if name not in scores:
-                continue
-            cells = _cells(scores[name], name, chosen["adapt_steps"])
-            table.add_row(f"{split} ({summary['tasks'][split]})", metric_name(name), *cells)
-    return table
-
-
-def few_tasks(summary: dict[str, Any], *, own_file: bool) -> list[str]:
-    """Of a few test tasks their names, if per_task.csv is on this machine, and what else can be done with so few.
-
-    `own_file`: the data are one file, on this machine.
-    """
-    number = summary["tasks"]["test"]
-    if not 0 < number <= _FEW_TASKS:
-        return []
-    said = [f"Only {counted(number, 'test task')}{_named(Path(str(summary['run_dir'])))}: others may fare otherwise."]
-    if own_file:
-        said.append("`quickbloom run --leave-one-out` tests every task on a model of the others.")
-    return [" ".join(said)]
-
-
-def _named(run_dir: Path) -> str:
-    try:
-        with (run_dir / "per_task.csv").open(newline="", encoding="utf-8") as file:
-            names = [as_told(row["task"], 60) for row in read_csv(file) if row["split"] == "test"]
-    except (OSError, KeyError, ValueError, csv.Error):  # names come from nodes
-        return ""
-    return f" ({', '.join(names)})"
-
-
-def result_lines(summary: dict[str, Any]) -> list[str]:
-    """The same result as plain lines, for a log."""
-    lines = []
-    for split in ("validation", "test"):
-        if (scores := summary[split]) is None:
-            continue
-        name = metric_of(scores)
-        before, after, worst = _cells(scores[name], name, summary["chosen"]["adapt_steps"])
-        tasks = summary["tasks"][split]
-        lines.append(
-            f"{counted(tasks, f'{split} task')}: {metric_name(name)} {before} before, {after} after "
-            f"{counted(summary['chosen']['adapt_steps'], 'step')}, worst 10 % {worst}"
-        )
-    if privacy := summary.get("privacy"):
-        lines.append(privacy_line(privacy))
-    return lines
-
-
-def _metric(summary: dict[str, Any]) -> str:
-    return metric_of(summary["test"] or summary["validation"] or {})
-
-
-def _one_task(summary: dict[str, Any]) -> bool:
-    return any(summary[split] and summary["tasks"][split] == 1 for split in ("validation", "test"))
-
-
-def privacy_line(privacy: dict[str, Any]) -> str:
-    """What the noise is worth, in words."""
-    epsilon, steps = privacy["epsilon"], counted(privacy["steps"], "step")
-    found = "unbounded" if epsilon is None else f"{epsilon:.4g}"
-    return f"differential privacy of a training task: epsilon {found}, delta {privacy['delta']:g}, after {steps}"
-
-
-def _cells(scores: dict[str, list[float | None]], name: str, step: int) -> tuple[str, str, str]:
-    mean, half = scores["mean"], scores["ci95"]
-    return score(mean[0], name, half[0]), score(mean[step], name, half[step]), score(scores["worst10"][step], name)
 
 
 def _split(line: str) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from rich.text import Text
 from quickbloom.common.errors import ConfigError, as_told, in_one_line
 from quickbloom.common.formatting import score, size
 from quickbloom.common.wording import data_name, duration, metric_name, metric_of
-from quickbloom.server_app.reporting.live import result_table
+from quickbloom.server_app.reporting.result_table import result_table
 
 _PACE = 30  # newest rounds whose median says how long the rest will take
 _TOLD = 5  # newest failures that are shown

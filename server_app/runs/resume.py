@@ -144,7 +144,7 @@ def counts(strategy: MetaStrategy, seconds: Mapping[str, float], resumed: int) -
             "bytes": dict(strategy.bytes),
             "failures": strategy.failures,
             "late": strategy.late,
-            "best": strategy.best,
+            "best": strategy.evaluation.best,
             "seconds": dict(seconds),
             "resumed": resumed,
             "clip": strategy.privacy.clip if strategy.privacy else 0.0,
@@ -165,13 +165,13 @@ def restore_counts(checkpoint: Checkpoint, strategy: MetaStrategy) -> None:
     strategy.bytes = dict(so_far["bytes"])
     strategy.failures = int(so_far["failures"])
     strategy.late = int(so_far["late"])
-    strategy.best = so_far["best"]
+    strategy.evaluation.best = so_far["best"]
     if strategy.privacy and strategy.config.privacy.clip_quantile:
         clip = so_far["clip"]
         if not isinstance(clip, float) or not LEAST_CLIP <= clip <= MOST_CLIP:
             raise ConfigError(f"`resume-from` names a checkpoint whose clipping norm is none: {clip!r}")
         strategy.privacy.clip = clip
-    strategy.last_validation = _scores(checkpoint)
+    strategy.evaluation.last = _scores(checkpoint)
 
 
 def score_tensors(scores: Scores | None) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,13 +1,11 @@
 """What is read out of a run's log, and what a person is shown."""
 
-import io
 import json
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from quickbloom.server_app.reporting.live import SUMMARY, LogReader, result_lines, result_table
+from quickbloom.server_app.reporting.live import SUMMARY, LogReader
 
 LOG = """INFO :      Run directory: /tmp/r
 WARNING :   Since flwr 1.32, default simulated SuperNodes changed from 10 to 2.
@@ -65,52 +63,6 @@ def test_the_summary_is_found_in_the_log() -> None:
 @pytest.mark.parametrize("line", ["", "Traceback", "INFO :", "round 3", "[ROUND x/y]", "WARNING :   something of Flower's"])
 def test_other_lines_are_passed_over(line: str) -> None:
     assert LogReader().read(line) is None
-
-
-def test_the_table_shows_before_after_worst_seconds_and_bytes() -> None:
-    console = Console(width=140, file=io.StringIO(), record=True)
-    console.print(result_table(summary()))
-    text = " ".join(console.export_text().split())
-    for part in (
-        "20.0 ± 1.0 %",
-        "75.0 ± 3.0 %",
-        "50.0 %",
-        "12 s in all",
-        "0.10 s a round",
-        "1.41 MB up",
-        "999 B down",
-    ):
-        assert part in text
-
-
-def test_a_diverged_score_is_called_that() -> None:
-    scores = {"mean": [2.0, None], "ci95": [0.1, None], "worst10": [3.0, None]}
-    split = {"steps": [0, 1], "mse": scores, "loss": scores}
-    (line,) = result_lines(summary(test=split, chosen={"adapt_lr": 1.0, "adapt_steps": 1}))
-    assert "mean squared error 2 ± 0.1 before, diverged after 1 step, " in line
-
-
-def test_a_single_task_has_no_interval_and_the_table_says_why() -> None:
-    scores = {"mean": [0.2, 0.5, 0.75], "ci95": [None, None, None], "worst10": [0.2, 0.5, 0.75]}
-    one = summary(test={"steps": [0, 1, 2], "accuracy": scores, "loss": scores}, tasks={"train": 3, "validation": 0, "test": 1})
-    console = Console(width=200, file=io.StringIO(), record=True)
-    console.print(result_table(one))
-    text = " ".join(console.export_text().split())
-    assert "±" not in text
-    assert "75.0 %" in text
-    assert "of one task no interval: the spread over tasks cannot be told from a single one" in text
-    assert result_lines(one) == ["1 test task: accuracy 20.0 % before, 75.0 % after 2 steps, worst 10 % 75.0 %"]
-
-
-def test_an_error_of_own_data_has_its_unit_and_that_of_other_data_needs_none() -> None:
-    scores = {"mean": [2.0, 1.0, 0.5], "ci95": [0.1, 0.1, 0.1], "worst10": [3.0, 2.0, 1.0]}
-    split = {"steps": [0, 1, 2], "mse": scores, "loss": scores}
-    for dataset, told in (("own", True), ("sinusoid", False)):
-        console = Console(width=300, file=io.StringIO(), record=True)
-        console.print(result_table(summary(dataset=dataset, test=split)))
-        text = " ".join(console.export_text().split())
-        assert "mean squared error" in text
-        assert ("in variances of each task's own support examples" in text) == told
 
 
 def test_a_run_that_diverges_is_read_without_an_error() -> None:
