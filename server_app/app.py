@@ -3,7 +3,8 @@
 import os
 import sys
 import time
-from logging import INFO, WARNING
+from contextlib import ExitStack
+from logging import INFO
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,14 @@ from flwr.serverapp import Grid, ServerApp
 from quickbloom.common.config.run import RunConfig, parse_run_config
 from quickbloom.common.engine.build import build_algorithm
 from quickbloom.common.errors import ConfigError, QuickbloomError
+from quickbloom.common.files import shown
 from quickbloom.common.flower import workers
 from quickbloom.common.personal.model import description
 from quickbloom.common.printable import keep_log_to_lines
+from quickbloom.common.wording import data_name
+from quickbloom.server_app.events.channel import Events, Warn, into_log
+from quickbloom.server_app.events.file import written
+from quickbloom.server_app.events.kinds import Saved, Started
 from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.privacy import Ledger, TaskPrivacy
 from quickbloom.server_app.federation.roll_call import Population, call_roll
@@ -40,6 +46,7 @@ LEDGER = "privacy.jsonl"
 def main(grid: Grid, context: Context) -> None:
     """Run one federation. Whatever a user can mend ends the run as failed, with one sentence and no traceback."""
     workers.pull_well()
+    events = Events(into_log)
     try:
         known = context.run_config
         config = parse_run_config(known)
@@ -49,40 +56,59 @@ def main(grid: Grid, context: Context) -> None:
             config = parse_run_config(given).resolved()
         # Flower tells the nodes the settings that it knows; those that come from a checkpoint are told by the server.
         unknown = {key: value for key, value in config.flat().items() if config.resume_from and known.get(key) != value}
-        run_federation(PollingGrid(grid, unknown, packs=not hands_over(grid)), config)
-    except (QuickbloomError, RunError):
+        run_federation(PollingGrid(grid, unknown, packs=not hands_over(grid)), config, events)
+    except (QuickbloomError, RunError) as error:
+        events.stop(str(error))
         # Flower logs the exception; the sentence says it all, the stack says nothing to a user.
         sys.tracebacklimit = 0
         raise
 
 
-def run_federation(grid: Grid, config: RunConfig) -> dict[str, Any]:
-    """Train, test, and leave everything in the run directory; returns the summary."""
+def run_federation(grid: Grid, config: RunConfig, events: Events | None = None) -> dict[str, Any]:
+    """Train, test, and leave everything in the run directory; returns the summary. `events`: who is told what happens."""
     clock = _Clock()
+    events = events or Events()
     config = config.resolved()
     torch.set_num_threads(1)
     trackers.check(config)
-    checkpoint = resume.open_checkpoint(config) if config.resume_from else None
+    checkpoint = resume.open_checkpoint(config, events.warn) if config.resume_from else None
     in_place = resume.goes_on_in_place(config)
     setting = config.output_dir or (config.resume_from if in_place else "")
     directory = RunDirectory.create(setting, f"{config.dataset}-{config.algorithm}-seed{config.seed}", again=in_place)
     log(INFO, "Run directory: %s", directory.path)
-    with directory.held():
-        return _run_in(directory, grid, config, checkpoint, clock)
+    with directory.held(), ExitStack() as until_end:
+        events.tell(_started(directory, config, checkpoint))
+        try:
+            return _run_in(directory, grid, config, checkpoint, clock, events, until_end)
+        except (QuickbloomError, RunError) as error:
+            events.stop(str(error))
+            raise
+
+
+def _started(directory: RunDirectory, config: RunConfig, checkpoint: Checkpoint | None) -> Started:
+    flat, done = config.flat(), int(checkpoint.facts["round"]) if checkpoint else 0
+    return Started(shown(str(directory.path)), config.algorithm, data_name(flat), config.seed, config.rounds, done)
 
 
 def _run_in(
-    directory: RunDirectory, grid: Grid, config: RunConfig, checkpoint: Checkpoint | None, clock: "_Clock"
+    directory: RunDirectory,
+    grid: Grid,
+    config: RunConfig,
+    checkpoint: Checkpoint | None,
+    clock: "_Clock",
+    events: Events,
+    until_end: ExitStack,
 ) -> dict[str, Any]:
     if checkpoint is None:
         directory.write_json("config.json", config.flat())
-    population = call_roll(grid, config, str(checkpoint.facts.get("schema", "")) if checkpoint else "")
+        events.join(until_end.enter_context(written(directory.path)))
+    population = call_roll(grid, config, str(checkpoint.facts.get("schema", "")) if checkpoint else "", events)
     spec, done = population.spec, int(checkpoint.facts["round"]) if checkpoint else 0
     if checkpoint is not None and config.privacy.on:
         ledger = Ledger(directory.path / LEDGER)
         ledger.take_over(Ledger(resume.run_of(Path(config.resume_from)) / LEDGER))
         ledger.at_least(resume.noisy_steps(checkpoint))
-    privacy, config = _with_privacy(config, population, directory, done)
+    privacy, config = _with_privacy(config, population, directory, done, events.warn)
     algorithm = build_algorithm(config, spec)
     outer = OuterOptimizer(algorithm.options, algorithm.init(), config.rounds)
     algorithm.learner.drop_numbers()  # they are the outer optimizer's now
@@ -92,11 +118,12 @@ def _run_in(
         resume.restore_model(checkpoint, population, outer)
         clock.add(checkpoint.facts["so-far"]["seconds"])
         directory.write_json("config.json", config.flat())
-        resume.cut_history(checkpoint, Path(config.resume_from), directory)
+        source = Path(config.resume_from)
+        resume.cut_history(checkpoint, source, directory, events.warn)
+        events.join(until_end.enter_context(written(directory.path, resume.events_before(checkpoint, source))))
         if algorithm.fresh():
-            log(
-                WARNING,
-                "Task state is on the nodes: it goes on where `state-dir` has kept it, and starts afresh on other nodes",
+            events.warn(
+                "Task state is on the nodes: it goes on where `state-dir` has kept it, and starts afresh on other nodes"
             )
     writer = CheckpointWriter(
         directory.checkpoints,
@@ -116,7 +143,9 @@ def _run_in(
         scores, said = resume.score_tensors(strategy.evaluation.last if last else None)
         lr, steps = strategy.chosen_rate()
         said["adapt"] = {"lr": lr, "steps": steps}
-        writer.write(number, outer.state() | scores, resume.counts(strategy, clock.read(), origin.resumed) | said, last=last)
+        counts = resume.counts(strategy, clock.read(), origin.resumed)
+        path = writer.write(number, outer.state() | scores, counts | said, last=last)
+        events.tell(Saved(number, str(path.relative_to(directory.path))))
 
     def on_round(record: dict[str, Any]) -> None:
         directory.append_round(record)
@@ -125,10 +154,10 @@ def _run_in(
         if number == config.rounds or (config.checkpoint_every and number % config.checkpoint_every == 0):
             save(number)
 
-    strategy = MetaStrategy(config, population, algorithm, outer, on_round, done + 1, origin.lineage, privacy)
+    strategy = MetaStrategy(config, population, algorithm, outer, on_round, done + 1, origin.lineage, privacy, events)
     if checkpoint is not None:
         resume.restore_counts(checkpoint, strategy)
-    with trackers.tracked(config, directory.path, done, origin.branch) as live:
+    with trackers.tracked(config, directory.path, done, origin.branch, events.warn) as live:
         if checkpoint is None and config.checkpoint_every:
             save(0)  # so that the run can go on from its first moment
         strategy.start(grid, ArrayRecord(), num_rounds=config.rounds, timeout=config.round_deadline)
@@ -136,7 +165,7 @@ def _run_in(
 
 
 def _with_privacy(
-    config: RunConfig, population: Population, directory: RunDirectory, done: int
+    config: RunConfig, population: Population, directory: RunDirectory, done: int, warn: Warn
 ) -> tuple[TaskPrivacy | None, RunConfig]:
     """The privacy of a run of which so many rounds are done, and its settings with as many rounds as the budget allows."""
     if not config.privacy.on:
@@ -144,9 +173,9 @@ def _with_privacy(
     train = len(population.splits["train"])
     privacy = TaskPrivacy(config.privacy, train, config.tasks_in_round(train), Ledger(directory.path / LEDGER))
     if config.privacy.noise_seed >= 0:
-        log(WARNING, "Privacy noise is seeded (`privacy.noise-seed`): anybody can subtract it, so this run protects nobody")
+        warn("Privacy noise is seeded (`privacy.noise-seed`): anybody can subtract it, so this run protects nobody")
     if config.privacy.delta > 1 / train:
-        log(WARNING, "Privacy delta is %g, above 1 / %s training tasks: it should be well below", config.privacy.delta, train)
+        warn(f"Privacy delta is {config.privacy.delta:g}, above 1 / {train} training tasks: it should be well below")
     allowed = privacy.steps_within_budget(config.rounds - done)
     if allowed < config.rounds - done:
         if not done + allowed:
@@ -154,7 +183,7 @@ def _with_privacy(
                 f"`privacy.epsilon` must be at least {privacy.epsilon(privacy.released + 1):.3g} for a single round with these "
                 f"settings, got {config.privacy.epsilon:g}: raise it or `privacy.noise-multiplier`, or let fewer tasks in"
             )
-        log(WARNING, "Privacy budget is %g, so training ends after round %s", config.privacy.epsilon, done + allowed)
+        warn(f"Privacy budget is {config.privacy.epsilon:g}, so training ends after round {done + allowed}")
         config = config.model_copy(update={"rounds": done + allowed})
         if not done:  # a run that goes on writes its settings once it is known that it can
             directory.write_json("config.json", config.flat())

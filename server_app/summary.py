@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable, Iterable
-from logging import INFO, WARNING
+from logging import INFO
 from typing import Any
 
 import flwr
@@ -13,13 +13,13 @@ from flwr.serverapp import Grid
 
 from quickbloom import __version__
 from quickbloom.common.wording import data_name
+from quickbloom.server_app.events.kinds import Ended, finite
 from quickbloom.server_app.federation.roll_call import Population
 from quickbloom.server_app.federation.scores import Scores
 from quickbloom.server_app.federation.strategy import MetaStrategy, RunError
-from quickbloom.server_app.reporting.live import SUMMARY
 from quickbloom.server_app.reporting.result_table import result_lines
 from quickbloom.server_app.runs import trackers
-from quickbloom.server_app.runs.directory import RunDirectory, read_history, spread, to_json
+from quickbloom.server_app.runs.directory import RunDirectory, read_history, spread
 
 SECOND = {"accuracy": "balanced_accuracy", "mse": "rmse"}
 """What the second score of a user's own data is called, by the first."""
@@ -52,7 +52,7 @@ def conclude(
     shots = _score_shots(grid, strategy, lr, steps)
     strategy.let_keep(grid, strategy.outer.leaves, lr, steps, directory.path.name)
     pace = float(np.median([record["seconds"] for record in read_history(directory.path)]))
-    summary = {
+    content = {
         **_facts(strategy),
         "run_dir": str(directory.path),
         "chosen": {"adapt_lr": lr, "adapt_steps": steps},
@@ -62,13 +62,14 @@ def conclude(
         "seconds": {**seconds(), "round_median": pace},
         "resumed": resumed,
     }
+    summary: dict[str, Any] = finite(content)
     population = strategy.population
     directory.write_per_task(_rows(population, "validation", validation, lr) + _rows(population, "test", test, lr))
     directory.write_json("summary.json", summary)
     live.end(summary, clients_of(strategy, "test", test, lr, steps))
     for line in result_lines(summary):
         log(INFO, "%s", line)
-    log(INFO, "%s%s", SUMMARY, to_json(summary))
+    strategy.events.tell(Ended(summary))
     return summary
 
 
@@ -80,7 +81,7 @@ def _validation_scores(grid: Grid, strategy: MetaStrategy) -> Scores | None:
         # Training was over, and the run is gone on with under other rates or steps.
         scores = evaluation.last = strategy.score_tasks(grid, strategy.outer.leaves, tasks, evaluation.lrs)
     if tasks and (scores is None or not scores.task_ids):
-        log(WARNING, "No validation task could be scored: the inner rate and all %s steps are used", config.adapt_steps)
+        strategy.events.warn(f"No validation task could be scored: the inner rate and all {config.adapt_steps} steps are used")
     return scores
 
 

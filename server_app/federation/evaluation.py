@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.maths.params import Params
 from quickbloom.common.wire.messages import EVALUATE, EvaluateReply, EvaluateRequest, to_arrays
+from quickbloom.server_app.events.kinds import Scored
 from quickbloom.server_app.federation.reply_checks import check_scores
 from quickbloom.server_app.federation.roll_call import Population
 from quickbloom.server_app.federation.scores import Scores, best_rate
@@ -115,8 +116,8 @@ class Evaluation:
                 scores = scores.joined(self.read(replies, scores.lrs))
         return scores
 
-    def take(self, server_round: int, scores: Scores) -> tuple[dict[str, Any], dict[str, float]] | None:
-        """Take in the scores of the validation tasks: (what the history says of them, the mean before and after), or None.
+    def take(self, server_round: int, scores: Scores) -> tuple[dict[str, Any], Scored] | None:
+        """Take in the scores of the validation tasks: (what the history says of them, the event), or None.
 
         The history has the curve of the rate that these scores speak for. None if no task could be scored.
         """
@@ -129,7 +130,7 @@ class Evaluation:
         self._remember_best({"round": server_round, "adapt_lr": lr, "adapt_steps": step, name: float(curve[step])})
         losses = scores.losses[:, at].mean(axis=0)
         record = {"adapt_lr": lr, name: curve.tolist(), "loss": losses.tolist(), "tasks": len(scores.task_ids)}
-        return record, {f"{name}-before": float(curve[0]), f"{name}-after": float(curve[step])}
+        return record, Scored(server_round, name, float(curve[0]), float(curve[step]), lr, step, len(scores.task_ids))
 
     def _remember_best(self, scored: dict[str, Any]) -> None:
         """The evaluation with the best validation score so far; of equal ones the first."""

@@ -9,7 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from logging import INFO, WARNING
+from logging import INFO
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ from quickbloom.common.wire.messages import (
     to_arrays,
 )
 from quickbloom.common.wire.secure.protocol import LEAST_NODES
+from quickbloom.server_app.events.channel import Events
+from quickbloom.server_app.events.kinds import RoundEnded
 from quickbloom.server_app.federation.aggregation import RunningMean, aggregate, too_few
 from quickbloom.server_app.federation.evaluation import Evaluation
 from quickbloom.server_app.federation.keeping import keep_on_nodes
@@ -70,6 +72,7 @@ class MetaStrategy(Strategy):
         first_round: int = 1,
         lineage: str = "",
         privacy: TaskPrivacy | None = None,
+        events: Events | None = None,
     ) -> None:
         self.config = config
         self.population = population
@@ -77,13 +80,14 @@ class MetaStrategy(Strategy):
         self.outer = outer
         self.failures = 0
         self.bytes = {"up": 0, "down": 0}
+        self.events = events or Events()
         self._on_round = on_round
         self._lineage = lineage
         self.privacy = privacy
         self.client_losses: list[float] = []
         """Of the training tasks of the last round, after their inner loop; none where only sums are known."""
         self._first_round = first_round
-        self._messages = Exchange(config, population)
+        self._messages = Exchange(config, population, self.events)
         self.nodes = self._messages.nodes
         self.evaluation = Evaluation(config, population, algorithm.options.inner_lr, self._messages, lineage)
         self.sampling = Sampling(config, population, privacy)
@@ -110,7 +114,9 @@ class MetaStrategy(Strategy):
         del initial_arrays
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         self.summary()
+        self.events.round = self._first_round - 1
         for number in range(self._first_round, num_rounds + 1):
+            self.events.round = number
             log(INFO, "")
             log(INFO, "[ROUND %s/%s]", number, num_rounds)
             metrics = self._train_round(grid, number, train_config, timeout)
@@ -141,7 +147,7 @@ class MetaStrategy(Strategy):
                 return self._take_in(number, self._ask_gradients(grid, number, config, timeout))
             except TooFewError as few:
                 if self.config.on_too_few == "skip":
-                    log(WARNING, "Round %s is skipped, the model stays as it is: %s", number, few)
+                    self.events.warn(f"Round {number} is skipped, the model stays as it is: {few}")
                     self._messages.round.record = {
                         "round": number,
                         "train": {"loss": math.nan, "tasks": 0},
@@ -150,7 +156,7 @@ class MetaStrategy(Strategy):
                     return None
                 if self.config.on_too_few == "stop" or attempt == _ATTEMPTS:
                     raise RunError(f"round {number}: {few}") from None
-                log(WARNING, "Round %s is repeated: %s", number, few)
+                self.events.warn(f"Round {number} is repeated: {few}")
         raise AssertionError("the last attempt returns or raises")
 
     def _ask_gradients(self, grid: Grid, number: int, config: ConfigRecord, timeout: float | None) -> Iterable[Message]:
@@ -314,8 +320,9 @@ class MetaStrategy(Strategy):
                 wanted = self.population.splits["validation"]
                 scores = self.evaluation.wait_for(self._grid, scores, self.outer.leaves, wanted, server_round)
             if told := self.evaluation.take(server_round, scores):
-                self._messages.round.record["validation"], means = told
-                metrics = MetricRecord(dict(means))
+                self._messages.round.record["validation"], scored = told
+                self.events.tell(scored)
+                metrics = MetricRecord({f"{scored.metric}-before": scored.before, f"{scored.metric}-after": scored.after})
         self._close_round()
         return metrics
 
@@ -358,12 +365,32 @@ class MetaStrategy(Strategy):
         nodes = {"asked": self._messages.round.asked, "answered": self._messages.round.answered, "away": self.nodes.away}
         if not self.privacy:  # who was drawn is then a secret
             nodes["trained"] = sorted(self._messages.round.trained)
-        self._on_round(
-            {
-                **self._messages.round.record,
-                "nodes": {**nodes, "late": {f"node {node_id}": number for node_id, number in sorted(late.items())}},
-                "bytes": {"up": self._messages.round.bytes_up, "down": self._messages.round.bytes_down},
-                "seconds": round(time.monotonic() - self._messages.round.started, 4),
-                "failures": self._messages.round.failures,
-            }
-        )
+        this = self._messages.round
+        record = {
+            **this.record,
+            "nodes": {**nodes, "late": {f"node {node_id}": number for node_id, number in sorted(late.items())}},
+            "bytes": {"up": this.bytes_up, "down": this.bytes_down},
+            "seconds": round(time.monotonic() - this.started, 4),
+            "failures": this.failures,
+        }
+        self.events.tell(in_short(record, self.config.rounds))
+        self._on_round(record)
+
+
+def in_short(record: dict[str, Any], rounds: int) -> RoundEnded:
+    """The event of a round of so many, from its line of the history."""
+    train, nodes, sent = record["train"], record["nodes"], record["bytes"]
+    return RoundEnded(
+        record["round"],
+        rounds,
+        train["loss"],
+        train["tasks"],
+        record["seconds"],
+        nodes["asked"],
+        nodes["answered"],
+        len(nodes["away"]),
+        len(record["failures"]),
+        sent["up"],
+        sent["down"],
+        record.get("skipped", ""),
+    )
