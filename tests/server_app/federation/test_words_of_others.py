@@ -28,7 +28,7 @@ from quickbloom.server_app.events.kinds import Ended, Event, RoundEnded, Started
 from quickbloom.server_app.federation.strategy import RunError
 from quickbloom.server_app.launch.follow import follow_here
 
-FORGED = f"quickbloom-event {to_line(RoundEnded(3, 99999, 0.0, 1, 0.1))}"
+FORGED = "quickbloom-event " + to_line(Started("/etc", "forged", "x", 0, 99999))
 HOSTILE = [
     f"A\nINFO :      {FORGED}",
     f"A\rINFO :      {FORGED}",
@@ -183,7 +183,7 @@ def test_a_node_cannot_hide_a_warning(name: str, tmp_path: Path, caplog: pytest.
     assert all(printable(event.sentence) for event in warnings)
     if name in PRINTABLE:  # else the whole answer was refused
         said = [event.sentence for event in warnings]
-        assert any(sentence.startswith(f"1 task is left out: {as_told(name)} (") for sentence in said)
+        assert any(sentence.startswith(f"1 task is left out: {as_told(name)[:40]}") for sentence in said)
         assert any(sentence.startswith(f"Task {name}") and " is left out: it has " in sentence for sentence in said)
 
 
