@@ -73,6 +73,7 @@ def _lead(run: RunFacts) -> str:
 def _sections(run: RunFacts) -> list[Section]:
     made = [
         Section("Result", _result(run)),
+        Section("Warnings", [Text(sentence) for sentence in run.warnings]),
         Section("Learning", learning(run)),
         Section("Adaptation", adaptation(run)),
         Section("Clients", clients_of(run)),
