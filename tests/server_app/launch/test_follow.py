@@ -174,7 +174,7 @@ def flower(monkeypatch: pytest.MonkeyPatch) -> Any:
         yield Path("/app")
 
     monkeypatch.setattr(follow, "bundle", bundle)
-    monkeypatch.setattr(follow.signal, "signal", lambda *_: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
 
     def played(lines: list[str], status: tuple[str, str] = ("finished:completed", ""), verbose: bool = False) -> Any:
         monkeypatch.setattr(follow, "Run", lambda *_: FlowerRun(lines, status))
