@@ -59,7 +59,7 @@ class MetaStrategy(Strategy):
 
     `on_round` gets one dictionary per round: what history.jsonl holds. `first_round` is the round that follows a checkpoint.
     `lineage` names the training, so that nodes know what their tasks keep of it. With `privacy` the tasks of a round are a
-    secret sample, all weigh the same, and their mean is noisy.
+    secret sample, all weigh the same, and their mean is noisy. `events` is told of rounds, scores, warnings and failures.
     """
 
     def __init__(
