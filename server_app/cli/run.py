@@ -16,7 +16,7 @@ from quickbloom.server_app.cli.options import DATASETS
 from quickbloom.server_app.launch.follow import follow
 from quickbloom.server_app.launch.prepare import connection_for, own_data, settle
 from quickbloom.server_app.launch.settings import parse_assignments
-from quickbloom.server_app.reporting.live import few_tasks, result_table
+from quickbloom.server_app.reporting.result_table import few_tasks, result_table
 from quickbloom.server_app.runs.directory import to_json, unused
 
 

@@ -27,6 +27,8 @@ from quickbloom.common.errors import FILE_TROUBLE
 from quickbloom.common.models import MODELS, is_own_model
 from quickbloom.common.system import user_code
 from quickbloom.common.system.processes import end_group, uninterrupted
+from quickbloom.server_app.events.file import read_events
+from quickbloom.server_app.events.kinds import Failed, Warned
 from quickbloom.server_app.launch.flower_run import CPU_ENVIRONMENT
 from quickbloom.server_app.launch.settings import parse_assignments
 from quickbloom.server_app.runs.directory import read_history
@@ -122,6 +124,12 @@ class Result:
     @property
     def summary(self) -> dict[str, Any]:
         return dict(json.loads((self.run.directory / "summary.json").read_text(encoding="utf-8")))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What its user should know, each sentence once."""
+        told = (event.sentence for event in read_events(self.run.directory) if isinstance(event, Warned | Failed))
+        return list(dict.fromkeys(told))
 
     @property
     def rounds(self) -> list[dict[str, Any]]:

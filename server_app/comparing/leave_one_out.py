@@ -33,12 +33,13 @@ def run_all(settings: Mapping[str, Scalar], directory: Path, verbose: bool) -> t
     settings = {"min-nodes": 1, **settings}
     tasks = tasks_of(parse_run_config(settings))
     summaries: list[dict[str, Any]] = []
+    warned: set[str] = set()
     for task in tasks:
         own = fold(settings, task, len(tasks), directory)
         remarks = check_locally(parse_run_config(own), own, 1)
         for remark in remarks if not summaries else ():
             say(f"Remark: {remark}")
-        code, summary = follow_here(parse_run_config(own), 1, verbose, rounds=False)
+        code, summary = follow_here(parse_run_config(own), 1, verbose, rounds=False, warned=warned)
         if summary is None:
             return code, None
         summaries.append(summary)

@@ -23,12 +23,13 @@ from quickbloom.common.datasets import DATASETS, load_dataset
 from quickbloom.common.datasets.base import resolve_data_dir
 from quickbloom.common.errors import ConfigError, OneLineError
 from quickbloom.common.formatting import counted
+from quickbloom.common.printable import one_line
 from quickbloom.common.system import locks
 from quickbloom.common.system.terminal import say
 from quickbloom.server_app.comparing.batch import Result, Run, Setup, perform
 from quickbloom.server_app.launch.prepare import check_machine, check_simulation
 from quickbloom.server_app.launch.settings import check_with_data, parse_assignments
-from quickbloom.server_app.reporting.live import progress_bar
+from quickbloom.server_app.reporting.progress import progress_bar
 from quickbloom.server_app.runs.program import program
 
 SHOTS = "test-shots=1,2,5,10"
@@ -267,6 +268,7 @@ class _Watch:
         self._task: TaskID = progress.add_task("", total=total)
         self._number = 0
         self._running: list[str] = []
+        self._warned: set[str] = set()
 
     def on_start(self, run: Run) -> None:
         self._running.append(describe(run))
@@ -282,9 +284,17 @@ class _Watch:
         if result.broken:
             command = " ".join(result.run.setup.command(result.run.seed))
             raise CompareError(f"`{command}` ended with code {result.code}: {result.failure[-600:]}")
+        self._tell_warnings(result, name)
         took = "kept" if kept else f"{result.facts['wall']:.0f} s"
         self._console.print(f"[{self._number}/{self._total}] {name}: {_outcome(result)}, {took}", markup=False, soft_wrap=True)
         self._show()
+
+    def _tell_warnings(self, result: Result, name: str) -> None:
+        """Those that no run before had: most are of the data, which all runs share."""
+        for sentence in result.warnings:
+            if sentence not in self._warned:
+                self._warned.add(sentence)
+                self._console.print(one_line(f"{name}: {sentence}"), markup=False, style="yellow", soft_wrap=True)
 
     def _show(self) -> None:
         self._progress.update(self._task, completed=self._number, description="; ".join(self._running))

@@ -7,7 +7,7 @@ test. A federation that cannot work is refused here, with one sentence.
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from logging import INFO, WARNING
+from logging import INFO
 
 from flwr.app import Message
 from flwr.common import log
@@ -21,6 +21,8 @@ from quickbloom.common.datasets.own.agreement import agree, core, fits
 from quickbloom.common.datasets.own.columns import Schema
 from quickbloom.common.errors import ConfigError, DataError, as_told
 from quickbloom.common.wire.messages import ROLL_CALL, RollCallReply, WireError, roll_call_request
+from quickbloom.server_app.events.channel import Events, Warn
+from quickbloom.server_app.events.kinds import RollCalled
 from quickbloom.server_app.federation.splits import split_tasks
 from quickbloom.server_app.messaging.failures import UNFINISHED, failure
 from quickbloom.server_app.messaging.population import Population
@@ -31,11 +33,12 @@ _GONE = f"error {ErrorCode.NODE_UNAVAILABLE}:"
 """How the reason begins why a node did not answer that Flower does not reach."""
 
 
-def call_roll(grid: Grid, config: RunConfig, agreed: str = "") -> Population:
+def call_roll(grid: Grid, config: RunConfig, agreed: str = "", events: Events | None = None) -> Population:
     """Wait for `min-nodes` nodes, ask all that are there, and split their tasks. Raises ConfigError if that cannot work.
 
     `agreed`: the schema of a run that goes on, which the nodes are told; "": they agree on one.
     """
+    events = events or Events()
     answers, refused = _ask_until_enough(grid, config, agreed)
     if not agreed:
         answers, reasons, agreed = _let_agree(grid, config, answers)
@@ -44,8 +47,8 @@ def call_roll(grid: Grid, config: RunConfig, agreed: str = "") -> Population:
     refused |= odd
     answers = {node_id: answer for node_id, answer in answers.items() if node_id not in odd}
     for node_id, reason in refused.items():
-        log(WARNING, "Node %s does not take part: %s", node_id, reason)
-    _name_left_out({name: why for answer in answers.values() for name, why in answer.left_out.items()})
+        events.warn(f"Node {node_id} does not take part: {reason}")
+    _name_left_out(events.warn, {name: why for answer in answers.values() for name, why in answer.left_out.items()})
     if spec is None or len(answers) < config.min_nodes:
         raise ConfigError(_too_few(config, len(answers), refused))
     homes: dict[str, int] = {}
@@ -58,8 +61,9 @@ def call_roll(grid: Grid, config: RunConfig, agreed: str = "") -> Population:
                     "`num-partitions` in its --node-config" + _or_other_names(config)
                 )
             homes[task.task_id], tasks[task.task_id] = node_id, task
-    splits = split_tasks(list(tasks.values()), config)
+    splits = split_tasks(list(tasks.values()), config, events.warn)
     log(INFO, "%s nodes host %s tasks: %s", len(answers), len(tasks), {name: len(ids) for name, ids in splits.items()})
+    events.tell(RollCalled(len(answers), {name: len(ids) for name, ids in splits.items()}))
     keepers = {node_id for node_id, answer in answers.items() if answer.keeps and answer.tasks}
     return Population(spec, homes, splits, tasks, refused, set(answers), keepers, agreed)
 
@@ -158,10 +162,10 @@ def _or_other_names(config: RunConfig) -> str:
     )
 
 
-def _name_left_out(left_out: Mapping[str, str]) -> None:
+def _name_left_out(warn: Warn, left_out: Mapping[str, str]) -> None:
     """One line, however many there are: nodes that share a file say the same."""
     if left_out:
-        log(WARNING, "%s", left_out_in_words(left_out))
+        warn(left_out_in_words(left_out))
 
 
 def _wait_for_nodes(grid: Grid, config: RunConfig) -> list[int]:

@@ -8,20 +8,18 @@ across each border. `exact` draws a permutation and has exact shares, but one mo
 
 import hashlib
 from collections.abc import Sequence
-from logging import WARNING
-
-from flwr.common import log
 
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.datasets.base import SPLITS, TaskInfo
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.randomness import generator
+from quickbloom.server_app.events.channel import Warn, warn_in_log
 
 Split = dict[str, str]
 """The split of every name: of a task, or of a group of them."""
 
 
-def split_tasks(tasks: Sequence[TaskInfo], config: RunConfig) -> dict[str, list[str]]:
+def split_tasks(tasks: Sequence[TaskInfo], config: RunConfig, warn: Warn = warn_in_log) -> dict[str, list[str]]:
     """Task ids of "train", "validation" and "test": as the data set's authors published them, else drawn by seed.
 
     Tasks of one group stay together. Where authors published a test part but no validation part, validation tasks are drawn
@@ -42,8 +40,10 @@ def split_tasks(tasks: Sequence[TaskInfo], config: RunConfig) -> dict[str, list[
     for name, split in where.items():
         splits[split] += free[name]
     if config.privacy.on and (reason := _dependence(where, config, validation, test)):
-        log(WARNING, "%s", reason)
-    usable = {split: sorted(task.task_id for task in members if _usable(task, split)) for split, members in splits.items()}
+        warn(reason)
+    usable = {
+        split: sorted(task.task_id for task in members if _usable(task, split, warn)) for split, members in splits.items()
+    }
     if not usable["train"]:
         raise ConfigError("no task is left to train on: every training task needs at least one support and one query example")
     return usable
@@ -150,11 +150,11 @@ def _instead(config: RunConfig, number: int) -> str:
     return "; of a single task nothing can be held out: name the column that tells tasks apart with `--task`"
 
 
-def _usable(task: TaskInfo, split: str) -> bool:
+def _usable(task: TaskInfo, split: str, warn: Warn) -> bool:
     other, name = (task.num_query, "query") if split == "train" else (task.num_test, "test")
     if task.num_support and other:
         return True
-    log(WARNING, "Task %s is left out: it has %s support and %s %s examples", task.task_id, task.num_support, other, name)
+    warn(f"Task {task.task_id} is left out: it has {task.num_support} support and {other} {name} examples")
     return False
 
 

@@ -2,22 +2,20 @@
 
 import logging
 import signal
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-
-from rich.progress import Progress
 
 from quickbloom.common.config.run import RunConfig, parse_run_config
 from quickbloom.common.flower import callers
 from quickbloom.common.personal.trust import flags
-from quickbloom.common.printable import one_line
 from quickbloom.common.system.processes import ENDINGS
 from quickbloom.common.system.terminal import FAILED, OK, STOPPED, console, say, say_error
+from quickbloom.server_app.events.channel import Events, from_log, is_told
 from quickbloom.server_app.launch.flower_run import LaunchError, LocalSuperLink, Run, bundle, unframed
 from quickbloom.server_app.launch.prepare import Start
-from quickbloom.server_app.reporting.live import LogReader, progress_bar
+from quickbloom.server_app.reporting.progress import Shown, progress_bar
 
 Outcome = tuple[int, dict[str, Any] | None]
 """(exit code, summary); the summary is None unless the run completed."""
@@ -39,6 +37,7 @@ def _follow_flower(start: Start, verbose: bool) -> Outcome:
     settings, connection = start.settings, start.connection
     started: Run | None = None
     known = True
+    log: list[str] = []
     try:
         with ExitStack() as stack:
             progress = stack.enter_context(progress_bar(console))
@@ -55,7 +54,9 @@ def _follow_flower(start: Start, verbose: bool) -> Outcome:
             started = Run(app, link, settings, start.nodes)
             stack.callback(started.close)
             try:
-                log, reader = _show(started, progress, task, verbose)
+                shown = Shown(progress, task, quiet=verbose)
+                for line in started.lines():
+                    _take(line, log, shown, verbose)
                 status, details = started.status()
             except BaseException:
                 # From here on nothing may interrupt: a second Ctrl-C would leave processes behind.
@@ -71,80 +72,82 @@ def _follow_flower(start: Start, verbose: bool) -> Outcome:
             say(f"The run may have been taken all the same: look with `flwr list {connection}`.")
         return STOPPED, None
     if status != "finished:completed":
-        say_error(_reason(status, details, log))
-        if reader.run_dir and reader.round > 1:
+        say_error(shown.stopped or _reason(status, details, log))
+        if shown.run_dir and shown.round:
             told = "".join(
                 f" {words}" for words in (f"--connection {connection}" if connection else "", flags(settings)) if words
             )
-            say(f"The rounds before are kept; to go on: quickbloom run --resume {reader.run_dir}{told}")
+            say(f"The rounds before are kept; to go on: quickbloom run --resume {shown.run_dir}{told}")
         return FAILED, None
-    if reader.summary is None:
+    if shown.summary is None:
         say_error("the run completed, but its log holds no summary: read summary.json in the run directory on the server")
         return FAILED, None
-    return OK, reader.summary
+    return OK, shown.summary
 
 
-def follow_here(config: RunConfig, nodes: int, verbose: bool, *, rounds: bool = True) -> Outcome:
-    """A run with all nodes in this process and without Flower's runtime. `rounds`: whether to tell of them line by line."""
+def follow_here(
+    config: RunConfig, nodes: int, verbose: bool, *, rounds: bool = True, warned: set[str] | None = None
+) -> Outcome:
+    """A run with all nodes in this process and without Flower's runtime.
+
+    `rounds`: whether to tell of them line by line. `warned`: what need not be told again; it grows.
+    """
     from quickbloom.server_app.app import run_federation
     from quickbloom.server_app.federation.strategy import RunError
     from quickbloom.server_app.messaging.in_process_grid import InlineGrid
 
-    logger = logging.getLogger("flwr")
-    theirs, reader = list(logger.handlers), LogReader()
     try:
         with progress_bar(console) as progress:
             task = progress.add_task("roll call", total=None)
-            logger.handlers = [_LineHandler(lambda line: _show_line(line, reader, progress, task, verbose, rounds))]
-            return OK, run_federation(InlineGrid(nodes, config.flat(), {}), config)
+            shown = Shown(progress, task, rounds=rounds, quiet=verbose, warned=warned)
+            with _log_to(shown, verbose):
+                run_federation(InlineGrid(nodes, config.flat(), {}), config, Events(shown))
+            return OK, shown.summary
     except KeyboardInterrupt:
         say(f"Stopped; what was finished is in {config.output_dir}.")
         return STOPPED, None
     except RunError as error:
         say_error(str(error))
         return FAILED, None
+
+
+@contextmanager
+def _log_to(shown: Shown, verbose: bool) -> Iterator[None]:
+    """As long as this lasts, Flower's log goes where a person sees it: all of it, or what the nodes here warn of."""
+    logger = logging.getLogger("flwr")
+    theirs = list(logger.handlers)
+    logger.handlers = [_Handler(shown, verbose)]
+    try:
+        yield
     finally:
         logger.handlers = theirs
 
 
-class _LineHandler(logging.Handler):
-    """Hands every record on as a line of the form that Flower's log has."""
+class _Handler(logging.Handler):
+    """Shows every record of the log, or warnings that no event tells of. Errors of a node come back in its answer."""
 
-    def __init__(self, take: Callable[[str], None]) -> None:
+    def __init__(self, shown: Shown, verbose: bool) -> None:
         super().__init__()
-        self._take = take
+        self._shown, self._verbose = shown, verbose
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._take(f"{record.levelname} : {one_line(record.getMessage())}")
+        if self._verbose:
+            say(f"{record.levelname} : {record.getMessage()}")
+        elif record.levelno == logging.WARNING and not is_told(record):
+            self._shown.warn(record.getMessage())
 
 
-def _show(started: Run, progress: Progress, task: Any, verbose: bool) -> tuple[list[str], LogReader]:
-    """Follow the log to its end and show what a person wants to see of it."""
-    log: list[str] = []
-    reader = LogReader()
-    for line in started.lines():
-        log.append(line)
-        _show_line(line, reader, progress, task, verbose)
-    return log, reader
-
-
-def _show_line(line: str, reader: LogReader, progress: Progress, task: Any, verbose: bool, rounds: bool = True) -> None:
-    said = reader.read(line)
-    if verbose or (said and (rounds or reader.warned)):
-        # Never as markup: parts of it come from nodes.
-        console.print(
-            one_line(line if verbose else said or ""), markup=False, style="yellow" if reader.warned else None, soft_wrap=True
-        )
-    if reader.round:
-        progress.update(task, description="training", total=reader.total, completed=reader.round - 1)
-    elif "Run directory" in line:
-        progress.update(task, description="roll call")
+def _take(line: str, log: list[str], shown: Shown, verbose: bool) -> None:
+    """A line of Flower's log: an event, or words for whoever wants to see them."""
+    if event := from_log(line):
+        shown(event)
+        return
+    log.append(line)
+    if verbose:
+        say(line)
 
 
 def _reason(status: str, details: str, log: list[str]) -> str:
-    """Why a run failed, in one sentence: Flower puts the exception's text behind "exception: "."""
-    _, found, sentence = details.partition("exception: ")
-    if found:
-        return sentence
+    """Why a run failed that did not say so itself, as far as Flower knows."""
     tail = [unframed(line) for line in log if unframed(line)][-3:]
     return f"the run ended as {status} ({details}); its log ends with: {' '.join(tail)}"

@@ -6,17 +6,16 @@ One bad reply costs that reply: it is named, counted, and held against its node,
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from logging import WARNING
 from typing import Any
 
 from flwr.app import Message, Metadata, RecordDict
-from flwr.common import log
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.errors import OneLineError, as_told
 from quickbloom.common.wire.messages import TRAIN, WireError, payload_bytes, tell_agreed
+from quickbloom.server_app.events.channel import Events
 from quickbloom.server_app.messaging.failures import UNFINISHED, failure
 from quickbloom.server_app.messaging.node_status import Reachability
 from quickbloom.server_app.messaging.polling_grid import PollingGrid, are_large
@@ -45,10 +44,11 @@ class Round:
 class Exchange:
     """The messages of one run. `nodes`: who can be asked; `round`: what the current round has seen; `sent`: what is open."""
 
-    def __init__(self, config: RunConfig, population: Population) -> None:
+    def __init__(self, config: RunConfig, population: Population, events: Events | None = None) -> None:
         self._config = config
+        self._events = events or Events()
         self._population = population
-        self.nodes = Reachability(population, config.node_deadline)
+        self.nodes = Reachability(population, config.node_deadline, self._events.warn)
         self.round = Round()
         self.sent: list[Metadata] = []
         self._in_order = False
@@ -186,7 +186,7 @@ class Exchange:
     def fail(self, who: str, reason: str) -> None:
         """Name and count what went wrong."""
         who, reason = as_told(who), as_told(reason, 600)
-        log(WARNING, "%s: %s", who.capitalize(), reason)
+        self._events.fail(who, reason)
         self.round.failures.append({"who": who, "reason": reason})
 
 

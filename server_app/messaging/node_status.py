@@ -8,7 +8,7 @@ that restarts may have a new node id. All of this happens between the rounds, an
 import time
 from collections import Counter
 from collections.abc import Iterable
-from logging import INFO, WARNING
+from logging import INFO
 
 from flwr.app import Message, Metadata
 from flwr.common import log
@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 
 from quickbloom.common.flower.upload_deadline import awaited_until
 from quickbloom.common.wire.messages import ROLL_CALL, RollCallReply, WireError, roll_call_request
+from quickbloom.server_app.events.channel import Warn, warn_in_log
 from quickbloom.server_app.messaging.failures import failure
 from quickbloom.server_app.messaging.population import Population
 
@@ -30,9 +31,10 @@ class Reachability:
     `population.homes` follows tasks that come back on another node.
     """
 
-    def __init__(self, population: Population, patience: float) -> None:
+    def __init__(self, population: Population, patience: float, warn: Warn = warn_in_log) -> None:
         self._population = population
         self._patience = patience
+        self._warn = warn
         self._known = population.nodes | population.refused.keys() | set(population.homes.values())
         self._connected = set(self._known)
         self._away: set[int] = set()
@@ -143,7 +145,7 @@ class Reachability:
     def _refuse(self, node_id: int, reason: str) -> None:
         self._waiting.pop(node_id, None)
         if node_id not in self._known:
-            log(WARNING, "Node %s does not take part: %s", node_id, reason)
+            self._warn(f"Node {node_id} does not take part: {reason}")
             self._known.add(node_id)
 
     def _back(self, node_id: int) -> None:

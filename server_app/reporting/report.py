@@ -15,7 +15,6 @@ from quickbloom.common.wording import ONE_TASK, change, duration, margin, metric
 from quickbloom.server_app.reporting.clients import clients_of
 from quickbloom.server_app.reporting.curves import adaptation, learning
 from quickbloom.server_app.reporting.drawing import SERIES, every, picture, style, whole_numbers
-from quickbloom.server_app.reporting.live import privacy_line
 from quickbloom.server_app.reporting.many_runs import sections_of_runs
 from quickbloom.server_app.reporting.page import (
     LISTED,
@@ -29,6 +28,7 @@ from quickbloom.server_app.reporting.page import (
     require_packages,
     write_page,
 )
+from quickbloom.server_app.reporting.result_table import privacy_line
 from quickbloom.server_app.reporting.run_record import RunFacts
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def _lead(run: RunFacts) -> str:
 def _sections(run: RunFacts) -> list[Section]:
     made = [
         Section("Result", _result(run)),
+        Section("Warnings", [Text(sentence) for sentence in run.warnings]),
         Section("Learning", learning(run)),
         Section("Adaptation", adaptation(run)),
         Section("Clients", clients_of(run)),

@@ -14,8 +14,11 @@ from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.config.key_value import assignment
 from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
 from quickbloom.common.errors import ConfigError, DataError, in_one_line
+from quickbloom.common.printable import one_line
 from quickbloom.common.spreadsheets import read_csv
 from quickbloom.common.wording import data_name, metric_of
+from quickbloom.server_app.events.file import read_events
+from quickbloom.server_app.events.kinds import Warned
 from quickbloom.server_app.reporting.page import nan_for_null
 from quickbloom.server_app.runs.directory import read_history
 from quickbloom.server_app.runs.program import program
@@ -157,6 +160,12 @@ class RunFacts:
                 rounds[failure["who"], failure["reason"]].append(record["round"])
         troubles = [Trouble(*key, len(seen), seen[0], seen[-1]) for key, seen in rounds.items()]
         return sorted(troubles, key=lambda trouble: -trouble.times)
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What its user should know, each sentence once."""
+        told = (one_line(event.sentence) for event in read_events(self.path) if isinstance(event, Warned))
+        return list(dict.fromkeys(told))
 
     @cached_property
     def traffic(self) -> Counter[str]:

@@ -1,6 +1,7 @@
 """Following a run from its directory alone: on this machine, on a mounted volume, while it goes on or when it is over."""
 
 import json
+import math
 import os
 import statistics
 import time
@@ -15,11 +16,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from quickbloom.common.errors import ConfigError, as_told, in_one_line
-from quickbloom.common.formatting import score, size
+from quickbloom.common.errors import ConfigError, as_told
+from quickbloom.common.formatting import counted, score, size
 from quickbloom.common.system.locks import is_locked
-from quickbloom.common.wording import data_name, duration, metric_name, metric_of
-from quickbloom.server_app.reporting.live import result_table
+from quickbloom.common.wording import data_name, duration
+from quickbloom.server_app.events.file import FILE
+from quickbloom.server_app.events.kinds import Event, Failed, RoundEnded, Scored, Started, Stopped, Warned, from_line
+from quickbloom.server_app.reporting.progress import change
+from quickbloom.server_app.reporting.result_table import result_table
 
 _PACE = 30  # newest rounds whose median says how long the rest will take
 _TOLD = 5  # newest failures that are shown
@@ -36,10 +40,15 @@ class Watched:
     name: str = ""
     round: int = 0
     loss: float | None = None
-    evaluations: list[tuple[int, str, float | None, float | None]] = field(default_factory=list)
-    """(round, metric, before adaptation, best after it) of every evaluation on the validation tasks."""
+    evaluations: list[Scored] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """Each once."""
+    stopped: str = ""
+    """Why the run cannot go on, if it said so."""
+    damaged: int = 0
+    """Lines that cannot be read."""
     nodes: str = ""
     traffic: int = 0
     """Bytes up and down of all rounds."""
@@ -47,51 +56,54 @@ class Watched:
     _offset: int = 0
     _inode: int = 0
 
-    def read(self) -> list[dict[str, Any]]:
-        """Take in what has been written since; returns the new rounds. A line that is still being written waits."""
-        if not self.total and (config := _json(self.directory / "config.json")):
+    def read(self) -> list[Event]:
+        """Take in what has been written since; returns the new events. A line that is still being written waits."""
+        if not self.name and (config := _json(self.directory / "config.json")):
             self.total = int(config.get("rounds", 0))
             self.name = as_told(f"{config.get('algorithm')} on {data_name(config)}, seed {config.get('seed')}")
-        try:
-            new = [json.loads(line) for line in self._lines()]
-            for record in new:
-                self._take(record)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            file = self.directory / "history.jsonl"
-            raise ConfigError(f"'{file}' holds a line that is no round ({in_one_line(error)}): it is damaged") from None
+        new = []
+        for line in self._lines():
+            if (event := from_line(line)) is not None:
+                self._take(event)
+                new.append(event)
+            else:
+                self.damaged += not _is_json(line)
         self.summary = _json(self.directory / "summary.json")
         return new
 
     def _lines(self) -> list[bytes]:
-        file = self.directory / "history.jsonl"
+        file = self.directory / FILE
         if not file.exists():
             return []
         with file.open("rb") as opened:
             facts = os.fstat(opened.fileno())
             if (
                 facts.st_ino != self._inode or facts.st_size < self._offset
-            ):  # a resumed run writes the history anew, into another file
+            ):  # a resumed run writes the events anew, into another file
                 self.__dict__.update(Watched(self.directory, self.total, self.name, _inode=facts.st_ino).__dict__)
             opened.seek(self._offset)
             whole, newline, _ = opened.read().rpartition(b"\n")
         self._offset += len(whole) + len(newline)
         return whole.split(b"\n") if newline else []
 
-    def _take(self, record: dict[str, Any]) -> None:
-        self.round = record["round"]
-        self.loss = (record.get("train") or {}).get("loss")
-        self.seconds.append(record["seconds"])
-        self.traffic += sum(record["bytes"].values())
-        told = [as_told(f"{failure['who']}: {failure['reason']}", 600) for failure in record["failures"]]
-        self.failures += [f"round {self.round}: {words}" for words in told]
-        if nodes := record.get("nodes"):
-            self.nodes = f"{nodes['answered']} of {nodes['asked']}"
-        if scores := record.get("validation"):
-            metric = metric_of(scores)
-            steps = scores[metric]
-            known = [value for value in steps[1:] if value is not None]
-            best = (max if metric == "accuracy" else min)(known) if known else None
-            self.evaluations.append((self.round, metric, steps[0], best))
+    def _take(self, event: Event) -> None:
+        match event:
+            case Started():
+                self.total, self.stopped = event.rounds, ""
+            case RoundEnded():
+                self.round, self.total, self.loss = event.round, event.rounds, event.loss
+                self.seconds.append(event.seconds)
+                self.traffic += event.up + event.down
+                self.nodes = f"{event.answered} of {event.asked}"
+            case Scored():
+                self.evaluations.append(event)
+            case Failed():
+                told = as_told(f"{event.who}: {event.reason}", 600)
+                self.failures.append(f"round {event.round}: {told}")
+            case Warned() if (told := as_told(event.sentence, 600)) not in self.warnings:
+                self.warnings.append(told)
+            case Stopped():
+                self.stopped = as_told(event.reason, 600)
 
     @property
     def seconds_left(self) -> float | None:
@@ -105,8 +117,8 @@ class Watched:
         parts = [f"round {self.round}/{self.total or '?'}"]
         if self.loss is not None:
             parts.append(f"query loss {self.loss:.4f}")
-        if self.evaluations and self.evaluations[-1][0] == self.round:
-            parts.append(f"validation {_change(self.evaluations[-1])}")
+        if self.evaluations and self.evaluations[-1].round == self.round:
+            parts.append(f"validation {change(self.evaluations[-1])}")
         if self.nodes:
             parts.append(f"replies {self.nodes}")
         parts.append(f"failures {len(self.failures)}")
@@ -125,12 +137,12 @@ class Watched:
         facts.add_row("query loss", "?" if self.loss is None else f"{self.loss:.4f}")
         if self.evaluations:
             last = self.evaluations[-1]
-            facts.add_row("validation", f"{_change(last)} in round {last[0]}{self._best()}")
+            facts.add_row("validation", f"{change(last)} in round {last.round}{self._best()}")
         facts.add_row("replies", f"{self.nodes or '?'} in the last round")
         facts.add_row("traffic", size(self.traffic))
         facts.add_row("failures", str(len(self.failures)))
-        told = [Text(f"  {failure}", style="yellow") for failure in self.failures[-_TOLD:]]
-        return Group(facts, *told)
+        told = [Text(f"  {words}", style="yellow") for words in self.failures[-_TOLD:]]
+        return Group(facts, *told, *(Text(words, style="yellow") for words in self.warnings))
 
     def _left(self) -> str:
         left, pace = self.seconds_left, f"({self._pace():.2f} s a round)" if self.seconds else ""
@@ -143,12 +155,12 @@ class Watched:
         return statistics.median(self.seconds[-_PACE:])
 
     def _best(self) -> str:
-        known = [entry for entry in self.evaluations if entry[3] is not None]
+        known = [entry for entry in self.evaluations if math.isfinite(entry.after)]
         if len(known) < 2:
             return ""
-        better = max if known[0][1] == "accuracy" else min
-        best = better(known, key=lambda entry: entry[3] or 0.0)
-        return f"; best {score(best[3], best[1])} in round {best[0]}"
+        better = max if known[0].metric == "accuracy" else min
+        best = better(known, key=lambda entry: entry.after)
+        return f"; best {score(best.after, best.metric)} in round {best.round}"
 
 
 def watch(directory: Path, console: Console, *, once: bool, pause: float = 1.0) -> bool:
@@ -157,31 +169,37 @@ def watch(directory: Path, console: Console, *, once: bool, pause: float = 1.0) 
     On a terminal one picture that changes, elsewhere one line per round. Raises ConfigError without a run there.
     """
     watched = Watched(directory)
-    if not (
-        directory.is_dir() and any((directory / name).exists() for name in ("config.json", "history.jsonl", "checkpoints"))
-    ):
+    if not (directory.is_dir() and any((directory / name).exists() for name in ("config.json", FILE, "checkpoints"))):
         raise ConfigError(f"RUN_DIR must be the directory of a run, got '{directory}': look into ./runs for their names")
     if once or not console.is_terminal:
+        warned = 0
         for new in _follow(watched, pause, once=once):
-            if new:
+            for words in watched.warnings[warned:]:
+                console.print(words, markup=False, style="yellow", soft_wrap=True)
+            warned = len(watched.warnings)
+            if any(isinstance(event, RoundEnded) for event in new):
                 console.print(watched.line(), markup=False, soft_wrap=True)
     else:
         with Live(console=console, auto_refresh=False) as live:
             for _ in _follow(watched, pause, once=False):
                 live.update(watched.panel(), refresh=True)
+    if watched.damaged:
+        console.print(f"{counted(watched.damaged, 'line')} of '{directory / FILE}' cannot be read: it is damaged", markup=False)
     if watched.summary:
         console.print(result_table(watched.summary))
         return True
     if going_on(directory):
         return True
+    if watched.stopped:
+        console.print(f"error: {watched.stopped}", markup=False, soft_wrap=True)
     console.print(
         f"This run has stopped before its end; to go on: quickbloom run --resume {directory}", markup=False, soft_wrap=True
     )
     return False
 
 
-def _follow(watched: Watched, pause: float, *, once: bool) -> Iterator[list[dict[str, Any]]]:
-    """The new rounds of every look, until the run is over."""
+def _follow(watched: Watched, pause: float, *, once: bool) -> Iterator[list[Event]]:
+    """The new events of every look, until the run is over."""
     last = time.monotonic()
     while True:
         if new := watched.read():
@@ -209,14 +227,17 @@ def newest(runs: Path) -> Path:
     return max(found, key=lambda path: max(file.stat().st_mtime for file in path.glob("*.json*")))
 
 
+def _is_json(line: bytes) -> bool:
+    """Whether a line that is no event known here may be one of a newer version."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _json(file: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def _change(entry: tuple[int, str, float | None, float | None]) -> str:
-    _, metric, before, after = entry
-    return f"{metric_name(metric)} {score(before, metric)} -> {score(after, metric)}"

@@ -7,17 +7,16 @@ no random state to keep: every draw is a function of (seed, round, task).
 
 import math
 import time
-from logging import WARNING
 from pathlib import Path
 from typing import Any
 
-from flwr.common import log
 from torch import Tensor
 
 from quickbloom.common.personal import checkpoint as files
 from quickbloom.common.personal.checkpoint import Checkpoint, OnDamage
+from quickbloom.server_app.events.channel import warn_in_log
 
-__all__ = ["Checkpoint", "CheckpointWriter", "OnDamage", "load", "warn"]
+__all__ = ["Checkpoint", "CheckpointWriter", "OnDamage", "load"]
 
 _KEEP = 3
 
@@ -52,11 +51,6 @@ class CheckpointWriter:
         return path
 
 
-def warn(sentence: str) -> None:
-    """Put a sentence into the log as a warning."""
-    log(WARNING, "%s", sentence)
-
-
-def load(path: Path, on_damage: OnDamage = warn) -> Checkpoint:
-    """As `common.personal.checkpoint.load`; a damaged file is named in the log."""
+def load(path: Path, on_damage: OnDamage = warn_in_log) -> Checkpoint:
+    """As `common.personal.checkpoint.load`; a damaged file is named."""
     return files.load(path, on_damage)

@@ -6,17 +6,17 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from logging import WARNING
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.common import log
 
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.files import whole
 from quickbloom.common.spreadsheets import write_csv
 from quickbloom.common.system import locks
+from quickbloom.server_app.events.channel import Warn, warn_in_log
+from quickbloom.server_app.events.kinds import finite
 from quickbloom.server_app.runs.intervals import half_width
 
 
@@ -96,15 +96,7 @@ class RunDirectory:
 
 def to_json(content: Any, indent: int | None = None) -> str:
     """JSON in which NaN and infinity (a run that diverged) are null, as the standard wants it."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: clean(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [clean(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(clean(content), indent=indent, allow_nan=False)
+    return json.dumps(finite(content), indent=indent, allow_nan=False)
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
@@ -114,7 +106,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def history_until(path: Path, last_round: int) -> list[dict[str, Any]]:
+def history_until(path: Path, last_round: int, warn: Warn = warn_in_log) -> list[dict[str, Any]]:
     """The lines of rounds 1..last_round of a run that was cut off. A line that cannot be read is missing, with a warning."""
     file = path / "history.jsonl"
     records: dict[int, dict[str, Any]] = {}
@@ -125,7 +117,7 @@ def history_until(path: Path, last_round: int) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):  # the end of what a crash left
             continue
     if missing := [str(number) for number in range(1, last_round + 1) if number not in records]:
-        log(WARNING, "%s lacks rounds that are part of the model: %s", file, ", ".join(missing[:10]))
+        warn(f"{file} lacks rounds that are part of the model: {', '.join(missing[:10])}")
     return [records[number] for number in sorted(records) if 1 <= number <= last_round]
 
 

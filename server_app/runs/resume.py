@@ -22,11 +22,14 @@ from quickbloom.common.errors import ConfigError, as_told
 from quickbloom.common.maths.params import mismatch
 from quickbloom.common.personal import facts, trust
 from quickbloom.common.personal.model import spec_of
+from quickbloom.server_app.events.channel import Warn, warn_in_log
+from quickbloom.server_app.events.file import events_until
+from quickbloom.server_app.events.kinds import Event
 from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.scores import Scores
 from quickbloom.server_app.federation.strategy import MetaStrategy
 from quickbloom.server_app.messaging.population import Population
-from quickbloom.server_app.runs.checkpoints import Checkpoint, OnDamage, load, warn
+from quickbloom.server_app.runs.checkpoints import Checkpoint, OnDamage, load
 from quickbloom.server_app.runs.directory import RunDirectory, history_until
 
 # Settings that do not decide what is learned, so that a run may go on with others.
@@ -51,7 +54,7 @@ def with_settings_of(checkpoint: Checkpoint, given: Mapping[str, Scalar]) -> dic
     return settings
 
 
-def open_checkpoint(config: RunConfig, on_damage: OnDamage = warn) -> Checkpoint:
+def open_checkpoint(config: RunConfig, on_damage: OnDamage = warn_in_log) -> Checkpoint:
     """The checkpoint that `resume-from` names. Raises ConfigError if the run is finished, or has other settings."""
     path = Path(config.resume_from)
     if (path / "summary.json").exists() and goes_on_in_place(config):
@@ -65,7 +68,7 @@ def open_checkpoint(config: RunConfig, on_damage: OnDamage = warn) -> Checkpoint
     return checkpoint
 
 
-def load_checked(path: Path, on_damage: OnDamage = warn) -> Checkpoint:
+def load_checked(path: Path, on_damage: OnDamage = warn_in_log) -> Checkpoint:
     """As `load`, with facts that have the form of a run's. Raises DataError."""
     checkpoint = load(path, on_damage)
     facts.check(checkpoint.facts, facts.RunFacts, f"the checkpoint '{checkpoint.path}'")
@@ -101,9 +104,14 @@ def goes_on_in_place(config: RunConfig) -> bool:
     return bool(config.resume_from) and path.is_dir() and Path(config.output_dir or path).resolve() == path.resolve()
 
 
-def cut_history(checkpoint: Checkpoint, source: Path, directory: RunDirectory) -> None:
+def events_before(checkpoint: Checkpoint, source: Path) -> list[Event]:
+    """What happened in the run up to the checkpoint's round. `source`: `resume-from`."""
+    return events_until(run_of(source), int(checkpoint.facts["round"]))
+
+
+def cut_history(checkpoint: Checkpoint, source: Path, directory: RunDirectory, warn: Warn = warn_in_log) -> None:
     """Give `directory` the rounds up to the checkpoint's, so that every round stands there once. `source`: `resume-from`."""
-    records = history_until(run_of(source), int(checkpoint.facts["round"]))
+    records = history_until(run_of(source), int(checkpoint.facts["round"]), warn)
     # None where the run was cut off between the line of its first round and the checkpoint after it.
     if records or (directory.path / "history.jsonl").exists():
         directory.write_rounds(records)
@@ -144,7 +152,7 @@ def counts(strategy: MetaStrategy, seconds: Mapping[str, float], resumed: int) -
             "bytes": dict(strategy.bytes),
             "failures": strategy.failures,
             "late": strategy.late,
-            "best": strategy.best,
+            "best": strategy.evaluation.best,
             "seconds": dict(seconds),
             "resumed": resumed,
             "clip": strategy.privacy.clip if strategy.privacy else 0.0,
@@ -165,13 +173,13 @@ def restore_counts(checkpoint: Checkpoint, strategy: MetaStrategy) -> None:
     strategy.bytes = dict(so_far["bytes"])
     strategy.failures = int(so_far["failures"])
     strategy.late = int(so_far["late"])
-    strategy.best = so_far["best"]
+    strategy.evaluation.best = so_far["best"]
     if strategy.privacy and strategy.config.privacy.clip_quantile:
         clip = so_far["clip"]
         if not isinstance(clip, float) or not LEAST_CLIP <= clip <= MOST_CLIP:
             raise ConfigError(f"`resume-from` names a checkpoint whose clipping norm is none: {clip!r}")
         strategy.privacy.clip = clip
-    strategy.last_validation = _scores(checkpoint)
+    strategy.evaluation.last = _scores(checkpoint)
 
 
 def score_tensors(scores: Scores | None) -> tuple[dict[str, Tensor], dict[str, Any]]:

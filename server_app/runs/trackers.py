@@ -9,16 +9,15 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from logging import WARNING
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from flwr.common import log
 
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.errors import ConfigError, in_one_line
 from quickbloom.common.system.extras import needs
+from quickbloom.server_app.events.channel import Warn, warn_in_log
 from quickbloom.server_app.runs.tracked_values import FOLDER, adaptation, scalars
 
 Clients = Mapping[str, np.ndarray[Any, Any]]
@@ -137,8 +136,9 @@ class MLflow:
 class Trackers:
     """All places that show a run; one that breaks is left out from then on."""
 
-    def __init__(self, trackers: list[Tracker]) -> None:
+    def __init__(self, trackers: list[Tracker], warn: Warn = warn_in_log) -> None:
         self._trackers = trackers
+        self._warn = warn
 
     def round(self, record: Mapping[str, Any], clients: Clients) -> None:
         """Show a round."""
@@ -157,7 +157,7 @@ class Trackers:
             try:
                 what(tracker)
             except Exception as error:  # of other people's code, over a network; the run is worth more than its picture
-                log(WARNING, "%s is told nothing more of this run: %s", tracker.name, in_one_line(error))
+                self._warn(f"{tracker.name} is told nothing more of this run: {in_one_line(error)}")
                 self._trackers.remove(tracker)
 
 
@@ -170,13 +170,13 @@ def check(config: RunConfig) -> None:
 
 
 @contextmanager
-def tracked(config: RunConfig, directory: Path, done: int, branch: str) -> Iterator[Trackers]:
+def tracked(config: RunConfig, directory: Path, done: int, branch: str, warn: Warn = warn_in_log) -> Iterator[Trackers]:
     """What the settings ask for, as long as the run lasts. Raises ConfigError.
 
     `done`: rounds that are done. `branch`: names the run, also after it was cut off and goes on in its directory.
     """
     opened: list[Tracker] = []
-    trackers, ended = Trackers(opened), False
+    trackers, ended = Trackers(opened, warn), False
     try:
         if config.tensorboard:
             opened.append(TensorBoard(directory, done))

@@ -18,6 +18,7 @@ ORDER = (
     ("common.engine",),
     ("common.personal",),
     ("client_app",),
+    ("server_app.events",),
     ("server_app.messaging",),
     ("server_app.federation",),
     ("server_app.runs",),

@@ -18,11 +18,12 @@ from quickbloom.common.config.run import RunConfig, parse_run_config
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.wire.messages import EVALUATE, TRAIN, EvaluateRequest
 from quickbloom.server_app import app as server
-from quickbloom.server_app.app import _most_shots, run_federation
+from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.federation.strategy import RunError
 from quickbloom.server_app.runs import checkpoints
 from quickbloom.server_app.runs.directory import read_history
 from quickbloom.server_app.runs.intervals import t_quantile
+from quickbloom.server_app.summary import _most_shots
 
 KEYS = {
     *(

@@ -54,6 +54,17 @@ def test_every_fold_is_the_run_that_leaves_its_task_out(tmp_path: Path) -> None:
     assert found["mean"][1] == pytest.approx(sum(fold["accuracy_after"] for fold in found["folds"]) / 4, abs=1e-6)
 
 
+def test_a_warning_of_all_folds_is_told_once(tmp_path: Path) -> None:
+    data = file(tmp_path / "h.csv", "ABCD")
+    with (tmp_path / "h.csv").open("a") as rows:
+        rows.write("\nWard 0,0.5,ill\nWard-0,0.5,ill")
+    done = invoke(*data, "--leave-one-out", "--output", str(tmp_path / "folds"))
+    assert done.exit_code == 0, done.output
+    told = [line for line in done.stderr.splitlines() if "are left out" in line]
+    assert len(told) == 1
+    assert told[0].startswith("2 tasks are left out: Ward 0 and Ward-0 (it has 1 row")
+
+
 def test_two_tasks_are_too_few_for_a_split_and_enough_to_leave_one_out(tmp_path: Path) -> None:
     data = file(tmp_path / "h.csv", "AB")
     with pytest.raises(ConfigError, match="use `quickbloom run --leave-one-out`"):

@@ -40,6 +40,8 @@ from quickbloom.server_app.comparing.result import (
     table,
     to_target,
 )
+from quickbloom.server_app.events.file import written
+from quickbloom.server_app.events.kinds import Event, Failed, Warned
 
 NAN = float("nan")
 Scores = Callable[[str, float, int], tuple[float, float] | str]
@@ -56,6 +58,7 @@ class Command:
         self.scores = scores
         self.calls: list[tuple[str, float, int]] = []
         self.code = 1
+        self.warnings: Callable[[str, float, int], list[Event]] = lambda algorithm, lr, seed: []
 
     def __call__(self, command: list[str], **options: Any) -> "Command":
         given = dict(text.split("=") for word, text in pairwise(command) if word == "--set")
@@ -64,6 +67,8 @@ class Command:
         scores = self.scores(*self.calls[-1])
         process = Command(self.scores)
         process.code = self.code if isinstance(scores, str) else 0
+        with written(Path(command[command.index("--output") + 1]), self.warnings(*self.calls[-1])):
+            pass
         if isinstance(scores, str):
             options["stderr"].write(f"something\nerror: {scores}\n".encode())
         else:
@@ -204,6 +209,28 @@ def test_a_rate_that_diverges_is_told_and_not_chosen(start: Any, tmp_path: Path,
     (sentence,) = failures(result)
     assert sentence.startswith("maml, inner lr 0.9, seed 0: ")
     assert ("failed: the model" if isinstance(bad, str) else "diverged") in said
+
+
+def test_warnings_of_the_runs_are_told_in_full_and_once(start: Any, tmp_path: Path) -> None:
+    left_out = "1 task is left out: Ward 0 (it has 1 row) [bold]" + "x" * 300
+    command = start(lambda algorithm, lr, seed: (0.5, 1.0) if algorithm == "local" else "not finite")
+    command.warnings = lambda algorithm, lr, seed: [Warned(left_out), Failed("task Ward-0", f"seed {seed}", 2)]
+    what = plan("local", "protonet")
+    said = done(what, tmp_path)[1].splitlines()
+    told = [line for line in said if line and not line.startswith("[")]
+    assert told == [
+        f"local, seed 0: {left_out}",
+        "local, seed 0: Task Ward-0: seed 0",
+        "local, seed 1: Task Ward-0: seed 1",
+    ]
+    # When a comparison goes on, those of the runs that are kept are told as well.
+    assert f"local, seed 0: {left_out}" in done(what, tmp_path)[1].splitlines()
+
+
+def test_warnings_of_a_run_that_fails_are_told_as_well(start: Any, tmp_path: Path) -> None:
+    command = start(lambda algorithm, lr, seed: "not finite")
+    command.warnings = lambda algorithm, lr, seed: [Warned("it rains")]
+    assert "protonet, seed 0: it rains" in done(plan("protonet"), tmp_path)[1].splitlines()
 
 
 def test_where_every_rate_diverges_the_others_go_on(start: Any, tmp_path: Path) -> None:

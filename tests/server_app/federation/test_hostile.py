@@ -253,8 +253,8 @@ def test_no_hostile_update_changes_the_model_or_raises(drawn: RecordDict | Error
 @given(replies(EVALUATE_CHANGES))
 def test_no_hostile_score_counts_or_raises(drawn: RecordDict | Error | Change) -> None:
     strategy, record = play(EVALUATE, drawn)
-    assert strategy.last_validation is not None
-    assert strategy.last_validation.task_ids == setting().scored
+    assert strategy.evaluation.last is not None
+    assert strategy.evaluation.last.task_ids == setting().scored
     assert [failure["who"] for failure in record["failures"]] == [f"node {HOSTILE}"]
 
 
@@ -265,8 +265,8 @@ def test_the_true_replies_of_both_nodes_count(form: Change) -> None:
     assert not all(torch.equal(value, setting().model[name]) for name, value in strategy.outer.meta.items())
     strategy, record = play(EVALUATE, form)
     assert record["failures"] == []
-    assert strategy.last_validation is not None
-    assert strategy.last_validation.task_ids == setting().population.splits["validation"]
+    assert strategy.evaluation.last is not None
+    assert strategy.evaluation.last.task_ids == setting().population.splits["validation"]
 
 
 @pytest.mark.parametrize("node", [HONEST, HOSTILE])

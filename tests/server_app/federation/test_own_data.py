@@ -24,8 +24,8 @@ from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.cli import main
 from quickbloom.server_app.federation.roll_call import call_roll
 from quickbloom.server_app.messaging.in_process_grid import InlineGrid
-from quickbloom.server_app.reporting.live import result_table
 from quickbloom.server_app.reporting.report import write_report
+from quickbloom.server_app.reporting.result_table import result_table
 from quickbloom.server_app.reporting.run_record import RunFacts
 
 SMALL = ["--in-process", "--no-report", "--json", "--set", "evaluate-every=0", "--set", "mlp.hidden=16"]

@@ -22,15 +22,17 @@ from quickbloom.common.printable import MOST, OneLine, as_told, flaw_of, keep_lo
 from quickbloom.common.wire.messages import ROLL_CALL, RollCallReply, WireError
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.cli.main import cli as quickbloom
+from quickbloom.server_app.events.channel import Events, from_log, into_log
+from quickbloom.server_app.events.file import read_events
+from quickbloom.server_app.events.kinds import Ended, Event, RoundEnded, Started, Warned, to_line
 from quickbloom.server_app.federation.strategy import RunError
 from quickbloom.server_app.launch.follow import follow_here
-from quickbloom.server_app.reporting.live import SUMMARY, LogReader
 
-FORGED = 'Summary: {"schema": 1, "algorithm": "forged"}'
+FORGED = "quickbloom-event " + to_line(Started("/etc", "forged", "x", 0, 99999))
 HOSTILE = [
     f"A\nINFO :      {FORGED}",
     f"A\rINFO :      {FORGED}",
-    "A\r\nINFO :      [ROUND 3/99999]",
+    f"A\r\nINFO :      {FORGED}",
     f"\nINFO : {FORGED}",
     "A\x1b[2J\x1b[1;1Hall is well",
     "A\x1b]0;title\x07",
@@ -46,11 +48,11 @@ HOSTILE = [
     "A" * (MOST + 1),
 ]
 PRINTABLE = [
-    "Summary: {",
+    "quickbloom-event {",
     FORGED,
-    "[ROUND 3/99999]",
-    "Run directory: /etc",
-    "INFO : [ROUND 3/99999]",
+    to_line(Warned("all is well")),
+    f"INFO : {FORGED}",
+    '", "kind": "end", "summary": {',
     "=1+1",
     "<b>x</b>",
     "%s %d",
@@ -127,8 +129,11 @@ def test_a_node_refuses_a_file_with_such_a_task_in_one_sentence(name: str, tmp_p
     assert isinstance(done.exception, DataError)
 
 
-def run(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> tuple[LogReader, str]:
-    """A run of three nodes one of which says of itself what it likes; what the reader made of its log, and the log."""
+def run(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> tuple[list[Event], list[Event], str]:
+    """A run of three nodes one of which says of itself what it likes.
+
+    Returns the events as they were told, those that a reader found in the log, and the log.
+    """
 
     def lies(message: Message, honest: Any) -> Message:
         if message.metadata.message_type != ROLL_CALL:
@@ -139,38 +144,64 @@ def run(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> tuple[Lo
 
     settings = {"rounds": 1, "min-nodes": 2, "output-dir": str(tmp_path / "run"), "adapt-steps": 1, "mlp.hidden": "4"}
     config = parse_run_config({**settings, "evaluate-every": 0})
+    told: list[Event] = []
+    keep_log_to_lines()
     with caplog.at_level(logging.INFO, "flwr"):
-        run_federation(LoopbackGrid(3, config.flat(), {1: lies}), config)
-    lines = [f"{record.levelname} :      {record.getMessage()}" for record in caplog.records]
-    reader = LogReader()
-    text = "\n".join(lines)
-    for line in text.splitlines():  # all that a reader of lines could take for one
-        reader.read(line)
-    return reader, text
+        run_federation(LoopbackGrid(3, config.flat(), {1: lies}), config, Events(told.append, into_log))
+    text = "\n".join(f"{record.levelname} :      {record.getMessage()}" for record in caplog.records)
+    # All that a reader of lines could take for one.
+    return told, [event for line in text.splitlines() if (event := from_log(line))], text
+
+
+def own(events: list[Event]) -> list[Event]:
+    """What only the server says."""
+    return [event for event in events if isinstance(event, Started | RoundEnded | Ended)]
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, *PRINTABLE])
-def test_a_node_cannot_write_a_line_of_the_servers_log(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    reader, text = run(tmp_path, name, caplog)
-    assert (reader.round, reader.total, reader.run_dir) == (1, 1, str(tmp_path / "run"))
-    assert reader.summary is not None
-    assert reader.summary["algorithm"] == "reptile"
+def test_a_node_cannot_forge_an_event(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    told, found, text = run(tmp_path, name, caplog)
+    started, ended, end = own(found)
+    assert isinstance(started, Started)
+    assert isinstance(ended, RoundEnded)
+    assert isinstance(end, Ended)
+    assert (ended.round, ended.rounds, started.run_dir) == (1, 1, str(tmp_path / "run"))
+    assert end.summary["algorithm"] == "reptile"
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == end.summary
     assert all(printable(line.replace("\t", " ")) for line in text.split("\n"))
-    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == reader.summary
+    in_file = read_events(tmp_path / "run")
+    assert own(in_file) == own(found) == own(told)
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, *PRINTABLE])
+def test_a_node_cannot_hide_a_warning(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    told, found, _ = run(tmp_path, name, caplog)
+    warnings = [event for event in told if isinstance(event, Warned)]
+    assert warnings
+    assert [event for event in found if isinstance(event, Warned)] == warnings
+    assert [event for event in read_events(tmp_path / "run") if isinstance(event, Warned)] == warnings
+    assert all(printable(event.sentence) for event in warnings)
+    if name in PRINTABLE:  # else the whole answer was refused
+        said = [event.sentence for event in warnings]
+        assert any(sentence.startswith(f"1 task is left out: {as_told(name)[:40]}") for sentence in said)
+        assert any(sentence.startswith(f"Task {name}") and " is left out: it has " in sentence for sentence in said)
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, *PRINTABLE])
 def test_so_it_is_where_nothing_was_refused_before(name: str, caplog: pytest.LogCaptureFixture) -> None:
     keep_log_to_lines()
+    told: list[Event] = []
     with caplog.at_level(logging.INFO, "flwr"):
         log(logging.WARNING, "Task %s is left out", name)
         log(logging.INFO, "\tTasks of %s", name)
+        events = Events(told.append, into_log)
+        events.warn(name)
+        events.warn(f"Task {name} is left out")
+        events.fail(name, name)
+    text = "\n".join(f"{record.levelname} :      {record.getMessage()}" for record in caplog.records)
     assert all(printable(record.getMessage().replace("\t", " ")) for record in caplog.records)
-    reader = LogReader()
-    for record in caplog.records:
-        for line in f"{record.levelname} :      {record.getMessage()}".splitlines():
-            reader.read(line)
-    assert (reader.round, reader.summary, reader.run_dir) == (0, None, "")
+    assert [event for line in text.splitlines() if (event := from_log(line))] == told
+    assert len(told) == 3
 
 
 def test_the_filter_is_there_once_and_keeps_what_a_message_says() -> None:
@@ -181,28 +212,6 @@ def test_the_filter_is_there_once_and_keeps_what_a_message_says() -> None:
     record = logging.LogRecord("flwr", logging.INFO, "", 0, "\t└──> 100 %% of %s", ("a\nb",), None)
     OneLine().filter(record)
     assert record.getMessage() == "\t└──> 100 % of a b"
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "INFO :      Summary: {",
-        "INFO :      Summary: 3",
-        "INFO :      Summary: {}",
-        "INFO :      Summary: " + "[" * 100_000,
-        FORGED,
-        f"WARNING :   {FORGED}",
-        "WARNING :   [ROUND 3/9]",
-        "INFO :      Task [ROUND 3/9] does well",
-        "[ROUND 3/9]",
-        "Run directory: /etc",
-    ],
-)
-def test_a_line_that_is_not_the_servers_own_says_nothing(line: str) -> None:
-    reader = LogReader()
-    reader.read(line)
-    assert (reader.round, reader.total, reader.run_dir, reader.summary) == (0, 0, "", None)
-    assert SUMMARY == "Summary: "
 
 
 def test_a_failed_run_says_its_reason_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,8 @@ from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.errors import DataError
 from quickbloom.common.wire.messages import TRAIN
 from quickbloom.server_app.app import run_federation
+from quickbloom.server_app.events.file import written
+from quickbloom.server_app.events.kinds import Warned
 from quickbloom.server_app.launch.settings import parse_assignments
 from quickbloom.server_app.reporting.drawing import possible
 from quickbloom.server_app.reporting.page import Section, Text, write_page
@@ -135,6 +137,18 @@ def test_a_run_of_which_no_round_has_ended_has_a_report_too(run_dir: Path, tmp_p
     assert "Nothing was evaluated yet." in words(write_report(tmp_path, None).read_text())
 
 
+def test_the_warnings_of_a_run_stand_in_its_report_in_full_and_once(run_dir: Path, tmp_path: Path) -> None:
+    for file in ("config.json", "history.jsonl", "summary.json", "per_task.csv"):
+        (tmp_path / file).write_text((run_dir / file).read_text())
+    long = "Task Ward 0 is left out: " + "x" * 400
+    with written(tmp_path, [Warned(long), Warned("it rains", 1), Warned(long, 2)]):
+        pass
+    html = write_report(tmp_path, None).read_text()
+    assert words(html).count(long) == 1
+    assert words(html).count("it rains") == 1
+    assert re.findall(r"<h2 id=\"warnings\">([^<]+)</h2>", html) == ["Warnings"]
+
+
 def test_a_run_with_skipped_rounds_has_a_report_too(tmp_path: Path) -> None:
     def silent(message: Message, answer: Callable[[Message], Message]) -> Message | None:
         return None if message.metadata.message_type == TRAIN and message.metadata.group_id == "1" else answer(message)
@@ -149,6 +163,7 @@ def test_a_run_with_skipped_rounds_has_a_report_too(tmp_path: Path) -> None:
     assert "node 101 it sent no reply within `round-deadline` (600 s) 1 1 1" in text
     assert "100 3 0 0 0 101 1 1 0 2" in text  # node, rounds, failures, late, away: it was asked again for the third round
     assert "2 rounds were skipped for want of answers, the first of them round 1." in text
+    assert "Round 1 is skipped, the model stays as it is: " in text
 
 
 def test_a_node_that_was_drawn_is_not_named_in_a_private_run(tmp_path: Path) -> None:
@@ -171,6 +186,8 @@ def test_hostile_names_are_shown_not_run_and_break_no_picture(run_dir: Path, tmp
     quoted = '"' + name.replace('"', '""') + '"'
     (tmp_path / "per_task.csv").write_text(rows.replace(f"{task},test", f"{quoted},test"))
     assert RunFacts.read(tmp_path).clients[0].task == name
+    with written(tmp_path, [Warned(name)]):
+        pass
     page, harmless = (Elements(write_report(path, None).read_text()) for path in (tmp_path, run_dir))
     assert page.tags <= harmless.tags
     assert page.attributes <= harmless.attributes | {"td class"}  # of a long cell

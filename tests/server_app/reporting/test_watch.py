@@ -3,7 +3,6 @@
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -11,20 +10,26 @@ from typer.testing import CliRunner
 
 from quickbloom.common.errors import ConfigError
 from quickbloom.server_app.cli.main import cli
+from quickbloom.server_app.events.file import FILE, written
+from quickbloom.server_app.events.kinds import Event, Failed, RoundEnded, Scored, Started, Stopped, Warned, to_line
 from quickbloom.server_app.reporting.watch import Watched, going_on, newest, watch
 from quickbloom.server_app.runs.directory import RunDirectory
 
 CONFIG = {"algorithm": "maml", "dataset": "digits", "seed": 4, "rounds": 10}
 
 
-def record(number: int, **more: Any) -> dict[str, Any]:
-    line = {"round": number, "train": {"loss": 1 / number, "tasks": 3}, "bytes": {"up": 10, "down": 30}, "seconds": 2.0}
-    return {**line, "failures": [], "nodes": {"asked": 3, "answered": 2, "away": [], "late": {}}, **more}
+def ended(number: int, seconds: float = 2.0) -> RoundEnded:
+    return RoundEnded(number, 10, 1 / number, 3, seconds, asked=3, answered=2, up=10, down=30)
 
 
-def append(directory: Path, *records: dict[str, Any], ending: str = "\n") -> None:
-    with (directory / "history.jsonl").open("a") as file:
-        file.write("\n".join(json.dumps(line) for line in records) + ending)
+def append(directory: Path, *events: Event, ending: str = "\n") -> None:
+    with (directory / FILE).open("a") as file:
+        file.write("\n".join(to_line(event) for event in events) + ending)
+
+
+def rewrite(directory: Path, *events: Event) -> None:
+    with written(directory, events):
+        pass
 
 
 @pytest.fixture
@@ -43,54 +48,86 @@ def shown(directory: Path, *, once: bool = True) -> tuple[str, bool]:
 def test_rounds_are_read_once_and_a_torn_line_waits(run: Path) -> None:
     watched = Watched(run)
     assert watched.read() == []
-    append(run, record(1), record(2))
-    append(run, record(3), ending="")
-    assert [line["round"] for line in watched.read()] == [1, 2]
+    append(run, ended(1), ended(2))
+    append(run, ended(3), ending="")
+    assert watched.read() == [ended(1), ended(2)]
     append(run, ending="\n")
-    assert [line["round"] for line in watched.read()] == [3]
+    assert watched.read() == [ended(3)]
     assert watched.read() == []
     assert watched.round == 3
     assert watched.traffic == 120
     assert watched.seconds_left == 14.0  # 7 rounds of 2 s
 
 
-def test_a_history_that_is_written_anew_is_read_anew(run: Path) -> None:
+def test_events_that_are_written_anew_are_read_anew(run: Path) -> None:
     watched = Watched(run)
-    append(run, *(record(number) for number in range(1, 6)))
+    append(run, *(ended(number) for number in range(1, 6)), Failed("node 7", "odd", 5), Warned("it rains", 5))
     watched.read()
-    RunDirectory(run).write_rounds([record(1), record(2)])
-    assert [line["round"] for line in watched.read()] == [1, 2]
+    rewrite(run, ended(1), ended(2))
+    assert watched.read() == [ended(1), ended(2)]
     assert watched.round == 2
     assert watched.traffic == 80
     assert watched.total == 10
+    assert (watched.failures, watched.warnings) == ([], [])
 
 
-def test_another_history_is_read_anew_even_if_it_is_longer(run: Path) -> None:
+def test_another_file_is_read_anew_even_if_it_is_longer(run: Path) -> None:
     watched = Watched(run)
-    append(run, record(1), record(2))
+    append(run, ended(1), ended(2))
     watched.read()
-    RunDirectory(run).write_rounds([record(number, seconds=12.345678) for number in range(1, 8)])
-    assert [line["round"] for line in watched.read()] == list(range(1, 8))
+    rewrite(run, *(ended(number, seconds=12.345678) for number in range(1, 8)))
+    assert watched.read() == [ended(number, seconds=12.345678) for number in range(1, 8)]
     assert watched.traffic == 280
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", '{"round": 3}', "5"])
-def test_a_damaged_history_is_one_sentence(run: Path, line: str) -> None:
-    append(run, record(1))
-    (run / "history.jsonl").write_text((run / "history.jsonl").read_text() + line + "\n")
-    with pytest.raises(ConfigError, match=r"history.jsonl' holds a line that is no round"):
-        Watched(run).read()
+@pytest.mark.parametrize("line", ["{", "[1]", "5", "\x00\x00"])
+def test_a_damaged_line_is_passed_over_and_told_of(run: Path, line: str) -> None:
+    append(run, ended(1))
+    (run / FILE).write_text((run / FILE).read_text() + line + "\n")
+    append(run, ended(2))
+    said, _ = shown(run)
+    assert said.splitlines()[0].startswith("round 2/10 ")
+    assert said.splitlines()[1] == f"1 line of '{run / FILE}' cannot be read: it is damaged"
+
+
+def test_events_of_a_newer_version_are_no_damage(run: Path) -> None:
+    append(run, ended(1))
+    with (run / FILE).open("a") as file:
+        file.write('{"kind": "weather", "round": 1}\n')
+    said, _ = shown(run)
+    assert "damaged" not in said
+    assert said.startswith("round 1/10 ")
+
+
+def test_warnings_are_told_in_full_and_once(run: Path) -> None:
+    long = "1 task is left out: Ward 0 (it has [bold]1[/bold] row) " + "x" * 300
+    append(run, Warned(long), ended(1), Warned(long, 1), Warned("it rains", 1), Warned("it\nsnows", 1))
+    said, _ = shown(run)
+    assert said.splitlines()[:3] == [long, "it rains", "it snows"]
+    watched = Watched(run)
+    watched.read()
+    console = Console(width=400, file=io.StringIO(), record=True)
+    console.print(watched.panel())
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert [lines.count(words) for words in (long, "it rains", "it snows")] == [1, 1, 1]
+
+
+def test_why_a_run_stopped_is_told_until_it_goes_on(run: Path) -> None:
+    append(run, ended(1), Stopped("the model is not finite any more: lower `outer-lr`"))
+    assert "error: the model is not finite any more: lower `outer-lr`" in shown(run)[0].splitlines()
+    append(run, Started(str(run), "maml", "digits", 4, 10, 1))
+    assert "error:" not in shown(run)[0]
 
 
 def test_time_left_goes_by_the_newest_rounds(run: Path) -> None:
     watched = Watched(run, total=0)
-    append(run, record(1, seconds=1000.0), *(record(number, seconds=3.0) for number in range(2, 9)))
+    append(run, ended(1, seconds=1000.0), *(ended(number, seconds=3.0) for number in range(2, 9)))
     watched.read()
     assert watched.seconds_left == 6.0
 
 
 def test_after_the_last_round_nothing_is_left_but_the_test(run: Path) -> None:
-    append(run, *(record(number) for number in range(1, 11)))
+    append(run, *(ended(number) for number in range(1, 11)))
     said, _ = shown(run)
     assert " left" not in said.splitlines()[0]
     watched = Watched(run)
@@ -104,9 +141,7 @@ def test_after_the_last_round_nothing_is_left_but_the_test(run: Path) -> None:
 
 
 def test_a_line_says_round_scores_nodes_failures_and_time(run: Path) -> None:
-    accuracy = {"adapt_lr": 0.1, "accuracy": [0.2, 0.7, None, 0.6], "loss": [1, 1, 1, 1], "tasks": 5}
-    failures = [{"who": "node 7", "reason": "it sent NaN"}]
-    append(run, record(4, validation=accuracy, failures=failures))
+    append(run, Failed("node 7", "it sent NaN", 4), Scored(4, "accuracy", 0.2, 0.7, 0.1, 1, 5), ended(4))
     said, fine = shown(run)
     assert (
         said.splitlines()[0]
@@ -117,9 +152,9 @@ def test_a_line_says_round_scores_nodes_failures_and_time(run: Path) -> None:
 
 
 def test_a_terminal_sees_everything_at_once(run: Path) -> None:
-    mse = [{"adapt_lr": 0.1, "mse": [4.0, value, value], "loss": [1, 1, 1], "tasks": 5} for value in (0.5, 0.25, 0.75)]
-    failures = [{"who": f"node {i}", "reason": "late"} for i in range(9)]
-    append(run, *(record(i + 1, validation=scores) for i, scores in enumerate(mse)), record(4, failures=failures))
+    for number, value in enumerate((0.5, 0.25, 0.75), 1):
+        append(run, Scored(number, "mse", 4.0, value, 0.1, 2, 5), ended(number))
+    append(run, *(Failed(f"node {i}", "late", 4) for i in range(9)), ended(4))
     watched = Watched(run)
     watched.read()
     console = Console(width=160, force_terminal=True, color_system=None)

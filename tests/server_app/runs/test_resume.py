@@ -1,9 +1,9 @@
 """A run that was cut off goes on and ends like one that was not; one that does not fit is refused."""
 
 import json
-import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from quickbloom.common.wire.messages import EVALUATE, TRAIN
 from quickbloom.common.wire.secure.messages import MASKED
 from quickbloom.server_app import app as server
 from quickbloom.server_app.app import run_federation
-from quickbloom.server_app.reporting.live import LogReader
+from quickbloom.server_app.events.channel import Events
+from quickbloom.server_app.events.file import read_events
+from quickbloom.server_app.events.kinds import Ended, Event, RoundEnded, Saved, Scored, Started, Stopped, Warned
 from quickbloom.server_app.runs import trackers
 from quickbloom.server_app.runs.checkpoints import load
 from quickbloom.server_app.runs.directory import RunDirectory, read_history
@@ -286,15 +288,66 @@ def test_going_on_with_other_tasks_is_refused_so_that_no_trained_task_is_tested(
         run_federation(silent, again)
 
 
-def test_rounds_are_shown_as_rounds_of_the_whole_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-
+def test_rounds_are_shown_as_rounds_of_the_whole_run(tmp_path: Path) -> None:
     cut(tmp_path, TRAIN, 3)
-    logger, reader = logging.getLogger("flwr"), LogReader()
-    caplog.clear()
-    logger.addHandler(caplog.handler)
-    try:
-        run(tmp_path, resume_from=str(tmp_path))
-    finally:
-        logger.removeHandler(caplog.handler)
-    said = [text for record in caplog.records if (text := reader.read(f"INFO : {record.getMessage()}"))]
-    assert [text[: len("round 3/4")] for text in said] == ["round 3/4", "round 4/4"]
+    told: list[Event] = []
+    config = settings(tmp_path, resume_from=str(tmp_path))
+    run_federation(LoopbackGrid(2, config.flat()), config, Events(told.append))
+    assert [(event.round, event.rounds) for event in told if isinstance(event, RoundEnded)] == [(3, 4), (4, 4)]
+    (started,) = [event for event in told if isinstance(event, Started)]
+    assert (started.done, started.rounds, started.run_dir) == (2, 4, str(tmp_path))
+
+
+def without_times(events: list[Event]) -> list[Event]:
+    return [replace(event, seconds=0.0) if isinstance(event, RoundEnded) else event for event in events]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_events_go_on_as_the_history_does(tmp_path: Path, lost: bool) -> None:
+    run(tmp_path / "whole")
+    cut(tmp_path / "cut", TRAIN, 3)
+    if lost:  # the newest checkpoint: its round is done again
+        (tmp_path / "cut" / "checkpoints" / "round-000002.safetensors").unlink()
+    first = read_events(tmp_path / "cut")
+    run(tmp_path / "cut", resume_from=str(tmp_path / "cut"))
+    whole, both = (without_times(read_events(tmp_path / name)) for name in ("whole", "cut"))
+    of_rounds = [event for event in both if isinstance(event, RoundEnded | Scored)]
+    assert of_rounds == [event for event in whole if isinstance(event, RoundEnded | Scored)]
+    assert [event.round for event in of_rounds if isinstance(event, RoundEnded)] == [1, 2, 3, 4]
+    assert [record["round"] for record in read_history(tmp_path / "cut")] == [1, 2, 3, 4]
+    assert [event.round for event in both if isinstance(event, Saved)] == [0, 1, 2, 3, 4]
+    assert [event.done for event in both if isinstance(event, Started)] == [0, 1 if lost else 2]
+    assert both[: 6 if lost else 9] == without_times(first)[: 6 if lost else 9]
+    assert [type(event) for event in both].count(Ended) == 1
+
+
+def test_a_checkpoint_file_gives_its_run_the_events_up_to_its_round(tmp_path: Path) -> None:
+    run(tmp_path / "one")
+    before = read_events(tmp_path / "one")
+    run(tmp_path / "two", resume_from=str(tmp_path / "one" / "checkpoints" / "round-000003.safetensors"))
+    assert [e.round for e in read_events(tmp_path / "two") if isinstance(e, RoundEnded)] == [1, 2, 3, 4]
+    assert read_events(tmp_path / "one") == before
+
+
+def test_a_run_that_cannot_go_on_leaves_the_events_as_they_were(tmp_path: Path) -> None:
+    cut(tmp_path, TRAIN, 3)
+    before = read_events(tmp_path)
+    again = settings(tmp_path, resume_from=str(tmp_path))
+    told: list[Event] = []
+    with pytest.raises(ConfigError, match="connect the same nodes"):
+        run_federation(LoopbackGrid(2, again.flat(), faults={0: lambda message, answer: None}), again, Events(told.append))
+    assert read_events(tmp_path) == before
+    assert isinstance(told[-1], Stopped)
+    assert "connect the same nodes" in told[-1].reason
+
+
+def test_a_damaged_checkpoint_is_a_warning_of_the_run_that_goes_on(tmp_path: Path) -> None:
+    cut(tmp_path, TRAIN, 4)
+    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    told: list[Event] = []
+    config = settings(tmp_path, resume_from=str(tmp_path))
+    run_federation(LoopbackGrid(2, config.flat()), config, Events(told.append))
+    (warning,) = [event for event in told if isinstance(event, Warned)]
+    assert newest.name in warning.sentence
+    assert warning in read_events(tmp_path)

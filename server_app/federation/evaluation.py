@@ -1,0 +1,153 @@
+"""Scores of held-out tasks: ask their nodes, read the replies, and choose the rate and the steps of adaptation.
+
+Held-out tasks adapt on their nodes; only their scores come back. Validation tasks are scored every few rounds, test tasks once.
+"""
+
+import math
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from quickbloom.common.config.run import RunConfig
+from quickbloom.common.maths.params import Params
+from quickbloom.common.wire.messages import EVALUATE, EvaluateReply, EvaluateRequest, to_arrays
+from quickbloom.server_app.events.kinds import Scored
+from quickbloom.server_app.federation.reply_checks import check_scores
+from quickbloom.server_app.federation.scores import Scores, best_rate
+from quickbloom.server_app.messaging.exchange import Exchange
+from quickbloom.server_app.messaging.population import Population
+
+
+class Evaluation:
+    """The held-out tasks of one run. `lineage` names the training, as in the strategy.
+
+    `lrs`: the rates of adaptation to choose from; `last`: the newest scores of the validation tasks; `best`: the evaluation
+    with the best of them so far, as in summary.json.
+    """
+
+    def __init__(
+        self, config: RunConfig, population: Population, inner_lr: float, messages: Exchange, lineage: str = ""
+    ) -> None:
+        self._config = config
+        self._population = population
+        self._inner_lr = inner_lr
+        self._messages = messages
+        self._lineage = lineage
+        self.higher_is_better = population.spec.kind == "classification"
+        # The algorithm's own inner rate is a candidate as well: it is what the meta-parameters were trained for.
+        self.lrs = sorted({*config.lrs, inner_lr})
+        self.last: Scores | None = None
+        self.best: dict[str, Any] | None = None
+        self._chosen: tuple[Scores, tuple[float, int]] | None = None
+
+    @property
+    def metric(self) -> str:
+        """What the nodes measure: "accuracy", or "mse" for regression."""
+        return "accuracy" if self.higher_is_better else "mse"
+
+    def due(self, server_round: int) -> bool:
+        """Whether the validation tasks are scored after this round: every `evaluate-every` rounds and after the last one."""
+        every = self._config.evaluate_every
+        return (every > 0 and server_round % every == 0) or server_round == self._config.rounds
+
+    def ask(
+        self, arrays: ArrayRecord, task_ids: list[str], lrs: list[float], number: int, shots: int = 0, *, final: bool = False
+    ) -> list[Message]:
+        """The messages that ask for the scores of these tasks after round `number`. `final`: also of nodes that owe an answer.
+
+        `shots`: as for `score`.
+        """
+
+        def request(_: int, part: list[str]) -> RecordDict:
+            request = EvaluateRequest({}, lrs, self._config.adapt_steps, part, shots, number, self._lineage)
+            return request.to_records(arrays)
+
+        return self._messages.address(self._messages.hosts(task_ids, final=final), EVALUATE, number, request)
+
+    def read(self, replies: Iterable[Message], lrs: list[float]) -> Scores:
+        """The scores in these replies. What is of no use is named, and its tasks are missing."""
+        rows: dict[str, tuple[Any, ...]] = {}
+
+        def read(_: int, records: RecordDict, task_ids: list[str]) -> None:
+            reply = EvaluateReply.from_records(records, len(task_ids), len(lrs), self._config.adapt_steps)
+            check_scores(reply, self._population.spec)
+            more = [None] * len(task_ids) if reply.second is None else reply.second
+            rows.update(zip(task_ids, zip(reply.losses, reply.metrics, more, strict=True), strict=True))
+
+        self._messages.receive(replies, read)
+        ids = sorted(rows)
+        shape = (len(ids), len(lrs), self._config.adapt_steps + 1)
+        losses, metrics = (np.array([rows[i][part] for i in ids]).reshape(shape) for part in (0, 1))
+        known = bool(ids) and all(rows[i][2] is not None for i in ids)
+        second = np.array([rows[i][2] for i in ids]).reshape(shape) if known else None
+        return Scores(ids, lrs, losses, metrics, second)
+
+    def score(self, grid: Grid, meta: Params, task_ids: list[str], lrs: list[float], shots: int = 0) -> Scores:
+        """Ask for the scores of these tasks, outside the rounds. Tasks of nodes that fail are missing, and are named.
+
+        `shots`: adapt on the first so many support examples of each class alone; 0: on all.
+        """
+        number = self._config.rounds
+        messages = self.ask(to_arrays(meta), task_ids, lrs, number, shots, final=True)
+        scores = self.read(grid.send_and_receive(messages, timeout=self._config.round_deadline), lrs)
+        return self.wait_for(grid, scores, meta, task_ids, number, shots)
+
+    def wait_for(self, grid: Grid, scores: Scores, meta: Params, wanted: list[str], number: int, shots: int = 0) -> Scores:
+        """With `on-too-few = "repeat"`, ask again for tasks whose nodes were away and come back within `node-deadline`.
+
+        `number`: of the round after which they are scored. Returns `scores` with those that came.
+        """
+        nodes, homes = self._messages.nodes, self._population.homes
+        started = time.monotonic()
+        while self._config.on_too_few == "repeat":
+            missing = {task_id: homes[task_id] for task_id in set(wanted) - set(scores.task_ids)}
+            away = [task for task, node in missing.items() if not (nodes.can_be_asked(node) or nodes.left_out(node))]
+            if not away or time.monotonic() - started > self._config.node_deadline:
+                break
+            time.sleep(min(0.5, self._config.node_deadline))
+            nodes.refresh(grid)
+            if back := sorted(task for task in away if nodes.can_be_asked(homes[task])):
+                messages = self.ask(to_arrays(meta), back, scores.lrs, number, shots)
+                replies = grid.send_and_receive(messages, timeout=self._config.round_deadline)
+                scores = scores.joined(self.read(replies, scores.lrs))
+        return scores
+
+    def take(self, server_round: int, scores: Scores) -> tuple[dict[str, Any], Scored] | None:
+        """Take in the scores of the validation tasks: (what the history says of them, the event), or None.
+
+        The history has the curve of the rate that these scores speak for. None if no task could be scored.
+        """
+        self.last = scores
+        if not scores.task_ids:
+            return None
+        lr, step = self.chosen_rate()
+        at, name = scores.lrs.index(lr), self.metric
+        curve = scores.metrics[:, at].mean(axis=0)
+        self._remember_best({"round": server_round, "adapt_lr": lr, "adapt_steps": step, name: float(curve[step])})
+        losses = scores.losses[:, at].mean(axis=0)
+        record = {"adapt_lr": lr, name: curve.tolist(), "loss": losses.tolist(), "tasks": len(scores.task_ids)}
+        return record, Scored(server_round, name, float(curve[0]), float(curve[step]), lr, step, len(scores.task_ids))
+
+    def _remember_best(self, scored: dict[str, Any]) -> None:
+        """The evaluation with the best validation score so far; of equal ones the first."""
+        sign = -1 if self.higher_is_better else 1
+        value = scored[self.metric]
+        if math.isfinite(value) and (self.best is None or sign * value < sign * self.best[self.metric]):
+            self.best = scored
+
+    def choose_rate(self, scores: Scores) -> tuple[float, int]:
+        """(learning rate, steps >= 1) with the best mean metric; ties go to the lower loss, then to fewer steps."""
+        return best_rate(scores, higher_is_better=self.higher_is_better)
+
+    def chosen_rate(self) -> tuple[float, int]:
+        """(learning rate, steps) by the validation tasks as they were scored last; without any the inner rate, all steps."""
+        scores = self.last
+        if scores is None or not scores.task_ids:
+            return self._inner_lr, self._config.adapt_steps
+        if self._chosen is None or self._chosen[0] is not scores:  # every checkpoint asks, and there may be thousands of steps
+            self._chosen = scores, self.choose_rate(scores)
+        return self._chosen[1]

@@ -1,0 +1,84 @@
+"""Which training tasks take part in a round, how many of them must contribute, and whether that can work at all."""
+
+import math
+
+from quickbloom.common.config.run import RunConfig
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.randomness import generator
+from quickbloom.server_app.federation.aggregation import too_few
+from quickbloom.server_app.federation.privacy import TaskPrivacy
+from quickbloom.server_app.federation.secure_sum import unfit
+from quickbloom.server_app.messaging.population import Population
+
+
+class Sampling:
+    """The training tasks of every round. With `privacy` they are a secret sample."""
+
+    def __init__(self, config: RunConfig, population: Population, privacy: TaskPrivacy | None) -> None:
+        self._config = config
+        self._population = population
+        self._privacy = privacy
+
+    @property
+    def number_of_tasks(self) -> int:
+        """How many training tasks a round is meant to have."""
+        return self._config.tasks_in_round(len(self._population.splits["train"]))
+
+    @property
+    def enough_tasks(self) -> int | None:
+        """With `over-select`: how many tasks must be answered for, so that the others are not waited for."""
+        return self.number_of_tasks if self._config.over_select > 1 else None
+
+    @property
+    def least_replies(self) -> int:
+        """How many training tasks must contribute to a round."""
+        least = self._config.min_replies
+        return max(1, math.ceil(least * self.number_of_tasks - 1e-9) if least < 1 else math.ceil(least))
+
+    def of_round(self, server_round: int) -> list[str]:
+        """The training tasks of a round: with privacy drawn anew at every call, else as `choose_tasks`."""
+        return self._privacy.choose(self._population.splits["train"]) if self._privacy else self.choose_tasks(server_round)
+
+    def choose_tasks(self, server_round: int) -> list[str]:
+        """The training tasks of a round without privacy: a function of (seed, round) and of the task ids alone."""
+        train = self._population.splits["train"]
+        number = math.ceil(self._config.over_select * self.number_of_tasks - 1e-9)
+        if number >= len(train):
+            return list(train)
+        chosen = generator(self._config.seed, "tasks", server_round).choice(len(train), number, replace=False)
+        return [train[i] for i in sorted(chosen)]
+
+    def check(self, first_round: int) -> None:
+        """Raise ConfigError for settings with which some round from `first_round` on would have too few tasks or nodes."""
+        if self.least_replies > self.number_of_tasks:
+            raise ConfigError(
+                f"`min-replies` must be at most the {self.number_of_tasks} training tasks of a round, "
+                f"got {self._config.min_replies:g}"
+            )
+        self._check_rule(first_round)
+
+    def _check_rule(self, first_round: int) -> None:
+        """Refuse a way of aggregation that would have too few nodes in some round, or too many."""
+        config = self._config
+        if config.aggregate == "mean" and not config.secure_aggregation:
+            return
+        rounds = self._nodes_of_rounds(first_round)
+        if not rounds:  # a run is gone on with whose training is over
+            return
+        for nodes, number in (min(rounds), max(rounds)) if config.secure_aggregation else ():
+            if reason := unfit(nodes):
+                raise ConfigError(f"`secure-aggregation` cannot work in round {number}: {reason}")
+        nodes, number = min(rounds)
+        if reason := too_few(config.aggregate, config.malicious, nodes):
+            raise ConfigError(
+                f'`aggregate = "{config.aggregate}"` cannot work in round {number}: {reason}, since every node is one '
+                "vote; connect more nodes, let more tasks take part, or lower `malicious`"
+            )
+
+    def _nodes_of_rounds(self, first_round: int) -> list[tuple[int, int]]:
+        """(nodes, round) of every round, if all of them answer."""
+        homes = self._population.homes
+        if self._privacy:  # which tasks take part is not known before; all nodes do
+            return [(len({homes[task_id] for task_id in self._population.splits["train"]}), first_round)]
+        rounds = range(first_round, self._config.rounds + 1)
+        return [(len({homes[t] for t in self.choose_tasks(number)}), number) for number in rounds]

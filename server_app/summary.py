@@ -1,0 +1,187 @@
+"""The end of a run: choose the rate on the validation tasks, score the test tasks once, write the results."""
+
+import platform
+from collections.abc import Callable, Iterable
+from logging import INFO
+from typing import Any
+
+import flwr
+import numpy as np
+import torch
+from flwr.common import log
+from flwr.serverapp import Grid
+
+from quickbloom import __version__
+from quickbloom.common.wording import data_name
+from quickbloom.server_app.events.kinds import Ended, finite
+from quickbloom.server_app.federation.scores import Scores
+from quickbloom.server_app.federation.strategy import MetaStrategy, RunError
+from quickbloom.server_app.messaging.population import Population
+from quickbloom.server_app.reporting.result_table import result_lines
+from quickbloom.server_app.runs import trackers
+from quickbloom.server_app.runs.directory import RunDirectory, read_history, spread
+
+SECOND = {"accuracy": "balanced_accuracy", "mse": "rmse"}
+"""What the second score of a user's own data is called, by the first."""
+
+
+def clients_of(strategy: MetaStrategy, split: str, scores: Scores | None, lr: float, step: int) -> trackers.Clients:
+    """Every held-out task's score before and after adaptation."""
+    if scores is None or not scores.task_ids:
+        return {}
+    name = strategy.evaluation.metric
+    values = scores.metrics[:, scores.lrs.index(lr)]
+    return {f"{split}/{name}_before": values[:, 0], f"{split}/{name}_after": values[:, step]}
+
+
+def conclude(
+    grid: Grid,
+    strategy: MetaStrategy,
+    directory: RunDirectory,
+    seconds: Callable[[], dict[str, float]],
+    resumed: int,
+    live: trackers.Trackers,
+) -> dict[str, Any]:
+    """Choose the adaptation rate on the validation tasks, score the test tasks once, write the results.
+
+    `seconds`: says how long the run has taken, "total" and "cpu". Returns the summary. Raises RunError.
+    """
+    validation = _validation_scores(grid, strategy)
+    lr, steps = strategy.chosen_rate()
+    test = _test_scores(grid, strategy, lr)
+    shots = _score_shots(grid, strategy, lr, steps)
+    strategy.let_keep(grid, strategy.outer.leaves, lr, steps, directory.path.name)
+    pace = float(np.median([record["seconds"] for record in read_history(directory.path)]))
+    content = {
+        **_facts(strategy),
+        "run_dir": str(directory.path),
+        "chosen": {"adapt_lr": lr, "adapt_steps": steps},
+        "test": _describe(strategy, test, lr),
+        "validation": _describe(strategy, validation, lr),
+        "shots": shots,
+        "seconds": {**seconds(), "round_median": pace},
+        "resumed": resumed,
+    }
+    summary: dict[str, Any] = finite(content)
+    population = strategy.population
+    directory.write_per_task(_rows(population, "validation", validation, lr) + _rows(population, "test", test, lr))
+    directory.write_json("summary.json", summary)
+    live.end(summary, clients_of(strategy, "test", test, lr, steps))
+    for line in result_lines(summary):
+        log(INFO, "%s", line)
+    strategy.events.tell(Ended(summary))
+    return summary
+
+
+def _validation_scores(grid: Grid, strategy: MetaStrategy) -> Scores | None:
+    """The scores of the validation tasks with the settings of now; None where nobody was asked for one."""
+    config, evaluation, tasks = strategy.config, strategy.evaluation, strategy.population.splits["validation"]
+    scores = evaluation.last
+    if scores is not None and (scores.lrs != evaluation.lrs or scores.metrics.shape[-1] != config.adapt_steps + 1):
+        # Training was over, and the run is gone on with under other rates or steps.
+        scores = evaluation.last = strategy.score_tasks(grid, strategy.outer.leaves, tasks, evaluation.lrs)
+    if tasks and (scores is None or not scores.task_ids):
+        strategy.events.warn(f"No validation task could be scored: the inner rate and all {config.adapt_steps} steps are used")
+    return scores
+
+
+def _test_scores(grid: Grid, strategy: MetaStrategy, lr: float) -> Scores:
+    tasks = strategy.population.splits["test"]
+    scores = strategy.score_tasks(grid, strategy.outer.leaves, tasks, [lr])
+    if tasks and not scores.task_ids:
+        raise RunError("no node sent a usable score of the test tasks: the log above names the reasons")
+    return scores
+
+
+def _facts(strategy: MetaStrategy) -> dict[str, Any]:
+    """What the summary says of the run but for its result."""
+    config = strategy.config
+    return {
+        "schema": 1,
+        "algorithm": config.algorithm,
+        "dataset": config.dataset,
+        "data": data_name(config.flat()),
+        "seed": config.seed,
+        "rounds": config.rounds,
+        "tasks": {name: len(ids) for name, ids in strategy.population.splits.items()},
+        "best_validation": strategy.evaluation.best,
+        "bytes": strategy.bytes,
+        "privacy": strategy.privacy.record() if strategy.privacy else None,
+        "failures": strategy.failures,
+        "late": strategy.late + strategy.nodes.late.total(),
+        "versions": {
+            "quickbloom": __version__,
+            "flwr": flwr.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _describe(strategy: MetaStrategy, scores: Scores | None, lr: float) -> dict[str, Any] | None:
+    """Mean, spread and worst tenth at every step; None where no held-out task was scored."""
+    if scores is None or not scores.task_ids:
+        return None
+    at = scores.lrs.index(lr)
+    name, better = strategy.evaluation.metric, strategy.evaluation.higher_is_better
+    second = {} if scores.second is None else {SECOND[name]: spread(scores.second[:, at], higher_is_better=better)}
+    return {
+        "steps": list(range(scores.metrics.shape[2])),
+        name: spread(scores.metrics[:, at], higher_is_better=better),
+        "loss": spread(scores.losses[:, at], higher_is_better=False),
+        **second,
+    }
+
+
+def _score_shots(grid: Grid, strategy: MetaStrategy, lr: float, steps: int) -> dict[str, Any] | None:
+    """The test tasks adapted on few examples, at the chosen step; None where `test-shots` asks for nothing that they have.
+
+    A number above `_most_shots` would score all examples: it is left out.
+    """
+    spec, test = strategy.population.spec, strategy.population.splits["test"]
+    support = max((strategy.population.tasks[task_id].num_support for task_id in test), default=0)
+    most = _most_shots(support, spec.outputs if spec.kind == "classification" else 1)
+    scored: dict[int, Scores] = {}
+    for shots in strategy.config.shots:
+        if shots <= most:
+            scores = strategy.score_tasks(grid, strategy.outer.leaves, test, [lr], shots)
+            scored |= {shots: scores} if scores.task_ids else {}
+    if not scored:
+        return None
+
+    def columns(values: Iterable[np.ndarray[Any, Any]], *, higher_is_better: bool) -> dict[str, list[float]]:
+        spreads = [spread(value[:, 0, [steps]], higher_is_better=higher_is_better) for value in values]
+        return {part: [one[part][0] for one in spreads] for part in spreads[0]}
+
+    name, better = strategy.evaluation.metric, strategy.evaluation.higher_is_better
+    return {
+        "shots": list(scored),
+        name: columns((scores.metrics for scores in scored.values()), higher_is_better=better),
+        "loss": columns((scores.losses for scores in scored.values()), higher_is_better=False),
+    }
+
+
+def _most_shots(support: int, classes: int) -> int:
+    """The largest number of examples per class that is worth a score, for tasks with at most so many support examples.
+
+    The server does not know how these are spread over the classes: taken to be evenly, unless there are more classes than
+    examples, as with characters of text; then all may be of one class. (10, 5) -> 2; (20, 76) -> 20.
+    """
+    return support // classes if support >= classes else support
+
+
+def _rows(population: Population, split: str, scores: Scores | None, lr: float) -> list[dict[str, Any]]:
+    if scores is None:
+        return []
+    at = scores.lrs.index(lr)
+    name = "accuracy" if population.spec.kind == "classification" else "mse"
+    rows = []
+    for i, task_id in enumerate(scores.task_ids):
+        info = population.tasks[task_id]
+        row: dict[str, Any] = {"task": task_id, "split": split, "num_support": info.num_support, "num_test": info.num_test}
+        row |= {f"{name}_step{step}": value for step, value in enumerate(scores.metrics[i, at].tolist())}
+        row |= {f"loss_step{step}": value for step, value in enumerate(scores.losses[i, at].tolist())}
+        if scores.second is not None:
+            row |= {f"{SECOND[name]}_step{step}": value for step, value in enumerate(scores.second[i, at].tolist())}
+        rows.append(row)
+    return rows
