@@ -79,6 +79,25 @@ class RoundEnded:
     skipped: str = ""
     kind: Literal["round"] = "round"
 
+    @classmethod
+    def of(cls, record: dict[str, Any], rounds: int) -> "RoundEnded":
+        """That of a line of history.jsonl, in a run of so many rounds."""
+        train, nodes, sent = record["train"], record["nodes"], record["bytes"]
+        return cls(
+            record["round"],
+            rounds,
+            train["loss"],
+            train["tasks"],
+            record["seconds"],
+            nodes["asked"],
+            nodes["answered"],
+            len(nodes["away"]),
+            len(record["failures"]),
+            sent["up"],
+            sent["down"],
+            record.get("skipped", ""),
+        )
+
 
 @dataclass(frozen=True)
 class Warned:

@@ -373,24 +373,5 @@ class MetaStrategy(Strategy):
             "seconds": round(time.monotonic() - this.started, 4),
             "failures": this.failures,
         }
-        self.events.tell(in_short(record, self.config.rounds))
+        self.events.tell(RoundEnded.of(record, self.config.rounds))
         self._on_round(record)
-
-
-def in_short(record: dict[str, Any], rounds: int) -> RoundEnded:
-    """The event of a round of so many, from its line of the history."""
-    train, nodes, sent = record["train"], record["nodes"], record["bytes"]
-    return RoundEnded(
-        record["round"],
-        rounds,
-        train["loss"],
-        train["tasks"],
-        record["seconds"],
-        nodes["asked"],
-        nodes["answered"],
-        len(nodes["away"]),
-        len(record["failures"]),
-        sent["up"],
-        sent["down"],
-        record.get("skipped", ""),
-    )

@@ -59,7 +59,7 @@ def run(folder: Path, nodes: int = 3, **changes: Any) -> tuple[dict[str, Any], L
 def test_a_run_leaves_all_its_files(tmp_path: Path) -> None:
     summary, _ = run(tmp_path / "out", checkpoint_every=2)
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"config.json", "history.jsonl", "summary.json", "per_task.csv", "checkpoints"}
+    assert names == {"config.json", "history.jsonl", "events.jsonl", "summary.json", "per_task.csv", "checkpoints"}
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == settings(tmp_path / "out", checkpoint_every=2).flat()
     assert [record["round"] for record in read_history(tmp_path / "out")] == [1, 2, 3]
