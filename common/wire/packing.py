@@ -6,9 +6,8 @@ records of a small message are one record of one field.
 """
 
 from flwr.app import ConfigRecord, RecordDict
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from flwr.proto.recorddict_pb2 import RecordDict as Proto
 
+from quickbloom.common.flower import names
 from quickbloom.common.wire.checks import WireError, reads
 
 SMALL = 2**17
@@ -18,11 +17,12 @@ _NAME = "packed"
 
 
 def pack(records: RecordDict) -> RecordDict:
-    """The same records in one; as they are if they have more than SMALL bytes, or are packed already."""
+    """The same records in one; as they are if they have more than SMALL bytes, are packed already, or Flower cannot pack."""
     tensors = sum(len(array.data) for record in records.array_records.values() for array in record.values())
-    if tensors > SMALL or is_packed(records):
+    to_proto = names.find("recorddict_to_proto")
+    if tensors > SMALL or is_packed(records) or to_proto is None:
         return records
-    content = recorddict_to_proto(records).SerializeToString()
+    content = to_proto(records).SerializeToString()
     return records if len(content) > SMALL else RecordDict({_NAME: ConfigRecord({_NAME: content})})
 
 
@@ -39,7 +39,8 @@ def unpack(records: RecordDict) -> RecordDict:
     content = records.config_records[_NAME][_NAME]
     if not isinstance(content, bytes) or len(content) > SMALL:
         raise WireError(f"packed records must be at most {SMALL} bytes")
-    inside = recorddict_from_proto(Proto.FromString(content))
+    proto = names.get("ProtoRecordDict").FromString(content)
+    inside: RecordDict = names.get("recorddict_from_proto")(proto)
     if is_packed(inside):
         raise WireError("packed records are packed once")
     return inside

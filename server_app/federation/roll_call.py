@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from logging import INFO, WARNING
 
 from flwr.app import Message
-from flwr.common import log
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from quickbloom.common.config.run import RunConfig
@@ -21,12 +19,14 @@ from quickbloom.common.datasets.own import OwnOptions
 from quickbloom.common.datasets.own.agreement import agree, core, fits
 from quickbloom.common.datasets.own.columns import Schema
 from quickbloom.common.errors import ConfigError, DataError, as_told
+from quickbloom.common.flower import names
+from quickbloom.common.flower.names import log
 from quickbloom.common.wire.messages import ROLL_CALL, RollCallReply, WireError, error_reason, roll_call_request
 from quickbloom.server_app.federation.splits import split_tasks
 
 _PAUSE = 1.0
 """Seconds after which nodes that were gone are asked again."""
-_GONE = f"error {ErrorCode.NODE_UNAVAILABLE}:"
+_GONE = f"error {names.NODE_UNAVAILABLE}:"
 """How the reason begins why a node did not answer that Flower does not reach."""
 UNFINISHED = "it announced a reply, but had not uploaded all of it in time"
 """Why there is no answer of a node that died in the middle, or whose link is slow."""
@@ -169,7 +169,7 @@ def _is_gone(reason: str) -> bool:
 
 def failure(reply: Message) -> str | None:
     """Why a reply carries no result, in words; None if it may carry one."""
-    if reply.has_error() and reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE:
+    if reply.has_error() and reply.error.code == names.MESSAGE_UNAVAILABLE:
         return UNFINISHED
     if reply.has_error():
         lines = [line.strip() for line in (reply.error.reason or "").splitlines() if line.strip()]

@@ -10,11 +10,10 @@ import hashlib
 from collections.abc import Sequence
 from logging import WARNING
 
-from flwr.common import log
-
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.datasets.base import SPLITS, TaskInfo
 from quickbloom.common.errors import ConfigError
+from quickbloom.common.flower.names import log
 from quickbloom.common.randomness import generator
 
 Split = dict[str, str]

@@ -10,12 +10,12 @@ from logging import WARNING
 from typing import Any
 
 from flwr.app import Message, Metadata, RecordDict
-from flwr.common import log
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.errors import OneLineError, as_told
+from quickbloom.common.flower import names
+from quickbloom.common.flower.names import log
 from quickbloom.common.wire.messages import TRAIN, WireError, payload_bytes, tell_agreed
 from quickbloom.server_app.federation.roll_call import UNFINISHED, Population, failure
 from quickbloom.server_app.messaging.node_status import Reachability
@@ -190,7 +190,7 @@ class Exchange:
 
 
 # Of the second Flower has given the place of a reply away, so nothing can be owed: the node is called before it is asked again.
-_NOT_THERE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
+_NOT_THERE = (names.NODE_UNAVAILABLE, names.MESSAGE_UNAVAILABLE)
 
 Request = Callable[[int, list[str]], RecordDict]
 Opened = Callable[[RecordDict, list[str]], Any]

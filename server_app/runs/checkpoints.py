@@ -11,9 +11,9 @@ from logging import WARNING
 from pathlib import Path
 from typing import Any
 
-from flwr.common import log
 from torch import Tensor
 
+from quickbloom.common.flower.names import log
 from quickbloom.common.personal import checkpoint as files
 from quickbloom.common.personal.checkpoint import Checkpoint, OnDamage
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.common import log
 
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.files import whole
+from quickbloom.common.flower.names import log
 from quickbloom.common.spreadsheets import write_csv
 from quickbloom.server_app.runs.intervals import half_width
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from flwr.common import log
 
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.errors import ConfigError, in_one_line
+from quickbloom.common.flower.names import log
 from quickbloom.common.system.extras import needs
 from quickbloom.server_app.runs.tracked_values import FOLDER, adaptation, scalars
 
