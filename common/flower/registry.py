@@ -255,7 +255,7 @@ def turned_off() -> bool:
 
 def needless(patch: Patch) -> str:
     """Why this Flower does not need the patch; "" if it does."""
-    if patch.needless_with and _file(patch.needless_with[0]) is not None:
+    if patch.needless_with and exists(patch.needless_with[0]):
         return patch.needless_with[1]
     return ""
 
@@ -309,6 +309,11 @@ def apply(*names: str) -> list[str]:
     for name in done:
         function(BY_NAME[name].apply)()
     return done
+
+
+def exists(module: str) -> bool:
+    """Whether a module is installed, which is not imported."""
+    return _file(module) is not None
 
 
 def function(path: str) -> Callable[..., Any]:
