@@ -4,10 +4,10 @@ Each is looked up when it is used. Where one is gone, what needs it says so in o
 `quickbloom-edge adapt` and `predict` need none of them. What is replaced in Flower is in `common.flower.registry`.
 """
 
-import importlib
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from logging import getLogger
 from typing import Any
 
@@ -92,7 +92,7 @@ def find(name: str) -> Any:
     for place in NAMES[name].places:
         module, _, attribute = place.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)
+            return getattr(import_module(module), attribute)
         except (ImportError, AttributeError):
             continue
     return None

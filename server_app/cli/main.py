@@ -19,6 +19,7 @@ from quickbloom.common.datasets import DATASETS
 from quickbloom.common.errors import FILE_TROUBLE, ConfigError, DataError, QuickbloomError, in_one_line
 from quickbloom.common.system import surroundings
 from quickbloom.common.system.terminal import FAILED, STOPPED, WRONG_INPUT, console, paper, say, say_error
+from quickbloom.server_app.cli.doctor import doctor
 from quickbloom.server_app.launch.flower_run import connection_exists
 from quickbloom.server_app.launch.follow import follow
 from quickbloom.server_app.launch.prepare import connection_for, own_data, settle
@@ -294,6 +295,9 @@ def watch(
         raise typer.Exit(STOPPED) from None
     if not fine:
         raise typer.Exit(FAILED)
+
+
+cli.command()(doctor)
 
 
 @cli.command()

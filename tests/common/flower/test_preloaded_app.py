@@ -157,7 +157,7 @@ def install(bundle, folder=None, *, skip_prompt):
 print("ready", flush=True)
 while not start.exists():
     pass
-directory = preloaded.unpacked(install, content, apps)
+directory = preloaded_app.unpacked(install, content, apps)
 assert sum(len(file.read_text()) for file in (directory / "common").glob("*.py")) == int(sys.argv[4]), directory
 """
 

@@ -32,10 +32,10 @@ def look(state: object) -> None:
 def test_every_state_is_looked_through_at_once_and_then_once_a_second(
     looks: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter((0.0, 0.5, 0.99, 1.0, 1.5, 10.0, 10.0))
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     one, other = types.SimpleNamespace(), types.SimpleNamespace()
     superlink.main()
+    clock = iter((0.0, 0.5, 0.99, 1.0, 1.5, 10.0, 10.0))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     assert sys.argv == ["flower-superlink", "--insecure"]
     for _ in range(6):
         look(one)
