@@ -48,7 +48,7 @@ def _flower() -> Iterator[Finding]:
     yield Finding("Flower", "transport", transport.spoken(), ports[transport.spoken()])
     if importlib.util.find_spec("ray") is None:
         yield Finding(
-            "Flower", "simulation", "not installed", "pip install 'quickbloom[simulation]'; `--in-process` needs none"
+            "Flower", "simulation", "not installed", "pip install 'quickbloom[simulation]' installs it"
         )
     else:
         yield Finding("Flower", "simulation", f"ray {importlib.metadata.version('ray')}")
@@ -87,7 +87,7 @@ def _kernels() -> Finding:
 def _data() -> Finding:
     from quickbloom.common.datasets.base import resolve_data_dir
 
-    directory = Path(resolve_data_dir())
+    directory = resolve_data_dir("")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
