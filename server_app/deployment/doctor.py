@@ -7,7 +7,6 @@ import platform
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from quickbloom.common.flower import names, registry, transport
 
@@ -47,9 +46,7 @@ def _flower() -> Iterator[Finding]:
     ports = {transport.GRPC: "nodes have a port of their own, 9092 by default", transport.HTTP: "one port for nodes and runs"}
     yield Finding("Flower", "transport", transport.spoken(), ports[transport.spoken()])
     if importlib.util.find_spec("ray") is None:
-        yield Finding(
-            "Flower", "simulation", "not installed", "pip install 'quickbloom[simulation]' installs it"
-        )
+        yield Finding("Flower", "simulation", "not installed", "pip install 'quickbloom[simulation]' installs it")
     else:
         yield Finding("Flower", "simulation", f"ray {importlib.metadata.version('ray')}")
 
