@@ -71,16 +71,16 @@ $(VENV)/.torch:
 	$(BIN)/pip install --quiet "torch>=2.6,<2.14"
 	touch $@
 
-$(VENV)/.user: $(VENV)/.torch pyproject.toml
-	$(BIN)/pip install --quiet --editable ".[simulation,datasets,report]"
+$(VENV)/.user: $(VENV)/.torch pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[simulation,datasets,report]"
 	touch $@
 
-$(VENV)/.docs: $(VENV)/.user pyproject.toml
-	$(BIN)/pip install --quiet --editable ".[simulation,datasets,report,docs]"
+$(VENV)/.docs: $(VENV)/.user pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[simulation,datasets,report,docs]"
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.user pyproject.toml
-	$(BIN)/pip install --quiet --editable ".[simulation,datasets,report,privacy,docs,dev]"
+$(VENV)/.dev: $(VENV)/.user pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[simulation,datasets,report,privacy,docs,dev]"
 	touch $@
 
 clean:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common import log
 
 from quickbloom import __version__
 from quickbloom.client_app import round_log, secure
@@ -26,6 +25,7 @@ from quickbloom.common.datasets.own import Own
 from quickbloom.common.engine.compiling import Auto
 from quickbloom.common.engine.round import TaskWork, evaluate, run_round
 from quickbloom.common.errors import QuickbloomError, in_one_line
+from quickbloom.common.flower.names import log
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.maths.params import Params, weighted_mean
 from quickbloom.common.printable import keep_log_to_lines

@@ -1,22 +1,22 @@
 """Checks this device's clock. Flower signs the time of every message, so a node with a wrong clock is refused."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from flwr.common.constant import PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER
-from flwr.proto.fleet_pb2_grpc import FleetStub
-from flwr.proto.run_pb2 import GetRunRequest
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 
 from quickbloom.common.errors import QuickbloomError
+from quickbloom.common.flower import names, transport
 from quickbloom.common.system.loopback import is_loopback
 
 _REFUSED = "Invalid timestamp"
 """Answer of Flower's server to a message signed more than 5 s ahead of its clock or 5 min behind it."""
+
+
+_AHEAD, _BEHIND = timedelta(seconds=6), timedelta(minutes=5)
+"""The same limits where the server's time is known to the second."""
 
 
 class ClockError(QuickbloomError):
@@ -39,25 +39,43 @@ def check_against_ca(ca: Path, now: datetime) -> None:
         )
 
 
-def check_against_server(server: str, secrets: Path, now: datetime | None = None) -> None:
-    """Send the server an empty request signed at `now`. Raises ClockError if it refuses the time; other answers are ignored."""
+def check_against_server(server: str, secrets: Path, now: datetime | None = None, speaks: str = transport.GRPC) -> None:
+    """Send the server an empty request at the time `now` of this device's clock. Raises ClockError if it refuses the time.
+
+    `speaks`: the server's transport. Other answers are ignored.
+    """
     now = now or datetime.now(UTC)
+    if speaks == transport.HTTP:
+        theirs = transport.clock_of(server, secrets / "ca.crt")
+        if theirs is not None and not -_BEHIND <= now - theirs <= _AHEAD:
+            raise _wrong(server, now)
+    elif names.find("FleetStub") is not None:  # without it there is no check
+        _check_by_grpc(server, secrets, now)
+
+
+def _check_by_grpc(server: str, secrets: Path, now: datetime) -> None:
+    import grpc
+
     key = load_ssh_private_key((secrets / "node.key").read_bytes(), password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     time = now.isoformat()
     metadata = [
-        (PUBLIC_KEY_HEADER, public_key_to_bytes(key.public_key())),
-        (TIMESTAMP_HEADER, time),
-        (SIGNATURE_HEADER, sign_message(key, time.encode("ascii"))),
+        (names.get("PUBLIC_KEY_HEADER"), names.get("public_key_to_bytes")(key.public_key())),
+        (names.get("TIMESTAMP_HEADER"), time),
+        (names.get("SIGNATURE_HEADER"), names.get("sign_message")(key, time.encode("ascii"))),
     ]
     credentials = grpc.ssl_channel_credentials((secrets / "ca.crt").read_bytes())
     options = [("grpc.enable_http_proxy", 0)] if is_loopback(server) else []
     with grpc.secure_channel(server, credentials, options) as channel:
         try:
-            FleetStub(channel).GetRun(GetRunRequest(), metadata=metadata, timeout=10)
+            names.get("FleetStub")(channel).GetRun(names.get("GetRunRequest")(), metadata=metadata, timeout=10)
         except grpc.RpcError as error:
             if isinstance(error, grpc.Call) and error.details() == _REFUSED:
-                raise ClockError(
-                    f"this device's clock says {now:%Y-%m-%d %H:%M:%S} UTC, which is more than 5 s ahead of the clock of "
-                    f"{server} or 5 min behind it: set it, such as by `timedatectl set-ntp true`"
-                ) from None
+                raise _wrong(server, now) from None
+
+
+def _wrong(server: str, now: datetime) -> ClockError:
+    return ClockError(
+        f"this device's clock says {now:%Y-%m-%d %H:%M:%S} UTC, which is more than 5 s ahead of the clock of "
+        f"{server} or 5 min behind it: set it, such as by `timedatectl set-ntp true`"
+    )

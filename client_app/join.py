@@ -23,7 +23,7 @@ from quickbloom.client_app.clock_check import check_against_ca, check_against_se
 from quickbloom.client_app.quiet_hours import QuietHours, outside
 from quickbloom.common.config.run import NodeConfig, parse_node_config
 from quickbloom.common.errors import QuickbloomError
-from quickbloom.common.flower import workers
+from quickbloom.common.flower import transport, workers
 from quickbloom.common.maths.kernels.compiler import remark as kernel_remark
 from quickbloom.common.system import loopback, surroundings, user_code
 from quickbloom.common.system.tls import distrust
@@ -70,8 +70,10 @@ def join(
         say(lacking)
     check_files(secrets)
     check_against_ca(secrets / "ca.crt", datetime.now(UTC))
-    wait_for(host, number, secrets / "ca.crt", say)
-    check_against_server(server, secrets)
+    speaks = wait_for(host, number, secrets / "ca.crt", say)
+    if reason := transport.trouble(server, speaks, secrets / "ca.crt"):
+        raise JoinError(reason)
+    check_against_server(server, secrets, speaks=speaks)
     command = workers.command("flower-supernode", "--superlink", server, "--port", str(port))
     command += ["--root-certificates", str(secrets / "ca.crt"), "--auth-supernode-private-key", str(secrets / "node.key")]
     if config:
@@ -162,15 +164,18 @@ def check_files(secrets: Path) -> None:
         ) from None
 
 
-def wait_for(host: str, port: int, ca: Path, say: Say, pause: float = 3.0) -> None:
-    """Return once `host` answers with a certificate that `ca` vouches for. Raises JoinError where it answers with another."""
+def wait_for(host: str, port: int, ca: Path, say: Say, pause: float = 3.0) -> str:
+    """Return what `host` speaks, once it answers with a certificate that `ca` vouches for; JoinError where it has another."""
     context = ssl.create_default_context(cafile=str(ca))
-    context.set_alpn_protocols(["h2"])
+    context.set_alpn_protocols(transport.PROTOCOLS)
     told = False
     while True:
         try:
-            with socket.create_connection((host, port), timeout=10) as raw, context.wrap_socket(raw, server_hostname=host):
-                return
+            with (
+                socket.create_connection((host, port), timeout=10) as raw,
+                context.wrap_socket(raw, server_hostname=host) as met,
+            ):
+                return transport.of_server(met)
         except ssl.SSLCertVerificationError as error:
             raise JoinError(distrust(loopback.joined(host, port), error, ca)) from None
         except OSError as error:

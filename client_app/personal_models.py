@@ -11,13 +11,13 @@ from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
 
-from flwr.common import log
 from safetensors import SafetensorError
 
 from quickbloom.client_app.node import Node
 from quickbloom.client_app.task_state import KeptState, as_name
 from quickbloom.common.datasets.own.preparation import Preparation
 from quickbloom.common.errors import ConfigError, DataError, in_one_line
+from quickbloom.common.flower.names import log
 from quickbloom.common.formatting import counted, score
 from quickbloom.common.personal import checkpoint
 from quickbloom.common.personal.model import SUFFIX, Origin, Personal, adapt, description, save

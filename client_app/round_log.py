@@ -2,11 +2,10 @@
 
 from logging import INFO
 
-from flwr.common import log
-
 from quickbloom.client_app.node import Node
 from quickbloom.common.algorithms import Algorithm
 from quickbloom.common.engine.round import evaluate
+from quickbloom.common.flower.names import log
 from quickbloom.common.formatting import score, size
 from quickbloom.common.maths.params import Params
 

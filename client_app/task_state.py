@@ -10,11 +10,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 from flwr.app import RecordDict
-from flwr.common import log
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from quickbloom.common.errors import ConfigError
+from quickbloom.common.flower.names import log
 from quickbloom.common.maths.params import Params, all_finite, mismatch
 from quickbloom.common.wire.messages import WireError, kept_from_records, kept_to_records
 

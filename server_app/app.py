@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context
-from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
 from quickbloom.common.config.run import RunConfig, parse_run_config
 from quickbloom.common.engine.build import build_algorithm
 from quickbloom.common.errors import ConfigError, QuickbloomError
 from quickbloom.common.files import shown
-from quickbloom.common.flower import workers
+from quickbloom.common.flower import registry
+from quickbloom.common.flower.names import log
 from quickbloom.common.personal.model import description
 from quickbloom.common.printable import keep_log_to_lines
 from quickbloom.common.wording import data_name
@@ -46,7 +46,7 @@ LEDGER = "privacy.jsonl"
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run one federation. Whatever a user can mend ends the run as failed, with one sentence and no traceback."""
-    workers.pull_well()
+    registry.apply("pull-soon", "assembly-by-parts")
     events = Events(into_log)
     try:
         known = context.run_config

@@ -8,7 +8,7 @@ from typing import Any
 import flwr
 import numpy as np
 import torch
-from flwr.common import log
+from quickbloom.common.flower.names import log
 from flwr.serverapp import Grid
 
 from quickbloom import __version__

@@ -1,12 +1,13 @@
 """Flower's HTTP requests with less around them: those of a run's server to its SuperLink, of a worker to its SuperNode.
 
 A round of three nodes takes more than thirty requests to the SuperLink, and each spends most of its time on its way to the
-function that answers it. This reaches into one release of Flower, as `common.flower.workers` does, which decides whether it
-is used."""
+function that answers it. These are the patches `past-layers` and `look-ups` of `common.flower.registry`."""
 
 import importlib
 from collections.abc import Awaitable, Callable
 from typing import Any
+
+from quickbloom.common.flower import names
 
 CONTROL = "/v1/control/"
 """What the paths of users' requests begin with."""
@@ -23,6 +24,7 @@ LOOK_UPS = (
     ("flwr.supercore.protobuf.translation", "get_protobuf_request"),
     ("flwr.supercore.dependencies.runtime", "get_runtime_state"),
     ("flwr.supercore.dependencies.runtime", "get_runtime_handlers"),
+    ("flwr.superlink.dependencies.linkstate", "get_linkstate"),
 )
 """Functions that return what is there already. FastAPI calls them in another thread, as it does all that are no coroutines."""
 
@@ -50,12 +52,12 @@ def past(through: Through) -> Through:
 def look_up_at_once() -> None:
     """Let FastAPI call LOOK_UPS, and the comparison of versions, where it is and not in another thread, in this process."""
     solving: Any = importlib.import_module("fastapi.dependencies.utils")
-    versions: Any = importlib.import_module("flwr.supercore.dependencies.runtime_version")
-    functions = {getattr(importlib.import_module(module), name, None) for module, name in LOOK_UPS}
+    versions = names.get("VersionDependency")
+    functions = {getattr(importlib.import_module(module), name, None) for module, name in LOOK_UPS} - {None}
     elsewhere = solving.run_in_threadpool
 
     async def call(function: Any, *arguments: Any, **named: Any) -> Any:
-        if isinstance(function, versions.RuntimeVersionDependency) or function in functions:
+        if isinstance(function, versions) or function in functions:
             return function(*arguments, **named)
         return await elsewhere(function, *arguments, **named)
 

@@ -4,8 +4,8 @@ Flower keeps every piece of a message until all of it is put together, which is 
 array that they belong to is there. And glibc keeps what is freed between other things, unless large blocks are mapped by
 themselves.
 
-This reaches into one release of Flower; `common.flower.workers` sees to that. It imports nothing of this package, since
-workers run it by its path: their app brings a `common` of its own."""
+These are the patches `assembly-by-parts` and `worker-memory` of `common.flower.registry`, whose guards are asked by whoever
+calls this. It imports nothing of this package, since workers run it by its path: their app brings its own."""
 
 import ctypes
 import importlib
@@ -54,12 +54,11 @@ def _by_parts(whole: Callable[..., Any], pulling: Any) -> Callable[..., Any]:
     return inflate
 
 
-def worker() -> None:
-    """The same for a process that lives for one message, which also gives back what it frees while the message comes.
+def give_back() -> None:
+    """Let this process, which lives for one message, give back what it frees while the message comes.
 
     With a small message it goes on as glibc would: computing is faster where freed memory is kept.
     """
-    spare()
     if any(name.startswith("MALLOC_") for name in os.environ):  # the user's own choice
         return
     tune(_SPARING)

@@ -19,8 +19,8 @@ from logging import DEBUG
 from pathlib import Path
 from typing import Any
 
-from flwr.common import log
-
+from quickbloom.common.flower import names as flower
+from quickbloom.common.flower.names import log
 from quickbloom.common.system.package import folders
 
 PACKAGES = ("quickbloom", "client_app", "common")
@@ -145,11 +145,9 @@ def prepare(install: Callable[..., Path], apps: Path, ours: Mapping[str, str], n
 
 def worker() -> None:
     """Let Flower's worker in this process use what is imported here."""
-    from flwr.common.constant import APP_DIR
-    from flwr.supercore.utils import get_flwr_home
-
+    apps = flower.get("get_flwr_home")() / flower.get("APP_DIR")
     client: Any = importlib.import_module("flwr.supernode.runtime.run_clientapp")
-    client.install_from_fab = prepare(client.install_from_fab, get_flwr_home() / APP_DIR, FILES, _NAMES)
+    client.install_from_fab = prepare(client.install_from_fab, apps, FILES, _NAMES)
 
 
 def _import_app() -> dict[str, str]:

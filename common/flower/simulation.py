@@ -6,19 +6,19 @@
   node alone, and not of all.
 - The ClientApp is given to Ray once. Flower pickles it anew for every message, which takes 5 ms.
 
-`server_app.launch.flower_run` puts a script that runs this file before Flower's own on the PATH of its SuperLink. This
-reaches into one release of Flower; with another, Flower's own code runs. It must not import this package: a run's app brings
-its own."""
+`server_app.launch.flower_run` puts a script that runs this file before Flower's own on the PATH of its SuperLink:
+`python -P simulation.py PATCH,PATCH ARGUMENTS`, with those patches of `common.flower.registry` that may be applied. It must not
+import this package: a run's app brings its own."""
 
 import importlib
 import importlib.metadata
 import importlib.util
+import sys
 import threading
 from collections.abc import Callable
 from queue import Queue
 from typing import Any
 
-RELEASE = "1.39."
 LONGEST = 0.1
 """Seconds between two looks for messages, and to the end, where nothing tells of any."""
 
@@ -98,21 +98,42 @@ class Loyal:
         return result
 
 
-def main() -> None:
-    """The command `flwr-simulation`."""
-    from flwr.simulation.app import flwr_simulation
+def dispatch() -> None:
+    """Let this process's simulation hand messages over when it is told of them."""
+    vce: Any = importlib.import_module("flwr.server.superlink.fleet.vce.vce_api")
+    vce.add_messages_to_queue = add_messages_to_queue
 
-    # Without Ray Flower says what is missing.
-    if importlib.metadata.version("flwr").startswith(RELEASE) and importlib.util.find_spec("ray"):
-        vce: Any = importlib.import_module("flwr.server.superlink.fleet.vce.vce_api")
-        vce.add_messages_to_queue = add_messages_to_queue
-        backend: Any = importlib.import_module("flwr.server.superlink.fleet.vce.backend.raybackend")
-        backend.RayBackend.build = pickling_once(backend.RayBackend.build, backend.ray.put)
-        pool = backend.BasicActorPool
-        loyal = Loyal(pool.fetch_result_and_return_actor_to_pool)
-        pool.submit = lambda *arguments: loyal.submit(*arguments)
-        pool.fetch_result_and_return_actor_to_pool = lambda *arguments: loyal.fetch(*arguments)
-    flwr_simulation()
+
+def send_app_once() -> None:
+    """Let this process give Ray the ClientApp once."""
+    backend: Any = importlib.import_module("flwr.server.superlink.fleet.vce.backend.raybackend")
+    backend.RayBackend.build = pickling_once(backend.RayBackend.build, backend.ray.put)
+
+
+def stay() -> None:
+    """Let nodes of this process's simulation stay with the actor that served them."""
+    pool: Any = importlib.import_module("flwr.server.superlink.fleet.vce.backend.raybackend").BasicActorPool
+    loyal = Loyal(pool.fetch_result_and_return_actor_to_pool)
+    pool.submit = lambda *arguments: loyal.submit(*arguments)
+    pool.fetch_result_and_return_actor_to_pool = lambda *arguments: loyal.fetch(*arguments)
+
+
+PATCHES: dict[str, Callable[[], None]] = {
+    "simulation-dispatch": dispatch,
+    "simulation-app-once": send_app_once,
+    "simulation-same-process": stay,
+}
+
+
+def main() -> None:
+    """The command `flwr-simulation`, with the patches that the first argument names."""
+    wanted = sys.argv.pop(1).split(",")
+    if importlib.util.find_spec("ray"):  # without Ray Flower says what is missing
+        for name, apply in PATCHES.items():
+            if name in wanted:
+                apply()
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name="flwr-simulation")
+    entry.load()()
 
 
 if __name__ == "__main__":

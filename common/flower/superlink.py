@@ -5,15 +5,15 @@
   second.
 - The requests of a run's server go past what is for others (`common.flower.http`).
 
-This reaches into one release of Flower, as `common.flower.workers` does: with another, or with QUICKBLOOM_WARM=0, nothing is
-changed."""
+These are patches of `common.flower.registry`, each with its own guard."""
 
 import importlib
+import importlib.metadata
 import sys
 import time
 from typing import Any
 
-from quickbloom.common.flower import http, workers
+from quickbloom.common.flower import registry
 
 PAUSE = 1.0
 """Seconds between two looks for tasks of which nothing is heard."""
@@ -35,11 +35,9 @@ def command(*arguments: str) -> list[str]:
 def main() -> None:
     """Run `flower-superlink` with the arguments after the first one, which is that name."""
     sys.argv = sys.argv[1:]
-    if workers.wanted() and not workers.reason_against():
-        look_seldom()
-        http.go_past()
-        http.look_up_at_once()
-    importlib.import_module("flwr.superlink.cli").flower_superlink()
+    registry.apply("lost-tasks", "past-layers", "look-ups")
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name="flower-superlink")
+    entry.load()()
 
 
 def look_seldom() -> None:

@@ -9,8 +9,8 @@ A node whose server was away is back within seconds: gRPC would let up to two mi
 Flower's retries 20 s more. And a connection of which nothing is heard is given up, which TCP does only after a quarter of an
 hour, while the node would wait for an answer that cannot come.
 
-This reaches into one release of Flower. With another, or where there is no fork server (Windows), Flower's own commands run
-instead, with a warning. The environment variable QUICKBLOOM_WARM=0 asks for that without one.
+All this is patches of `common.flower.registry`, each with a guard of its own: where one is off, Flower's own way is taken, with
+a warning. Where there is no fork server (Windows), a new process is started for every message.
 """
 
 import importlib
@@ -26,16 +26,14 @@ import time
 import types
 from collections.abc import Sequence
 from contextlib import suppress
-from logging import WARNING
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 from quickbloom.common.errors import ConfigError
-from quickbloom.common.flower import callers, http, message_assembly
+from quickbloom.common.flower import callers, message_assembly, registry
 from quickbloom.common.system import temporary
 
-RELEASE = "1.39."
 PRELOAD = (
     *("torch", "torch._dynamo", "safetensors.torch", "pydantic", "flwr.supernode.cli", "flwr.superlink.cli", "httpcore"),
     "scipy.ndimage",
@@ -57,6 +55,7 @@ _STOCK_REPLY = 0.5  # what a SuperNode sleeps while it waits for its ClientApp's
 _FIRST_BACKOFF = 0.05  # seconds; whoever is told of a message asks for its arrays before they are there
 
 LONGEST_RETRY = 5  # seconds between two attempts to reach the server
+_PULLING = "flwr.supercore.inflatable.inflatable_utils"
 _RETRIES = ("flwr.supercore.retry.grpc_retry", "flwr.supercore.retry.http_retry")
 CONNECTION = (
     ("grpc.initial_reconnect_backoff_ms", 500),
@@ -67,7 +66,14 @@ CONNECTION = (
 )
 """Options of a node's connection to its server."""
 
-# Run in the fork. It must not import this package: a run's app brings its own `common`.
+NODE = ("connection-options", "quick-retries", "pull-soon", "assembly-by-parts", "look-ups", "node-polling", "warm-superexec")
+"""Patches of a SuperNode."""
+SUPEREXEC = ("quick-retries", "superexec-polling", "worker-forks")
+"""Patches of a SuperExec."""
+WORKER = ("pull-soon", "quick-retries", "assembly-by-parts", "worker-memory", "preloaded-app")
+"""Patches of each worker, whose guards its SuperExec asks."""
+
+# Run in the fork, with the patches that its SuperExec allows. It must not import this package: a run's app brings its own.
 _WORK = """
 import gc, importlib, os, runpy, sys
 gc.freeze()  # else looking through what was imported before would copy it
@@ -76,12 +82,19 @@ sys.dont_write_bytecode = False  # else the app would be compiled anew for every
 if {quiet!r}:
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 1), os.dup2(nowhere, 2)
-from flwr.supercore.inflatable import inflatable_utils as pulling
-for pull in (pulling.pull_objects, pulling.pull_and_inflate_object_from_tree):
-    pull.__kwdefaults__["initial_backoff"] = {backoff!r}
-for retries in {retries!r}:
-    importlib.import_module(retries).MAX_RETRY_DELAY = {longest_retry!r}
-runpy.run_path({inflating!r})["worker"]()
+patches = {patches!r}
+if "pull-soon" in patches:
+    pulling = importlib.import_module({pulling!r})
+    for pull in (pulling.pull_objects, pulling.pull_and_inflate_object_from_tree):
+        pull.__kwdefaults__["initial_backoff"] = {backoff!r}
+if "quick-retries" in patches:
+    for retries in {retries!r}:
+        importlib.import_module(retries).MAX_RETRY_DELAY = {longest_retry!r}
+memory = runpy.run_path({message_assembly!r})
+if "assembly-by-parts" in patches:
+    memory["spare"]()
+if "worker-memory" in patches:
+    memory["give_back"]()
 if {preloaded!r} in sys.modules:
     sys.modules[{preloaded!r}].worker()
 getattr(importlib.import_module({module!r}), {function!r})()
@@ -134,14 +147,9 @@ class Connecting:
 
 def sparing() -> dict[str, str]:
     """MEMORY, but for what the user has set; nothing where workers cannot be told from the processes that start them."""
-    if not wanted() or reason_against():
+    if registry.why_not("warm-superexec"):
         return {}
     return {name: value for name, value in MEMORY.items() if name not in os.environ}
-
-
-def wanted() -> bool:
-    """Whether the user has not turned warm workers off."""
-    return os.environ.get("QUICKBLOOM_WARM", "1") != "0"
 
 
 def command(program: str, *arguments: str) -> list[str]:
@@ -158,27 +166,12 @@ def main() -> None:
         callers.guard()
     # Flower's own processes look for each other there.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    if wanted():
-        if why_not := reason_against():
-            from flwr.supercore import log
-
-            log(WARNING, "%s: every message starts a new Python process, which is slower", why_not)
-        else:
-            try:
-                {"flower-supernode": warm_supernode, "flower-superexec": warm_superexec}[program](longest_pause())
-            except ConfigError as error:
-                sys.exit(f"error: {error}")
+    try:
+        longest_pause()
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    registry.apply(*{"flower-supernode": NODE, "flower-superexec": SUPEREXEC}[program])
     _entry_point(program).load()()
-
-
-def reason_against() -> str | None:
-    """Why there can be no warm workers here; None: there can."""
-    version = importlib.metadata.version("flwr")
-    if not version.startswith(RELEASE):
-        return f"warm workers need Flower {RELEASE}x, and this is {version}"
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return "this system has no fork server for warm workers"
-    return None
 
 
 def longest_pause() -> float:
@@ -193,28 +186,37 @@ def longest_pause() -> float:
     return seconds
 
 
-def pull_well() -> None:
-    """Let this process ask again soon for a part of a message that its sender still pushes, where Flower waits 1 s, and put
-    messages together part by part.
-
-    Does nothing with another release of Flower.
-    """
-    if importlib.metadata.version("flwr").startswith(RELEASE):
-        pulling: Any = importlib.import_module("flwr.supercore.inflatable.inflatable_utils")
-        for pull in (pulling.pull_objects, pulling.pull_and_inflate_object_from_tree):
-            pull.__kwdefaults__["initial_backoff"] = _FIRST_BACKOFF
-        message_assembly.spare()
+def ask_soon() -> None:
+    """Let this process ask again soon for a part of a message that its sender still pushes, where Flower waits 1 s."""
+    pulling: Any = importlib.import_module(_PULLING)
+    for pull in (pulling.pull_objects, pulling.pull_and_inflate_object_from_tree):
+        pull.__kwdefaults__["initial_backoff"] = _FIRST_BACKOFF
 
 
-def warm_supernode(longest: float) -> None:
-    """Make this process's SuperNode poll by Pace, connect by Connecting and start a warm SuperExec."""
+def connect_quickly() -> None:
+    """Let this process open its gRPC channels with CONNECTION."""
     connections: Any = importlib.import_module("flwr.supercore.grpc")
     connections.grpc = Connecting(connections.grpc)
-    _retry_soon()
-    pull_well()
-    http.look_up_at_once()
-    node: Any = importlib.import_module("flwr.supernode.start_client_internal")
-    node.time = Pace(longest)
+
+
+def retry_soon() -> None:
+    """Let this process try every LONGEST_RETRY s to reach a server that is away.
+
+    Of a run that is not heard of for a minute the SuperLink thinks that it is dead, and Flower's retries grow to 20 s.
+    """
+    for name in _RETRIES:
+        retries: Any = importlib.import_module(name)
+        retries.MAX_RETRY_DELAY = LONGEST_RETRY
+
+
+def poll_node_by_pace() -> None:
+    """Let this process's SuperNode poll by Pace."""
+    _node().time = Pace(longest_pause())
+
+
+def start_warm_superexec() -> None:
+    """Let this process's SuperNode start our SuperExec, and tell it of every message."""
+    node = _node()
     told, tell = os.pipe()
     os.set_blocking(tell, False)
     push = node._push_messages
@@ -234,35 +236,37 @@ def warm_supernode(longest: float) -> None:
     node.subprocess = types.SimpleNamespace(Popen=start)
 
 
-def _retry_soon() -> None:
-    """Let this process try every LONGEST_RETRY s to reach a server that is away.
-
-    Of a run that is not heard of for a minute the SuperLink thinks that it is dead, and Flower's retries grow to 20 s.
-    """
-    for name in _RETRIES:
-        retries: Any = importlib.import_module(name)
-        retries.MAX_RETRY_DELAY = LONGEST_RETRY
+def _node() -> Any:
+    return importlib.import_module("flwr.supernode.start_client_internal")
 
 
-def warm_superexec(longest: float) -> None:
-    """Make this process's SuperExec poll by Pace and fork its tasks from a server that has imported PRELOAD."""
-    _retry_soon()
-    loop: Any = importlib.import_module("flwr.supercore.superexec.run_superexec")
+def poll_superexec_by_pace() -> None:
+    """Let this process's SuperExec poll by Pace, or when its SuperNode tells it."""
+    told = os.environ.get(_WAKE)
+    _loop().time = Pace(min(longest_pause(), 1.0), told=int(told) if told else None)
+
+
+def fork_workers() -> None:
+    """Let this process's SuperExec fork its tasks from a server that has imported PRELOAD."""
     executor: Any = importlib.import_module("flwr.supercore.superexec.executor.subprocess_executor")
-    told = os.environ.pop(_WAKE, None)
-    loop.time = pace = Pace(min(longest, 1.0), told=int(told) if told else None)
+    loop, patches = _loop(), registry.allowed(*WORKER)
     _shorten_sockets()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOAD, _PRELOADED] if told else list(PRELOAD))
+    of_node = os.environ.pop(_WAKE, None) is not None
+    preload_app = of_node and "preloaded-app" in patches
+    context.set_forkserver_preload([*PRELOAD, _PRELOADED] if preload_app else list(PRELOAD))
     forkserver.ensure_running()
 
     def start(arguments: Sequence[str], stdout: int | None = None, stderr: int | None = None) -> None:
-        pace.work()
+        if isinstance(loop.time, Pace):
+            loop.time.work()
         multiprocessing.active_children()  # reaps those that have ended
         entry = _entry_point(arguments[0])
         work = _WORK.format(
             arguments=list(arguments),
             quiet=stdout == subprocess.DEVNULL,
+            patches=patches,
+            pulling=_PULLING,
             backoff=_FIRST_BACKOFF,
             retries=_RETRIES,
             longest_retry=LONGEST_RETRY,
@@ -274,6 +278,10 @@ def warm_superexec(longest: float) -> None:
         context.Process(target=exec, args=(work, {"__name__": "__main__"})).start()
 
     executor.subprocess = types.SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL)
+
+
+def _loop() -> Any:
+    return importlib.import_module("flwr.supercore.superexec.run_superexec")
 
 
 def _shorten_sockets() -> None:

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, RecordDict
-from flwr.common.constant import SType
 from torch import Tensor
 
+from quickbloom.common.flower.names import NUMPY
 from quickbloom.common.maths.params import Params
 from quickbloom.common.wire.checks import WireError, reads, record_of, short
 
@@ -128,8 +128,8 @@ def from_arrays(record: ArrayRecord, *, take: bool = False) -> Params:
 
 def _numbers(name: str, array: Array) -> Numbers:
     """Return the content of an array as a view of its bytes. Raises WireError."""
-    if array.stype != SType.NUMPY:
-        raise WireError(f"the tensor `{name}` is of the kind {short(array.stype)}, expected {SType.NUMPY}")
+    if array.stype != NUMPY:
+        raise WireError(f"the tensor `{name}` is of the kind {short(array.stype)}, expected {NUMPY}")
     stream = BytesIO(array.data)
     version = np.lib.format.read_magic(stream)  # raises unless this is a single array, such as for a pickle or an archive
     if version not in _HEADERS:

@@ -6,9 +6,8 @@ app, which for a small model is most of a round.
 """
 
 from flwr.app import ConfigRecord, RecordDict
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from flwr.proto.recorddict_pb2 import RecordDict as Proto
 
+from quickbloom.common.flower import names
 from quickbloom.common.wire.checks import WireError, reads
 
 SMALL = 2**17
@@ -21,11 +20,12 @@ _NAME = "packed"
 
 
 def pack(records: RecordDict) -> RecordDict:
-    """Return the records packed into one; unchanged if they have more than SMALL bytes or are packed already."""
+    """Return the records packed into one; unchanged if they have more than SMALL bytes, are packed, or Flower cannot pack."""
     tensors = sum(len(array.data) for record in records.array_records.values() for array in record.values())
-    if tensors > SMALL or is_packed(records):
+    to_proto = names.find("recorddict_to_proto")
+    if tensors > SMALL or is_packed(records) or to_proto is None:
         return records
-    content = recorddict_to_proto(records).SerializeToString()
+    content = to_proto(records).SerializeToString()
     return records if len(content) > SMALL else RecordDict({_NAME: ConfigRecord({_NAME: content})})
 
 
@@ -45,7 +45,8 @@ def unpack(records: RecordDict) -> RecordDict:
     content = records.config_records[_NAME][_NAME]
     if not isinstance(content, bytes) or len(content) > SMALL:
         raise WireError(f"packed records must be at most {SMALL} bytes")
-    inside = recorddict_from_proto(Proto.FromString(content))
+    proto = names.get("ProtoRecordDict").FromString(content)
+    inside: RecordDict = names.get("recorddict_from_proto")(proto)
     if is_packed(inside):
         raise WireError("packed records are packed once")
     return inside

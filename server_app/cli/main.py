@@ -10,7 +10,7 @@ from quickbloom.common.errors import FILE_TROUBLE, QuickbloomError, in_one_line
 from quickbloom.common.system import surroundings
 from quickbloom.common.system.processes import ENDINGS
 from quickbloom.common.system.terminal import FAILED, WRONG_INPUT, say_error
-from quickbloom.server_app.cli import compare, deployment, inspect, run
+from quickbloom.server_app.cli import compare, deployment, doctor, inspect, run
 
 cli = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False)
 
@@ -32,6 +32,7 @@ for command in (
     inspect.settings,
     inspect.watch,
     deployment.secrets,
+    doctor.doctor,
 ):
     cli.command()(command)
 

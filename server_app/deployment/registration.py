@@ -14,12 +14,9 @@ import click
 import httpx
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
-from flwr.cli.flower_config import read_superlink_connection
-from flwr.cli.utils import init_http_client_from_connection
-from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest
-from flwr.supercore.error import ApiErrorCode, FlowerError
 
 from quickbloom.common.errors import QuickbloomError, in_one_line
+from quickbloom.common.flower import names
 from quickbloom.common.system.loopback import check_socks
 
 
@@ -37,7 +34,7 @@ def register(connection: str, keys: Mapping[str, Path]) -> Iterator[str]:
     public = {name: _as_pem(path) for name, path in keys.items()}
     refused = []
     with _translated(connection):
-        settings = read_superlink_connection(connection)
+        settings = names.get("read_superlink_connection")(connection)
         if settings.insecure:
             raise RegistrationError(
                 f"the connection `{connection}` has `insecure = true`, and nodes are authenticated over TLS alone: start the "
@@ -48,14 +45,14 @@ def register(connection: str, keys: Mapping[str, Path]) -> Iterator[str]:
             raise RegistrationError(f"the connection `{connection}` must have the `address` of a SuperLink, such as HOST:8000")
         check_socks(settings.address)
         with redirect_stdout(io.StringIO()):  # Flower says which connection it uses
-            client = init_http_client_from_connection(settings)
+            client = names.get("init_http_client_from_connection")(settings)
     try:
         with _translated(connection, settings.address):
-            known = {node.public_key: node for node in client.ListNodes(ListNodesRequest()).nodes_info}
+            known = {node.public_key: node for node in client.ListNodes(names.get("ListNodesRequest")()).nodes_info}
         for name, key in public.items():
             if key not in known:
                 with _translated(connection, settings.address):
-                    node_id = client.RegisterNode(RegisterNodeRequest(public_key=key, name=name)).node_id
+                    node_id = client.RegisterNode(names.get("RegisterNodeRequest")(public_key=key, name=name)).node_id
                 yield f"{name}: registered as node {node_id}"
             elif known[key].status == "unregistered":
                 refused.append(name)
@@ -74,14 +71,16 @@ def trouble(connection: str) -> str:
     """Why the SuperLink of the user's `connection` cannot be asked, in one sentence; "" if it answers."""
     try:
         with _translated(connection):
-            settings = read_superlink_connection(connection)
+            settings = names.get("read_superlink_connection")(connection)
             with redirect_stdout(io.StringIO()):
-                client = init_http_client_from_connection(settings)
+                client = names.get("init_http_client_from_connection")(settings)
         try:
             with _translated(connection, settings.address or ""):
-                client.ListNodes(ListNodesRequest())
+                client.ListNodes(names.get("ListNodesRequest")())
         finally:
             client.close()
+    except names.MissingNameError:  # of this Flower, whose own words must do then
+        return ""
     except RegistrationError as error:
         return str(error)
     return ""
@@ -126,7 +125,7 @@ def _translated(connection: str, address: str = "") -> Iterator[None]:
         raise RegistrationError(
             f"Flower refuses the connection `{connection}`: {error.message}; mend it in Flower's config.toml"
         ) from None
-    except FlowerError as error:
+    except names.get("FlowerError") as error:
         raise RegistrationError(in_one_line(error)) from None
     except (ValueError, ssl.SSLError) as error:
         if address:
@@ -142,8 +141,8 @@ def _translated(connection: str, address: str = "") -> Iterator[None]:
 
 def _refusal(response: httpx.Response, link: str) -> str:
     """Why a SuperLink answered with an error."""
-    known = FlowerError.from_json(response.text)
-    if known is not None and known.code == ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE:
+    known = names.get("FlowerError").from_json(response.text)
+    if known is not None and known.code == names.get("ApiErrorCode").PUBLIC_KEY_ALREADY_IN_USE:
         return f"{link} has this key already under another account: unregister it there, or make another key with `--add-node`"
     if known is not None:
         return f"{link} did not take the key (code {known.code}): {known.message}"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from quickbloom.common.errors import QuickbloomError
+from quickbloom.common.flower import registry, transport, workers
 from quickbloom.common.flower import superlink as flower_superlink
-from quickbloom.common.flower import workers
 from quickbloom.common.system import loopback
 from quickbloom.common.system.tls import distrust
 from quickbloom.server_app.deployment.certificates import check_certificate, load_certificate
@@ -24,26 +24,46 @@ class ServeError(QuickbloomError):
     """The server cannot start as it was asked to; the text says why."""
 
 
-def superlink(secrets: Path, state: Path, host: str, port: int, fleet_host: str, fleet_port: int) -> NoReturn:
+FLEET = ("0.0.0.0", 9092)
+"""Where nodes connect by default, where they have a port of their own."""
+
+
+def superlink(
+    secrets: Path, state: Path, host: str, port: int, fleet_host: str | None = None, fleet_port: int | None = None
+) -> NoReturn:
     """Become a SuperLink with TLS, authenticated nodes and its database in `state`, ServerApps in a SuperExec elsewhere.
 
     `secrets`: the folder `superlink/` of `quickbloom secrets`. `host`, `port`: whoever reaches them can start runs.
-    `fleet_host`, `fleet_port`: where nodes connect. Raises ServeError with one sentence.
+    `fleet_host`, `fleet_port`: where nodes connect, by default FLEET; refused where Flower has one port for all. Raises
+    ServeError with one sentence.
     """
+    fleet = _fleet_address(fleet_host, fleet_port)
     files = {name: secrets / name for name in ("ca.crt", "server.crt", "server.key", "superexec.secret")}
     if reason := check_certificate(files["server.crt"], files["ca.crt"], files["server.key"]):
         raise ServeError(reason)
     _readable(files["superexec.secret"])
     _writable(state)
-    for address in ((host, port), (fleet_host, fleet_port)):
+    for address in filter(None, ((host, port), fleet)):
         _free(*address)
     arguments: list[str | Path] = [
-        *("--host", host, "--port", str(port), "--fleet-api-address", loopback.joined(fleet_host, fleet_port)),
+        *("--host", host, "--port", str(port), *(("--fleet-api-address", loopback.joined(*fleet)) if fleet else ())),
         *("--ssl-ca-certfile", files["ca.crt"], "--ssl-certfile", files["server.crt"], "--ssl-keyfile", files["server.key"]),
         *("--enable-supernode-auth", "--database", state / "superlink.db", "--isolation", "process"),
         *("--superexec-auth-secret-file", files["superexec.secret"], "--disable-runtime-dependency-installation"),
     ]
     _become(flower_superlink.command(*map(str, arguments)))
+
+
+def _fleet_address(host: str | None, port: int | None) -> tuple[str, int] | None:
+    """Where nodes connect; None where that is the SuperLink's one port."""
+    if transport.spoken() == transport.GRPC:
+        return host or FLEET[0], port or FLEET[1]
+    if host is not None or port is not None:
+        raise ServeError(
+            f"nodes of Flower {registry.version()} connect to `--host` and `--port`, as those who start runs do: leave "
+            "`--fleet-host` and `--fleet-port` out, or run pip install 'flwr>=1.39,<1.40' for a port of their own"
+        )
+    return None
 
 
 def superexec(secrets: Path, address: str, runs: Path) -> NoReturn:

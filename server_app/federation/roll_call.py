@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from logging import INFO
 
 from flwr.app import Message
-from flwr.common import log
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from quickbloom.common.config.run import RunConfig
@@ -20,6 +18,8 @@ from quickbloom.common.datasets.own import OwnOptions
 from quickbloom.common.datasets.own.agreement import agree, core, fits
 from quickbloom.common.datasets.own.columns import Schema
 from quickbloom.common.errors import ConfigError, DataError, as_told
+from quickbloom.common.flower import names
+from quickbloom.common.flower.names import log
 from quickbloom.common.wire.messages import ROLL_CALL, RollCallReply, WireError, roll_call_request
 from quickbloom.server_app.events.channel import Events, Warn
 from quickbloom.server_app.events.kinds import RollCalled
@@ -29,7 +29,7 @@ from quickbloom.server_app.messaging.population import Population
 
 _PAUSE = 1.0
 """Seconds after which nodes that were gone are asked again."""
-_GONE = f"error {ErrorCode.NODE_UNAVAILABLE}:"
+_GONE = f"error {names.NODE_UNAVAILABLE}:"
 """How the reason begins why a node did not answer that Flower does not reach."""
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from quickbloom.common.algorithms import Algorithm
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.errors import OneLineError
+from quickbloom.common.flower.names import log
 from quickbloom.common.maths.params import Params, all_finite
 from quickbloom.common.wire.messages import (
     TRAIN,

@@ -30,7 +30,7 @@ import torch
 
 from quickbloom.common.config.run import Scalar
 from quickbloom.common.errors import QuickbloomError
-from quickbloom.common.flower import callers, simulation
+from quickbloom.common.flower import callers, registry, simulation
 from quickbloom.common.system import surroundings, temporary, user_code
 from quickbloom.common.system.package import folders, not_sources
 from quickbloom.common.system.processes import end_all_with, end_group, sessions_with
@@ -74,7 +74,9 @@ def _put_simulation_into(directory: Path) -> None:
     directory.mkdir()
     shim = directory / "flwr-simulation"
     # -P: nothing is imported from where the file lies.
-    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P "{Path(simulation.__file__).resolve()}" "$@"\n', encoding="utf-8")
+    patches = ",".join(registry.allowed(*simulation.PATCHES))
+    command = f'"{sys.executable}" -P "{Path(simulation.__file__).resolve()}" "{patches}"'
+    shim.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
     shim.chmod(0o755)
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import Message, Metadata, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.errors import OneLineError, as_told
+from quickbloom.common.flower import names
 from quickbloom.common.wire.messages import TRAIN, WireError, payload_bytes, tell_agreed
 from quickbloom.server_app.events.channel import Events
 from quickbloom.server_app.messaging.failures import UNFINISHED, failure
@@ -191,7 +191,7 @@ class Exchange:
 
 
 # Of the second Flower has given the place of a reply away, so nothing can be owed: the node is called before it is asked again.
-_NOT_THERE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
+_NOT_THERE = (names.NODE_UNAVAILABLE, names.MESSAGE_UNAVAILABLE)
 
 Request = Callable[[int, list[str]], RecordDict]
 Opened = Callable[[RecordDict, list[str]], Any]

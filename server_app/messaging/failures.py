@@ -1,9 +1,9 @@
 """Why a node gave no result, in words."""
 
 from flwr.app import Message
-from flwr.common.constant import ErrorCode
 
 from quickbloom.common.errors import as_told
+from quickbloom.common.flower import names
 from quickbloom.common.wire.messages import error_reason
 
 UNFINISHED = "it announced a reply, but had not uploaded all of it in time"
@@ -12,7 +12,7 @@ UNFINISHED = "it announced a reply, but had not uploaded all of it in time"
 
 def failure(reply: Message) -> str | None:
     """Return why a reply carries no result; None if it may carry one."""
-    if reply.has_error() and reply.error.code == ErrorCode.MESSAGE_UNAVAILABLE:
+    if reply.has_error() and reply.error.code == names.MESSAGE_UNAVAILABLE:
         return UNFINISHED
     if reply.has_error():
         lines = [line.strip() for line in (reply.error.reason or "").splitlines() if line.strip()]

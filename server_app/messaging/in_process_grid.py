@@ -4,18 +4,17 @@ The same server and client code as everywhere, and the same result; what is miss
 and a round costs little more than its arithmetic. For many short rounds, comparisons and tests.
 """
 
+import copy
 import uuid
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
-from flwr.app import Context, Message, RecordDict
-from flwr.app.error import Error
-from flwr.app.message.message import make_message
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
+
+from quickbloom.common.flower import names
 
 CLIENT_APP = "quickbloom.client_app.app"
 """Found by name, as Flower finds it: the server's code does not depend on the clients'."""
@@ -27,7 +26,8 @@ class InlineGrid(Grid):
     """`num_nodes` nodes with ids 100, 101, ...; node i hosts partition i. What nodes keep lasts as long as the grid."""
 
     def __init__(self, num_nodes: int, run_config: Mapping[str, Any], node_configs: Mapping[int, Mapping[str, Any]]) -> None:
-        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1  # Flower's messages want them set
+        if identity := names.find("TaskIdentity"):  # Flower's messages want it set
+            identity.run_id, identity.task_id, identity.node_id = 1, 1, 1
         self._app: ClientApp = import_module(CLIENT_APP).app
         self._replies: dict[str, Message] = {}
         self._contexts = {
@@ -45,7 +45,8 @@ class InlineGrid(Grid):
         """What the node that a message is addressed to replies; None: nothing."""
         try:
             # With records of its own, as over a network: a node may take them apart.
-            handed = make_message(message.metadata, RecordDict(dict(message.content)))
+            handed = copy.copy(message)
+            handed.content = RecordDict(dict(message.content))
             return self._app(handed, self._contexts[message.metadata.dst_node_id])
         except Exception as error:  # as Flower's node does: an exception becomes an error reply
             return Message(Error(code=0, reason=f"{type(error)}:<'{error}'>"), reply_to=message)
@@ -68,11 +69,11 @@ class InlineGrid(Grid):
     def get_node_ids(self) -> list[int]:
         return list(self._contexts)
 
-    def set_run(self, run: Run) -> None:
+    def set_run(self, run: Any) -> None:
         raise NotImplementedError("nodes in this process belong to no run of Flower")
 
     @property
-    def run(self) -> Run:
+    def run(self) -> Any:
         raise NotImplementedError("nodes in this process belong to no run of Flower")
 
     def create_message(

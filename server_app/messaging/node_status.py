@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from logging import INFO
 
 from flwr.app import Message, Metadata
-from flwr.common import log
 from flwr.serverapp import Grid
 
+from quickbloom.common.flower.names import log
 from quickbloom.common.flower.upload_deadline import awaited_until
 from quickbloom.common.wire.messages import ROLL_CALL, RollCallReply, WireError, roll_call_request
 from quickbloom.server_app.events.channel import Warn, warn_in_log

@@ -15,9 +15,9 @@ from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from quickbloom.common.config.run import Scalar
+from quickbloom.common.flower import registry
 from quickbloom.common.flower.simulation import telling
 from quickbloom.common.flower.upload_deadline import GRACE, awaited_until, limit_uploads
 from quickbloom.common.wire import packing
@@ -50,11 +50,11 @@ class PollingGrid(Grid):
         self._look = float("inf")
         """Seconds that a look takes which finds nothing, at the least: a SuperLink is far dearer to ask than memory."""
 
-    def set_run(self, run: Run) -> None:
+    def set_run(self, run: Any) -> None:
         self._grid.set_run(run)
 
     @property
-    def run(self) -> Run:
+    def run(self) -> Any:
         return self._grid.run
 
     def create_message(
@@ -170,6 +170,8 @@ def told_of_replies(grid: Grid) -> threading.Event | None:
     state: Any = getattr(grid, "state", None)
     store = getattr(state, "store_message_res", None)
     if not hands_over(grid) or not callable(store):
+        return None
+    if type(state).__module__.startswith("flwr.") and not registry.allowed("told-of-replies"):
         return None
     stored = threading.Event()
     state.store_message_res = telling(store, stored)

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.common import log
 from torch import Tensor
 
 from quickbloom.common.config.privacy import LEAST_CLIP, MOST_CLIP
 from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
 from quickbloom.common.errors import ConfigError, as_told
+from quickbloom.common.flower.names import log
 from quickbloom.common.maths.params import mismatch
 from quickbloom.common.personal import facts, trust
 from quickbloom.common.personal.model import spec_of

@@ -10,7 +10,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import http_grid
 
-from quickbloom.common.flower import message_assembly
+from quickbloom.common.flower import accepted, message_assembly, registry
 from quickbloom.common.maths.params import Params
 from quickbloom.common.wire.arrays import from_arrays
 from quickbloom.common.wire.messages import TrainRequest
@@ -60,10 +60,8 @@ def test_putting_it_together_takes_little_more_than_the_message() -> None:
     assert from_arrays(message.content["meta"])["w"].shape == (100, 2**16)  # type: ignore[attr-defined]
 
 
-def test_another_release_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from quickbloom.common.flower import workers
-
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.41.0")
+def test_a_message_is_put_together_flowers_way_where_the_guard_does_not_know_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(accepted.ACCEPTED, "flwr.supercore.inflatable.inflatable_utils:inflate_object_from_contents", {})
     before = pulling.inflate_object_from_contents
-    workers.pull_well()
+    assert registry.apply("assembly-by-parts") == []
     assert pulling.inflate_object_from_contents is before

@@ -104,8 +104,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 def test_the_same_code_stays_and_what_is_imported_later_is_the_bundles(fake: Fake) -> None:
     directory = fake.install_and_settle(bundle(APP), skip_prompt=True)
-    assert sys.modules["common_"].__path__ == [str(directory / "common_")]
-    assert sys.modules["common_.more"].__path__ == [str(directory / "common_" / "more")]
+    assert sys.modules["common_"].__path__ == [str(directory / "common_"), str(directory)]
+    assert sys.modules["common_.more"].__path__ == [str(directory / "more")]
     assert "common_.more.deep" in sys.modules
 
 
@@ -141,7 +141,7 @@ def test_where_nothing_can_be_written_flower_does_as_it_always_does(fake: Fake, 
     monkeypatch.setattr(Path, "rename", refused)
     assert fake.install_and_settle(bundle(APP)) == directory
     assert not (directory / ".quickbloom-complete").exists()
-    assert sys.modules["common_"].__path__ == [str(directory / "common_")]
+    assert sys.modules["common_"].__path__ == [str(directory / "common_"), str(directory)]
 
 
 _AT_ONCE = """
@@ -157,7 +157,7 @@ def install(bundle, folder=None, *, skip_prompt):
 print("ready", flush=True)
 while not start.exists():
     pass
-directory = preloaded.unpacked(install, content, apps)
+directory = preloaded_app.unpacked(install, content, apps)
 assert sum(len(file.read_text()) for file in (directory / "common").glob("*.py")) == int(sys.argv[4]), directory
 """
 
@@ -220,10 +220,10 @@ import importlib.metadata, multiprocessing, os, sys, time
 if sys.argv[1] != "server":
     told, tell = os.pipe()
     os.environ["QUICKBLOOM_WAKE"] = str(told)
-from quickbloom.common.flower import workers
-warm.PRELOAD = ()
-warm._entry_point = lambda program: importlib.metadata.EntryPoint(program, "probe:main", "console_scripts")
-warm.warm_superexec(3.0)
+from quickbloom.common.flower import registry, workers
+workers.PRELOAD = ()
+workers._entry_point = lambda program: importlib.metadata.EntryPoint(program, "probe:main", "console_scripts")
+registry.apply(*workers.SUPEREXEC)
 from flwr.supercore.superexec.executor import subprocess_executor
 for arguments in [sys.argv[1:]] if sys.argv[1] == "server" else [[path] for path in sys.argv[1:]]:
     subprocess_executor.subprocess.Popen(["flwr-clientapp", *arguments])

@@ -9,7 +9,7 @@ import pytest
 from flwr.supercore.corestate.sql_corestate import SqlCoreState
 from flwr.superlink import cli
 
-from quickbloom.common.flower import http, superlink, workers
+from quickbloom.common.flower import accepted, http, registry, superlink
 
 
 @pytest.fixture
@@ -32,10 +32,10 @@ def look(state: object) -> None:
 def test_every_state_is_looked_through_at_once_and_then_once_a_second(
     looks: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter((0.0, 0.5, 0.99, 1.0, 1.5, 10.0, 10.0))
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     one, other = types.SimpleNamespace(), types.SimpleNamespace()
     superlink.main()
+    clock = iter((0.0, 0.5, 0.99, 1.0, 1.5, 10.0, 10.0))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     assert sys.argv == ["flower-superlink", "--insecure"]
     for _ in range(6):
         look(one)
@@ -46,9 +46,9 @@ def test_every_state_is_looked_through_at_once_and_then_once_a_second(
 @pytest.mark.parametrize("why", ["turned off", "another release"])
 def test_flowers_own_way_is_left_alone(why: str, looks: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     if why == "turned off":
-        monkeypatch.setenv("QUICKBLOOM_WARM", "0")
+        monkeypatch.setenv(registry.SWITCH, "0")
     else:
-        monkeypatch.setattr(workers, "RELEASE", "1.38.")
+        monkeypatch.setattr(accepted, "ACCEPTED", {source: {} for source in accepted.ACCEPTED})
     superlink.main()
     for _ in range(3):
         look(None)

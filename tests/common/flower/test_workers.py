@@ -1,6 +1,5 @@
 """Warm workers: the pace of looking for work, the fork in which a task runs, and when Flower's own way is taken."""
 
-import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from quickbloom.common.errors import ConfigError
-from quickbloom.common.flower import workers
+from quickbloom.common.flower import registry, workers
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -79,7 +78,7 @@ from quickbloom.common.flower import workers
 from flwr.supernode import start_client_internal as node
 pushed, started = [], {}
 node._push_messages = lambda **named: pushed.append(named)
-warm.warm_supernode(3.0)
+workers.start_warm_superexec()
 class Started:
     def __init__(self, command, env, pass_fds):
         started.update(env=env, fds=list(pass_fds))
@@ -126,13 +125,12 @@ def test_the_pause_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
         workers.longest_pause()
 
 
-def test_another_release_of_flower_runs_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert workers.reason_against() is None
-    with monkeypatch.context() as patched:
-        patched.setattr(importlib.metadata, "version", lambda name: "1.41.0")
-        assert "1.41.0" in str(workers.reason_against())
+def test_without_a_fork_server_every_message_starts_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert registry.why_not("worker-forks") == ""
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    assert "fork server" in str(workers.reason_against())
+    assert "fork server" in registry.why_not("worker-forks")
+    assert registry.why_not("node-polling") == ""
+    assert workers.sparing() == {}
 
 
 def test_flowers_programs_are_found_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +139,7 @@ def test_flowers_programs_are_found_on_the_path(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(workers, "_entry_point", lambda program: probe)
     monkeypatch.setattr(sys, "argv", ["-c", "flower-supernode", "--insecure"])
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setenv("QUICKBLOOM_WARM", "0")
+    monkeypatch.setenv(registry.SWITCH, "0")
     workers.main()
     assert seen == [f"{Path(sys.executable).parent}{os.pathsep}/nowhere", ["flower-supernode", "--insecure"]]
 
@@ -151,7 +149,7 @@ import json, os, sys
 def main():
     from flwr.supercore.inflatable import inflatable_utils
     print("said")
-    facts = {"pid": os.getpid(), "argv": sys.argv, "torch": "torch" in sys.modules, "ours": "common" in sys.modules}
+    facts = {"pid": os.getpid(), "argv": sys.argv, "torch": "torch" in sys.modules, "ours": "quickbloom" in sys.modules}
     from flwr.supercore.retry import grpc_retry, http_retry
     facts["retries"] = [grpc_retry.MAX_RETRY_DELAY, http_retry.MAX_RETRY_DELAY]
     facts["backoff"] = inflatable_utils.pull_objects.__kwdefaults__["initial_backoff"]
@@ -161,10 +159,10 @@ def main():
 SERVER = """
 import importlib.metadata, subprocess, sys, time
 from pathlib import Path
-from quickbloom.common.flower import workers
-warm.PRELOAD = ("torch",)
-warm._entry_point = lambda program: importlib.metadata.EntryPoint(program, "probe:main", "console_scripts")
-warm.warm_superexec(3.0)
+from quickbloom.common.flower import registry, workers
+workers.PRELOAD = ("torch",)
+workers._entry_point = lambda program: importlib.metadata.EntryPoint(program, "probe:main", "console_scripts")
+registry.apply(*workers.SUPEREXEC)
 from flwr.supercore.superexec.executor import subprocess_executor
 start = subprocess_executor.subprocess.Popen
 start(["flwr-clientapp", "one"])
@@ -198,8 +196,8 @@ CONNECT = """
 import itertools, json, grpc
 seen = []
 grpc.insecure_channel = lambda target, options: seen.append(dict(options))
-from quickbloom.common.flower import workers
-warm.warm_supernode(3.0)
+from quickbloom.common.flower import registry, workers
+registry.apply(*workers.NODE)
 from flwr.supercore.grpc import create_channel
 from flwr.supercore.retry import make_simple_grpc_retry_invoker, make_simple_http_retry_invoker
 create_channel("127.0.0.1:9092", insecure=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from flwr.app import Message, RecordDict
-from flwr.common import log
 from loopback import LoopbackGrid
 from typer.testing import CliRunner
 
@@ -18,6 +17,7 @@ from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.datasets.base import DataSpec, TaskInfo
 from quickbloom.common.datasets.own import Own, OwnOptions
 from quickbloom.common.errors import ConfigError, DataError, in_one_line
+from quickbloom.common.flower.names import log
 from quickbloom.common.printable import MOST, OneLine, as_told, flaw_of, keep_log_to_lines, one_line
 from quickbloom.common.wire.messages import ROLL_CALL, RollCallReply, WireError
 from quickbloom.server_app.app import run_federation

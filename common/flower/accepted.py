@@ -1,0 +1,133 @@
+"""Hashes of source code of Flower that the patches of `common.flower.registry` were tested with, and its releases."""
+
+ACCEPTED: dict[str, dict[str, str]] = {
+    "flwr.cli.install:install_from_fab": {
+        "481bd04cde58": "1.39 to 1.42",
+    },
+    "flwr.client.grpc_rere_client.connection:grpc_request_response": {
+        "2ca8b86b327f": "1.39",
+    },
+    "flwr.server.superlink.fleet.vce.backend.raybackend:RayBackend.build": {
+        "6a0c387457a6": "1.39 to 1.42",
+    },
+    "flwr.server.superlink.fleet.vce.backend.raybackend:RayBackend.process_message": {
+        "32a5db141802": "1.39 to 1.42",
+    },
+    "flwr.server.superlink.fleet.vce.vce_api:add_messages_to_queue": {
+        "953f4bd41a93": "1.39 to 1.42",
+    },
+    "flwr.server.superlink.fleet.vce.vce_api:run_api": {
+        "f85c0cd6e902": "1.39 to 1.42",
+    },
+    "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.get_message_ins": {
+        "6547c8dcbc62": "1.39 to 1.42",
+    },
+    "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.store_message_ins": {
+        "a2b78afac51d": "1.39 to 1.42",
+    },
+    "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.store_message_res": {
+        "52a4f7ccc70e": "1.39 to 1.42",
+    },
+    "flwr.simulation.ray_transport.ray_actor:BasicActorPool.fetch_result_and_return_actor_to_pool": {
+        "4e9babbe276d": "1.39 to 1.42",
+    },
+    "flwr.simulation.ray_transport.ray_actor:BasicActorPool.submit": {
+        "672402921baa": "1.39 to 1.42",
+    },
+    "flwr.supercore.corestate.sql_corestate:SqlCoreState._cleanup_expired_task_tokens": {
+        "34301eae2ee4": "1.39 to 1.42",
+    },
+    "flwr.supercore.corestate.sql_corestate:SqlCoreState.acknowledge_task_heartbeat": {
+        "b4e87c4b327d": "1.39 to 1.42",
+    },
+    "flwr.supercore.corestate.sql_corestate:SqlCoreState.get_tasks": {
+        "c8b9ce80e002": "1.39 to 1.42",
+    },
+    "flwr.supercore.dependencies.runtime:get_runtime_handlers": {
+        "e05c10d6e876": "1.39 to 1.42",
+    },
+    "flwr.supercore.dependencies.runtime:get_runtime_state": {
+        "4f4a1ca5e8a5": "1.39 to 1.42",
+    },
+    "flwr.supercore.dependencies.version:VersionDependency": {
+        "3f5b416a9fdd": "1.39",
+        "e028ba91776f": "1.40 to 1.42",
+    },
+    "flwr.supercore.grpc:create_channel": {
+        "6d71819bdc98": "1.39 to 1.42",
+    },
+    "flwr.supercore.inflatable.inflatable_object:get_object_head_values_from_object_content": {
+        "d9288c47e775": "1.39 to 1.42",
+    },
+    "flwr.supercore.inflatable.inflatable_utils:inflate_object_from_contents": {
+        "93b98a2ea3f3": "1.39 to 1.42",
+    },
+    "flwr.supercore.inflatable.inflatable_utils:pull_and_inflate_object_from_tree": {
+        "139811483a15": "1.39 to 1.42",
+    },
+    "flwr.supercore.inflatable.inflatable_utils:pull_objects": {
+        "31bb2de46b45": "1.39 to 1.42",
+    },
+    "flwr.supercore.protobuf.translation:get_protobuf_request": {
+        "18199cad8d14": "1.39 to 1.42",
+    },
+    "flwr.supercore.retry.grpc_retry:make_simple_grpc_retry_invoker": {
+        "261143c8938e": "1.39 to 1.42",
+    },
+    "flwr.supercore.retry.http_retry:make_simple_http_retry_invoker": {
+        "a49d1c32d6c6": "1.39 to 1.40",
+        "49e12326a4b1": "1.41 to 1.42",
+    },
+    "flwr.supercore.superexec.executor.subprocess_executor:SubprocessExecutor.launch": {
+        "83abf3dbe022": "1.39 to 1.42",
+    },
+    "flwr.supercore.superexec.run_superexec:run_superexec": {
+        "0cc169d016ac": "1.39",
+        "d11f4e7fbc8f": "1.40 to 1.41",
+        "91e7a33c5b89": "1.42",
+    },
+    "flwr.superlink.dependencies.linkstate:get_linkstate": {
+        "a5afb79e372f": "1.39 to 1.42",
+    },
+    "flwr.superlink.grid.http_grid:HttpGrid.pull_messages": {
+        "67a5266a5a2e": "1.39 to 1.42",
+    },
+    "flwr.superlink.grid.inmemory_grid:InMemoryGrid.pull_messages": {
+        "71c93f1988c5": "1.39 to 1.42",
+    },
+    "flwr.superlink.routers.control.middlewares:ControlAuthenticationMiddleware": {
+        "1495e41d9bbb": "1.39 to 1.42",
+    },
+    "flwr.superlink.routers.control.middlewares:ControlEventLogMiddleware": {
+        "56df1f713b7c": "1.39",
+        "d8db2d506ca7": "1.40 to 1.42",
+    },
+    "flwr.superlink.routers.control.middlewares:ControlLicenseMiddleware": {
+        "0f57194171e9": "1.39 to 1.42",
+    },
+    "flwr.superlink.routers.control.middlewares:ControlSensitiveResponseMiddleware": {
+        "25cca9386003": "1.39 to 1.42",
+    },
+    "flwr.superlink.routers.control.middlewares:_is_control_path": {
+        "bfb5469e9013": "1.39 to 1.42",
+    },
+    "flwr.supernode.runtime.run_clientapp:pull_task_input": {
+        "5607a23e1673": "1.39 to 1.42",
+    },
+    "flwr.supernode.runtime.run_clientapp:run_clientapp": {
+        "0df7b3272ecd": "1.39",
+        "6ce09559f3a2": "1.40 to 1.42",
+    },
+    "flwr.supernode.start_client_internal:_init_connection": {
+        "1393636f81d0": "1.39",
+        "800f9aba7364": "1.40 to 1.42",
+    },
+    "flwr.supernode.start_client_internal:_push_messages": {
+        "5f09f2f7a86c": "1.39 to 1.40",
+        "00bb86faffde": "1.41 to 1.42",
+    },
+    "flwr.supernode.start_client_internal:start_client_internal": {
+        "bb3df95a5f63": "1.39",
+        "9e89a6eb68fb": "1.40 to 1.42",
+    },
+}

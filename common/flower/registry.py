@@ -1,0 +1,387 @@
+"""Patches of Flower: each with what it replaces, why, what it gains, and in which Flower it may be applied.
+
+A patch replaces parts of Flower that Flower does not promise. Each has a guard of its own: the source code of what it replaces,
+and of what calls that, must be source code that the patch was tested with. Otherwise Flower's own code runs, and one line says
+so. The environment variable QUICKBLOOM_FLOWER_PATCHES=0 turns all patches off.
+
+The guard reads files and imports nothing of Flower, so it costs milliseconds. A patch names its functions by text, so they are
+imported when it is applied. For another release, `python -m quickbloom.common.flower.registry` prints the hashes of the Flower
+that is installed, for `common.flower.accepted`.
+"""
+
+import ast
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from logging import WARNING, getLogger
+from pathlib import Path
+from typing import Any
+
+SWITCH = "QUICKBLOOM_FLOWER_PATCHES"
+"""Environment variable: 0 turns all patches off."""
+_HERE = "quickbloom.common.flower"
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A replaced part of Flower.
+
+    `sources`: functions and classes of Flower as "module:Name", those that are replaced and those that call them; with "|"
+    between several, the first that exists; one that ends in "?" may be missing. `apply`: our
+    function "module:name", "" where the caller applies it. `effect`: our function that says whether the patch is in effect in
+    this process. `needless_with`: a module of Flower that makes the patch needless where it exists, with the reason.
+    """
+
+    name: str
+    why: str
+    gain: str
+    sources: tuple[str, ...]
+    apply: str = ""
+    effect: str = ""
+    needless_with: tuple[str, str] | None = None
+    forks: bool = False
+    """Whether it needs the standard library's fork server."""
+
+
+_NODE = "flwr.supernode.start_client_internal"
+_PULL = "flwr.supercore.inflatable.inflatable_utils"
+_WORKER = "flwr.supernode.runtime.run_clientapp"
+_GRID = "flwr.superlink.grid.http_grid"
+_SQL = "flwr.supercore.corestate.sql_corestate:SqlCoreState"
+_VCE = "flwr.server.superlink.fleet.vce"
+_POOL = "flwr.simulation.ray_transport.ray_actor:BasicActorPool"
+_MEMORY = "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState"
+_LAYERS = "flwr.superlink.routers.control.middlewares"
+
+PATCHES = (
+    Patch(
+        "node-polling",
+        "A SuperNode looks for work every 3 s and for its ClientApp's reply every 0.5 s; here soon after work.",
+        "up to 3 s of every message",
+        (f"{_NODE}:start_client_internal", f"{_NODE}:_push_messages"),
+        f"{_HERE}.workers:poll_node_by_pace",
+        f"{_HERE}.effects:node_polls_by_pace",
+    ),
+    Patch(
+        "warm-superexec",
+        "A SuperNode starts Flower's SuperExec; here one that forks its workers and is told of work.",
+        "what `worker-forks` gains",
+        (f"{_NODE}:start_client_internal", f"{_NODE}:_push_messages"),
+        f"{_HERE}.workers:start_warm_superexec",
+        f"{_HERE}.effects:superexec_is_warm",
+        forks=True,
+    ),
+    Patch(
+        "superexec-polling",
+        "A SuperExec looks for work every second; here soon after work, or when its SuperNode tells it.",
+        "up to 1 s of every message",
+        ("flwr.supercore.superexec.run_superexec:run_superexec",),
+        f"{_HERE}.workers:poll_superexec_by_pace",
+        f"{_HERE}.effects:superexec_polls_by_pace",
+    ),
+    Patch(
+        "worker-forks",
+        "A SuperExec starts a new Python process for every message; here each is forked from one that has imported torch.",
+        "seconds of CPU for every message",
+        (
+            "flwr.supercore.superexec.executor.subprocess_executor:SubprocessExecutor.launch",
+            "flwr.supercore.superexec.run_superexec:run_superexec",
+        ),
+        f"{_HERE}.workers:fork_workers",
+        f"{_HERE}.effects:workers_are_forked",
+        forks=True,
+    ),
+    Patch(
+        "connection-options",
+        "gRPC lets up to two minutes pass between two attempts to connect, and never gives up a dead connection.",
+        "a node whose server was away is back within seconds",
+        (
+            "flwr.supercore.grpc:create_channel",
+            f"{_NODE}:_init_connection",
+            "flwr.client.grpc_rere_client.connection:grpc_request_response",
+        ),
+        f"{_HERE}.workers:connect_quickly",
+        f"{_HERE}.effects:channels_have_options",
+        ("flwr.supernode.fleet_http_connection", "nodes of this Flower speak HTTP and open no gRPC channel"),
+    ),
+    Patch(
+        "quick-retries",
+        "Flower's pauses between two attempts to reach a server grow to 20 s; here to 5 s.",
+        "a node whose server was away is back within seconds",
+        (
+            "flwr.supercore.retry.http_retry:make_simple_http_retry_invoker",
+            "flwr.supercore.retry.grpc_retry:make_simple_grpc_retry_invoker",
+        ),
+        f"{_HERE}.workers:retry_soon",
+        f"{_HERE}.effects:retries_are_quick",
+    ),
+    Patch(
+        "pull-soon",
+        "Whoever asks for a part of a message that is still uploaded waits 1 s before it asks again; here 0.05 s.",
+        "up to 1 s of every message",
+        (
+            f"{_PULL}:pull_objects",
+            f"{_PULL}:pull_and_inflate_object_from_tree",
+            f"{_WORKER}:pull_task_input",
+            f"{_NODE}:_push_messages",
+        ),
+        f"{_HERE}.workers:ask_soon",
+        f"{_HERE}.effects:asks_soon",
+    ),
+    Patch(
+        "assembly-by-parts",
+        "Flower keeps every piece of a message until all of it is put together; here it drops them array by array.",
+        "half the memory of a large message",
+        (
+            f"{_PULL}:inflate_object_from_contents",
+            f"{_PULL}:pull_and_inflate_object_from_tree",
+            "flwr.supercore.inflatable.inflatable_object:get_object_head_values_from_object_content",
+            f"{_GRID}:HttpGrid.pull_messages",
+        ),
+        f"{_HERE}.message_assembly:spare",
+        f"{_HERE}.effects:assembles_by_parts",
+    ),
+    Patch(
+        "worker-memory",
+        "A worker gives freed memory back while a message comes, and keeps it while it computes on a small one.",
+        "memory of a worker with a large message",
+        (f"{_WORKER}:run_clientapp", f"{_WORKER}:pull_task_input"),
+        f"{_HERE}.message_assembly:give_back",
+        f"{_HERE}.effects:gives_memory_back",
+    ),
+    Patch(
+        "preloaded-app",
+        "Flower unpacks and imports the app for every message; here once, for runs that bring the code that is installed.",
+        "much of what a message of a small model costs",
+        (f"{_WORKER}:run_clientapp", "flwr.cli.install:install_from_fab"),
+        f"{_HERE}.preloaded_app:worker",
+        f"{_HERE}.effects:app_is_preloaded",
+        forks=True,
+    ),
+    Patch(
+        "past-layers",
+        "Requests of nodes and runs pass four layers that are for users' requests; here they go past them.",
+        "time of the SuperLink for every request",
+        tuple(
+            f"{_LAYERS}:{name}"
+            for name in (
+                "ControlSensitiveResponseMiddleware",
+                "ControlEventLogMiddleware",
+                "ControlLicenseMiddleware",
+                "ControlAuthenticationMiddleware",
+                "_is_control_path",
+            )
+        ),
+        f"{_HERE}.http:go_past",
+        f"{_HERE}.effects:requests_go_past",
+    ),
+    Patch(
+        "look-ups",
+        "Flower's servers call functions that return what is there already in another thread; here at once.",
+        "time of the SuperLink and of nodes for every request",
+        (
+            "flwr.supercore.protobuf.translation:get_protobuf_request",
+            "flwr.supercore.dependencies.runtime:get_runtime_state",
+            "flwr.supercore.dependencies.runtime:get_runtime_handlers",
+            "flwr.supercore.dependencies.version:VersionDependency|"
+            "flwr.supercore.dependencies.runtime_version:RuntimeVersionDependency",
+            "flwr.superlink.dependencies.linkstate:get_linkstate?",
+        ),
+        f"{_HERE}.http:look_up_at_once",
+        f"{_HERE}.effects:looks_up_at_once",
+    ),
+    Patch(
+        "lost-tasks",
+        "For every piece of every message Flower looks for lost tasks in its database and writes twice; here once a second.",
+        "requests of a round wait less for each other's writes",
+        tuple(f"{_SQL}.{name}" for name in ("_cleanup_expired_task_tokens", "get_tasks", "acknowledge_task_heartbeat")),
+        f"{_HERE}.superlink:look_seldom",
+        f"{_HERE}.effects:looks_seldom",
+    ),
+    Patch(
+        "simulation-dispatch",
+        "Flower's simulation looks for messages every 0.1 s and through all of them for every node; here it is told of them.",
+        "up to 0.1 s of every round, and a core with a thousand nodes",
+        (
+            f"{_VCE}.vce_api:add_messages_to_queue",
+            f"{_VCE}.vce_api:run_api",
+            f"{_MEMORY}.store_message_ins",
+            f"{_MEMORY}.get_message_ins",
+        ),
+    ),
+    Patch(
+        "simulation-app-once",
+        "Flower pickles the ClientApp for every message; here Ray is given it once.",
+        "5 ms of every message",
+        (f"{_VCE}.backend.raybackend:RayBackend.build", f"{_VCE}.backend.raybackend:RayBackend.process_message"),
+    ),
+    Patch(
+        "simulation-same-process",
+        "Flower gives a node to any idle process; here to the one that served it before, which holds its data.",
+        "with as many nodes as processes each holds the data of one node",
+        (
+            f"{_POOL}.submit",
+            f"{_POOL}.fetch_result_and_return_actor_to_pool",
+            f"{_VCE}.backend.raybackend:RayBackend.process_message",
+        ),
+    ),
+    Patch(
+        "upload-deadline",
+        "Flower's grid waits three minutes for the contents of each reply whose node died; here until the round's deadline.",
+        "a round of 15 s that two dead nodes held up for 405 s",
+        (f"{_GRID}:HttpGrid.pull_messages", f"{_PULL}:pull_objects"),
+    ),
+    Patch(
+        "told-of-replies",
+        "In a simulation the server looks for replies again and again; here it is told of them.",
+        "a twentieth of a round of 0.3 s",
+        (f"{_MEMORY}.store_message_res", "flwr.superlink.grid.inmemory_grid:InMemoryGrid.pull_messages"),
+    ),
+)
+
+BY_NAME: Mapping[str, Patch] = {patch.name: patch for patch in PATCHES}
+
+
+def turned_off() -> bool:
+    """Whether the user has turned all patches off."""
+    return os.environ.get(SWITCH, "1") == "0"
+
+
+def needless(patch: Patch) -> str:
+    """Why this Flower does not need the patch; "" if it does."""
+    if patch.needless_with and exists(patch.needless_with[0]):
+        return patch.needless_with[1]
+    return ""
+
+
+def why_not(name: str) -> str:
+    """Why the patch `name` is not applied here; "" if it may be."""
+    patch = BY_NAME[name]
+    if turned_off():
+        return f"{SWITCH}=0 turns all patches off"
+    if reason := needless(patch):
+        return reason
+    if patch.forks and "forkserver" not in multiprocessing.get_all_start_methods():
+        return "this system has no fork server"
+    return mismatch(patch)
+
+
+def mismatch(patch: Patch) -> str:
+    """The first source of a patch that differs from those which it was tested with, in words; "" if none does."""
+    accepted = importlib.import_module("quickbloom.common.flower.accepted").ACCEPTED
+    for source in patch.sources:
+        found = fingerprint(source)
+        if found is None and source.endswith("?"):
+            continue
+        if found is None:
+            return f"Flower {version()} has no `{_dotted(source)}`"
+        if found not in accepted[_first(source)]:
+            return f"`{_dotted(source)}` of Flower {version()} is not one that this was tested with"
+    return ""
+
+
+def allowed(*names: str) -> list[str]:
+    """Those patches of `names` that may be applied here, with one line in the log for each that a mismatch keeps off."""
+    fine = []
+    for name in names:
+        if reason := why_not(name):
+            if not turned_off() and not needless(BY_NAME[name]):
+                getLogger("flwr").log(WARNING, "%s", off_line(name, reason))
+        else:
+            fine.append(name)
+    return fine
+
+
+def off_line(name: str, reason: str) -> str:
+    """What a user is told of a patch that is off."""
+    return f"The patch `{name}` is off ({reason}): Flower's own way instead, without: {BY_NAME[name].gain}"
+
+
+def apply(*names: str) -> list[str]:
+    """Apply the patches of `names` that may be applied to this process; returns which those were."""
+    done = allowed(*names)
+    for name in done:
+        function(BY_NAME[name].apply)()
+    return done
+
+
+def exists(module: str) -> bool:
+    """Whether a module is installed, which is not imported."""
+    return _file(module) is not None
+
+
+def function(path: str) -> Callable[..., Any]:
+    """The function "module:name"."""
+    module, _, name = path.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def version() -> str:
+    """The release of the Flower that is installed."""
+    return importlib.metadata.version("flwr")
+
+
+def fingerprint(source: str) -> str | None:
+    """The first digits of the SHA-256 of the source code of "module:Name"; None if this Flower has no such thing."""
+    for place in source.rstrip("?").split("|"):
+        module, _, name = place.partition(":")
+        if (text := _text(module, name)) is not None:
+            return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return None
+
+
+def _text(module: str, name: str) -> str | None:
+    file = _file(module)
+    if file is None:
+        return None
+    tree, lines = _parsed(file)
+    node: Any = tree
+    for part in name.split("."):
+        node = next((child for child in node.body if getattr(child, "name", None) == part), None)
+        if node is None:
+            return None
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    return "".join(lines[first - 1 : node.end_lineno])
+
+
+@functools.lru_cache(maxsize=32)
+def _parsed(file: Path) -> tuple[ast.Module, list[str]]:
+    text = file.read_text(encoding="utf-8")
+    return ast.parse(text), text.splitlines(keepends=True)
+
+
+def _file(module: str) -> Path | None:
+    """The file of a module of an installed package, which is not imported."""
+    package, *parts = module.split(".")
+    spec = importlib.util.find_spec(package)
+    for root in (spec.submodule_search_locations or ()) if spec else ():
+        base = Path(root, *parts)
+        for file in (base.with_suffix(".py"), base / "__init__.py"):
+            if file.is_file():
+                return file
+    return None
+
+
+def _first(source: str) -> str:
+    return source.rstrip("?").split("|")[0]
+
+
+def _dotted(source: str) -> str:
+    return _first(source).replace(":", ".")
+
+
+def sources(patches: Iterable[Patch] = PATCHES) -> list[str]:
+    """All sources of some patches, each once, sorted."""
+    return sorted({source for patch in patches for source in patch.sources})
+
+
+if __name__ == "__main__":
+    for source in sources():
+        print(f"{_first(source)}: {fingerprint(source)}")
