@@ -8,10 +8,10 @@ from typing import Any
 import flwr
 import numpy as np
 import torch
-from quickbloom.common.flower.names import log
 from flwr.serverapp import Grid
 
 from quickbloom import __version__
+from quickbloom.common.flower.names import log
 from quickbloom.common.wording import data_name
 from quickbloom.server_app.events.kinds import Ended, finite
 from quickbloom.server_app.federation.scores import Scores

@@ -41,7 +41,7 @@ def channels_have_options() -> bool:
 def retries_are_quick() -> bool:
     """Whether no pause between two attempts of Flower's HTTP clients is longer than ours."""
     invoker = _module("supercore.retry").make_simple_http_retry_invoker()
-    return max(itertools.islice(invoker.wait_gen_factory(), 20)) <= workers.LONGEST_RETRY
+    return bool(max(itertools.islice(invoker.wait_gen_factory(), 20)) <= workers.LONGEST_RETRY)
 
 
 def asks_soon() -> bool:

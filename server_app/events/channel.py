@@ -10,7 +10,6 @@ from collections.abc import Callable
 from logging import INFO, WARNING
 
 from quickbloom.common.flower.names import log
-
 from quickbloom.common.printable import one_line
 from quickbloom.server_app.events.kinds import Event, Failed, Saved, Stopped, Warned, from_line, to_line
 

@@ -16,7 +16,7 @@ from quickbloom.server_app.deployment.registration import register, trouble
 from quickbloom.server_app.launch.follow import follow
 from quickbloom.server_app.launch.prepare import settle
 
-SETTINGS = {"algorithm": "fomaml", "dataset": "gaussian", "rounds": 1, "gaussian.clients": 8}
+SETTINGS: dict[str, int | float | str] = {"algorithm": "fomaml", "dataset": "gaussian", "rounds": 1, "gaussian.clients": 8}
 
 
 @pytest.fixture

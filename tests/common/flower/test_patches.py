@@ -1,6 +1,7 @@
 """The patches of Flower: on each release their guards know what they replace, and applying them has effect."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -27,10 +28,10 @@ print(json.dumps(seen))
 """
 
 
-def probe(release: Path | None = None, **variables: str) -> dict[str, object]:
+def probe(release: Path | None = None, variables: dict[str, str] | None = None) -> dict[str, object]:
     """What PROBE finds in a process of its own, with the Flower in the folder `release`."""
     path = os.pathsep.join(str(folder) for folder in (ROOT, release) if folder)
-    env = {**os.environ, "PYTHONPATH": path, **variables}
+    env = {**os.environ, "PYTHONPATH": path, **(variables or {})}
     command = [sys.executable, "-P", "-c", PROBE]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -101,7 +102,7 @@ def test_a_run_in_one_process_is_the_same_on_later_releases(release: Path, tmp_p
 
 
 def test_one_switch_turns_all_of_them_off() -> None:
-    seen = probe(**{registry.SWITCH: "0"})["patches"]
+    seen = probe(variables={registry.SWITCH: "0"})["patches"]
     assert isinstance(seen, dict)
     assert {(done, after) for _, done, _, after in seen.values()} <= {(False, False), (False, None)}
     assert all(registry.SWITCH in reason for reason, *_ in seen.values())
@@ -111,7 +112,7 @@ def test_a_caller_that_changed_keeps_one_patch_off_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(accepted.ACCEPTED, "flwr.supernode.runtime.run_clientapp:pull_task_input", {"0": "another"})
-    monkeypatch.setattr(registry.getLogger("flwr"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
     assert registry.allowed("pull-soon", "quick-retries") == ["quick-retries"]
     (line,) = [record.getMessage() for record in caplog.records]
     assert "`pull-soon`" in line
