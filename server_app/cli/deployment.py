@@ -7,7 +7,7 @@ import typer
 
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.system.terminal import FAILED, paper, say_error
-from quickbloom.server_app.launch.flower_run import connection_exists
+from quickbloom.server_app.launch.connection import SuperLinkError, connection_exists
 
 
 def secrets(
@@ -36,7 +36,6 @@ def secrets(
 
     Later: quickbloom secrets --add-node ward-7; quickbloom secrets --renew-server; quickbloom secrets --register CONNECTION
     """
-    from quickbloom.server_app.deployment.registration import RegistrationError
     from quickbloom.server_app.deployment.registration import register as register_keys
     from quickbloom.server_app.deployment.secrets import Request, carry_out, public_keys
 
@@ -51,7 +50,7 @@ def secrets(
     try:
         for line in register_keys(register, public_keys(output)) if register else ():
             page.print(line, markup=False, highlight=False, soft_wrap=True)
-    except RegistrationError as error:
+    except SuperLinkError as error:
         say_error(str(error))
         raise typer.Exit(FAILED) from None
 

@@ -82,9 +82,11 @@ class RoundEnded:
     @classmethod
     def of(cls, record: dict[str, Any], rounds: int) -> "RoundEnded":
         """That of a line of history.jsonl, in a run of so many rounds."""
-        train, nodes, sent = record["train"], record["nodes"], record["bytes"]
+        # A round that was only scored has no training.
+        train = record.get("train") or {"loss": None, "tasks": 0}
+        nodes, sent = record["nodes"], record["bytes"]
         return cls(
-            record["round"],
+            record.get("round", 0),
             rounds,
             train["loss"],
             train["tasks"],

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -34,7 +33,7 @@ from quickbloom.common.flower import callers, registry, simulation
 from quickbloom.common.system import surroundings, temporary, user_code
 from quickbloom.common.system.package import folders, not_sources
 from quickbloom.common.system.processes import end_all_with, end_group, sessions_with
-from quickbloom.server_app.deployment.registration import trouble
+from quickbloom.server_app.launch.connection import trouble
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 CPU_ENVIRONMENT = {
@@ -285,23 +284,6 @@ class Run:
             errors="replace",
             start_new_session=True,
         )
-
-
-def connection_exists(name: str) -> bool:
-    """Whether the user's Flower configuration knows the SuperLink connection `name`."""
-    return connection_address(name) is not None
-
-
-def connection_address(name: str) -> str | None:
-    """HOST:PORT of the connection `name` there; "" if it has none, None if there is no such connection."""
-    path = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr") / "config.toml"
-    try:
-        known = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
-    except (OSError, ValueError):  # of damaged TOML, or of text that is not UTF-8
-        return None
-    if name not in known:
-        return None
-    return str(known[name].get("address", "")) if isinstance(known[name], dict) else ""
 
 
 def nest(settings: Mapping[str, Scalar]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from quickbloom.common.system import loopback, temporary
 from quickbloom.common.system.extras import needs
 from quickbloom.common.system.terminal import say
 from quickbloom.server_app.federation.privacy import require_accountant
-from quickbloom.server_app.launch.flower_run import connection_address, connection_exists
+from quickbloom.server_app.launch.connection import connection_address, connection_exists
 from quickbloom.server_app.launch.settings import check_with_data
 from quickbloom.server_app.runs.directory import RunDirectory, unused
 from quickbloom.server_app.runs.resume import goes_on_in_place, load_checked, open_checkpoint, with_settings_of

@@ -406,6 +406,7 @@ TEXTS: dict[str, Callable[[str], None]] = {
     "row 3: task A, test": shown_row,
     '{"schema": 1, "algorithm"': in_another_test,
     '{"round": 10': in_another_test,
+    '{"kind": "started"': in_another_test,
     '{"schema": 1, "dataset"': in_another_test,
 }
 """Blocks that nobody can run, by how they begin: what they must agree with instead."""
@@ -417,7 +418,7 @@ def names(text: str) -> set[str]:
 
 def test_what_is_documented_of_files_is_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    summary, round_, comparison = (
+    summary, round_, events, comparison = (
         block.text for block in blocks(ROOT / "docs" / "run-directory.md") if block.text.startswith("{")
     )
     options = [
@@ -446,6 +447,11 @@ def test_what_is_documented_of_files_is_in_them(tmp_path: Path, monkeypatch: pyt
     }
     line = json.loads(Path("run/history.jsonl").read_text().splitlines()[-1])
     assert names(round_) >= set(line)
+    told = [json.loads(event) for event in Path("run/events.jsonl").read_text().splitlines()]
+    assert {event["kind"] for event in told} >= {"started", "roll-call", "round", "scores", "end"}
+    for event in told:
+        assert f'{{"kind": "{event["kind"]}"' in events
+        assert names(events) >= set(event), event["kind"]
     source = "".join(path.read_text() for path in (ROOT / "server_app" / "comparing").glob("*.py"))
     assert all(f'"{name}"' in source or f"{name}=" in source or f" {name}:" in source for name in names(comparison))
 

@@ -12,7 +12,8 @@ from quickbloom.client_app.clock_check import check_against_server
 from quickbloom.common.errors import QuickbloomError
 from quickbloom.common.flower import names
 from quickbloom.common.wire import packing
-from quickbloom.server_app.deployment.registration import register, trouble
+from quickbloom.server_app.deployment.registration import register
+from quickbloom.server_app.launch.connection import trouble
 from quickbloom.server_app.launch.follow import follow
 from quickbloom.server_app.launch.prepare import settle
 

@@ -12,7 +12,8 @@ import tomli_w
 from flwr.proto.control_pb2 import ListNodesResponse
 
 from quickbloom.server_app.deployment import secrets as making
-from quickbloom.server_app.deployment.registration import RegistrationError, register, trouble
+from quickbloom.server_app.deployment.registration import register
+from quickbloom.server_app.launch.connection import SuperLinkError, trouble
 from quickbloom.server_app.launch.flower_run import free_port
 
 
@@ -59,7 +60,7 @@ def refusal(home: Path, monkeypatch: pytest.MonkeyPatch, secrets: Path, **connec
     """Why registering over this connection fails."""
     monkeypatch.setenv("FLWR_HOME", str(home))
     (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"link": connection}}))
-    with pytest.raises(RegistrationError) as error:
+    with pytest.raises(SuperLinkError) as error:
         list(register("link", making.public_keys(secrets)))
     return str(error.value)
 
@@ -136,9 +137,9 @@ def test_root_certificates_that_are_none_are_told(tmp_path: Path, monkeypatch: p
 
 
 def test_a_public_key_in_another_format_is_told(secrets: Path, tmp_path: Path) -> None:
-    with pytest.raises(RegistrationError, match="must be a public key in OpenSSH's format"):
+    with pytest.raises(SuperLinkError, match="must be a public key in OpenSSH's format"):
         list(register("link", {"a": secrets / "ca" / "ca.crt"}))
-    with pytest.raises(RegistrationError, match=r"cannot be read \(No such file or directory\)"):
+    with pytest.raises(SuperLinkError, match=r"cannot be read \(No such file or directory\)"):
         list(register("link", {"a": tmp_path / "none"}))
 
 

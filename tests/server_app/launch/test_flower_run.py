@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from quickbloom.common.system.processes import end_all_with, end_group, living
-from quickbloom.server_app.launch.flower_run import LocalSuperLink, bundle, connection_exists, environment, nest
+from quickbloom.server_app.launch.connection import connection_exists
+from quickbloom.server_app.launch.flower_run import LocalSuperLink, bundle, environment, nest
 
 
 def test_the_bundle_holds_the_app_and_nothing_else() -> None:
