@@ -1,10 +1,53 @@
-"""Federated meta-learning on Flower: a model that fits each user, from data that stay on their devices."""
+"""Federated meta-learning on Flower: a model that fits each user, from data that stay on their devices.
 
+`run` and `compare` train here, `load`, `adapt` and `predict` use what was trained, `register` adds an algorithm, a data set or
+a model of your own. Nothing is imported before it is used.
+
+Example: `quickbloom.run("maml", data="hospitals.csv", task="hospital", target="outcome").per_task`
+"""
+
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quickbloom.client_app.offline import adapt, predict
+    from quickbloom.client_app.offline import one_model as load
+    from quickbloom.common.algorithms.base import Algorithm
+    from quickbloom.common.datasets.base import Dataset
+    from quickbloom.common.models.base import Model
+    from quickbloom.server_app.federation.strategy import MetaStrategy
+    from quickbloom.session import Run, compare, register, run
 
 __version__ = "0.1.0"
+__all__ = ["Algorithm", "Dataset", "MetaStrategy", "Model", "Run", "adapt", "compare", "load", "predict", "register", "run"]
 
 # Installed, the folders `common`, `server_app` and `client_app` lie in here. In a source tree and in a Flower bundle they lie
 # beside this folder, as Flower's apps have it.
 if not Path(__file__).with_name("common").is_dir():
     __path__.append(str(Path(__file__).resolve().parent.parent))
+
+_PUBLIC = {
+    "Algorithm": "common.algorithms.base:Algorithm",
+    "Dataset": "common.datasets.base:Dataset",
+    "MetaStrategy": "server_app.federation.strategy:MetaStrategy",
+    "Model": "common.models.base:Model",
+    "Run": "session:Run",
+    "adapt": "client_app.offline:adapt",
+    "compare": "session:compare",
+    "load": "client_app.offline:one_model",
+    "predict": "client_app.offline:predict",
+    "register": "session:register",
+    "run": "session:run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _PUBLIC[name].partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -2,7 +2,7 @@
 
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from quickbloom.common.flower import callers
 from quickbloom.common.personal.trust import flags
 from quickbloom.common.system.processes import ENDINGS
 from quickbloom.common.system.terminal import FAILED, OK, STOPPED, console, say, say_error
-from quickbloom.server_app.events.channel import Events, from_log, is_told
+from quickbloom.server_app.events.channel import Events, Listener, from_log, is_told
 from quickbloom.server_app.launch.flower_run import LaunchError, LocalSuperLink, Run, bundle, unframed
 from quickbloom.server_app.launch.prepare import Start
 from quickbloom.server_app.reporting.progress import Shown, progress_bar
@@ -92,23 +92,42 @@ def follow_here(
 
     `rounds`: whether to tell of them line by line. `warned`: what need not be told again; it grows.
     """
-    from quickbloom.server_app.app import run_federation
     from quickbloom.server_app.federation.strategy import RunError
-    from quickbloom.server_app.messaging.in_process_grid import InlineGrid
 
     try:
-        with progress_bar(console) as progress:
-            task = progress.add_task("roll call", total=None)
-            shown = Shown(progress, task, rounds=rounds, quiet=verbose, warned=warned)
-            with _log_to(shown, verbose):
-                run_federation(InlineGrid(nodes, config.flat(), {}), config, Events(shown))
-            return OK, shown.summary
+        return OK, run_here(config, nodes, verbose, rounds=rounds, warned=warned)
     except KeyboardInterrupt:
         say(f"Stopped; what was finished is in {config.output_dir}.")
         return STOPPED, None
     except RunError as error:
         say_error(str(error))
         return FAILED, None
+
+
+def run_here(
+    config: RunConfig,
+    nodes: int,
+    verbose: bool = False,
+    *,
+    rounds: bool = True,
+    shown: bool = True,
+    warned: set[str] | None = None,
+    listeners: Sequence[Listener] = (),
+) -> dict[str, Any]:
+    """The same, for who wants its exceptions: returns the summary. `shown`: with a bar; warnings are told in any case.
+
+    `listeners`: who else gets every event.
+    """
+    from quickbloom.server_app.app import run_federation
+    from quickbloom.server_app.messaging.in_process_grid import InlineGrid
+
+    with progress_bar(console, shown) as progress:
+        task = progress.add_task("roll call", total=None)
+        told = Shown(progress, task, rounds=rounds, quiet=verbose, warned=warned)
+        with _log_to(told, verbose):
+            run_federation(InlineGrid(nodes, config.flat(), {}), config, Events(told, *listeners))
+    assert told.summary is not None
+    return told.summary
 
 
 @contextmanager

@@ -22,10 +22,10 @@ from quickbloom.server_app.events.kinds import Ended, Event, Failed, RollCalled,
 _FEW_ROUNDS = 200
 
 
-def progress_bar(console: Console) -> Progress:
-    """A bar over the rounds."""
+def progress_bar(console: Console, shown: bool = True) -> Progress:
+    """Return a bar over the rounds."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True, disable=not shown)
 
 
 class Shown:

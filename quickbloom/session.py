@@ -1,0 +1,249 @@
+"""Runs from Python, for scripts and notebooks: `quickbloom.run`, `quickbloom.compare`, `quickbloom.register`."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from quickbloom.common.algorithms import ALGORITHMS
+from quickbloom.common.algorithms.base import Algorithm
+from quickbloom.common.config.key_value import assignment
+from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
+from quickbloom.common.datasets import DATASETS
+from quickbloom.common.datasets.base import Dataset
+from quickbloom.common.errors import ConfigError, QuickbloomError
+from quickbloom.common.models import MODELS
+from quickbloom.common.models.base import Model
+from quickbloom.common.spreadsheets import read_csv
+from quickbloom.common.system.processes import cores
+from quickbloom.common.system.terminal import STOPPED
+from quickbloom.server_app.events.channel import Listener
+from quickbloom.server_app.events.file import read_events
+from quickbloom.server_app.events.kinds import RoundEnded, Scored
+from quickbloom.server_app.launch.follow import follow, run_here
+from quickbloom.server_app.launch.prepare import own_data, settle
+from quickbloom.server_app.launch.settings import parse_assignments
+from quickbloom.server_app.reporting.result_table import result_lines, result_table
+
+Kind = TypeVar("Kind", bound=type[Algorithm] | type[Dataset] | type[Model])
+Values = Mapping[str, Any]
+"""A table by columns."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is complete. `summary`: the content of summary.json. `directory`: what it left on the disk."""
+
+    summary: dict[str, Any]
+    directory: Path
+
+    @cached_property
+    def per_task(self) -> Any:
+        """The scores of every held-out task: a pandas.DataFrame, or without pandas a NumPy array for each column."""
+        with (self.directory / "per_task.csv").open(newline="", encoding="utf-8") as file:
+            return _table([{name: _number(cell) for name, cell in row.items()} for row in read_csv(file)])
+
+    @cached_property
+    def history(self) -> Any:
+        """One row a round, in the same form; a round without an evaluation has NaN for its scores."""
+        events = read_events(self.directory)
+        scored = {event.round: event for event in events if isinstance(event, Scored)}
+        return _table([_row(event, scored.get(event.round)) for event in events if isinstance(event, RoundEnded)])
+
+    def __repr__(self) -> str:
+        return "\n".join([*result_lines(self.summary), f"Run directory: {self.directory}"])
+
+    def _repr_html_(self) -> str:
+        """Return the table of results, for a notebook."""
+        return _as_html(result_table(self.summary))
+
+
+def run(
+    algorithm: str = "reptile",
+    *,
+    dataset: str | None = None,
+    data: Any = None,
+    task: str | None = None,
+    target: str | None = None,
+    rounds: int | None = None,
+    seed: int | None = None,
+    nodes: int | None = None,
+    output: str | Path | None = None,
+    simulation: bool = False,
+    progress: bool = True,
+    listener: Listener | None = None,
+    settings: Mapping[str, Scalar] | None = None,
+    **options: Scalar,
+) -> Run:
+    """Train a starting point and test it on held-out tasks, in this process: `quickbloom run --in-process` from Python.
+
+    `data`: your own file as for `--data`, a pandas.DataFrame, or arrays by column; `task` and `target` name its columns.
+    `settings`: any settings by name, {"own.shots": 5}; those of the run or the algorithm also as `options`, inner_lr=0.1.
+    `simulation`: run in Flower's simulation instead: same result, later. `listener`: is called with every event of the run.
+    Raises ConfigError or DataError for wrong input, and RunError for a run that cannot go on.
+
+    Example: `quickbloom.run("maml", data=frame, task="hospital", target="outcome", rounds=50)`
+    """
+    named: dict[str, Any] = {"algorithm": algorithm, "dataset": dataset, "rounds": rounds, "seed": seed}
+    values: dict[str, Scalar] = {key: value for key, value in named.items() if value is not None}
+    with ExitStack() as stack:
+        values |= own_data(stack.enter_context(_as_file(data)), task, target, dataset)
+        values |= parse_assignments(_assignments(settings, options), algorithm)
+        if output is not None:
+            values["output-dir"] = str(Path(output).expanduser().absolute())
+        start = settle(values, None, nodes, not simulation)
+        if not simulation:
+            stack.enter_context(_threads_kept())
+            config = parse_run_config(start.settings)
+            summary = run_here(config, start.nodes, rounds=progress, shown=progress, listeners=[listener] if listener else [])
+            return Run(summary, Path(config.output_dir))
+        code, told = follow(start, False)
+        if told is None:
+            if code == STOPPED:
+                raise KeyboardInterrupt
+            raise QuickbloomError("the simulation failed: what was wrong is printed above")
+        return Run(told, Path(str(start.settings["output-dir"])))
+
+
+def compare(
+    algorithms: Sequence[str],
+    *,
+    dataset: str | None = None,
+    data: str | Path | None = None,
+    task: str | None = None,
+    target: str | None = None,
+    seeds: int = 3,
+    rounds: int | None = None,
+    output: str | Path | None = None,
+    jobs: int | None = None,
+    settings: Mapping[str, Scalar] | None = None,
+    **options: Scalar,
+) -> dict[str, Any]:
+    """Compare algorithms on the same held-out tasks, and return the content of comparison.json.
+
+    The same as `quickbloom compare`: each run is a process of its own, and what is finished in `output` is kept.
+    `seeds`: how many. Raises ConfigError or DataError for wrong input, and CompareError for a run that is not to be had.
+
+    Example: `quickbloom.compare(["fedavg", "maml"], dataset="digits", rounds=30)`
+    """
+    from quickbloom.common.system.terminal import console
+    from quickbloom.server_app.comparing import plan as comparing
+    from quickbloom.server_app.comparing import result as comparison
+
+    own = own_data(str(data) if data is not None else None, task, target, dataset)
+    name = str(own.pop("dataset", dataset or RunConfig().dataset))
+    given = [*(assignment(key, value) for key, value in own.items()), *_assignments(settings, options)]
+    plan = comparing.Plan(
+        tuple(algorithms),
+        comparing.parse_seeds(str(seeds)),
+        name,
+        RunConfig().rounds if rounds is None else rounds,
+        comparing.recommended_rates(name),
+        tuple(given),
+        False,
+    )
+    plan.check(None)
+    directory = Path(output) if output is not None else Path("runs") / f"compare-{name}"
+    with comparing.locked(directory):
+        entries = comparing.compare(plan, directory, jobs or cores(), console)
+        result = comparison.assemble(plan, entries, None)
+        comparison.write(result, directory)
+    return result
+
+
+def register(kind: Kind) -> Kind:
+    """Add an algorithm, a data set or a model of your own under its `name`; also as a decorator. Returns it.
+
+    It is known to this process, so it is for `quickbloom.run` and `quickbloom run --in-process`.
+    Raises ConfigError for something else, and for a name that is taken.
+    """
+    registries: list[tuple[type, dict[str, Any]]] = [(Algorithm, ALGORITHMS), (Dataset, DATASETS), (Model, MODELS)]
+    for base, registry in registries:
+        if isinstance(kind, type) and issubclass(kind, base):
+            name = str(getattr(kind, "name", ""))
+            if not name or registry.get(name, kind) is not kind:
+                raise ConfigError(f"`name` of {kind.__name__} must be one that no other has, got '{name}': choose another")
+            registry[name] = kind
+            return kind
+    raise ConfigError(f"`register` takes a subclass of Algorithm, Dataset or Model, got {kind!r}")
+
+
+@contextmanager
+def _as_file(data: Any) -> Iterator[str | None]:
+    """The data as what `--data` takes: tables in memory lie in a file of this user's alone as long as this lasts."""
+    if data is None or isinstance(data, str | os.PathLike):
+        yield None if data is None else str(data)
+        return
+    with tempfile.TemporaryDirectory(prefix="quickbloom-data-") as folder:
+        if hasattr(data, "to_csv"):
+            file = Path(folder) / "frame.csv"
+            data.to_csv(file, index=False)
+        elif isinstance(data, Mapping):
+            file = Path(folder) / "arrays.npz"
+            columns: dict[str, Any] = {str(name): np.asarray(values) for name, values in data.items()}
+            np.savez(file, **columns)
+        else:
+            raise ConfigError(
+                f"`data` must be a path, a pandas.DataFrame or arrays by column, got {type(data).__name__}: make one of them"
+            )
+        yield str(file)
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """A run computes on one thread; afterwards torch has as many as before."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _as_html(table: Table) -> str:
+    page = Console(file=StringIO(), record=True, width=120)
+    page.print(table)
+    return page.export_html(inline_styles=True, code_format='<pre style="line-height: normal">{code}</pre>')
+
+
+def _assignments(settings: Mapping[str, Scalar] | None, options: Mapping[str, Scalar]) -> list[str]:
+    named = {name.replace("_", "-"): value for name, value in options.items()}
+    return [assignment(key, value) for key, value in {**(settings or {}), **named}.items()]
+
+
+def _row(ended: RoundEnded, scored: Scored | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"round": ended.round, "loss": _or_nan(ended.loss), "seconds": ended.seconds}
+    row |= {"answered": ended.answered, "failures": ended.failures, "up": ended.up, "down": ended.down}
+    before, after = (scored.before, scored.after) if scored else (None, None)
+    return row | {"validation_before": _or_nan(before), "validation_after": _or_nan(after)}
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _number(cell: str) -> Any:
+    try:
+        return json.loads(cell)
+    except ValueError:
+        return cell if cell else float("nan")
+
+
+def _table(rows: list[dict[str, Any]]) -> Any:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    if find_spec("pandas") is not None:
+        return import_module("pandas").DataFrame(columns)
+    return {name: np.array(values) for name, values in columns.items()}
