@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-docker format lint types tests docs bench config picture clean
+.PHONY: demo test test-slow test-docker check format lint types tests .package docs bench config picture clean
 
 demo: $(VENV)/.user
 	$(BIN)/quickbloom run
@@ -27,8 +27,19 @@ types: $(VENV)/.dev .package
 	ln -sfn $(addprefix ../../,common server_app client_app) $(addprefix ../../,$(wildcard quickbloom/*.py)) $@/quickbloom/
 
 tests: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not docker" --ignore tests/integration -n 2 --dist loadfile
-	$(BIN)/python -m pytest -m "not docker" tests/integration -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not docker and not slow" --ignore tests/integration -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not docker and not slow" tests/integration -n 2 --dist loadfile
+
+# What `make test` leaves out: whole federations, other releases of Flower, the longer examples.
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not docker and slow" -n 2 --dist loadfile
+
+# For the work in between, in about a minute: format, lint, types, and the tests beside the files that changed.
+check: $(VENV)/.dev .package
+	$(BIN)/ruff format .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python tests/changed.py | xargs --no-run-if-empty $(BIN)/python -m pytest -m "not docker and not slow" -n 2 --dist loadfile
 
 # With containers, in a real engine; as root on Debian it installs and starts one.
 test-docker: $(VENV)/.dev

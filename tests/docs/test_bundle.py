@@ -57,6 +57,7 @@ def test_the_metadata_are_what_flower_asks_for() -> None:
     assert flower == f"flwr>={app['flwr-version-target'].removesuffix('.0')},<1.40"
 
 
+@pytest.mark.slow
 @pytest.mark.simulation
 def test_the_bundle_runs_in_an_empty_directory(fab: Path, tmp_path: Path) -> None:
     app = tmp_path / "app"

@@ -61,6 +61,7 @@ def test_the_own_algorithm_trains_with_its_own_setting(tmp_path: Path) -> None:
     assert json.loads((Path(summary["run_dir"]) / "config.json").read_text())["prox.mu"] == 0.1
 
 
+@pytest.mark.slow
 def test_the_own_algorithm_is_compared_with_another_from_its_own_file(tmp_path: Path) -> None:
     """Every run is a process of its own, which knows the algorithm too; a change of the file is another run."""
     file = tmp_path / "mine.py"
@@ -79,6 +80,7 @@ def test_the_own_algorithm_is_compared_with_another_from_its_own_file(tmp_path: 
     assert len(list(directory.glob("fedavg-*"))) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.simulation
 def test_the_other_app_trains_with_the_strategy_under_flowers_own_runtime(tmp_path: Path) -> None:
     app = shutil.copytree(EXAMPLES / "flower_app", tmp_path / "flower_app")
@@ -95,6 +97,7 @@ def test_the_other_app_trains_with_the_strategy_under_flowers_own_runtime(tmp_pa
     assert "[ROUND 3/3]" in "\n".join(log)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["digits", "uji"])
 def test_the_notebook_runs_and_the_new_writer_gains(data: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     folder = request.getfixturevalue("data_dir") if data == "uji" else tmp_path

@@ -17,6 +17,7 @@ from quickbloom.server_app.launch.flower_run import environment
 SMALL = ["compare", "--algorithms", "fedavg,protonet", "--seeds", "2", "--rounds", "2", "--inner-lrs", "0.1,0.3", "--jobs", "1"]
 
 
+@pytest.mark.slow
 def test_a_comparison_is_fair_and_its_runs_are_not_repeated(tmp_path: Path) -> None:
     done = quickbloom(*SMALL, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -39,6 +40,7 @@ def test_a_comparison_is_fair_and_its_runs_are_not_repeated(tmp_path: Path) -> N
     assert {file: file.stat().st_mtime_ns for file in directory.glob("*/summary.json")} == summaries
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ended_from_outside_it_leaves_no_process_and_says_how_to_go_on(tmp_path: Path, number: int) -> None:
     mark = f"QUICKBLOOM_TEST_MARK={tmp_path}"

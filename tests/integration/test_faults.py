@@ -15,7 +15,7 @@ from quickbloom.common.system.processes import end_group
 from quickbloom.server_app.launch.flower_run import environment, free_port, healthy
 from quickbloom.server_app.runs.directory import read_history
 
-pytestmark = pytest.mark.grpc
+pytestmark = [pytest.mark.grpc, pytest.mark.slow]
 
 
 def test_a_node_that_is_killed_and_restarted_takes_part_again(tmp_path: Path) -> None:

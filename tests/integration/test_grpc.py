@@ -65,6 +65,7 @@ def test_the_curve_over_grpc_equals_the_simulation(federation: Path, tmp_path: P
     assert numbers(results[0]) == pytest.approx(numbers(results[1]), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_whose_server_is_killed_goes_on_with_its_directory_alone(federation: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "cut"
     settings = ["--algorithm", "fomaml", "--rounds", "2", "--set", "evaluate-every=1", "--seed", "3"]
@@ -99,6 +100,7 @@ def _kill_server_app(home: Path) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_too_few_nodes_end_the_run_at_the_deadline(federation: Path, tmp_path: Path) -> None:
     settings = ["--set", "min-nodes=3", "--set", "node-deadline=2"]
     done = quickbloom("run", *settings, "--connection", "loopback", cwd=tmp_path, flwr_home=federation)

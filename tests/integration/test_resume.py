@@ -68,6 +68,7 @@ def test_a_run_in_one_process_that_is_killed_twice_ends_like_one_that_was_not(tm
     assert "names a run that is finished" in " ".join(again.stderr.split())
 
 
+@pytest.mark.slow
 @pytest.mark.simulation
 def test_a_simulation_that_is_killed_ends_like_one_that_was_not(tmp_path: Path) -> None:
     few = [*RUN, "--rounds", "12"]

@@ -43,6 +43,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield home
 
 
+@pytest.mark.slow
 @pytest.mark.grpc
 def test_a_secure_run_over_grpc_has_the_curve_of_the_plain_run(federation: Path, whole: Path, tmp_path: Path) -> None:
     arguments = ["run", *ROUNDS[:-3], "--json", "--set", "min-nodes=3", "--connection", "loopback", "--output", "secure"]
@@ -57,6 +58,7 @@ def test_a_secure_run_over_grpc_has_the_curve_of_the_plain_run(federation: Path,
     assert "`least-in-sum` is 2" in " ".join(refused.stderr.split())
 
 
+@pytest.mark.slow
 @pytest.mark.simulation
 def test_a_secure_simulation_has_the_curve_of_the_plain_run(whole: Path, tmp_path: Path) -> None:
     done = quickbloom("run", *ROUNDS, *SECURE, "--output", "secure", cwd=tmp_path)

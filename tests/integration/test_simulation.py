@@ -42,6 +42,7 @@ def test_the_curve_does_not_depend_on_the_number_of_nodes(tmp_path: Path) -> Non
     assert curves[0] == pytest.approx(curves[1], abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wait_for", "signals"),
     [
@@ -83,6 +84,7 @@ def test_ended_from_outside_it_stops_the_run_and_leaves_no_process(tmp_path: Pat
         end_all_with(mark)
 
 
+@pytest.mark.slow
 def test_a_superlink_that_dies_ends_the_command_with_one_sentence(tmp_path: Path) -> None:
     settings: dict[str, Scalar] = {"rounds": 5000, "output-dir": str(tmp_path / "run")}
     with bundle() as app, LocalSuperLink() as link:
@@ -115,6 +117,7 @@ def test_a_users_own_model_is_imported_from_the_current_directory(tmp_path: Path
     assert numbers(curve(tmp_path / "own")) == pytest.approx(numbers(curve(tmp_path / "builtin")), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_ends_without_a_traceback(tmp_path: Path) -> None:
     settings = ["--rounds", "1", "--set", "fomaml.outer-optimizer=sgd", "--set", "fomaml.outer-lr=1e15"]
     done = quickbloom("run", "--algorithm", "fomaml", "--dataset", "sinusoid", *settings, "--json", cwd=tmp_path)

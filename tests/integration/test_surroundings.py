@@ -41,6 +41,7 @@ def theirs(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.simulation
 def test_a_simulation_behind_proxies_with_a_long_tmpdir_in_the_c_locale(tmp_path: Path, theirs: Path) -> None:
     long = tmp_path / ("t" * 80)

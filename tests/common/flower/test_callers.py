@@ -197,6 +197,7 @@ except AuthenticationError:
 """
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.simulation
 def test_every_port_of_a_simulation_is_on_loopback_and_ray_wants_its_secret(tmp_path: Path) -> None:
