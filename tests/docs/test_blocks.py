@@ -365,6 +365,15 @@ def result_table(text: str) -> None:
         assert words.replace(" after", "") in source
 
 
+def rooms(text: str) -> None:
+    """A map of folders: each room that is named is there."""
+    for line in text.splitlines():
+        folder, _, named = line.strip().partition(" ")
+        for room in re.split(r",|<-", named.replace("modules without a room", "")):
+            path = ROOT / folder / room.strip()
+            assert path.is_dir() or path.with_suffix(".py").is_file(), path
+
+
 def recording(text: str) -> None:
     """A terminal: what was typed is there, and the last lines are what a run says."""
     assert text.startswith("$ make demo\n")
@@ -407,6 +416,7 @@ TEXTS: dict[str, Callable[[str], None]] = {
     '{"schema": 1, "algorithm"': in_another_test,
     '{"round": 10': in_another_test,
     '{"kind": "started"': in_another_test,
+    "common/      modules": rooms,
     '{"schema": 1, "dataset"': in_another_test,
 }
 """Blocks that nobody can run, by how they begin: what they must agree with instead."""
