@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from quickbloom.common.config.run import Scalar
+from quickbloom.common.datasets import load_dataset
 from quickbloom.common.errors import ConfigError, QuickbloomError
 from quickbloom.server_app.comparing.plan import Plan
 from quickbloom.server_app.launch.prepare import settle
@@ -45,6 +46,8 @@ def test_an_extra_that_is_missing_is_named(
     for module in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)
+    # Tests before this one may have read the data.
+    load_dataset.cache_clear()
     with pytest.raises(QuickbloomError, match=sentence):
         settle(GAUSSIAN | settings, None, None, in_process=package != "ray")
 
