@@ -34,7 +34,7 @@ tests: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not docker and slow" -n 2 --dist loadfile
 
-# For the work in between, in about a minute: format, lint, types, and the tests beside the files that changed.
+# For the work in between: format, lint, types, and the tests beside the files that changed.
 check: $(VENV)/.dev .package
 	$(BIN)/ruff format .
 	$(BIN)/ruff check .

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from quickbloom.common.config.key_value import scalar, split_assignment
 from quickbloom.common.errors import ConfigError, QuickbloomError
@@ -13,11 +12,9 @@ from quickbloom.common.files import whole
 from quickbloom.common.formatting import counted, score
 from quickbloom.common.printable import one_line
 from quickbloom.common.system import surroundings
-
-FAILED, WRONG_INPUT = 1, 2
+from quickbloom.common.system.terminal import FAILED, WRONG_INPUT, say, say_error
 
 cli = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False)
-console = Console(stderr=True, highlight=False, emoji=False)
 
 Trusted = Annotated[
     list[str] | None,
@@ -73,7 +70,7 @@ def adapt(
     from quickbloom.client_app.offline import adapt as make_personal  # imports torch, which takes seconds
     from quickbloom.client_app.personal_models import in_words
 
-    for model in make_personal(checkpoint, data, output, task, target, _say, trust or ()):
+    for model in make_personal(checkpoint, data, output, task, target, say, trust or ()):
         print(one_line(in_words(model)))
 
 
@@ -97,20 +94,20 @@ def predict(
         try:
             with whole(output, newline="") as file:
                 found.write_csv(file)
-            _say(f"Predictions for {counted(len(found.rows), 'row')}: {output}")
+            say(f"Predictions for {counted(len(found.rows), 'row')}: {output}")
         except OSError as error:
             raise ConfigError(f"`--output` must be a file that can be written, got '{output}' ({error.strerror})") from None
     for remark in found.remarks:
-        _say(f"Remark: {remark}")
+        say(f"Remark: {remark}")
     if missing := found.without():
-        _say(
+        say(
             f"No prediction for {counted(len(missing), 'row')} (the first: row {missing[0]}): what the model computes there is "
             "no finite number, so it has diverged, or their values are far from those that it was trained on"
         )
     for scored in found.scores:
         which = "test rows of the data that it was adapted to" if scored.part == "test" else "rows with a target"
         unit = "" if scored.rmse is None else f" (rmse {score(scored.rmse, 'rmse')} in the unit of the target)"
-        _say(f"{scored.task}: {scored.name} {score(scored.value, scored.name)}{unit} on {scored.examples} {which}")
+        say(f"{scored.task}: {scored.name} {score(scored.value, scored.name)}{unit} on {scored.examples} {which}")
 
 
 @cli.command()
@@ -170,21 +167,12 @@ def join(
     settings = {key: str(value) for key, value in {**named, **others}.items() if value}
     settings |= dict(map(split_assignment, set_ or []))
     try:
-        raise typer.Exit(take_part(server, secrets, settings, port, _say, poll, QuietHours.parse(quiet_hours)))
+        raise typer.Exit(take_part(server, secrets, settings, port, say, poll, QuietHours.parse(quiet_hours)))
     except (JoinError, ClockError) as error:
-        _say_error(str(error))
+        say_error(str(error))
         raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:  # while waiting for the server
         raise typer.Exit(0) from None
-
-
-def _say(line: str) -> None:
-    console.print(one_line(line), markup=False, soft_wrap=True)
-
-
-def _say_error(sentence: str) -> None:
-    console.print("error:", style="bold red", end=" ")
-    console.print(one_line(sentence), markup=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -194,10 +182,10 @@ def main() -> None:
         surroundings.check_names(sys.argv[1:])
         cli()
     except QuickbloomError as error:
-        _say_error(str(error))
+        say_error(str(error))
         sys.exit(WRONG_INPUT)
     except OSError as error:
-        _say_error(f"a file could not be written ({error}): free some space, or choose another `--output`")
+        say_error(f"a file could not be written ({error}): free some space, or choose another `--output`")
         sys.exit(FAILED)
 
 

@@ -54,7 +54,12 @@ class Run:
     def per_task(self) -> Any:
         """The scores of every held-out task: a pandas.DataFrame, or without pandas a NumPy array for each column."""
         with (self.directory / "per_task.csv").open(newline="", encoding="utf-8") as file:
-            return _table([{name: _number(cell) for name, cell in row.items()} for row in read_csv(file)])
+            return _table(
+                [
+                    {name: cell if name in ("task", "split") else _number(cell) for name, cell in row.items()}
+                    for row in read_csv(file)
+                ]
+            )
 
     @cached_property
     def history(self) -> Any:

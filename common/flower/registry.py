@@ -137,7 +137,7 @@ PATCHES = (
     Patch(
         "assembly-by-parts",
         "Flower keeps every piece of a message until all of it is put together; here it drops them array by array.",
-        "half the memory of a large message",
+        "a large message is not held twice while it is put together",
         (
             f"{_PULL}:inflate_object_from_contents",
             f"{_PULL}:pull_and_inflate_object_from_tree",

@@ -78,6 +78,12 @@ def test_arrays_and_frames_are_data_of_ones_own(tmp_path: Path) -> None:
     assert frame.summary["test"] == mapped.summary["test"]
 
 
+def test_names_of_tasks_stay_text(tmp_path: Path) -> None:
+    data = arrays() | {"task": np.array([str(i % 8) for i in range(160)])}
+    done = quickbloom.run("fomaml", data=data, rounds=1, output=tmp_path / "run", progress=False)
+    assert set(column(done.per_task, "task")) <= {str(i) for i in range(8)}
+
+
 def test_wrong_input_is_one_sentence() -> None:
     with pytest.raises(ConfigError, match=r"`data` must be a path, a pandas\.DataFrame or arrays by column, got int"):
         quickbloom.run("fomaml", data=3)
