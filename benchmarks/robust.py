@@ -45,16 +45,8 @@ from quickbloom.common.engine.round import TaskWork, contributions
 from quickbloom.common.maths.batch import TaskData
 from quickbloom.common.maths.params import Params
 from quickbloom.common.randomness import generator
-from quickbloom.common.wire.messages import (
-    EVALUATE,
-    ROLL_CALL,
-    TRAIN,
-    EvaluateReply,
-    EvaluateRequest,
-    RollCallReply,
-    TrainReply,
-    TrainRequest,
-)
+from quickbloom.common.wire.messages import EVALUATE, TRAIN, EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
+from quickbloom.common.wire.roll_call import ROLL_CALL, RollCallReply
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.comparing.batch import today
 from quickbloom.server_app.federation.splits import split_tasks
@@ -144,7 +136,7 @@ class HostileFederation(InlineGrid):
         answer = self.answer(Message(whole.to_records(), self._host_id, EVALUATE))
         assert answer is not None
         scores = EvaluateReply.from_records(answer.content, len(requests), len(whole.lrs), whole.steps)
-        return [EvaluateReply(scores.losses[[i]], scores.metrics[[i]], 0.0).to_records() for i in range(len(requests))]
+        return [EvaluateReply(scores.losses[[i]], scores.metrics[[i]]).to_records() for i in range(len(requests))]
 
     def _train(self, messages: list[Message]) -> list[RecordDict]:
         requests = [TrainRequest.from_records(message.content) for message in messages]

@@ -39,16 +39,14 @@ from quickbloom.common.wire.messages import (
     EvaluateRequest,
     KeepReply,
     KeepRequest,
-    RollCallReply,
     TrainReply,
     TrainRequest,
     WireError,
-    check_roll_call,
     error_records,
     payload_bytes,
-    told_agreed,
     told_settings,
 )
+from quickbloom.common.wire.roll_call import RollCallReply, check_roll_call, told_agreed
 from quickbloom.common.wire.secure.messages import MaskedRequest
 from quickbloom.common.wire.secure.updates import to_row
 
@@ -152,7 +150,7 @@ def _trained(message: Message, node: Node, state: RecordDict, request: TrainRequ
     scores = round_log.own_scores(node, algorithm, meta, request.task_ids)
     del algorithm, meta
     request.meta.clear()  # frees memory for the reply of a large model
-    reply = to_reply(TrainReply(result.gradient, weight, losses, seconds, within), store)
+    reply = to_reply(TrainReply(result.gradient, weight, losses, within), store)
     sent = payload_bytes(reply)
     round_log.tell(node, f"Round {request.round}, training", request.task_ids, scores, seconds, received, sent)
     return reply
@@ -209,7 +207,7 @@ def evaluate_tasks(message: Message, node: Node, state: RecordDict) -> RecordDic
     number, at = message.metadata.group_id, _nearest(request.lrs, algorithm.options.inner_lr)
     scores = round_log.in_words(node, metrics[:, at, 0].mean(), metrics[:, at, -1].mean()) + f" at rate {request.lrs[at]:g}"
     round_log.tell(node, f"Round {number}, evaluation", request.task_ids, scores, seconds, received, 0)
-    return EvaluateReply(losses, metrics, seconds, _second(node, algorithm, meta, request, draws, metrics)).to_records()
+    return EvaluateReply(losses, metrics, _second(node, algorithm, meta, request, draws, metrics)).to_records()
 
 
 def _second(
@@ -235,10 +233,9 @@ def _second(
 @_replies
 def keep(message: Message, node: Node, state: RecordDict) -> RecordDict:
     """Adapt the final model to this node's own tasks and keep the results here. Only their number is sent."""
-    started = time.perf_counter()
     request = KeepRequest.from_records(message.content)
     kept = keep_all(node, request, KeptState(state, node.state_dir, request.lineage))
-    return KeepReply(kept, time.perf_counter() - started).to_records()
+    return KeepReply(kept).to_records()
 
 
 def _nearest(lrs: list[float], wanted: float) -> int:

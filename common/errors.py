@@ -40,6 +40,10 @@ class DataError(QuickbloomError):
     """A data file is missing or unreadable, or its content does not fit the settings."""
 
 
+class RunError(QuickbloomError):
+    """The run cannot go on: too few nodes answer, or the model is not finite any more."""
+
+
 FILE_TROUBLE = "a file could not be read or written"
 """Start of the error message when a file operation fails, for example on a full disk."""
 

@@ -24,7 +24,7 @@ from quickbloom.common.config.key_value import assignment
 from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
 from quickbloom.common.datasets import DATASETS
 from quickbloom.common.datasets.base import Dataset
-from quickbloom.common.errors import ConfigError, QuickbloomError
+from quickbloom.common.errors import ConfigError, RunError
 from quickbloom.common.models import MODELS
 from quickbloom.common.models.base import Model
 from quickbloom.common.spreadsheets import read_csv
@@ -119,7 +119,7 @@ def run(
         if told is None:
             if code == STOPPED:
                 raise KeyboardInterrupt
-            raise QuickbloomError("the simulation failed: what was wrong is printed above")
+            raise RunError("the simulation failed: what was wrong is printed above")
         return Run(told, Path(str(start.settings["output-dir"])))
 
 

@@ -28,7 +28,7 @@ from quickbloom.server_app.events.kinds import Saved, Started
 from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.privacy import Ledger, TaskPrivacy
 from quickbloom.server_app.federation.roll_call import call_roll
-from quickbloom.server_app.federation.strategy import MetaStrategy, RunError
+from quickbloom.server_app.federation.strategy import MetaStrategy
 from quickbloom.server_app.messaging.in_process_grid import InlineGrid
 from quickbloom.server_app.messaging.polling_grid import PollingGrid, hands_over
 from quickbloom.server_app.messaging.population import Population
@@ -58,7 +58,7 @@ def main(grid: Grid, context: Context) -> None:
         # Flower tells the nodes the settings that it knows; those that come from a checkpoint are told by the server.
         unknown = {key: value for key, value in config.flat().items() if config.resume_from and known.get(key) != value}
         run_federation(PollingGrid(grid, unknown, packs=not hands_over(grid)), config, events)
-    except (QuickbloomError, RunError) as error:
+    except QuickbloomError as error:
         events.stop(str(error))
         # Flower logs the exception; the sentence says it all, the stack says nothing to a user.
         sys.tracebacklimit = 0
@@ -81,7 +81,7 @@ def run_federation(grid: Grid, config: RunConfig, events: Events | None = None) 
         events.tell(_started(directory, config, checkpoint))
         try:
             return _run_in(directory, grid, config, checkpoint, clock, events, until_end)
-        except (QuickbloomError, RunError) as error:
+        except QuickbloomError as error:
             events.stop(str(error))
             raise
 
@@ -208,8 +208,8 @@ class _Clock:
 
 def _clients_of_round(strategy: MetaStrategy, record: dict[str, Any]) -> trackers.Clients:
     """What a round said of single clients: training tasks, and validation tasks where it evaluated."""
-    known = record["train"]["tasks"] and strategy.client_losses
-    found = {"train/loss": np.array(strategy.client_losses)} if known else {}
+    known = record["train"]["tasks"] and strategy.training.client_losses
+    found = {"train/loss": np.array(strategy.training.client_losses)} if known else {}
     if "validation" in record:
         found |= clients_of(strategy, "validation", strategy.evaluation.last, *strategy.chosen_rate())
     return found

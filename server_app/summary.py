@@ -11,11 +11,12 @@ import torch
 from flwr.serverapp import Grid
 
 from quickbloom import __version__
+from quickbloom.common.errors import RunError
 from quickbloom.common.flower.names import log
 from quickbloom.common.wording import data_name
 from quickbloom.server_app.events.kinds import Ended, finite
 from quickbloom.server_app.federation.scores import Scores
-from quickbloom.server_app.federation.strategy import MetaStrategy, RunError
+from quickbloom.server_app.federation.strategy import MetaStrategy
 from quickbloom.server_app.messaging.population import Population
 from quickbloom.server_app.reporting.result_table import result_lines
 from quickbloom.server_app.runs import trackers

@@ -30,7 +30,7 @@ ARRAYS = st.one_of(
         Array, TEXTS, st.lists(st.integers(-9, 9), max_size=3).map(tuple), st.sampled_from(["numpy.ndarray", "x"]), st.binary()
     ),
 )
-FIELDS = st.sampled_from(["weight", "losses", "seconds", "scores", "reason", "packed"]) | TEXTS
+FIELDS = st.sampled_from(["weight", "losses", "within", "scores", "reason", "packed"]) | TEXTS
 RECORDS: st.SearchStrategy[Record] = st.one_of(
     st.dictionaries(FIELDS, VALUES, max_size=5).map(MetricRecord),
     st.dictionaries(FIELDS, MORE_VALUES, max_size=5).map(lambda fields: ConfigRecord(dict(fields))),

@@ -6,7 +6,7 @@ import sys
 import typer
 from safetensors import SafetensorError
 
-from quickbloom.common.errors import FILE_TROUBLE, QuickbloomError, in_one_line
+from quickbloom.common.errors import FILE_TROUBLE, QuickbloomError, RunError, in_one_line
 from quickbloom.common.system import surroundings
 from quickbloom.common.system.processes import ENDINGS
 from quickbloom.common.system.terminal import FAILED, WRONG_INPUT, say_error
@@ -49,7 +49,7 @@ def main() -> None:
         cli()
     except QuickbloomError as error:
         say_error(str(error))
-        sys.exit(WRONG_INPUT)
+        sys.exit(FAILED if isinstance(error, RunError) else WRONG_INPUT)
     except (ConnectionError, TimeoutError):
         raise  # not about files, and a defect
     except (OSError, SafetensorError) as error:

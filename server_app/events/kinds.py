@@ -33,10 +33,14 @@ class Started:
 
 @dataclass(frozen=True)
 class RollCalled:
-    """The nodes have said which tasks they host. `tasks`: how many are in each split."""
+    """The nodes have said which tasks they host. `tasks`: how many are in each split.
+
+    `software`: how many nodes run each combination of releases, as "flwr 1.39.0, python 3.12.3, ..".
+    """
 
     nodes: int
     tasks: dict[str, int]
+    software: dict[str, int] = field(default_factory=dict)
     kind: Literal["roll-call"] = "roll-call"
 
 

@@ -38,12 +38,7 @@ class OuterOptimizer:
         """The meta-parameters themselves, to be read only: the next step changes them."""
         return {name: leaf.detach() for name, leaf in self._leaves.items()}
 
-    def step(self, gradient: Params, server_round: int) -> Params:
-        """As `advance`; returns the new meta-parameters, a copy."""
-        self.advance(gradient, server_round)
-        return self.meta
-
-    def advance(self, gradient: Params, server_round: int) -> None:
+    def step(self, gradient: Params, server_round: int) -> None:
         """Take one step along the mean meta-gradient of round `server_round` (from 1)."""
         decay = 1 - (server_round - 1) / self._num_rounds if self._options.outer_decay else 1.0
         for group in self._optimizer.param_groups:

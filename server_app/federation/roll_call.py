@@ -6,7 +6,7 @@ test. A federation that cannot work is refused here, with one sentence.
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from logging import INFO
 
 from flwr.app import Message
@@ -20,7 +20,8 @@ from quickbloom.common.datasets.own.columns import Schema
 from quickbloom.common.errors import ConfigError, DataError, as_told
 from quickbloom.common.flower import names
 from quickbloom.common.flower.names import log
-from quickbloom.common.wire.messages import ROLL_CALL, RollCallReply, WireError, roll_call_request
+from quickbloom.common.wire.messages import WireError
+from quickbloom.common.wire.roll_call import ROLL_CALL, RollCallReply, roll_call_request
 from quickbloom.server_app.events.channel import Events, Warn
 from quickbloom.server_app.events.kinds import RollCalled
 from quickbloom.server_app.federation.splits import split_tasks
@@ -29,6 +30,8 @@ from quickbloom.server_app.messaging.population import Population
 
 _PAUSE = 1.0
 """Seconds after which nodes that were gone are asked again."""
+_MOST_COMBINATIONS = 20
+"""How many combinations of releases are told: a federation has few, a liar could send any number."""
 _GONE = f"error {names.NODE_UNAVAILABLE}:"
 """How the reason begins why a node did not answer that Flower does not reach."""
 
@@ -63,9 +66,15 @@ def call_roll(grid: Grid, config: RunConfig, agreed: str = "", events: Events | 
             homes[task.task_id], tasks[task.task_id] = node_id, task
     splits = split_tasks(list(tasks.values()), config, events.warn)
     log(INFO, "%s nodes host %s tasks: %s", len(answers), len(tasks), {name: len(ids) for name, ids in splits.items()})
-    events.tell(RollCalled(len(answers), {name: len(ids) for name, ids in splits.items()}))
+    events.tell(RollCalled(len(answers), {name: len(ids) for name, ids in splits.items()}, _software(answers.values())))
     keepers = {node_id for node_id, answer in answers.items() if answer.keeps and answer.tasks}
     return Population(spec, homes, splits, tasks, refused, set(answers), keepers, agreed)
+
+
+def _software(answers: Iterable[RollCallReply]) -> dict[str, int]:
+    """How many nodes run each combination of releases. A federation that mixes them is not reproduced to the last digit."""
+    combined = (", ".join(f"{name} {answer.versions[name]}" for name in sorted(answer.versions)) for answer in answers)
+    return dict(Counter(combined).most_common(_MOST_COMBINATIONS))
 
 
 def _let_agree(

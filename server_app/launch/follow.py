@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quickbloom.common.config.run import RunConfig, parse_run_config
+from quickbloom.common.errors import RunError
 from quickbloom.common.flower import callers
 from quickbloom.common.personal.trust import flags
 from quickbloom.common.system.processes import ENDINGS
@@ -92,8 +93,6 @@ def follow_here(
 
     `rounds`: whether to tell of them line by line. `warned`: what need not be told again; it grows.
     """
-    from quickbloom.server_app.federation.strategy import RunError
-
     try:
         return OK, run_here(config, nodes, verbose, rounds=rounds, warned=warned)
     except KeyboardInterrupt:

@@ -14,7 +14,8 @@ from flwr.serverapp import Grid
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.errors import OneLineError, as_told
 from quickbloom.common.flower import names
-from quickbloom.common.wire.messages import TRAIN, WireError, payload_bytes, tell_agreed
+from quickbloom.common.wire.messages import TRAIN, WireError, payload_bytes
+from quickbloom.common.wire.roll_call import tell_agreed
 from quickbloom.server_app.events.channel import Events
 from quickbloom.server_app.messaging.failures import UNFINISHED, failure
 from quickbloom.server_app.messaging.node_status import Reachability

@@ -15,7 +15,8 @@ from flwr.serverapp import Grid
 
 from quickbloom.common.flower.names import log
 from quickbloom.common.flower.upload_deadline import awaited_until
-from quickbloom.common.wire.messages import ROLL_CALL, RollCallReply, WireError, roll_call_request
+from quickbloom.common.wire.messages import WireError
+from quickbloom.common.wire.roll_call import ROLL_CALL, RollCallReply, roll_call_request
 from quickbloom.server_app.events.channel import Warn, warn_in_log
 from quickbloom.server_app.messaging.failures import failure
 from quickbloom.server_app.messaging.population import Population

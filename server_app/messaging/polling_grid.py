@@ -21,7 +21,8 @@ from quickbloom.common.flower import registry
 from quickbloom.common.flower.simulation import telling
 from quickbloom.common.flower.upload_deadline import GRACE, awaited_until, limit_uploads
 from quickbloom.common.wire import packing
-from quickbloom.common.wire.messages import ROLL_CALL, WireError, payload_bytes, tell_settings
+from quickbloom.common.wire.messages import WireError, payload_bytes, tell_settings
+from quickbloom.common.wire.roll_call import ROLL_CALL
 
 _SHORTEST, _LONGEST = 0.004, 0.5  # seconds
 _DUE = 0.85

@@ -172,7 +172,7 @@ def test_nothing_of_a_personal_model_is_sent(tmp_path: Path) -> None:
     reply = grid.answer(keep[0])
     assert reply is not None
     assert payload_bytes(reply.content) == 0
-    assert {key for record in reply.content.values() for key in record} == {"kept", "seconds"}
+    assert {key for record in reply.content.values() for key in record} == {"kept"}
     card = json.loads((tmp_path / "state-0" / "personal" / "A.json").read_text())
     assert card["run"]["round"] == 3
     assert card["run"]["directory"] == "run"

@@ -46,7 +46,8 @@ def test_outer_rate_one_replaces_the_model_by_the_weighted_mean_of_client_models
     meta = {"weight": column(1)}
     result = run_round(algorithm, meta, [client(3, 1, 1), client(-5, 4, 2)], chunk_size=64)
     outer = OuterOptimizer(algorithm.options, meta, num_rounds=10)
-    assert outer.step(result.gradient, server_round=7)["weight"].item() == pytest.approx(-1.0, abs=1e-12)
+    outer.step(result.gradient, server_round=7)
+    assert outer.meta["weight"].item() == pytest.approx(-1.0, abs=1e-12)
 
 
 def test_minibatch_steps_reach_the_query_examples_as_well() -> None:

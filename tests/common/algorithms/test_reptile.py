@@ -63,7 +63,10 @@ def test_tasks_weigh_the_same_however_many_examples_they_have() -> None:
 def test_epsilon_falls_linearly_to_zero_over_the_rounds() -> None:
     # Rate of round t of 4: 1 - (t - 1) / 4 = 1, 0.75, 0.5, 0.25. With g = 1 every round theta falls by the rate.
     outer = OuterOptimizer(Reptile.Options.model_validate({}), {"weight": column(0)}, num_rounds=4)
-    path = [outer.step({"weight": column(1)}, t)["weight"].item() for t in (1, 2, 3, 4)]
+    path = []
+    for t in (1, 2, 3, 4):
+        outer.step({"weight": column(1)}, t)
+        path.append(outer.meta["weight"].item())
     assert path == pytest.approx([-1.0, -1.75, -2.25, -2.5], abs=1e-12)
 
 

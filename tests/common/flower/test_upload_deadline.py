@@ -21,7 +21,8 @@ from flwr.superlink.grid import HttpGrid
 
 from quickbloom.common.datasets.base import DataSpec
 from quickbloom.common.flower.upload_deadline import awaited_until, limit_uploads
-from quickbloom.common.wire.messages import ROLL_CALL, TRAIN
+from quickbloom.common.wire.messages import TRAIN
+from quickbloom.common.wire.roll_call import ROLL_CALL
 from quickbloom.server_app.messaging import polling_grid
 from quickbloom.server_app.messaging.failures import UNFINISHED, failure
 from quickbloom.server_app.messaging.node_status import Reachability

@@ -17,12 +17,10 @@ from quickbloom.common.datasets.base import DataSpec, TaskInfo
 from quickbloom.common.maths.params import Params
 from quickbloom.common.printable import as_told, flaw_of
 from quickbloom.common.wire.messages import (
-    PROTOCOL,
     EvaluateReply,
     EvaluateRequest,
     KeepReply,
     KeepRequest,
-    RollCallReply,
     TrainReply,
     TrainRequest,
     WireError,
@@ -32,6 +30,7 @@ from quickbloom.common.wire.messages import (
     payload_bytes,
     to_arrays,
 )
+from quickbloom.common.wire.roll_call import PROTOCOL, RollCallReply
 
 # A deadline per example would fail on a busy machine.
 settings.register_profile("patient", deadline=None)
@@ -111,11 +110,12 @@ def test_train_request_comes_back(meta: Params, number: int, seed: int, task_ids
 LOSSES = st.lists(st.floats(0, 3e38) | st.sampled_from([float("nan"), float("inf")]), max_size=4)
 
 
-@given(PARAMS, st.floats(1e-9, 1e9), LOSSES, st.floats(0, 1e9))
-def test_train_reply_comes_back(gradient: Params, weight: float, losses: list[float], seconds: float) -> None:
+@given(PARAMS, st.floats(1e-9, 1e9), LOSSES, st.floats(0, 1))
+def test_train_reply_comes_back(gradient: Params, weight: float, losses: list[float], share: float) -> None:
     weight = weight if np.isfinite(losses).any() else 0.0
-    back = TrainReply.from_records(sent(TrainReply(gradient, weight, losses, seconds).to_records()), len(losses))
-    assert (back.weight, back.seconds) == (weight, seconds)
+    within = share * weight
+    back = TrainReply.from_records(sent(TrainReply(gradient, weight, losses, within).to_records()), len(losses))
+    assert (back.weight, back.within) == (weight, within)
     assert np.array_equal(back.losses, losses, equal_nan=True)
     assert same(back.gradient, gradient)
 
@@ -131,7 +131,7 @@ def test_evaluate_request_comes_back(meta: Params, lrs: list[float], steps: int,
 def test_evaluate_reply_comes_back(tasks: int, lrs: int, steps: int, seed: int) -> None:
     losses, metrics = np.random.default_rng(seed).exponential(size=(2, tasks, lrs, steps + 1))
     losses[losses > 1] = np.nan
-    back = EvaluateReply.from_records(sent(EvaluateReply(losses, metrics, 0.5).to_records()), tasks, lrs, steps)
+    back = EvaluateReply.from_records(sent(EvaluateReply(losses, metrics).to_records()), tasks, lrs, steps)
     assert np.array_equal(back.losses, losses, equal_nan=True)
     assert np.array_equal(back.metrics, metrics)
 
@@ -146,11 +146,11 @@ MESSAGES: dict[str, tuple[Callable[[], RecordDict], Callable[[RecordDict], objec
     "train reply": (TrainReply(META, 2.0, [0.1, 0.2], 0.5).to_records, lambda records: TrainReply.from_records(records, 2)),
     "evaluate request": (EvaluateRequest(META, [0.1], 3, ["a"]).to_records, EvaluateRequest.from_records),
     "evaluate reply": (
-        EvaluateReply(np.ones((1, 2, 4)), np.ones((1, 2, 4)), 0.5).to_records,
+        EvaluateReply(np.ones((1, 2, 4)), np.ones((1, 2, 4))).to_records,
         lambda records: EvaluateReply.from_records(records, 1, 2, 3),
     ),
     "keep request": (KeepRequest(META, 0.1, 3, 7, "l", "/run").to_records, KeepRequest.from_records),
-    "keep reply": (KeepReply(2, 0.5).to_records, KeepReply.from_records),
+    "keep reply": (KeepReply(2).to_records, KeepReply.from_records),
 }
 VALUES = st.one_of(
     st.integers(-(2**63), 2**63 - 1), st.floats(), st.booleans(), st.text(max_size=4), st.binary(max_size=4),
@@ -238,7 +238,7 @@ def test_every_record_and_every_field_is_needed(kind: str) -> None:
         ("train request", "request", "task-ids", "ab", "`task-ids` must be a list of texts"),
         ("train reply", "metrics", "losses", [0.1], "`losses` must have 2 entries, got 1"),
         ("train reply", "metrics", "weight", -1.0, "`weight` must not be negative"),
-        ("train reply", "metrics", "weight", float("nan"), "`weight, seconds and within` must be finite"),
+        ("train reply", "metrics", "weight", float("nan"), "`weight and within` must be finite"),
         ("evaluate request", "request", "steps", -1, "`steps` must be whole numbers of at least 0"),
         ("evaluate request", "request", "shots", 1.5, "`shots` must be whole numbers of at least 0"),
         ("evaluate request", "request", "lrs", [float("inf")], "`lrs` must be finite"),
@@ -300,7 +300,7 @@ def test_arrays_that_are_no_numbers_are_refused_and_never_unpickled(data: bytes)
 def test_a_gradient_that_is_not_finite_is_refused_by_name(bad: float) -> None:
     gradient = {"ok": torch.zeros(2), "w": torch.tensor([0.0, bad])}
     with pytest.raises(WireError, match="`w` holds NaN, infinity or numbers that are too large"):
-        TrainReply.from_records(TrainReply(gradient, 1.0, [0.5], 0.1).to_records(), 1)
+        TrainReply.from_records(TrainReply(gradient, 1.0, [0.5]).to_records(), 1)
 
 
 def test_an_error_reply_carries_its_reason() -> None:
@@ -311,7 +311,7 @@ def test_an_error_reply_carries_its_reason() -> None:
 
 
 def test_payload_is_the_size_of_the_tensors_as_sent() -> None:
-    records = TrainReply({"w": torch.zeros(100), "b": torch.zeros(())}, 1.0, [0.5], 0.1).to_records()
+    records = TrainReply({"w": torch.zeros(100), "b": torch.zeros(())}, 1.0, [0.5]).to_records()
     assert payload_bytes(records) == len(npy(np.zeros(101, np.float32)))  # small tensors travel together
     assert payload_bytes(error_records("x")) == 0
 
@@ -328,13 +328,13 @@ def changed(records: RecordDict, **fields: Any) -> RecordDict:
         ({"losses": [1e300, 0.5]}, "`losses` must be numbers from 0 to 3.4e"),
         ({"losses": [float("nan"), float("nan")]}, "`weight` is 2.0, but 0 of its tasks contributed"),
         ({"weight": 0.0}, "`weight` is 0.0, but 2 of its tasks contributed"),
-        ({"seconds": -1.0}, "`seconds` must not be negative"),
+        ({"within": -1.0}, "`within` must not be negative"),
         ({"more": 1.0}, "unexpected field `more`"),
-        ({"weight": [1.0]}, "`weight, seconds and within` must be numbers"),
+        ({"weight": [1.0]}, "`weight and within` must be numbers"),
     ],
 )
 def test_implausible_numbers_of_a_train_reply_are_refused(fields: dict[str, Any], words: str) -> None:
-    reply = TrainReply({"w": torch.ones(2)}, 2.0, [0.5, 0.5], 0.1).to_records()
+    reply = TrainReply({"w": torch.ones(2)}, 2.0, [0.5, 0.5]).to_records()
     assert TrainReply.from_records(reply, 2).weight == 2.0
     with pytest.raises(WireError) as caught:
         TrainReply.from_records(changed(reply, **fields), 2)
@@ -342,7 +342,7 @@ def test_implausible_numbers_of_a_train_reply_are_refused(fields: dict[str, Any]
 
 
 def test_records_that_nobody_asked_for_are_refused() -> None:
-    reply = TrainReply({"w": torch.ones(2)}, 1.0, [0.5], 0.1).to_records()
+    reply = TrainReply({"w": torch.ones(2)}, 1.0, [0.5]).to_records()
     with pytest.raises(WireError, match="unexpected field `smuggled`"):
         TrainReply.from_records(RecordDict({**reply, "smuggled": ConfigRecord({"a": 1})}), 1)
 

@@ -14,7 +14,7 @@ from quickbloom.server_app.federation.aggregation import RULES, RunningMean, agg
 
 
 def reply(gradient: float, weight: float) -> TrainReply:
-    return TrainReply({"w": torch.tensor([gradient])}, weight, [0.0], 0.0)
+    return TrainReply({"w": torch.tensor([gradient])}, weight, [0.0])
 
 
 def mean(*replies: TrainReply) -> float:
@@ -54,7 +54,7 @@ def replies_of(number: int) -> list[TrainReply]:
     def one(i: int) -> TrainReply:
         source = torch.Generator().manual_seed(i)
         gradient = {"w": torch.randn(30, 7, generator=source), "b": torch.randn(3, generator=source, dtype=torch.float64)}
-        return TrainReply(gradient, 0.0 if i == 2 else i + 0.5, [0.0], 0.0)
+        return TrainReply(gradient, 0.0 if i == 2 else i + 0.5, [0.0])
 
     return [one(i) for i in range(number)]
 
@@ -106,7 +106,7 @@ def vectors(*rows: list[float]) -> list[TrainReply]:
     replies = []
     for i, row in enumerate(rows):
         parts = {"a": torch.tensor(row[:1]), "b": torch.tensor(row[1:]).reshape(1, -1)}
-        replies.append(TrainReply(dict(reversed(parts.items())) if i % 2 else parts, float(i + 1), [0.0], 0.0))
+        replies.append(TrainReply(dict(reversed(parts.items())) if i % 2 else parts, float(i + 1), [0.0]))
     return replies
 
 
@@ -188,8 +188,8 @@ def test_liars_that_agree_do_not_move_a_rule_out_of_the_honest_replies(rule: str
 def test_weights_do_not_enter_and_a_reply_without_weight_has_no_vote(rule: str) -> None:
     rows = [[float(i), float(i * i)] for i in range(7)]
     heavy = vectors(*rows)
-    light = [TrainReply(r.gradient, 1.0, [0.0], 0.0) for r in heavy]
-    mute = [TrainReply({"a": torch.tensor([1e9]), "b": torch.tensor([[1e9]])}, 0.0, [float("nan")], 0.0)]
+    light = [TrainReply(r.gradient, 1.0, [0.0]) for r in heavy]
+    mute = [TrainReply({"a": torch.tensor([1e9]), "b": torch.tensor([[1e9]])}, 0.0, [float("nan")])]
     results = [aggregate(rule, 0.2, replies) for replies in (heavy, light, light + mute)]
     for result in results[1:]:
         assert all(torch.equal(result[name], results[0][name]) for name in result)
@@ -197,7 +197,7 @@ def test_weights_do_not_enter_and_a_reply_without_weight_has_no_vote(rule: str) 
 
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_an_algorithm_that_sends_nothing_gets_nothing(rule: str) -> None:
-    assert aggregate(rule, 0.2, [TrainReply({}, 1.0, [0.0], 0.0)] * 5) == {}
+    assert aggregate(rule, 0.2, [TrainReply({}, 1.0, [0.0])] * 5) == {}
 
 
 def test_how_many_replies_a_rule_needs() -> None:

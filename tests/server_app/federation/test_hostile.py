@@ -72,8 +72,9 @@ def setting() -> Setting:
     assert len(true) == 4
     one = from_arrays(true[HONEST, TRAIN].array_records["gradient"])
     alone = OuterOptimizer(algorithm.options, algorithm.init(), config.rounds)
+    alone.step(one, 1)
     scored = [task_id for task_id in population.splits["validation"] if population.homes[task_id] == HONEST]
-    return Setting(config, grid, population, algorithm, true, alone.step(one, 1), scored)
+    return Setting(config, grid, population, algorithm, true, alone.meta, scored)
 
 
 def fresh(config: RunConfig, population: Population, algorithm: Algorithm, seen: list[Any] | None = None) -> MetaStrategy:

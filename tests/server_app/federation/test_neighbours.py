@@ -21,7 +21,7 @@ from quickbloom.common.config.privacy import LEAST_CLIP, MOST_CLIP, PrivacyOptio
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.datasets.gaussian import Gaussian
 from quickbloom.common.engine.round import RoundResult, run_round
-from quickbloom.common.errors import ConfigError, DataError
+from quickbloom.common.errors import ConfigError, DataError, RunError
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.maths.params import Params, norm
 from quickbloom.common.wire.messages import TRAIN, TrainReply, error_records
@@ -29,7 +29,6 @@ from quickbloom.common.wire.secure.updates import Totals
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.federation.privacy import TaskPrivacy
 from quickbloom.server_app.federation.secure_sum import check_totals
-from quickbloom.server_app.federation.strategy import RunError
 from quickbloom.server_app.runs.directory import read_history
 
 pytest.importorskip("dp_accounting")
@@ -199,7 +198,7 @@ def test_a_norm_that_adapts_stays_within_bounds(within: float, bound: float) -> 
     options = PrivacyOptions(noise_multiplier=1.0, clip=1.0, clip_quantile=0.5, clip_rate=10.0, noise_seed=0)
     one = TaskPrivacy(options, 20, 20)
     for _ in range(300):
-        one.mean([TrainReply({"w": torch.zeros(1)}, 20.0, [0.0], 0.0, within)], {"w": torch.zeros(1)})
+        one.mean([TrainReply({"w": torch.zeros(1)}, 20.0, [0.0], within)], {"w": torch.zeros(1)})
     assert one.clip == bound
     # Few tasks: the noise of the bits is so large that e to its power would be no number.
     loud = TaskPrivacy(options.model_copy(update={"noise_multiplier": 1e6}), 1, 1)

@@ -22,7 +22,8 @@ def outer(settings: dict[str, Any], start: float = 1.0, rounds: int = 10) -> Out
 
 
 def step(optimizer: OuterOptimizer, gradient: float, number: int = 1) -> float:
-    return optimizer.step({"w": torch.tensor([gradient], dtype=torch.float64)}, number)["w"].item()
+    optimizer.step({"w": torch.tensor([gradient], dtype=torch.float64)}, number)
+    return optimizer.meta["w"].item()
 
 
 def test_sgd_by_hand() -> None:
@@ -69,7 +70,8 @@ def path_of(optimizer: OuterOptimizer, numbers: range) -> list[Params]:
     for number in numbers:
         source = torch.Generator().manual_seed(number)
         gradient = {name: torch.randn(value.shape, generator=source) for name, value in optimizer.meta.items()}
-        result.append(optimizer.step(gradient, number))
+        optimizer.step(gradient, number)
+        result.append(optimizer.meta)
     return result
 
 

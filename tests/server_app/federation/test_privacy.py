@@ -108,7 +108,7 @@ def test_noise_is_standard_normal() -> None:
 
 def replies(*rows: tuple[float, float, float], size: int = 1) -> list[TrainReply]:
     """(mean, weight, within) of nodes whose meta-gradient is the same number everywhere."""
-    return [TrainReply({"w": torch.full((size,), mean)}, weight, [0.1], 0.0, within) for mean, weight, within in rows]
+    return [TrainReply({"w": torch.full((size,), mean)}, weight, [0.1], within) for mean, weight, within in rows]
 
 
 def test_mean_is_the_sum_over_the_expected_number_of_tasks_and_noise_in_every_number() -> None:

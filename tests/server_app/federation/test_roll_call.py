@@ -11,7 +11,10 @@ from loopback import Fault, LoopbackGrid
 from quickbloom.common.config.run import RunConfig, parse_run_config
 from quickbloom.common.datasets.base import DataSpec, TaskInfo, left_out_in_words
 from quickbloom.common.errors import ConfigError
-from quickbloom.common.wire.messages import PROTOCOL, RollCallReply, error_records
+from quickbloom.common.wire.messages import error_records
+from quickbloom.common.wire.roll_call import PROTOCOL, RollCallReply
+from quickbloom.server_app.events.channel import Events
+from quickbloom.server_app.events.kinds import Event, RollCalled
 from quickbloom.server_app.federation.roll_call import call_roll
 
 SPEC = DataSpec("classification", (1, 8, 8), 5)
@@ -178,3 +181,15 @@ def test_a_node_without_tasks_takes_part_without_harm() -> None:
     assert set(population.homes.values()) == {100}
     with pytest.raises(ConfigError, match="no task is left to train on"):
         call_roll(federation(says([]), says([])), config())
+
+
+def test_the_event_says_how_many_nodes_run_which_releases() -> None:
+    events: list[Event] = []
+
+    def node(name: str, torch: str) -> Fault:
+        reply = RollCallReply(SPEC, [task(name)], {"torch": torch, "flwr": "1.39.0"})
+        return lambda message, _: Message(reply.to_records(), reply_to=message)
+
+    call_roll(federation(node("a", "2.6"), node("b", "2.13"), node("c", "2.6")), config(), events=Events(events.append))
+    told = [event for event in events if isinstance(event, RollCalled)]
+    assert [event.software for event in told] == [{"flwr 1.39.0, torch 2.6": 2, "flwr 1.39.0, torch 2.13": 1}]

@@ -17,7 +17,7 @@ from loopback import Fault, LoopbackGrid
 
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.engine.build import build_algorithm
-from quickbloom.common.errors import ConfigError
+from quickbloom.common.errors import ConfigError, RunError
 from quickbloom.common.maths.params import Params
 from quickbloom.common.wire.messages import TRAIN, TrainReply, TrainRequest, WireError, error_reason, to_arrays
 from quickbloom.common.wire.secure.messages import (
@@ -39,7 +39,7 @@ from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.privacy import TaskPrivacy
 from quickbloom.server_app.federation.roll_call import call_roll
 from quickbloom.server_app.federation.secure_sum import check_totals, unfit
-from quickbloom.server_app.federation.strategy import MetaStrategy, RunError
+from quickbloom.server_app.federation.strategy import MetaStrategy
 
 EXAMPLES = max(int(os.environ.get("QUICKBLOOM_FUZZ", "300")) // 10, 10)
 STEPS = (KEYS, SHARES, MASKED, REVEAL)
@@ -501,5 +501,5 @@ def test_a_weight_that_would_be_clipped_is_refused() -> None:
 
 def test_a_row_is_as_long_as_the_model_and_four_counts() -> None:
     meta = Run().meta
-    reply = TrainReply(meta, 1.0, [0.5], 0.0)
+    reply = TrainReply(meta, 1.0, [0.5])
     assert len(to_row(reply.gradient, reply.weight, reply.losses, reply.within)) == length(meta)

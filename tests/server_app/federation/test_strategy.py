@@ -13,6 +13,7 @@ from loopback import Fault, LoopbackGrid
 
 from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.config.run import parse_run_config
+from quickbloom.common.errors import RunError
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params
 from quickbloom.common.models import build_model
@@ -28,7 +29,7 @@ from quickbloom.common.wire.messages import (
 from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.roll_call import call_roll
 from quickbloom.server_app.federation.scores import Scores
-from quickbloom.server_app.federation.strategy import MetaStrategy, RunError
+from quickbloom.server_app.federation.strategy import MetaStrategy
 from quickbloom.server_app.messaging import polling_grid
 from quickbloom.server_app.messaging.exchange import Exchange
 from quickbloom.server_app.messaging.polling_grid import PollingGrid

@@ -16,16 +16,16 @@ from quickbloom.client_app.cli import cli as edge
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.datasets.base import DataSpec, TaskInfo
 from quickbloom.common.datasets.own import Own, OwnOptions
-from quickbloom.common.errors import ConfigError, DataError, in_one_line
+from quickbloom.common.errors import ConfigError, DataError, RunError, in_one_line
 from quickbloom.common.flower.names import log
 from quickbloom.common.printable import MOST, OneLine, as_told, flaw_of, keep_log_to_lines, one_line
-from quickbloom.common.wire.messages import ROLL_CALL, RollCallReply, WireError
+from quickbloom.common.wire.messages import WireError
+from quickbloom.common.wire.roll_call import ROLL_CALL, RollCallReply
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.cli.main import cli as quickbloom
 from quickbloom.server_app.events.channel import Events, from_log, into_log
 from quickbloom.server_app.events.file import read_events
 from quickbloom.server_app.events.kinds import Ended, Event, RoundEnded, Started, Warned, to_line
-from quickbloom.server_app.federation.strategy import RunError
 from quickbloom.server_app.launch.follow import follow_here
 
 FORGED = "quickbloom-event " + to_line(Started("/etc", "forged", "x", 0, 99999))

@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from loopback import LoopbackGrid
 
 from quickbloom.common.config.run import RunConfig, parse_run_config
-from quickbloom.common.wire.messages import ROLL_CALL, RollCallReply
+from quickbloom.common.wire.roll_call import ROLL_CALL, RollCallReply
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.cli import main
 from quickbloom.server_app.launch import follow

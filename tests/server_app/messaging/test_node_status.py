@@ -14,11 +14,12 @@ from loopback import LoopbackGrid
 from quickbloom.common.config.run import RunConfig, parse_run_config
 from quickbloom.common.datasets.base import TaskInfo
 from quickbloom.common.engine.build import build_algorithm
-from quickbloom.common.errors import ConfigError
-from quickbloom.common.wire.messages import EVALUATE, ROLL_CALL, TRAIN, RollCallReply, TrainRequest, to_arrays
+from quickbloom.common.errors import ConfigError, RunError
+from quickbloom.common.wire.messages import EVALUATE, TRAIN, TrainRequest, to_arrays
+from quickbloom.common.wire.roll_call import ROLL_CALL, RollCallReply
 from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.roll_call import call_roll
-from quickbloom.server_app.federation.strategy import MetaStrategy, RunError
+from quickbloom.server_app.federation.strategy import MetaStrategy
 from quickbloom.server_app.messaging.polling_grid import PollingGrid
 
 Answer = Callable[[Message], Message]

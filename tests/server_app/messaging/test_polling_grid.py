@@ -18,7 +18,8 @@ from loopback import LoopbackGrid
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.engine.build import build_algorithm
 from quickbloom.common.wire import packing
-from quickbloom.common.wire.messages import ROLL_CALL, TRAIN, TrainReply, TrainRequest
+from quickbloom.common.wire.messages import TRAIN, TrainReply, TrainRequest
+from quickbloom.common.wire.roll_call import ROLL_CALL
 from quickbloom.server_app.federation.roll_call import call_roll
 from quickbloom.server_app.messaging import polling_grid
 from quickbloom.server_app.messaging.polling_grid import PollingGrid
