@@ -4,7 +4,7 @@ import importlib
 import itertools
 from typing import Any
 
-from quickbloom.common.flower import message_assembly, workers
+from quickbloom.common.flower import message_assembly, simulation, upload_deadline, workers
 
 
 def _module(name: str) -> Any:
@@ -83,6 +83,32 @@ def looks_seldom() -> bool:
     """Whether states look for lost tasks by our function."""
     look = _module("supercore.corestate.sql_corestate").SqlCoreState._cleanup_expired_task_tokens
     return bool(look.__module__ == "quickbloom.common.flower.superlink")
+
+
+def messages_are_told_of() -> bool:
+    """Whether a simulation of this process hands messages over by our loop."""
+    return bool(_module("server.superlink.fleet.vce.vce_api").add_messages_to_queue.__module__ == simulation.__name__)
+
+
+def app_is_sent_once() -> bool:
+    """Whether a simulation of this process leaves the ClientApp with Ray."""
+    return bool(_ray().RayBackend.build.__module__ == simulation.__name__)
+
+
+def nodes_stay() -> bool:
+    """Whether a simulation of this process chooses actors by our two methods."""
+    pool = _ray().BasicActorPool
+    methods = pool.submit, pool.fetch_result_and_return_actor_to_pool
+    return all(method.__module__ == simulation.__name__ for method in methods)
+
+
+def uploads_are_limited() -> bool:
+    """Whether grids of this process fetch what nodes upload through our function."""
+    return isinstance(_module("superlink.grid.http_grid").pull_objects, upload_deadline.Limited)
+
+
+def _ray() -> Any:
+    return _module("server.superlink.fleet.vce.backend.raybackend")
 
 
 def _worker() -> Any:

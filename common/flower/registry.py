@@ -214,12 +214,16 @@ PATCHES = (
             f"{_MEMORY}.store_message_ins",
             f"{_MEMORY}.get_message_ins",
         ),
+        f"{_HERE}.simulation:dispatch",
+        f"{_HERE}.effects:messages_are_told_of",
     ),
     Patch(
         "simulation-app-once",
         "Flower pickles the ClientApp for every message; here Ray is given it once.",
         "5 ms of every message",
         (f"{_VCE}.backend.raybackend:RayBackend.build", f"{_VCE}.backend.raybackend:RayBackend.process_message"),
+        f"{_HERE}.simulation:send_app_once",
+        f"{_HERE}.effects:app_is_sent_once",
     ),
     Patch(
         "simulation-same-process",
@@ -230,12 +234,16 @@ PATCHES = (
             f"{_POOL}.fetch_result_and_return_actor_to_pool",
             f"{_VCE}.backend.raybackend:RayBackend.process_message",
         ),
+        f"{_HERE}.simulation:stay",
+        f"{_HERE}.effects:nodes_stay",
     ),
     Patch(
         "upload-deadline",
         "Flower's grid waits three minutes for the contents of each reply whose node died; here until the round's deadline.",
         "a round of 15 s that two dead nodes held up for 405 s",
         (f"{_GRID}:HttpGrid.pull_messages", f"{_PULL}:pull_objects"),
+        f"{_HERE}.upload_deadline:limit_flowers_grid",
+        f"{_HERE}.effects:uploads_are_limited",
     ),
     Patch(
         "told-of-replies",

@@ -5,18 +5,29 @@
   second.
 - The requests of a run's server go past what is for others (`common.flower.http`).
 
-These are patches of `common.flower.registry`, each with its own guard."""
+These are patches of `common.flower.registry`, each with its own guard. A port that does not open ends the process: Flower
+itself would go on without it.
+"""
 
+import argparse
 import importlib
 import importlib.metadata
+import os
+import socket
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from quickbloom.common.flower import registry
+from quickbloom.common.system import loopback
+from quickbloom.common.system.terminal import FAILED, say_error
 
 PAUSE = 1.0
 """Seconds between two looks for tasks of which nothing is heard."""
+PATIENCE = 120.0
+"""Seconds that Flower has to open its ports; it takes one or two on a machine that is not busy."""
 
 
 def command(*arguments: str) -> list[str]:
@@ -36,8 +47,44 @@ def main() -> None:
     """Run `flower-superlink` with the arguments after the first one, which is that name."""
     sys.argv = sys.argv[1:]
     registry.apply("lost-tasks", "past-layers", "look-ups")
+    threading.Thread(target=end_unless_open, args=(addresses(sys.argv[1:]),), daemon=True).start()
     (entry,) = importlib.metadata.entry_points(group="console_scripts", name="flower-superlink")
     entry.load()()
+
+
+def addresses(arguments: Sequence[str]) -> list[str]:
+    """The addresses HOST:PORT that `flower-superlink` listens on by these arguments, as far as they say so."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--host", "--port", "--fleet-api-address"):
+        parser.add_argument(name)
+    known = parser.parse_known_args(arguments)[0]
+    control = [loopback.joined(known.host, int(known.port))] if known.host and known.port else []
+    return control + ([known.fleet_api_address] if known.fleet_api_address else [])
+
+
+def end_unless_open(listening: Sequence[str], patience: float = PATIENCE) -> None:
+    """Wait until somebody listens at all of these addresses; after `patience` seconds end this process with one sentence."""
+    deadline = time.monotonic() + patience
+    for address in listening:
+        while not is_open(address):
+            if time.monotonic() > deadline:
+                say_error(
+                    f"Flower's SuperLink did not open {address} within {patience:g} s, so nobody can connect there: read its "
+                    "log above, or choose another host or port"
+                )
+                os._exit(FAILED)  # threads of Flower's may never end
+            time.sleep(0.5)
+
+
+def is_open(address: str) -> bool:
+    """Whether somebody listens at HOST:PORT of this machine."""
+    host, port = loopback.split_address("address", address, "0.0.0.0:9092")
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    try:
+        with socket.create_connection((here, port), timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def look_seldom() -> None:

@@ -5,6 +5,7 @@ for them until the SuperLink forgets the upload after three minutes (Flower 1.39
 no other reply meanwhile: found by `python -m benchmarks.chaos`, where two nodes held a round of 15 s up for 405.
 """
 
+import importlib
 import inspect
 import math
 import sys
@@ -46,13 +47,21 @@ def limit_uploads(grid: Grid) -> None:
     """
     if type(grid).__module__.startswith("flwr.") and not registry.allowed("upload-deadline"):
         return
-    module: Any = sys.modules.get(type(grid).__module__)
+    _limit(sys.modules.get(type(grid).__module__))
+
+
+def limit_flowers_grid() -> None:
+    """As `limit_uploads` for Flower's own grid."""
+    _limit(importlib.import_module("flwr.superlink.grid.http_grid"))
+
+
+def _limit(module: Any) -> None:
     theirs = getattr(module, "pull_objects", None)
     if callable(theirs) and {"max_time", "backoff_cap"} <= inspect.signature(theirs).parameters.keys():
-        module.pull_objects = _Limited(theirs)
+        module.pull_objects = Limited(theirs)
 
 
-class _Limited:
+class Limited:
     """Flower's function with a limit; its signature shows no `max_time`, so it is not wrapped again."""
 
     def __init__(self, theirs: Any) -> None:
