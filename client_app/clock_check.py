@@ -1,5 +1,6 @@
 """Checks this device's clock. Flower signs the time of every message, so a node with a wrong clock is refused."""
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -49,26 +50,29 @@ def check_against_server(server: str, secrets: Path, now: datetime | None = None
         theirs = transport.clock_of(server, secrets / "ca.crt")
         if theirs is not None and not -_BEHIND <= now - theirs <= _AHEAD:
             raise _wrong(server, now)
-    elif names.find("FleetStub") is not None:  # without it there is no check
-        _check_by_grpc(server, secrets, now)
+    else:
+        with suppress(names.MissingNameError):  # without what Flower calls itself there is no check
+            _check_by_grpc(server, secrets, now)
 
 
 def _check_by_grpc(server: str, secrets: Path, now: datetime) -> None:
     import grpc
 
+    of_public_key, of_time, of_signature = map(names.get, ("PUBLIC_KEY_HEADER", "TIMESTAMP_HEADER", "SIGNATURE_HEADER"))
+    stub, request = names.get("FleetStub"), names.get("GetRunRequest")
     key = load_ssh_private_key((secrets / "node.key").read_bytes(), password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     time = now.isoformat()
     metadata = [
-        (names.get("PUBLIC_KEY_HEADER"), names.get("public_key_to_bytes")(key.public_key())),
-        (names.get("TIMESTAMP_HEADER"), time),
-        (names.get("SIGNATURE_HEADER"), names.get("sign_message")(key, time.encode("ascii"))),
+        (of_public_key, names.get("public_key_to_bytes")(key.public_key())),
+        (of_time, time),
+        (of_signature, names.get("sign_message")(key, time.encode("ascii"))),
     ]
     credentials = grpc.ssl_channel_credentials((secrets / "ca.crt").read_bytes())
     options = [("grpc.enable_http_proxy", 0)] if is_loopback(server) else []
     with grpc.secure_channel(server, credentials, options) as channel:
         try:
-            names.get("FleetStub")(channel).GetRun(names.get("GetRunRequest")(), metadata=metadata, timeout=10)
+            stub(channel).GetRun(request(), metadata=metadata, timeout=10)
         except grpc.RpcError as error:
             if isinstance(error, grpc.Call) and error.details() == _REFUSED:
                 raise _wrong(server, now) from None

@@ -218,7 +218,7 @@ def _threads_kept() -> Iterator[None]:
 
 
 def _as_html(table: Table) -> str:
-    page = Console(file=StringIO(), record=True, width=120)
+    page = Console(file=StringIO(), record=True, width=120, force_jupyter=False)
     page.print(table)
     return page.export_html(inline_styles=True, code_format='<pre style="line-height: normal">{code}</pre>')
 

@@ -1,6 +1,7 @@
 """Real Flower processes for tests: started here, and ended by id when the test is over."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -9,10 +10,64 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from quickbloom.common.flower.names import NAMES
 from quickbloom.common.system.processes import end_group, processes_with
 from quickbloom.server_app.launch.flower_run import environment, healthy
 
 SCRIPTS = Path(sys.executable).parent
+
+_WITHOUT = """
+import importlib
+import sys
+from importlib.machinery import PathFinder
+
+PLACES = {places!r}
+
+
+class Without:
+    def __init__(self, module):
+        self._module, self._name = importlib.import_module(module), module
+
+    def __getattr__(self, attribute):
+        if f"{{self._name}}:{{attribute}}" in PLACES:
+            raise AttributeError(attribute)
+        return getattr(self._module, attribute)
+
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name != "quickbloom.common.flower.names":
+            return None
+        spec = PathFinder.find_spec(name, path)
+        run = spec.loader.exec_module
+
+        def and_remove(module):
+            run(module)
+            module.import_module = Without
+            with open({log!r}, "a") as log:
+                log.write(" ".join(sys.argv[:3]).replace("\\n", " ") + "\\n")
+
+        spec.loader.exec_module = and_remove
+        return spec
+
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def without_names(folder: Path, *names: str) -> dict[str, str]:
+    """Variables with which no process finds these names of `common.flower.names` in Flower; Flower itself has them.
+
+    `folder`: a new one; each process that lacks them leaves a line in its file `lacking`.
+    """
+    folder.mkdir()
+    # Flower's own Message looks this one up where it is defined, so there it cannot be gone.
+    needed = "flwr.app.message.message:TaskIdentity"
+    places = [place for name in names for place in NAMES[name].places if place != needed]
+    text = _WITHOUT.format(places=places, log=str(folder / "lacking"))
+    (folder / "sitecustomize.py").write_text(text, encoding="utf-8")
+    path = [str(folder), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(part for part in path if part)}
 
 
 def quickbloom(*arguments: str, cwd: Path, flwr_home: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -145,7 +145,11 @@ def prepare(install: Callable[..., Path], apps: Path, ours: Mapping[str, str], n
 
 def worker() -> None:
     """Let Flower's worker in this process use what is imported here."""
-    apps = flower.get("get_flwr_home")() / flower.get("APP_DIR")
+    try:
+        apps = flower.get("get_flwr_home")() / flower.get("APP_DIR")
+    except flower.MissingNameError as error:  # the app is unpacked and imported for every message, as Flower does
+        log(DEBUG, "%s", error)
+        return
     client: Any = importlib.import_module("flwr.supernode.runtime.run_clientapp")
     client.install_from_fab = prepare(client.install_from_fab, apps, FILES, _NAMES)
 

@@ -23,6 +23,8 @@ from logging import WARNING, getLogger
 from pathlib import Path
 from typing import Any
 
+from quickbloom.common.flower.names import MissingNameError
+
 SWITCH = "QUICKBLOOM_FLOWER_PATCHES"
 """Environment variable: 0 turns all patches off."""
 _HERE = "quickbloom.common.flower"
@@ -313,9 +315,14 @@ def off_line(name: str, reason: str) -> str:
 
 def apply(*names: str) -> list[str]:
     """Apply the patches of `names` that may be applied to this process; returns which those were."""
-    done = allowed(*names)
-    for name in done:
-        function(BY_NAME[name].apply)()
+    done = []
+    for name in allowed(*names):
+        try:
+            function(BY_NAME[name].apply)()
+        except MissingNameError as error:
+            getLogger("flwr").log(WARNING, "%s", off_line(name, str(error)))
+        else:
+            done.append(name)
     return done
 
 

@@ -18,12 +18,15 @@ from quickbloom.common.formatting import score
 from quickbloom.common.printable import one_line
 from quickbloom.common.wording import metric_name
 from quickbloom.server_app.events.kinds import Ended, Event, Failed, RollCalled, RoundEnded, Scored, Started, Stopped, Warned
+from quickbloom.server_app.reporting.notebook_progress import NotebookProgress
 
 _FEW_ROUNDS = 200
 
 
 def progress_bar(console: Console, shown: bool = True) -> Progress:
-    """Return a bar over the rounds."""
+    """Return a bar over the rounds: in a terminal, or below the cell of a notebook."""
+    if shown and console.is_jupyter:
+        return NotebookProgress(console)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True, disable=not shown)
 
@@ -54,6 +57,8 @@ class Shown:
         self._total: int | None = None
         self._scored: Scored | None = None
         self._warned: set[str] = set() if warned is None else warned
+        # Below a cell of a notebook a hundred lines are too many: there the bar says how the newest round went.
+        self._in_bar = isinstance(progress, NotebookProgress)
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -85,12 +90,12 @@ class Shown:
         self.round, self._total = ended.round, ended.rounds
         scored = self._scored if self._scored and self._scored.round == ended.round else None
         line = round_line(ended, scored)
-        if line and self._rounds:
+        if line and self._rounds and not self._in_bar:
             self._say(line)
-        self._advance()
+        self._advance(line if line and self._in_bar else "training")
 
-    def _advance(self) -> None:
-        self._progress.update(self._task, description="training", total=self._total, completed=self.round)
+    def _advance(self, description: str = "training") -> None:
+        self._progress.update(self._task, description=description, total=self._total, completed=self.round)
 
     def _say(self, line: str, style: str | None = None) -> None:
         if not self._quiet:  # never as markup: parts of it come from nodes

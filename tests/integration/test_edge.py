@@ -14,10 +14,11 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 import tomli_w
-from real_processes import SCRIPTS, process, quickbloom
+from real_processes import SCRIPTS, process, quickbloom, without_names
 
 from quickbloom.client_app.clock_check import ClockError, check_against_server
 from quickbloom.client_app.offline import predict
+from quickbloom.common.flower.names import NAMES
 from quickbloom.server_app.deployment.secrets import create
 from quickbloom.server_app.launch.flower_run import environment, free_port
 
@@ -107,6 +108,45 @@ def test_two_devices_train_and_predict_what_the_server_saw(link: tuple[Path, int
     assert "on its own test part" in said
     assert "Personal model of A (round 2): accuracy" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gone", ["packing", "clock", "all"])
+def test_nodes_and_server_that_lack_names_of_flower_train_or_say_what_is_missing(
+    gone: str, link: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, fleet = link
+    packing = ("recorddict_to_proto", "recorddict_from_proto", "ProtoRecordDict")
+    clock = (
+        "PUBLIC_KEY_HEADER",
+        "TIMESTAMP_HEADER",
+        "SIGNATURE_HEADER",
+        "public_key_to_bytes",
+        "sign_message",
+        "GetRunRequest",
+    )
+    lacking = without_names(tmp_path / "site", *{"packing": packing, "clock": clock, "all": tuple(NAMES)}[gone])
+    for name, value in lacking.items():
+        monkeypatch.setenv(name, value)
+    env = {**environment(home), **lacking}
+    own = ["--target", "outcome", "--task", "ward", "--threads", "1", "--quiet-hours", "12:00-12:00"]
+    nodes = [
+        join(home, fleet, node, "--data", ward(tmp_path / f"{node}.csv", *wards), "--state", tmp_path / f"state-{node}", *own)
+        for node, wards in ((1, "AB"), (2, "CD"))
+    ]
+    with process(*nodes[0], env=env, log=tmp_path / "1.log"), process(*nodes[1], env=env, log=tmp_path / "2.log"):
+        settings = ["--set", "validation-tasks=1", "--set", "test-tasks=1", "--set", "node-deadline=60"]
+        run = ["run", "--connection", "loopback", "--dataset", "own", "--algorithm", "fomaml", "--rounds", "2", *settings]
+        done = quickbloom(*run, "--output", str(tmp_path / "run"), cwd=tmp_path, flwr_home=home)
+    said = (tmp_path / "1.log").read_text() + (tmp_path / "2.log").read_text()
+    assert "Traceback" not in said + done.stderr
+    assert (tmp_path / "site" / "lacking").read_text()
+    if gone == "clock":
+        assert done.returncode == 0, done.stderr + said
+        assert (tmp_path / "run" / "summary.json").is_file()
+    else:  # the server runs with the SuperLink, which has all names: it packs messages, and these nodes cannot unpack them
+        assert done.returncode == 1
+        assert "lacks `flwr.proto.recorddict_pb2.RecordDict`, which is needed for sending messages" in done.stderr
 
 
 def test_a_clock_that_is_wrong_is_found_before_the_node_starts(link: tuple[Path, int]) -> None:

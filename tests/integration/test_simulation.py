@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from real_processes import SCRIPTS, commands_with, curve, numbers, quickbloom
+from real_processes import SCRIPTS, commands_with, curve, numbers, quickbloom, without_names
 
 from quickbloom.common.config.run import Scalar
+from quickbloom.common.flower.names import NAMES
 from quickbloom.common.system.processes import end_all_with, living, session_of, sessions_with
 from quickbloom.server_app.launch.flower_run import LaunchError, LocalSuperLink, Run, bundle, environment, free_port
 
@@ -29,6 +30,22 @@ def test_run_prints_the_summary_alone_and_leaves_a_run_directory(tmp_path: Path)
     names = {path.name for path in run_dir.iterdir()}
     assert names >= {"config.json", "history.jsonl", "summary.json", "per_task.csv", "checkpoints", "report.html"}
     assert "round 2/2" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_a_simulation_needs_no_name_that_flower_does_not_promise(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in without_names(tmp_path / "site", *NAMES).items():
+        monkeypatch.setenv(name, value)
+    small = ["--dataset", "gaussian", "--rounds", "2", "--set", "gaussian.clients=8", "--output", str(tmp_path / "out")]
+    algorithms = ["--algorithm", "fomaml"] if command == "run" else ["--algorithms", "fedavg", "--seeds", "1"]
+    done = quickbloom(command, *algorithms, *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "out" / ("summary.json" if command == "run" else "comparison.json")).is_file()
+    assert (tmp_path / "site" / "lacking").read_text()
 
 
 def test_the_curve_does_not_depend_on_the_number_of_nodes(tmp_path: Path) -> None:
