@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from quickbloom.common.metric import metric_of
 from quickbloom.server_app.comparing.batch import Result, Run, Setup, perform, today
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,8 +128,7 @@ def measure(plan: Plan, wanted: Sequence[tuple[Variant, int]], *, fresh: bool = 
 def figures(result: Result) -> dict[str, Any]:
     """Return the figures of one run: scores as fractions at the step chosen on the validation tasks, times in seconds."""
     summary, seconds = result.summary, [line["seconds"] for line in result.rounds]
-    metric = "accuracy" if "accuracy" in summary["test"] else "mse"
-    scores, step = summary["test"][metric], summary["chosen"]["adapt_steps"]
+    scores, step = summary["test"][metric_of(summary["test"]).name], summary["chosen"]["adapt_steps"]
     # The first round includes the start of the nodes' processes.
     later = seconds[1:] or seconds
     return {

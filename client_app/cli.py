@@ -9,7 +9,8 @@ import typer
 from quickbloom.common.config.key_value import scalar, split_assignment
 from quickbloom.common.errors import ConfigError, QuickbloomError
 from quickbloom.common.files import whole
-from quickbloom.common.formatting import counted, score
+from quickbloom.common.formatting import counted
+from quickbloom.common.metric import RMSE, named
 from quickbloom.common.printable import one_line
 from quickbloom.common.system import surroundings
 from quickbloom.common.system.terminal import FAILED, WRONG_INPUT, say, say_error
@@ -106,8 +107,8 @@ def predict(
         )
     for scored in found.scores:
         which = "test rows of the data that it was adapted to" if scored.part == "test" else "rows with a target"
-        unit = "" if scored.rmse is None else f" (rmse {score(scored.rmse, 'rmse')} in the unit of the target)"
-        say(f"{scored.task}: {scored.name} {score(scored.value, scored.name)}{unit} on {scored.examples} {which}")
+        unit = "" if scored.rmse is None else f" (rmse {RMSE.score(scored.rmse)} in the unit of the target)"
+        say(f"{scored.task}: {scored.name} {named(scored.name).score(scored.value)}{unit} on {scored.examples} {which}")
 
 
 @cli.command()

@@ -19,9 +19,9 @@ from quickbloom.common.errors import ConfigError, QuickbloomError
 from quickbloom.common.files import shown
 from quickbloom.common.flower import registry
 from quickbloom.common.flower.names import log
+from quickbloom.common.formatting import data_name
 from quickbloom.common.personal.model import description
 from quickbloom.common.printable import keep_log_to_lines
-from quickbloom.common.wording import data_name
 from quickbloom.server_app.events.channel import Events, Warn, into_log
 from quickbloom.server_app.events.file import written
 from quickbloom.server_app.events.kinds import Saved, Started

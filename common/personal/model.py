@@ -96,11 +96,10 @@ def adapt(
     if not all_finite(personal):
         raise DataError(f"the personal model of the task '{task_id}' is not finite: adapt with a lower rate")
     card = make_card(dataset, task_id, config, origin)
-    name = "accuracy" if dataset.spec.kind == "classification" else "mse"
     # JSON has no infinity and no NaN.
     scores = {"before": before, "after": after}
     known = {when: value if math.isfinite(value) else None for when, value in scores.items()}
-    card["score"] = {"name": name, **known, "test": len(test.x)}
+    card["score"] = {"name": dataset.spec.metric.name, **known, "test": len(test.x)}
     return Personal(personal, card)
 
 
