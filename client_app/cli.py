@@ -8,12 +8,12 @@ import typer
 
 from quickbloom.common.config.key_value import scalar, split_assignment
 from quickbloom.common.errors import ConfigError, QuickbloomError
-from quickbloom.common.files import whole
 from quickbloom.common.formatting import counted
 from quickbloom.common.metric import RMSE, named
 from quickbloom.common.printable import one_line
 from quickbloom.common.system import surroundings
 from quickbloom.common.system.terminal import FAILED, WRONG_INPUT, say, say_error
+from quickbloom.common.system.whole_files import whole
 
 cli = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False)
 

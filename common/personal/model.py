@@ -33,7 +33,7 @@ from quickbloom.common.maths.params import Params, all_finite, mismatch
 from quickbloom.common.models import MODELS
 from quickbloom.common.personal import checkpoint, facts
 from quickbloom.common.personal import trust as trusted
-from quickbloom.common.system import private
+from quickbloom.common.system.whole_files import write_private
 
 PERSONAL = "quickbloom-personal-1"
 SUFFIX = ".safetensors"
@@ -165,7 +165,7 @@ def save(personal: Personal, path: Path) -> None:
     Raises OSError or SafetensorError.
     """
     checkpoint.write(path, personal.tensors, personal.card, PERSONAL, wait=True)
-    private.write_text(path.with_suffix(".json"), json.dumps(personal.card, indent=2) + "\n")
+    write_private(path.with_suffix(".json"), json.dumps(personal.card, indent=2) + "\n")
 
 
 def load(path: Path, trust: Collection[str] = ()) -> Personal:

@@ -16,10 +16,10 @@ from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
 from quickbloom.common.datasets import load_dataset
 from quickbloom.common.datasets.base import resolve_data_dir
 from quickbloom.common.errors import ConfigError
-from quickbloom.common.files import whole
 from quickbloom.common.metric import Metric, metric_of, named
 from quickbloom.common.spreadsheets import write_csv
 from quickbloom.common.system.terminal import OK, say
+from quickbloom.common.system.whole_files import whole
 from quickbloom.server_app.launch.follow import follow_here
 from quickbloom.server_app.launch.prepare import check_locally
 from quickbloom.server_app.runs.directory import RunDirectory, spread

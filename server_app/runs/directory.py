@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from quickbloom.common.errors import ConfigError
-from quickbloom.common.files import whole
 from quickbloom.common.metric import Metric
 from quickbloom.common.spreadsheets import write_csv
 from quickbloom.common.system import locks
+from quickbloom.common.system.whole_files import whole
 from quickbloom.server_app.events.channel import Warn, warn_in_log
 from quickbloom.server_app.events.kinds import finite
 from quickbloom.server_app.runs.intervals import half_width
