@@ -1,13 +1,15 @@
 """File names that are not valid UTF-8."""
 
 import os
+from pathlib import Path
 
 from quickbloom.common.errors import ConfigError, QuickbloomError
 
 
-def shown(name: str) -> str:
-    """Return a file name for display, with an escape for every byte that is not UTF-8."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace") if not is_text(name) else name
+def shown(path: str | Path) -> str:
+    """Return the name of a file for display, with an escape for every byte that is not UTF-8: "caf\\xe9"."""
+    name = str(path)
+    return name if is_text(name) else os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def is_text(name: str) -> bool:
