@@ -11,7 +11,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +26,7 @@ from quickbloom.common.flower import transport, workers
 from quickbloom.common.maths.kernels.compiler import remark as kernel_remark
 from quickbloom.common.system import loopback, surroundings, user_code
 from quickbloom.common.system.processes import ENDINGS, start
+from quickbloom.common.system.temporary import make_writable
 from quickbloom.common.system.tls import distrust
 
 Say = Callable[[str], None]
@@ -124,9 +124,7 @@ def check_state_dir(setting: str) -> None:
         return
     directory = Path(setting).expanduser()
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
+        make_writable(directory)
     except OSError as error:
         raise JoinError(
             f"`state-dir` must be a directory that user {os.getuid()} can write, got '{directory}' ({error.strerror}): "

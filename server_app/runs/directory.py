@@ -15,6 +15,7 @@ from quickbloom.common.errors import ConfigError
 from quickbloom.common.metric import Metric
 from quickbloom.common.spreadsheets import write_csv
 from quickbloom.common.system import locks
+from quickbloom.common.system.temporary import make_writable
 from quickbloom.common.system.whole_files import whole
 from quickbloom.server_app.events.channel import Warn, warn_in_log
 from quickbloom.server_app.events.kinds import finite
@@ -38,12 +39,9 @@ class RunDirectory:
             Path(setting) if setting else unused(Path.home() / "quickbloom-runs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
         )
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_writable(path)
             if not again and (path / "history.jsonl").exists():
                 raise ConfigError(f"`output-dir` '{path}' already holds a run: choose another directory")
-            probe = path / ".writable"
-            probe.touch()
-            probe.unlink()
         except OSError as error:
             reason = error.strerror or error
             raise ConfigError(f"`output-dir` must be a directory that can be written, got '{path}' ({reason})") from None
