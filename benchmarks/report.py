@@ -18,6 +18,7 @@ import numpy as np
 
 from quickbloom import __version__
 from quickbloom.common.config.run import parse_run_config
+from quickbloom.common.metric import ACCURACY, LOSS
 from quickbloom.server_app.runs.directory import RunDirectory, spread
 
 CLAIM = "`quickbloom report` on a run of 1,000 tasks and 1,000 rounds takes less than 10 s and writes less than 3 MB"
@@ -69,8 +70,8 @@ def _round(number: int, nodes: list[int], rng: np.random.Generator) -> dict[str,
 def _summary(path: Path, rounds: int, tasks: int, records: list[dict[str, Any]], accuracy: Any, loss: Any) -> dict[str, Any]:
     test = {
         "steps": list(range(_STEPS + 1)),
-        "accuracy": spread(accuracy, higher_is_better=True),
-        "loss": spread(loss, higher_is_better=False),
+        "accuracy": spread(accuracy, ACCURACY),
+        "loss": spread(loss, LOSS),
     }
     seconds = [record["seconds"] for record in records]
     sent = {way: sum(record["bytes"][way] for record in records) for way in ("up", "down")}

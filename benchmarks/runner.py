@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from quickbloom.common.metric import metric_of
+from quickbloom.common.system.whole_files import whole
 from quickbloom.server_app.comparing.batch import Result, Run, Setup, perform, today
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,8 +129,7 @@ def measure(plan: Plan, wanted: Sequence[tuple[Variant, int]], *, fresh: bool = 
 def figures(result: Result) -> dict[str, Any]:
     """Return the figures of one run: scores as fractions at the step chosen on the validation tasks, times in seconds."""
     summary, seconds = result.summary, [line["seconds"] for line in result.rounds]
-    metric = "accuracy" if "accuracy" in summary["test"] else "mse"
-    scores, step = summary["test"][metric], summary["chosen"]["adapt_steps"]
+    scores, step = summary["test"][metric_of(summary["test"]).name], summary["chosen"]["adapt_steps"]
     # The first round includes the start of the nodes' processes.
     later = seconds[1:] or seconds
     return {
@@ -195,10 +196,8 @@ def goal(result: dict[str, Any], text: str, measured: float, *, met: bool) -> No
 def finish(result: Mapping[str, Any], text: str) -> None:
     """Write benchmarks/results/NAME.json, and print the table and the goals."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    file = RESULTS / f"{result['benchmark']}.json"
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    partial.replace(file)
+    with whole(RESULTS / f"{result['benchmark']}.json") as file:
+        file.write(json.dumps(result, indent=1) + "\n")
     print(text)
     for entry in result["goals"]:
         print(f"\n{'met' if entry['met'] else 'NOT MET'}: {entry['goal']} (measured {entry['measured']:.4g})")

@@ -21,7 +21,7 @@ from quickbloom.client_app.node import Node
 from quickbloom.client_app.task_state import as_name
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths.params import Params
-from quickbloom.common.system.private import write_text
+from quickbloom.common.system.whole_files import write_private
 from quickbloom.common.wire.messages import EvaluateRequest, WireError
 
 _KEPT = "asked"
@@ -112,7 +112,7 @@ class Asked:
             return
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self._file, json.dumps({kind: sorted(names) for kind, names in self._tasks.items()}))
+            write_private(self._file, json.dumps({kind: sorted(names) for kind, names in self._tasks.items()}))
         except OSError as error:
             raise ConfigError(
                 f"node setting `state-dir` must be a directory that can be written, got '{self._file.parent.parent}' ({error})"

@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 from quickbloom.common.config.key_value import scalar, split_assignment
-from quickbloom.common.errors import ConfigError, QuickbloomError
-from quickbloom.common.files import whole
-from quickbloom.common.formatting import counted, score
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.formatting import counted
+from quickbloom.common.metric import RMSE, named
 from quickbloom.common.printable import one_line
-from quickbloom.common.system import surroundings
-from quickbloom.common.system.terminal import FAILED, WRONG_INPUT, say, say_error
+from quickbloom.common.system.command import perform
+from quickbloom.common.system.terminal import FAILED, say, say_error
+from quickbloom.common.system.whole_files import whole
 
 cli = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False)
 
@@ -106,8 +107,8 @@ def predict(
         )
     for scored in found.scores:
         which = "test rows of the data that it was adapted to" if scored.part == "test" else "rows with a target"
-        unit = "" if scored.rmse is None else f" (rmse {score(scored.rmse, 'rmse')} in the unit of the target)"
-        say(f"{scored.task}: {scored.name} {score(scored.value, scored.name)}{unit} on {scored.examples} {which}")
+        unit = "" if scored.rmse is None else f" (rmse {RMSE.score(scored.rmse)} in the unit of the target)"
+        say(f"{scored.task}: {scored.name} {named(scored.name).score(scored.value)}{unit} on {scored.examples} {which}")
 
 
 @cli.command()
@@ -176,17 +177,8 @@ def join(
 
 
 def main() -> None:
-    """Run the command. A mistake in the input ends in one sentence on stderr and exit code 2."""
-    surroundings.begin()
-    try:
-        surroundings.check_names(sys.argv[1:])
-        cli()
-    except QuickbloomError as error:
-        say_error(str(error))
-        sys.exit(WRONG_INPUT)
-    except OSError as error:
-        say_error(f"a file could not be written ({error}): free some space, or choose another `--output`")
-        sys.exit(FAILED)
+    """Entry point of `quickbloom-edge`."""
+    perform(cli)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +25,8 @@ from quickbloom.common.errors import QuickbloomError
 from quickbloom.common.flower import transport, workers
 from quickbloom.common.maths.kernels.compiler import remark as kernel_remark
 from quickbloom.common.system import loopback, surroundings, user_code
+from quickbloom.common.system.processes import ENDINGS, start
+from quickbloom.common.system.temporary import make_writable
 from quickbloom.common.system.tls import distrust
 
 Say = Callable[[str], None]
@@ -33,7 +34,6 @@ Say = Callable[[str], None]
 PATIENCE = 150.0
 """Seconds for which a refused key is tried again: two of the server's heartbeats and some more."""
 _REFUSED = "code: 2004"
-_ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
@@ -124,9 +124,7 @@ def check_state_dir(setting: str) -> None:
         return
     directory = Path(setting).expanduser()
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
+        make_writable(directory)
     except OSError as error:
         raise JoinError(
             f"`state-dir` must be a directory that user {os.getuid()} can write, got '{directory}' ({error.strerror}): "
@@ -226,17 +224,8 @@ def _run(command: list[str], environment: Mapping[str, str], say: Say) -> tuple[
             child.send_signal(signal.SIGTERM)  # the SuperNode then says goodbye to its server
 
     # Before the child is there: in a session of its own it would live on without this process.
-    before = {number: signal.signal(number, stop) for number in _ENDINGS if signal.getsignal(number) != signal.SIG_IGN}
-    child = subprocess.Popen(
-        command,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        start_new_session=True,
-    )
+    before = {number: signal.signal(number, stop) for number in ENDINGS if signal.getsignal(number) != signal.SIG_IGN}
+    child = start(command, env)
     threading.Thread(target=_end_what_it_started, args=(child,), daemon=True).start()
     assert child.stdout is not None
     try:

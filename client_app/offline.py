@@ -36,6 +36,7 @@ from quickbloom.common.errors import ConfigError, DataError, in_one_line
 from quickbloom.common.formatting import counted
 from quickbloom.common.maths.batch import Batch
 from quickbloom.common.maths.params import mismatch
+from quickbloom.common.metric import named
 from quickbloom.common.personal import checkpoint, facts
 from quickbloom.common.personal import model as personal_model
 from quickbloom.common.personal import trust as trusted
@@ -238,14 +239,15 @@ def _outputs(model: Personal, x: torch.Tensor, parts: list[str]) -> torch.Tensor
 
 def _score(model: Personal, x: torch.Tensor, y: Array, chosen: Array, part: str) -> Score:
     """Return the score, computed by the same function as in a run so that the numbers agree."""
-    classes = model.card["score"]["name"] == "accuracy"
+    metric = named(model.card["score"]["name"])
+    classes = metric.kind == "classification"
     labels = torch.from_numpy(y[chosen].astype(np.int64 if classes else np.float32))
     batch = Batch.of(x[torch.from_numpy(chosen)], labels if classes else labels[:, None])
     with torch.no_grad():
         value = float(model.algorithm.score(dict(model.tensors), batch)[1])
     target = Preparation.from_json(model.card["preparation"]).target
     rmse = math.sqrt(value) * target.deviation if target and math.isfinite(value) else None
-    return Score(model.task, model.card["score"]["name"], value, int(chosen.sum()), part, rmse)
+    return Score(model.task, metric.name, value, int(chosen.sum()), part, rmse)
 
 
 def _rows_of(task: str, table: Table, options: OwnOptions, *, alone: bool) -> Array:

@@ -6,10 +6,9 @@ old one stays.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from logging import INFO, WARNING
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
@@ -18,7 +17,8 @@ from quickbloom.client_app.task_state import KeptState, as_name
 from quickbloom.common.datasets.own.preparation import Preparation
 from quickbloom.common.errors import ConfigError, DataError, in_one_line
 from quickbloom.common.flower.names import log
-from quickbloom.common.formatting import counted, score
+from quickbloom.common.formatting import counted
+from quickbloom.common.metric import MSE, RMSE, Metric, named
 from quickbloom.common.personal import checkpoint
 from quickbloom.common.personal.model import SUFFIX, Origin, Personal, adapt, description, save
 from quickbloom.common.wire.messages import KeepRequest
@@ -75,13 +75,15 @@ def in_words(personal: Personal) -> str:
     ..".
     """
     found = personal.card["score"]
-    unit = in_unit([found["before"], found["after"]], personal) if found["name"] == "mse" else ""
-    before, after = (score(found[when], found["name"]) for when in ("before", "after"))
+    metric, scores = named(found["name"]), (found["before"], found["after"])
+    unit = in_unit(scores, personal) if metric is MSE else ""
+    before, after = map(metric.score, scores)
     steps = counted(personal.card["adapted"]["steps"], "step")
+    worse = "; adapting made it worse: more rows of this task, or more tasks in training, may help"
     return (
-        f"Personal model of {personal.task} (round {personal.card['run']['round']}): {found['name']} {before} before, {after} "
+        f"Personal model of {personal.task} (round {personal.card['run']['round']}): {metric.name} {before} before, {after} "
         f"after {steps}, on {counted(found['test'], 'test example')} of its own{unit}"
-        f"{'; adapting made it worse: more rows of this task, or more tasks in training, may help' if _is_worse(found) else ''}"
+        f"{worse if _is_worse(*scores, metric) else ''}"
     )
 
 
@@ -93,12 +95,11 @@ def in_unit(errors: Sequence[float | None], personal: Personal) -> str:
     target = Preparation.from_json(personal.card.get("preparation", {})).target
     if target is None:
         return ""
-    roots = [score(None if error is None else math.sqrt(error) * target.deviation, "rmse") for error in errors]
+    roots = [RMSE.score(None if error is None else math.sqrt(error) * target.deviation) for error in errors]
     return f"; rmse {' -> '.join(roots)} in the unit of the target"
 
 
-def _is_worse(score: Mapping[str, Any]) -> bool:
-    before, after = score["before"], score["after"]
+def _is_worse(before: float | None, after: float | None, metric: Metric) -> bool:
     if before is None or after is None:
         return after is None
-    return bool(after < before if score["name"] == "accuracy" else after > before)
+    return metric.is_better(before, after)

@@ -6,7 +6,7 @@ from quickbloom.client_app.node import Node
 from quickbloom.common.algorithms import Algorithm
 from quickbloom.common.engine.round import evaluate
 from quickbloom.common.flower.names import log
-from quickbloom.common.formatting import score, size
+from quickbloom.common.formatting import size
 from quickbloom.common.maths.params import Params
 
 _MOST_NAMED = 3
@@ -34,5 +34,5 @@ def own_scores(node: Node, algorithm: Algorithm, meta: Params, task_ids: list[st
 
 
 def in_words(node: Node, before: float, after: float) -> str:
-    name = "accuracy" if node.dataset.spec.kind == "classification" else "mse"
-    return f"{name} {score(before, name)} -> {score(after, name)} on its own test part"
+    metric = node.dataset.spec.metric
+    return f"{metric.name} {metric.change(before, after, '->')} on its own test part"

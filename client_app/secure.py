@@ -5,6 +5,7 @@ cannot be repeated.
 """
 
 import os
+from typing import TypeVar
 
 from flwr.app import Message, RecordDict
 
@@ -18,12 +19,13 @@ from quickbloom.common.wire.secure.messages import (
     RevealRequest,
     SharesReply,
     SharesRequest,
-    Stage,
     recall,
     remember,
 )
 from quickbloom.common.wire.secure.protocol import Keys, Masked, SecureError, Shared
 from quickbloom.common.wire.secure.updates import Numbers
+
+S = TypeVar("S", Keys, Shared, Masked)
 
 
 def check_open(node: Node) -> None:
@@ -49,9 +51,7 @@ def keys(message: Message, node: Node, state: RecordDict) -> RecordDict:
 def shares(message: Message, node: Node, state: RecordDict) -> RecordDict:
     """Reply with this node's secrets, split among all nodes of the sum."""
     request = SharesRequest.from_records(message.content)
-    stage = _taken(state, request.session)
-    if not isinstance(stage, Keys):
-        raise _out_of_order(stage)
+    stage = _taken(state, request.session, Keys)
     after, made = stage.share(request.peers, request.threshold, node.least_in_sum)
     remember(state, after)
     return SharesReply(made).to_records()
@@ -59,10 +59,7 @@ def shares(message: Message, node: Node, state: RecordDict) -> RecordDict:
 
 def ready(request: MaskedRequest, state: RecordDict) -> Shared:
     """Return this node's state for the step `masked`. Raises SecureError if there is none."""
-    stage = _taken(state, request.session)
-    if not isinstance(stage, Shared):
-        raise _out_of_order(stage)
-    return stage
+    return _taken(state, request.session, Shared)
 
 
 def masked(stage: Shared, request: MaskedRequest, row: Numbers, state: RecordDict) -> RecordDict:
@@ -75,17 +72,15 @@ def masked(stage: Shared, request: MaskedRequest, row: Numbers, state: RecordDic
 def reveal(message: Message, node: Node, state: RecordDict) -> RecordDict:
     """Reply with the shares that unmask the sum; afterwards this node knows nothing of it."""
     request = RevealRequest.from_records(message.content)
-    stage = _taken(state, request.session)
-    if not isinstance(stage, Masked):
-        raise _out_of_order(stage)
+    stage = _taken(state, request.session, Masked)
     return RevealReply(stage.reveal(request.survivors, request.dropped)).to_records()
 
 
-def _taken(state: RecordDict, session: bytes) -> Stage | None:
+def _taken(state: RecordDict, session: bytes, wanted: type[S]) -> S:
+    """Take the stage of this session out of the node's state. Raises SecureError if it is not the one that is wanted."""
     stage = recall(state)
-    return stage if stage is not None and stage.session == session else None
-
-
-def _out_of_order(stage: Stage | None) -> SecureError:
-    known = f"it is at the step after '{type(stage).__name__.lower()}'" if stage else "it knows nothing of this session"
-    return SecureError(f"this node takes each step of a secure sum once and in order, and {known}")
+    same = stage is not None and stage.session == session
+    if same and isinstance(stage, wanted):
+        return stage
+    known = f"it is at the step after '{type(stage).__name__.lower()}'" if same else "it knows nothing of this session"
+    raise SecureError(f"this node takes each step of a secure sum once and in order, and {known}")

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.flower.names import log
 from quickbloom.common.maths.params import Params, all_finite, mismatch
+from quickbloom.common.system.whole_files import replacing
 from quickbloom.common.wire.messages import WireError, kept_from_records, kept_to_records
 
 
@@ -60,10 +61,8 @@ class KeptState:
     def _write(self, directory: Path, task_id: str, kept: Params) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         file = self._file(task_id)
-        partial = file.with_suffix(".partial")
-        save_file({name: value.detach().cpu().contiguous() for name, value in kept.items()}, partial)
-        partial.chmod(0o600)
-        partial.replace(file)
+        with replacing(file, mode=0o600) as partial:
+            save_file({name: value.detach().cpu().contiguous() for name, value in kept.items()}, partial)
 
     def _read(self, task_id: str) -> Params | None:
         file = self._file(task_id)

@@ -1,6 +1,8 @@
-"""Numbers as people read them."""
+"""Numbers and names as people read them, the same in the terminal and in reports. Scores: see `common.metric`."""
 
-import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 
 def size(count: float) -> str:
@@ -17,12 +19,18 @@ def counted(number: int, thing: str) -> str:
     return f"{number} {thing}{'s' * (number != 1)}"
 
 
-def score(value: float | None, metric: str, half: float | None = None) -> str:
-    """A score with its half-width, if there is one: "75.5 ± 3.1 %" or "0.351 ± 0.02"."""
-    if value is None or not math.isfinite(value):  # this run diverged
-        return "diverged"
-    around = half is not None and math.isfinite(half)
-    if metric in ("accuracy", "balanced_accuracy"):
-        # What float32 means cost must not decide on which side of a half a digit falls.
-        return f"{round(100 * value, 4):.1f}" + (f" ± {100 * (half or 0):.1f} %" if around else " %")
-    return f"{value:.4g}" + (f" ± {half:.2g}" if around else "")
+def duration(seconds: float) -> str:
+    """8072 -> "2 h 15 min", 75 -> "1 min 15 s", 12.34 -> "12.3 s"."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def data_name(config: Mapping[str, Any]) -> str:
+    """What the data of a run with these settings are called: of a user's own the file, without the folder that it lies in."""
+    if config.get("dataset") != "own":
+        return str(config.get("dataset"))
+    # Without a file in the settings every node has one of its own.
+    return Path(str(config.get("own.path", ""))).name or "the nodes' own data"

@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from quickbloom.client_app.offline import one_model as load
     from quickbloom.common.algorithms.base import Algorithm
     from quickbloom.common.datasets.base import Dataset
+    from quickbloom.common.errors import QuickbloomError, RunError
     from quickbloom.common.models.base import Model
     from quickbloom.server_app.federation.strategy import MetaStrategy
     from quickbloom.session import Run, compare, register, run
 
 __version__ = "0.1.0"
-__all__ = ["Algorithm", "Dataset", "MetaStrategy", "Model", "Run", "adapt", "compare", "load", "predict", "register", "run"]
+__all__ = [
+    *("Algorithm", "Dataset", "MetaStrategy", "Model", "QuickbloomError", "Run", "RunError"),
+    *("adapt", "compare", "load", "predict", "register", "run"),
+]
 
 # Installed, the folders `common`, `server_app` and `client_app` lie in here. In a source tree and in a Flower bundle they lie
 # beside this folder, as Flower's apps have it.
@@ -32,7 +36,9 @@ _PUBLIC = {
     "Dataset": "common.datasets.base:Dataset",
     "MetaStrategy": "server_app.federation.strategy:MetaStrategy",
     "Model": "common.models.base:Model",
+    "QuickbloomError": "common.errors:QuickbloomError",
     "Run": "session:Run",
+    "RunError": "common.errors:RunError",
     "adapt": "client_app.offline:adapt",
     "compare": "session:compare",
     "load": "client_app.offline:one_model",

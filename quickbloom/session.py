@@ -21,7 +21,7 @@ from rich.table import Table
 from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.algorithms.base import Algorithm
 from quickbloom.common.config.key_value import assignment
-from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
+from quickbloom.common.config.run import Scalar, parse_run_config
 from quickbloom.common.datasets import DATASETS
 from quickbloom.common.datasets.base import Dataset
 from quickbloom.common.errors import ConfigError, RunError
@@ -34,7 +34,7 @@ from quickbloom.server_app.events.channel import Listener
 from quickbloom.server_app.events.file import read_events
 from quickbloom.server_app.events.kinds import RoundEnded, Scored
 from quickbloom.server_app.launch.follow import follow, run_here
-from quickbloom.server_app.launch.prepare import own_data, settle
+from quickbloom.server_app.launch.prepare import Start, own_data, settle
 from quickbloom.server_app.launch.settings import parse_assignments
 from quickbloom.server_app.reporting.result_table import result_lines, result_table
 
@@ -110,17 +110,8 @@ def run(
         if output is not None:
             values["output-dir"] = str(Path(output).expanduser().absolute())
         start = settle(values, None, nodes, not simulation)
-        if not simulation:
-            stack.enter_context(_threads_kept())
-            config = parse_run_config(start.settings)
-            summary = run_here(config, start.nodes, rounds=progress, shown=progress, listeners=[listener] if listener else [])
-            return Run(summary, Path(config.output_dir))
-        code, told = follow(start, False)
-        if told is None:
-            if code == STOPPED:
-                raise KeyboardInterrupt
-            raise RunError("the simulation failed: what was wrong is printed above")
-        return Run(told, Path(str(start.settings["output-dir"])))
+        summary = _simulated(start) if simulation else _in_process(start, progress, [listener] if listener else [])
+        return Run(summary, Path(str(start.settings["output-dir"])))
 
 
 def compare(
@@ -145,28 +136,22 @@ def compare(
     Example: `quickbloom.compare(["fedavg", "maml"], dataset="digits", rounds=30)`
     """
     from quickbloom.common.system.terminal import console
-    from quickbloom.server_app.comparing import plan as comparing
-    from quickbloom.server_app.comparing import result as comparison
+    from quickbloom.server_app.comparing import comparison
+    from quickbloom.server_app.comparing.plan import locked
 
-    own = own_data(str(data) if data is not None else None, task, target, dataset)
-    name = str(own.pop("dataset", dataset or RunConfig().dataset))
-    given = [*(assignment(key, value) for key, value in own.items()), *_assignments(settings, options)]
-    plan = comparing.Plan(
-        tuple(algorithms),
-        comparing.parse_seeds(str(seeds)),
-        name,
-        RunConfig().rounds if rounds is None else rounds,
-        comparing.recommended_rates(name),
-        tuple(given),
-        False,
+    plan = comparison.planned(
+        algorithms,
+        dataset=dataset,
+        data=None if data is None else str(data),
+        task=task,
+        target=target,
+        seeds=str(seeds),
+        rounds=rounds,
+        settings=_assignments(settings, options),
     )
-    plan.check(None)
-    directory = Path(output) if output is not None else Path("runs") / f"compare-{name}"
-    with comparing.locked(directory):
-        entries = comparing.compare(plan, directory, jobs or cores(), console)
-        result = comparison.assemble(plan, entries, None)
-        comparison.write(result, directory)
-    return result
+    directory = comparison.place(plan, output)
+    with locked(directory):
+        return comparison.carry_out(plan, directory, jobs or cores(), console)
 
 
 def register(kind: Kind) -> Kind:
@@ -184,6 +169,26 @@ def register(kind: Kind) -> Kind:
             registry[name] = kind
             return kind
     raise ConfigError(f"`register` takes a subclass of Algorithm, Dataset or Model, got {kind!r}")
+
+
+def _in_process(start: Start, progress: bool, listeners: Sequence[Listener]) -> dict[str, Any]:
+    """The summary of a run here. A run computes on one thread; afterwards torch has as many as before."""
+    threads = torch.get_num_threads()
+    try:
+        config = parse_run_config(start.settings)
+        return run_here(config, start.nodes, rounds=progress, shown=progress, listeners=listeners)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _simulated(start: Start) -> dict[str, Any]:
+    """The summary of a run in Flower's simulation, which prints what goes on."""
+    code, summary = follow(start, False)
+    if code == STOPPED:
+        raise KeyboardInterrupt
+    if summary is None:
+        raise RunError("the simulation failed: what was wrong is printed above")
+    return summary
 
 
 @contextmanager
@@ -205,16 +210,6 @@ def _as_file(data: Any) -> Iterator[str | None]:
                 f"`data` must be a path, a pandas.DataFrame or arrays by column, got {type(data).__name__}: make one of them"
             )
         yield str(file)
-
-
-@contextmanager
-def _threads_kept() -> Iterator[None]:
-    """A run computes on one thread; afterwards torch has as many as before."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _as_html(table: Table) -> str:

@@ -3,7 +3,9 @@
 import os
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from logging import INFO
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,12 @@ from quickbloom.common.errors import ConfigError, QuickbloomError
 from quickbloom.common.files import shown
 from quickbloom.common.flower import registry
 from quickbloom.common.flower.names import log
+from quickbloom.common.formatting import data_name
 from quickbloom.common.personal.model import description
 from quickbloom.common.printable import keep_log_to_lines
-from quickbloom.common.wording import data_name
 from quickbloom.server_app.events.channel import Events, Warn, into_log
 from quickbloom.server_app.events.file import written
-from quickbloom.server_app.events.kinds import Saved, Started
+from quickbloom.server_app.events.kinds import Event, Saved, Started
 from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.privacy import Ledger, TaskPrivacy
 from quickbloom.server_app.federation.roll_call import call_roll
@@ -78,91 +80,130 @@ def run_federation(grid: Grid, config: RunConfig, events: Events | None = None) 
     directory = RunDirectory.create(setting, f"{config.dataset}-{config.algorithm}-seed{config.seed}", again=in_place)
     log(INFO, "Run directory: %s", directory.path)
     with directory.held(), ExitStack() as until_end:
-        events.tell(_started(directory, config, checkpoint))
+        run = _Run(directory, config, checkpoint, clock, events, until_end)
+        events.tell(
+            Started(shown(directory.path), config.algorithm, data_name(config.flat()), config.seed, config.rounds, run.done)
+        )
         try:
-            return _run_in(directory, grid, config, checkpoint, clock, events, until_end)
+            return run.go(grid)
         except QuickbloomError as error:
             events.stop(str(error))
             raise
 
 
-def _started(directory: RunDirectory, config: RunConfig, checkpoint: Checkpoint | None) -> Started:
-    flat, done = config.flat(), int(checkpoint.facts["round"]) if checkpoint else 0
-    return Started(shown(str(directory.path)), config.algorithm, data_name(flat), config.seed, config.rounds, done)
+@dataclass
+class _Run:
+    """One run in its directory. `checkpoint`: where it goes on, if it does; `until_end`: closes what is open till then."""
 
+    directory: RunDirectory
+    config: RunConfig
+    checkpoint: Checkpoint | None
+    clock: "_Clock"
+    events: Events
+    until_end: ExitStack
 
-def _run_in(
-    directory: RunDirectory,
-    grid: Grid,
-    config: RunConfig,
-    checkpoint: Checkpoint | None,
-    clock: "_Clock",
-    events: Events,
-    until_end: ExitStack,
-) -> dict[str, Any]:
-    if checkpoint is None:
-        directory.write_json("config.json", config.flat())
-        events.join(until_end.enter_context(written(directory.path)))
-    population = call_roll(grid, config, str(checkpoint.facts.get("schema", "")) if checkpoint else "", events)
-    spec, done = population.spec, int(checkpoint.facts["round"]) if checkpoint else 0
-    if checkpoint is not None and config.privacy.on:
-        ledger = Ledger(directory.path / LEDGER)
-        ledger.take_over(Ledger(resume.run_of(Path(config.resume_from)) / LEDGER))
-        ledger.at_least(resume.noisy_steps(checkpoint))
-    privacy, config = _with_privacy(config, population, directory, done, events.warn)
-    algorithm = build_algorithm(config, spec)
-    outer = OuterOptimizer(algorithm.options, algorithm.init(), config.rounds)
-    algorithm.learner.drop_numbers()  # they are the outer optimizer's now
-    origin = resume.origin_of(checkpoint, config)
-    if checkpoint is not None:
+    @property
+    def done(self) -> int:
+        """Rounds that were done before."""
+        return int(self.checkpoint.facts["round"]) if self.checkpoint else 0
+
+    def go(self, grid: Grid) -> dict[str, Any]:
+        """From the roll call to the summary."""
+        if self.checkpoint is None:
+            self._begin([])
+        population = call_roll(grid, self.config, self._schema(), self.events)
+        self._count_earlier_noise()
+        privacy, self.config = _with_privacy(self.config, population, self.directory, self.done, self.events.warn)
+        algorithm = build_algorithm(self.config, population.spec)
+        outer = OuterOptimizer(algorithm.options, algorithm.init(), self.config.rounds)
+        algorithm.learner.drop_numbers()  # they are the outer optimizer's now
+        origin = resume.origin_of(self.checkpoint, self.config)
+        if self.checkpoint is not None:
+            self._take_up(self.checkpoint, population, outer, on_nodes=bool(algorithm.fresh()))
+        keeper = _Keeper(self, outer, origin, self._writer(grid, population, origin))
+        strategy = keeper.strategy = MetaStrategy(
+            self.config, population, algorithm, outer, keeper.on_round, self.done + 1, origin.lineage, privacy, self.events
+        )
+        if self.checkpoint is not None:
+            resume.restore_counts(self.checkpoint, strategy)
+        with trackers.tracked(self.config, self.directory.path, self.done, origin.branch, self.events.warn) as live:
+            keeper.live = live
+            if self.checkpoint is None and self.config.checkpoint_every:
+                keeper.save(0)  # so that the run can go on from its first moment
+            strategy.start(grid, ArrayRecord(), num_rounds=self.config.rounds, timeout=self.config.round_deadline)
+            return conclude(grid, strategy, self.directory, self.clock.read, origin.resumed, live)
+
+    def _begin(self, before: Iterable[Event]) -> None:
+        """Write the settings, and the events, which begin with those `before`."""
+        self.directory.write_json("config.json", self.config.flat())
+        self.events.join(self.until_end.enter_context(written(self.directory.path, before)))
+
+    def _schema(self) -> str:
+        return str(self.checkpoint.facts.get("schema", "")) if self.checkpoint else ""
+
+    def _count_earlier_noise(self) -> None:
+        """Steps with noise that were taken before count for the budget."""
+        if self.checkpoint is not None and self.config.privacy.on:
+            ledger = Ledger(self.directory.path / LEDGER)
+            ledger.take_over(Ledger(resume.run_of(Path(self.config.resume_from)) / LEDGER))
+            ledger.at_least(resume.noisy_steps(self.checkpoint))
+
+    def _take_up(self, checkpoint: Checkpoint, population: Population, outer: OuterOptimizer, *, on_nodes: bool) -> None:
+        """Go on where `checkpoint` was written. `on_nodes`: tasks have a state there."""
         # Only now is it known that the run can go on: until here nothing of it was touched.
         resume.restore_model(checkpoint, population, outer)
-        clock.add(checkpoint.facts["so-far"]["seconds"])
-        directory.write_json("config.json", config.flat())
-        source = Path(config.resume_from)
-        resume.cut_history(checkpoint, source, directory, events.warn)
-        events.join(until_end.enter_context(written(directory.path, resume.events_before(checkpoint, source))))
-        if algorithm.fresh():
-            events.warn(
+        self.clock.add(checkpoint.facts["so-far"]["seconds"])
+        source = Path(self.config.resume_from)
+        before = resume.events_before(checkpoint, source)
+        resume.cut_history(checkpoint, source, self.directory, self.events.warn)
+        self._begin(before)
+        if on_nodes:
+            self.events.warn(
                 "Task state is on the nodes: it goes on where `state-dir` has kept it, and starts afresh on other nodes"
             )
-    writer = CheckpointWriter(
-        directory.checkpoints,
-        {
-            **description(config, spec),
-            "config": config.flat(),
+
+    def _writer(self, grid: Grid, population: Population, origin: resume.Origin) -> CheckpointWriter:
+        facts = {
+            **description(self.config, population.spec),
+            "config": self.config.flat(),
             "splits": population.splits,
             "lineage": origin.lineage,
             "branch": origin.branch,
             "nodes": len(set(population.homes.values())),
             "in-process": isinstance(grid, InlineGrid),
-        },
-    )
+        }
+        return CheckpointWriter(self.directory.checkpoints, facts)
 
-    def save(number: int) -> None:
-        last = number == config.rounds
+
+class _Keeper:
+    """Keeps what a run has after every round: its history, checkpoints, and what trackers show.
+
+    `strategy` and `live` are set before the first round.
+    """
+
+    strategy: MetaStrategy
+    live: trackers.Trackers
+
+    def __init__(self, run: _Run, outer: OuterOptimizer, origin: resume.Origin, writer: CheckpointWriter) -> None:
+        self._run, self._outer, self._origin, self._writer = run, outer, origin, writer
+
+    def on_round(self, record: dict[str, Any]) -> None:
+        config, number = self._run.config, record["round"]
+        self._run.directory.append_round(record)
+        self.live.round(record, _clients_of_round(self.strategy, record))
+        if number == config.rounds or (config.checkpoint_every and number % config.checkpoint_every == 0):
+            self.save(number)
+
+    def save(self, number: int) -> None:
+        """Write the checkpoint of round `number`."""
+        run, strategy = self._run, self.strategy
+        last = number == run.config.rounds
         scores, said = resume.score_tensors(strategy.evaluation.last if last else None)
         lr, steps = strategy.chosen_rate()
         said["adapt"] = {"lr": lr, "steps": steps}
-        counts = resume.counts(strategy, clock.read(), origin.resumed)
-        path = writer.write(number, outer.state() | scores, counts | said, last=last)
-        events.tell(Saved(number, str(path.relative_to(directory.path))))
-
-    def on_round(record: dict[str, Any]) -> None:
-        directory.append_round(record)
-        live.round(record, _clients_of_round(strategy, record))
-        number = record["round"]
-        if number == config.rounds or (config.checkpoint_every and number % config.checkpoint_every == 0):
-            save(number)
-
-    strategy = MetaStrategy(config, population, algorithm, outer, on_round, done + 1, origin.lineage, privacy, events)
-    if checkpoint is not None:
-        resume.restore_counts(checkpoint, strategy)
-    with trackers.tracked(config, directory.path, done, origin.branch, events.warn) as live:
-        if checkpoint is None and config.checkpoint_every:
-            save(0)  # so that the run can go on from its first moment
-        strategy.start(grid, ArrayRecord(), num_rounds=config.rounds, timeout=config.round_deadline)
-        return conclude(grid, strategy, directory, clock.read, origin.resumed, live)
+        counts = resume.counts(strategy, run.clock.read(), self._origin.resumed)
+        path = self._writer.write(number, self._outer.state() | scores, counts | said, last=last)
+        run.events.tell(Saved(number, str(path.relative_to(run.directory.path))))
 
 
 def _with_privacy(

@@ -13,7 +13,8 @@ from flwr.serverapp import Grid
 from quickbloom import __version__
 from quickbloom.common.errors import RunError
 from quickbloom.common.flower.names import log
-from quickbloom.common.wording import data_name
+from quickbloom.common.formatting import data_name
+from quickbloom.common.metric import LOSS, Metric, named
 from quickbloom.server_app.events.kinds import Ended, finite
 from quickbloom.server_app.federation.scores import Scores
 from quickbloom.server_app.federation.strategy import MetaStrategy
@@ -22,15 +23,12 @@ from quickbloom.server_app.reporting.result_table import result_lines
 from quickbloom.server_app.runs import trackers
 from quickbloom.server_app.runs.directory import RunDirectory, read_history, spread
 
-SECOND = {"accuracy": "balanced_accuracy", "mse": "rmse"}
-"""What the second score of a user's own data is called, by the first."""
-
 
 def clients_of(strategy: MetaStrategy, split: str, scores: Scores | None, lr: float, step: int) -> trackers.Clients:
     """Every held-out task's score before and after adaptation."""
     if scores is None or not scores.task_ids:
         return {}
-    name = strategy.evaluation.metric
+    name = strategy.evaluation.metric.name
     values = scores.metrics[:, scores.lrs.index(lr)]
     return {f"{split}/{name}_before": values[:, 0], f"{split}/{name}_after": values[:, step]}
 
@@ -124,12 +122,12 @@ def _describe(strategy: MetaStrategy, scores: Scores | None, lr: float) -> dict[
     if scores is None or not scores.task_ids:
         return None
     at = scores.lrs.index(lr)
-    name, better = strategy.evaluation.metric, strategy.evaluation.higher_is_better
-    second = {} if scores.second is None else {SECOND[name]: spread(scores.second[:, at], higher_is_better=better)}
+    metric = strategy.evaluation.metric
+    second = {} if scores.second is None else {metric.second: spread(scores.second[:, at], named(metric.second))}
     return {
         "steps": list(range(scores.metrics.shape[2])),
-        name: spread(scores.metrics[:, at], higher_is_better=better),
-        "loss": spread(scores.losses[:, at], higher_is_better=False),
+        metric.name: spread(scores.metrics[:, at], metric),
+        "loss": spread(scores.losses[:, at], LOSS),
         **second,
     }
 
@@ -150,15 +148,15 @@ def _score_shots(grid: Grid, strategy: MetaStrategy, lr: float, steps: int) -> d
     if not scored:
         return None
 
-    def columns(values: Iterable[np.ndarray[Any, Any]], *, higher_is_better: bool) -> dict[str, list[float]]:
-        spreads = [spread(value[:, 0, [steps]], higher_is_better=higher_is_better) for value in values]
+    def columns(values: Iterable[np.ndarray[Any, Any]], metric: Metric) -> dict[str, list[float]]:
+        spreads = [spread(value[:, 0, [steps]], metric) for value in values]
         return {part: [one[part][0] for one in spreads] for part in spreads[0]}
 
-    name, better = strategy.evaluation.metric, strategy.evaluation.higher_is_better
+    metric = strategy.evaluation.metric
     return {
         "shots": list(scored),
-        name: columns((scores.metrics for scores in scored.values()), higher_is_better=better),
-        "loss": columns((scores.losses for scores in scored.values()), higher_is_better=False),
+        metric.name: columns((scores.metrics for scores in scored.values()), metric),
+        "loss": columns((scores.losses for scores in scored.values()), LOSS),
     }
 
 
@@ -175,14 +173,14 @@ def _rows(population: Population, split: str, scores: Scores | None, lr: float) 
     if scores is None:
         return []
     at = scores.lrs.index(lr)
-    name = "accuracy" if population.spec.kind == "classification" else "mse"
+    metric = population.spec.metric
     rows = []
     for i, task_id in enumerate(scores.task_ids):
         info = population.tasks[task_id]
         row: dict[str, Any] = {"task": task_id, "split": split, "num_support": info.num_support, "num_test": info.num_test}
-        row |= {f"{name}_step{step}": value for step, value in enumerate(scores.metrics[i, at].tolist())}
+        row |= {f"{metric.name}_step{step}": value for step, value in enumerate(scores.metrics[i, at].tolist())}
         row |= {f"loss_step{step}": value for step, value in enumerate(scores.losses[i, at].tolist())}
         if scores.second is not None:
-            row |= {f"{SECOND[name]}_step{step}": value for step, value in enumerate(scores.second[i, at].tolist())}
+            row |= {f"{metric.second}_step{step}": value for step, value in enumerate(scores.second[i, at].tolist())}
         rows.append(row)
     return rows

@@ -8,23 +8,22 @@ declared keys; a test keeps the two equal.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
-from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr
 
 from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.algorithms.base import AlgorithmOptions
+from quickbloom.common.config.checks import check
 from quickbloom.common.config.privacy import PrivacyOptions
+from quickbloom.common.config.validation import keys, validated
 from quickbloom.common.datasets import DATASETS
 from quickbloom.common.errors import ConfigError, did_you_mean
 from quickbloom.common.models import MODELS, is_own_model
 from quickbloom.common.options import Options, Text
 
-T = TypeVar("T", bound=Options)
 Scalar = bool | int | float | str
 Device = Literal["auto", "cpu", "cuda"]
 PRIVACY = "privacy"
@@ -192,144 +191,17 @@ def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
         else:
             raise ConfigError(f"there is no settings table `{table}` (setting `{key}`){did_you_mean(table, tables)}")
     algorithm = own.get("algorithm", RunConfig.model_fields["algorithm"].default)
-    config = _validate(RunConfig, own, "", near=_shown(algorithm, table_types().get(str(algorithm), Options)))
-    config._tables.update({name: _validate(table_types()[name], values, f"{name}.") for name, values in tables.items()})
-    _check_choices(config)
+    config = validated(RunConfig, own, near=keys(table_types().get(str(algorithm), Options), algorithm))
+    config._tables.update({name: validated(table_types()[name], values, name) for name, values in tables.items()})
+    check(config)
     return config
 
 
 def parse_node_config(flat: Mapping[str, Any]) -> NodeConfig:
     """Return the settings of a node from Flower's `context.node_config`. Raises ConfigError."""
-    config = _validate(NodeConfig, flat, "", "node setting")
+    config = validated(NodeConfig, flat, what="node setting")
     if config.partition_id >= config.num_partitions:
         raise ConfigError(
             f"node setting `partition-id` must be below `num-partitions` ({config.num_partitions}), got {config.partition_id}"
         )
     return config
-
-
-def check_choice(key: str, value: str, registry: Collection[str]) -> None:
-    """Raise ConfigError if `value` of the setting `key` is not in `registry`."""
-    if value not in registry:
-        hint = did_you_mean(value, registry)
-        if key == "algorithm" and not hint:
-            hint = ": to use one of your own run its file instead of `quickbloom`, see docs/own-algorithm.md"
-        raise ConfigError(f"`{key}` must be one of {', '.join(registry)}, got {value!r}{hint}")
-
-
-def _check_choices(config: RunConfig) -> None:
-    for key, registry in (("algorithm", ALGORITHMS), ("dataset", DATASETS), ("model", ["auto", *MODELS])):
-        value = getattr(config, key)
-        if key == "model" and is_own_model(value):
-            _check_own_model(value)
-        else:
-            check_choice(key, value, registry)
-    try:
-        rates = config.lrs
-    except ValueError:
-        rates = (0.0,)
-    if not all(0 < rate < float("inf") for rate in rates):
-        raise ConfigError(f"`adapt-lrs` must be positive numbers with commas between them, got {config.adapt_lrs!r}")
-    try:
-        shots = config.shots
-    except ValueError:
-        shots = (0,)
-    if not all(number > 0 for number in shots):
-        raise ConfigError(f"`test-shots` must be whole numbers above 0 with commas between them, got {config.test_shots!r}")
-    for key, path in (("output-dir", config.output_dir), ("resume-from", config.resume_from)):
-        if path and not Path(path).is_absolute():
-            raise ConfigError(f"`{key}` must be an absolute path, because the server runs elsewhere, got {path!r}")
-    _check_tracking(config.mlflow)
-    _check_privacy(config)
-    _check_secure(config)
-
-
-def _check_tracking(uri: str) -> None:
-    if uri and "://" not in uri:
-        raise ConfigError(f"`mlflow` must be a URI such as http://localhost:5000 or sqlite:////data/mlflow.db, got {uri!r}")
-    if "@" in urlsplit(uri).netloc:
-        raise ConfigError(
-            "`mlflow` must be without a user and a password, since every run writes its settings down: set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the server runs"
-        )
-
-
-def _check_privacy(config: RunConfig) -> None:
-    """Raise ConfigError for settings under which differential privacy does not hold."""
-    privacy = config.privacy
-    if not privacy.on:
-        for key, value in (("clip", privacy.clip), ("epsilon", privacy.epsilon), ("clip-quantile", privacy.clip_quantile)):
-            if value:
-                raise ConfigError(
-                    f"`privacy.{key}` does nothing without noise, got {value:g}: set `privacy.noise-multiplier` too"
-                )
-        return
-    if privacy.clip == 0:
-        raise ConfigError(
-            "`privacy.clip` must be above 0 where `privacy.noise-multiplier` is: noise hides only what is bounded"
-        )
-    forbidden: tuple[tuple[str, Scalar, Scalar, str], ...] = (
-        ("update-dtype", config.update_dtype, "float32", "what coding loses would come back unclipped"),
-        ("aggregate", config.aggregate, "mean", "noise is accounted for on a sum"),
-        ("over-select", config.over_select, 1, "with it, who is heard depends on who else takes part"),
-        ("max-update-norm", config.max_update_norm, 0, "one task's data would decide whether all others of its node are heard"),
-        ("min-replies", config.min_replies, 0, "a round that is skipped for want of replies tells who took part"),
-    )
-    for key, came, needed, why in forbidden:
-        if came != needed:
-            raise ConfigError(
-                f"`{key}` must be {needed!r} with `privacy.noise-multiplier` above 0, because {why}, got {came!r}"
-            )
-
-
-def _check_secure(config: RunConfig) -> None:
-    """Raise ConfigError for settings that need the update of a single node, or that leave nodes out."""
-    if not config.secure_aggregation:
-        return
-    forbidden: tuple[tuple[str, Scalar, Scalar, str], ...] = (
-        ("aggregate", config.aggregate, "mean", "every other rule compares the updates of single nodes"),
-        ("max-update-norm", config.max_update_norm, 0, "the server cannot see the norm of a masked update"),
-        ("update-dtype", config.update_dtype, "float32", "masks hide whole numbers of 64 bits, which leaves nothing to save"),
-        ("over-select", config.over_select, 1, "whoever is not waited for is a drop-out that the others have to make up for"),
-    )
-    for key, came, needed, why in forbidden:
-        if came != needed:
-            raise ConfigError(f"`{key}` must be {needed!r} with `secure-aggregation`, because {why}, got {came!r}")
-
-
-def _check_own_model(value: str) -> None:
-    module, _, factory = value.partition(":")
-    if not all(part.isidentifier() for part in (*module.split("."), factory)):
-        raise ConfigError(f'`model` must be "module:factory" for a model of your own, such as "my_models:small", got {value!r}')
-
-
-def _shown(table: str, model: type[Options]) -> dict[str, str]:
-    """Return the names of a table's settings, each with the name under which it can be set."""
-    return {
-        field.alias: f"{table}.{field.alias}" if table else field.alias for field in model.model_fields.values() if field.alias
-    }
-
-
-def _validate(
-    model: type[T], values: Mapping[str, Any], prefix: str, what: str = "setting", near: Mapping[str, str] | None = None
-) -> T:
-    """Return a validated settings model. Raises ConfigError.
-
-    `near`: names of other settings to suggest for a misspelled one, each with the text to type.
-    """
-    known = _shown(prefix.removesuffix("."), model)
-    for key in values:
-        # Checked before pydantic, which would also take the snake_case names that Python code uses.
-        if key not in known:
-            shown = {**(near or {}), **known}
-            raise ConfigError(f"there is no {what} `{prefix}{key}`{did_you_mean(key, shown, shown)}")
-    try:
-        return model.model_validate(dict(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-        if not first["loc"]:  # from a check of several settings, whose message is a whole sentence
-            raise ConfigError(f"`{prefix.removesuffix('.')}`: {expected}") from None
-        subject = f"`{prefix}{first['loc'][0]}`" if what == "setting" else f"{what} `{prefix}{first['loc'][0]}`"
-        came = first["input"]
-        raise ConfigError(f"{subject} must be {expected}, got {came!r} ({type(came).__name__})") from None

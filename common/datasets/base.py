@@ -18,6 +18,7 @@ import torch
 
 from quickbloom.common.errors import DataError, as_told
 from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.metric import Metric, of_kind
 from quickbloom.common.options import Options
 from quickbloom.common.randomness import generator
 
@@ -58,6 +59,11 @@ class DataSpec:
     outputs: int
     tokens: bool = False
     schema: str = ""
+
+    @property
+    def metric(self) -> Metric:
+        """What is measured on such data."""
+        return of_kind(self.kind)
 
 
 def left_out_in_words(left_out: Mapping[str, str]) -> str:

@@ -7,7 +7,6 @@ damage. Nothing is unpickled.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from quickbloom.common.errors import DataError
+from quickbloom.common.system.whole_files import replacing
 
 OnDamage = Callable[[str], None]
 
@@ -91,18 +91,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], f
     text = json.dumps(facts)
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {"format": form, "facts": text, "sha256": _checksum(whole, text)}
-    temporary = path.with_suffix(".partial")
-    try:
-        save_file(whole, temporary, metadata=metadata)
-        temporary.chmod(0o600)
-        if wait:
-            _sync(temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if wait:
-        _sync(path.parent)
+    with replacing(path, mode=0o600, wait=wait) as partial:
+        save_file(whole, partial, metadata=metadata)
 
 
 def _checksum(tensors: dict[str, Tensor], facts: str) -> str:
@@ -113,12 +103,3 @@ def _checksum(tensors: dict[str, Tensor], facts: str) -> str:
         digest.update(f"\n{name} {value.dtype} {list(value.shape)}\n".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,6 +17,7 @@ from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.datasets.base import DataSpec
 from quickbloom.common.errors import ConfigError, DataError, as_told
+from quickbloom.common.metric import CHOSEN_BY, of_kind
 from quickbloom.common.models import MODELS, build_model
 from quickbloom.common.printable import flaw_of
 
@@ -98,7 +99,7 @@ class _Run(_Facts):
 
 
 class _Score(_Facts):
-    name: Annotated[str, Field(pattern="^(accuracy|mse)$")]
+    name: Annotated[str, Field(pattern=f"^({'|'.join(metric.name for metric in CHOSEN_BY)})$")]
     before: Annotated[float, Field(ge=-1, le=1e300)] | None
     after: Annotated[float, Field(ge=-1, le=1e300)] | None
     test: Count
@@ -179,7 +180,7 @@ class RunFacts(CheckpointFacts):
 
     @model_validator(mode="after")
     def _best(self) -> "RunFacts":
-        metric = "accuracy" if self.spec[0] == "classification" else "mse"
+        metric = of_kind(self.spec[0]).name
         if self.so_far.best is not None and metric not in self.so_far.best:
             raise ValueError(f"`so-far.best` must have a number `{metric}`")
         return self

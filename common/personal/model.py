@@ -33,7 +33,7 @@ from quickbloom.common.maths.params import Params, all_finite, mismatch
 from quickbloom.common.models import MODELS
 from quickbloom.common.personal import checkpoint, facts
 from quickbloom.common.personal import trust as trusted
-from quickbloom.common.system import private
+from quickbloom.common.system.whole_files import write_private
 
 PERSONAL = "quickbloom-personal-1"
 SUFFIX = ".safetensors"
@@ -96,11 +96,10 @@ def adapt(
     if not all_finite(personal):
         raise DataError(f"the personal model of the task '{task_id}' is not finite: adapt with a lower rate")
     card = make_card(dataset, task_id, config, origin)
-    name = "accuracy" if dataset.spec.kind == "classification" else "mse"
     # JSON has no infinity and no NaN.
     scores = {"before": before, "after": after}
     known = {when: value if math.isfinite(value) else None for when, value in scores.items()}
-    card["score"] = {"name": name, **known, "test": len(test.x)}
+    card["score"] = {"name": dataset.spec.metric.name, **known, "test": len(test.x)}
     return Personal(personal, card)
 
 
@@ -166,7 +165,7 @@ def save(personal: Personal, path: Path) -> None:
     Raises OSError or SafetensorError.
     """
     checkpoint.write(path, personal.tensors, personal.card, PERSONAL, wait=True)
-    private.write_text(path.with_suffix(".json"), json.dumps(personal.card, indent=2) + "\n")
+    write_private(path.with_suffix(".json"), json.dumps(personal.card, indent=2) + "\n")
 
 
 def load(path: Path, trust: Collection[str] = ()) -> Personal:

@@ -1,4 +1,4 @@
-"""Private folders and files for what is later executed or loaded: nobody else can replace them."""
+"""Private folders for what is later executed or loaded: nobody else can replace it."""
 
 import contextlib
 import os
@@ -35,19 +35,6 @@ def _is_kept(status: os.stat_result) -> bool:
     """Return whether others are unable to rename the entries of a folder, except for its owner and group."""
     trusted = status.st_uid in (0, os.getuid())
     return trusted and (not status.st_mode & 0o002 or bool(status.st_mode & stat.S_ISVTX))
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a text file, atomically, that nobody else can read. Raises OSError."""
-    partial = file.with_suffix(".partial")
-    try:
-        partial.unlink(missing_ok=True)  # left by a killed process, or a link planted by somebody else
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as opened:
-            opened.write(text)
-        partial.replace(file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _places(name: str) -> Iterator[Path]:

@@ -1,13 +1,13 @@
-"""Ends child processes together with everything that they started."""
+"""Starts child processes, and ends them together with everything that they started."""
 
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ENDINGS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))  # Windows has two
 """Signals that end a command; each raises KeyboardInterrupt in it."""
@@ -28,6 +28,28 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def start(
+    command: Sequence[str], environment: Mapping[str, str], output: int | IO[Any] = subprocess.PIPE, folder: Path | None = None
+) -> subprocess.Popen[str]:
+    """Start a program whose output, errors among it, is text to read from `stdout`, or goes to the file `output`.
+
+    It leads a session of its own: Ctrl-C reaches this process alone, which then ends it in order (`end_group`). It has no
+    input. `environment`: the whole of its variables; `folder`: its working directory, by default this one.
+    """
+    return subprocess.Popen(
+        command,
+        env=environment,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
 
 
 def end_group(process: subprocess.Popen[Any], patience: float = 10.0) -> None:

@@ -1,4 +1,4 @@
-"""Directories for temporary files: a check of TMPDIR, and short paths for sockets."""
+"""Directories that must be writable: a check of TMPDIR, short paths for sockets, folders to make."""
 
 import os
 import sys
@@ -49,6 +49,13 @@ def short(longest: int) -> str:
         f"Unix sockets need a directory for temporary files whose path has at most {longest} bytes, and none of "
         f"{', '.join(_SHORT)} can be written: name a shorter one in the environment variable `TMPDIR`"
     )
+
+
+def make_writable(directory: Path) -> None:
+    """Make a directory if need be. Raises OSError unless this user can write files to it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory):
+        pass
 
 
 def _write_into(directory: str) -> None:

@@ -1,20 +1,21 @@
 """`quickbloom compare`: several algorithms on the same tasks."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from quickbloom.common.algorithms import ALGORITHMS
-from quickbloom.common.config.key_value import assignment
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.errors import DataError
 from quickbloom.common.system.processes import cores
 from quickbloom.common.system.terminal import FAILED, STOPPED, console, paper, say, say_error
 from quickbloom.server_app.cli.options import DATASETS
-from quickbloom.server_app.launch.prepare import own_data
 from quickbloom.server_app.runs.directory import to_json
+
+if TYPE_CHECKING:
+    from quickbloom.server_app.comparing.plan import Plan
 
 _DEFAULT = RunConfig()
 
@@ -52,45 +53,55 @@ def compare(
 
     Example: quickbloom compare --algorithms fedavg,reptile,maml,protonet --dataset digits --seeds 3
     """
-    from quickbloom.server_app.comparing import plan as comparing
-    from quickbloom.server_app.comparing import result as comparison
+    from quickbloom.server_app.comparing import comparison
+    from quickbloom.server_app.comparing.plan import locked
 
-    own = own_data(data, task, target, None if dataset == _DEFAULT.dataset else dataset)
-    dataset = str(own.pop("dataset", dataset))
-    set_ = [*(assignment(key, value) for key, value in own.items()), *(set_ or [])]
-    plan = comparing.Plan(
-        tuple(dict.fromkeys(name.strip() for name in algorithms.split(","))),
-        comparing.parse_seeds(seeds),
-        dataset,
-        rounds,
-        comparing.parse_rates(inner_lrs) if inner_lrs is not None else comparing.recommended_rates(dataset),
-        tuple(set_),
-        simulation,
+    plan = comparison.planned(
+        list(dict.fromkeys(name.strip() for name in algorithms.split(","))),
+        dataset=None if dataset == _DEFAULT.dataset else dataset,
+        data=data,
+        task=task,
+        target=target,
+        seeds=seeds,
+        rounds=rounds,
+        inner_lrs=inner_lrs,
+        settings=set_ or [],
+        simulation=simulation,
+        target_score=target_score,
     )
-    plan.check(target_score)
-    directory = output or Path("runs") / f"compare-{dataset}"
-    jobs = jobs or (1 if simulation else cores())
-    with comparing.locked(directory):
+    directory = comparison.place(plan, output)
+    with locked(directory):
         say(plan.describe())
-        try:
-            entries = comparing.compare(plan, directory, jobs, console)
-        except KeyboardInterrupt:
-            say(f"Stopped; repeat the command to go on: {directory} keeps what is finished.")
-            raise typer.Exit(STOPPED) from None
-        except comparing.CompareError as error:
-            say_error(str(error))
-            raise typer.Exit(FAILED) from None
-        result = comparison.assemble(plan, entries, target_score)
-        comparison.write(result, directory)
+        result = _carried_out(plan, directory, jobs or (1 if simulation else cores()), target_score)
         _write_comparison_page(result, directory)
-    if json_:
-        print(to_json(result))
-    else:
-        paper().print(comparison.rich_table(result))
-        for line in (*comparison.caption(result), *comparison.failures(result)):
-            Console(emoji=False).print(line, markup=False, highlight=False, soft_wrap=True)
+    _show(result, json_)
     if all(row["failed"] == len(row["runs"]) for row in result["algorithms"]):
         raise typer.Exit(FAILED)
+
+
+def _carried_out(plan: "Plan", directory: Path, jobs: int, target_score: float | None) -> dict[str, Any]:
+    from quickbloom.server_app.comparing.comparison import carry_out
+    from quickbloom.server_app.comparing.plan import CompareError
+
+    try:
+        return carry_out(plan, directory, jobs, console, target_score)
+    except KeyboardInterrupt:
+        say(f"Stopped; repeat the command to go on: {directory} keeps what is finished.")
+        raise typer.Exit(STOPPED) from None
+    except CompareError as error:
+        say_error(str(error))
+        raise typer.Exit(FAILED) from None
+
+
+def _show(result: dict[str, Any], as_json: bool) -> None:
+    from quickbloom.server_app.comparing.result import caption, failures, rich_table
+
+    if as_json:
+        print(to_json(result))
+        return
+    paper().print(rich_table(result))
+    for line in (*caption(result), *failures(result)):
+        Console(emoji=False).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _write_comparison_page(result: dict[str, Any], directory: Path) -> None:

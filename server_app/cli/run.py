@@ -2,8 +2,9 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -73,26 +74,33 @@ def run(
             )
         _leave_one_out(settings, output, json_, verbose)
         return
-    if trust and "resume-from" not in settings and resume is None:
-        raise ConfigError("`--trust-model` is for `--resume`: to train a model of your own, use `--set model=MODULE:FACTORY`")
-    if trust:
-        settings["model"] = trust
-    if resume is not None:
-        settings["resume-from"] = str(resume)
+    settings |= _of_resuming(resume, trust, settings)
     if output is not None:
         settings["output-dir"] = str(output.expanduser().absolute())
     code, summary = follow(settle(settings, connection, nodes, in_process), verbose)
     if summary is None:
         raise typer.Exit(code)
-    if json_:
-        print(json.dumps(summary))
-    else:
-        Console(emoji=False).print(result_table(summary))
-        for line in few_tasks(summary, own_file=data is not None):
-            say(line)
-        say(f"Run directory: {summary['run_dir']}")
+    _show(summary, json_, own_file=data is not None)
     if not no_report:
         _try_report(Path(str(summary["run_dir"])))
+
+
+def _of_resuming(resume: Path | None, trust: str, settings: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """The settings that `--resume` and `--trust-model` stand for."""
+    if trust and "resume-from" not in settings and resume is None:
+        raise ConfigError("`--trust-model` is for `--resume`: to train a model of your own, use `--set model=MODULE:FACTORY`")
+    found: dict[str, Scalar] = {"model": trust} if trust else {}
+    return found if resume is None else {**found, "resume-from": str(resume)}
+
+
+def _show(summary: dict[str, Any], as_json: bool, *, own_file: bool) -> None:
+    if as_json:
+        print(json.dumps(summary))
+        return
+    Console(emoji=False).print(result_table(summary))
+    for line in few_tasks(summary, own_file=own_file):
+        say(line)
+    say(f"Run directory: {summary['run_dir']}")
 
 
 def _leave_one_out(settings: dict[str, Scalar], output: Path | None, json_: bool, verbose: bool) -> None:

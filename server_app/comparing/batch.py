@@ -27,6 +27,7 @@ from quickbloom.common.errors import FILE_TROUBLE
 from quickbloom.common.models import MODELS, is_own_model
 from quickbloom.common.system import user_code
 from quickbloom.common.system.processes import end_group, uninterrupted
+from quickbloom.common.system.whole_files import whole
 from quickbloom.server_app.events.file import read_events
 from quickbloom.server_app.events.kinds import Failed, Warned
 from quickbloom.server_app.launch.flower_run import CPU_ENVIRONMENT
@@ -227,9 +228,8 @@ def _finish(run: Run, code: int, facts: dict[str, Any]) -> Result:
         # A run that failed is not kept: what stood in its way may be gone the next time.
         said = (run.directory / _LOG).read_text(encoding="utf-8", errors="replace").strip()
         return Result(run, facts, code, _failure(said))
-    partial = run.directory / f".{_FINISHED}.partial"
-    partial.write_text(json.dumps(facts), encoding="utf-8")
-    partial.replace(run.directory / _FINISHED)
+    with whole(run.directory / _FINISHED) as file:
+        json.dump(facts, file)
     return Result(run, facts)
 
 

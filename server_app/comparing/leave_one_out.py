@@ -16,11 +16,10 @@ from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
 from quickbloom.common.datasets import load_dataset
 from quickbloom.common.datasets.base import resolve_data_dir
 from quickbloom.common.errors import ConfigError
-from quickbloom.common.files import whole
-from quickbloom.common.formatting import score
+from quickbloom.common.metric import Metric, metric_of, named
 from quickbloom.common.spreadsheets import write_csv
 from quickbloom.common.system.terminal import OK, say
-from quickbloom.common.wording import metric_name
+from quickbloom.common.system.whole_files import whole
 from quickbloom.server_app.launch.follow import follow_here
 from quickbloom.server_app.launch.prepare import check_locally
 from quickbloom.server_app.runs.directory import RunDirectory, spread
@@ -44,9 +43,9 @@ def run_all(settings: Mapping[str, Scalar], directory: Path, verbose: bool) -> t
             return code, None
         summaries.append(summary)
         (row,) = rows([task], [summary])
-        before, after = (score(row[f"{metric(summary)}_{when}"], metric(summary)) for when in ("before", "after"))
-        say(f"{len(summaries)}/{len(tasks)} {task} left out: {metric_name(metric(summary))} {before} -> {after}")
-    found = result(rows(tasks, summaries), metric(summaries[0]))
+        metric = metric_of(summary["test"])
+        say(f"{len(summaries)}/{len(tasks)} {task} left out: {metric.title} {metric.change(*_scores(row, metric), '->')}")
+    found = result(rows(tasks, summaries), metric_of(summaries[0]["test"]))
     write(directory, found)
     return OK, found
 
@@ -76,7 +75,7 @@ def rows(tasks: Sequence[str], summaries: Sequence[Mapping[str, Any]]) -> list[d
     """One row for each task: its score before and after adaptation, at the rate and step that its fold chose."""
     listed = []
     for task, summary in zip(tasks, summaries, strict=True):
-        name = metric(summary)
+        name = metric_of(summary["test"]).name
         curve, chosen = summary["test"][name]["mean"], summary["chosen"]
         scores = {f"{name}_before": curve[0], f"{name}_after": curve[chosen["adapt_steps"]]}
         others = {"train": summary["tasks"]["train"], "validation": summary["tasks"]["validation"]}
@@ -84,18 +83,21 @@ def rows(tasks: Sequence[str], summaries: Sequence[Mapping[str, Any]]) -> list[d
     return listed
 
 
-def metric(summary: Mapping[str, Any]) -> str:
-    return "accuracy" if "accuracy" in summary["test"] else "mse"
+def _scores(row: Mapping[str, Any], metric: Metric) -> tuple[float | None, float | None]:
+    """Before and after adaptation. A fold that diverged is null in its summary."""
+    return row[f"{metric.name}_before"], row[f"{metric.name}_after"]
 
 
-def result(folds: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
+def result(folds: Sequence[Mapping[str, Any]], metric: Metric) -> dict[str, Any]:
     """What `--json` prints: the folds, and mean, 95 % half-width and worst tenth over them, before and after."""
-    # A fold that diverged is null in its summary.
-    scores = [
-        [np.nan if row[f"{name}_{when}"] is None else row[f"{name}_{when}"] for when in ("before", "after")] for row in folds
-    ]
-    over = spread(np.array(scores, dtype=np.float64), higher_is_better=name == "accuracy")
-    return {"schema": 1, "metric": name, "folds": list(folds), **{part: over[part] for part in ("mean", "ci95", "worst10")}}
+    # NumPy makes NaN of None.
+    over = spread(np.array([_scores(row, metric) for row in folds], dtype=np.float64), metric)
+    return {
+        "schema": 1,
+        "metric": metric.name,
+        "folds": list(folds),
+        **{part: over[part] for part in ("mean", "ci95", "worst10")},
+    }
 
 
 def write(directory: Path, found: Mapping[str, Any]) -> None:
@@ -108,22 +110,14 @@ def write(directory: Path, found: Mapping[str, Any]) -> None:
 
 def table(found: Mapping[str, Any]) -> Table:
     """The same for a person."""
-    name = found["metric"]
-    shown = Table(
-        title=f"{len(found['folds'])} tasks, each held out once: {metric_name(name)}" + " in %" * (name == "accuracy")
-    )
+    metric = named(found["metric"])
+    shown = Table(title=f"{len(found['folds'])} tasks, each held out once: {metric.heading}")
     for heading in ("held-out task", "trained on", "before", "after", "rate", "steps"):
         shown.add_column(heading, justify="left" if heading == "held-out task" else "right")
     for row in found["folds"]:
-        cells = [_number(row[f"{name}_{when}"], name) for when in ("before", "after")]
+        cells = map(metric.number, _scores(row, metric))
         shown.add_row(escape(row["task"]), str(row["train"]), *cells, f"{row['adapt_lr']:g}", str(row["adapt_steps"]))
     shown.add_section()
-    cells = [f"{_number(found['mean'][i], name)} ± {_number(found['ci95'][i], name)}" for i in (0, 1)]
-    shown.add_row("mean", "", *cells, "", "")
+    means = [f"{metric.number(found['mean'][i])} ± {metric.number(found['ci95'][i])}" for i in (0, 1)]
+    shown.add_row("mean", "", *means, "", "")
     return shown
-
-
-def _number(value: float | None, name: str) -> str:
-    if value is None or not np.isfinite(value):
-        return "diverged"
-    return f"{100 * value:.1f}" if name == "accuracy" else f"{value:.4g}"

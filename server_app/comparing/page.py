@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quickbloom.common.formatting import score
-from quickbloom.common.wording import axis_name
+from quickbloom.common.metric import Metric, named
 from quickbloom.server_app.comparing.result import caption, failures, table
 from quickbloom.server_app.reporting.drawing import QUIET, every, picture, possible, style, whole_numbers
 from quickbloom.server_app.reporting.page import (
@@ -69,7 +68,7 @@ def _band(result: Mapping[str, Any]) -> str:
 
 def _plots(result: Mapping[str, Any]) -> tuple[list[Picture], list[str]]:
     """(plots of what there are numbers for, why the others are missing, in sentences). Nothing is smoothed."""
-    metric = result["metric"]
+    metric = named(result["metric"])
     described: list[tuple[str, str, str, Points]] = [
         (
             "Validation tasks while training",
@@ -86,7 +85,7 @@ def _plots(result: Mapping[str, Any]) -> tuple[list[Picture], list[str]]:
         (
             "Test tasks, with few examples",
             "Adapted on the first examples of each class alone, at the chosen rate and step.",
-            "support examples per class" if metric == "accuracy" else "support examples",
+            "support examples per class" if metric.kind == "classification" else "support examples",
             lambda run: {int(count): score for count, score in run["shots"].items()},
         ),
     ]
@@ -120,8 +119,8 @@ def _over_seeds(runs: Sequence[Row], points: Points) -> list[tuple[float, float,
     ]
 
 
-def _picture(heading: str, text: str, lines: Mapping[str, Line], label: str, metric: str, target: float | None) -> Picture:
-    scale = 100 if metric == "accuracy" else 1
+def _picture(heading: str, text: str, lines: Mapping[str, Line], label: str, metric: Metric, target: float | None) -> Picture:
+    scale = metric.scale
 
     def draw(axes: "Axes") -> None:
         for number, (name, line) in enumerate(lines.items()):
@@ -131,9 +130,9 @@ def _picture(heading: str, text: str, lines: Mapping[str, Line], label: str, met
             axes.fill_between(x, low, high, alpha=0.15, color=style(number)["color"], lw=0)
         if target is not None:
             axes.axhline(scale * target, color=QUIET, ls="--", lw=1, label="target")
-        axes.set(xlabel=label, ylabel=axis_name(metric))
+        axes.set(xlabel=label, ylabel=metric.axis)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
         whole_numbers(axes)
 
-    ends = ", ".join(f"{name} {score(line[-1][1], metric)}" for name, line in lines.items())
+    ends = ", ".join(f"{name} {metric.score(line[-1][1])}" for name, line in lines.items())
     return picture(heading, f"{text} At the end: {ends}.", draw)

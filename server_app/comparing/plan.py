@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -23,6 +22,7 @@ from quickbloom.common.datasets import DATASETS, load_dataset
 from quickbloom.common.datasets.base import resolve_data_dir
 from quickbloom.common.errors import ConfigError, OneLineError
 from quickbloom.common.formatting import counted
+from quickbloom.common.metric import LOSS, metric_of
 from quickbloom.common.printable import one_line
 from quickbloom.common.system import locks
 from quickbloom.common.system.terminal import say
@@ -192,8 +192,8 @@ def choose(results: Sequence[Result]) -> Result | None:
     usable = [(scores, result) for result in results if (scores := validation_score(result)) is not None]
     if not usable:
         return None
-    sign = -1 if metric_of(usable[0][1].summary) == "accuracy" else 1
-    return min(usable, key=lambda pair: (sign * pair[0][0], pair[0][1]))[1]
+    metric = metric_of(usable[0][1].summary["validation"])
+    return min(usable, key=lambda pair: (metric.cost(pair[0][0]), pair[0][1]))[1]
 
 
 def validation_score(result: Result) -> tuple[float, float] | None:
@@ -202,13 +202,8 @@ def validation_score(result: Result) -> tuple[float, float] | None:
         return None
     summary = result.summary
     step, scores = summary["chosen"]["adapt_steps"], summary["validation"]
-    metric, loss = (scores[name]["mean"][step] for name in (metric_of(summary), "loss"))
-    return None if metric is None else (metric, math.inf if loss is None else loss)
-
-
-def metric_of(summary: dict[str, Any]) -> str:
-    """What a run measures: accuracy, or mse for regression."""
-    return "accuracy" if "accuracy" in summary["validation"] else "mse"
+    score, loss = (scores[metric.name]["mean"][step] for metric in (metric_of(scores), LOSS))
+    return None if score is None else (score, math.inf if loss is None else loss)
 
 
 def recommended_rates(dataset: str) -> tuple[float, ...]:
@@ -304,12 +299,8 @@ def _outcome(result: Result) -> str:
     scores = validation_score(result)
     if scores is None:
         return f"failed: {result.failure}" if result.code else "diverged"
-    name = metric_of(result.summary)
-    return (
-        f"validation accuracy {100 * scores[0]:.1f} %"
-        if name == "accuracy"
-        else f"validation mean squared error {scores[0]:.4g}"
-    )
+    metric = metric_of(result.summary["validation"])
+    return f"validation {metric.title} {metric.score(scores[0])}"
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ from rich.table import Table
 
 from quickbloom import __version__
 from quickbloom.common.algorithms import ALGORITHMS
-from quickbloom.common.formatting import size
-from quickbloom.common.wording import data_name, metric_name
+from quickbloom.common.formatting import data_name, size
+from quickbloom.common.metric import ACCURACY, Metric, metric_of, named
 from quickbloom.server_app.comparing.batch import Result
-from quickbloom.server_app.comparing.plan import Entry, Plan, inner_lr, metric_of, validation_score
+from quickbloom.server_app.comparing.plan import Entry, Plan, inner_lr, validation_score
 from quickbloom.server_app.runs.directory import RunDirectory
 
 STEPS = (1, 5, 10)
@@ -32,7 +32,7 @@ def assemble(plan: Plan, entries: Sequence[Entry], target: float | None) -> dict
     """What comparison.json holds. `target`: a validation score; None lets the algorithms' own results decide."""
     rows = [_row(entry) for entry in entries]
     done = [run for row in rows for run in row["runs"] if not run["failure"]]
-    metric = done[0]["metric"] if done else "accuracy"
+    metric = named(done[0]["metric"]) if done else ACCURACY
     value, origin = (target, "as asked") if target is not None else default_target(rows, metric)
     for row in rows:
         for run in row["runs"]:
@@ -42,7 +42,7 @@ def assemble(plan: Plan, entries: Sequence[Entry], target: float | None) -> dict
         "schema": 1,
         "dataset": plan.dataset,
         "data": data_name(plan.candidates(plan.algorithms[0])[0].config().flat()),
-        "metric": metric,
+        "metric": metric.name,
         "seeds": list(plan.seeds),
         "tasks": done[0]["tasks"] if done else {},
         "nodes": 2 if plan.simulation else 1,
@@ -114,11 +114,11 @@ def figures(result: Result) -> Figures:
     if known["failure"]:
         return known
     summary = result.summary
-    metric, step = metric_of(summary), summary["chosen"]["adapt_steps"]
-    scores, (validation, _) = summary["test"][metric], validation_score(result) or (None, None)
-    shots = summary.get("shots") or {"shots": [], metric: {"mean": []}}
+    metric, step = metric_of(summary["test"]), summary["chosen"]["adapt_steps"]
+    scores, (validation, _) = summary["test"][metric.name], validation_score(result) or (None, None)
+    shots = summary.get("shots") or {"shots": [], metric.name: {"mean": []}}
     return known | {
-        "metric": metric,
+        "metric": metric.name,
         "tasks": summary["tasks"],
         "adapt_lr": summary["chosen"]["adapt_lr"] if ALGORITHMS[run.setup.algorithm].uses_adapt_lr else None,
         "adapt_steps": step,
@@ -128,43 +128,41 @@ def figures(result: Result) -> Figures:
         "after": scores["mean"][step],
         "worst10": scores["worst10"][step],
         "steps": scores["mean"],
-        "shots": dict(zip(map(str, shots["shots"]), shots[metric]["mean"], strict=True)),
+        "shots": dict(zip(map(str, shots["shots"]), shots[metric.name]["mean"], strict=True)),
         "curve": curve(result.rounds, metric),
         "seconds": summary["seconds"]["total"],
     }
 
 
-def curve(rounds: Sequence[Mapping[str, Any]], metric: str) -> list[list[float]]:
+def curve(rounds: Sequence[Mapping[str, Any]], metric: Metric) -> list[list[float]]:
     """[round, validation score, bytes up and down so far] of every evaluation.
 
     The score is that of the step that was best in that round, as at the end of a run.
     """
-    best: Callable[[list[float]], float] = max if metric == "accuracy" else min
     points, sent = [], 0
     for record in rounds:
         sent += record["bytes"]["up"] + record["bytes"]["down"]
-        scores = [value for value in record.get("validation", {}).get(metric, [])[1:] if value is not None]
+        scores = [value for value in record.get("validation", {}).get(metric.name, [])[1:] if value is not None]
         if scores:
-            points.append([record["round"], round(best(scores), _DIGITS), sent])
+            points.append([record["round"], round(metric.best(scores), _DIGITS), sent])
     return points
 
 
-def default_target(rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[float | None, str]:
+def default_target(rows: Sequence[Mapping[str, Any]], metric: Metric) -> tuple[float | None, str]:
     """(validation score, where it comes from): what fedavg ends at, mean over seeds; else what the worst ends at."""
     ends = {row["algorithm"]: _mean([run.get("validation") for run in row["runs"] if not run["failure"]]) for row in rows}
     known = {name: end for name, end in ends.items() if end is not None}
     if not known:
         return None, "no run has a score"
-    worst = min if metric == "accuracy" else max
-    name = _BASELINE if _BASELINE in known else worst(known, key=known.__getitem__)
+    name = _BASELINE if _BASELINE in known else max(known, key=lambda name: metric.cost(known[name]))
     over = ", mean over seeds" if any(len(row["runs"]) > 1 for row in rows) else ""
     return round(known[name], _DIGITS), f"what {name} ends at{over}"
 
 
-def to_target(points: Sequence[Sequence[float]], target: float | None, metric: str) -> tuple[int | None, int | None]:
+def to_target(points: Sequence[Sequence[float]], target: float | None, metric: Metric) -> tuple[int | None, int | None]:
     """(rounds, bytes) to the first evaluation that is at least as good as the target; (None, None) if there is none."""
     for number, score, sent in points:
-        if target is not None and (score >= target if metric == "accuracy" else score <= target):
+        if target is not None and metric.reaches(score, target):
             return int(number), int(sent)
     return None, None
 
@@ -195,7 +193,7 @@ def _after(summary: Mapping[str, Any]) -> float | None:
     test = summary["test"]
     if test is None:
         return None
-    value = test["accuracy" if "accuracy" in test else "mse"]["mean"][summary["chosen"]["adapt_steps"]]
+    value = test[metric_of(test).name]["mean"][summary["chosen"]["adapt_steps"]]
     return None if value is None or not math.isfinite(value) else value
 
 
@@ -211,7 +209,7 @@ def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for row in result["algorithms"]:
         cells = [_name(row), _span(row["runs"], "inner_lr"), _adaptation(row["runs"])]
-        cells += [_score(row, name, result["metric"]) for name in scored]
+        cells += [_score(row, name, named(result["metric"])) for name in scored]
         reached = f" ({row['reached']} of {len(row['runs'])})" if row["reached"] and len(result["seeds"]) > 1 else ""
         cells.append(_plain(row, "rounds_to_target") + reached)
         sent = row["mean"]["bytes_to_target"]
@@ -221,16 +219,16 @@ def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def caption(result: Mapping[str, Any]) -> list[str]:
     """What one has to know to read the table, in sentences."""
-    metric, seeds, target = result["metric"], result["seeds"], result["target"]["validation"]
-    what = "accuracy in %" if metric == "accuracy" else f"{metric_name(metric)} (lower is better)"
+    metric, seeds, target = named(result["metric"]), result["seeds"], result["target"]["validation"]
+    what = metric.heading if metric.higher_is_better else f"{metric.heading} (lower is better)"
     over = f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
     sentences = [f"{result['data']}: {what} on {result['tasks'].get('test', 0)} held-out test tasks, {over}."]
     sentences += _choices(result)
     if target is not None:
         nodes = result["nodes"]
         sentences.append(
-            f"Target: validation {metric} {target:.4g} ({result['target']['origin']}), looked at when a run evaluates, every "
-            f"{result['evaluate_every']} rounds and after the last; bytes: tensors up and down until then, evaluations "
+            f"Target: validation {metric.name} {target:.4g} ({result['target']['origin']}), looked at when a run evaluates, "
+            f"every {result['evaluate_every']} rounds and after the last; bytes: tensors up and down until then, evaluations "
             f"included, with {nodes} node{'s' * (nodes > 1)}"
             + ("; in brackets: seeds that reached it, over which the mean is." if len(seeds) > 1 else ".")
         )
@@ -330,13 +328,9 @@ def _span(runs: Sequence[Figures], name: str) -> str:
     return f"{low:g}" if low == high else f"{low:g}-{high:g}"
 
 
-def _score(row: Mapping[str, Any], name: str, metric: str) -> str:
-    mean, sd = row["mean"][name], row["sd"][name]
-    if mean is None:
-        return "-"
-    if metric == "accuracy":
-        return f"{100 * mean:.1f}" + (f" ± {100 * sd:.1f}" if sd is not None else "")
-    return f"{mean:.4g}" + (f" ± {sd:.2g}" if sd is not None else "")
+def _score(row: Mapping[str, Any], name: str, metric: Metric) -> str:
+    mean = row["mean"][name]
+    return "-" if mean is None else metric.number(mean, row["sd"][name])
 
 
 def _plain(row: Mapping[str, Any], name: str) -> str:

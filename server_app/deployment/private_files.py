@@ -10,6 +10,7 @@ from pathlib import Path
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.system import locks
 from quickbloom.common.system.processes import uninterrupted
+from quickbloom.common.system.whole_files import new
 
 
 @contextmanager
@@ -63,13 +64,15 @@ def write_whole(directory: Path, files: Mapping[str, bytes], private: Set[str], 
 def replace_all(files: Mapping[Path, bytes], private: Set[str], owner: int | None) -> None:
     """Put new content in place of several files that belong together, once all of it is on the disk."""
     partial = {path: path.with_name(f".{path.name}.partial") for path in files}
-    for path, content in files.items():
-        partial[path].unlink(missing_ok=True)
-        write(partial[path], content, path.name in private)
-        give(partial[path], owner)
-    with uninterrupted():
-        for path in files:
-            partial[path].replace(path)
+    with ExitStack() as stack:
+        for path, content in files.items():
+            partial[path].unlink(missing_ok=True)
+            stack.callback(partial[path].unlink, missing_ok=True)
+            write(partial[path], content, path.name in private)
+            give(partial[path], owner)
+        with uninterrupted():
+            for path in files:
+                partial[path].replace(path)
 
 
 def make_directory(path: Path) -> None:
@@ -81,7 +84,7 @@ def make_directory(path: Path) -> None:
 def write(path: Path, content: bytes, private: bool) -> None:
     """A new file, on the disk when this returns, that nobody but its owner could read at any moment if it is `private`."""
     mode = 0o600 if private else 0o644
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+    with os.fdopen(new(path, mode), "wb") as file:
         os.fchmod(file.fileno(), mode)  # whatever the umask says
         file.write(content)
         file.flush()

@@ -6,7 +6,6 @@ Both become Flower's own program (exec), so that signals and the exit code are i
 import os
 import socket
 import ssl
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -15,6 +14,7 @@ from quickbloom.common.errors import QuickbloomError
 from quickbloom.common.flower import registry, transport, workers
 from quickbloom.common.flower import superlink as flower_superlink
 from quickbloom.common.system import loopback
+from quickbloom.common.system.temporary import make_writable
 from quickbloom.common.system.tls import distrust
 from quickbloom.server_app.deployment.certificates import check_certificate, load_certificate
 from quickbloom.server_app.launch.flower_run import environment
@@ -100,9 +100,7 @@ def _readable(path: Path) -> None:
 
 def _writable(directory: Path) -> None:
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
+        make_writable(directory)
     except OSError as error:
         raise ServeError(
             f"the directory '{directory}' must be one that user {os.getuid()} can write ({error.strerror}): "

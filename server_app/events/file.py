@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from quickbloom.common.files import whole
+from quickbloom.common.system.whole_files import whole
 from quickbloom.server_app.events.kinds import Ended, Event, Stopped, from_line, to_line
 
 FILE = "events.jsonl"

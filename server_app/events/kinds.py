@@ -9,13 +9,23 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter
+
+from quickbloom.common.errors import DataError
+from quickbloom.common.metric import named
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 _DATA, _RESULT = ("algorithm", "dataset", "seed", "tasks"), ("rounds", "chosen", "test", "validation")
 IN_SUMMARY = frozenset((*_DATA, *_RESULT, "run_dir", "bytes", "seconds", "failures"))
 """What every summary has."""
+
+
+def _known(name: str) -> str:
+    try:
+        return named(name).name
+    except DataError as error:  # a reader passes over scores by a metric that only a newer version has
+        raise ValueError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -48,11 +58,11 @@ class RollCalled:
 class Scored:
     """The validation tasks were scored after a round: the mean before and after `adapt_steps` steps with `adapt_lr`.
 
-    `metric`: "accuracy" (0..1) or "mse"; `tasks`: how many were scored.
+    `metric`: the name of one of `common.metric`, such as "accuracy" (0..1); `tasks`: how many were scored.
     """
 
     round: int
-    metric: str
+    metric: Annotated[str, AfterValidator(_known)]
     before: Number
     after: Number
     adapt_lr: float

@@ -25,8 +25,8 @@ from quickbloom.server_app.messaging.population import Population
 class Evaluation:
     """The held-out tasks of one run. `lineage` names the training, as in the strategy.
 
-    `lrs`: the rates of adaptation to choose from; `last`: the newest scores of the validation tasks; `best`: the evaluation
-    with the best of them so far, as in summary.json.
+    `metric`: what the nodes measure; `lrs`: the rates of adaptation to choose from; `last`: the newest scores of the
+    validation tasks; `best`: the evaluation with the best of them so far, as in summary.json.
     """
 
     def __init__(
@@ -37,17 +37,12 @@ class Evaluation:
         self._inner_lr = inner_lr
         self._messages = messages
         self._lineage = lineage
-        self.higher_is_better = population.spec.kind == "classification"
+        self.metric = population.spec.metric
         # The algorithm's own inner rate is a candidate as well: it is what the meta-parameters were trained for.
         self.lrs = sorted({*config.lrs, inner_lr})
         self.last: Scores | None = None
         self.best: dict[str, Any] | None = None
         self._chosen: tuple[Scores, tuple[float, int]] | None = None
-
-    @property
-    def metric(self) -> str:
-        """What the nodes measure: "accuracy", or "mse" for regression."""
-        return "accuracy" if self.higher_is_better else "mse"
 
     def due(self, server_round: int) -> bool:
         """Whether the validation tasks are scored after this round: every `evaluate-every` rounds and after the last one."""
@@ -125,7 +120,7 @@ class Evaluation:
         if not scores.task_ids:
             return None
         lr, step = self.chosen_rate()
-        at, name = scores.lrs.index(lr), self.metric
+        at, name = scores.lrs.index(lr), self.metric.name
         curve = scores.metrics[:, at].mean(axis=0)
         self._remember_best({"round": server_round, "adapt_lr": lr, "adapt_steps": step, name: float(curve[step])})
         losses = scores.losses[:, at].mean(axis=0)
@@ -134,14 +129,14 @@ class Evaluation:
 
     def _remember_best(self, scored: dict[str, Any]) -> None:
         """The evaluation with the best validation score so far; of equal ones the first."""
-        sign = -1 if self.higher_is_better else 1
-        value = scored[self.metric]
-        if math.isfinite(value) and (self.best is None or sign * value < sign * self.best[self.metric]):
+        metric = self.metric
+        value = scored[metric.name]
+        if math.isfinite(value) and (self.best is None or metric.is_better(value, self.best[metric.name])):
             self.best = scored
 
     def choose_rate(self, scores: Scores) -> tuple[float, int]:
         """(learning rate, steps >= 1) with the best mean metric; ties go to the lower loss, then to fewer steps."""
-        return best_rate(scores, higher_is_better=self.higher_is_better)
+        return best_rate(scores, self.metric)
 
     def chosen_rate(self) -> tuple[float, int]:
         """(learning rate, steps) by the validation tasks as they were scored last; without any the inner rate, all steps."""

@@ -1,10 +1,11 @@
 """Scores of held-out tasks, and the rate and number of steps of adaptation that they speak for."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from quickbloom.common.metric import LOSS, Metric
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,9 @@ class Scores:
         return Scores([ids[i] for i in order], self.lrs, losses[order], metrics[order], second)
 
 
-def best_rate(scores: Scores, *, higher_is_better: bool) -> tuple[float, int]:
+def best_rate(scores: Scores, metric: Metric) -> tuple[float, int]:
     """(learning rate, steps >= 1) with the best mean metric; ties go to the lower loss, then to fewer steps."""
-    sign = -1 if higher_is_better else 1
-    metric, loss = sign * scores.metrics.mean(axis=0), scores.losses.mean(axis=0)
-    candidates = [(i, step) for step in range(1, metric.shape[1]) for i in range(len(scores.lrs))]
-    best = min(candidates, key=lambda c: (_finite(metric[c]), _finite(loss[c])))
+    means, losses = scores.metrics.mean(axis=0), scores.losses.mean(axis=0)
+    candidates = [(i, step) for step in range(1, means.shape[1]) for i in range(len(scores.lrs))]
+    best = min(candidates, key=lambda c: (metric.cost(means[c]), LOSS.cost(losses[c])))
     return scores.lrs[best[0]], best[1]
-
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else math.inf

@@ -32,7 +32,7 @@ from quickbloom.common.errors import QuickbloomError
 from quickbloom.common.flower import callers, registry, simulation
 from quickbloom.common.system import surroundings, temporary, user_code
 from quickbloom.common.system.package import folders, not_sources
-from quickbloom.common.system.processes import end_all_with, end_group, sessions_with
+from quickbloom.common.system.processes import end_all_with, end_group, sessions_with, start
 from quickbloom.server_app.launch.connection import trouble
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -134,20 +134,11 @@ class LocalSuperLink:
         _put_simulation_into(self.home / "bin")
         command = callers.command("flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess")
         command += ["--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"]
+        variables = environment(self.home, self._modules, programs=self.home / "bin") | private_ray(token)
+        variables["RAY_TMPDIR"] = ray.name
         with self._log.open("w", encoding="utf-8") as log:
-            self._process = subprocess.Popen(
-                command,
-                env={
-                    **environment(self.home, self._modules, programs=self.home / "bin"),
-                    **private_ray(token),
-                    "RAY_TMPDIR": ray.name,
-                },
-                cwd=self.home,  # neutral: Flower imports the app from here before it looks into the bundle
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            # Its home is a neutral folder: Flower imports the app from there before it looks into the bundle.
+            self._process = start(command, variables, log, self.home)
         try:
             deadline = time.monotonic() + 60
             while not healthy(port):
@@ -237,9 +228,9 @@ class Run:
         command = [script("flwr"), "list", self._connection, "--run-id", str(self.run_id), "--format", "json"]
         answer = self._ask(command)
         try:
-            run: dict[str, Any] = json.loads(answer.stdout)["runs"][0]
+            run: dict[str, Any] = json.loads(answer)["runs"][0]
         except (ValueError, KeyError, IndexError):
-            return "unknown", answer.stdout.strip()
+            return "unknown", answer.strip()
         return str(run["status"]), str(run["status-details"])
 
     def stop(self) -> bool:
@@ -252,38 +243,18 @@ class Run:
         """End the process that follows the log."""
         end_group(self._stream)
 
-    def _ask(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        """Run one of Flower's commands to its end, out of reach of Ctrl-C; its output is empty if it took too long."""
+    def _ask(self, command: list[str]) -> str:
+        """Run one of Flower's commands to its end, and return what it printed; "" if it took too long."""
+        asked = start(command, self._env)
         try:
-            return subprocess.run(
-                command,
-                env=self._env,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=60,
-                check=False,
-                start_new_session=True,
-            )
+            return asked.communicate(timeout=60)[0]
         except subprocess.TimeoutExpired:
-            return subprocess.CompletedProcess(command, 1, "", "")
+            return ""
+        finally:
+            end_group(asked)
 
     def _start(self, command: list[str]) -> subprocess.Popen[str]:
-        # A session of its own, so that Ctrl-C reaches this program alone, which then stops the run in order.
-        return subprocess.Popen(
-            command,
-            env={**self._env, "PYTHONUNBUFFERED": "1", "COLUMNS": "1000"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-        )
+        return start(command, {**self._env, "PYTHONUNBUFFERED": "1", "COLUMNS": "1000"})
 
 
 def nest(settings: Mapping[str, Scalar]) -> dict[str, Any]:

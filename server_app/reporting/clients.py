@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from quickbloom.common.formatting import counted, score
-from quickbloom.common.wording import axis_name, change
-from quickbloom.server_app.reporting.drawing import QUIET, SERIES, percent, picture, short
+from quickbloom.common.formatting import counted
+from quickbloom.common.metric import Metric
+from quickbloom.server_app.reporting.drawing import QUIET, SERIES, picture, short
 from quickbloom.server_app.reporting.page import LISTED, Fold, Part, Picture, Table, Text
 from quickbloom.server_app.reporting.run_record import Client, RunFacts, tenth
 
@@ -22,16 +22,16 @@ def clients_of(run: RunFacts) -> list[Part]:
     clients = run.clients
     if not clients:
         return []
-    sign = 1 if run.metric == "accuracy" else -1
-    lost = sum(sign * (client.after - client.before) < 0 for client in clients)
+    metric = run.metric
+    lost = sum(metric.is_better(client.before, client.after) for client in clients)
     headings = ("client", "before", "after", "support examples", "test examples")
 
     def rows(listed: Sequence[Client]) -> list[list[str]]:
         return [
             [
                 client.task,
-                score(client.before, run.metric),
-                score(client.after, run.metric),
+                metric.score(client.before),
+                metric.score(client.after),
                 str(client.support),
                 str(client.test),
             ]
@@ -42,8 +42,8 @@ def clients_of(run: RunFacts) -> list[Part]:
     verb = "is" if lost == 1 else "are"
     told = f"{lost} of {counted(len(clients), 'unseen client')} {verb} worse off after adaptation than before."
     parts: list[Part] = [Text(told)]
-    parts += [_distribution(clients, run.metric)] if len(clients) > 1 else []
-    parts += [_one_by_one(clients, run.metric)] if len(clients) <= _NAMED else []
+    parts += [_distribution(clients, metric)] if len(clients) > 1 else []
+    parts += [_one_by_one(clients, metric)] if len(clients) <= _NAMED else []
     note = f" (the first {LISTED} of {len(worst)}; per_task.csv has all)" if len(worst) > LISTED else ""
     parts.append(Table(f"The worst 10 % after adaptation{note}", headings, rows(worst[:LISTED])))
     if len(clients) > len(worst):
@@ -54,28 +54,29 @@ def clients_of(run: RunFacts) -> list[Part]:
     return parts
 
 
-def _distribution(clients: Sequence[Client], metric: str) -> Picture:
-    before, after = ([v for v in percent(values, metric) if math.isfinite(v)] for values in _before_after(clients))
+def _distribution(clients: Sequence[Client], metric: Metric) -> Picture:
+    before, after = ([v for v in metric.scaled(values) if math.isfinite(v)] for values in _before_after(clients))
 
     def draw(axes: "Axes") -> None:
         import numpy as np
 
         both = before + after or [0.0]
         edges: Any = np.histogram_bin_edges(
-            both, bins=min(20, max(5, len(clients) // 4)), range=(0, 100) if metric == "accuracy" else None
+            both, bins=min(20, max(5, len(clients) // 4)), range=(0, 100) if metric.share else None
         )
         axes.hist(before, bins=edges, histtype="stepfilled", color=QUIET, alpha=0.35, label="before")
         axes.hist(after, bins=edges, histtype="step", color=SERIES[0], lw=2, label="after")
-        axes.set(xlabel=axis_name(metric), ylabel="clients")
+        axes.set(xlabel=metric.axis, ylabel="clients")
         axes.legend()
 
-    scale = 0.01 if metric == "accuracy" else 1
-    told = [f"median {score(scale * median(v), metric)} {when}" for v, when in ((before, "before"), (after, "after")) if v]
+    told = [
+        f"median {metric.score(median(v) / metric.scale)} {when}" for v, when in ((before, "before"), (after, "after")) if v
+    ]
     return picture("How many clients end where", f"{counted(len(clients), 'unseen client')}, {', '.join(told)}.", draw)
 
 
-def _one_by_one(clients: Sequence[Client], metric: str) -> Picture:
-    before, after = (percent(values, metric) for values in _before_after(clients))
+def _one_by_one(clients: Sequence[Client], metric: Metric) -> Picture:
+    before, after = (metric.scaled(values) for values in _before_after(clients))
 
     def draw(axes: "Axes") -> None:
         axes.hlines(range(len(clients)), before, after, color=QUIET, lw=1)
@@ -83,10 +84,10 @@ def _one_by_one(clients: Sequence[Client], metric: str) -> Picture:
         axes.plot(after, range(len(clients)), "o", color=SERIES[0], label="after")
         axes.set_yticks(range(len(clients)), [short(client.task) for client in clients])
         axes.invert_yaxis()
-        axes.set(xlabel=axis_name(metric))
+        axes.set(xlabel=metric.axis)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 
-    text = f"the worst is {short(clients[0].task)}, {change(clients[0].before, clients[0].after, metric)}; the table has all."
+    text = f"the worst is {short(clients[0].task)}, {metric.change(clients[0].before, clients[0].after)}; the table has all."
     return picture("Client by client", text, draw, height=max(2.6, 0.9 + 0.21 * len(clients)))
 
 

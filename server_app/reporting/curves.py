@@ -3,9 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
-from quickbloom.common.formatting import score
-from quickbloom.common.wording import axis_name, metric_name
-from quickbloom.server_app.reporting.drawing import QUIET, SERIES, every, percent, picture, possible, style, whole_numbers
+from quickbloom.server_app.reporting.drawing import QUIET, SERIES, every, picture, possible, style, whole_numbers
 from quickbloom.server_app.reporting.page import Fold, Part, Picture, Table, Text
 from quickbloom.server_app.reporting.run_record import RunFacts
 
@@ -34,19 +32,20 @@ def learning(run: RunFacts) -> list[Part]:
 
 
 def _validation(run: RunFacts) -> Picture:
+    metric = run.metric
     numbers, before, after, _ = zip(*run.evaluations, strict=True)
 
     def draw(axes: "Axes") -> None:
         for i, (values, label) in enumerate(((after, "after (best step)"), (before, "before"))):
             line = {**style(i), "color": QUIET} if i else style(i)
-            axes.plot(numbers, percent(values, run.metric), label=label, markevery=every(len(numbers)), **line)
-        axes.set(xlabel="round", ylabel=axis_name(run.metric))
+            axes.plot(numbers, metric.scaled(values), label=label, markevery=every(len(numbers)), **line)
+        axes.set(xlabel="round", ylabel=metric.axis)
         axes.legend()
         whole_numbers(axes)
 
-    last = f"before {score(before[-1], run.metric)}, after {score(after[-1], run.metric)}"
-    text = f"in round {numbers[0]} after adaptation {score(after[0], run.metric)}; in round {numbers[-1]} {last}."
-    return picture(f"Validation clients: {axis_name(run.metric)}", text, draw)
+    last = f"before {metric.score(before[-1])}, after {metric.score(after[-1])}"
+    text = f"in round {numbers[0]} after adaptation {metric.score(after[0])}; in round {numbers[-1]} {last}."
+    return picture(f"Validation clients: {metric.axis}", text, draw)
 
 
 def adaptation(run: RunFacts) -> list[Part]:
@@ -55,24 +54,25 @@ def adaptation(run: RunFacts) -> list[Part]:
     splits = [split for split in ("test", "validation") if run.summary[split]]
     if not splits:
         return []
-    scored = {split: run.summary[split][run.metric] for split in splits}
+    metric = run.metric
+    scored = {split: run.summary[split][metric.name] for split in splits}
     steps, chosen = run.summary[splits[0]]["steps"], run.summary["chosen"]["adapt_steps"]
 
     def draw(axes: "Axes") -> None:
         axes.axvline(chosen, color=QUIET, ls=":", lw=1.2, label="chosen step")
         for i, (split, scores) in enumerate(scored.items()):
-            mean, half = (percent(scores[part], run.metric) for part in ("mean", "ci95"))
+            mean, half = (metric.scaled(scores[part]) for part in ("mean", "ci95"))
             axes.plot(steps, mean, label=split, markevery=every(len(steps)), **style(i))
             low, high = ([m + sign * (0 if math.isnan(h) else h) for m, h in zip(mean, half, strict=True)] for sign in (-1, 1))
-            axes.fill_between(steps, possible(low, run.metric), possible(high, run.metric), color=SERIES[i], alpha=0.15, lw=0)
-        worst = percent(scored[splits[0]]["worst10"], run.metric)
+            axes.fill_between(steps, possible(low, metric), possible(high, metric), color=SERIES[i], alpha=0.15, lw=0)
+        worst = metric.scaled(scored[splits[0]]["worst10"])
         axes.plot(steps, worst, color=SERIES[0], ls="--", lw=1.2, label=f"{splits[0]}, worst 10 %")
-        axes.set(xlabel="steps of adaptation", ylabel=axis_name(run.metric))
+        axes.set(xlabel="steps of adaptation", ylabel=metric.axis)
         axes.legend()
         whole_numbers(axes)
 
     first = scored[splits[0]]["mean"]
-    told = ", ".join(f"{score(first[k], run.metric)} after {k}" for k in sorted({0, 1, chosen, steps[-1]}) if k < len(first))
+    told = ", ".join(f"{metric.score(first[k])} after {k}" for k in sorted({0, 1, chosen, steps[-1]}) if k < len(first))
     made: list[Part] = [Text("Mean over the clients; the band is its 95 % interval.")]
     made.append(picture("Step by step", f"{splits[0]} clients, steps of adaptation: {told}.", draw))
     if shots := _shots(run):
@@ -84,14 +84,14 @@ def adaptation(run: RunFacts) -> list[Part]:
             *(
                 cell
                 for s in scored.values()
-                for cell in (score(s["mean"][k], run.metric, s["ci95"][k]), score(s["worst10"][k], run.metric))
+                for cell in (metric.score(s["mean"][k], s["ci95"][k]), metric.score(s["worst10"][k]))
             ),
         ]
         for k in steps
     ]
     return [
         *made,
-        Fold("Every step as a table", [Table(f"{metric_name(run.metric).capitalize()} after each step", headings, rows)]),
+        Fold("Every step as a table", [Table(f"{metric.title.capitalize()} after each step", headings, rows)]),
     ]
 
 
@@ -99,14 +99,15 @@ def _shots(run: RunFacts) -> Picture | None:
     shots = (run.summary or {}).get("shots")
     if not shots:
         return None
-    numbers, scores = shots["shots"], shots[run.metric]
+    metric = run.metric
+    numbers, scores = shots["shots"], shots[metric.name]
 
     def draw(axes: "Axes") -> None:
-        mean = percent(scores["mean"], run.metric)
-        half = [0 if math.isnan(value) else value for value in percent(scores["ci95"], run.metric)]
+        mean = metric.scaled(scores["mean"])
+        half = [0 if math.isnan(value) else value for value in metric.scaled(scores["ci95"])]
         axes.errorbar(numbers, mean, yerr=half, capsize=3, **style(0))
-        axes.set(xlabel="support examples" + " per class" * (run.metric == "accuracy"), ylabel=axis_name(run.metric))
+        axes.set(xlabel="support examples" + " per class" * (metric.kind == "classification"), ylabel=metric.axis)
         axes.set_xticks(numbers)
 
-    told = ", ".join(f"{score(m, run.metric)} with {k}" for k, m in zip(numbers, scores["mean"], strict=True))
+    told = ", ".join(f"{metric.score(m)} with {k}" for k, m in zip(numbers, scores["mean"], strict=True))
     return picture("Test clients with few examples", f"{told}.", draw)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from quickbloom.common.errors import as_told
+from quickbloom.common.metric import Metric
 from quickbloom.server_app.reporting.page import Picture
 
 if TYPE_CHECKING:
@@ -93,12 +94,7 @@ def whole_numbers(axes: "Axes") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, steps=[1, 2, 5, 10], min_n_ticks=1))
 
 
-def percent(values: Sequence[float], metric: str) -> list[float]:
-    """Accuracy in %, errors as they are."""
-    return [100 * value for value in values] if metric == "accuracy" else list(values)
-
-
-def possible(values: Sequence[float], metric: str) -> list[float]:
+def possible(values: Sequence[float], metric: Metric) -> list[float]:
     """The edge of a band, cut where no score can be: below 0, above 100 %."""
-    highest = 100.0 if metric == "accuracy" else math.inf
+    highest = 100.0 if metric.share else math.inf
     return [value if math.isnan(value) else min(max(value, 0.0), highest) for value in values]

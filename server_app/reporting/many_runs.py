@@ -8,9 +8,9 @@ import numpy as np
 
 from quickbloom.common.config.run import PRIVACY, Scalar
 from quickbloom.common.errors import DataError
-from quickbloom.common.formatting import score, size
-from quickbloom.common.wording import axis_name, data_name, duration, metric_name
-from quickbloom.server_app.reporting.drawing import LONGEST_NAME, every, percent, picture, short, style, whole_numbers
+from quickbloom.common.formatting import data_name, duration, size
+from quickbloom.common.metric import ACCURACY, Metric
+from quickbloom.server_app.reporting.drawing import LONGEST_NAME, every, picture, short, style, whole_numbers
 from quickbloom.server_app.reporting.page import Code, Fold, Part, Section, Table, Text
 from quickbloom.server_app.reporting.run_record import RunFacts
 from quickbloom.server_app.runs.intervals import half_width
@@ -30,9 +30,9 @@ def sections_of_runs(runs: Sequence[RunFacts]) -> list[Section]:
     # A run in which nothing was scored yet fits beside all others.
     metrics = {run.metric: run for run in runs if run.evaluations or run.clients}
     if len(metrics) > 1:
-        paths = " and ".join(f"'{run.path}' ({metric})" for metric, run in metrics.items())
+        paths = " and ".join(f"'{run.path}' ({metric.name})" for metric, run in metrics.items())
         raise DataError(f"runs with different scores cannot be compared: {paths}; give runs that are scored alike")
-    metric = next(iter(metrics), "accuracy")
+    metric = next(iter(metrics), ACCURACY)
     labels = _labels(runs)
     made = [
         Section("Result", _result(runs, labels, metric)),
@@ -52,24 +52,23 @@ def _labels(runs: Sequence[RunFacts]) -> list[str]:
     return [f"{names[:i].count(name) + 1}: {name}" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
-def _result(runs: Sequence[RunFacts], labels: Sequence[str], metric: str) -> list[Part]:
+def _result(runs: Sequence[RunFacts], labels: Sequence[str], metric: Metric) -> list[Part]:
     headings = ["run", "before", "after", "worst 10 %", "against the first", "rate x steps", "rounds"]
     headings += ["seconds", "bytes up", "bytes down", "failures", "directory"]
     rows = []
     for run, label in zip(runs, labels, strict=True):
         test, summary = (run.summary or {}).get("test"), run.summary
         if summary and test:
-            step, scores = summary["chosen"]["adapt_steps"], test[metric]
-            cells = [score(scores["mean"][i], metric, scores["ci95"][i]) for i in (0, step)] + [
-                score(scores["worst10"][step], metric)
-            ]
+            step, scores = summary["chosen"]["adapt_steps"], test[metric.name]
+            cells = [metric.score(scores["mean"][i], scores["ci95"][i]) for i in (0, step)]
+            cells.append(metric.score(scores["worst10"][step]))
             cells += [_against(run, runs[0], metric), f"{summary['chosen']['adapt_lr']:g} x {step}", str(summary["rounds"])]
         else:
             cells = ["-"] * 5 + [f"{len(run.rounds)} of {run.config['rounds']}" if not summary else str(summary["rounds"])]
         failures = summary["failures"] if summary else sum(len(record["failures"]) for record in run.rounds)
         cells += [duration(run.seconds), size(run.traffic["up"]), size(run.traffic["down"]), str(failures), run.path.name]
         rows.append([label, *cells])
-    what = metric_name(metric, runs[0].target)
+    what = metric.title_for(runs[0].target)
     parts: list[Part] = [Table(f"Unseen clients: {what}, mean with its 95 % interval over clients", headings, rows)]
     parts.append(
         Text(
@@ -84,7 +83,7 @@ def _result(runs: Sequence[RunFacts], labels: Sequence[str], metric: str) -> lis
     return parts
 
 
-def _against(run: RunFacts, first: RunFacts, metric: str) -> str:
+def _against(run: RunFacts, first: RunFacts, metric: Metric) -> str:
     """The mean difference over the test tasks of both runs, each with itself."""
     if run is first or _data(run) != _data(first):
         return "-"
@@ -92,56 +91,54 @@ def _against(run: RunFacts, first: RunFacts, metric: str) -> str:
     gaps = np.array([client.after - others[client.task] for client in run.clients if client.task in others])
     if len(gaps) < 2 or not np.isfinite(gaps).all():
         return "-"
-    return ("+" if gaps.mean() >= 0 else "") + score(float(gaps.mean()), metric, float(half_width(gaps)))
+    return ("+" if gaps.mean() >= 0 else "") + metric.score(float(gaps.mean()), float(half_width(gaps)))
 
 
 def _data(run: RunFacts) -> tuple[object, object]:
     return run.config["dataset"], run.config.get("own.path")
 
 
-def _learning(runs: Sequence[RunFacts], labels: Sequence[str], metric: str) -> list[Part]:
+def _learning(runs: Sequence[RunFacts], labels: Sequence[str], metric: Metric) -> list[Part]:
     known = [(i, run.evaluations) for i, run in enumerate(runs) if run.evaluations]
     if not known:
         return []
 
     def draw(axes: "Axes") -> None:
         for i, found in known:
-            after = percent([entry[2] for entry in found], metric)
+            after = metric.scaled(entry[2] for entry in found)
             axes.plot(
                 [entry[0] for entry in found], after, label=_in_legend(labels[i]), markevery=every(len(found)), **style(i)
             )
-        axes.set(xlabel="round", ylabel=axis_name(metric))
+        axes.set(xlabel="round", ylabel=metric.axis)
         _legend(axes)
         whole_numbers(axes)
 
-    told = "; ".join(f"{labels[i]}: {score(found[-1][2], metric)} in round {found[-1][0]}" for i, found in known)
+    told = "; ".join(f"{labels[i]}: {metric.score(found[-1][2])} in round {found[-1][0]}" for i, found in known)
     return [
         Text("Validation clients are scored after the step that was best in the round. Nothing is smoothed."),
         picture("Validation clients", f"{told}.", draw),
     ]
 
 
-def _adaptation(runs: Sequence[RunFacts], labels: Sequence[str], metric: str) -> list[Part]:
+def _adaptation(runs: Sequence[RunFacts], labels: Sequence[str], metric: Metric) -> list[Part]:
     known = [(i, run.summary["test"]) for i, run in enumerate(runs) if run.summary and run.summary["test"]]
     if not known:
         return []
 
     def draw(axes: "Axes") -> None:
         for i, test in known:
-            mean = percent(test[metric]["mean"], metric)
+            mean = metric.scaled(test[metric.name]["mean"])
             axes.plot(test["steps"], mean, label=_in_legend(labels[i]), markevery=every(len(mean)), **style(i))
-        axes.set(xlabel="steps of adaptation", ylabel=axis_name(metric))
+        axes.set(xlabel="steps of adaptation", ylabel=metric.axis)
         _legend(axes)
         whole_numbers(axes)
 
-    told = "; ".join(
-        f"{labels[i]}: {score(t[metric]['mean'][0], metric)} → {score(t[metric]['mean'][-1], metric)}" for i, t in known
-    )
+    told = "; ".join(f"{labels[i]}: {metric.change(t[metric.name]['mean'][0], t[metric.name]['mean'][-1])}" for i, t in known)
     return [picture("Unseen clients, step by step", f"{told} after the last step.", draw)]
 
 
-def _clients(runs: Sequence[RunFacts], labels: Sequence[str], metric: str) -> list[Part]:
-    after = [[v for v in percent([c.after for c in run.clients], metric) if math.isfinite(v)] for run in runs]
+def _clients(runs: Sequence[RunFacts], labels: Sequence[str], metric: Metric) -> list[Part]:
+    after = [[v for v in metric.scaled(c.after for c in run.clients) if math.isfinite(v)] for run in runs]
     known = [i for i, values in enumerate(after) if len(values) > 1]
     if not known:
         return []
@@ -153,10 +150,9 @@ def _clients(runs: Sequence[RunFacts], labels: Sequence[str], metric: str) -> li
             middle.set(color=style(i)["color"], linewidth=2.5)
         axes.set_yticks(range(1, len(known) + 1), [_in_legend(labels[i]) for i in known])
         axes.invert_yaxis()
-        axes.set(xlabel=axis_name(metric))
+        axes.set(xlabel=metric.axis)
 
-    scale = 0.01 if metric == "accuracy" else 1
-    quartiles = {i: [score(scale * float(q), metric) for q in np.quantile(after[i], (0.25, 0.5, 0.75))] for i in known}
+    quartiles = {i: [metric.score(float(q) / metric.scale) for q in np.quantile(after[i], (0.25, 0.5, 0.75))] for i in known}
     told = "; ".join(f"{labels[i]}: quartiles {', '.join(quartiles[i])}" for i in known)
     text = "Box: the middle half of the clients with its median; whiskers: at most 1.5 boxes; circles: clients beyond."
     return [Text(text), picture("Unseen clients after adaptation", f"{told}.", draw, height=1.4 + 0.4 * len(known))]

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 from quickbloom.common.errors import DataError
-from quickbloom.common.files import whole
 from quickbloom.common.system.extras import needs
+from quickbloom.common.system.whole_files import whole
 
 _PACKAGES = ("matplotlib", "jinja2")
 LISTED = 1000

@@ -14,9 +14,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from quickbloom.common.formatting import score
+from quickbloom.common.metric import named
 from quickbloom.common.printable import one_line
-from quickbloom.common.wording import metric_name
 from quickbloom.server_app.events.kinds import Ended, Event, Failed, RollCalled, RoundEnded, Scored, Started, Stopped, Warned
 from quickbloom.server_app.reporting.notebook_progress import NotebookProgress
 
@@ -117,5 +116,5 @@ def round_line(ended: RoundEnded, scored: Scored | None) -> str | None:
 
 def change(scored: Scored) -> str:
     """The scores before and after adaptation: "accuracy 20.0 % -> 75.5 %"."""
-    before, after = (score(value, scored.metric) for value in (scored.before, scored.after))
-    return f"{metric_name(scored.metric)} {before} -> {after}"
+    metric = named(scored.metric)
+    return f"{metric.title} {metric.change(scored.before, scored.after, '->')}"

@@ -10,8 +10,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from quickbloom.common.errors import DataError
-from quickbloom.common.formatting import counted, score, size
-from quickbloom.common.wording import ONE_TASK, change, duration, margin, metric_name, unit
+from quickbloom.common.formatting import counted, duration, size
+from quickbloom.common.metric import LOSS
 from quickbloom.server_app.reporting.clients import clients_of
 from quickbloom.server_app.reporting.curves import adaptation, learning
 from quickbloom.server_app.reporting.drawing import SERIES, every, picture, style, whole_numbers
@@ -28,7 +28,7 @@ from quickbloom.server_app.reporting.page import (
     require_packages,
     write_page,
 )
-from quickbloom.server_app.reporting.result_table import privacy_line
+from quickbloom.server_app.reporting.result_table import ONE_TASK, own_unit, privacy_line
 from quickbloom.server_app.reporting.run_record import RunFacts
 
 if TYPE_CHECKING:
@@ -89,28 +89,26 @@ def _sections(run: RunFacts) -> list[Section]:
 
 
 def _result(run: RunFacts) -> list[Part]:
-    name = metric_name(run.metric, run.target)
+    metric, name = run.metric, run.metric.title_for(run.target)
     if not run.summary:
         if not run.evaluations:
             return [Text("Nothing was evaluated yet.")]
         number, before, after, tasks = run.evaluations[-1]
         note = f"in round {number}, on {counted(tasks, 'validation client')}; the test comes after the last round"
-        return [Figures([(f"{name}, provisional", change(before, after, run.metric), note)])]
+        return [Figures([(f"{name}, provisional", metric.change(before, after), note)])]
     summary, test = run.summary, run.summary["test"]
     parts: list[Part] = []
     if test:
-        step, scores = summary["chosen"]["adapt_steps"], test[run.metric]
+        step, scores = summary["chosen"]["adapt_steps"], test[metric.name]
         tasks, before, after = summary["tasks"]["test"], scores["mean"][0], scores["mean"][step]
         half = _half(scores["ci95"][step])
-        interval = (
-            f"{margin(half, run.metric)}, 95 % interval over {counted(tasks, 'client')}" if half is not None else ONE_TASK
-        )
+        interval = f"{metric.margin(half)}, 95 % interval over {counted(tasks, 'client')}" if half is not None else ONE_TASK
         steps = counted(step, "step")
         parts.append(
             Figures(
                 [
-                    (f"{name} for unseen clients, before → after {steps}", change(before, after, run.metric), interval),
-                    ("worst 10 % of them, after", score(scores["worst10"][step], run.metric), "their mean"),
+                    (f"{name} for unseen clients, before → after {steps}", metric.change(before, after), interval),
+                    ("worst 10 % of them, after", metric.score(scores["worst10"][step]), "their mean"),
                     ("training took", duration(run.seconds), f"{size(run.traffic['up'])} up, {size(run.traffic['down'])} down"),
                 ]
             )
@@ -122,10 +120,10 @@ def _result(run: RunFacts) -> list[Part]:
         Table("Held-out clients, before and after", ("clients", "measure", "before", "after", "worst 10 % after"), _rows(run))
     )
     if any(
-        _half(scores["ci95"][0]) is None for scores in (summary[s][run.metric] for s in ("validation", "test") if summary[s])
+        _half(scores["ci95"][0]) is None for scores in (summary[s][metric.name] for s in ("validation", "test") if summary[s])
     ):
         parts.append(Text(f"A single client has {ONE_TASK}."))
-    if said := unit(run.metric, str(run.config["dataset"])):
+    if said := own_unit(metric, str(run.config["dataset"])):
         parts.append(Text(f"{said.capitalize()}."))
     if summary.get("privacy"):
         parts.append(Text(privacy_line(summary["privacy"]).capitalize() + "."))
@@ -136,12 +134,12 @@ def _rows(run: RunFacts) -> list[list[str]]:
     assert run.summary
     rows = []
     for split in ("validation", "test"):
-        for metric in ("accuracy", "loss") if run.metric == "accuracy" else ("mse",):  # the loss of regression is the mse
-            if scores := (run.summary[split] or {}).get(metric):
+        for metric in (run.metric,) if run.metric.is_loss else (run.metric, LOSS):
+            if scores := (run.summary[split] or {}).get(metric.name):
                 step = run.summary["chosen"]["adapt_steps"]
-                cells = [score(scores["mean"][i], metric, scores["ci95"][i]) for i in (0, step)]
-                named = metric_name(metric, run.target)
-                rows.append([f"{split} ({run.summary['tasks'][split]})", named, *cells, score(scores["worst10"][step], metric)])
+                cells = [metric.score(scores["mean"][i], scores["ci95"][i]) for i in (0, step)]
+                named = metric.title_for(run.target)
+                rows.append([f"{split} ({run.summary['tasks'][split]})", named, *cells, metric.score(scores["worst10"][step])])
     return rows
 
 

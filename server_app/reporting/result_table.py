@@ -8,10 +8,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from quickbloom.common.errors import as_told
-from quickbloom.common.formatting import counted, score, size
+from quickbloom.common.formatting import counted, duration, size
+from quickbloom.common.metric import Metric, metric_of, shown
 from quickbloom.common.spreadsheets import read_csv
-from quickbloom.common.wording import ONE_TASK, duration, metric_name, metric_of, unit
 
+ONE_TASK = "no interval: the spread over tasks cannot be told from a single one"
 _FEW_TASKS = 3
 
 
@@ -25,7 +26,7 @@ def result_table(summary: dict[str, Any]) -> Table:
         f"{size(sent['down'])} down; {counted(summary['failures'], 'failure')}",
         privacy_line(summary["privacy"]) if summary.get("privacy") else "",
         f"of one task {ONE_TASK}" if _one_task(summary) else "",
-        unit(_metric(summary), summary["dataset"]),
+        _own_unit(summary),
     ]
     table = Table(
         title=escape(
@@ -40,11 +41,9 @@ def result_table(summary: dict[str, Any]) -> Table:
         scores = summary[split]
         if scores is None:
             continue
-        for name in ("accuracy", "balanced_accuracy", "loss") if "accuracy" in scores else ("mse", "rmse"):  # mse is the loss
-            if name not in scores:
-                continue
-            cells = _cells(scores[name], name, chosen["adapt_steps"])
-            table.add_row(f"{split} ({summary['tasks'][split]})", metric_name(name), *cells)
+        for metric in shown(scores):
+            cells = _cells(scores, metric, chosen["adapt_steps"])
+            table.add_row(f"{split} ({summary['tasks'][split]})", metric.title, *cells)
     return table
 
 
@@ -77,11 +76,11 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
     for split in ("validation", "test"):
         if (scores := summary[split]) is None:
             continue
-        name = metric_of(scores)
-        before, after, worst = _cells(scores[name], name, summary["chosen"]["adapt_steps"])
+        metric = metric_of(scores)
+        before, after, worst = _cells(scores, metric, summary["chosen"]["adapt_steps"])
         tasks = summary["tasks"][split]
         lines.append(
-            f"{counted(tasks, f'{split} task')}: {metric_name(name)} {before} before, {after} after "
+            f"{counted(tasks, f'{split} task')}: {metric.title} {before} before, {after} after "
             f"{counted(summary['chosen']['adapt_steps'], 'step')}, worst 10 % {worst}"
         )
     if privacy := summary.get("privacy"):
@@ -89,8 +88,14 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _metric(summary: dict[str, Any]) -> str:
-    return metric_of(summary["test"] or summary["validation"] or {})
+def own_unit(metric: Metric, dataset: str) -> str:
+    """What a score is measured in, "" where the number says it all."""
+    return metric.own_unit if dataset == "own" else ""
+
+
+def _own_unit(summary: dict[str, Any]) -> str:
+    scores = summary["test"] or summary["validation"]
+    return own_unit(metric_of(scores), summary["dataset"]) if scores else ""
 
 
 def _one_task(summary: dict[str, Any]) -> bool:
@@ -104,6 +109,6 @@ def privacy_line(privacy: dict[str, Any]) -> str:
     return f"differential privacy of a training task: epsilon {found}, delta {privacy['delta']:g}, after {steps}"
 
 
-def _cells(scores: dict[str, list[float | None]], name: str, step: int) -> tuple[str, str, str]:
-    mean, half = scores["mean"], scores["ci95"]
-    return score(mean[0], name, half[0]), score(mean[step], name, half[step]), score(scores["worst10"][step], name)
+def _cells(scores: dict[str, Any], metric: Metric, step: int) -> tuple[str, str, str]:
+    mean, half, worst = (scores[metric.name][part] for part in ("mean", "ci95", "worst10"))
+    return metric.score(mean[0], half[0]), metric.score(mean[step], half[step]), metric.score(worst[step])

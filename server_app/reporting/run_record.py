@@ -14,9 +14,10 @@ from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.config.key_value import assignment
 from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
 from quickbloom.common.errors import ConfigError, DataError, in_one_line
+from quickbloom.common.formatting import data_name
+from quickbloom.common.metric import ACCURACY, Metric, metric_of
 from quickbloom.common.printable import one_line
 from quickbloom.common.spreadsheets import read_csv
-from quickbloom.common.wording import data_name, metric_of
 from quickbloom.server_app.events.file import read_events
 from quickbloom.server_app.events.kinds import Warned
 from quickbloom.server_app.reporting.page import nan_for_null
@@ -90,10 +91,10 @@ class RunFacts:
         return f"{self.config['algorithm']} on {data_name(self.config)}, seed {self.config['seed']}"
 
     @cached_property
-    def metric(self) -> str:
-        """ "accuracy" or "mse"; accuracy as long as nothing was scored."""
+    def metric(self) -> Metric:
+        """What the run is scored by; accuracy as long as nothing was scored."""
         scored = [part for part in ((self.summary or {}).get("test"), *(r.get("validation") for r in self.rounds)) if part]
-        return metric_of(scored[0]) if scored else "accuracy"
+        return metric_of(scored[0]) if scored else ACCURACY
 
     @property
     def target(self) -> str:
@@ -103,13 +104,14 @@ class RunFacts:
     @cached_property
     def evaluations(self) -> list[tuple[int, float, float, int]]:
         """(round, score before, score after the step that was best in that round, tasks) of the validation tasks."""
-        best = max if self.metric == "accuracy" else min
         found = []
         for record in self.rounds:
             if scores := record.get("validation"):
-                steps = scores[self.metric]
+                steps = scores[self.metric.name]
                 known = [value for value in steps[1:] if math.isfinite(value)]
-                found.append((record["round"], steps[0], best(known) if known else math.nan, scores.get("tasks", 0)))
+                found.append(
+                    (record["round"], steps[0], self.metric.best(known) if known else math.nan, scores.get("tasks", 0))
+                )
         return found
 
     @cached_property
@@ -118,7 +120,7 @@ class RunFacts:
         file = self.path / "per_task.csv"
         if not (self.summary and self.summary["test"] and file.is_file()):
             return []
-        before, after = (f"{self.metric}_step{step}" for step in (0, self.summary["chosen"]["adapt_steps"]))
+        before, after = (f"{self.metric.name}_step{step}" for step in (0, self.summary["chosen"]["adapt_steps"]))
         try:
             with file.open(newline="", encoding="utf-8") as opened:
                 clients = [
@@ -128,8 +130,7 @@ class RunFacts:
                 ]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"'{file}' is damaged ({in_one_line(error)})") from None
-        sign = 1 if self.metric == "accuracy" else -1
-        return sorted(clients, key=lambda client: sign * client.after if math.isfinite(client.after) else -math.inf)
+        return sorted(clients, key=lambda client: -self.metric.cost(client.after))
 
     @cached_property
     def nodes(self) -> dict[str, Node]:

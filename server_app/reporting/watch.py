@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from quickbloom.common.errors import ConfigError, as_told
-from quickbloom.common.formatting import counted, score, size
+from quickbloom.common.formatting import counted, data_name, duration, size
+from quickbloom.common.metric import named
 from quickbloom.common.system.locks import is_locked
-from quickbloom.common.wording import data_name, duration
 from quickbloom.server_app.events.file import FILE
 from quickbloom.server_app.events.kinds import Event, Failed, RoundEnded, Scored, Started, Stopped, Warned, from_line
 from quickbloom.server_app.reporting.progress import change
@@ -158,9 +158,9 @@ class Watched:
         known = [entry for entry in self.evaluations if math.isfinite(entry.after)]
         if len(known) < 2:
             return ""
-        better = max if known[0].metric == "accuracy" else min
-        best = better(known, key=lambda entry: entry.after)
-        return f"; best {score(best.after, best.metric)} in round {best.round}"
+        metric = named(known[0].metric)
+        best = min(known, key=lambda entry: metric.cost(entry.after))
+        return f"; best {metric.score(best.after)} in round {best.round}"
 
 
 def watch(directory: Path, console: Console, *, once: bool, pause: float = 1.0) -> bool:

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from quickbloom.common.errors import ConfigError
-from quickbloom.common.files import whole
+from quickbloom.common.metric import Metric
 from quickbloom.common.spreadsheets import write_csv
 from quickbloom.common.system import locks
+from quickbloom.common.system.temporary import make_writable
+from quickbloom.common.system.whole_files import whole
 from quickbloom.server_app.events.channel import Warn, warn_in_log
 from quickbloom.server_app.events.kinds import finite
 from quickbloom.server_app.runs.intervals import half_width
@@ -37,12 +39,9 @@ class RunDirectory:
             Path(setting) if setting else unused(Path.home() / "quickbloom-runs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
         )
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_writable(path)
             if not again and (path / "history.jsonl").exists():
                 raise ConfigError(f"`output-dir` '{path}' already holds a run: choose another directory")
-            probe = path / ".writable"
-            probe.touch()
-            probe.unlink()
         except OSError as error:
             reason = error.strerror or error
             raise ConfigError(f"`output-dir` must be a directory that can be written, got '{path}' ({reason})") from None
@@ -121,13 +120,13 @@ def history_until(path: Path, last_round: int, warn: Warn = warn_in_log) -> list
     return [records[number] for number in sorted(records) if 1 <= number <= last_round]
 
 
-def spread(values: np.ndarray[Any, Any], *, higher_is_better: bool) -> dict[str, list[float]]:
+def spread(values: np.ndarray[Any, Any], metric: Metric) -> dict[str, list[float]]:
     """Mean, 95 % half-width and mean of the worst tenth over tasks; `values` [tasks, steps + 1], one entry per step.
 
     The half-width is that of Student's t (`intervals.half_width`); NaN for a single task, whose spread nobody knows.
     """
     tasks = len(values)
-    ordered = np.sort(values, axis=0) if higher_is_better else -np.sort(-values, axis=0)
+    ordered = np.sort(values, axis=0) if metric.higher_is_better else -np.sort(-values, axis=0)
     worst = ordered[: max(1, tasks // 10)].mean(axis=0)
     parts = {"mean": values.mean(axis=0), "ci95": half_width(values), "worst10": worst}
     # Scores travel as float32: more digits would be noise.

@@ -3,8 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from quickbloom.common.metric import CHOSEN_BY, LOSS
+
 FOLDER = "tensorboard"
 """Of the event files in a run directory."""
+_MEASURES = [metric.name for metric in (*CHOSEN_BY, LOSS)]
 
 
 def scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -13,7 +16,7 @@ def scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     found |= {f"round/bytes_{way}": count for way, count in line["bytes"].items()}
     found |= {"round/failures": len(line["failures"]), "round/nodes": line.get("nodes", {}).get("answered")}
     validation = line.get("validation") or {}
-    for measure in ("accuracy", "mse", "loss"):
+    for measure in _MEASURES:
         if measure in validation:
             found |= {
                 f"validation/{measure}_before": validation[measure][0],
@@ -24,7 +27,7 @@ def scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 def adaptation(summary: Mapping[str, Any]) -> Iterator[tuple[str, int, float]]:
     """(name, step of adaptation, mean over the test tasks) of a run that has ended, null left out."""
-    for measure in ("accuracy", "mse", "loss"):
+    for measure in _MEASURES:
         for step, value in enumerate(((summary["test"] or {}).get(measure) or {"mean": []})["mean"]):
             if value is not None:
                 yield f"test/{measure}_by_step", step, float(value)

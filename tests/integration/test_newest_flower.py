@@ -6,12 +6,12 @@ That release alone is put before the installed one, over the other packages that
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from flower_releases import installed
 from real_processes import SCRIPTS, curve, numbers, process, quickbloom, wait_for
 
 from quickbloom.common.flower import superlink, workers
@@ -25,16 +25,7 @@ PATIENT = ["--set", "node-deadline=300"]
 
 @pytest.fixture(scope="module")
 def newest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with that release and nothing else; skips where the package index cannot be reached."""
-    folder = tmp_path_factory.mktemp("newest-flower")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), f"flwr=={NEWEST}"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120, check=False)
-    except subprocess.TimeoutExpired:
-        pytest.skip(f"needs flwr {NEWEST} from a package index, which did not answer within two minutes")
-    if done.returncode != 0:
-        pytest.skip(f"needs flwr {NEWEST} from a package index: {' '.join(done.stderr.split())[-300:]}")
-    return folder
+    return installed(NEWEST, tmp_path_factory.mktemp("newest-flower"))
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from quickbloom.common.datasets.own.images import Notes, has_image_suffix, looks_like_image, read_image, shown
+from quickbloom.common.datasets.own.images import Notes, has_image_suffix, looks_like_image, read_image
 from quickbloom.common.datasets.own.text import Array
 from quickbloom.common.errors import DataError, as_told
+from quickbloom.common.files import shown
 from quickbloom.common.formatting import counted
 
 _SYSTEM = {
@@ -132,13 +133,9 @@ def _check_size(folder: Path, images: int, side: int, limit: int) -> None:
 
 def _names(path: Path) -> tuple[str, str]:
     """Return (task, class) of an image. Raises DataError."""
-    parts = path.parts
-    try:
-        for part in parts[:-1]:
-            part.encode()
-    except UnicodeEncodeError:
-        told = shown(Path(*parts[:-1]))
-        raise DataError(f"the name of the folder '{told}' is not in UTF-8: rename it", told) from None
+    parts, folder = path.parts, shown(path.parent)
+    if folder != str(path.parent):
+        raise DataError(f"the name of the folder '{folder}' is not in UTF-8: rename it", folder)
     task = parts[0] if len(parts) == 3 else "all"
     return task, parts[-2]
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from quickbloom.common.datasets.own.text import Array
 from quickbloom.common.errors import DataError, in_one_line
+from quickbloom.common.files import shown
 
 _MOST_PIXELS = 50_000_000
 _BY_CONTENT = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "QOI")
@@ -80,11 +81,6 @@ def read_image(file: Path, side: int) -> tuple[Array, Notes]:
     except Exception as error:  # pillow raises a dozen types for damaged images
         reason = in_one_line(error)
         raise DataError(f"the image '{told}' cannot be read ({reason}): remove or replace it", reason, told) from error
-
-
-def shown(path: Path) -> str:
-    """Return a path as printable text, whatever its bytes."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _read(image: Any, side: int, told: str) -> tuple[Array, Notes]:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from flower_releases import installed
 
 from quickbloom.common.flower import accepted, registry, simulation, transport, workers
 
@@ -42,25 +43,7 @@ def probe(release: Path | None = None, variables: dict[str, str] | None = None) 
 @pytest.fixture(scope="module", params=RELEASES)
 def release(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with that release of Flower and nothing else; skips where the package index cannot be reached."""
-    folder = tmp_path_factory.mktemp(f"flower-{request.param}")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--target",
-        str(folder),
-        f"flwr=={request.param}",
-    ]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120, check=False)
-    except subprocess.TimeoutExpired:
-        pytest.skip(f"needs flwr {request.param} from a package index, which did not answer within two minutes")
-    if done.returncode != 0:
-        pytest.skip(f"needs flwr {request.param} from a package index: {' '.join(done.stderr.split())[-300:]}")
-    return folder
+    return installed(request.param, tmp_path_factory.mktemp(f"flower-{request.param}"))
 
 
 def _assert_in_effect(seen: object, *needless: str) -> None:

@@ -9,8 +9,8 @@ import torch
 
 from quickbloom.common.engine import compiling
 from quickbloom.common.personal import checkpoint
-from quickbloom.common.system import private
-from quickbloom.common.system.private import folder, is_ours, write_text
+from quickbloom.common.system.private import folder, is_ours
+from quickbloom.common.system.whole_files import write_private
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def test_private_files_and_their_partial_ones_can_be_read_by_their_owner_alone(
         (tmp_path / "precious").write_text("kept")
         (tmp_path / "card.partial").symlink_to(tmp_path / "precious")
         (tmp_path / "card.json").write_text("old")
-        write_text(tmp_path / "card.json", "new \u4eac")
+        write_private(tmp_path / "card.json", "new \u4eac")
         checkpoint.write(tmp_path / "model.safetensors", {"a": torch.zeros(2)}, {}, wait=False)
     finally:
         os.umask(before)
@@ -88,8 +88,8 @@ def test_private_files_and_their_partial_ones_can_be_read_by_their_owner_alone(
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
-    write_text(tmp_path / "card.json", "old")
+    write_private(tmp_path / "card.json", "old")
     with pytest.raises(UnicodeEncodeError):
-        private.write_text(tmp_path / "card.json", "\udc80")
+        write_private(tmp_path / "card.json", "\udc80")
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["card.json"]
     assert (tmp_path / "card.json").read_text() == "old"

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from quickbloom.common.errors import ConfigError
+from quickbloom.common.metric import ACCURACY, MSE, named
 from quickbloom.server_app.cli import compare as compare_command
 from quickbloom.server_app.cli import main
 from quickbloom.server_app.comparing import result as comparison
@@ -341,8 +342,8 @@ def test_the_curve_takes_the_best_step_after_adaptation_and_adds_up_the_bytes() 
         {"round": 2, "bytes": {"up": 1, "down": 4}, "validation": {"accuracy": [0.9, 0.2, 0.4], "mse": [1, 3, None]}},
         {"round": 3, "bytes": {"up": 1, "down": 4}, "validation": {"accuracy": [0.1, None, None]}},
     ]
-    assert curve(rounds, "accuracy") == [[2, 0.4, 8]]  # 1 + 2 + 1 + 4
-    assert curve(rounds, "mse") == [[2, 3, 8]]
+    assert curve(rounds, ACCURACY) == [[2, 0.4, 8]]  # 1 + 2 + 1 + 4
+    assert curve(rounds, MSE) == [[2, 3, 8]]
 
 
 @pytest.mark.parametrize(
@@ -357,7 +358,7 @@ def test_the_curve_takes_the_best_step_after_adaptation_and_adds_up_the_bytes() 
     ],
 )
 def test_rounds_and_bytes_to_the_target(target: float | None, metric: str, expected: tuple[int | None, int | None]) -> None:
-    assert to_target([[10, 0.4, 100], [20, 0.5, 200], [30, 0.6, 300], [40, 0.3, 400]], target, metric) == expected
+    assert to_target([[10, 0.4, 100], [20, 0.5, 200], [30, 0.6, 300], [40, 0.3, 400]], target, named(metric)) == expected
 
 
 def _row(name: str, *ends: float | None) -> dict[str, Any]:
@@ -366,20 +367,20 @@ def _row(name: str, *ends: float | None) -> dict[str, Any]:
 
 def test_the_target_is_where_fedavg_ends_else_where_the_worst_ends() -> None:
     maml, reptile = _row("maml", 0.8, 0.6), _row("reptile", 0.5)
-    assert default_target([maml, _row("fedavg", 0.9, None, 0.7), reptile], "accuracy")[0] == pytest.approx(0.8)
-    value, origin = default_target([maml, reptile, _row("fedavg", None)], "accuracy")
+    assert default_target([maml, _row("fedavg", 0.9, None, 0.7), reptile], ACCURACY)[0] == pytest.approx(0.8)
+    value, origin = default_target([maml, reptile, _row("fedavg", None)], ACCURACY)
     assert (value, origin) == (0.5, "what reptile ends at, mean over seeds")
-    assert default_target([maml, reptile], "mse")[0] == pytest.approx(0.7)
-    assert default_target([_row("maml", None)], "accuracy") == (None, "no run has a score")
+    assert default_target([maml, reptile], MSE)[0] == pytest.approx(0.7)
+    assert default_target([_row("maml", None)], ACCURACY) == (None, "no run has a score")
 
 
 @pytest.mark.parametrize(("metric", "end"), [("accuracy", 2 / 3), ("mse", 4.02300004)])
 def test_a_run_reaches_the_target_that_is_its_own_last_score(metric: str, end: float) -> None:
     # summary.json has seven digits: 0.6666667 is above 2/3, and 4.023 is below 4.02300004.
-    points = curve([{"round": 4, "bytes": {"up": 1, "down": 2}, "validation": {metric: [0.0, end]}}], metric)
+    points = curve([{"round": 4, "bytes": {"up": 1, "down": 2}, "validation": {metric: [0.0, end]}}], named(metric))
     for seeds in (1, 3):
-        target, _ = default_target([_row("fedavg", *[round(end, 7)] * seeds)], metric)
-        assert to_target(points, target, metric) == (4, 3)
+        target, _ = default_target([_row("fedavg", *[round(end, 7)] * seeds)], named(metric))
+        assert to_target(points, target, named(metric)) == (4, 3)
 
 
 # ---- table

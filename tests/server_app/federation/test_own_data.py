@@ -19,7 +19,7 @@ from quickbloom.common.datasets.own import Own, task_of_file
 from quickbloom.common.datasets.own.columns import Schema
 from quickbloom.common.datasets.own.vocabulary import key
 from quickbloom.common.errors import ConfigError, DataError
-from quickbloom.common.wording import data_name
+from quickbloom.common.formatting import data_name
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.cli import main
 from quickbloom.server_app.federation.roll_call import call_roll

@@ -18,6 +18,7 @@ from loopback import LoopbackGrid
 
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.errors import DataError
+from quickbloom.common.metric import ACCURACY, MSE
 from quickbloom.common.wire.messages import TRAIN
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.events.file import written
@@ -101,9 +102,9 @@ def test_every_picture_has_a_dark_twin_and_a_text_with_its_figures(run_dir: Path
 
 
 def test_a_band_ends_where_scores_end() -> None:
-    assert possible([-5.0, 40.0, 104.0], "accuracy") == [0.0, 40.0, 100.0]
-    assert possible([-0.5, 104.0], "mse") == [0.0, 104.0]
-    assert math.isnan(possible([math.nan], "accuracy")[0])
+    assert possible([-5.0, 40.0, 104.0], ACCURACY) == [0.0, 40.0, 100.0]
+    assert possible([-0.5, 104.0], MSE) == [0.0, 104.0]
+    assert math.isnan(possible([math.nan], ACCURACY)[0])
 
 
 def test_what_stands_between_backticks_is_shown_as_code(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from quickbloom.common.errors import ConfigError
+from quickbloom.common.metric import ACCURACY, MSE
 from quickbloom.server_app.runs.directory import RunDirectory, read_history, spread, to_json
 
 
@@ -72,11 +73,11 @@ def test_spread_by_hand() -> None:
     # Step 0: 1, 2, 3, 6: mean 3, deviations -2, -1, 0, 3, variance 14 / 3. With 3 degrees of freedom t is 3.1824:
     # half-width 3.1824 * sqrt(14 / 3 / 4). Step 1: all 5.
     values = np.array([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0], [6.0, 5.0]])
-    result = spread(values, higher_is_better=True)
+    result = spread(values, ACCURACY)
     assert result["mean"] == [3.0, 5.0]
     assert result["ci95"] == pytest.approx([3.182446 * (14 / 12) ** 0.5, 0.0])
     assert result["worst10"] == [1.0, 5.0]
-    assert spread(values, higher_is_better=False)["worst10"] == [6.0, 5.0]
+    assert spread(values, MSE)["worst10"] == [6.0, 5.0]
 
 
 @pytest.mark.parametrize(
@@ -84,10 +85,10 @@ def test_spread_by_hand() -> None:
 )
 def test_worst_tenth_is_the_mean_over_the_worst_tenth_of_the_tasks(tasks: int, higher: bool, worst: float) -> None:
     values = np.random.default_rng(0).permutation(tasks).astype(float).reshape(-1, 1)
-    assert spread(values, higher_is_better=higher)["worst10"] == [worst]
+    assert spread(values, ACCURACY if higher else MSE)["worst10"] == [worst]
 
 
 def test_the_spread_of_a_single_task_is_not_known() -> None:
-    found = spread(np.array([[0.3, 0.4]]), higher_is_better=True)
+    found = spread(np.array([[0.3, 0.4]]), ACCURACY)
     assert (found["mean"], found["worst10"]) == ([0.3, 0.4], [0.3, 0.4])
     assert json.loads(to_json(found))["ci95"] == [None, None]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from quickbloom.common.metric import ACCURACY
 from quickbloom.server_app.runs.directory import spread
 from quickbloom.server_app.runs.intervals import half_width, t_quantile
 
@@ -24,7 +25,7 @@ def test_the_quantiles_agree_with_scipy_where_the_series_begins() -> None:
 
 def covered(draw: np.ndarray, mean: float) -> float:
     """The share of the simulations, `draw` [tasks, simulations], whose interval as of a summary holds the mean."""
-    found = spread(draw, higher_is_better=True)
+    found = spread(draw, ACCURACY)
     return float((np.abs(np.array(found["mean"]) - mean) <= np.array(found["ci95"]) + 1e-6).mean())
 
 

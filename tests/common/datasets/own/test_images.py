@@ -412,7 +412,7 @@ def test_a_folder_name_that_is_no_text_is_one_sentence(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("this file system takes UTF-8 alone")
     Path(os.fsdecode(folder + b"/a.png")).write_bytes(saved(image_module.fromarray(SHADES), "PNG"))
-    with pytest.raises(DataError, match=r"the name of the folder 'caf\\udce9' is not in UTF-8: rename it"):
+    with pytest.raises(DataError, match=r"the name of the folder 'caf\\xe9' is not in UTF-8: rename it"):
         read(tmp_path)
 
 

@@ -1,0 +1,120 @@
+"""Settings of a run that each are of the right type: names that must be known, and settings that exclude each other."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from quickbloom.common.algorithms import ALGORITHMS
+from quickbloom.common.datasets import DATASETS
+from quickbloom.common.errors import ConfigError, did_you_mean
+from quickbloom.common.models import MODELS, is_own_model
+
+if TYPE_CHECKING:
+    from quickbloom.common.config.run import RunConfig, Scalar
+
+
+def check(config: "RunConfig") -> None:
+    """Raise ConfigError for settings that each are of the right type, and cannot work all the same."""
+    _check_choices(config)
+    _check_numbers(config)
+    for key, path in (("output-dir", config.output_dir), ("resume-from", config.resume_from)):
+        if path and not Path(path).is_absolute():
+            raise ConfigError(f"`{key}` must be an absolute path, because the server runs elsewhere, got {path!r}")
+    _check_tracking(config.mlflow)
+    _check_privacy(config)
+    _check_secure(config)
+
+
+def check_choice(key: str, value: str, registry: Collection[str]) -> None:
+    """Raise ConfigError if `value` of the setting `key` is not in `registry`."""
+    if value not in registry:
+        hint = did_you_mean(value, registry)
+        if key == "algorithm" and not hint:
+            hint = ": to use one of your own run its file instead of `quickbloom`, see docs/own-algorithm.md"
+        raise ConfigError(f"`{key}` must be one of {', '.join(registry)}, got {value!r}{hint}")
+
+
+def _check_choices(config: "RunConfig") -> None:
+    for key, registry in (("algorithm", ALGORITHMS), ("dataset", DATASETS), ("model", ["auto", *MODELS])):
+        value = getattr(config, key)
+        if key == "model" and is_own_model(value):
+            _check_own_model(value)
+        else:
+            check_choice(key, value, registry)
+
+
+def _check_numbers(config: "RunConfig") -> None:
+    """Raise ConfigError for lists of numbers that are written otherwise."""
+    try:
+        rates = config.lrs
+    except ValueError:
+        rates = (0.0,)
+    if not all(0 < rate < float("inf") for rate in rates):
+        raise ConfigError(f"`adapt-lrs` must be positive numbers with commas between them, got {config.adapt_lrs!r}")
+    try:
+        shots = config.shots
+    except ValueError:
+        shots = (0,)
+    if not all(number > 0 for number in shots):
+        raise ConfigError(f"`test-shots` must be whole numbers above 0 with commas between them, got {config.test_shots!r}")
+
+
+def _check_tracking(uri: str) -> None:
+    if uri and "://" not in uri:
+        raise ConfigError(f"`mlflow` must be a URI such as http://localhost:5000 or sqlite:////data/mlflow.db, got {uri!r}")
+    if "@" in urlsplit(uri).netloc:
+        raise ConfigError(
+            "`mlflow` must be without a user and a password, since every run writes its settings down: set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the server runs"
+        )
+
+
+def _check_privacy(config: "RunConfig") -> None:
+    """Raise ConfigError for settings under which differential privacy does not hold."""
+    privacy = config.privacy
+    if not privacy.on:
+        for key, value in (("clip", privacy.clip), ("epsilon", privacy.epsilon), ("clip-quantile", privacy.clip_quantile)):
+            if value:
+                raise ConfigError(
+                    f"`privacy.{key}` does nothing without noise, got {value:g}: set `privacy.noise-multiplier` too"
+                )
+        return
+    if privacy.clip == 0:
+        raise ConfigError(
+            "`privacy.clip` must be above 0 where `privacy.noise-multiplier` is: noise hides only what is bounded"
+        )
+    _require(
+        "`privacy.noise-multiplier` above 0",
+        ("update-dtype", config.update_dtype, "float32", "what coding loses would come back unclipped"),
+        ("aggregate", config.aggregate, "mean", "noise is accounted for on a sum"),
+        ("over-select", config.over_select, 1, "with it, who is heard depends on who else takes part"),
+        ("max-update-norm", config.max_update_norm, 0, "one task's data would decide whether all others of its node are heard"),
+        ("min-replies", config.min_replies, 0, "a round that is skipped for want of replies tells who took part"),
+    )
+
+
+def _check_secure(config: "RunConfig") -> None:
+    """Raise ConfigError for settings that need the update of a single node, or that leave nodes out."""
+    if not config.secure_aggregation:
+        return
+    _require(
+        "`secure-aggregation`",
+        ("aggregate", config.aggregate, "mean", "every other rule compares the updates of single nodes"),
+        ("max-update-norm", config.max_update_norm, 0, "the server cannot see the norm of a masked update"),
+        ("update-dtype", config.update_dtype, "float32", "masks hide whole numbers of 64 bits, which leaves nothing to save"),
+        ("over-select", config.over_select, 1, "whoever is not waited for is a drop-out that the others have to make up for"),
+    )
+
+
+def _require(setting: str, *needs: "tuple[str, Scalar, Scalar, str]") -> None:
+    """Raise ConfigError unless every key has the value that `setting` needs. `needs`: (key, value, needed value, why)."""
+    for key, came, needed, why in needs:
+        if came != needed:
+            raise ConfigError(f"`{key}` must be {needed!r} with {setting}, because {why}, got {came!r}")
+
+
+def _check_own_model(value: str) -> None:
+    module, _, factory = value.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), factory)):
+        raise ConfigError(f'`model` must be "module:factory" for a model of your own, such as "my_models:small", got {value!r}')

@@ -1,0 +1,59 @@
+"""A comparison from its options to its files, the same for the command and from Python."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from quickbloom.common.config.key_value import assignment
+from quickbloom.common.config.run import RunConfig
+from quickbloom.server_app.comparing.plan import Plan, compare, parse_rates, parse_seeds, recommended_rates
+from quickbloom.server_app.comparing.result import assemble, write
+from quickbloom.server_app.launch.prepare import own_data
+
+
+def planned(
+    algorithms: Sequence[str],
+    *,
+    dataset: str | None = None,
+    data: str | None = None,
+    task: str | None = None,
+    target: str | None = None,
+    seeds: str = "3",
+    rounds: int | None = None,
+    inner_lrs: str | None = None,
+    settings: Sequence[str] = (),
+    simulation: bool = False,
+    target_score: float | None = None,
+) -> Plan:
+    """What these options ask for, checked with the data: see `quickbloom compare --help`. Raises ConfigError or DataError.
+
+    `settings`: texts "key=value" that all runs share.
+    """
+    own = own_data(data, task, target, dataset)
+    name = str(own.pop("dataset", dataset or RunConfig().dataset))
+    plan = Plan(
+        tuple(algorithms),
+        parse_seeds(seeds),
+        name,
+        RunConfig().rounds if rounds is None else rounds,
+        recommended_rates(name) if inner_lrs is None else parse_rates(inner_lrs),
+        (*(assignment(key, value) for key, value in own.items()), *settings),
+        simulation,
+    )
+    plan.check(target_score)
+    return plan
+
+
+def place(plan: Plan, output: str | Path | None) -> Path:
+    """The directory of a comparison: `output`, by default runs/compare-DATASET."""
+    return Path(output) if output is not None else Path("runs") / f"compare-{plan.dataset}"
+
+
+def carry_out(plan: Plan, directory: Path, jobs: int, console: Console, target_score: float | None = None) -> dict[str, Any]:
+    """Do what is not finished of `plan` in `directory`, write its result there and return it. Raises CompareError."""
+    entries = compare(plan, directory, jobs, console)
+    result = assemble(plan, entries, target_score)
+    write(result, directory)
+    return result
