@@ -23,6 +23,7 @@ from quickbloom.common.datasets import DATASETS
 from quickbloom.common.errors import ConfigError, did_you_mean
 from quickbloom.common.models import MODELS, is_own_model
 from quickbloom.common.options import Options, Text
+from quickbloom.common.registries import is_users
 
 T = TypeVar("T", bound=Options)
 Scalar = bool | int | float | str
@@ -172,10 +173,20 @@ class NodeConfig(Options):
     show_rounds: bool = Field(False, description="log on this node what each round did, with its own scores")
 
 
+REGISTRIES: dict[str, dict[str, Any]] = {"algorithm": ALGORITHMS, "dataset": DATASETS, "model": MODELS}
+"""The setting that chooses from each registry."""
+
+
+def own_parts(config: RunConfig) -> dict[str, type[Any]]:
+    """Return the registered parts of a run that come from user code, by their setting. Only this process knows them."""
+    chosen = {key: registry.get(getattr(config, key)) for key, registry in REGISTRIES.items()}
+    return {key: part for key, part in chosen.items() if part is not None and is_users(part)}
+
+
 @cache
 def table_types() -> dict[str, type[Options]]:
     """Return the settings model of every table: one for each algorithm, data set and model, and that of privacy."""
-    parts = {name: part.Options for registry in (ALGORITHMS, DATASETS, MODELS) for name, part in registry.items()}
+    parts = {name: part.Options for registry in REGISTRIES.values() for name, part in registry.items()}
     return {PRIVACY: PrivacyOptions, **parts}
 
 
@@ -218,12 +229,12 @@ def check_choice(key: str, value: str, registry: Collection[str]) -> None:
 
 
 def _check_choices(config: RunConfig) -> None:
-    for key, registry in (("algorithm", ALGORITHMS), ("dataset", DATASETS), ("model", ["auto", *MODELS])):
+    for key, registry in REGISTRIES.items():
         value = getattr(config, key)
         if key == "model" and is_own_model(value):
             _check_own_model(value)
         else:
-            check_choice(key, value, registry)
+            check_choice(key, value, ["auto", *registry] if key == "model" else registry)
     try:
         rates = config.lrs
     except ValueError:
