@@ -9,7 +9,6 @@ declared keys; a test keeps the two equal.
 
 import math
 from collections.abc import Collection, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -183,9 +182,9 @@ def own_parts(config: RunConfig) -> dict[str, type[Any]]:
     return {key: part for key, part in chosen.items() if part is not None and is_users(part)}
 
 
-@cache
 def table_types() -> dict[str, type[Options]]:
     """Return the settings model of every table: one for each algorithm, data set and model, and that of privacy."""
+    # Not cached: a notebook registers parts between its runs.
     parts = {name: part.Options for registry in REGISTRIES.values() for name, part in registry.items()}
     return {PRIVACY: PrivacyOptions, **parts}
 
@@ -193,7 +192,8 @@ def table_types() -> dict[str, type[Options]]:
 def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
     """Return the settings of a run from Flower's `context.run_config`; missing keys get their defaults. Raises ConfigError."""
     own: dict[str, Any] = {}
-    tables: dict[str, dict[str, Any]] = {name: {} for name in table_types()}
+    types = table_types()
+    tables: dict[str, dict[str, Any]] = {name: {} for name in types}
     for key, value in flat.items():
         table, dot, name = key.partition(".")
         if not dot:
@@ -203,8 +203,8 @@ def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
         else:
             raise ConfigError(f"there is no settings table `{table}` (setting `{key}`){did_you_mean(table, tables)}")
     algorithm = own.get("algorithm", RunConfig.model_fields["algorithm"].default)
-    config = _validate(RunConfig, own, "", near=_shown(algorithm, table_types().get(str(algorithm), Options)))
-    config._tables.update({name: _validate(table_types()[name], values, f"{name}.") for name, values in tables.items()})
+    config = _validate(RunConfig, own, "", near=_shown(algorithm, types.get(str(algorithm), Options)))
+    config._tables.update({name: _validate(types[name], values, f"{name}.") for name, values in tables.items()})
     _check_choices(config)
     return config
 
