@@ -104,9 +104,14 @@ class Plan:
         """Raise ConfigError or DataError for whatever would end a run: with the data, before anything starts."""
         for name in self.algorithms:
             own = own_parts(parse_run_config({"algorithm": name, "dataset": self.dataset}))
-            for key in own if self.simulation else ():
-                what = "algorithms" if key == "algorithm" else "a data set"
-                raise ConfigError(f"`--simulation` needs {what} of this project: Flower's processes do not know your own one")
+            if self.simulation and "algorithm" in own:
+                raise ConfigError(
+                    "`--simulation` needs algorithms of this project: Flower's processes do not know your own one"
+                )
+            if self.simulation and own:
+                raise ConfigError(
+                    "`--simulation` needs a data set of this project: Flower's processes do not know your own one"
+                )
         if self.simulation:
             check_simulation(", or leave `--simulation` out")
         for algorithm in self.algorithms:
