@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
-from logging import ERROR
+from logging import ERROR, WARNING
 from typing import Any
 
 import flwr
@@ -27,6 +27,8 @@ from quickbloom.common.engine.round import TaskWork, evaluate, run_round
 from quickbloom.common.errors import QuickbloomError, in_one_line
 from quickbloom.common.flower.names import log
 from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.maths.kernels.compiler import find_compiler
+from quickbloom.common.maths.kernels.compiler import remark as kernel_remark
 from quickbloom.common.maths.params import Params, weighted_mean
 from quickbloom.common.printable import keep_log_to_lines
 from quickbloom.common.randomness import generator
@@ -84,6 +86,8 @@ def _replies(handler: Handler) -> Callable[[Message, Context], Message]:
 def roll_call(message: Message, node: Node, state: RecordDict) -> RecordDict:
     """Reply with the tasks that this node hosts, and the form of their examples."""
     check_roll_call(message.content)
+    if find_compiler() and (lacking := kernel_remark()):
+        log(WARNING, "%s", lacking)
     versions = {
         "quickbloom": __version__,
         "flwr": flwr.__version__,

@@ -1,8 +1,8 @@
-"""A device takes part: check what can be checked, then run Flower's SuperNode until stopped.
+"""Takes part in a federation as a device: checks what can be checked, then runs Flower's SuperNode until stopped.
 
-The SuperNode finds its server again by itself after a restart or a network loss. What it cannot do is start while its key is
-refused, which is also the case for a minute after a device lost power: the server still takes it for online. So a refused
-node tries again for a while.
+The SuperNode finds its server again after a restart or a network loss. It cannot start while the
+server refuses its key. This also happens for a minute after a device lost power, because the server
+still counts it as online. A refused node therefore retries for a while.
 """
 
 import os
@@ -32,13 +32,13 @@ from quickbloom.common.system.tls import distrust
 Say = Callable[[str], None]
 
 PATIENCE = 150.0
-"""Seconds for which a refused key is tried again: two of the server's heartbeats and some more."""
+"""Seconds for which a refused key is retried: two of the server's heartbeats and some more."""
 _REFUSED = "code: 2004"
 _QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 class JoinError(QuickbloomError):
-    """This device cannot take part; the text says why and what mends it."""
+    """This device cannot take part. The text says why and how to mend it."""
 
 
 def join(
@@ -50,13 +50,14 @@ def join(
     poll: float = workers.LONGEST,
     quiet: QuietHours | None = None,
 ) -> int:
-    """Take part in the federation at `server` (HOST:PORT) until stopped; returns the exit code. Raises JoinError.
+    """Take part in the federation at `server` (HOST:PORT) until stopped, and return the exit code. Raises JoinError.
 
-    `secrets`: a folder with ca.crt and node.key. `settings`: node settings by name. `port`: where the SuperNode serves its own
-    computations, on loopback. `poll`: seconds, at most, between two looks for work. Before anything connects, the settings, the
-    user's own file, the secrets and the clock are looked at.
+    `secrets`: a folder with ca.crt and node.key. `settings`: node settings by name. `port`: the
+    SuperNode's port for its own computations, on loopback. `poll`: largest number of seconds
+    between two looks for work. The settings, the user's own file, the secrets and the clock are
+    checked before anything connects.
     """
-    # Being ended is like Ctrl-C, also while this waits.
+    # SIGTERM and SIGHUP act like Ctrl-C, also while this waits.
     for ending in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(ending) != signal.SIG_IGN:
             signal.signal(ending, signal.default_int_handler)
@@ -83,7 +84,7 @@ def join(
 
 
 def node_settings(settings: Mapping[str, str]) -> dict[str, bool | int | str]:
-    """{"partition-id": "1", "data-dir": "/data"} with whole numbers as numbers, as Flower's `--node-config` reads them."""
+    """Return settings with whole numbers as numbers, as Flower's `--node-config` reads them: "1" becomes 1."""
     truths = {"true": True, "false": False}
     return {
         key: truths[value] if value in truths else int(value) if value.lstrip("-").isdigit() else value
@@ -92,13 +93,13 @@ def node_settings(settings: Mapping[str, str]) -> dict[str, bool | int | str]:
 
 
 def default_state(server: str) -> Path:
-    """Where this user's device keeps what belongs to the federation at `server`, such as personal models."""
+    """Return the folder in which this user's device keeps the state of the federation at `server`, such as personal models."""
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     return state / "quickbloom" / re.sub(r"[^\w.-]", "_", server)
 
 
 def _check_data(config: NodeConfig, say: Say) -> None:
-    """Raise DataError for what is wrong with the user's own file, if there is one."""
+    """Raise DataError if the user's own file, if there is one, has a mistake."""
     if config.data_path:
         from quickbloom.client_app.check_data import describe  # imports torch, which takes seconds
         from quickbloom.common.datasets.own import MixedColumnError
@@ -119,7 +120,7 @@ def _check_data(config: NodeConfig, say: Say) -> None:
 
 
 def check_state_dir(setting: str) -> None:
-    """Raise JoinError unless the node setting `state-dir` is "" or names a directory, made if need be, that can be written."""
+    """Raise JoinError unless the node setting `state-dir` is "" or names a writable directory. Makes it if it is missing."""
     if not setting:
         return
     directory = Path(setting).expanduser()
@@ -133,7 +134,7 @@ def check_state_dir(setting: str) -> None:
 
 
 def check_files(secrets: Path) -> None:
-    """Raise JoinError unless `secrets` holds a CA certificate and the private key of a node that can be read."""
+    """Raise JoinError unless `secrets` holds a CA certificate and a readable private key of a node."""
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
@@ -163,7 +164,7 @@ def check_files(secrets: Path) -> None:
 
 
 def wait_for(host: str, port: int, ca: Path, say: Say, pause: float = 3.0) -> str:
-    """Return what `host` speaks, once it answers with a certificate that `ca` vouches for; JoinError where it has another."""
+    """Return the transport of `host` once it answers with a certificate signed by `ca`; JoinError for another certificate."""
     context = ssl.create_default_context(cafile=str(ca))
     context.set_alpn_protocols(transport.PROTOCOLS)
     told = False
@@ -177,7 +178,7 @@ def wait_for(host: str, port: int, ca: Path, say: Say, pause: float = 3.0) -> st
         except ssl.SSLCertVerificationError as error:
             raise JoinError(distrust(loopback.joined(host, port), error, ca)) from None
         except OSError as error:
-            # One that ends without a word may be a proxy, such as Docker's, whose server is not there yet.
+            # A silent server may be a proxy, such as Docker's, whose server has not started yet.
             if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
                 raise JoinError(
                     f"{loopback.joined(host, port)} does not speak TLS ({error.reason}): is this the port for nodes of a "
@@ -190,7 +191,7 @@ def wait_for(host: str, port: int, ca: Path, say: Say, pause: float = 3.0) -> st
 
 
 def _supervise(command: list[str], environment: Mapping[str, str], server: str, say: Say) -> int:
-    """Run the SuperNode and show its log; start it again while the server refuses its key, for PATIENCE seconds."""
+    """Run the SuperNode and show its log. Start it again while the server refuses its key, for PATIENCE seconds."""
     refused_since: float | None = None
     while True:
         started = time.monotonic()
@@ -212,7 +213,7 @@ def _supervise(command: list[str], environment: Mapping[str, str], server: str, 
 
 
 def _run(command: list[str], environment: Mapping[str, str], say: Say) -> tuple[bool, int]:
-    """(whether the server refused the key, exit code) of one SuperNode, which gets the signals that end this process."""
+    """Return (whether the server refused the key, exit code) of one SuperNode, which gets the signals that end this process."""
     env = {**os.environ, **surroundings.for_processes(), user_code.FOLDER: str(Path.cwd()), **environment}
     child: subprocess.Popen[str] | None = None
     stopped = refused = False
@@ -221,9 +222,9 @@ def _run(command: list[str], environment: Mapping[str, str], say: Say) -> tuple[
         nonlocal stopped
         stopped = True
         if child:
-            child.send_signal(signal.SIGTERM)  # the SuperNode then says goodbye to its server
+            child.send_signal(signal.SIGTERM)  # the SuperNode then signs off from its server
 
-    # Before the child is there: in a session of its own it would live on without this process.
+    # Before the child starts: in its own session it would outlive this process.
     before = {number: signal.signal(number, stop) for number in ENDINGS if signal.getsignal(number) != signal.SIG_IGN}
     child = start(command, env)
     threading.Thread(target=_end_what_it_started, args=(child,), daemon=True).start()
@@ -233,7 +234,7 @@ def _run(command: list[str], environment: Mapping[str, str], say: Say) -> tuple[
             child.send_signal(signal.SIGTERM)
         for line in child.stdout:
             refused |= _REFUSED in line
-            if not refused:  # what follows is Flower's own account of the refusal, which `say` gives in one sentence
+            if not refused:  # Flower's own account of the refusal follows, which `say` gives in one sentence
                 print(line, end="", flush=True)
         code = child.wait()
     finally:
@@ -247,7 +248,7 @@ def _run(command: list[str], environment: Mapping[str, str], say: Say) -> tuple[
 
 
 def _end_what_it_started(child: subprocess.Popen[str]) -> None:
-    """Once the SuperNode has ended, end its SuperExec: that may live on, and hold the pipe from which the log is read."""
+    """End the SuperExec of a SuperNode that has ended: it may live on, and hold the pipe from which the log is read."""
     child.wait()
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)

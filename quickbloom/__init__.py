@@ -22,8 +22,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    *("Algorithm", "Dataset", "MetaStrategy", "Model", "QuickbloomError", "Run", "RunError"),
-    *("adapt", "compare", "load", "predict", "register", "run"),
+    "Algorithm",
+    "Dataset",
+    "MetaStrategy",
+    "Model",
+    "QuickbloomError",
+    "Run",
+    "RunError",
+    "adapt",
+    "compare",
+    "load",
+    "predict",
+    "register",
+    "run",
 ]
 
 # Installed, the folders `common`, `server_app` and `client_app` lie in here. In a source tree and in a Flower bundle they lie

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from quickbloom.common.algorithms import ALGORITHMS
-from quickbloom.common.datasets import DATASETS
+from quickbloom.common.config.parts import REGISTRIES
 from quickbloom.common.errors import ConfigError, did_you_mean
-from quickbloom.common.models import MODELS, is_own_model
+from quickbloom.common.models import is_own_model
 
 if TYPE_CHECKING:
     from quickbloom.common.config.run import RunConfig, Scalar
@@ -36,12 +35,12 @@ def check_choice(key: str, value: str, registry: Collection[str]) -> None:
 
 
 def _check_choices(config: "RunConfig") -> None:
-    for key, registry in (("algorithm", ALGORITHMS), ("dataset", DATASETS), ("model", ["auto", *MODELS])):
+    for key, registry in REGISTRIES.items():
         value = getattr(config, key)
         if key == "model" and is_own_model(value):
             _check_own_model(value)
         else:
-            check_choice(key, value, registry)
+            check_choice(key, value, ["auto", *registry] if key == "model" else registry)
 
 
 def _check_numbers(config: "RunConfig") -> None:

@@ -9,25 +9,22 @@ declared keys; a test keeps the two equal.
 
 import math
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr
 
-from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.algorithms.base import AlgorithmOptions
 from quickbloom.common.config.checks import check
+from quickbloom.common.config.parts import PRIVACY, table_types
 from quickbloom.common.config.privacy import PrivacyOptions
 from quickbloom.common.config.validation import keys, validated
 from quickbloom.common.datasets import DATASETS
 from quickbloom.common.errors import ConfigError, did_you_mean
-from quickbloom.common.models import MODELS, is_own_model
+from quickbloom.common.models import is_own_model
 from quickbloom.common.options import Options, Text
 
 Scalar = bool | int | float | str
 Device = Literal["auto", "cpu", "cuda"]
-PRIVACY = "privacy"
-"""Name of the settings table that belongs to no algorithm, data set or model."""
 
 
 class RunConfig(Options):
@@ -171,17 +168,11 @@ class NodeConfig(Options):
     show_rounds: bool = Field(False, description="log on this node what each round did, with its own scores")
 
 
-@cache
-def table_types() -> dict[str, type[Options]]:
-    """Return the settings model of every table: one for each algorithm, data set and model, and that of privacy."""
-    parts = {name: part.Options for registry in (ALGORITHMS, DATASETS, MODELS) for name, part in registry.items()}
-    return {PRIVACY: PrivacyOptions, **parts}
-
-
 def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
     """Return the settings of a run from Flower's `context.run_config`; missing keys get their defaults. Raises ConfigError."""
     own: dict[str, Any] = {}
-    tables: dict[str, dict[str, Any]] = {name: {} for name in table_types()}
+    types = table_types()
+    tables: dict[str, dict[str, Any]] = {name: {} for name in types}
     for key, value in flat.items():
         table, dot, name = key.partition(".")
         if not dot:
@@ -191,8 +182,8 @@ def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
         else:
             raise ConfigError(f"there is no settings table `{table}` (setting `{key}`){did_you_mean(table, tables)}")
     algorithm = own.get("algorithm", RunConfig.model_fields["algorithm"].default)
-    config = validated(RunConfig, own, near=keys(table_types().get(str(algorithm), Options), algorithm))
-    config._tables.update({name: validated(table_types()[name], values, name) for name, values in tables.items()})
+    config = validated(RunConfig, own, near=keys(types.get(str(algorithm), Options), algorithm))
+    config._tables.update({name: validated(types[name], values, name) for name, values in tables.items()})
     check(config)
     return config
 

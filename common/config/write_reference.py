@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from quickbloom.common.algorithms import ALGORITHMS
-from quickbloom.common.config.run import PRIVACY, NodeConfig, RunConfig, table_types
+from quickbloom.common.config.parts import PRIVACY, table_types
+from quickbloom.common.config.run import NodeConfig, RunConfig
 from quickbloom.common.datasets import DATASETS
 from quickbloom.common.errors import ConfigError, did_you_mean
 from quickbloom.common.models import MODELS

@@ -8,7 +8,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from quickbloom.common.config.run import RunConfig, table_types
+from quickbloom.common.config.parts import table_types
+from quickbloom.common.config.run import RunConfig
 from quickbloom.common.options import Options
 
 HEADER = "[tool.flwr.app.config]"

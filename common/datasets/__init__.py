@@ -3,26 +3,22 @@
 from functools import lru_cache
 from pathlib import Path
 
+from quickbloom.common import registries
 from quickbloom.common.datasets.base import Dataset, DataSpec, TaskInfo
-from quickbloom.common.datasets.digits import Digits
-from quickbloom.common.datasets.gaussian import Gaussian
-from quickbloom.common.datasets.omniglot import Omniglot
 from quickbloom.common.datasets.own import Own
-from quickbloom.common.datasets.shakespeare import Shakespeare
-from quickbloom.common.datasets.sinusoid import Sinusoid
-from quickbloom.common.datasets.uji import Uji
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.options import Options
 
-DATASETS: dict[str, type[Dataset]] = {
-    "digits": Digits,
-    "gaussian": Gaussian,
-    "omniglot": Omniglot,
-    "own": Own,
-    "shakespeare": Shakespeare,
-    "sinusoid": Sinusoid,
-    "uji": Uji,
-}
+DATASETS: dict[str, type[Dataset]] = registries.load(
+    __name__,
+    "digits",
+    "gaussian",
+    "omniglot",
+    "own",
+    "shakespeare",
+    "sinusoid",
+    "uji",
+)
 
 
 @lru_cache(maxsize=8)

@@ -1,7 +1,7 @@
 """Base class of the data sets: a list of tasks, and for each task a way to draw support, query and test examples.
 
 A data set knows no algorithm and no model. A new one is a file with a subclass of `Dataset`, and
-one line in `DATASETS`.
+one line in `DATASETS`: docs/own-dataset.md.
 """
 
 import os

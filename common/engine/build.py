@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from quickbloom.common.algorithms import ALGORITHMS, Algorithm, is_own_algorithm
+from quickbloom.common import registries
+from quickbloom.common.algorithms import ALGORITHMS, Algorithm
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.datasets.base import DataSpec
 from quickbloom.common.engine.round import TaskWork, evaluate, run_round
@@ -39,7 +40,7 @@ def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _C
     outputs = chosen.model_outputs(options, spec.outputs)
     _check_inputs(model, spec)
     tokens = spec.outputs if spec.tokens else 0
-    ours = model in MODELS and not is_own_algorithm(chosen)
+    ours = model in MODELS and not registries.is_users(chosen)
     # On the device "meta" tensors have shapes and no numbers.
     with torch.device("meta") if tried and ours and chosen.starts_from_meta else nullcontext():
         module = build_model(model, config.table(model), spec.input_shape, outputs, config.seed, tokens)
@@ -132,7 +133,7 @@ def try_out_with(algorithm: Algorithm, model: str, spec: DataSpec) -> None:
             run_round(algorithm, meta, [TaskWork(data, generator(0, "try"))], chunk_size=1)
             evaluate(algorithm, meta, [[data]], [algorithm.options.inner_lr], steps=1, chunk_size=1)
         except Exception as error:  # the user's code may raise anything
-            if model in MODELS and is_own_algorithm(type(algorithm)):
+            if model in MODELS and registries.is_users(type(algorithm)):
                 raise ConfigError(
                     f'`algorithm = "{algorithm.name}"` must work under torch.func.vmap, without `if`, `float()` or `.item()` '
                     f"on a tensor and without changes in place, but it raised {in_one_line(error)}{_where(error)}"

@@ -1,4 +1,4 @@
-"""Hashes of source code of Flower that the patches of `common.flower.registry` were tested with, and its releases."""
+"""Hashes of the Flower source code that the patches of `common.flower.registry` were tested with, and the tested releases."""
 
 ACCEPTED: dict[str, dict[str, str]] = {
     "flwr.cli.install:install_from_fab": {

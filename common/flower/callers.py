@@ -1,12 +1,13 @@
-"""Who may talk to the HTTP ports that Flower's processes open on loopback: the user who runs them, and nobody else.
+"""Restricts the HTTP ports that Flower's processes open on loopback to the user who runs them.
 
-Flower asks nobody who he is there, and whoever reaches such a port runs code as its user: a SuperLink takes runs, a SuperNode
-hands out messages and takes replies. On loopback the kernel knows whose socket the other end of a connection is, so every
-connection is looked up once, when it is made, in /proc/net/tcp and tcp6; one of another user, root included, is closed before a
-byte of it is read. A port that was opened for other machines (`--host`) stays as it is.
+Flower does not authenticate callers there, and whoever reaches such a port runs code as its user: a
+SuperLink accepts runs, a SuperNode hands out messages and takes replies. On loopback the kernel
+knows the owner of the other end of a connection. Every connection is therefore looked up once, when
+it is made, in /proc/net/tcp and tcp6. A connection of another user, root included, is closed before
+a byte of it is read. A port that was opened for other machines (`--host`) is not restricted.
 
-`python -P callers.py PROGRAM ARGUMENTS` runs one of Flower's commands so. It must not import this package: what is beside a
-user's own model may have the same name.
+`python -P callers.py PROGRAM ARGUMENTS` runs one of Flower's commands with this restriction. This
+file must not import this package: a file beside a user's own model may have the same name.
 """
 
 import importlib
@@ -20,19 +21,19 @@ from typing import Any
 
 TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _ESTABLISHED = "01"
-"""Any other state may be that of a socket whose program has closed it: such a one counts as root's."""
+"""In any other state the program may have closed its socket, which then counts as root's."""
 
 Address = tuple[str, int]
 
 
 def can_tell() -> bool:
-    """Whether this system says whose a connection is: Linux does."""
+    """Return whether this system tells who owns a connection. Linux does."""
     return TABLES[0].exists()
 
 
 def owner_of(near: Address, far: Address) -> int | None:
-    """The user id of who holds the end `near` of an established connection to `far` of this machine; None: nobody does."""
-    ports = tuple(f":{end[1]:04X}" for end in (near, far))  # looked at first, since most lines are of others
+    """Return the user id of the owner of the end `near` of a connection to `far` on this machine; None if there is none."""
+    ports = tuple(f":{end[1]:04X}" for end in (near, far))  # a cheap check first, since most lines belong to other connections
     for table in TABLES:
         for local, remote, state, owner in _connections(table):
             if (local[-5:], remote[-5:], state) != (*ports, _ESTABLISHED):
@@ -43,14 +44,14 @@ def owner_of(near: Address, far: Address) -> int | None:
 
 
 def may_talk(caller: Address, here: Address) -> bool:
-    """Whether the connection from `caller` to `here`, an address of this process, may stay."""
+    """Return whether the connection from `caller` to `here`, an address of this process, is allowed."""
     if not ipaddress.ip_address(here[0]).is_loopback or not can_tell():
         return True
     return owner_of(_plain(caller), _plain(here)) == os.geteuid()
 
 
 def guard() -> None:
-    """Let every HTTP server of this process that is started from now on close connections that may not stay."""
+    """Make every HTTP server that this process starts from now on close connections that are not allowed."""
     config: Any = importlib.import_module("uvicorn").Config
     load = config.load
 
@@ -62,7 +63,7 @@ def guard() -> None:
 
 
 def guarded(protocol: type[Any]) -> type[Any]:
-    """The asyncio protocol class `protocol`, for which a connection that may not stay was never made."""
+    """Return the asyncio protocol class `protocol`, which then ignores connections that are not allowed."""
 
     class Guarded(protocol):  # type: ignore[misc]
         _refused = False
@@ -90,7 +91,7 @@ def guarded(protocol: type[Any]) -> type[Any]:
 
 
 def _connections(table: Path) -> Iterator[tuple[str, str, str, int]]:
-    """(near end, far end, state, user id) of every line of one of TABLES."""
+    """Yield (near end, far end, state, user id) of every line of one of TABLES."""
     try:
         lines = table.read_text().splitlines()[1:]
     except OSError:  # a kernel without IPv6
@@ -101,21 +102,21 @@ def _connections(table: Path) -> Iterator[tuple[str, str, str, int]]:
 
 
 def _address(text: str) -> Address:
-    """ "0100007F:1F90" -> ("127.0.0.1", 8080): each group of eight digits is a number in this machine's order of bytes."""
+    """Convert "0100007F:1F90" to ("127.0.0.1", 8080): each group of eight digits is a number in this machine's byte order."""
     digits, _, port = text.partition(":")
     groups = (int(digits[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(digits), 8))
     return _plain((str(ipaddress.ip_address(b"".join(groups))), int(port, 16)))
 
 
 def _plain(address: Address) -> Address:
-    """An IPv4 address that is written as one of IPv6, as IPv4."""
+    """Return an IPv4 address that is written as IPv6 as IPv4."""
     found = ipaddress.ip_address(address[0].partition("%")[0])
     mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
     return str(mapped or found), address[1]
 
 
 def command(program: str, *arguments: str) -> list[str]:
-    """The command line that starts Flower's command `program` guarded."""
+    """Return the command line that starts Flower's command `program` with this restriction."""
     # -P: nothing is imported from where this file lies.
     return [sys.executable, "-P", str(Path(__file__).resolve()), program, *arguments]
 

@@ -1,4 +1,4 @@
-"""Whether the patches of `common.flower.registry` are in effect in this process: what Flower itself would use now."""
+"""Checks whether the patches of `common.flower.registry` are in effect in this process, by what Flower itself would use."""
 
 import importlib
 import itertools
@@ -12,75 +12,75 @@ def _module(name: str) -> Any:
 
 
 def node_polls_by_pace() -> bool:
-    """Whether a SuperNode of this process sleeps by our pace."""
+    """Return whether a SuperNode of this process sleeps by our pace."""
     return isinstance(_module("supernode.start_client_internal").time, workers.Pace)
 
 
 def superexec_is_warm() -> bool:
-    """Whether a SuperNode of this process starts our SuperExec."""
+    """Return whether a SuperNode of this process starts our SuperExec."""
     return bool(_module("supernode.start_client_internal").subprocess.Popen.__module__ == workers.__name__)
 
 
 def superexec_polls_by_pace() -> bool:
-    """Whether a SuperExec of this process sleeps by our pace."""
+    """Return whether a SuperExec of this process sleeps by our pace."""
     return isinstance(_module("supercore.superexec.run_superexec").time, workers.Pace)
 
 
 def workers_are_forked() -> bool:
-    """Whether a SuperExec of this process forks its tasks."""
+    """Return whether a SuperExec of this process forks its tasks."""
     executor = _module("supercore.superexec.executor.subprocess_executor")
     return bool(executor.subprocess.Popen.__module__ == workers.__name__)
 
 
 def channels_have_options() -> bool:
-    """Whether the gRPC channels of a SuperNode have our options: those that it opens through Flower's own function."""
+    """Return whether a SuperNode's gRPC channels, opened by Flower's own function, have our options."""
     node, grpc = _module("supernode.start_client_internal"), _module("supercore.grpc")
     return hasattr(node, "grpc_request_response") and isinstance(grpc.grpc, workers.Connecting)
 
 
 def retries_are_quick() -> bool:
-    """Whether no pause between two attempts of Flower's HTTP clients is longer than ours."""
+    """Return whether no pause between two attempts of Flower's HTTP clients is longer than ours."""
     invoker = _module("supercore.retry").make_simple_http_retry_invoker()
     return bool(max(itertools.islice(invoker.wait_gen_factory(), 20)) <= workers.LONGEST_RETRY)
 
 
 def asks_soon() -> bool:
-    """Whether the functions that a worker and a node pull with ask again soon."""
+    """Return whether the functions with which a worker and a node pull ask again soon."""
     pulls = (_module("supernode.start_client_internal").pull_objects, _worker().pull_and_inflate_object_from_tree)
     return all(pull.__kwdefaults__["initial_backoff"] < 1 for pull in pulls)
 
 
 def assembles_by_parts() -> bool:
-    """Whether workers and a run's server put messages together part by part."""
+    """Return whether workers and a run's server assemble messages part by part."""
     places = (_module("supercore.inflatable.inflatable_utils"), _module("superlink.grid.http_grid"))
     return all(hasattr(place.inflate_object_from_contents, "by_parts") for place in places)
 
 
 def gives_memory_back() -> bool:
-    """Whether a worker of this process tunes its memory once its message is there."""
+    """Return whether a worker of this process tunes its memory once its message is there."""
     return bool(_worker().pull_task_input.__module__ == message_assembly.__name__)
 
 
 def app_is_preloaded() -> bool:
-    """Whether a worker of this process settles what becomes of the imported app when it unpacks a bundle."""
+    """Return whether a worker of this process decides, when it unpacks a bundle, whether to use the imported app."""
     return hasattr(_worker().install_from_fab, "__wrapped__")
 
 
 def requests_go_past() -> bool:
-    """Whether the layers of Flower's SuperLink have our way through."""
+    """Return whether requests bypass the layers of Flower's SuperLink."""
     http = importlib.import_module("quickbloom.common.flower.http")
     layers = _module("superlink.routers.control.middlewares")
     return all(getattr(layers, name).__call__.__module__ == http.__name__ for name in http.LAYERS)
 
 
 def looks_up_at_once() -> bool:
-    """Whether FastAPI calls through our function."""
+    """Return whether FastAPI calls through our function."""
     solving: Any = importlib.import_module("fastapi.dependencies.utils")
     return bool(solving.run_in_threadpool.__module__ == "quickbloom.common.flower.http")
 
 
 def looks_seldom() -> bool:
-    """Whether states look for lost tasks by our function."""
+    """Return whether states look for lost tasks by our function."""
     look = _module("supercore.corestate.sql_corestate").SqlCoreState._cleanup_expired_task_tokens
     return bool(look.__module__ == "quickbloom.common.flower.superlink")
 

@@ -1,7 +1,9 @@
-"""Flower's HTTP requests with less around them: those of a run's server to its SuperLink, of a worker to its SuperNode.
+"""Less overhead for Flower's HTTP requests, from a run's server to its SuperLink and from a worker to its SuperNode.
 
-A round of three nodes takes more than thirty requests to the SuperLink, and each spends most of its time on its way to the
-function that answers it. These are the patches `past-layers` and `look-ups` of `common.flower.registry`."""
+A round of three nodes takes more than thirty requests to the SuperLink. Each spends most of its
+time before it reaches the function that answers it. The patches `past-layers` and `look-ups` of
+`common.flower.registry` shorten this.
+"""
 
 import importlib
 from collections.abc import Awaitable, Callable
@@ -10,36 +12,35 @@ from typing import Any
 from quickbloom.common.flower import names
 
 CONTROL = "/v1/control/"
-"""What the paths of users' requests begin with."""
+"""Prefixes of the paths of users' requests."""
 LAYERS = (
     "ControlSensitiveResponseMiddleware",
     "ControlEventLogMiddleware",
     "ControlLicenseMiddleware",
     "ControlAuthenticationMiddleware",
 )
-"""Layers around every request, of a task and two streams each. For requests that are none of users only the second does
-anything, where an event log is set up.
-"""
+"""Layers around every request, each with a task and two streams. Only the second does something for requests that are not
+users', and only if an event log is set up."""
 LOOK_UPS = (
     ("flwr.supercore.protobuf.translation", "get_protobuf_request"),
     ("flwr.supercore.dependencies.runtime", "get_runtime_state"),
     ("flwr.supercore.dependencies.runtime", "get_runtime_handlers"),
     ("flwr.superlink.dependencies.linkstate", "get_linkstate"),
 )
-"""Functions that return what is there already. FastAPI calls them in another thread, as it does all that are no coroutines."""
+"""Functions that only return stored values. FastAPI calls them in another thread, as all that are no coroutines."""
 
 Through = Callable[..., Awaitable[None]]
 
 
 def go_past() -> None:
-    """Let requests that are none of users go past LAYERS, in this process."""
+    """Let requests that are not users' bypass LAYERS, in this process."""
     layers: Any = importlib.import_module("flwr.superlink.routers.control.middlewares")
     for layer in filter(None, (getattr(layers, name, None) for name in LAYERS)):
         layer.__call__ = past(layer.__call__)
 
 
 def past(through: Through) -> Through:
-    """The method `__call__` of a layer, for requests of users and where what happens is logged; others go to what is behind."""
+    """Replace the method `__call__` of a layer: users' requests and logged ones take it, others go to the next layer."""
 
     async def called(layer: Any, scope: Any, receive: Any, send: Any) -> None:
         of_users = scope["type"] != "http" or scope["path"].startswith(CONTROL)
@@ -50,7 +51,7 @@ def past(through: Through) -> Through:
 
 
 def look_up_at_once() -> None:
-    """Let FastAPI call LOOK_UPS, and the comparison of versions, where it is and not in another thread, in this process."""
+    """Let FastAPI call LOOK_UPS and the comparison of versions directly, not in another thread, in this process."""
     solving: Any = importlib.import_module("fastapi.dependencies.utils")
     versions = names.get("VersionDependency")
     functions = {getattr(importlib.import_module(module), name, None) for module, name in LOOK_UPS} - {None}

@@ -1,11 +1,13 @@
-"""How a process takes a large message in: Flower's messages put together part by part, and freed memory given back.
+"""Receives large messages with less memory: assembled part by part, with freed memory returned to the system.
 
-Flower keeps every piece of a message until all of it is put together, which is the message twice; here pieces go as soon as the
-array that they belong to is there. And glibc keeps what is freed between other things, unless large blocks are mapped by
-themselves.
+Flower keeps every piece of a message until the message is complete, which takes twice its size.
+Here pieces are freed once their array is complete. glibc keeps freed memory between other blocks,
+unless large blocks are mapped by themselves.
 
-These are the patches `assembly-by-parts` and `worker-memory` of `common.flower.registry`, whose guards are asked by whoever
-calls this. It imports nothing of this package, since workers run it by its path: their app brings its own."""
+These are the patches `assembly-by-parts` and `worker-memory` of `common.flower.registry`; the
+caller asks their guards. This file imports nothing of this package, since workers run it by its
+path: their app brings its own.
+"""
 
 import ctypes
 import importlib
@@ -15,14 +17,14 @@ from collections.abc import Callable
 from typing import Any
 
 LARGE = 2**25
-"""Bytes of a message from which on a worker spares memory rather than time while it computes."""
-# Numbers of glibc's mallopt, and bytes: of blocks that are mapped by themselves, and of what is free at the end of the heap.
+"""Size of a message in bytes from which a worker saves memory rather than time while it computes."""
+# Numbers of glibc's mallopt, and bytes: of blocks that are mapped by themselves, and of free memory at the end of the heap.
 _TRIM, _MAP, _ARENAS = -1, -3, -8
 _SPARING, _COMPUTING = {_ARENAS: 1, _MAP: 2**20, _TRIM: 2**22}, {_MAP: 2**25, _TRIM: 2**26}
 
 
 def spare() -> None:
-    """Let this process put messages together part by part."""
+    """Let this process assemble messages part by part."""
     pulling: Any = importlib.import_module("flwr.supercore.inflatable.inflatable_utils")
     grid: Any = importlib.import_module("flwr.superlink.grid.http_grid")
     whole = pulling.inflate_object_from_contents
@@ -35,7 +37,7 @@ def _by_parts(whole: Callable[..., Any], pulling: Any) -> Callable[..., Any]:
     def inflate(
         object_id: str, contents: dict[str, bytes], *, keep_object_contents: bool = False, objects: dict[str, Any] | None = None
     ) -> Any:
-        if objects is not None:  # Flower's own goes down from one piece to those below by the same name
+        if objects is not None:  # Flower's own function recurses by this name
             return whole(object_id, contents, keep_object_contents=keep_object_contents, objects=objects)
         done: dict[str, Any] = {}
         heads = {key: pulling.get_object_head_values_from_object_content(content) for key, content in contents.items()}
@@ -55,11 +57,11 @@ def _by_parts(whole: Callable[..., Any], pulling: Any) -> Callable[..., Any]:
 
 
 def give_back() -> None:
-    """Let this process, which lives for one message, give back what it frees while the message comes.
+    """Let this process, which lives for one message, return the memory that it frees while the message arrives.
 
-    With a small message it goes on as glibc would: computing is faster where freed memory is kept.
+    For a small message glibc's defaults stay: computing is faster with freed memory kept.
     """
-    if any(name.startswith("MALLOC_") for name in os.environ):  # the user's own choice
+    if any(name.startswith("MALLOC_") for name in os.environ):  # the user has chosen
         return
     tune(_SPARING)
     client: Any = importlib.import_module("flwr.supernode.runtime.run_clientapp")
@@ -76,7 +78,7 @@ def give_back() -> None:
 
 
 def tune(options: dict[int, int]) -> None:
-    """Set options of glibc's malloc; does nothing with another C library."""
+    """Set options of glibc's malloc; do nothing with another C library."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         for name, value in options.items():

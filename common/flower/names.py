@@ -1,7 +1,8 @@
-"""Names of Flower that Flower does not promise, all that this package uses: where they are, and what needs them.
+"""All of Flower's private names that this package uses: where they are, and what needs them.
 
-Each is looked up when it is used. Where one is gone, what needs it says so in one sentence; runs in one process,
-`quickbloom-edge adapt` and `predict` need none of them. What is replaced in Flower is in `common.flower.registry`.
+Each is looked up when it is used. If one is missing, its user says so in one sentence. Runs in one
+process, `quickbloom-edge adapt` and `predict` need none of them. Replaced parts of Flower are in
+`common.flower.registry`.
 """
 
 import importlib.metadata
@@ -16,14 +17,17 @@ from quickbloom.common.errors import ConfigError
 log: Callable[..., None] = getLogger("flwr").log
 """Flower's log, by the name of its logger: `log(level, text, *arguments)`."""
 NODE_UNAVAILABLE, MESSAGE_UNAVAILABLE = 5, 3
-"""Codes of error replies that Flower makes; its messages carry them, so they do not change."""
+"""Codes of Flower's error replies. Messages carry them, so they do not change."""
 NUMPY = "numpy.ndarray"
-"""The kind of all arrays in Flower's records."""
+"""Type name of all arrays in Flower's records."""
 
 
 @dataclass(frozen=True)
 class Name:
-    """`places`: "module:name", the first that exists counts; the last ones are of other releases. `needed_for`: what fails."""
+    """One private name. `places`: "module:name", of which the first that exists counts; later ones are of other releases.
+
+    `needed_for`: what fails without it.
+    """
 
     places: tuple[str, ...]
     needed_for: str
@@ -72,11 +76,11 @@ NAMES: dict[str, Name] = {
 
 
 class MissingNameError(ConfigError):
-    """This Flower lacks a name; the text says which, and what does not work without it."""
+    """This Flower lacks a name. The text says which, and what does not work without it."""
 
 
 def get(name: str) -> Any:
-    """What Flower has under one of NAMES. Raises MissingNameError."""
+    """Return the object of Flower for one of NAMES. Raises MissingNameError."""
     found = find(name)
     if found is None:
         entry = NAMES[name]
@@ -88,7 +92,7 @@ def get(name: str) -> Any:
 
 
 def find(name: str) -> Any:
-    """What Flower has under one of NAMES; None if it has no such thing."""
+    """Return the object of Flower for one of NAMES; None if there is none."""
     for place in NAMES[name].places:
         module, _, attribute = place.partition(":")
         try:

@@ -1,12 +1,14 @@
-"""Patches of Flower: each with what it replaces, why, what it gains, and in which Flower it may be applied.
+"""Patches of Flower: what each replaces, why, what it gains, and which Flower it may be applied to.
 
-A patch replaces parts of Flower that Flower does not promise. Each has a guard of its own: the source code of what it replaces,
-and of what calls that, must be source code that the patch was tested with. Otherwise Flower's own code runs, and one line says
-so. The environment variable QUICKBLOOM_FLOWER_PATCHES=0 turns all patches off.
+A patch replaces parts of Flower that Flower does not promise. Each has its own guard: the source
+code of its target, and of the target's callers, must be one that the patch was tested with.
+Otherwise Flower's own code runs, and one line says so. The environment variable
+QUICKBLOOM_FLOWER_PATCHES=0 turns all patches off.
 
-The guard reads files and imports nothing of Flower, so it costs milliseconds. A patch names its functions by text, so they are
-imported when it is applied. For another release, `python -m quickbloom.common.flower.registry` prints the hashes of the Flower
-that is installed, for `common.flower.accepted`.
+The guard reads files and imports nothing of Flower, so it costs milliseconds. A patch names its
+functions as text; they are imported when it is applied. For another release, `python -m
+quickbloom.common.flower.registry` prints the hashes of the installed Flower, for
+`common.flower.accepted`.
 """
 
 import ast
@@ -34,10 +36,11 @@ _HERE = "quickbloom.common.flower"
 class Patch:
     """A replaced part of Flower.
 
-    `sources`: functions and classes of Flower as "module:Name", those that are replaced and those that call them; with "|"
-    between several, the first that exists; one that ends in "?" may be missing. `apply`: our
-    function "module:name", "" where the caller applies it. `effect`: our function that says whether the patch is in effect in
-    this process. `needless_with`: a module of Flower that makes the patch needless where it exists, with the reason.
+    `sources`: functions and classes of Flower as "module:Name", the replaced ones and their
+    callers. With "|" between several, the first that exists counts; one that ends in "?" may be
+    missing. `apply`: our function "module:name"; "" if the caller applies the patch. `effect`: our
+    function that tells whether the patch is in effect in this process. `needless_with`: a module of
+    Flower that makes the patch needless, with the reason.
     """
 
     name: str
@@ -48,7 +51,7 @@ class Patch:
     effect: str = ""
     needless_with: tuple[str, str] | None = None
     forks: bool = False
-    """Whether it needs the standard library's fork server."""
+    """True if it needs the standard library's fork server."""
 
 
 _NODE = "flwr.supernode.start_client_internal"
@@ -259,19 +262,19 @@ BY_NAME: Mapping[str, Patch] = {patch.name: patch for patch in PATCHES}
 
 
 def turned_off() -> bool:
-    """Whether the user has turned all patches off."""
+    """Return whether the user has turned all patches off."""
     return os.environ.get(SWITCH, "1") == "0"
 
 
 def needless(patch: Patch) -> str:
-    """Why this Flower does not need the patch; "" if it does."""
+    """Return why this Flower does not need the patch; "" if it does."""
     if patch.needless_with and exists(patch.needless_with[0]):
         return patch.needless_with[1]
     return ""
 
 
 def why_not(name: str) -> str:
-    """Why the patch `name` is not applied here; "" if it may be."""
+    """Return why the patch `name` is not applied here; "" if it may be."""
     patch = BY_NAME[name]
     if turned_off():
         return f"{SWITCH}=0 turns all patches off"
@@ -283,7 +286,7 @@ def why_not(name: str) -> str:
 
 
 def mismatch(patch: Patch) -> str:
-    """The first source of a patch that differs from those which it was tested with, in words; "" if none does."""
+    """Return in words the first source of a patch that differs from the tested ones; "" if none does."""
     accepted = importlib.import_module("quickbloom.common.flower.accepted").ACCEPTED
     for source in patch.sources:
         found = fingerprint(source)
@@ -297,7 +300,7 @@ def mismatch(patch: Patch) -> str:
 
 
 def allowed(*names: str) -> list[str]:
-    """Those patches of `names` that may be applied here, with one line in the log for each that a mismatch keeps off."""
+    """Return those patches of `names` that may be applied here; log one line for each that a mismatch keeps off."""
     fine = []
     for name in names:
         if reason := why_not(name):
@@ -309,12 +312,12 @@ def allowed(*names: str) -> list[str]:
 
 
 def off_line(name: str, reason: str) -> str:
-    """What a user is told of a patch that is off."""
+    """Return the line that tells a user that a patch is off."""
     return f"The patch `{name}` is off ({reason}): Flower's own way instead, without: {BY_NAME[name].gain}"
 
 
 def apply(*names: str) -> list[str]:
-    """Apply the patches of `names` that may be applied to this process; returns which those were."""
+    """Apply those patches of `names` that may be applied to this process, and return their names."""
     done = []
     for name in allowed(*names):
         try:
@@ -327,24 +330,24 @@ def apply(*names: str) -> list[str]:
 
 
 def exists(module: str) -> bool:
-    """Whether a module is installed, which is not imported."""
+    """Return whether a module is installed, without importing it."""
     return _file(module) is not None
 
 
 def function(path: str) -> Callable[..., Any]:
-    """The function "module:name"."""
+    """Return the function "module:name"."""
     module, _, name = path.partition(":")
     found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return found
 
 
 def version() -> str:
-    """The release of the Flower that is installed."""
+    """Return the release of the installed Flower."""
     return importlib.metadata.version("flwr")
 
 
 def fingerprint(source: str) -> str | None:
-    """The first digits of the SHA-256 of the source code of "module:Name"; None if this Flower has no such thing."""
+    """Return the first digits of the SHA-256 of the source code of "module:Name"; None if this Flower does not have it."""
     for place in source.rstrip("?").split("|"):
         module, _, name = place.partition(":")
         if (text := _text(module, name)) is not None:
@@ -373,7 +376,7 @@ def _parsed(file: Path) -> tuple[ast.Module, list[str]]:
 
 
 def _file(module: str) -> Path | None:
-    """The file of a module of an installed package, which is not imported."""
+    """Return the file of a module of an installed package, without importing it."""
     package, *parts = module.split(".")
     spec = importlib.util.find_spec(package)
     for root in (spec.submodule_search_locations or ()) if spec else ():
@@ -393,7 +396,7 @@ def _dotted(source: str) -> str:
 
 
 def sources(patches: Iterable[Patch] = PATCHES) -> list[str]:
-    """All sources of some patches, each once, sorted."""
+    """Return all sources of some patches, each once, sorted."""
     return sorted({source for patch in patches for source in patch.sources})
 
 

@@ -1,14 +1,16 @@
-"""Flower's `flwr-simulation` with three things changed, all other code being Flower's own, called as its command calls it.
+"""Flower's `flwr-simulation` with three changes; all other code is Flower's own, called as its command calls it.
 
-- The loop that hands messages to the simulated nodes: Flower's looks every 0.1 s, and goes through all messages for every
-  node, which with a thousand nodes keeps a core busy. This one is told of messages.
-- A node stays with a process, as long as that is idle: with as many nodes as processes each then holds the data of its own
-  node alone, and not of all.
-- The ClientApp is given to Ray once. Flower pickles it anew for every message, which takes 5 ms.
+- The loop that hands messages to the simulated nodes is notified of messages. Flower's looks every
+  0.1 s, and searches all messages for every node, which with a thousand nodes keeps a core busy.
+- A node stays with a process while that is idle. With as many nodes as processes, each process then
+  holds the data of its own node only.
+- The ClientApp is given to Ray once. Flower pickles it for every message, which takes 5 ms.
 
-`server_app.launch.flower_run` puts a script that runs this file before Flower's own on the PATH of its SuperLink:
-`python -P simulation.py PATCH,PATCH ARGUMENTS`, with those patches of `common.flower.registry` that may be applied. It must not
-import this package: a run's app brings its own."""
+`server_app.launch.flower_run` puts a script that runs this file before Flower's own on the PATH of
+its SuperLink: `python -P simulation.py PATCH,PATCH ARGUMENTS`, with those patches of
+`common.flower.registry` that may be applied. This file must not import this package: a run's app
+brings its own.
+"""
 
 import importlib
 import importlib.metadata
@@ -20,11 +22,11 @@ from queue import Queue
 from typing import Any
 
 LONGEST = 0.1
-"""Seconds between two looks for messages, and to the end, where nothing tells of any."""
+"""Seconds between two looks for messages, and for the end, without a notification."""
 
 
 def add_messages_to_queue(state: Any, queue: "Queue[Any]", nodes_mapping: dict[int, int], f_stop: threading.Event) -> None:
-    """Move messages from Flower's state into the queue of its workers until `f_stop`: at most one for each node in a look."""
+    """Move messages from Flower's state into the queue of its workers until `f_stop`: at most one per node and look."""
     told = threading.Event()
     state.store_message_ins = telling(state.store_message_ins, told)
     while not f_stop.is_set():
@@ -39,7 +41,7 @@ def add_messages_to_queue(state: Any, queue: "Queue[Any]", nodes_mapping: dict[i
 
 
 def telling(store: Callable[[Any], Any], told: threading.Event) -> Callable[[Any], Any]:
-    """The function `store`, which sets `told` when it is done."""
+    """Return the function `store`, which then sets `told` when it is done."""
 
     def stored(message: Any) -> Any:
         result = store(message)
@@ -50,7 +52,7 @@ def telling(store: Callable[[Any], Any], told: threading.Event) -> Callable[[Any
 
 
 def addressees(state: Any, nodes_mapping: dict[int, int]) -> list[int]:
-    """The nodes for which there may be a message, in the order of `nodes_mapping`."""
+    """Return the nodes that may have a message, in the order of `nodes_mapping`."""
     with state.lock:
         metadata = [message.metadata for message in state.message_ins_store.values()]
     waiting = {entry.dst_node_id for entry in metadata if entry.delivered_at == ""}
@@ -58,7 +60,7 @@ def addressees(state: Any, nodes_mapping: dict[int, int]) -> list[int]:
 
 
 def pickling_once(build: Callable[[Any, Any], None], put: Callable[[Any], Any]) -> Callable[[Any, Any], None]:
-    """The method `build` of Flower's backend for Ray, which leaves the app with Ray: what is sent is where it is."""
+    """Return the method `build` of Flower's backend for Ray, which then stores the app in Ray and sends a reference."""
 
     def built(backend: Any, app_fn: Any) -> None:
         build(backend, app_fn)
@@ -68,8 +70,10 @@ def pickling_once(build: Callable[[Any, Any], None], put: Callable[[Any], Any]) 
 
 
 class Loyal:
-    """Two methods of Flower's pool of actors: the next job goes to the idle actor that served its node before, if there is one,
-    else to the last of the idle ones, as with Flower. Who fails a node serves it no more.
+    """Two methods of Flower's pool of actors. The next job goes to the idle actor that served its node before.
+
+    Without such an actor, the last idle one gets it, as with Flower. An actor that failed a node
+    does not serve it again.
     """
 
     def __init__(self, fetch: Callable[[Any, Any], Any]) -> None:
@@ -79,7 +83,7 @@ class Loyal:
         self._choosing = threading.Lock()
 
     def submit(self, pool: Any, actor_fn: Callable[..., Any], job: tuple[Any, Any, str, Any]) -> Any:
-        """In the place of the method `submit` of the pool."""
+        """Replace the method `submit` of the pool."""
         node = job[2]
         with self._choosing:
             before = self._served.pop(node, None)
@@ -91,7 +95,7 @@ class Loyal:
         return future
 
     def fetch(self, pool: Any, future: Any) -> Any:
-        """In the place of the method `fetch_result_and_return_actor_to_pool`."""
+        """Replace the method `fetch_result_and_return_actor_to_pool`."""
         node, actor = self._jobs.pop(future)
         result = self._fetch(pool, future)
         self._served[node] = actor
@@ -99,7 +103,7 @@ class Loyal:
 
 
 def dispatch() -> None:
-    """Let this process's simulation hand messages over when it is told of them."""
+    """Let this process's simulation hand messages over when it is notified of them."""
     vce: Any = importlib.import_module("flwr.server.superlink.fleet.vce.vce_api")
     vce.add_messages_to_queue = add_messages_to_queue
 
@@ -111,7 +115,7 @@ def send_app_once() -> None:
 
 
 def stay() -> None:
-    """Let nodes of this process's simulation stay with the actor that served them."""
+    """Let the nodes of this process's simulation stay with the actor that served them."""
     pool: Any = importlib.import_module("flwr.server.superlink.fleet.vce.backend.raybackend").BasicActorPool
     loyal = Loyal(pool.fetch_result_and_return_actor_to_pool)
     pool.submit = lambda *arguments: loyal.submit(*arguments)
@@ -126,9 +130,9 @@ PATCHES: dict[str, Callable[[], None]] = {
 
 
 def main() -> None:
-    """The command `flwr-simulation`, with the patches that the first argument names."""
+    """Run the command `flwr-simulation` with the patches that the first argument names."""
     wanted = sys.argv.pop(1).split(",")
-    if importlib.util.find_spec("ray"):  # without Ray Flower says what is missing
+    if importlib.util.find_spec("ray"):  # without Ray, Flower reports what is missing
         for name, apply in PATCHES.items():
             if name in wanted:
                 apply()

@@ -1,9 +1,9 @@
-"""Flower's SuperLink with less to do for every request; everything else is Flower's own code, called as its command calls it.
+"""Flower's SuperLink with less work per request; all other code is Flower's own, called as its command calls it.
 
-- For every piece of every message Flower looks in its database for tasks of which nothing was heard for too long, and writes
-  twice in doing so, though they have half a minute. The requests of a round wait for each other's writes. Here it looks once a
-  second.
-- The requests of a run's server go past what is for others (`common.flower.http`).
+- For every piece of every message Flower searches its database for lost tasks and writes twice,
+  although tasks have half a minute. The requests of a round wait for each other's writes. Here the
+  search is once a second.
+- The requests of a run's server bypass layers that are not for them (`common.flower.http`).
 
 These are patches of `common.flower.registry`, each with its own guard. A port that does not open ends the process: Flower
 itself would go on without it.
@@ -25,13 +25,13 @@ from quickbloom.common.system import loopback
 from quickbloom.common.system.terminal import FAILED, say_error
 
 PAUSE = 1.0
-"""Seconds between two looks for tasks of which nothing is heard."""
+"""Seconds between two searches for lost tasks."""
 PATIENCE = 120.0
 """Seconds that Flower has to open its ports; it takes one or two on a machine that is not busy."""
 
 
 def command(*arguments: str) -> list[str]:
-    """The command line that starts Flower's SuperLink so."""
+    """Return the command line that starts Flower's SuperLink with these patches."""
     # -P: nothing is imported from the working directory.
     return [
         sys.executable,
@@ -44,7 +44,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def main() -> None:
-    """Run `flower-superlink` with the arguments after the first one, which is that name."""
+    """Run `flower-superlink`, which is the first argument, with the arguments after it."""
     sys.argv = sys.argv[1:]
     registry.apply("lost-tasks", "past-layers", "look-ups")
     threading.Thread(target=end_unless_open, args=(addresses(sys.argv[1:]),), daemon=True).start()
@@ -88,7 +88,7 @@ def is_open(address: str) -> bool:
 
 
 def look_seldom() -> None:
-    """Let every state of this process look for lost tasks after PAUSE at the earliest."""
+    """Let every state of this process search for lost tasks after PAUSE at the earliest."""
     state: Any = importlib.import_module("flwr.supercore.corestate.sql_corestate").SqlCoreState
     look = state._cleanup_expired_task_tokens
 

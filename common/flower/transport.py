@@ -1,7 +1,7 @@
 """How nodes and a SuperLink talk: gRPC on a port of its own up to Flower 1.39, HTTP on the SuperLink's one port from 1.40 on.
 
-What an installed Flower speaks is read from its files, what a server speaks from the server: only gRPC agrees on HTTP/2 when
-TLS begins.
+The installed Flower's files tell its transport. A server's transport is known from the server: only
+gRPC agrees on HTTP/2 when TLS begins.
 """
 
 import ssl
@@ -16,25 +16,25 @@ from quickbloom.common.system.loopback import is_loopback
 
 GRPC, HTTP = "gRPC", "HTTP"
 PROTOCOLS = ["h2", "http/1.1"]
-"""What a node offers when TLS begins."""
+"""Protocols that a node offers when TLS begins."""
 _RELEASES = {GRPC: "1.39", HTTP: "1.40 to 1.42"}
 _REQUIREMENTS = {GRPC: "flwr>=1.39,<1.40", HTTP: "flwr>=1.40,<1.43"}
 _FLEET = "/v1/fleet/register-node"
-"""A path that the HTTP port of a SuperLink knows if nodes connect there."""
+"""A path that exists on the HTTP port of a SuperLink if nodes connect there."""
 
 
 def spoken() -> str:
-    """What nodes and SuperLink of the installed Flower speak: GRPC or HTTP."""
+    """Return the transport of the installed Flower's nodes and SuperLink: GRPC or HTTP."""
     return HTTP if registry.exists("flwr.supernode.fleet_http_connection") else GRPC
 
 
 def of_server(connection: ssl.SSLSocket) -> str:
-    """What the server at the other end of a connection that offered PROTOCOLS speaks."""
+    """Return the transport of the server at the other end of a connection that offered PROTOCOLS."""
     return GRPC if connection.selected_alpn_protocol() == "h2" else HTTP
 
 
 def trouble(server: str, theirs: str, ca: Path) -> str:
-    """Why a node of the installed Flower cannot talk to `server` (HOST:PORT), which speaks `theirs`; "" if it can."""
+    """Return why a node of the installed Flower cannot talk to `server` (HOST:PORT) with transport `theirs`; "" if it can."""
     if theirs == HTTP and _answer(server, _FLEET, ca)[0] == 404:
         return (
             f"{server} is where runs are started, and nodes of this federation connect to another port of its SuperLink: ask "
@@ -49,7 +49,7 @@ def trouble(server: str, theirs: str, ca: Path) -> str:
 
 
 def clock_of(server: str, ca: Path) -> datetime | None:
-    """The time of `server` (HOST:PORT), which speaks HTTP, to the second; None if it does not say."""
+    """Return the time of `server` (HOST:PORT), which speaks HTTP, to the second; None if it does not tell."""
     date = _answer(server, "/health", ca)[1]
     try:
         return parsedate_to_datetime(date).astimezone(UTC)
@@ -58,7 +58,7 @@ def clock_of(server: str, ca: Path) -> datetime | None:
 
 
 def _answer(server: str, path: str, ca: Path) -> tuple[int, str]:
-    """(status, date) of a server's answer; (0, "") if there is none."""
+    """Return (status, date) of a server's answer; (0, "") if there is none."""
     handlers: list[urllib.request.BaseHandler] = [
         urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=str(ca)))
     ]

@@ -1,8 +1,9 @@
-"""How long the server waits for a reply that a node has announced and not yet delivered.
+"""Deadline for a reply that a node has announced and not yet delivered.
 
-A SuperNode tells the SuperLink of a reply before it uploads the contents. If it dies in between, Flower's grid goes on asking
-for them until the SuperLink forgets the upload after three minutes (Flower 1.39), one such reply after the other, and fetches
-no other reply meanwhile: found by `python -m benchmarks.chaos`, where two nodes held a round of 15 s up for 405.
+A SuperNode announces a reply to the SuperLink before it uploads the contents. If it dies in
+between, Flower's grid keeps asking for them until the SuperLink forgets the upload after three
+minutes (Flower 1.39), one such reply after the other, and fetches no other reply meanwhile. `python
+-m benchmarks.chaos` found this: two nodes held a round of 15 s up for 405 s.
 """
 
 import importlib
@@ -20,18 +21,18 @@ from flwr.serverapp import Grid
 from quickbloom.common.flower import registry
 
 GRACE = 3.0
-"""Seconds that the uploads are given which are under way when the deadline has come, all of them together."""
+"""Seconds for all uploads together that are under way at the deadline."""
 _PAUSE = 1.0
-"""Seconds between two questions for the same contents at the most; Flower's own pauses grow to ten, and no limit ends one."""
+"""Largest number of seconds between two requests for the same contents; Flower's own pauses grow to ten, without a limit."""
 
 _deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
 
 
 @contextmanager
 def awaited_until(deadline: float) -> Iterator[None]:
-    """Within this, contents that are not there at `deadline` (of `time.monotonic`) are given up; those that are, never.
+    """Within this context, give up contents that are missing at `deadline` (of `time.monotonic`), but no complete ones.
 
-    What is given up comes as an error reply of the code MESSAGE_UNAVAILABLE. Needs `limit_uploads`.
+    A reply given up on is returned as error MESSAGE_UNAVAILABLE. Needs `limit_uploads`.
     """
     token = _deadline.set(deadline)
     try:
@@ -41,9 +42,10 @@ def awaited_until(deadline: float) -> Iterator[None]:
 
 
 def limit_uploads(grid: Grid) -> None:
-    """Have all grids of this class, in this process, obey `awaited_until`.
+    """Make all grids of this class, in this process, obey `awaited_until`.
 
-    The patch `upload-deadline` of `common.flower.registry`; does nothing to a grid that fetches in another way.
+    The patch `upload-deadline` of `common.flower.registry`. It does not change a grid that fetches
+    in another way.
     """
     if type(grid).__module__.startswith("flwr.") and not registry.allowed("upload-deadline"):
         return

@@ -1,16 +1,17 @@
 """Flower's SuperNode and SuperExec with warm workers, short polls and quick reconnects.
 
-Flower starts a new Python process for every message, which costs seconds of CPU for the imports alone, and polls every 1 to 3
-seconds. Here each of these processes is forked from one that has imported torch and Flower already (the standard library's
-fork server), so every message still has a process of its own. Everything else is Flower's own code, called as its commands
-call it.
+Flower starts a new Python process for every message, which costs seconds of CPU for the imports,
+and polls every 1 to 3 seconds. Here each process is forked from one that has imported torch and
+Flower (the standard library's fork server), so that every message still has its own process. All
+other code is Flower's own, called as its commands call it.
 
-A node whose server was away is back within seconds: gRPC would let up to two minutes pass between two attempts to connect, and
-Flower's retries 20 s more. And a connection of which nothing is heard is given up, which TCP does only after a quarter of an
-hour, while the node would wait for an answer that cannot come.
+A node whose server was away reconnects within seconds: gRPC would wait up to two minutes between
+two attempts, and Flower's retries 20 s more. A silent connection is given up. TCP does so only
+after a quarter of an hour, while the node would wait for an answer that cannot come.
 
-All this is patches of `common.flower.registry`, each with a guard of its own: where one is off, Flower's own way is taken, with
-a warning. Where there is no fork server (Windows), a new process is started for every message.
+All these are patches of `common.flower.registry`, each with its own guard. Where one is off,
+Flower's own code runs, with a warning. Without a fork server (Windows), every message starts a new
+process.
 """
 
 import importlib
@@ -38,21 +39,21 @@ PRELOAD = (
     *("torch", "torch._dynamo", "safetensors.torch", "pydantic", "flwr.supernode.cli", "flwr.superlink.cli", "httpcore"),
     "scipy.ndimage",
 )
-"""What a worker has imported before its message comes, as far as it is installed; torch.func imports torch._dynamo at its first
-use, and httpx httpcore."""
+"""Modules that a worker has imported before its message arrives, if they are installed. torch.func imports torch._dynamo at
+its first use, and httpx imports httpcore."""
 _PRELOADED = "quickbloom.common.flower.preloaded_app"
-"""Which a node's fork server imports last: the app as it is installed, for runs that bring the same."""
+"""The module that a node's fork server imports last: the installed app, for runs that bring the same code."""
 
 SHORTEST, LONGEST = 0.05, 3.0
-"""Seconds between two looks for work: a tenth of the time since the last work, within these bounds."""
+"""Bounds in seconds of the pause between two looks for work, which is a tenth of the time since the last work."""
 MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**22)}
-"""Environment of SuperLink, SuperExec and SuperNode: else glibc gives each of their threads a heap, and keeps what is free."""
+"""Environment of SuperLink, SuperExec and SuperNode. Without it, glibc gives each thread a heap and keeps freed memory."""
 POLL = "QUICKBLOOM_POLL"
-"""Environment variable with another LONGEST."""
+"""Environment variable that replaces LONGEST."""
 _WAKE = "QUICKBLOOM_WAKE"
-"""Environment variable with the number of the pipe through which a SuperNode tells its SuperExec that there is work."""
-_STOCK_REPLY = 0.5  # what a SuperNode sleeps while it waits for its ClientApp's reply
-_FIRST_BACKOFF = 0.05  # seconds; whoever is told of a message asks for its arrays before they are there
+"""Environment variable with the number of the pipe through which a SuperNode notifies its SuperExec of work."""
+_STOCK_REPLY = 0.5  # pause of a SuperNode that waits for its ClientApp's reply
+_FIRST_BACKOFF = 0.05  # seconds; a notified receiver asks for arrays before they have arrived
 
 LONGEST_RETRY = 5  # seconds between two attempts to reach the server
 _PULLING = "flwr.supercore.inflatable.inflatable_utils"
@@ -60,7 +61,7 @@ _RETRIES = ("flwr.supercore.retry.grpc_retry", "flwr.supercore.retry.http_retry"
 CONNECTION = (
     ("grpc.initial_reconnect_backoff_ms", 500),
     ("grpc.max_reconnect_backoff_ms", 1000 * LONGEST_RETRY),
-    # Only while a call waits, and only if nothing was heard for so long: servers refuse those who ask too often.
+    # Only while a call waits, and only after so long a silence: servers refuse clients that ask too often.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 )
@@ -71,7 +72,7 @@ NODE = ("connection-options", "quick-retries", "pull-soon", "assembly-by-parts",
 SUPEREXEC = ("quick-retries", "superexec-polling", "worker-forks")
 """Patches of a SuperExec."""
 WORKER = ("pull-soon", "quick-retries", "assembly-by-parts", "worker-memory", "preloaded-app")
-"""Patches of each worker, whose guards its SuperExec asks."""
+"""Patches of each worker, whose guards its SuperExec checks."""
 
 # Run in the fork, with the patches that its SuperExec allows. It must not import this package: a run's app brings its own.
 _WORK = """
@@ -102,9 +103,10 @@ getattr(importlib.import_module({module!r}), {function!r})()
 
 
 class Pace:
-    """Stands for the module `time` in Flower's loops: sleeps for a tenth of the time since there was work.
+    """Replaces the module `time` in Flower's loops: sleeps for a tenth of the time since the last work.
 
-    `told`: a pipe by which this process is told of work; it need not look often, and every byte ends a sleep.
+    `told`: a pipe that notifies this process of work. With it, the process rarely looks by itself,
+    and every byte ends a sleep.
     """
 
     def __init__(self, longest: float, told: int | None = None) -> None:
@@ -116,7 +118,7 @@ class Pace:
         return getattr(time, name)
 
     def work(self) -> None:
-        """There is work: look again soon."""
+        """Note that there is work, so that the next look is soon."""
         self._worked = time.monotonic()
 
     def sleep(self, seconds: float) -> None:
@@ -126,11 +128,11 @@ class Pace:
             passed = time.monotonic() - self._worked
             time.sleep(min(max(passed / 10, SHORTEST), self._longest))
         elif select.select([self._told], [], [], self._longest)[0] and not os.read(self._told, 2**16):
-            self._told = None  # the other end is gone
+            self._told = None  # the other end is closed
 
 
 class Connecting:
-    """Stands for the module `grpc` where Flower opens its connections: adds CONNECTION to their options."""
+    """Replaces the module `grpc` where Flower opens its connections: adds CONNECTION to their options."""
 
     def __init__(self, grpc: Any) -> None:
         self._grpc = grpc
@@ -146,14 +148,14 @@ class Connecting:
 
 
 def sparing() -> dict[str, str]:
-    """MEMORY, but for what the user has set; nothing where workers cannot be told from the processes that start them."""
+    """Return MEMORY without the user's own variables; {} if workers cannot be told from the processes that start them."""
     if registry.why_not("warm-superexec"):
         return {}
     return {name: value for name, value in MEMORY.items() if name not in os.environ}
 
 
 def command(program: str, *arguments: str) -> list[str]:
-    """The command line that starts `program` (flower-supernode or flower-superexec) warm."""
+    """Return the command line that starts `program` (flower-supernode or flower-superexec) with warm workers."""
     # -P: nothing is imported from the working directory. -c: a fork would import a main module again.
     return [sys.executable, "-P", "-c", "from quickbloom.common.flower.workers import main; main()", program, *arguments]
 
@@ -162,9 +164,9 @@ def main() -> None:
     """Run the program that the first argument names, with the arguments that follow."""
     program, *arguments = sys.argv[1:]
     sys.argv = [program, *arguments]
-    if program == "flower-supernode":  # the other one serves nothing
+    if program == "flower-supernode":  # the other kind has no effect
         callers.guard()
-    # Flower's own processes look for each other there.
+    # Flower's own processes look for each other on the PATH.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     try:
         longest_pause()
@@ -175,7 +177,7 @@ def main() -> None:
 
 
 def longest_pause() -> float:
-    """Seconds, from the environment variable POLL."""
+    """Return the seconds in the environment variable POLL."""
     given = os.environ.get(POLL, str(LONGEST))
     try:
         seconds = float(given)
@@ -187,7 +189,7 @@ def longest_pause() -> float:
 
 
 def ask_soon() -> None:
-    """Let this process ask again soon for a part of a message that its sender still pushes, where Flower waits 1 s."""
+    """Let this process ask again soon for a part of a message that its sender still pushes; Flower waits 1 s."""
     pulling: Any = importlib.import_module(_PULLING)
     for pull in (pulling.pull_objects, pulling.pull_and_inflate_object_from_tree):
         pull.__kwdefaults__["initial_backoff"] = _FIRST_BACKOFF
@@ -200,9 +202,10 @@ def connect_quickly() -> None:
 
 
 def retry_soon() -> None:
-    """Let this process try every LONGEST_RETRY s to reach a server that is away.
+    """Let this process retry at least every LONGEST_RETRY s to reach a server that is away.
 
-    Of a run that is not heard of for a minute the SuperLink thinks that it is dead, and Flower's retries grow to 20 s.
+    The SuperLink takes a run for dead that it has not heard of for a minute, and Flower's pauses
+    grow to 20 s.
     """
     for name in _RETRIES:
         retries: Any = importlib.import_module(name)
@@ -215,7 +218,7 @@ def poll_node_by_pace() -> None:
 
 
 def start_warm_superexec() -> None:
-    """Let this process's SuperNode start our SuperExec, and tell it of every message."""
+    """Let this process's SuperNode start our SuperExec, and notify it of every message."""
     node = _node()
     told, tell = os.pipe()
     os.set_blocking(tell, False)
@@ -229,7 +232,7 @@ def start_warm_superexec() -> None:
     node._push_messages = tell_and_push
 
     def start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-        # Workers compute: they keep what they have freed for the next step. What the user has set stays.
+        # Workers compute: they keep freed memory for the next step. The user's own settings stay.
         computing = {name: value for name, value in os.environ.items() if MEMORY.get(name) != value}
         return subprocess.Popen(command(*arguments), env={**computing, _WAKE: str(told)}, pass_fds=[told])
 
@@ -241,7 +244,7 @@ def _node() -> Any:
 
 
 def poll_superexec_by_pace() -> None:
-    """Let this process's SuperExec poll by Pace, or when its SuperNode tells it."""
+    """Let this process's SuperExec poll by Pace, or when its SuperNode notifies it."""
     told = os.environ.get(_WAKE)
     _loop().time = Pace(min(longest_pause(), 1.0), told=int(told) if told else None)
 
@@ -285,7 +288,7 @@ def _loop() -> Any:
 
 
 def _shorten_sockets() -> None:
-    """Let the fork server's sockets lie where their paths are short enough, wherever TMPDIR is."""
+    """Put the fork server's sockets where their paths are short enough, for any TMPDIR."""
     before, longest = tempfile.tempdir, temporary.LONGEST_SOCKET - len("/pymp-12345678/listener-12345678")
     tempfile.tempdir = temporary.short(longest)
     try:

@@ -1,4 +1,4 @@
-"""Registry of the models by name."""
+"""Registry of the models by name. A new one is a file with a subclass of `Model`, and one line here."""
 
 from functools import partial
 from typing import Any
@@ -6,17 +6,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from quickbloom.common import registries
 from quickbloom.common.models.base import Model
-from quickbloom.common.models.conv4 import Conv4
 from quickbloom.common.models.factory import is_own_model, own_factory
-from quickbloom.common.models.linear import Linear
-from quickbloom.common.models.lstm import Lstm
-from quickbloom.common.models.mlp import Mlp
-from quickbloom.common.models.resnet import ResNet
-from quickbloom.common.models.sine import Sine
 from quickbloom.common.randomness import generator
 
-MODELS: dict[str, type[Model]] = {model.name: model for model in (Mlp, Conv4, ResNet, Sine, Linear, Lstm)}
+MODELS: dict[str, type[Model]] = registries.load(
+    __name__,
+    "mlp",
+    "conv4",
+    "resnet",
+    "sine",
+    "linear",
+    "lstm",
+)
 
 
 def build_model(name: str, options: Any, input_shape: tuple[int, ...], outputs: int, seed: int, tokens: int = 0) -> nn.Module:

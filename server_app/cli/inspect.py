@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from quickbloom.common.config.run import table_types
+from quickbloom.common.config.parts import table_types
 from quickbloom.common.system.terminal import FAILED, STOPPED, paper
 
 

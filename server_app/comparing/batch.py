@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from quickbloom import __version__
-from quickbloom.common.algorithms import ALGORITHMS, is_own_algorithm
-from quickbloom.common.config.run import PRIVACY, RunConfig, parse_run_config
+from quickbloom.common.config.parts import PRIVACY, own_parts
+from quickbloom.common.config.run import RunConfig, parse_run_config
 from quickbloom.common.errors import FILE_TROUBLE
 from quickbloom.common.models import MODELS, is_own_model
 from quickbloom.common.system import user_code
@@ -90,7 +90,7 @@ class Run:
         settings = self.setup.effective()
         decisive = [
             settings,
-            _own_code(settings["model"]) + _own_algorithm(self.setup.algorithm) + _own_data(settings),
+            _own_code(settings["model"]) + _own_files(self.setup) + _own_data(settings),
             self.setup.nodes,
             self.setup.in_process,
             self.seed,
@@ -190,10 +190,10 @@ def _own_code(model: str) -> str:
     return Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
 
 
-def _own_algorithm(name: str) -> str:
-    """The file of a user's own algorithm, as of a model. "" for any other algorithm."""
-    algorithm = ALGORITHMS[name]
-    return Path(inspect.getfile(algorithm)).read_text(encoding="utf-8") if is_own_algorithm(algorithm) else ""
+def _own_files(setup: Setup) -> str:
+    """The files of the parts that a user registered, an algorithm, a data set or a model; "" if there are none."""
+    files = dict.fromkeys(inspect.getfile(part) for part in own_parts(setup.config()).values())
+    return "".join(Path(file).read_text(encoding="utf-8") for file in files)
 
 
 def _own_data(settings: Mapping[str, Any]) -> str:

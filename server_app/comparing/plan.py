@@ -16,7 +16,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from quickbloom.common.algorithms import ALGORITHMS, is_own_algorithm
+from quickbloom.common.algorithms import ALGORITHMS
+from quickbloom.common.config.parts import own_parts
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.datasets import DATASETS, load_dataset
 from quickbloom.common.datasets.base import resolve_data_dir
@@ -103,9 +104,15 @@ class Plan:
     def check(self, target: float | None = None) -> None:
         """Raise ConfigError or DataError for whatever would end a run: with the data, before anything starts."""
         for name in self.algorithms:
-            parse_run_config({"algorithm": name, "dataset": self.dataset})
-        if self.simulation and any(is_own_algorithm(ALGORITHMS[name]) for name in self.algorithms):
-            raise ConfigError("`--simulation` needs algorithms of this project: Flower's processes do not know your own one")
+            own = own_parts(parse_run_config({"algorithm": name, "dataset": self.dataset}))
+            if self.simulation and "algorithm" in own:
+                raise ConfigError(
+                    "`--simulation` needs algorithms of this project: Flower's processes do not know your own one"
+                )
+            if self.simulation and own:
+                raise ConfigError(
+                    "`--simulation` needs a data set of this project: Flower's processes do not know your own one"
+                )
         if self.simulation:
             check_simulation(", or leave `--simulation` out")
         for algorithm in self.algorithms:

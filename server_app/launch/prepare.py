@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from quickbloom.common.algorithms import ALGORITHMS, is_own_algorithm
+from quickbloom.common.config.parts import own_parts
 from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
 from quickbloom.common.datasets.base import resolve_data_dir
 from quickbloom.common.errors import ConfigError
@@ -49,12 +49,12 @@ def settle(settings: dict[str, Scalar], connection: str | None, nodes: int | Non
         settings, nodes, in_process = _go_on(settings, nodes, in_process)
     nodes = nodes or (1 if in_process else 2)
     settings = {"min-nodes": nodes, **settings}
-    name = parse_run_config(settings).algorithm
+    own = own_parts(parse_run_config(settings))
     if not in_process:
         check_simulation(", or add `--in-process`")
-    if not in_process and is_own_algorithm(ALGORITHMS[name]):
+    for key, part in () if in_process else own.items():
         raise ConfigError(
-            f'`algorithm = "{name}"` is known to this process alone: add `--in-process`, or put it into common/algorithms'
+            f'`{key} = "{part.name}"` is known to this process alone: add `--in-process`, or put it into common/{key}s'
         )
     if not settings.get("output-dir"):
         settings["output-dir"] = str(_new_directory(settings).absolute())

@@ -6,7 +6,8 @@ from pathlib import Path
 from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.config.checks import check_choice
 from quickbloom.common.config.key_value import scalar, split_assignment
-from quickbloom.common.config.run import RunConfig, Scalar, table_types
+from quickbloom.common.config.parts import table_types
+from quickbloom.common.config.run import RunConfig, Scalar
 from quickbloom.common.datasets import load_dataset
 from quickbloom.common.engine.build import build_algorithm
 from quickbloom.server_app.federation.splits import split_tasks

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quickbloom.common.config.run import PRIVACY, Scalar
+from quickbloom.common.config.parts import PRIVACY
+from quickbloom.common.config.run import Scalar
 from quickbloom.common.errors import DataError
 from quickbloom.common.formatting import data_name, duration, size
 from quickbloom.common.metric import ACCURACY, Metric

@@ -2,19 +2,20 @@
 
 import sys
 
-from quickbloom.common.algorithms import ALGORITHMS, is_own_algorithm
+from quickbloom.common.config.parts import REGISTRIES
 from quickbloom.common.errors import ConfigError
+from quickbloom.common.registries import is_users
 
 
 def program() -> list[str]:
-    """What a user types before `run` or `compare`: "quickbloom", or "python FILE" where FILE brings an algorithm of its own.
+    """What a user types before `run` or `compare`: "quickbloom", or "python FILE" where FILE registers parts of its own.
 
-    Raises ConfigError for an algorithm that no file brings.
+    Raises ConfigError for a part that no file registers.
     """
-    own = [name for name, algorithm in ALGORITHMS.items() if is_own_algorithm(algorithm)]
+    own = [f'{key} = "{name}"' for key, registry in REGISTRIES.items() for name, part in registry.items() if is_users(part)]
     if not own:
         return ["quickbloom"]
     file = getattr(sys.modules["__main__"], "__file__", None)
     if not file:
-        raise ConfigError(f'`algorithm = "{own[0]}"` must come from a file, for every run is a process of its own')
+        raise ConfigError(f"`{own[0]}` must come from a file, for every run is a process of its own")
     return ["python", str(file)]

@@ -18,6 +18,7 @@ from quickbloom.common.config.run import RunConfig, parse_run_config
 from quickbloom.common.datasets import load_dataset
 from quickbloom.common.engine.round import TaskWork, evaluate, run_round
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
+from quickbloom.common.maths.kernels import source
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.models import build_model
 from quickbloom.common.randomness import generator
@@ -75,6 +76,20 @@ def test_roll_call_tells_shapes_counts_and_versions_and_no_example() -> None:
     assert answer.tasks == DIGITS.tasks()[::4]
     assert answer.versions.keys() == {"quickbloom", "flwr", "torch", "python"}
     assert payload_bytes(reply.content) == 0
+
+
+@pytest.mark.parametrize(("compiler", "lines"), [("/usr/bin/c++", 1), (None, 0)], ids=["with a compiler", "without"])
+def test_a_node_without_the_source_of_the_kernels_says_so_once_a_run(
+    compiler: str | None, lines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[str] = []
+    monkeypatch.delenv("QUICKBLOOM_KERNELS", raising=False)
+    monkeypatch.setattr(source, "read", lambda: None)
+    monkeypatch.setattr(client, "find_compiler", lambda: compiler)
+    monkeypatch.setattr(client, "kernel_remark", source.remark)
+    monkeypatch.setattr(client, "log", lambda level, form, *values: logged.append(form % values))
+    ask(roll_call(), ROLL_CALL)
+    assert [text for text in logged if "kernels are off" in text] == [source.remark()] * lines
 
 
 def test_a_server_of_another_protocol_is_refused_in_one_sentence() -> None:

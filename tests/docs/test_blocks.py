@@ -33,6 +33,7 @@ from quickbloom.client_app import cli as edge
 from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.algorithms.base import Algorithm
 from quickbloom.common.config.run import parse_node_config, parse_run_config
+from quickbloom.common.datasets import DATASETS
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.cli import main as server
 from quickbloom.server_app.launch.settings import parse_assignments
@@ -116,12 +117,12 @@ class Reader:
         return done.stdout
 
     def _python(self, script: Path, arguments: list[str]) -> str:
-        """The two examples that pages name; test_examples.py runs them in processes of their own."""
+        """The examples that pages name; test_examples.py runs them in processes of their own."""
         assert (ROOT / script).is_file(), script
         if script.name == "hospitals.py":
             hospitals.write_all(self.folder)
         else:
-            assert script.name == "own_algorithm.py", script
+            assert script.name in ("own_algorithm.py", "own_dataset.py"), script
         return ""
 
 
@@ -277,6 +278,7 @@ def test_a_page_does_what_it_says(page: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.syspath_prepend(ROOT)
     # What a page registers is forgotten afterwards.
     monkeypatch.setattr("quickbloom.common.algorithms.ALGORITHMS", dict(ALGORITHMS))
+    monkeypatch.setattr("quickbloom.common.datasets.DATASETS", dict(DATASETS))
     reader = Reader(tmp_path)
     PREPARED.get(page.name, nothing)(reader)
     for block in blocks(page):

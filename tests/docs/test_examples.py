@@ -21,6 +21,7 @@ from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params
+from quickbloom.common.system.package import FOLDERS
 from quickbloom.server_app.launch.flower_run import LocalSuperLink, Run, environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,11 +29,11 @@ EXAMPLES = ROOT / "examples"
 NOTEBOOK = EXAMPLES / "new_writer.ipynb"
 
 
-def python(*arguments: str | Path, cwd: Path) -> str:
-    """What a program in a Python process of its own prints on stdout."""
+def python(*arguments: str | Path, cwd: Path, path: Path = ROOT) -> str:
+    """What a program in a Python process of its own prints on stdout. `path`: the source tree that it imports from."""
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(
-        command, cwd=cwd, env={**environment(), "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        command, cwd=cwd, env={**environment(), "PYTHONPATH": str(path)}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -59,6 +60,43 @@ def test_the_own_algorithm_trains_with_its_own_setting(tmp_path: Path) -> None:
     # Chance is 20 %.
     assert accuracy[-1] > 0.5 > accuracy[0]
     assert json.loads((Path(summary["run_dir"]) / "config.json").read_text())["prox.mu"] == 0.1
+
+
+def test_the_own_data_set_is_learned_by_every_device_with_its_own_setting(tmp_path: Path) -> None:
+    shutil.copy(EXAMPLES / "own_dataset.py", tmp_path / "my_dataset.py")
+    settings = ["--rounds", "30", "--set", "moons.clients=40", "--set", "evaluate-every=0", "--no-report", "--json"]
+    run = ["run", "--dataset", "moons", "--algorithm", "fomaml", "--in-process", *settings]
+    summary = json.loads(python(tmp_path / "my_dataset.py", *run, cwd=tmp_path))
+    accuracy = summary["test"]["accuracy"]["mean"]
+    # Devices are turned anyhow, so a model that was not adapted guesses.
+    assert accuracy[-1] > 0.8 > 0.65 > accuracy[0]
+    config = json.loads((Path(summary["run_dir"]) / "config.json").read_text())
+    assert (config["moons.clients"], config["moons.noise"]) == (40, 0.1)
+
+
+IN_THE_TREE = {
+    "algorithms": ("own_algorithm.py", "prox", "ALGORITHMS", "run --in-process --algorithm prox --set prox.mu=0.2"),
+    "datasets": ("own_dataset.py", "moons", "DATASETS", "run --in-process --dataset moons --set moons.clients=12"),
+}
+
+
+@pytest.mark.parametrize("room", IN_THE_TREE)
+def test_in_the_tree_it_is_one_file_and_one_line(room: str, tmp_path: Path) -> None:
+    """As step 4 of own-algorithm.md and own-dataset.md has it; afterwards the plain command knows it, and `make config` too."""
+    example, name, registry, command = IN_THE_TREE[room]
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    text = (EXAMPLES / example).read_text().split(f"\n\n{registry}[")[0] + "\n"
+    (line,) = (line for line in text.splitlines() if line.endswith(f"import {registry}"))
+    (tmp_path / "common" / room / f"{name}.py").write_text(text.replace(f"{line}\n", ""))
+    listed = tmp_path / "common" / room / "__init__.py"
+    listed.write_text(listed.read_text().replace("\n)", f'\n    "{name}",\n)', 1))
+    run = [*command.split(), "--rounds", "1", "--no-report", "--json"]
+    said = python("-m", "quickbloom.server_app.cli.main", *run, cwd=tmp_path, path=tmp_path)
+    assert json.loads(said)["test"]["accuracy"]["mean"]
+    python("-m", "quickbloom.common.config.write_toml", cwd=tmp_path, path=tmp_path)
+    assert f"[tool.flwr.app.config.{name}]" in (tmp_path / "pyproject.toml").read_text()
 
 
 @pytest.mark.slow

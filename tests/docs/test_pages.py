@@ -17,14 +17,15 @@ from documents import PAGES, ROOT, anchors, links, prose
 
 from quickbloom.client_app.cli import cli as edge_cli
 from quickbloom.common.config import write_reference
-from quickbloom.common.config.run import NodeConfig, RunConfig, table_types
+from quickbloom.common.config.parts import table_types
+from quickbloom.common.config.run import NodeConfig, RunConfig
 from quickbloom.server_app.cli.main import cli
 
 NO_SETTINGS = {
     # in place of a name
     "key", "KEY", "TABLE.KEY",
-    # the example algorithm's
-    "prox.mu", "mu",
+    # the example algorithm's, and the example data set's
+    "prox.mu", "mu", "moons.clients", "moons.noise",
     # of Flower's connections
     "address", "insecure", "root-certificates",
     # Python's, and a file's

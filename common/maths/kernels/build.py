@@ -1,8 +1,8 @@
 """Builds the kernels for this machine: compiled once, cached for the user, loaded with ctypes.
 
-`library` returns None without an error if there is no C++ compiler or if compiling fails, since
-torch can compute everything as well. The commands report a missing compiler. QUICKBLOOM_KERNELS=0
-in the environment turns the kernels off.
+`library` returns None without an error if there is no C++ compiler, if the source is missing or if
+compiling fails, since torch can compute everything as well. The commands report a missing compiler,
+and a node a missing source. QUICKBLOOM_KERNELS=0 in the environment turns the kernels off.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
+from quickbloom.common.maths.kernels import source
 from quickbloom.common.maths.kernels.compiler import SWITCH, find_compiler
-from quickbloom.common.maths.kernels.source import SOURCE
 from quickbloom.common.system import private
 from quickbloom.common.system.locks import locked
 
@@ -42,26 +42,28 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     """Return the compiled kernels for numbers of `dtype`; None if there are none."""
     if os.environ.get(SWITCH) == "0" or dtype not in KINDS or (compiler := find_compiler()) is None:
         return None
+    if (text := source.read()) is None:
+        return None
     try:
-        return ctypes.CDLL(str(_built(compiler, KINDS[dtype])))
+        return ctypes.CDLL(str(_built(compiler, KINDS[dtype], text)))
     except Exception as error:  # torch computes everything as well
         _LOG.debug("no compiled kernels: %s", error)
         return None
 
 
-def _built(compiler: str, kind: tuple[str, ...]) -> Path:
-    """Return the path of the library, compiled if it does not exist yet. Raises BuildError or OSError."""
+def _built(compiler: str, kind: tuple[str, ...], text: str) -> Path:
+    """Return the path of the library for the C++ in `text`, compiled if it does not exist yet. Raises BuildError or OSError."""
     native = "-mcpu=native" if platform.machine().startswith(("aarch64", "arm")) else "-march=native"
     command = [compiler, *FLAGS, native, *kind]
     made = Path(compiler).resolve().stat()  # stands for the version, which every process would have to ask the compiler for
     # Machines with different processors may share a home directory.
-    parts = [*command, str(made.st_mtime_ns), str(made.st_size), _processor(), SOURCE]
+    parts = [*command, str(made.st_mtime_ns), str(made.st_size), _processor(), text]
     file = private.folder("kernels") / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}.so"
     if not file.exists():
         # The other processes of a simulation wait for this one's result.
         with locked(file.parent / "lock", create=True, wait=True):
             if not file.exists():
-                _compile(command, file)
+                _compile(command, text, file)
     return file
 
 
@@ -69,17 +71,17 @@ class BuildError(Exception):
     """The compiler did not produce a library."""
 
 
-def _compile(command: list[str], file: Path) -> None:
-    """Compile `file`. A failure is not retried for a day: on a device every message has its own process."""
+def _compile(command: list[str], text: str, file: Path) -> None:
+    """Compile `text` to `file`. A failure is not retried for a day: on a device every message has its own process."""
     failed = file.with_suffix(".failed")
     with contextlib.suppress(FileNotFoundError):
         if time.time() - failed.stat().st_mtime < DAY:
             raise BuildError(failed.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        source, made = Path(folder) / "kernels.cpp", Path(folder) / file.name
-        source.write_text(SOURCE, encoding="utf-8")
+        written, made = Path(folder) / "kernels.cpp", Path(folder) / file.name
+        written.write_text(text, encoding="utf-8")
         try:
-            _run([*command, str(source), "-o", str(made), "-lm"])
+            _run([*command, str(written), "-o", str(made), "-lm"])
             ctypes.CDLL(str(made))
         except (BuildError, OSError) as error:
             failed.write_text(str(error), encoding="utf-8")

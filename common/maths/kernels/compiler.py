@@ -1,7 +1,9 @@
-"""Search for this machine's C++ compiler, and the message for a machine without one."""
+"""Search for this machine's C++ compiler, and the message for a machine without kernels."""
 
 import os
 import shutil
+
+from quickbloom.common.maths.kernels import source
 
 SWITCH = "QUICKBLOOM_KERNELS"
 
@@ -13,9 +15,11 @@ def find_compiler() -> str | None:
 
 
 def remark() -> str:
-    """Return the message for a machine without a compiler; "" if there is one or the kernels are turned off."""
-    if os.environ.get(SWITCH) == "0" or find_compiler():
+    """Return what the kernels lack on this machine and how to mend it; "" if nothing or if they are turned off."""
+    if os.environ.get(SWITCH) == "0":
         return ""
+    if find_compiler():
+        return source.remark()
     return (
         "there is no C++ compiler here (c++, g++, clang++, or what CXX names), so training takes the slower way through torch, "
         f"with the same result; {SWITCH}=0 says that this is meant"

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quickbloom.common.config.run import NodeConfig, parse_node_config, parse_run_config, table_types
+from quickbloom.common.config.parts import table_types
+from quickbloom.common.config.run import NodeConfig, parse_node_config, parse_run_config
 from quickbloom.common.errors import ConfigError, one_line
 
 # A deadline per example would fail on a busy machine.

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from quickbloom.common.algorithms import ALGORITHMS
-from quickbloom.common.config.run import NodeConfig, RunConfig, parse_run_config, table_types
+from quickbloom.common.config.parts import table_types
+from quickbloom.common.config.run import NodeConfig, RunConfig, parse_run_config
 from quickbloom.common.config.write_toml import HEADER, main, render
 from quickbloom.common.datasets import DATASETS
 from quickbloom.common.models import MODELS

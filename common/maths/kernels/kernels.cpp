@@ -1,0 +1,683 @@
+// First-order training of small networks, one task after the other, so that a task's numbers stay in the cache of one core.
+//
+// A network is a list of layers: a convolution (a linear layer is one with a single pixel), then, if the layer has them,
+// normalisation, ReLU and max-pooling. Arrays have channels last: inputs [examples, height, width, channels] with a border
+// of zeros where the convolution pads, weights [kernel row, kernel column, input channel, output channel] with the output
+// channels padded with zeros to whole vectors. Both products of a layer are therefore sums of vectors of output channels:
+//
+//   z[pixel] = b + sum over k of in[pixel + offset of k] * w[k]         forward; backward the same with w transposed
+//   dw[k]    = sum over pixels of in[pixel + offset of k] * dz[pixel]
+//
+// Six rows of two vectors are as many sums as fit the registers of a core.
+//
+// The build defines REAL (float or double), BITS (the integer type of the same size) and, for double, DOUBLE. `network.py` and
+// `train.py` hold the ctypes forms of Layer, Steps and Batches. After a change, SHA256 in `source.py` must be renewed.
+
+#include <float.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX__) || defined(__aarch64__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+#define INLINE static inline __attribute__((always_inline))
+#define ALONE static __attribute__((noinline))  // loops in a function of their own have all registers
+
+typedef REAL Vector __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
+typedef BITS Whole __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
+enum { LANES = BYTES / sizeof(REAL), ROWS = 6, COLUMNS = 2, MOST_LAYERS = 16 };
+#ifdef DOUBLE
+static const double LARGEST = DBL_MAX;
+#else
+static const double LARGEST = FLT_MAX;
+#endif
+
+INLINE Vector get(const REAL *from) { return *(const Vector *)from; }
+INLINE void put(REAL *to, Vector value) { *(Vector *)to = value; }
+INLINE Vector zeros() { return Vector{}; }
+INLINE Vector larger(Vector a, Vector b) { return (a < b) | (b != b) ? b : a; }  // NaN if either is NaN
+
+struct Layer {
+    int32_t side, stride, pad;                       // of the square kernel
+    int32_t height, width, inputs;                   // of the input without its border; `inputs`: channels in memory
+    int32_t outputs, padded, out_height, out_width;  // of the convolution; `padded`: `outputs` rounded up to whole vectors
+    int32_t norm, group;                             // 0 none, 1 over a batch, 2 over `group` channels of an example
+    int32_t relu, pool, next_height, next_width;     // the size after pooling
+    REAL epsilon;
+    long weights() const { return (long)side * side * inputs; }
+    long numbers() const { return (weights() + 1 + (norm ? 2 : 0)) * padded; }
+    bool plain() const { return !norm && !pool; }
+};
+
+// A layer and its arrays for a fixed number of examples.
+struct Place {
+    Layer layer;
+    int examples, pixels, weights;
+    long image;                 // numbers of an input image with its border
+    long *pixel, *weight;       // offset of a pixel's first input; offset of a weight's input from it
+    long *dense, *next, *line;  // offset of a pixel in z; of a pooled pixel in the next layer's input; 0, 1, ..
+    REAL *in, *own_in, *d_in, *z, *dz, *active, *scale, *sums, *turned;
+};
+
+static void *room(size_t bytes) {
+    void *found = 0;
+    return posix_memalign(&found, 64, bytes + 128) ? 0 : memset(found, 0, bytes + 128);
+}
+
+// ---- products
+
+// How the results of a product are stored: added to the old value, or cut off at zero, or kept only where `mask` is positive.
+struct Ending {
+    bool add, relu;
+    const REAL *mask;
+};
+
+template <int R, int V>
+INLINE void forward_block(int count, const long *offset, const REAL *const *a, const REAL *b, long stride, const REAL *start,
+                          REAL *out, const long *to, Ending ending) {
+    Vector sum[R][V];
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++)
+            sum[r][v] = ending.add ? get(out + to[r] + v * LANES) : start ? get(start + v * LANES) : zeros();
+    for (int k = 0; k < count; k++) {
+        long o = offset[k];
+        Vector right[V];
+        for (int v = 0; v < V; v++) right[v] = get(b + k * stride + v * LANES);
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < V; v++) sum[r][v] += a[r][o] * right[v];
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) {
+            Vector value = sum[r][v];
+            if (ending.relu) value = value < 0 ? zeros() : value;  // not value > 0 ? ..: NaN must stay NaN
+            if (ending.mask) value = get(ending.mask + to[r] + v * LANES) > 0 ? value : zeros();
+            put(out + to[r] + v * LANES, value);
+        }
+}
+
+// `NEXT`: the rows are adjacent in memory, as the channels of one pixel are, so that one pointer serves all.
+template <int R, int V, bool NEXT>
+INLINE void weights_block(int pixels, const long *pixel, const REAL *const *a, const REAL *d, long stride, const REAL *from,
+                          REAL step, REAL *to) {
+    Vector sum[R][V];
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) sum[r][v] = zeros();
+    const REAL *first = a[0];
+    for (int p = 0; p < pixels; p++) {
+        long o = pixel[p];
+        Vector right[V];
+        for (int v = 0; v < V; v++) right[v] = get(d + p * stride + v * LANES);
+        for (int r = 0; r < R; r++) {
+            REAL left = NEXT ? first[o + r] : a[r][o];
+            for (int v = 0; v < V; v++) sum[r][v] += left * right[v];
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) {
+            long at = r * stride + v * LANES;
+            put(to + at, from ? get(from + at) + step * sum[r][v] : sum[r][v]);
+        }
+}
+
+// Calls CALL with the numbers of rows and vectors as constants.
+// clang-format off
+#define FOR_SIZE(v, r, CALL)                                                                            \
+    switch ((v) * 8 + (r)) {                                                                            \
+    case 9: CALL(1, 1); break; case 10: CALL(2, 1); break; case 11: CALL(3, 1); break;                  \
+    case 12: CALL(4, 1); break; case 13: CALL(5, 1); break; case 14: CALL(6, 1); break;                 \
+    case 17: CALL(1, 2); break; case 18: CALL(2, 2); break; case 19: CALL(3, 2); break;                 \
+    case 20: CALL(4, 2); break; case 21: CALL(5, 2); break; case 22: CALL(6, 2); break;                 \
+    }
+// clang-format on
+
+// out[to[p]] = start + sum over k of in[pixel[p] + offset[k]] * b[k], for vectors of `stride` columns.
+ALONE void forward_product(int pixels, const REAL *in, const long *pixel, int count, const long *offset, const REAL *b,
+                           int stride, const REAL *start, REAL *out, const long *to, Ending ending) {
+    int blocks = (pixels + ROWS - 1) / ROWS;
+    for (int c = 0; c < stride; c += COLUMNS * LANES) {
+        int vectors = stride - c > LANES ? 2 : 1;
+        Ending here = {ending.add, ending.relu, ending.mask ? ending.mask + c : 0};
+        for (int i = 0, p = 0, rows; i < blocks; i++, p += rows) {
+            rows = (pixels - p + blocks - i - 1) / (blocks - i);  // blocks of nearly the same size
+            const REAL *a[ROWS];
+            for (int r = 0; r < rows; r++) a[r] = in + pixel[p + r];
+#define CALL(R, V) forward_block<R, V>(count, offset, a, b + c, stride, start ? start + c : 0, out + c, to + p, here)
+            FOR_SIZE(vectors, rows, CALL)
+#undef CALL
+        }
+    }
+}
+
+// to[k] = from[k] + step * sum over p of in[pixel[p] + offset[k]] * d[p], or without `from` the sum alone.
+ALONE void weights_product(int count, const REAL *in, const long *offset, int pixels, const long *pixel, const REAL *d,
+                           int stride, const REAL *from, REAL step, REAL *to) {
+    int blocks = (count + ROWS - 1) / ROWS;
+    for (int c = 0; c < stride; c += COLUMNS * LANES) {
+        int vectors = stride - c > LANES ? 2 : 1;
+        for (int i = 0, k = 0, rows; i < blocks; i++, k += rows) {
+            rows = (count - k + blocks - i - 1) / (blocks - i);
+            const REAL *a[ROWS];
+            for (int r = 0; r < rows; r++) a[r] = in + offset[k + r];
+            const REAL *old = from ? from + (long)k * stride + c : 0;
+            REAL *changed = to + (long)k * stride + c;
+#define CALL(R, V) weights_block<R, V, true>(pixels, pixel, a, d + c, stride, old, step, changed)
+            if (a[rows - 1] == a[0] + rows - 1) {
+                FOR_SIZE(vectors, rows, CALL)
+            }
+#undef CALL
+#define CALL(R, V) weights_block<R, V, false>(pixels, pixel, a, d + c, stride, old, step, changed)
+            else {
+                FOR_SIZE(vectors, rows, CALL)
+            }
+#undef CALL
+        }
+    }
+}
+
+#ifndef __clang__  // clang has no shuffle by variables
+template <int half> INLINE void swap_halves(Vector *x) {
+    Whole low, high;
+    for (int m = 0; m < LANES; m++) {
+        low[m] = m & half ? m - half + LANES : m;
+        high[m] = m & half ? m + LANES : m + half;
+    }
+#pragma GCC unroll 16
+    for (int k = 0; k < LANES; k++)
+        if (!(k & half)) {
+            Vector a = x[k], b = x[k + half];
+            x[k] = __builtin_shuffle(a, b, low);
+            x[k + half] = __builtin_shuffle(a, b, high);
+        }
+}
+
+INLINE void transpose_square(const REAL *in, int in_stride, REAL *out, int out_stride, int columns) {
+    Vector x[LANES];
+#pragma GCC unroll 16
+    for (int k = 0; k < LANES; k++) x[k] = get(in + (long)k * in_stride);
+    swap_halves<1>(x);
+    if (LANES > 2) swap_halves<2>(x);
+    if (LANES > 4) swap_halves<4>(x);
+    if (LANES > 8) swap_halves<8>(x);
+    for (int k = 0; k < columns; k++) put(out + (long)k * out_stride, x[k]);
+}
+#else
+INLINE void transpose_square(const REAL *in, int in_stride, REAL *out, int out_stride, int columns) {
+    for (int k = 0; k < columns; k++)
+        for (int i = 0; i < LANES; i++) out[(long)k * out_stride + i] = in[(long)i * in_stride + k];
+}
+#endif
+
+// out[j][i] = in[i][j] for i < rows, j < columns; `rows` and both strides are whole vectors.
+static void transpose(int rows, int columns, const REAL *in, int in_stride, REAL *out, int out_stride) {
+    for (int i = 0; i < rows; i += LANES)
+        for (int j = 0; j < columns; j += LANES)
+            transpose_square(in + (long)i * in_stride + j, in_stride, out + (long)j * out_stride + i, out_stride,
+                             columns - j < LANES ? columns - j : LANES);
+}
+
+// ---- the operations after a convolution
+
+// Sums over the channels of every group, in place.
+static void over_groups(REAL *sums, int channels, int group) {
+    for (int g = 0; group > 1 && g < channels; g += group) {
+        REAL sum = 0;
+        for (int c = 0; c < group; c++) sum += sums[g + c];
+        for (int c = 0; c < group; c++) sums[g + c] = sum;
+    }
+}
+
+// z <- (z - mean) / deviation, in place; 1 / deviation goes to `scale`. A segment is a batch or an example.
+//
+// The sum of numbers that are large compared with their deviation loses the significant digits. The differences from a first
+// mean are therefore summed too, with their squares: the corrected two-pass algorithm (Chan, Golub, LeVeque 1983, "Algorithms
+// for Computing the Sample Variance").
+static void normalise(const Place &p) {
+    int C = p.layer.padded, segments = p.layer.norm == 2 ? p.examples : 1, length = p.pixels / segments;
+    REAL count = (REAL)length * p.layer.group, *mean = p.sums, *rest = p.sums + C;
+    for (int s = 0; s < segments; s++) {
+        REAL *z = p.z + (long)s * length * C, *scale = p.scale + (long)s * C;
+        for (int c = 0; c < C; c += LANES) {
+            Vector sum = zeros();
+            for (int i = 0; i < length; i++) sum += get(z + (long)i * C + c);
+            put(mean + c, sum);
+        }
+        over_groups(mean, p.layer.outputs, p.layer.group);
+        for (int c = 0; c < C; c += LANES) {
+            Vector sum = zeros(), squares = zeros(), middle = get(mean + c) / count;
+            for (int i = 0; i < length; i++) {
+                Vector x = get(z + (long)i * C + c) - middle;
+                put(z + (long)i * C + c, x);
+                sum += x;
+                squares += x * x;
+            }
+            put(rest + c, sum);
+            put(scale + c, squares);
+        }
+        over_groups(rest, p.layer.outputs, p.layer.group);
+        over_groups(scale, p.layer.outputs, p.layer.group);
+        for (int c = 0; c < C; c++) {
+            REAL middle = rest[c] / count, variance = scale[c] / count - middle * middle;
+            rest[c] = middle;
+            scale[c] = 1 / (REAL)sqrt((variance < 0 ? 0 : variance) + p.layer.epsilon);  // NaN stays NaN
+        }
+        for (int i = 0; i < length; i++)
+            for (int c = 0; c < C; c += LANES) {
+                REAL *x = z + (long)i * C + c;
+                put(x, (get(x) - get(rest + c)) * get(scale + c));
+            }
+    }
+}
+
+// Gradients with respect to gamma and beta (into `sums`) and, in place, to the input of the normalisation.
+static void normalise_backward(const Place &p, const REAL *gamma) {
+    int C = p.layer.padded, segments = p.layer.norm == 2 ? p.examples : 1, length = p.pixels / segments;
+    REAL count = (REAL)length * p.layer.group, *of_gamma = p.sums, *first = p.sums + 2 * C, *second = first + C;
+    memset(of_gamma, 0, 2 * C * sizeof(REAL));
+    for (int s = 0; s < segments; s++) {
+        REAL *z = p.z + (long)s * length * C, *dz = p.dz + (long)s * length * C, *scale = p.scale + (long)s * C;
+        for (int c = 0; c < C; c += LANES) {
+            Vector sum = zeros(), product = zeros();
+            for (int i = 0; i < length; i++) {
+                Vector d = get(dz + (long)i * C + c);
+                sum += d;
+                product += d * get(z + (long)i * C + c);
+            }
+            put(of_gamma + c, get(of_gamma + c) + product);
+            put(of_gamma + C + c, get(of_gamma + C + c) + sum);
+            put(first + c, sum * get(gamma + c));
+            put(second + c, product * get(gamma + c));
+        }
+        over_groups(first, p.layer.outputs, p.layer.group);
+        over_groups(second, p.layer.outputs, p.layer.group);
+        for (int c = 0; c < C; c += LANES) {
+            Vector one = get(first + c) / count, two = get(second + c) / count;
+            for (int i = 0; i < length; i++) {
+                REAL *d = dz + (long)i * C + c;
+                put(d, get(scale + c) * (get(d) * get(gamma + c) - one - get(z + (long)i * C + c) * two));
+            }
+        }
+    }
+}
+
+// Offsets of the pixels in a max-pooling window; the neighbour replaces a pixel beyond the edge.
+struct Window {
+    long first, right, down;
+    Window(const Place &p, int example, int i, int j) {
+        const Layer &l = p.layer;
+        first = ((long)example * l.out_height * l.out_width + 2L * i * l.out_width + 2L * j) * l.padded;
+        right = 2 * j + 1 < l.out_width ? l.padded : 0;
+        down = 2 * i + 1 < l.out_height ? (long)l.out_width * l.padded : 0;
+    }
+};
+
+// From z to the next layer's input: gamma, beta, ReLU, pooling.
+static void finish_forward(const Place &p, const REAL *gamma, REAL *next_in) {
+    const Layer &l = p.layer;
+    int C = l.padded;
+    if (l.norm) normalise(p);
+    REAL *to = l.pool ? p.active : next_in;
+    const long *place = l.pool ? p.dense : p.next;
+    for (int i = 0; i < p.pixels; i++)
+        for (int c = 0; c < C; c += LANES) {
+            Vector y = get(p.z + (long)i * C + c);
+            if (l.norm) y = y * get(gamma + c) + get(gamma + C + c);
+            if (l.relu) y = y < 0 ? zeros() : y;
+            put(to + place[i] + c, y);
+        }
+    if (!l.pool) return;
+    const long *q = p.next;
+    for (int e = 0; e < p.examples; e++)
+        for (int i = 0; i < l.next_height; i++)
+            for (int j = 0; j < l.next_width; j++, q++) {
+                Window w(p, e, i, j);
+                const REAL *a = p.active + w.first;
+                for (int c = 0; c < C; c += LANES) {
+                    Vector one = get(a + c), two = get(a + w.right + c);
+                    Vector three = get(a + w.down + c), four = get(a + w.down + w.right + c);
+                    put(next_in + *q + c, larger(larger(one, two), larger(three, four)));
+                }
+            }
+}
+
+// Backward through pooling: the first of a window's largest pixels gets the gradient. After ReLU, a zero gets none.
+static void unpool(const Place &p, const REAL *next_in, const REAL *next_d) {
+    const Layer &l = p.layer;
+    int C = l.padded;
+    const long *q = p.next;
+    memset(p.dz, 0, (size_t)p.pixels * C * sizeof(REAL));
+    for (int e = 0; e < p.examples; e++)
+        for (int i = 0; i < l.next_height; i++)
+            for (int j = 0; j < l.next_width; j++, q++) {
+                Window w(p, e, i, j);
+                long offsets[4] = {0, w.right, w.down, w.down + w.right};
+                for (int c = 0; c < C; c += LANES) {
+                    Vector most = get(next_in + *q + c), left = most > 0 ? get(next_d + *q + c) : zeros();
+                    for (int k = 0; k < 4; k++) {
+                        REAL *d = p.dz + w.first + offsets[k] + c;
+                        Whole chosen = get(p.active + w.first + offsets[k] + c) == most;
+                        put(d, chosen ? get(d) + left : get(d));
+                        left = chosen ? zeros() : left;
+                    }
+                }
+            }
+}
+
+// From the gradient with respect to the next layer's input to `dz`.
+static void finish_backward(const Place &p, const REAL *gamma, const REAL *next_in, const REAL *next_d) {
+    const Layer &l = p.layer;
+    if (l.pool)
+        unpool(p, next_in, next_d);
+    else
+        for (int i = 0; i < p.pixels; i++)
+            for (int c = 0; c < l.padded; c += LANES) {
+                Vector d = get(next_d + p.next[i] + c);
+                if (l.relu) d = get(next_in + p.next[i] + c) > 0 ? d : zeros();
+                put(p.dz + p.dense[i] + c, d);
+            }
+    if (l.norm) normalise_backward(p, gamma);
+}
+
+// ---- the loss
+
+INLINE Vector exponential(Vector x) {
+#ifdef DOUBLE
+    for (int i = 0; i < LANES; i++) x[i] = exp(x[i]);
+    return x;
+#else
+    // 2^n * e^r with |r| <= ln(2) / 2, and e^r by its series. x is at most 0. NaN stays NaN.
+    x = x < -87.0f ? zeros() - 87.0f : x;
+    Vector n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+    Vector r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+    Vector p = r * 1.3888889e-3f + 8.3333333e-3f;
+    p = p * r + 4.1666667e-2f;
+    p = p * r + 1.6666667e-1f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return p * (Vector)((__builtin_convertvector(n, Whole) + 127) << 23);
+#endif
+}
+
+// Softmax and cross-entropy; the gradient times `share` goes to `dz`. Returns the loss if `wanted`.
+static REAL classify(const Place &p, const int64_t *labels, const int64_t *rows, const REAL *share, bool wanted) {
+    int C = p.layer.padded, outputs = p.layer.outputs;
+    REAL loss = 0;
+    for (int e = 0; e < p.examples; e++) {
+        REAL *z = p.z + (long)e * C, *dz = p.dz + (long)e * C, top = z[0], total = 0;
+        int64_t label = labels[rows ? rows[e] : e];
+        if (label < 0 || label >= outputs) return (REAL)NAN;
+        for (int c = 1; c < outputs; c++) top = z[c] > top ? z[c] : top;
+        for (int c = outputs; c < C; c++) z[c] = -(REAL)INFINITY;
+        for (int c = 0; c < C; c += LANES) {
+            Vector x = exponential(get(z + c) - top);
+            put(dz + c, x);
+        }
+        for (int c = outputs; c < C; c++) dz[c] = 0;
+        for (int c = 0; c < outputs; c++) total += dz[c];
+        for (int c = 0; c < C; c += LANES) put(dz + c, get(dz + c) * (share[e] / total));
+        dz[label] -= share[e];
+        if (wanted && !(share[e] <= 0)) loss += share[e] * ((REAL)log(total) + (top - z[label]));
+    }
+    return loss;
+}
+
+// Squared error, averaged over the outputs; the gradient times `share` goes to `dz`. Returns the loss.
+static REAL regress(const Place &p, const REAL *targets, const int64_t *rows, const REAL *share) {
+    int C = p.layer.padded, outputs = p.layer.outputs;
+    REAL loss = 0;
+    for (int e = 0; e < p.examples; e++) {
+        REAL *z = p.z + (long)e * C, *dz = p.dz + (long)e * C, squares = 0;
+        for (int c = 0; c < outputs; c++) {
+            REAL error = z[c] - targets[(rows ? (long)rows[e] : e) * outputs + c];
+            squares += error * error;
+            dz[c] = share[e] * 2 * error / outputs;
+        }
+        if (!(share[e] <= 0)) loss += share[e] * squares / outputs;
+    }
+    return loss;
+}
+
+// ---- one step of one task
+
+// Sets the first layer's input: all examples, or those that `rows` lists. Images [channels, height, width] are copied.
+static void read(Place &p, const REAL *x, const int64_t *rows) {
+    const Layer &l = p.layer;
+    long size = (long)l.inputs * l.height * l.width;
+    if (!p.own_in) p.in = (REAL *)x;
+    for (int e = 0; e < p.examples; e++) {
+        long row = rows ? (long)rows[e] : e;
+        if (!p.own_in) p.pixel[e] = row * size;
+        const REAL *from = x + row * size;
+        for (int c = 0; p.own_in && c < l.inputs; c++)
+            for (int i = 0; i < l.height; i++)
+                for (int j = 0; j < l.width; j++, from++)
+                    p.in[e * p.image + ((long)(i + l.pad) * (l.width + 2 * l.pad) + j + l.pad) * l.inputs + c] = *from;
+    }
+}
+
+static void forward(Place *places, int layers, const REAL *theta) {
+    for (int n = 0; n < layers; n++) {
+        Place &p = places[n], *next = n + 1 < layers ? &places[n + 1] : 0;
+        const REAL *bias = theta + p.weights * (long)p.layer.padded, *gamma = bias + p.layer.padded;
+        bool direct = next && p.layer.plain();  // nothing but ReLU before the next layer: no need for z
+        Ending ending = {false, direct && p.layer.relu, 0};
+        forward_product(p.pixels, p.in, p.pixel, p.weights, p.weight, theta, p.layer.padded, bias, direct ? next->in : p.z,
+                        direct ? p.next : p.dense, ending);
+        if (next && !direct) finish_forward(p, gamma, next->in);
+        theta += p.layer.numbers();
+    }
+}
+
+// True if the gradient with respect to the input of `p`, apart from ReLU, is `dz` of the layer below in the same layout.
+static bool is_direct(const Place &p, const Place &below) { return p.layer.side == 1 && !p.layer.pad && below.layer.plain(); }
+
+// Computes the gradient with respect to the input of `p` from its `dz` and its weights before their step.
+static void hand_down(Place &p, Place &below, const REAL *w) {
+    const Layer &l = p.layer;
+    int taps = l.side * l.side;
+    long turned = (long)l.outputs * l.inputs;
+    bool direct = is_direct(p, below);
+    REAL *to = direct ? below.dz : p.d_in;
+    Ending ending = {taps > 1, false, direct && below.layer.relu ? p.in : 0};
+    if (taps > 1) memset(to, 0, (size_t)p.examples * p.image * sizeof(REAL));
+    for (int t = 0; t < taps; t++) {
+        transpose(l.inputs, l.outputs, w + (long)t * l.inputs * l.padded, l.padded, p.turned + t * turned, l.inputs);
+        forward_product(p.pixels, p.dz, p.dense, l.outputs, p.line, p.turned + t * turned, l.inputs, 0,
+                        to + p.weight[(long)t * l.inputs], p.pixel, ending);
+    }
+}
+
+// to = from + step * sum; without `from` the sum.
+INLINE void change(const REAL *from, REAL step, Vector sum, REAL *to) { put(to, from ? get(from) + step * sum : sum); }
+
+static void change_bias(const Place &p, const REAL *from, REAL step, REAL *to) {
+    int C = p.layer.padded;
+    for (int c = 0; c < C; c += 4 * LANES) {
+        int vectors = (C - c) / LANES < 4 ? (C - c) / LANES : 4;
+        Vector sum[4] = {zeros(), zeros(), zeros(), zeros()};
+        if (vectors == 4)
+            for (int i = 0; i < p.pixels; i++)
+                for (int v = 0; v < 4; v++) sum[v] += get(p.dz + (long)i * C + c + v * LANES);
+        else
+            for (int v = 0; v < vectors; v++)
+                for (int i = 0; i < p.pixels; i++) sum[v] += get(p.dz + (long)i * C + c + v * LANES);
+        for (int v = 0; v < vectors; v++) change(from ? from + c + v * LANES : 0, step, sum[v], to + c + v * LANES);
+    }
+}
+
+// From `dz` of the last layer: to = theta + step * gradient, also in place; without `keep` the gradient alone.
+static void backward(Place *places, int layers, const REAL *theta, bool keep, REAL step, REAL *to) {
+    for (int n = 0; n < layers; n++) theta += places[n].layer.numbers(), to += places[n].layer.numbers();
+    for (int n = layers - 1; n >= 0; n--) {
+        Place &p = places[n];
+        long C = p.layer.padded, bias = p.weights * C, gamma = bias + C;
+        theta -= p.layer.numbers(), to -= p.layer.numbers();
+        Place *next = n + 1 < layers ? &places[n + 1] : 0;
+        if (next && !is_direct(*next, p)) finish_backward(p, theta + gamma, next->in, next->d_in);
+        if (p.layer.norm)
+            for (long c = 0; c < 2 * C; c += LANES) change(keep ? theta + gamma + c : 0, step, get(p.sums + c), to + gamma + c);
+        if (n) hand_down(p, places[n - 1], theta);
+        weights_product(p.weights, p.in, p.weight, p.pixels, p.pixel, p.dz, C, keep ? theta : 0, step, to);
+        change_bias(p, keep ? theta + bias : 0, step, to + bias);
+    }
+}
+
+// ---- many steps of many tasks
+
+struct Rooms {
+    void *taken[16 * MOST_LAYERS + 2];
+    int count = 0;
+    bool full = false;
+    template <class T> T *take(size_t numbers) {
+        T *found = (T *)room(numbers * sizeof(T));
+        full |= !found;
+        return (T *)(taken[count++] = found);
+    }
+    ~Rooms() {
+        while (count) free(taken[--count]);
+    }
+};
+
+// Writes the offsets of the pixels of images [examples, height, width] in an array with a border.
+static void offsets(long *to, int examples, int height, int width, int border, int stride, long row, long channels,
+                    long image) {
+    for (int e = 0; e < examples; e++)
+        for (int i = 0; i < height; i++)
+            for (int j = 0; j < width; j++)
+                *to++ = e * image + ((long)(i * stride + border) * row + j * stride + border) * channels;
+}
+
+static Place place(Rooms &rooms, const Layer &l, int examples, bool first, const Layer *next) {
+    Place p = {};
+    long row = l.width + 2 * l.pad, size = (long)l.out_height * l.out_width, pixels = examples * size;
+    p.layer = l;
+    p.examples = examples, p.pixels = (int)pixels, p.weights = (int)l.weights();
+    p.image = (l.height + 2 * l.pad) * row * l.inputs;
+    p.pixel = rooms.take<long>(pixels), p.dense = rooms.take<long>(pixels), p.next = rooms.take<long>(pixels);
+    p.weight = rooms.take<long>(p.weights), p.line = rooms.take<long>(l.padded);
+    bool as_they_lie = first && l.side == 1 && l.height * l.width == 1 && !l.pad;
+    p.own_in = as_they_lie ? 0 : rooms.take<REAL>(examples * p.image);
+    p.in = p.own_in;
+    p.z = rooms.take<REAL>(pixels * l.padded), p.dz = rooms.take<REAL>(pixels * l.padded);
+    p.scale = rooms.take<REAL>((long)examples * l.padded), p.sums = rooms.take<REAL>(4L * l.padded);
+    if (l.pool) p.active = rooms.take<REAL>(pixels * l.padded);
+    if (!first) p.d_in = rooms.take<REAL>(examples * p.image), p.turned = rooms.take<REAL>((long)p.weights * l.outputs);
+    if (rooms.full) return p;
+    offsets(p.pixel, examples, l.out_height, l.out_width, 0, l.stride, row, l.inputs, p.image);
+    offsets(p.dense, examples, l.out_height, l.out_width, 0, 1, l.out_width, l.padded, size * l.padded);
+    if (next) {
+        int border = next->pad, height = l.next_height, width = l.next_width;
+        long image = (long)(height + 2 * border) * (width + 2 * border) * l.padded;
+        offsets(p.next, examples, height, width, border, 1, width + 2 * border, l.padded, image);
+    }
+    for (int k = 0; k < l.padded; k++) p.line[k] = k;
+    for (int i = 0, k = 0; i < l.side; i++)
+        for (int j = 0; j < l.side; j++)
+            for (int c = 0; c < l.inputs; c++) p.weight[k++] = (i * row + j) * l.inputs + c;
+    return p;
+}
+
+// An array with axes [tasks, steps, ...], and the distances in bytes between tasks and between steps.
+struct Steps {
+    const char *numbers;
+    long task, step;
+    const void *at(int t, int s) const { return numbers ? numbers + t * task + s * step : 0; }
+};
+
+// Batches of many tasks. A batch is a step's part of `x` and `y`, or with `rows` those rows of them. `share`: weights of its
+// examples that add up to 1.
+struct Batches {
+    int32_t steps, examples;
+    Steps x, y, share, rows;
+};
+
+// A network and its arrays for batches of one size.
+struct Net {
+    Rooms rooms;
+    Place places[MOST_LAYERS];
+    int layers;
+    bool classes;
+    const Batches &batches;
+    long size = 0;
+
+    Net(const Layer *list, int layers, bool classes, const Batches &batches)
+        : layers(layers), classes(classes), batches(batches) {
+        for (int n = 0; n < layers; n++) {
+            places[n] = place(rooms, list[n], batches.examples, n == 0, n + 1 < layers ? list + n + 1 : 0);
+            size += list[n].numbers();
+        }
+    }
+
+    // Computes the input of `backward` from a batch. Returns the loss if `wanted`.
+    REAL loss(int task, int step, const REAL *theta, bool wanted) {
+        const int64_t *rows = (const int64_t *)batches.rows.at(task, step);
+        const void *y = batches.y.at(task, step);
+        const REAL *share = (const REAL *)batches.share.at(task, step);
+        read(places[0], (const REAL *)batches.x.at(task, step), rows);
+        forward(places, layers, theta);
+        const Place &top = places[layers - 1];
+        return classes ? classify(top, (const int64_t *)y, rows, share, wanted) : regress(top, (const REAL *)y, rows, share);
+    }
+
+    // Takes a step on every batch of a task.
+    void descend(int task, REAL rate, REAL *theta) {
+        for (int s = 0; s < batches.steps; s++) {
+            REAL loss = this->loss(task, s, theta, false);
+            backward(places, layers, theta, true, -rate, theta);
+            if (loss != loss) theta[0] = loss;  // an invalid label must not go unnoticed
+        }
+    }
+};
+
+// With `rates`, every task takes a step on each of its batches, in `theta` [tasks, numbers]. Without, `gradients` on the only
+// batch, or only `losses`. Returns 0, or 1 if there is no memory.
+extern "C" int train(const Layer *list, int layers, int tasks, int classes, const Batches *batches, REAL *theta,
+                     const REAL *rates, REAL *gradients, REAL *losses) {
+    Net net(list, layers, classes, *batches);
+    if (net.rooms.full) return 1;
+    for (int t = 0; t < tasks; t++, theta += net.size) {
+        if (rates) net.descend(t, rates[t], theta);
+        if (losses) losses[t] = net.loss(t, 0, theta, true);
+        if (gradients) backward(net.places, layers, theta, false, 1, gradients + t * net.size);
+    }
+    return 0;
+}
+
+// Sums a round of tasks that all begin at `start`. A task's contribution to `total`, times its weight, is start - theta after
+// its steps, or with `of_query` the gradient at theta on its query batch. It is scaled down to the norm `clip`, unless that
+// is 0. It is left out if its numbers, their squares or its query loss are not finite. `norms` of the contributions: NaN for a
+// task that is left out. Returns 0, or 1 if there is no memory.
+extern "C" int sum_up(const Layer *list, int layers, int tasks, int classes, const Batches *batches, const Batches *query,
+                      int of_query, const REAL *start, double rate, const double *weights, double clip, double *total,
+                      REAL *losses, double *norms) {
+    Net net(list, layers, classes, *batches), scored(list, layers, classes, *query);
+    long size = net.size;
+    REAL *theta = net.rooms.take<REAL>(size), *own = net.rooms.take<REAL>(size);
+    if (net.rooms.full || scored.rooms.full) return 1;
+    for (int t = 0; t < tasks; t++) {
+        memcpy(theta, start, size * sizeof(REAL));
+        net.descend(t, (REAL)rate, theta);
+        losses[t] = scored.loss(t, 0, theta, true);
+        if (of_query)
+            backward(scored.places, layers, theta, false, 1, own);
+        else
+            for (long c = 0; c < size; c += LANES) put(own + c, get(start + c) - get(theta + c));
+        double squares[LANES] = {}, sum = 0;
+        for (long c = 0; c < size; c += LANES)
+            for (int i = 0; i < LANES; i++) squares[i] += (double)own[c + i] * own[c + i];
+        for (int i = 0; i < LANES; i++) sum += squares[i];
+        bool finite = sum <= LARGEST && losses[t] - losses[t] == 0;
+        norms[t] = finite ? sqrt(sum) : NAN;
+        double times = clip > 0 && norms[t] > clip ? weights[t] * (clip / norms[t]) : weights[t];
+        for (long c = 0; finite && c < size; c++) total[c] += times * own[c];
+    }
+    return 0;
+}
+
+extern "C" int lanes() { return LANES; }
