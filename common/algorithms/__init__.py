@@ -17,6 +17,8 @@ ALGORITHMS: dict[str, type[Algorithm]] = registries.load(
     "protonet",
     "heads",
     "local",
+    "ridge",
+    "alpaca",
 )
 
 __all__ = ["ALGORITHMS", "Algorithm"]

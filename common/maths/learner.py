@@ -62,6 +62,11 @@ class Learner:
         """The number type of the module's parameters."""
         return next(self.module.parameters()).dtype
 
+    def last(self) -> str:
+        """Return the name of the layer with parameters that runs last, or before that is known was made last."""
+        layers = [name for name, module in self.module.named_modules() if list(module.parameters(recurse=False))]
+        return layers[-1] if self.last_layer is None else self.last_layer
+
     def head(self, setting: str, names: str) -> list[str]:
         """Return the names of the head's parameters.
 
@@ -71,8 +76,7 @@ class Learner:
         parameters = [name for name, _ in self.module.named_parameters()]
         starts = tuple(part.strip() for part in names.split(",") if part.strip())
         if names == "auto":
-            layers = [name for name, module in self.module.named_modules() if list(module.parameters(recurse=False))]
-            last = layers[-1] if self.last_layer is None else self.last_layer
+            last = self.last()
             starts = (f"{last}." if last else "",)
         head = [name for name in parameters if name.startswith(starts)]
         if not 0 < len(head) < len(parameters):

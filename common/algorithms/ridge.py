@@ -1,0 +1,83 @@
+"""Ridge regression as the inner loop (Bertinetto, Henriques, Torr, Vedaldi 2019, "Meta-learning with Differentiable Closed-form
+Solvers", R2-D2, Equations 4 to 6).
+
+The adapted head minimises a squared error on the support set, so there is no rate and there are no steps:
+W = argmin ||Y - F W||^2 + lambda ||W - W_0||^2 with the features F of the body. As in the paper the penalty
+is learned, and so is the scale of the outputs before the softmax; an offset that all classes share cancels
+there. Two things are more general than the paper. The head W_0 that the penalty pulls to is learned as
+well: with a body that changes nothing (`model = "linear"`) this is empirical Bayes over users on plain
+tables. `zero-head` keeps it at the paper's 0. The intercept has a penalty of its own.
+"""
+
+from collections.abc import Iterator
+from math import log
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from quickbloom.common.algorithms.base import AlgorithmOptions, ObjectiveAlgorithm, ZeroHeadOptions
+from quickbloom.common.maths.batch import Batch, Episode
+from quickbloom.common.maths.inner_loop import last
+from quickbloom.common.maths.learner import Learner
+from quickbloom.common.maths.linear_head import LinearHead, shrunk_fit
+from quickbloom.common.maths.params import Params
+
+PENALTY, SCALE = "ridge/penalty", "ridge/scale"
+"""Names of what is learned beside the model: logarithms over STRETCH, of the penalties of weights and intercept [2], and of the
+scale of the outputs [1] (classification)."""
+STRETCH = 10.0
+"""The server's steps are of one size for all parameters, and these have to move by factors."""
+
+
+class RidgeOptions(ZeroHeadOptions, AlgorithmOptions):
+    penalty: float = Field(1.0, gt=0, description="penalty on the head's distance from the shared head before the first round")
+
+
+class Ridge(ObjectiveAlgorithm):
+    """g = gradient of the query loss through the closed-form head of the support set."""
+
+    name = "ridge"
+    Options: ClassVar[type[AlgorithmOptions]] = RidgeOptions
+    tunes_inner_lr = False
+    uses_adapt_lr = False
+
+    def __init__(self, options: Any, learner: Learner) -> None:
+        super().__init__(options, learner)
+        self._head = LinearHead(learner, self.name)
+
+    def init(self) -> Params:
+        """Return the model with a head of zeros, the penalties and the scale."""
+        model = self.initial()
+        zero = self._head.replaced(model, torch.zeros_like(self._head.matrix(model)))
+        extra = {PENALTY: torch.full_like(zero[self._head.bias][:1], log(self.options.penalty) / STRETCH).repeat(2)}
+        if self.learner.kind == "classification":
+            extra[SCALE] = torch.zeros_like(extra[PENALTY][:1])
+        return zero | extra
+
+    def objective(self, meta: Params, episode: Episode) -> Tensor:
+        loss, _ = self.score(last(self.adaptation_path(meta, episode.support, 0.0, 1)), episode.query)
+        return loss
+
+    def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
+        """Yield the model with the shared head, then with the support set's; `lr` is not used, further steps change nothing."""
+        model = {name: value for name, value in meta.items() if name not in (PENALTY, SCALE)}
+        shared = self._head.matrix(model)
+        scale = (STRETCH * meta[SCALE]).exp() if SCALE in meta else 1.0
+        yield self._head.replaced(model, scale * shared)
+        if steps:
+            features = self._head.features(model, support.x)
+            weights, intercept = (STRETCH * meta[PENALTY]).exp().unbind()
+            precision = torch.cat([weights.expand(self._head.size - 1), intercept.unsqueeze(0)])
+            moved = shrunk_fit(features, self._targets(support.y, features) - features @ shared, support.weight, precision)
+            personal = self._head.replaced(model, scale * (shared + moved.to(shared.dtype)))
+            yield from [personal] * steps
+
+    def _targets(self, y: Tensor, features: Tensor) -> Tensor:
+        """Return what the head is to give [n, outputs]: the targets, or 1 for the class and 0 for the others."""
+        if self.learner.kind == "regression":
+            return y
+        # functional.one_hot does not work inside vmap.
+        classes = torch.arange(self._head.outputs, device=y.device)
+        return (y.unsqueeze(-1) == classes).to(features.dtype)

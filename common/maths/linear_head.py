@@ -1,0 +1,77 @@
+"""A model as features and a linear head, and the head that fits some examples best in closed form.
+
+For models whose last layer is a `torch.nn.Linear`: outputs = features @ W.T + b. With an augmented feature of ones, head and
+intercept are one matrix A [features + 1, outputs].
+"""
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.maths.learner import Learner
+from quickbloom.common.maths.params import Params
+
+
+class LinearHead:
+    """The last layer of a model and what lies before it. A model that is one linear layer has its inputs as features."""
+
+    def __init__(self, learner: Learner, algorithm: str) -> None:
+        """Raise ConfigError, which names `algorithm`, if the last layer is no linear layer with a bias."""
+        name = learner.last()
+        layer = learner.module.get_submodule(name)
+        if type(layer) is not nn.Linear or layer.bias is None:
+            raise ConfigError(
+                f'`algorithm = "{algorithm}"` solves for the last layer of the model, which must be a torch.nn.Linear '
+                f"with a bias, got {type(layer).__name__}: choose another `model` or `algorithm`"
+            )
+        dot = "." if name else ""
+        self.weight, self.bias = f"{name}{dot}weight", f"{name}{dot}bias"
+        self.size, self.outputs = layer.in_features + 1, layer.out_features
+        self._body: nn.Module = nn.Identity()
+        if name:
+            self._body = deepcopy(learner.module)
+            parent, _, last = name.rpartition(".")
+            setattr(self._body.get_submodule(parent), last, nn.Identity())
+
+    def features(self, params: Params, x: Tensor) -> Tensor:
+        """Return the inputs of the last layer for `x` [n, ...], and a column of ones: [n, features + 1]."""
+        body = {name: params[name] for name, _ in self._body.named_parameters()}
+        found: Tensor = functional_call(self._body, body, (x,))
+        return torch.cat([found, found.new_ones(found.shape[0], 1)], dim=1)
+
+    def matrix(self, params: Params) -> Tensor:
+        """Return the head as A [features + 1, outputs]: the intercept is the last row."""
+        return torch.cat([params[self.weight].T, params[self.bias].unsqueeze(0)])
+
+    def replaced(self, params: Params, matrix: Tensor) -> Params:
+        """Return `params` with the head A."""
+        return {**params, self.weight: matrix[:-1].T.contiguous(), self.bias: matrix[-1]}
+
+
+def shrunk_fit(features: Tensor, targets: Tensor, weight: Tensor, precision: Tensor) -> Tensor:
+    """Return argmin over A of sum_i weight_i ||targets_i - features_i A||^2 + sum_j precision_j ||A_j||^2, in float64.
+
+    `features` [n, d], `targets` [n, outputs], `weight` [n] (0: left out), `precision` [d], all positive. Solves the smaller of
+    the two systems that are equal by Woodbury's identity, n x n or d x d. Without rows A is 0. Differentiable, also under vmap.
+    """
+    roots = weight.double().sqrt().unsqueeze(-1)
+    scale = precision.double().rsqrt()
+    rows, wanted = features.double() * scale * roots, targets.double() * roots
+    n, d = rows.shape[-2:]
+    ones = torch.eye(min(n, d), dtype=torch.float64, device=rows.device)
+    if n < d:
+        found = rows.mT @ solved(rows @ rows.mT + ones, wanted)
+    else:
+        found = solved(rows.mT @ rows + ones, rows.mT @ wanted)
+    return scale.unsqueeze(-1) * found
+
+
+def solved(matrix: Tensor, right: Tensor) -> Tensor:
+    """Return X with matrix @ X = right, for a symmetric positive definite matrix; NaN where numbers are not finite."""
+    # The plain function raises for all tasks where one has diverged.
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    factor = torch.where((info == 0)[..., None, None], factor, torch.nan)
+    return torch.cholesky_solve(right, factor)
