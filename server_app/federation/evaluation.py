@@ -50,7 +50,7 @@ class Evaluation:
         return "accuracy" if self.higher_is_better else "mse"
 
     def due(self, server_round: int) -> bool:
-        """Return whether to score the validation tasks after this round: every `evaluate-every` rounds and after the last one."""
+        """Return whether to score the validation tasks after this round: every `evaluate-every` rounds and after the last."""
         every = self._config.evaluate_every
         return (every > 0 and server_round % every == 0) or server_round == self._config.rounds
 
