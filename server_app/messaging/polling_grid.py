@@ -68,7 +68,7 @@ class PollingGrid(Grid):
         return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Push messages as the other grid does; later sends use the contents that they then have."""
+        """Push messages through the other grid. Afterwards they hold the contents that were sent."""
         listed = list(messages)
         for message in listed:
             if not packing.is_packed(message.content):
