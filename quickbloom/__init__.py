@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from quickbloom.server_app.federation.strategy import MetaStrategy
     from quickbloom.session import Run, compare, register, run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Algorithm",
     "Dataset",

@@ -47,7 +47,7 @@ LEDGER = "privacy.jsonl"
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run one federation. Whatever a user can mend ends the run as failed, with one sentence and no traceback."""
+    """Run one federation. A mistake that a user can mend ends the run as failed, with one sentence and no traceback."""
     registry.apply("pull-soon", "assembly-by-parts")
     events = Events(into_log)
     try:
@@ -57,18 +57,18 @@ def main(grid: Grid, context: Context) -> None:
             before = resume.load_checked(Path(config.resume_from), lambda _: None)
             given = resume.with_settings_of(before, grid.run.override_config)
             config = parse_run_config(given).resolved()
-        # Flower tells the nodes the settings that it knows; those that come from a checkpoint are told by the server.
+        # Flower gives the nodes the settings that it knows; the server gives them those of a checkpoint.
         unknown = {key: value for key, value in config.flat().items() if config.resume_from and known.get(key) != value}
         run_federation(PollingGrid(grid, unknown, packs=not hands_over(grid)), config, events)
     except QuickbloomError as error:
         events.stop(str(error))
-        # Flower logs the exception; the sentence says it all, the stack says nothing to a user.
+        # Flower logs the exception; the sentence is complete, and the stack does not help a user.
         sys.tracebacklimit = 0
         raise
 
 
 def run_federation(grid: Grid, config: RunConfig, events: Events | None = None) -> dict[str, Any]:
-    """Train, test, and leave everything in the run directory; returns the summary. `events`: who is told what happens."""
+    """Train, test, and write everything into the run directory. Return the summary. `events`: receives what happens."""
     clock = _Clock()
     events = events or Events()
     config = config.resolved()
@@ -209,7 +209,7 @@ class _Keeper:
 def _with_privacy(
     config: RunConfig, population: Population, directory: RunDirectory, done: int, warn: Warn
 ) -> tuple[TaskPrivacy | None, RunConfig]:
-    """The privacy of a run of which so many rounds are done, and its settings with as many rounds as the budget allows."""
+    """Return the privacy of a run after so many rounds, and its settings with as many rounds as the budget allows."""
     if not config.privacy.on:
         return None, config
     train = len(population.splits["train"])
@@ -227,13 +227,13 @@ def _with_privacy(
             )
         warn(f"Privacy budget is {config.privacy.epsilon:g}, so training ends after round {done + allowed}")
         config = config.model_copy(update={"rounds": done + allowed})
-        if not done:  # a run that goes on writes its settings once it is known that it can
+        if not done:  # a continued run writes its settings once it is certain that it can continue
             directory.write_json("config.json", config.flat())
     return privacy, config
 
 
 class _Clock:
-    """Seconds of this process since now, and of the parts of the run before it."""
+    """Seconds of this process from now on, plus those of the earlier parts of the run."""
 
     def __init__(self) -> None:
         self._started = time.monotonic(), _cpu_seconds()
@@ -248,7 +248,7 @@ class _Clock:
 
 
 def _clients_of_round(strategy: MetaStrategy, record: dict[str, Any]) -> trackers.Clients:
-    """What a round said of single clients: training tasks, and validation tasks where it evaluated."""
+    """Return what a round reported of single clients: training tasks, and validation tasks if it evaluated."""
     known = record["train"]["tasks"] and strategy.training.client_losses
     found = {"train/loss": np.array(strategy.training.client_losses)} if known else {}
     if "validation" in record:
@@ -257,6 +257,6 @@ def _clients_of_round(strategy: MetaStrategy, record: dict[str, Any]) -> tracker
 
 
 def _cpu_seconds() -> float:
-    """Of this process, and of those that it started and that have ended: a compiler's, say."""
+    """Return the processor seconds of this process and of its finished children, such as a compiler."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system

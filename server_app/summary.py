@@ -25,7 +25,7 @@ from quickbloom.server_app.runs.directory import RunDirectory, read_history, spr
 
 
 def clients_of(strategy: MetaStrategy, split: str, scores: Scores | None, lr: float, step: int) -> trackers.Clients:
-    """Every held-out task's score before and after adaptation."""
+    """Return every held-out task's score before and after adaptation."""
     if scores is None or not scores.task_ids:
         return {}
     name = strategy.evaluation.metric.name
@@ -43,7 +43,8 @@ def conclude(
 ) -> dict[str, Any]:
     """Choose the adaptation rate on the validation tasks, score the test tasks once, write the results.
 
-    `seconds`: says how long the run has taken, "total" and "cpu". Returns the summary. Raises RunError.
+    `seconds`: returns the duration of the run so far, "total" and "cpu". Returns the summary.
+    Raises RunError.
     """
     validation = _validation_scores(grid, strategy)
     lr, steps = strategy.chosen_rate()
@@ -73,11 +74,11 @@ def conclude(
 
 
 def _validation_scores(grid: Grid, strategy: MetaStrategy) -> Scores | None:
-    """The scores of the validation tasks with the settings of now; None where nobody was asked for one."""
+    """Return the scores of the validation tasks with the current settings; None if none was asked for."""
     config, evaluation, tasks = strategy.config, strategy.evaluation, strategy.population.splits["validation"]
     scores = evaluation.last
     if scores is not None and (scores.lrs != evaluation.lrs or scores.metrics.shape[-1] != config.adapt_steps + 1):
-        # Training was over, and the run is gone on with under other rates or steps.
+        # A finished training is continued with other rates or steps of adaptation.
         scores = evaluation.last = strategy.score_tasks(grid, strategy.outer.leaves, tasks, evaluation.lrs)
     if tasks and (scores is None or not scores.task_ids):
         strategy.events.warn(f"No validation task could be scored: the inner rate and all {config.adapt_steps} steps are used")
@@ -93,7 +94,7 @@ def _test_scores(grid: Grid, strategy: MetaStrategy, lr: float) -> Scores:
 
 
 def _facts(strategy: MetaStrategy) -> dict[str, Any]:
-    """What the summary says of the run but for its result."""
+    """Return the content of the summary except for the result."""
     config = strategy.config
     return {
         "schema": 1,
@@ -118,7 +119,7 @@ def _facts(strategy: MetaStrategy) -> dict[str, Any]:
 
 
 def _describe(strategy: MetaStrategy, scores: Scores | None, lr: float) -> dict[str, Any] | None:
-    """Mean, spread and worst tenth at every step; None where no held-out task was scored."""
+    """Return mean, spread and worst tenth at every step; None if no held-out task was scored."""
     if scores is None or not scores.task_ids:
         return None
     at = scores.lrs.index(lr)
@@ -133,7 +134,7 @@ def _describe(strategy: MetaStrategy, scores: Scores | None, lr: float) -> dict[
 
 
 def _score_shots(grid: Grid, strategy: MetaStrategy, lr: float, steps: int) -> dict[str, Any] | None:
-    """The test tasks adapted on few examples, at the chosen step; None where `test-shots` asks for nothing that they have.
+    """Score the test tasks adapted on few examples, at the chosen step; None if `test-shots` has no usable number.
 
     A number above `_most_shots` would score all examples: it is left out.
     """
@@ -161,10 +162,11 @@ def _score_shots(grid: Grid, strategy: MetaStrategy, lr: float, steps: int) -> d
 
 
 def _most_shots(support: int, classes: int) -> int:
-    """The largest number of examples per class that is worth a score, for tasks with at most so many support examples.
+    """Return the largest number of examples per class worth a score, for tasks with at most so many support examples.
 
-    The server does not know how these are spread over the classes: taken to be evenly, unless there are more classes than
-    examples, as with characters of text; then all may be of one class. (10, 5) -> 2; (20, 76) -> 20.
+    The server does not know how these are spread over the classes. They are assumed to be even,
+    unless there are more classes than examples, as with characters of text; then all may be of one
+    class. (10, 5) -> 2; (20, 76) -> 20.
     """
     return support // classes if support >= classes else support
 

@@ -19,13 +19,13 @@ def changed() -> list[str]:
 def tests_of(path: str) -> list[str]:
     """The test files of a changed file."""
     file = PurePosixPath(path)
-    if file.suffix != ".py":
+    if file.suffix not in (".py", ".cpp"):
         return []
     if file.parts[0] == "tests":
         return [path] if file.name.startswith("test_") else []
     if file.parts[0] not in PACKAGES:
         return []
-    own = Path("tests") / file.parent / f"test_{file.name}"
+    own = Path("tests") / file.parent / f"test_{file.stem}.py"
     return [str(own)] if own.exists() else sorted(str(test) for test in own.parent.glob("test_*.py"))
 
 

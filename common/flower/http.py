@@ -40,7 +40,7 @@ def go_past() -> None:
 
 
 def past(through: Through) -> Through:
-    """Replace the method `__call__` of a layer: users' requests and logged ones take it, others go to the next layer."""
+    """Return a replacement for a layer's `__call__`: users' and logged requests take the layer, others go to the next one."""
 
     async def called(layer: Any, scope: Any, receive: Any, send: Any) -> None:
         of_users = scope["type"] != "http" or scope["path"].startswith(CONTROL)

@@ -83,7 +83,7 @@ class Loyal:
         self._choosing = threading.Lock()
 
     def submit(self, pool: Any, actor_fn: Callable[..., Any], job: tuple[Any, Any, str, Any]) -> Any:
-        """Replace the method `submit` of the pool."""
+        """Replacement for the pool's method `submit`."""
         node = job[2]
         with self._choosing:
             before = self._served.pop(node, None)
@@ -95,7 +95,7 @@ class Loyal:
         return future
 
     def fetch(self, pool: Any, future: Any) -> Any:
-        """Replace the method `fetch_result_and_return_actor_to_pool`."""
+        """Replacement for the pool's method `fetch_result_and_return_actor_to_pool`."""
         node, actor = self._jobs.pop(future)
         result = self._fetch(pool, future)
         self._served[node] = actor

@@ -1,6 +1,7 @@
-"""X.509 for a federation of its own: a CA, the SuperLink's certificate, and one sentence for what is wrong with them.
+"""X.509 certificates for a federation: a CA, the SuperLink's certificate, and one sentence for any mistake in them.
 
-All keys are EC P-384: the curve that Flower recommends for its nodes, and that gRPC and OpenSSL take for TLS.
+All keys are EC P-384: the curve that Flower recommends for its nodes, and that gRPC and OpenSSL
+accept for TLS.
 """
 
 import ipaddress
@@ -28,13 +29,13 @@ from quickbloom.common.errors import ConfigError, QuickbloomError
 
 CA_DAYS = 3650
 ALWAYS = ("localhost", "127.0.0.1")
-"""Host names that every server certificate has: health checks ask there."""
-_SKEW = timedelta(hours=1)  # a device whose clock is late by less than this takes a new certificate at once
+"""Host names of every server certificate, at which health checks ask."""
+_SKEW = timedelta(hours=1)  # a device whose clock is late by less than this accepts a new certificate at once
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 
 
 class CertificateError(QuickbloomError):
-    """A certificate or a key is missing, unreadable, out of date, or belongs to another one."""
+    """A certificate or a key is missing, unreadable, expired, or belongs to another one."""
 
 
 class _HasPublicKey(Protocol):
@@ -42,14 +43,14 @@ class _HasPublicKey(Protocol):
 
 
 def parse_host(text: str) -> str:
-    """A DNS name in lower case, or an IP address; raises ConfigError for everything else, such as `host:port`."""
+    """Return a DNS name in lower case, or an IP address. Raises ConfigError for anything else, such as `host:port`."""
     host = text.strip().lower()
     try:
         return str(ipaddress.ip_address(host))
     except ValueError:
         pass
     labels = host.split(".")
-    # Nothing but digits at the end is a mistyped address: no such top-level domain exists.
+    # A last part of digits is a mistyped address: no such top-level domain exists.
     if len(host) > 253 or labels[-1].isdigit() or not all(_LABEL.fullmatch(label) for label in labels):
         raise ConfigError(
             "`--host` must be a DNS name or an IP address, without scheme, port or wildcard, such as fl.example.org or "
@@ -59,12 +60,12 @@ def parse_host(text: str) -> str:
 
 
 def all_hosts(hosts: Iterable[str]) -> list[str]:
-    """`hosts` and those of ALWAYS, checked, each once."""
+    """Return `hosts` and those of ALWAYS, checked, each once."""
     return list(dict.fromkeys(parse_host(host) for host in (*hosts, *ALWAYS)))
 
 
 def hosts_of(certificate: x509.Certificate) -> list[str]:
-    """The DNS names and IP addresses that a certificate stands for; empty where it names none."""
+    """Return the DNS names and IP addresses of a certificate; empty if it has none."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -73,9 +74,9 @@ def hosts_of(certificate: x509.Certificate) -> list[str]:
 
 
 def make_ca(now: datetime) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-    """A new CA: its key, and its certificate for CA_DAYS days."""
+    """Return a new CA: its key, and its certificate for CA_DAYS days."""
     key = ec.generate_private_key(ec.SECP384R1())
-    # A name of its own, so that no program takes the CA of one federation for that of another.
+    # With its own name, so that no program confuses the CAs of two federations.
     name = _name(f"quickbloom CA {secrets.token_hex(4)}")
     builder = _builder(name, name, key.public_key(), now, now + timedelta(days=CA_DAYS))
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -86,9 +87,9 @@ def make_ca(now: datetime) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate
 def issue(
     ca_key: ec.EllipticCurvePrivateKey, ca: x509.Certificate, hosts: Iterable[str], days: int, now: datetime
 ) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-    """A new key and certificate for a server that is reached under `hosts` and those of ALWAYS.
+    """Return a new key and certificate for a server with the names `hosts` and those of ALWAYS.
 
-    `days`: how long it is valid; it ends with the CA at the latest.
+    `days`: its validity, which ends with the CA's at the latest.
     """
     key = ec.generate_private_key(ec.SECP384R1())
     end = min(now + timedelta(days=days), ca.not_valid_after_utc)
@@ -104,21 +105,21 @@ def issue(
 
 
 def node_key() -> tuple[bytes, bytes]:
-    """(private, public) of a new node, both in OpenSSH's format: Flower refuses a public key as PEM."""
+    """Return (private, public) of a new node, both in OpenSSH's format: Flower refuses a public key as PEM."""
     key = ec.generate_private_key(ec.SECP384R1())
     private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
     return private, key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
 
 
 def pem(thing: x509.Certificate | ec.EllipticCurvePrivateKey) -> bytes:
-    """A certificate or an unencrypted private key (PKCS 8) as PEM."""
+    """Return a certificate or an unencrypted private key (PKCS 8) as PEM."""
     if isinstance(thing, x509.Certificate):
         return thing.public_bytes(Encoding.PEM)
     return thing.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def load_certificate(path: Path) -> x509.Certificate:
-    """The first certificate of a PEM file; raises CertificateError."""
+    """Return the first certificate of a PEM file. Raises CertificateError."""
     try:
         return x509.load_pem_x509_certificate(_read(path, "certificate"))
     except ValueError:
@@ -126,7 +127,7 @@ def load_certificate(path: Path) -> x509.Certificate:
 
 
 def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """The EC key of a PEM file; raises CertificateError, also for a key of another kind or with a passphrase."""
+    """Return the EC key of a PEM file. Raises CertificateError, also for a key of another kind or with a passphrase."""
     try:
         key = load_pem_private_key(_read(path, "key"), None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -139,10 +140,11 @@ def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def check_certificate(certificate: Path, ca: Path, key: Path | None = None, now: datetime | None = None) -> str:
-    """What is wrong with a server certificate, in one sentence; "" if nothing is.
+    """Return what is wrong with a server certificate, in one sentence; "" if nothing is.
 
-    Looks whether both certificates can be read and are valid at `now` (with a time zone; by default the present), whether `ca`
-    signed `certificate`, and, where a `key` is given, whether it is the certificate's.
+    Checks that both certificates can be read and are valid at `now` (with a time zone; by default
+    the present), that `ca` signed `certificate`, and, if a `key` is given, that it belongs to the
+    certificate.
     """
     now = now or datetime.now(UTC)
     try:
@@ -168,7 +170,7 @@ def check_certificate(certificate: Path, ca: Path, key: Path | None = None, now:
 
 
 def same_key(one: _HasPublicKey, other: _HasPublicKey) -> bool:
-    """Whether a private key and a certificate, or any two of them, have the same public key."""
+    """Return whether a private key and a certificate, or any two of them, have the same public key."""
     return one.public_key() == other.public_key()
 
 

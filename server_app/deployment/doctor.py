@@ -1,4 +1,4 @@
-"""What this installation consists of, and what is wrong with it: `quickbloom doctor`."""
+"""Examines this installation for `quickbloom doctor`: its parts, and what is wrong with them."""
 
 import importlib.metadata
 import importlib.util
@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from quickbloom.common.flower import names, registry, transport
 
 OLDEST, NEWEST = (1, 39), (1, 42)
-"""Releases of Flower that this was tested with, from and to."""
+"""First and last release of Flower that this was tested with."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, how it is, and what mends it; `mend` is "" where nothing is wrong."""
+    """One line: what was examined, its state, and how to mend it; `mend` is "" if nothing is wrong."""
 
     part: str
     name: str
@@ -26,12 +26,12 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at Flower, the patches of it, the transport, the kernels, torch and the data directory."""
+    """Examine Flower, its patches, the transport, the kernels, torch and the data directory."""
     return [*_flower(), *_patches(), *_names(), *_torch(), _kernels(), _data()]
 
 
 def as_json(findings: list[Finding]) -> dict[str, object]:
-    """All findings as what JSON knows, and whether nothing is wrong."""
+    """Return all findings as JSON values, and whether nothing is wrong."""
     return {"well": all(not finding.mend for finding in findings), "findings": [asdict(finding) for finding in findings]}
 
 

@@ -1,4 +1,4 @@
-"""Writing files that not everybody may read: each appears whole or not at all, with its mode and owner whatever the umask."""
+"""Writes files that not everybody may read: each appears whole or not at all, with its mode and owner for any umask."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from quickbloom.common.system.whole_files import new
 
 @contextmanager
 def alone_beside(output: Path) -> Iterator[None]:
-    """One command at a time changes what lies in the directory of `output`. Raises ConfigError if another one does."""
+    """Let one command at a time change the directory of `output`. Raises ConfigError if another one does."""
     parent = output.absolute().parent
     with ExitStack() as stack:
         try:
@@ -30,9 +30,10 @@ def alone_beside(output: Path) -> Iterator[None]:
 
 
 def write_whole(directory: Path, files: Mapping[str, bytes], private: Set[str], owner: int | None) -> None:
-    """Write `files` (content by relative path) into a directory that appears under its name when all of it is on the disk.
+    """Write `files` (content by relative path) into a directory that appears under its name once it is complete on the disk.
 
-    Those whose name is in `private` are for the owner alone, as is every directory. Raises ConfigError, which names `--output`.
+    Files whose name is in `private`, and all directories, are for the owner alone. Raises
+    ConfigError, which names `--output`.
     """
     directory = directory.absolute()
     partial = directory.with_name(f".{directory.name}.partial")
@@ -62,7 +63,7 @@ def write_whole(directory: Path, files: Mapping[str, bytes], private: Set[str], 
 
 
 def replace_all(files: Mapping[Path, bytes], private: Set[str], owner: int | None) -> None:
-    """Put new content in place of several files that belong together, once all of it is on the disk."""
+    """Replace several files that belong together, once all new content is on the disk."""
     partial = {path: path.with_name(f".{path.name}.partial") for path in files}
     with ExitStack() as stack:
         for path, content in files.items():
@@ -76,13 +77,13 @@ def replace_all(files: Mapping[Path, bytes], private: Set[str], owner: int | Non
 
 
 def make_directory(path: Path) -> None:
-    """A directory for its owner alone."""
+    """Make a directory for its owner alone."""
     path.mkdir(mode=0o700)
     path.chmod(0o700)  # whatever the umask takes away
 
 
 def write(path: Path, content: bytes, private: bool) -> None:
-    """A new file, on the disk when this returns, that nobody but its owner could read at any moment if it is `private`."""
+    """Write a new file, which is on the disk on return. If it is `private`, only its owner can read it at any moment."""
     mode = 0o600 if private else 0o644
     with os.fdopen(new(path, mode), "wb") as file:
         os.fchmod(file.fileno(), mode)  # whatever the umask says
@@ -98,11 +99,11 @@ def give(path: Path, owner: int | None) -> None:
 
 
 def check_owner(owner: int | None) -> None:
-    """Raises ConfigError if this user cannot give files to that one."""
+    """Raise ConfigError if this user cannot give files to that one."""
     if owner is not None and os.geteuid() not in (0, owner):
         raise ConfigError(f"`--owner` needs root, which alone can give files away, got {owner} as user {os.geteuid()}")
 
 
 def owner_of(output: Path) -> int | None:
-    """Whom new files belong to: root adds to what it has given away under the same owner."""
+    """Return the owner of new files: root adds files under the owner of the existing ones."""
     return output.stat().st_uid if os.geteuid() == 0 else None

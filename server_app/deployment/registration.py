@@ -1,7 +1,8 @@
-"""Making the public keys of nodes known to a SuperLink: `quickbloom secrets --register`.
+"""Registers the public keys of nodes with a SuperLink: `quickbloom secrets --register`.
 
-Through Flower's own client of the Control API, not through `flwr supernode register`: that command calls every failure of the
-connection "unavailable", starts anew for each key, and cannot tell a key that is registered from one that was unregistered.
+It uses Flower's own client of the Control API, not `flwr supernode register`: that command calls
+every failure of the connection "unavailable", starts anew for each key, and cannot distinguish a
+registered key from an unregistered one.
 """
 
 import io
@@ -18,11 +19,11 @@ from quickbloom.server_app.launch.connection import SuperLinkError, translated
 
 
 def register(connection: str, keys: Mapping[str, Path]) -> Iterator[str]:
-    """Register nodes with the SuperLink of the user's `connection`; yields a line for each as it is done.
+    """Register nodes with the SuperLink of the user's `connection`; yield a line for each as it is done.
 
-    `keys`: the file with the public key of each node, by the node's name. A key that is registered already is said and left.
-    Raises ConfigError for a proxy that cannot be used, and SuperLinkError at the first failure of the connection and at the
-    end if a key was refused.
+    `keys`: the file with the public key of each node, by the node's name. A key that is registered
+    already is reported and left. Raises ConfigError for an unusable proxy, and SuperLinkError at
+    the first failure of the connection, and at the end if a key was refused.
     """
     public = {name: _as_pem(path) for name, path in keys.items()}
     refused = []
@@ -37,7 +38,7 @@ def register(connection: str, keys: Mapping[str, Path]) -> Iterator[str]:
         if not settings.address or settings.address.startswith(":"):
             raise SuperLinkError(f"the connection `{connection}` must have the `address` of a SuperLink, such as HOST:8000")
         check_socks(settings.address)
-        with redirect_stdout(io.StringIO()):  # Flower says which connection it uses
+        with redirect_stdout(io.StringIO()):  # Flower prints which connection it uses
             client = names.get("init_http_client_from_connection")(settings)
     try:
         with translated(connection, settings.address):
@@ -61,7 +62,7 @@ def register(connection: str, keys: Mapping[str, Path]) -> Iterator[str]:
 
 
 def _as_pem(path: Path) -> bytes:
-    """The public key as the SuperLink keeps it."""
+    """Return the public key as the SuperLink stores it."""
     try:
         return load_ssh_public_key(path.read_bytes()).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     except OSError as error:

@@ -59,7 +59,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 @dataclass(frozen=True)
 class Request:
-    """What the command is asked for; `__post_init__` refuses what does not go together."""
+    """Request of the command; `__post_init__` refuses options that do not fit together."""
 
     output: Path
     nodes: int | None = None
@@ -82,12 +82,12 @@ class Request:
 
     @property
     def creates(self) -> bool:
-        """Whether secrets are to be made: it is asked for, or nothing else is."""
+        """Return whether secrets are to be made: on request, or if nothing else is requested."""
         return self.nodes is not None or self.if_missing or not (self.new_nodes or self.renew or self.register)
 
 
 def carry_out(request: Request) -> Iterator[Table | str]:
-    """Do what is asked for but the registering; yields what to show. Raises ConfigError or CertificateError."""
+    """Do what is requested except for registering; yield what to show. Raises ConfigError or CertificateError."""
     output = request.output
     if request.creates:
         if request.if_missing:
@@ -114,15 +114,16 @@ def carry_out(request: Request) -> Iterator[Table | str]:
 
 
 def default_names(nodes: int) -> list[str]:
-    """node-1, node-2, .. for so many nodes."""
+    """Return node-1, node-2, .. for so many nodes."""
     return [f"node-{number}" for number in range(1, nodes + 1)]
 
 
 def create(output: Path, names: Sequence[str], hosts: Iterable[str], days: int, owner: int | None = None) -> None:
     """Make everything in `output`, which must not exist yet or be empty.
 
-    `names`: of the nodes. `hosts`: under which the SuperLink is reached. `days`: validity of its certificate. `owner`: user id
-    to which all of it is given. Raises ConfigError where something is there already, and leaves it as it is.
+    `names`: of the nodes. `hosts`: names of the SuperLink. `days`: validity of its certificate.
+    `owner`: user id of the new owner of all files. Raises ConfigError if some of it exists already,
+    and does not change it.
     """
     now = datetime.now(UTC)
     _check_names(names)
@@ -146,7 +147,7 @@ def create(output: Path, names: Sequence[str], hosts: Iterable[str], days: int, 
 
 
 def add_nodes(output: Path, names: Sequence[str], owner: int | None = None) -> None:
-    """A key pair for each of `names`, which must be new; nothing else is touched, and the CA's key is not needed."""
+    """Make a key pair for each of `names`, which must be new. Nothing else changes, and the CA's key is not needed."""
     _check_names(names)
     with alone_beside(output):
         _check_there(output)
@@ -163,9 +164,10 @@ def add_nodes(output: Path, names: Sequence[str], owner: int | None = None) -> N
 
 
 def renew_server(output: Path, hosts: Sequence[str], days: int, owner: int | None = None) -> None:
-    """A new key and certificate of the SuperLink from the same CA, in place of the old ones.
+    """Replace the SuperLink's key and certificate by new ones from the same CA.
 
-    `hosts`: under which it is reached; if empty, those of the old certificate. Raises ConfigError or CertificateError.
+    `hosts`: names of the SuperLink; if empty, those of the old certificate. Raises ConfigError or
+    CertificateError.
     """
     now = datetime.now(UTC)
     with alone_beside(output):
@@ -186,9 +188,9 @@ def renew_server(output: Path, hosts: Sequence[str], days: int, owner: int | Non
 
 
 def complete(output: Path, hosts: Iterable[str], nodes: int | None) -> tuple[bool, list[str]]:
-    """(whether `output` holds all that `create` makes, sentences about what differs from what is asked for now).
+    """Return (whether `output` holds all that `create` makes, sentences about differences from this request).
 
-    Raises ConfigError if only some of it is there.
+    Raises ConfigError if `output` holds only some of it.
     """
     certified = all_hosts(hosts)
     if _nothing_at(output):
@@ -209,14 +211,14 @@ def complete(output: Path, hosts: Iterable[str], nodes: int | None) -> tuple[boo
 
 
 def node_names(output: Path) -> list[str]:
-    """Names of the nodes in `output`, in order: node-2 stands before node-10."""
+    """Return the names of the nodes in `output`, in order: node-2 comes before node-10."""
     nodes = output / "nodes"
     found = [entry.name for entry in nodes.iterdir() if _NAME.fullmatch(entry.name)] if nodes.is_dir() else []
     return sorted(found, key=lambda name: [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in _parts(name)])
 
 
 def public_keys(output: Path) -> dict[str, Path]:
-    """The file with the public key of every node in `output`, by the node's name. Raises ConfigError if there is none."""
+    """Return the file with the public key of every node in `output`, by the node's name. Raises ConfigError without any."""
     _check_there(output)
     keys = {name: output / "nodes" / name / "node.key.pub" for name in node_names(output)}
     if not keys:
@@ -225,7 +227,7 @@ def public_keys(output: Path) -> dict[str, Path]:
 
 
 def describe(output: Path) -> Table:
-    """A table of the folders in `output`: what is in them, and who needs them."""
+    """Return a table of the folders in `output`: their content, and who needs them."""
     table = Table(title=f"Secrets in {output}", title_justify="left")
     for heading in ("folder", "files", "who needs it"):
         table.add_column(heading, overflow="fold")
@@ -242,7 +244,7 @@ def describe(output: Path) -> Table:
 
 
 def next_steps(output: Path) -> list[str]:
-    """What to do with the secrets, a line each."""
+    """Return what to do with the secrets, one line per step."""
     return [
         _validity(output),
         "Next:",
@@ -290,7 +292,7 @@ def _nothing_at(output: Path) -> bool:
 
 
 def _missing(output: Path) -> list[str]:
-    # `ca` may be kept elsewhere, as it should.
+    # `ca` may be kept elsewhere, as it should be.
     wanted = [f"{folder}/{name}" for folder, names in _SHARED.items() if folder != "ca" for name in names]
     wanted += [f"nodes/{node}/{name}" for node in node_names(output) for name in _NODE]
     return [path for path in wanted if not (output / path).is_file()]

@@ -1,4 +1,4 @@
-"""The server's two processes: Flower's SuperLink and SuperExec, with what can be wrong said before they start.
+"""The server's two processes, Flower's SuperLink and SuperExec, with mistakes reported before they start.
 
 Both become Flower's own program (exec), so that signals and the exit code are its own.
 """
@@ -21,21 +21,21 @@ from quickbloom.server_app.launch.flower_run import environment
 
 
 class ServeError(QuickbloomError):
-    """The server cannot start as it was asked to; the text says why."""
+    """The server cannot start as requested. The text says why."""
 
 
 FLEET = ("0.0.0.0", 9092)
-"""Where nodes connect by default, where they have a port of their own."""
+"""Default address for nodes, if they have a port of their own."""
 
 
 def superlink(
     secrets: Path, state: Path, host: str, port: int, fleet_host: str | None = None, fleet_port: int | None = None
 ) -> NoReturn:
-    """Become a SuperLink with TLS, authenticated nodes and its database in `state`, ServerApps in a SuperExec elsewhere.
+    """Become a SuperLink with TLS, authenticated nodes and its database in `state`; ServerApps run in a SuperExec elsewhere.
 
-    `secrets`: the folder `superlink/` of `quickbloom secrets`. `host`, `port`: whoever reaches them can start runs.
-    `fleet_host`, `fleet_port`: where nodes connect, by default FLEET; refused where Flower has one port for all. Raises
-    ServeError with one sentence.
+    `secrets`: the folder `superlink/` of `quickbloom secrets`. `host`, `port`: whoever reaches them
+    can start runs. `fleet_host`, `fleet_port`: the address for nodes, by default FLEET; refused if
+    Flower has one port for all. Raises ServeError with one sentence.
     """
     fleet = _fleet_address(fleet_host, fleet_port)
     files = {name: secrets / name for name in ("ca.crt", "server.crt", "server.key", "superexec.secret")}
@@ -55,7 +55,7 @@ def superlink(
 
 
 def _fleet_address(host: str | None, port: int | None) -> tuple[str, int] | None:
-    """Where nodes connect; None where that is the SuperLink's one port."""
+    """Return the address for nodes; None if it is the SuperLink's one port."""
     if transport.spoken() == transport.GRPC:
         return host or FLEET[0], port or FLEET[1]
     if host is not None or port is not None:
@@ -67,9 +67,10 @@ def _fleet_address(host: str | None, port: int | None) -> tuple[str, int] | None
 
 
 def superexec(secrets: Path, address: str, runs: Path) -> NoReturn:
-    """Become a SuperExec, which runs the ServerApps of the SuperLink at `address` (HOST:PORT) in processes of its own.
+    """Become a SuperExec, which runs the ServerApps of the SuperLink at `address` (HOST:PORT) in their own processes.
 
-    `secrets`: the folder `superexec/` of `quickbloom secrets`. `runs`: where run directories go. Raises ServeError.
+    `secrets`: the folder `superexec/` of `quickbloom secrets`. `runs`: parent of the run
+    directories. Raises ServeError.
     """
     _readable(secrets / "ca.crt")
     load_certificate(secrets / "ca.crt")
@@ -83,7 +84,7 @@ def superexec(secrets: Path, address: str, runs: Path) -> NoReturn:
 
 
 def _become(command: Sequence[str]) -> NoReturn:
-    # What `environment` says of memory is for processes that compute.
+    # The memory settings of `environment` are for processes that compute.
     os.execve(command[0], list(command), {**environment(), **workers.sparing()})
 
 
@@ -109,7 +110,7 @@ def _writable(directory: Path) -> None:
 
 
 def _trusted(host: str, port: int, ca: Path) -> None:
-    """Refuse a SuperLink whose certificate `ca` does not vouch for. One that does not answer yet is waited for by Flower."""
+    """Refuse a SuperLink whose certificate `ca` did not sign. Flower itself waits for one that does not answer yet."""
     context = ssl.create_default_context(cafile=str(ca))
     try:
         with socket.create_connection((host, port), timeout=10) as raw, context.wrap_socket(raw, server_hostname=host):

@@ -1,1 +1,1 @@
-"""What happens in a run, as typed records: who makes them, how they travel, where they are kept."""
+"""Events of a run as typed records: their kinds, how they travel, and where they are stored."""

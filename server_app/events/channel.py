@@ -1,7 +1,8 @@
-"""From whoever knows of an event to whoever wants to know of it.
+"""Delivers events from their sources to their receivers.
 
-A run has one `Events`, which is handed down to all that have something to tell. Listeners get the objects themselves. Only
-Flower's log reaches a user whose SuperLink is on another machine: there an event is one line with a mark in front.
+A run has one `Events`, which is passed to all sources. Listeners get the objects themselves. Only
+Flower's log reaches a user whose SuperLink is on another machine: there an event is one line with a
+mark in front.
 """
 
 import logging
@@ -15,19 +16,20 @@ from quickbloom.server_app.events.kinds import Event, Failed, Saved, Stopped, Wa
 
 Listener = Callable[[Event], None]
 Warn = Callable[[str], None]
-"""Takes one sentence that a person should know."""
+"""Receives one sentence for a person."""
 
 _MARK = "quickbloom-event "
-# Lines of the server's own begin so, and no word of a node stands at the beginning of one.
+# The server's own lines begin so, and text of a node never stands at the beginning of a line.
 _LINE = re.compile(rf"INFO\s*:\s*{_MARK}(\{{.*\}})\s*")
 _TOLD = "quickbloom_told"
-"""Attribute of the log's records that say again what an event says."""
+"""Attribute of log records that repeat an event."""
 
 
 class Events:
-    """Hands every event of a run to all `listeners`, and what a person should know to Flower's log as well.
+    """Hands every event of a run to all `listeners`, and the ones for a person also to Flower's log.
 
-    `round`: the round that goes on, 0 before the first; it is written on warnings and failures. A warning is told once.
+    `round`: the current round, 0 before the first; warnings and failures carry it. A warning is
+    given once.
     """
 
     def __init__(self, *listeners: Listener) -> None:
@@ -38,58 +40,58 @@ class Events:
         self._over = False
 
     def tell(self, event: Event) -> None:
-        """Something has happened."""
+        """Report an event."""
         for listener in self._listeners:
             listener(event)
         if not self.round:
             self._early.append(event)
 
     def warn(self, sentence: str) -> None:
-        """Tell a person something; the second time that it is said it is passed over."""
+        """Warn a person; a repeated warning is ignored."""
         if sentence not in self._warned:
             self._warned.add(sentence)
             self.tell(Warned(one_line(sentence), self.round))
 
     def fail(self, who: str, reason: str) -> None:
-        """An answer of this round is of no use, or did not come."""
+        """Report an answer of this round that is invalid or missing."""
         self.tell(Failed(who, reason, self.round))
 
     def stop(self, reason: str) -> None:
-        """The run cannot go on; nothing more happens after the first call."""
+        """Report that the run cannot continue; nothing is reported after the first call."""
         if not self._over:
             self._over = True
             self.tell(Stopped(one_line(reason)))
 
     def join(self, listener: Listener) -> None:
-        """From now on `listener` gets what happens, after all that has happened before the first round."""
+        """Add `listener`, which first gets everything that happened before the first round."""
         for event in self._early:
             listener(event)
         self._listeners.append(listener)
 
 
 def to_log(event: Event) -> None:
-    """Say in Flower's log what a person should know."""
+    """Write a sentence for a person into Flower's log."""
     if isinstance(event, Warned | Failed):
         log(WARNING, "%s", event.sentence, extra={_TOLD: True})
 
 
 def warn_in_log(sentence: str) -> None:
-    """Tell a person something where there is no run."""
+    """Warn a person outside a run."""
     to_log(Warned(sentence))
 
 
 def is_told(record: logging.LogRecord) -> bool:
-    """Whether this record of the log says what an event says as well."""
+    """Return whether this record of the log repeats an event."""
     return hasattr(record, _TOLD)
 
 
 def into_log(event: Event) -> None:
-    """Write an event into Flower's log for `from_log`, but for what is of use on the server's machine alone."""
+    """Write an event into Flower's log for `from_log`, without what is useful only on the server's machine."""
     if not isinstance(event, Saved):
         log(INFO, "%s%s", _MARK, to_line(event), extra={_TOLD: True})
 
 
 def from_log(line: str) -> Event | None:
-    """The event in a line of Flower's log, without colours; None if the line holds none."""
+    """Return the event in a line of Flower's log, without colours; None if the line holds none."""
     found = _LINE.fullmatch(line.strip())
     return from_line(found[1]) if found else None

@@ -24,7 +24,7 @@ class EventFile:
 
 @contextmanager
 def written(directory: Path, before: Iterable[Event] = ()) -> Iterator[EventFile]:
-    """A new file that begins with the events `before`; those of an older file are replaced at once, or not at all."""
+    """Return a new file that begins with the events `before`; those of an older file are replaced at once, or not at all."""
     path = directory / FILE
     with whole(path) as file:
         file.writelines(to_line(event) + "\n" for event in before)
@@ -33,13 +33,13 @@ def written(directory: Path, before: Iterable[Event] = ()) -> Iterator[EventFile
 
 
 def read_events(directory: Path) -> list[Event]:
-    """The events so far of a run. A line that is damaged or still being written is left out."""
+    """Return the events of a run so far. A line that is damaged or still being written is left out."""
     path = directory / FILE
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     return [event for line in lines if (event := from_line(line)) is not None]
 
 
 def events_until(directory: Path, last_round: int) -> list[Event]:
-    """The events of a run that was cut off which belong to its rounds up to this one, without how it ended."""
+    """Return the events of an interrupted run up to this round, without its end."""
     events = read_events(directory)
     return [event for event in events if not isinstance(event, Ended | Stopped) and getattr(event, "round", 0) <= last_round]

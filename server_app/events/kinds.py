@@ -1,7 +1,7 @@
-"""The kinds of events of a run, and each of them as one line of JSON.
+"""The kinds of events of a run, each of which can be one line of JSON.
 
-A reader passes over what it does not know: an event of a kind or a field that only a newer version has, and a line that is
-damaged. A number that is not finite (a run that diverges) is null in JSON, and NaN when it is read.
+A reader ignores what it does not know: kinds and fields of a newer version, and damaged lines. A
+number that is not finite (from a run that diverges) is null in JSON, and NaN when it is read.
 """
 
 import json
@@ -18,7 +18,7 @@ Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is Non
 
 _DATA, _RESULT = ("algorithm", "dataset", "seed", "tasks"), ("rounds", "chosen", "test", "validation")
 IN_SUMMARY = frozenset((*_DATA, *_RESULT, "run_dir", "bytes", "seconds", "failures"))
-"""What every summary has."""
+"""Keys of every summary."""
 
 
 def _known(name: str) -> str:
@@ -30,7 +30,7 @@ def _known(name: str) -> str:
 
 @dataclass(frozen=True)
 class Started:
-    """The run has a directory. `done`: rounds that are done already, of a run that goes on."""
+    """The run has a directory. `done`: rounds that a continued run has done before."""
 
     run_dir: str
     algorithm: str
@@ -43,9 +43,9 @@ class Started:
 
 @dataclass(frozen=True)
 class RollCalled:
-    """The nodes have said which tasks they host. `tasks`: how many are in each split.
+    """The nodes have reported their tasks. `tasks`: number of tasks in each split.
 
-    `software`: how many nodes run each combination of releases, as "flwr 1.39.0, python 3.12.3, ..".
+    `software`: number of nodes that run each combination of releases, as "flwr 1.39.0, python 3.12.3, ..".
     """
 
     nodes: int
@@ -58,7 +58,7 @@ class RollCalled:
 class Scored:
     """The validation tasks were scored after a round: the mean before and after `adapt_steps` steps with `adapt_lr`.
 
-    `metric`: the name of one of `common.metric`, such as "accuracy" (0..1); `tasks`: how many were scored.
+    `metric`: the name of one of `common.metric`, such as "accuracy" (0..1); `tasks`: number of scored tasks.
     """
 
     round: int
@@ -75,8 +75,9 @@ class Scored:
 class RoundEnded:
     """A round is over. `loss`: the mean query loss of its `tasks` training tasks after their inner loop.
 
-    `asked` and `answered` count messages, `away` nodes that host tasks but cannot be asked, `failures` answers that were of no
-    use or did not come. `up` and `down`: bytes. `skipped`: why the model stayed as it is, "" if it did not.
+    `asked` and `answered` count messages, `away` nodes that host tasks but cannot be asked,
+    `failures` answers that were invalid or missing. `up` and `down`: bytes. `skipped`: why the
+    model did not change, "" if it did.
     """
 
     round: int
@@ -95,7 +96,7 @@ class RoundEnded:
 
     @classmethod
     def of(cls, record: dict[str, Any], rounds: int) -> "RoundEnded":
-        """That of a line of history.jsonl, in a run of so many rounds."""
+        """Return the event of a line of history.jsonl, in a run of so many rounds."""
         # A round that was only scored has no training.
         train = record.get("train") or {"loss": None, "tasks": 0}
         nodes, sent = record["nodes"], record["bytes"]
@@ -117,7 +118,7 @@ class RoundEnded:
 
 @dataclass(frozen=True)
 class Warned:
-    """Something that a person should know. `round`: the one in which it was found, 0 before the first."""
+    """A warning for a person. `round`: the round in which it was found, 0 before the first."""
 
     sentence: str
     round: int = 0
@@ -126,7 +127,7 @@ class Warned:
 
 @dataclass(frozen=True)
 class Failed:
-    """An answer that is of no use, or did not come. `who`: "node 7" or "task A"."""
+    """An answer that is invalid or missing. `who`: "node 7" or "task A"."""
 
     who: str
     reason: str
@@ -135,7 +136,7 @@ class Failed:
 
     @property
     def sentence(self) -> str:
-        """In words: "Node 7: its reply is of no use"."""
+        """Return the event in words: "Node 7: its reply is of no use"."""
         return f"{self.who[:1].upper()}{self.who[1:]}: {self.reason}"
 
 
@@ -158,7 +159,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Stopped:
-    """The run cannot go on. `reason`: one sentence for the user."""
+    """The run cannot continue. `reason`: one sentence for the user."""
 
     reason: str
     kind: Literal["stop"] = "stop"
@@ -170,12 +171,12 @@ _READER: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="
 
 
 def to_line(event: Event) -> str:
-    """An event as one line of JSON, in ASCII; whatever could break a line or move a cursor is escaped."""
+    """Return an event as one line of ASCII JSON; characters that could break a line or move a cursor are escaped."""
     return json.dumps(finite({"kind": event.kind, **asdict(event)}), allow_nan=False).replace("\x7f", "\\u007f")
 
 
 def from_line(line: str | bytes) -> Event | None:
-    """The event that `to_line` made this line of; None if it is none, or one of a kind that is not known here."""
+    """Return the event of a line from `to_line`; None for another line, or an unknown kind."""
     try:
         event = _READER.validate_python(json.loads(line))
     except (ValueError, RecursionError):
@@ -184,7 +185,7 @@ def from_line(line: str | bytes) -> Event | None:
 
 
 def finite(value: Any) -> Any:
-    """The same for JSON: null for NaN and infinity, as the standard wants it."""
+    """Return values for JSON: null for NaN and infinity, as the standard requires."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

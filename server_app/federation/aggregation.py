@@ -1,8 +1,9 @@
-"""From the nodes' replies to one meta-gradient: the mean over tasks, or a rule that some lying nodes cannot spoil.
+"""Aggregates the nodes' replies to one meta-gradient: the mean over tasks, or a rule that resists some malicious nodes.
 
-Symbols of the papers: n replies, f of them malicious, d numbers in each. The mean weighs tasks, so that it does not matter how
-they are spread over nodes. For the other rules the reply of a node is the unit: who lies about a gradient lies about its weight
-as well, so every reply that has any weight counts the same, and the result does depend on which tasks share a node.
+Symbols of the papers: n replies, f of them malicious, d numbers in each. The mean weighs tasks, so
+their distribution over nodes does not matter. For the other rules the reply of a node is the unit.
+A node that lies about a gradient also lies about its weight, so every reply with any weight counts
+the same, and the result does depend on which tasks share a node.
 """
 
 import math
@@ -19,12 +20,12 @@ _WEISZFELD_STEPS = 200
 
 
 def mean_over_tasks(replies: Sequence[TrainReply]) -> Params:
-    """The weighted mean over all tasks, however they are spread over nodes: a node's mean counts with its sum of weights."""
+    """Return the weighted mean over all tasks of all nodes: a node's mean counts with its sum of weights."""
     return weighted_mean((reply.gradient, reply.weight) for reply in replies if reply.weight > 0)
 
 
 class RunningMean:
-    """The same of replies that come one after the other: what is added is kept in the sum alone.
+    """The same mean of replies that arrive one after the other; only the sum is kept.
 
     `like`: tensors of the shapes and types of the meta-gradients.
     """
@@ -35,7 +36,7 @@ class RunningMean:
         self._weight = 0.0
 
     def add(self, reply: TrainReply) -> TrainReply:
-        """Take the reply in, which must fit `like`; returns what is left of it."""
+        """Add a reply, which must fit `like`. Returns it without its gradient."""
         if reply.weight > 0:
             self._total = self._total or zeros(self._like)
             weight = torch.tensor([reply.weight], dtype=torch.float64)
@@ -46,51 +47,59 @@ class RunningMean:
         return reply
 
     def result(self) -> Params:
-        """The mean of what was added, at least one reply with weight. The sum is used up."""
+        """Return the mean of at least one added reply with weight. The sum is used up."""
         if self._total is None:
             raise ValueError("a weighted mean needs at least one reply with a positive weight")
         total, self._total = self._total, None
         return {name: total.pop(name).div_(self._weight).to(value.dtype) for name, value in self._like.items()}
 
 
-# ---- rules on updates [n, d]; d numbers come out
+# ---- rules on updates [n, d], which return d numbers
 
 
 def median(updates: Tensor, f: int) -> Tensor:
-    """Coordinate by coordinate (Yin, Chen, Ramchandran, Bartlett 2018, "Byzantine-Robust Distributed Learning", option I)."""
+    """Return the coordinate-wise median.
+
+    Yin, Chen, Ramchandran, Bartlett 2018, "Byzantine-Robust Distributed Learning", option I.
+    """
     ordered, n = updates.sort(dim=0).values, len(updates)
     return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
 
 
 def trimmed_mean(updates: Tensor, f: int) -> Tensor:
-    """The mean of every coordinate without its f largest and f smallest numbers (Yin et al. 2018, option II)."""
+    """Return the mean of every coordinate without its f largest and f smallest numbers (Yin et al. 2018, option II)."""
     return updates.sort(dim=0).values[f : len(updates) - f].mean(dim=0)
 
 
 def krum(updates: Tensor, f: int) -> Tensor:
-    """The update that is closest to its neighbours (Blanchard, El Mhamdi, Guerraoui, Stainer 2017, "Machine Learning with
-    Adversaries", s. 3)."""
+    """Return the update that is closest to its neighbours.
+
+    Blanchard, El Mhamdi, Guerraoui, Stainer 2017, "Machine Learning with Adversaries", s. 3.
+    """
     return updates[_krum_scores(updates, f).argmin()]
 
 
 def multi_krum(updates: Tensor, f: int) -> Tensor:
-    """The mean of the m = n - f - 2 updates with the best scores of Krum (the same paper, s. 4)."""
+    """Return the mean of the m = n - f - 2 updates with the best scores of Krum (the same paper, s. 4)."""
     best = _krum_scores(updates, f).argsort(stable=True)[: len(updates) - f - 2]
     return updates[best].mean(dim=0)
 
 
 def _krum_scores(updates: Tensor, f: int) -> Tensor:
-    """s(i): the sum of squared distances to the n - f - 2 nearest others."""
+    """Return s(i): the sum of squared distances to the n - f - 2 nearest others."""
     distances = torch.cdist(updates, updates, compute_mode="donot_use_mm_for_euclid_dist").square().fill_diagonal_(torch.inf)
     return distances.sort(dim=1).values[:, : len(updates) - f - 2].sum(dim=1)
 
 
 def geometric_median(updates: Tensor, f: int) -> Tensor:
-    """The point with the least sum of distances, by the smoothed Weiszfeld algorithm (Pillutla, Kakade, Harchaoui 2022,
-    "Robust Aggregation for Federated Learning", Algorithm 2, with all weights equal).
+    """Return the point with the least sum of distances, by the smoothed Weiszfeld algorithm.
 
-    z <- sum_i beta_i x_i / sum_i beta_i, beta_i = 1 / max(nu, |z - x_i|). Every z is a mean of the x_i, so distances come from
-    their inner products, and a step costs n^2 instead of n d. Seen from the median, since else large liars cost digits.
+    Pillutla, Kakade, Harchaoui 2022, "Robust Aggregation for Federated Learning", Algorithm 2, with
+    all weights equal: z <- sum_i beta_i x_i / sum_i beta_i, beta_i = 1 / max(nu, |z - x_i|).
+
+    Every z is a mean of the x_i, so distances come from their inner products, and a step costs n^2
+    instead of n d. The updates are shifted by their median, because large malicious ones would cost
+    digits.
     """
     start = median(updates, f)
     x = updates - start
@@ -110,7 +119,7 @@ def geometric_median(updates: Tensor, f: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Rule:
-    """`combine(updates, f)`: from [n, d] to d numbers. `least(f)`: replies without which it means nothing."""
+    """A rule. `combine(updates, f)`: from [n, d] to d numbers. `least(f)`: smallest meaningful number of replies."""
 
     combine: Callable[[Tensor, int], Tensor]
     least: Callable[[int], int]
@@ -123,11 +132,11 @@ RULES: dict[str, Rule] = {
     "multi-krum": Rule(multi_krum, lambda f: 2 * f + 3),
     "geometric-median": Rule(geometric_median, lambda f: 2 * f + 1),
 }
-"""What `aggregate` can be besides "mean"."""
+"""Values of `aggregate` besides "mean"."""
 
 
 def too_few(rule: str, malicious: float, replies: int) -> str | None:
-    """Why `rule` cannot work with so many replies, in words; None if it can."""
+    """Return why `rule` cannot work with so many replies, in words; None if it can."""
     if rule == "mean":
         return None
     f = _liars(malicious, replies)
@@ -139,14 +148,14 @@ def too_few(rule: str, malicious: float, replies: int) -> str | None:
 
 
 def aggregate(rule: str, malicious: float, replies: Sequence[TrainReply]) -> Params:
-    """One meta-gradient from at least one reply with weight; `malicious`: the part of the replies that may lie, rounded up."""
+    """Return one meta-gradient from at least one reply with weight; `malicious`: share of replies that may lie, rounded up."""
     if rule == "mean":
         return mean_over_tasks(replies)
     gradients = [reply.gradient for reply in replies if reply.weight > 0]
     like = gradients[0]
     if not like:  # an algorithm that sends nothing
         return {}
-    # By name, since every node puts them in an order of its own.
+    # By name, since every node orders them differently.
     updates = torch.stack([torch.cat([gradient[name].double().flatten() for name in like]) for gradient in gradients])
     combined = RULES[rule].combine(updates, _liars(malicious, len(updates)))
     parts = torch.split(combined, [value.numel() for value in like.values()])

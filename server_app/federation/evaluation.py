@@ -38,21 +38,21 @@ class Evaluation:
         self._messages = messages
         self._lineage = lineage
         self.metric = population.spec.metric
-        # The algorithm's own inner rate is a candidate as well: it is what the meta-parameters were trained for.
+        # The algorithm's own inner rate is a candidate too: the meta-parameters were trained for it.
         self.lrs = sorted({*config.lrs, inner_lr})
         self.last: Scores | None = None
         self.best: dict[str, Any] | None = None
         self._chosen: tuple[Scores, tuple[float, int]] | None = None
 
     def due(self, server_round: int) -> bool:
-        """Whether the validation tasks are scored after this round: every `evaluate-every` rounds and after the last one."""
+        """Return whether to score the validation tasks after this round: every `evaluate-every` rounds and after the last."""
         every = self._config.evaluate_every
         return (every > 0 and server_round % every == 0) or server_round == self._config.rounds
 
     def ask(
         self, arrays: ArrayRecord, task_ids: list[str], lrs: list[float], number: int, shots: int = 0, *, final: bool = False
     ) -> list[Message]:
-        """The messages that ask for the scores of these tasks after round `number`. `final`: also of nodes that owe an answer.
+        """Return the messages that ask for these tasks' scores after round `number`. `final`: also of nodes that owe an answer.
 
         `shots`: as for `score`.
         """
@@ -64,7 +64,7 @@ class Evaluation:
         return self._messages.address(self._messages.hosts(task_ids, final=final), EVALUATE, number, request)
 
     def read(self, replies: Iterable[Message], lrs: list[float]) -> Scores:
-        """The scores in these replies. What is of no use is named, and its tasks are missing."""
+        """Return the scores in these replies. Invalid ones are named, and their tasks are missing."""
         rows: dict[str, tuple[Any, ...]] = {}
 
         def read(_: int, records: RecordDict, task_ids: list[str]) -> None:
@@ -84,7 +84,7 @@ class Evaluation:
     def score(self, grid: Grid, meta: Params, task_ids: list[str], lrs: list[float], shots: int = 0) -> Scores:
         """Ask for the scores of these tasks, outside the rounds. Tasks of nodes that fail are missing, and are named.
 
-        `shots`: adapt on the first so many support examples of each class alone; 0: on all.
+        `shots`: adapt only on the first so many support examples of each class; 0: on all.
         """
         number = self._config.rounds
         messages = self.ask(to_arrays(meta), task_ids, lrs, number, shots, final=True)
@@ -92,9 +92,9 @@ class Evaluation:
         return self.wait_for(grid, scores, meta, task_ids, number, shots)
 
     def wait_for(self, grid: Grid, scores: Scores, meta: Params, wanted: list[str], number: int, shots: int = 0) -> Scores:
-        """With `on-too-few = "repeat"`, ask again for tasks whose nodes were away and come back within `node-deadline`.
+        """With `on-too-few = "repeat"`, ask again for tasks whose nodes were away and return within `node-deadline`.
 
-        `number`: of the round after which they are scored. Returns `scores` with those that came.
+        `number`: the round after which they are scored. Returns `scores` with the additional ones.
         """
         nodes, homes = self._messages.nodes, self._population.homes
         started = time.monotonic()
@@ -112,9 +112,10 @@ class Evaluation:
         return scores
 
     def take(self, server_round: int, scores: Scores) -> tuple[dict[str, Any], Scored] | None:
-        """Take in the scores of the validation tasks: (what the history says of them, the event), or None.
+        """Take in the scores of the validation tasks, and return (their entry in the history, the event).
 
-        The history has the curve of the rate that these scores speak for. None if no task could be scored.
+        The history has the curve of the rate with the best of these scores. Returns None if no task
+        could be scored.
         """
         self.last = scores
         if not scores.task_ids:
@@ -128,18 +129,18 @@ class Evaluation:
         return record, Scored(server_round, name, float(curve[0]), float(curve[step]), lr, step, len(scores.task_ids))
 
     def _remember_best(self, scored: dict[str, Any]) -> None:
-        """The evaluation with the best validation score so far; of equal ones the first."""
+        """Keep the evaluation with the best validation score so far; the first of equal ones."""
         metric = self.metric
         value = scored[metric.name]
         if math.isfinite(value) and (self.best is None or metric.is_better(value, self.best[metric.name])):
             self.best = scored
 
     def choose_rate(self, scores: Scores) -> tuple[float, int]:
-        """(learning rate, steps >= 1) with the best mean metric; ties go to the lower loss, then to fewer steps."""
+        """Return (learning rate, steps >= 1) with the best mean metric; ties go to the lower loss, then to fewer steps."""
         return best_rate(scores, self.metric)
 
     def chosen_rate(self) -> tuple[float, int]:
-        """(learning rate, steps) by the validation tasks as they were scored last; without any the inner rate, all steps."""
+        """Return (learning rate, steps) by the last scores of the validation tasks; without any, inner rate and all steps."""
         scores = self.last
         if scores is None or not scores.task_ids:
             return self._inner_lr, self._config.adapt_steps

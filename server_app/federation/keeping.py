@@ -1,4 +1,4 @@
-"""At the end of a run nodes with a place for it adapt the model to their own tasks, and keep what comes of it."""
+"""Lets nodes with a place for it, at the end of a run, adapt the model to their own tasks and keep the result."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ from quickbloom.server_app.messaging.exchange import Exchange
 def keep_on_nodes(
     grid: Grid, messages: Exchange, keepers: Sequence[int], request: KeepRequest, meta: ArrayRecord, deadline: float
 ) -> int:
-    """Send the nodes `keepers` the model `meta` to adapt and keep; returns how many personal models they keep.
+    """Send the nodes `keepers` the model `meta` to adapt and keep. Return how many personal models they keep.
 
-    `deadline`: seconds. Nothing but the numbers comes back. A node that fails is named.
+    `deadline`: seconds. Only these numbers are returned. A node that fails is named.
     """
     kept = 0
 

@@ -1,6 +1,7 @@
-"""The outer optimizer: theta <- Outer(theta, mean over tasks of g). One rule for every algorithm.
+"""The outer optimizer: theta <- Outer(theta, mean over tasks of g), the same for every algorithm.
 
-torch.optim does the arithmetic; its state lives as long as the run, so that Adam's moments build up over the rounds.
+torch.optim does the arithmetic. Its state lives as long as the run, so that Adam's moments build up
+over the rounds.
 """
 
 import torch
@@ -21,7 +22,7 @@ class OuterOptimizer:
         self._num_rounds = num_rounds
         self._leaves = {name: value.detach().clone().requires_grad_() for name, value in meta.items()}
         self._optimizer: torch.optim.Optimizer
-        # A group may be empty where a list of parameters may not: an algorithm without communication has no meta-parameters.
+        # Unlike a list of parameters, a group may be empty: an algorithm without communication has no meta-parameters.
         groups = [{"params": list(self._leaves.values())}]
         if options.outer_optimizer == "adam":
             self._optimizer = torch.optim.Adam(groups, lr=options.outer_lr)
@@ -30,12 +31,12 @@ class OuterOptimizer:
 
     @property
     def meta(self) -> Params:
-        """The meta-parameters now; a copy."""
+        """A copy of the current meta-parameters."""
         return {name: leaf.detach().clone() for name, leaf in self._leaves.items()}
 
     @property
     def leaves(self) -> Params:
-        """The meta-parameters themselves, to be read only: the next step changes them."""
+        """The meta-parameters themselves, read-only: the next step changes them."""
         return {name: leaf.detach() for name, leaf in self._leaves.items()}
 
     def step(self, gradient: Params, server_round: int) -> None:
@@ -49,16 +50,16 @@ class OuterOptimizer:
         self._optimizer.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything needed to go on later, the meta-parameters included, as named tensors."""
+        """Return everything needed to continue later, the meta-parameters included, as named tensors."""
         tensors = {f"meta/{name}": value for name, value in self.meta.items()}
         for index, name in enumerate(self._leaves):
             for key, value in self._optimizer.state_dict()["state"].get(index, {}).items():
-                if isinstance(value, Tensor):  # SGD without momentum keeps a None
+                if isinstance(value, Tensor):  # SGD without momentum stores None
                     tensors[f"outer/{key}/{name}"] = value.detach().clone()
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from what `state` returned."""
+        """Continue from the result of `state`."""
         state: dict[int, dict[str, Tensor]] = {}
         names = list(self._leaves)
         for key, value in tensors.items():

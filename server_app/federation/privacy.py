@@ -31,15 +31,15 @@ from quickbloom.common.wire.messages import TrainReply
 Bytes = Callable[[int], bytes]
 
 _SUMMANDS = 4
-"""Normal numbers that are added up for one: what is known of their last bits does not give away the sum (Holohan, Braghin
-2021, "Secure Random Sampling in Differential Privacy")."""
+"""Number of normal numbers that are summed for one: their known last bits then do not reveal the sum (Holohan, Braghin 2021,
+"Secure Random Sampling in Differential Privacy")."""
 
 
 class TaskPrivacy:
-    """Sampling, noise, clipping norm and account of one run. `train`: number of training tasks; `per_round`: expected in one.
+    """Sampling, noise, clipping norm and account of one run. `train`: number of training tasks; `per_round`: expected.
 
-    `released`: noisy steps so far, those included that a crash made the server forget; `ledger` gets a line before each.
-    Raises ConfigError if the package that keeps the account is missing.
+    `released`: noisy steps so far, including any that a crash made the server forget; `ledger` gets
+    a line before each. Raises ConfigError if the package that keeps the account is missing.
     """
 
     def __init__(self, options: PrivacyOptions, train: int, per_round: int, ledger: "Ledger | None" = None) -> None:
@@ -52,22 +52,24 @@ class TaskPrivacy:
         self._ledger = ledger
         seed = options.noise_seed
         self._bytes: Bytes = os.urandom if seed < 0 else generator(seed, "privacy", self.released).bytes
-        # Of the sum of bits (within the clipping norm or not): the paper's m / 20, but never so small that it costs everything.
+        # Noise on the sum of bits (within the clipping norm or not): the paper's m / 20, limited so that it costs not all.
         self.count_noise = max(per_round / 20, options.noise_multiplier)
 
     @property
     def noise_multiplier(self) -> float:
-        """z of the meta-gradient. If the norm adapts, a part of the privacy goes to the bits: both together cost what
-        `noise-multiplier` says (Theorem 1)."""
+        """z of the meta-gradient. If the norm adapts, it and the bits together cost `noise-multiplier`.
+
+        See Theorem 1.
+        """
         z = self.options.noise_multiplier
         return (z**-2 - (2 * self.count_noise) ** -2) ** -0.5 if self.options.clip_quantile else z
 
     def choose(self, task_ids: Sequence[str]) -> list[str]:
-        """A Poisson sample of these tasks."""
+        """Return a Poisson sample of these tasks."""
         return [name for name, u in zip(task_ids, uniform(len(task_ids), self._bytes), strict=True) if u < self.sampling]
 
     def mean(self, replies: Sequence[TrainReply], like: Params) -> Params:
-        """The noisy mean meta-gradient; counts as released, and the clipping norm adapts."""
+        """Return the noisy mean meta-gradient. This counts as released, and the clipping norm adapts."""
         if self._ledger:
             self._ledger.add(self.epsilon(self.released + 1))
         self.released += 1
@@ -82,7 +84,7 @@ class TaskPrivacy:
         return result
 
     def _adapt(self, replies: Sequence[TrainReply]) -> None:
-        """C <- C exp(-rate (b - quantile)); b: the noisy share of tasks within C. A task moves the sum of bits by +-1/2."""
+        """Set C <- C exp(-rate (b - quantile)); b: noisy share of tasks within C. A task moves the sum of bits by +-1/2."""
         centred = sum(reply.within - reply.weight / 2 for reply in replies)
         noise = float(normal(1, self._bytes)[0])
         share = (centred + self.count_noise * noise) / self.per_round + 0.5
@@ -90,11 +92,11 @@ class TaskPrivacy:
         self.clip = min(max(self.clip * math.exp(min(max(power, -100.0), 100.0)), LEAST_CLIP), MOST_CLIP)
 
     def epsilon(self, steps: int) -> float:
-        """Epsilon after so many noisy steps, for the `delta` of the settings."""
+        """Return epsilon after so many noisy steps, for the `delta` of the settings."""
         return epsilon(self.options.noise_multiplier, self.sampling, steps, self.options.delta)
 
     def steps_within_budget(self, most: int) -> int:
-        """How many of `most` more noisy steps the budget allows."""
+        """Return how many of `most` more noisy steps the budget allows."""
         if not self.options.epsilon:
             return most
 
@@ -108,7 +110,7 @@ class TaskPrivacy:
         return low
 
     def record(self) -> dict[str, Any]:
-        """What the history and the summary say: the account so far, and what it is made of."""
+        """Return the entry in the history and the summary: the account so far, and its parameters."""
         return {
             "epsilon": self.epsilon(self.released),
             "delta": self.options.delta,
@@ -120,17 +122,18 @@ class TaskPrivacy:
 
 
 class Ledger:
-    """The file privacy.jsonl of a run: a line for every noisy step, on the disk before anybody sees the step's result.
+    """The file privacy.jsonl of a run: a line for every noisy step, on the disk before the step's result is used.
 
-    A checkpoint alone would not do: a step that a crash made the server forget may have reached the nodes. Nor would the
-    ledger: a checkpoint may be copied without it. The larger of the two counts.
+    A checkpoint alone is not enough: a step that a crash made the server forget may have reached
+    the nodes. Nor is the ledger: a checkpoint may be copied without it. The larger of the two
+    counts.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def released(self) -> int:
-        """Steps so far; a line that was being written counts, and a line may say that steps stand nowhere else."""
+        """Return the steps so far. An unfinished line counts, and a line may record steps that stand nowhere else."""
         steps = 0
         for line in self._path.read_bytes().splitlines() if self._path.exists() else ():
             steps = max(steps + 1, _step_of(line))
@@ -140,17 +143,17 @@ class Ledger:
         self._append({"step": self.released() + 1, "epsilon": spent})
 
     def at_least(self, steps: int) -> None:
-        """Count so many steps, which a checkpoint knows of: it may have been copied without its ledger, or be newer."""
+        """Count at least so many steps, known from a checkpoint, which may have been copied without its ledger, or be newer."""
         if steps > self.released():
             self._append({"step": steps, "from": "checkpoint"})
 
     def take_over(self, other: "Ledger") -> None:
-        """Begin with the steps of another run, from whose checkpoint this one goes on, if these are more."""
+        """Begin with the steps of another run, from whose checkpoint this one continues, if they are more."""
         if other._path.exists() and other.released() > self.released():
             self._path.write_bytes(other._path.read_bytes())
 
     def _append(self, entry: dict[str, Any]) -> None:
-        # A line of its own, also behind one that is torn.
+        # On a new line, also after an unfinished one.
         torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n") and self._path.stat().st_size > 0
         with self._path.open("a", encoding="utf-8") as file:
             file.write("\n" * torn + json.dumps(entry) + "\n")
@@ -159,7 +162,7 @@ class Ledger:
 
 
 def _step_of(line: bytes) -> int:
-    """The step that a line of the ledger says; 0 for one that is torn."""
+    """Return the step of a line of the ledger; 0 for an unfinished one."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
@@ -174,12 +177,12 @@ def require_accountant() -> None:
 
 @cache
 def epsilon(noise_multiplier: float, sampling: float, steps: int, delta: float) -> float:
-    """Epsilon of `steps` Gaussian mechanisms on Poisson samples, by Renyi divergences (Mironov, Talwar, Zhang 2019)."""
+    """Return epsilon of `steps` Gaussian mechanisms on Poisson samples, by Renyi divergences (Mironov, Talwar, Zhang 2019)."""
     import dp_accounting
     from absl import logging
     from dp_accounting.rdp import RdpAccountant
 
-    # It warns of every order that it leaves out because a series does not converge: epsilon is the least of the others.
+    # It warns of every order that it omits because a series does not converge: epsilon is the least of the others.
     logging.set_verbosity(logging.ERROR)
     if steps == 0:
         return 0.0
@@ -189,13 +192,13 @@ def epsilon(noise_multiplier: float, sampling: float, steps: int, delta: float) 
 
 
 def uniform(count: int, source: Bytes) -> np.ndarray[Any, Any]:
-    """Numbers strictly between 0 and 1, of 52 bits each: with one more, half a step below 1 would be rounded to 1."""
+    """Return numbers strictly between 0 and 1, of 52 bits each: with one more, half a step below 1 would be rounded to 1."""
     bits = np.frombuffer(source(8 * count), dtype=np.uint64) >> np.uint64(12)
     return (bits + 0.5) * 2.0**-52
 
 
 def normal(count: int, source: Bytes) -> np.ndarray[Any, Any]:
-    """Standard normal numbers, by Box and Muller; as random as the bytes they are made of."""
+    """Return standard normal numbers, by Box and Muller, as random as the bytes that they are made of."""
     total = np.zeros(count)
     for _ in range(_SUMMANDS):
         u, v = uniform(2 * count, source).reshape(2, count)

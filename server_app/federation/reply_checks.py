@@ -1,6 +1,7 @@
-"""What a reply must be beyond its form: it must fit the model, the settings and the roll call.
+"""Checks a reply beyond its form: it must fit the model, the settings and the roll call.
 
-Who sends something else is broken or hostile: the reply is dropped and named, and after three of them so is the node.
+A node that sends another reply is faulty or hostile. The reply is dropped and named; after three of
+them the node is left out.
 """
 
 import math
@@ -15,12 +16,12 @@ from quickbloom.common.wire.messages import EvaluateReply, TrainReply, WireError
 
 ROUNDING = 1e-6
 OF_CLIPPED = 1e-3
-"""How much longer a mean of clipped meta-gradients may be than the clipping norm: never so little that the rounding of honest
-sums in float32 decides whether a node is heard."""
+"""Factor by which a mean of clipped meta-gradients may exceed the clipping norm, so that float32 rounding of honest sums does
+not decide whether a reply is accepted."""
 
 
 def decoded(reply: TrainReply, kind: str, model: Params) -> TrainReply:
-    """The reply with its meta-gradient as it was before it was coded for the wire. Raises WireError if it was not, or badly."""
+    """Return the reply with its decoded meta-gradient. Raises WireError if it was not encoded, or wrongly."""
     try:
         return replace(reply, gradient=decode(reply.gradient, kind, model))
     except CodingError as error:
@@ -30,8 +31,8 @@ def decoded(reply: TrainReply, kind: str, model: Params) -> TrainReply:
 def check_update(reply: TrainReply, model: Params, most_weight: float, max_norm: float, *, rounding: float = ROUNDING) -> None:
     """Raise WireError unless the meta-gradient has the keys, shapes and dtypes of `model`, and weight and norm are in bounds.
 
-    `most_weight`: what the tasks asked for can weigh; `max_norm`: of the meta-gradient over all tensors, 0: any, with so much
-    `rounding`, as a part of it.
+    `most_weight`: largest weight of the requested tasks; `max_norm`: of the meta-gradient over all
+    tensors, 0: any, with a relative `rounding`.
     """
     if reason := mismatch(reply.gradient, model):
         raise WireError(reason)
@@ -42,7 +43,7 @@ def check_update(reply: TrainReply, model: Params, most_weight: float, max_norm:
 
 
 def most_weight(algorithm: Algorithm, tasks: Sequence[TaskInfo], losses: Sequence[float], *, alike: bool = False) -> float:
-    """What these tasks can weigh together, by the counts of the roll call; those without a loss weigh nothing.
+    """Return the largest weight of these tasks together, by the counts of the roll call; tasks without a loss weigh nothing.
 
     `alike`: every task weighs 1, as under privacy.
     """
@@ -51,7 +52,7 @@ def most_weight(algorithm: Algorithm, tasks: Sequence[TaskInfo], losses: Sequenc
 
 
 def check_scores(reply: EvaluateReply, spec: DataSpec) -> None:
-    """Raise WireError for an accuracy that is none; the error of a regression may be any number from 0, infinity and NaN."""
+    """Raise WireError unless accuracies lie in [0, 1]. The error of a regression may be any number from 0, infinity and NaN."""
     if spec.kind == "classification" and not ((reply.metrics >= 0) & (reply.metrics <= 1 + ROUNDING)).all():
         raise WireError("`scores` must be accuracies from 0 to 1")
     if reply.second is not None and spec.kind == "classification" and not (reply.second <= 1 + ROUNDING).all():

@@ -1,7 +1,8 @@
-"""The roll call: before anything is trained, every node says which tasks it hosts and what their examples look like.
+"""The roll call: before training, every node reports its tasks and the form of their examples.
 
-From the answers the server knows where every task lives, builds the model, and splits the tasks into training, validation and
-test. A federation that cannot work is refused here, with one sentence.
+From the answers the server knows the node of every task, builds the model, and splits the tasks
+into training, validation and test. A federation that cannot work is refused here, with one
+sentence.
 """
 
 import time
@@ -29,17 +30,17 @@ from quickbloom.server_app.messaging.failures import UNFINISHED, failure
 from quickbloom.server_app.messaging.population import Population
 
 _PAUSE = 1.0
-"""Seconds after which nodes that were gone are asked again."""
+"""Seconds after which absent nodes are asked again."""
 _MOST_COMBINATIONS = 20
-"""How many combinations of releases are told: a federation has few, a liar could send any number."""
+"""Largest number of combinations of releases in an event: a federation has few, a liar could send any number."""
 _GONE = f"error {names.NODE_UNAVAILABLE}:"
-"""How the reason begins why a node did not answer that Flower does not reach."""
+"""Beginning of the reason for a node that Flower does not reach."""
 
 
 def call_roll(grid: Grid, config: RunConfig, agreed: str = "", events: Events | None = None) -> Population:
-    """Wait for `min-nodes` nodes, ask all that are there, and split their tasks. Raises ConfigError if that cannot work.
+    """Wait for `min-nodes` nodes, ask all connected ones, and split their tasks. Raises ConfigError if that cannot work.
 
-    `agreed`: the schema of a run that goes on, which the nodes are told; "": they agree on one.
+    `agreed`: the schema of a continued run, which the nodes are given; "": they agree on one.
     """
     events = events or Events()
     answers, refused = _ask_until_enough(grid, config, agreed)
@@ -80,9 +81,10 @@ def _software(answers: Iterable[RollCallReply]) -> dict[str, int]:
 def _let_agree(
     grid: Grid, config: RunConfig, answers: dict[int, RollCallReply]
 ) -> tuple[dict[int, RollCallReply], dict[int, str], str]:
-    """(answers, reasons of nodes that do not fit, the schema to tell), once files of the nodes' own have one schema.
+    """Return (answers, reasons of nodes that do not fit, the schema to give), once the nodes' own files have one schema.
 
-    Files that hold other categories make other inputs, so their nodes are asked again, with the categories of all.
+    Files with other categories give other inputs, so their nodes are asked again, with the
+    categories of all.
     """
     own = config.table(config.dataset)
     if not isinstance(own, OwnOptions) or len({answer.spec.schema for answer in answers.values()}) < 2:
@@ -98,7 +100,7 @@ def _let_agree(
 
 
 def _schemas(answers: Mapping[int, RollCallReply]) -> tuple[dict[int, Schema], dict[int, str]]:
-    """The schemas by node, and why others have none."""
+    """Return the schemas by node, and why other nodes have none."""
     found: dict[int, Schema] = {}
     reasons: dict[int, str] = {}
     for node_id, answer in answers.items():
@@ -110,10 +112,10 @@ def _schemas(answers: Mapping[int, RollCallReply]) -> tuple[dict[int, Schema], d
 
 
 def _ask_until_enough(grid: Grid, config: RunConfig, agreed: str) -> tuple[dict[int, RollCallReply], dict[int, str]]:
-    """What `ask` gives for all nodes that are there, once `min-nodes` of them answered or `node-deadline` is over.
+    """Return the result of `ask` for all connected nodes, once `min-nodes` of them answered or `node-deadline` is over.
 
-    A SuperLink that was started again lists nodes that are still on their way back, and says of them that they are gone: those
-    are asked again, as are nodes that have come since.
+    A restarted SuperLink lists nodes that are still reconnecting, and calls them gone: these are
+    asked again, as are nodes that have connected since.
     """
     answers: dict[int, RollCallReply] = {}
     refused: dict[int, str] = {}
@@ -134,7 +136,7 @@ def _ask_until_enough(grid: Grid, config: RunConfig, agreed: str) -> tuple[dict[
 def ask(
     grid: Grid, node_ids: Sequence[int], deadline: float, agreed: str = ""
 ) -> tuple[dict[int, RollCallReply], dict[int, str]]:
-    """Send the roll call to `node_ids`: (answers, reasons of those without a usable one), both by node id."""
+    """Send the roll call to `node_ids`, and return (answers, reasons of nodes without a valid one), both by node id."""
     messages = [Message(roll_call_request(agreed), node_id, ROLL_CALL) for node_id in node_ids]
     replies = list(grid.send_and_receive(messages, timeout=deadline))
     sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
@@ -157,12 +159,12 @@ def ask(
 
 
 def _is_gone(reason: str) -> bool:
-    """Whether a node that did not answer for this reason may answer the next time."""
+    """Return whether a node that did not answer for this reason may answer the next time."""
     return reason.startswith(_GONE) or reason == UNFINISHED
 
 
 def _or_other_names(config: RunConfig) -> str:
-    """What else mends two tasks of one name: nodes may have files of their own."""
+    """Return another way to mend two tasks of one name: nodes may have their own files."""
     if config.dataset != "own":
         return ""
     return (
@@ -172,13 +174,13 @@ def _or_other_names(config: RunConfig) -> str:
 
 
 def _name_left_out(warn: Warn, left_out: Mapping[str, str]) -> None:
-    """One line, however many there are: nodes that share a file say the same."""
+    """Name the tasks that were left out, in one line: nodes that share a file report the same."""
     if left_out:
         warn(left_out_in_words(left_out))
 
 
 def _wait_for_nodes(grid: Grid, config: RunConfig) -> list[int]:
-    """All nodes that are connected once there are enough."""
+    """Return all connected nodes once there are enough."""
     started = time.monotonic()
     while len(node_ids := list(grid.get_node_ids())) < config.min_nodes:
         if time.monotonic() - started > config.node_deadline:
@@ -199,9 +201,9 @@ def _too_few(config: RunConfig, num_nodes: int, refused: dict[int, str]) -> str:
 
 
 def _majority(answers: dict[int, RollCallReply]) -> tuple[DataSpec | None, dict[int, str]]:
-    """The form of data that hosts the most tasks, and why nodes of another form are refused.
+    """Return the form of data of most tasks, and why nodes of another form are refused.
 
-    A node without tasks counts for nothing.
+    A node without tasks has no say.
     """
     votes: Counter[DataSpec] = Counter()
     for answer in answers.values():
@@ -217,7 +219,7 @@ def _difference(odd: DataSpec, spec: DataSpec) -> str:
 
 
 def _other_columns(odd: Schema, agreed: Schema) -> str:
-    """Why a node with these columns or classes is refused, and what mends it."""
+    """Return why a node with these columns or classes is refused, and how to mend it."""
     kinds = [name for name, kind in agreed.features.items() if odd.features.get(name, kind) not in ("", kind)]
     if kinds and "text" in (odd.features[kinds[0]], agreed.features[kinds[0]]):
         mend = f"set `own.categorical={kinds[0]}`"

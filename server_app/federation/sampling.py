@@ -1,4 +1,4 @@
-"""Which training tasks take part in a round, how many of them must contribute, and whether that can work at all."""
+"""Chooses the training tasks of a round, the number that must contribute, and checks that this can work."""
 
 import math
 
@@ -21,26 +21,26 @@ class Sampling:
 
     @property
     def number_of_tasks(self) -> int:
-        """How many training tasks a round is meant to have."""
+        """Return the intended number of training tasks in a round."""
         return self._config.tasks_in_round(len(self._population.splits["train"]))
 
     @property
     def enough_tasks(self) -> int | None:
-        """With `over-select`: how many tasks must be answered for, so that the others are not waited for."""
+        """Return how many tasks, with `over-select`, must be answered for until the others are not waited for."""
         return self.number_of_tasks if self._config.over_select > 1 else None
 
     @property
     def least_replies(self) -> int:
-        """How many training tasks must contribute to a round."""
+        """Return how many training tasks must contribute to a round."""
         least = self._config.min_replies
         return max(1, math.ceil(least * self.number_of_tasks - 1e-9) if least < 1 else math.ceil(least))
 
     def of_round(self, server_round: int) -> list[str]:
-        """The training tasks of a round: with privacy drawn anew at every call, else as `choose_tasks`."""
+        """Return the training tasks of a round: with privacy drawn at every call, else as `choose_tasks`."""
         return self._privacy.choose(self._population.splits["train"]) if self._privacy else self.choose_tasks(server_round)
 
     def choose_tasks(self, server_round: int) -> list[str]:
-        """The training tasks of a round without privacy: a function of (seed, round) and of the task ids alone."""
+        """Return the training tasks of a round without privacy: a function of (seed, round) and of the task ids only."""
         train = self._population.splits["train"]
         number = math.ceil(self._config.over_select * self.number_of_tasks - 1e-9)
         if number >= len(train):
@@ -58,12 +58,12 @@ class Sampling:
         self._check_rule(first_round)
 
     def _check_rule(self, first_round: int) -> None:
-        """Refuse a way of aggregation that would have too few nodes in some round, or too many."""
+        """Refuse a rule of aggregation that would have too few nodes in some round, or too many."""
         config = self._config
         if config.aggregate == "mean" and not config.secure_aggregation:
             return
         rounds = self._nodes_of_rounds(first_round)
-        if not rounds:  # a run is gone on with whose training is over
+        if not rounds:  # resuming a run whose training is complete
             return
         for nodes, number in (min(rounds), max(rounds)) if config.secure_aggregation else ():
             if reason := unfit(nodes):
@@ -76,9 +76,9 @@ class Sampling:
             )
 
     def _nodes_of_rounds(self, first_round: int) -> list[tuple[int, int]]:
-        """(nodes, round) of every round, if all of them answer."""
+        """Yield (nodes, round) of every round, if all of them answer."""
         homes = self._population.homes
-        if self._privacy:  # which tasks take part is not known before; all nodes do
+        if self._privacy:  # the tasks of a round are not known before; all nodes take part
             return [(len({homes[task_id] for task_id in self._population.splits["train"]}), first_round)]
         rounds = range(first_round, self._config.rounds + 1)
         return [(len({homes[t] for t in self.choose_tasks(number)}), number) for number in rounds]

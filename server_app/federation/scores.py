@@ -1,4 +1,4 @@
-"""Scores of held-out tasks, and the rate and number of steps of adaptation that they speak for."""
+"""Scores of held-out tasks, and the choice of the rate and number of steps of adaptation by them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ class Scores:
     second: np.ndarray[Any, Any] | None = None
 
     def joined(self, other: "Scores") -> "Scores":
-        """These tasks and the `other` ones, in the order of their ids."""
+        """Return these tasks and the `other` ones, in the order of their ids."""
         ids = self.task_ids + other.task_ids
         order = sorted(range(len(ids)), key=ids.__getitem__)
         losses, metrics = np.concatenate([self.losses, other.losses]), np.concatenate([self.metrics, other.metrics])
@@ -32,7 +32,7 @@ class Scores:
 
 
 def best_rate(scores: Scores, metric: Metric) -> tuple[float, int]:
-    """(learning rate, steps >= 1) with the best mean metric; ties go to the lower loss, then to fewer steps."""
+    """Return (learning rate, steps >= 1) with the best mean metric; ties go to the lower loss, then to fewer steps."""
     means, losses = scores.metrics.mean(axis=0), scores.losses.mean(axis=0)
     candidates = [(i, step) for step in range(1, means.shape[1]) for i in range(len(scores.lrs))]
     best = min(candidates, key=lambda c: (metric.cost(means[c]), LOSS.cost(losses[c])))

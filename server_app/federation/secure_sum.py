@@ -1,7 +1,8 @@
-"""A round in which the server sees only the sum over the nodes: the four steps of `common.wire.secure.protocol` from its side.
+"""A round in which the server sees only the sum over the nodes: the server's side of `common.wire.secure.protocol`.
 
-A node that fails, is late or answers nonsense in a step is a drop-out: its part is missing if it had not come yet, and all
-others count. What cannot be known of a masked update is checked on the sum.
+A node that fails, is late or sends an invalid answer in a step drops out: its part is missing
+unless it has arrived, and all others count. Properties of an update that masking hides are checked
+on the sum.
 """
 
 import math
@@ -48,11 +49,11 @@ from quickbloom.common.wire.secure.updates import Totals, from_row, length
 from quickbloom.server_app.messaging.exchange import Exchange, Read, Request
 
 _ROUNDING = 1e-3
-"""Of counts in a sum, each of which every node has rounded."""
+"""Rounding of counts in a sum, each of which every node has rounded."""
 
 
 def unfit(nodes: int) -> str | None:
-    """Why so many nodes make no secure sum, and what mends it; None if they make one."""
+    """Return why so many nodes make no secure sum, and how to mend it; None if they make one."""
     if nodes < LEAST_NODES:
         return (
             f"it has {nodes} node{'s' * (nodes != 1)}, and a secure sum needs {LEAST_NODES}; "
@@ -85,7 +86,7 @@ class SecureSum:
     session: bytes = field(default_factory=lambda: os.urandom(SESSION_BYTES))
 
     def totals(self) -> tuple[Totals, list[int]]:
-        """The sum, and the nodes that are in it. Raises TooFewError if too many have dropped out."""
+        """Return the sum, and its nodes. Raises TooFewError if too many have dropped out."""
         keys = self._keys()
         threshold = needed(self.config.secure_threshold, len(keys))
         shares = self._shares(keys, threshold)
@@ -139,7 +140,7 @@ class SecureSum:
     def _seeds(
         self, keys: Mapping[int, PublicKeys], shares: Mapping[int, Shares], masked: Mapping[int, Integers], threshold: int
     ) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
-        """By name: the seeds of the survivors' own masks, and those of the masking keys of the nodes that dropped out."""
+        """Return by name the seeds of the survivors' own masks, and those of the masking keys of the nodes that dropped out."""
         group = group_of(self.session, threshold, list(keys.values()))
         survivors, dropped = list(masked), [node_id for node_id in shares if node_id not in masked]
         owners = survivors + dropped
@@ -173,7 +174,7 @@ class SecureSum:
         return seeds["own"], seeds["masking"]
 
     def _blame_for_missing(self, owner: int, without: Sequence[int], answered: int) -> None:
-        """Most nodes are honest: if most cannot read an envelope it was none, else those lie who say that they cannot."""
+        """Most nodes are honest: if most cannot read an envelope, it is invalid, else the nodes lie that say they cannot."""
         if 2 * len(without) > answered:
             self.exchange.blame(owner, "its envelopes cannot be opened by those whom they are for")
             return
@@ -197,10 +198,10 @@ def _restored(kind: str, parts: Mapping[int, bytes], threshold: int, group: byte
 
 
 def check_totals(totals: Totals, tasks: int, most_weight: float, max_norm: float, *, nodes: int = 1) -> str | None:
-    """Why no honest nodes can have this sum, in words; None if they can.
+    """Return in words why honest nodes cannot have this sum; None if they can.
 
-    `max_norm`: of the mean meta-gradient, 0: any; `nodes`: whose rounding is in every number of it. Under privacy no honest
-    task's data may decide this.
+    `max_norm`: of the mean meta-gradient, 0: any; `nodes`: their number, since each rounds every
+    number of the sum. Under privacy no honest task's data may decide this.
     """
     weight, within = totals.weight, totals.within
     if not 0 <= totals.tasks <= tasks or (weight > 0) != (totals.tasks > 0):

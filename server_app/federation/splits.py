@@ -1,9 +1,10 @@
-"""The split of tasks into training, validation and test, by seed.
+"""Splits the tasks into training, validation and test, by seed.
 
-`hashed` decides on every task by itself, by a hash u in [0, 1) of (seed, name): test if u is below the share of test tasks,
-validation if it lies in the next part, else training. So it changes nothing for the others that a task is there, which is what
-privacy counts on. A whole number in place of a share takes the tasks with the smallest u, of which one more task can move one
-across each border. `exact` draws a permutation and has exact shares, but one more task redraws all.
+`hashed` decides on every task by itself, by a hash u in [0, 1) of (seed, name): test if u is below
+the share of test tasks, validation if it lies in the next part, else training. A task therefore
+does not affect the split of others, which privacy requires. A whole number instead of a share takes
+the tasks with the smallest u; one more task can then move one task across each border. `exact`
+draws a permutation and has exact shares, but one more task redraws all.
 """
 
 import hashlib
@@ -16,14 +17,15 @@ from quickbloom.common.randomness import generator
 from quickbloom.server_app.events.channel import Warn, warn_in_log
 
 Split = dict[str, str]
-"""The split of every name: of a task, or of a group of them."""
+"""The split of every name, of a task or of a group of tasks."""
 
 
 def split_tasks(tasks: Sequence[TaskInfo], config: RunConfig, warn: Warn = warn_in_log) -> dict[str, list[str]]:
-    """Task ids of "train", "validation" and "test": as the data set's authors published them, else drawn by seed.
+    """Return the task ids of "train", "validation" and "test": as published by the data set's authors, else drawn by seed.
 
-    Tasks of one group stay together. Where authors published a test part but no validation part, validation tasks are drawn
-    from their training part. A task that cannot do its part (no support, query or test example) is left out and named.
+    Tasks of one group stay together. If authors published a test part but no validation part,
+    validation tasks are drawn from their training part. A task without the examples that its part
+    needs (support, query or test) is left out and named.
     """
     published = {task.split for task in tasks} - {""}
     fixed = published - {"train"} if "validation" not in published else published
@@ -50,12 +52,12 @@ def split_tasks(tasks: Sequence[TaskInfo], config: RunConfig, warn: Warn = warn_
 
 
 def by_hash(config: RunConfig) -> bool:
-    """Whether every task is decided on by itself. The tasks of the built-in data sets are fixed; a user's own come and go."""
+    """Return whether each task is decided on by itself. A user's own tasks come and go; those of built-in data are fixed."""
     return config.split == "hashed" or (config.split == "auto" and (config.dataset == "own" or config.privacy.on))
 
 
 def exact(names: Sequence[str], seed: int, validation: float, test: float) -> Split:
-    """A permutation, of which the first are for validation, the next for test: shares below 1, or numbers, exactly."""
+    """Draw a permutation: the first names are for validation, the next for test, with exact shares below 1, or numbers."""
     order = [names[i] for i in generator(seed, "split").permutation(len(names))]
     num_validation, num_test = (_part(value, len(order)) for value in (validation, test))
     splits = ["validation"] * num_validation + ["test"] * num_test
@@ -63,10 +65,11 @@ def exact(names: Sequence[str], seed: int, validation: float, test: float) -> Sp
 
 
 def hashed(names: Sequence[str], seed: int, validation: float, test: float) -> Split:
-    """Every name by its own hash, with shares below 1; with whole numbers those of the smallest hashes, test before validation.
+    """Split every name by its own hash, with shares below 1; with whole numbers by the smallest hashes, test before validation.
 
-    A share beside a whole number of test tasks is that of the largest hashes, so that it does not depend on that number. Of few
-    names none may fall into a part that was asked for: then the nearest one of another part that has several goes there.
+    A share beside a whole number of test tasks takes the largest hashes, so that it does not depend
+    on that number. With few names a part may be empty: it then takes the nearest name of another
+    part that has several.
     """
     place = {name: hashed_place(seed, name) for name in names}
     order = sorted(names, key=lambda name: (place[name], name))
@@ -84,15 +87,18 @@ def hashed(names: Sequence[str], seed: int, validation: float, test: float) -> S
 
 
 def hashed_place(seed: int, name: str) -> float:
-    """Where a task or group lies in [0, 1): a keyed hash of its name, the same on every machine."""
+    """Return the position of a task or group in [0, 1): a keyed hash of its name, the same on every machine."""
     key = hashlib.blake2b(str(seed).encode(), digest_size=32, person=b"quickbloom split").digest()
     digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8, key=key).digest()
     return (int.from_bytes(digest, "big") >> 11) * 2.0**-53
 
 
 def _without_empty(where: Split, wanted: dict[str, bool]) -> Split:
-    """`where` in the order of the hashes, with a name in every part that is wanted: test takes the smallest hash that another
-    part can spare, training the largest, validation the smallest of training, or the largest of test."""
+    """Return `where` in the order of the hashes, with a name in every part that is wanted.
+
+    Test takes the smallest hash that another part can spare, training the largest, validation the
+    smallest of training, or the largest of test.
+    """
     where = dict(where)
     for split, donors in (
         ("test", ("validation", "train")),
@@ -110,7 +116,7 @@ def _without_empty(where: Split, wanted: dict[str, bool]) -> Split:
 
 
 def _dependence(where: Split, config: RunConfig, validation: float, test: float) -> str:
-    """Why with privacy the split of one task may depend on whether another is there, in words; "" if it does not."""
+    """Return in words why, with privacy, the split of one task may depend on the presence of another; "" if it does not."""
     way_out = (
         "adding a task can move another one between training and held out, so the account is that of adding or removing a "
         "training task while all other splits stay"
@@ -130,7 +136,7 @@ def _by_place(seed: int, name: str, validation: float, test: float) -> str:
 
 
 def _check_enough(validation: float, test: float, number: int, config: RunConfig) -> None:
-    """Raise ConfigError if nothing of `number` tasks or groups is left for training."""
+    """Raise ConfigError if none of `number` tasks or groups is left for training."""
     num_validation, num_test = (_part(value, number) for value in (validation, test))
     all_of_it = by_hash(config) and sum(value for value in (validation, test) if _is_share(value)) >= 1
     if number and (num_validation + num_test >= number or all_of_it):
@@ -142,7 +148,7 @@ def _check_enough(validation: float, test: float, number: int, config: RunConfig
 
 
 def _instead(config: RunConfig, number: int) -> str:
-    """What else is possible with so few tasks of a user's own."""
+    """Return alternatives for so few tasks of a user's own."""
     if config.dataset != "own":
         return ""
     if number > 1:

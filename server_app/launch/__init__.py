@@ -1,1 +1,1 @@
-"""Starting a run and following it to its end."""
+"""Starts a run and follows it to its end."""

@@ -1,4 +1,4 @@
-"""A SuperLink that the user's Flower configuration names: whether it is there, and why it cannot be asked, in one sentence."""
+"""A SuperLink of the user's Flower configuration: whether it exists, and why it cannot be asked, in one sentence."""
 
 import io
 import os
@@ -16,16 +16,16 @@ from quickbloom.common.flower import names
 
 
 class SuperLinkError(QuickbloomError):
-    """A SuperLink could not be asked, or did not take a key."""
+    """A SuperLink could not be asked, or did not accept a key."""
 
 
 def connection_exists(name: str) -> bool:
-    """Whether the user's Flower configuration knows the SuperLink connection `name`."""
+    """Return whether the user's Flower configuration has the SuperLink connection `name`."""
     return connection_address(name) is not None
 
 
 def connection_address(name: str) -> str | None:
-    """HOST:PORT of the connection `name` there; "" if it has none, None if there is no such connection."""
+    """Return HOST:PORT of the connection `name`; "" if it has none, None if there is no such connection."""
     path = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr") / "config.toml"
     try:
         known = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
@@ -37,7 +37,7 @@ def connection_address(name: str) -> str | None:
 
 
 def trouble(connection: str) -> str:
-    """Why the SuperLink of the user's `connection` cannot be asked, in one sentence; "" if it answers."""
+    """Return why the SuperLink of the user's `connection` cannot be asked, in one sentence; "" if it answers."""
     try:
         with translated(connection):
             settings = names.get("read_superlink_connection")(connection)
@@ -48,7 +48,7 @@ def trouble(connection: str) -> str:
                 client.ListNodes(names.get("ListNodesRequest")())
         finally:
             client.close()
-    except names.MissingNameError:  # of this Flower, whose own words must do then
+    except names.MissingNameError:  # of this Flower, whose own message must serve then
         return ""
     except SuperLinkError as error:
         return str(error)
@@ -57,7 +57,7 @@ def trouble(connection: str) -> str:
 
 @contextmanager
 def translated(connection: str, address: str = "") -> Iterator[None]:
-    """Turn what Flower's client raises into one sentence."""
+    """Turn exceptions of Flower's client into one sentence."""
     link = f"the SuperLink at {address}"
     try:
         yield
@@ -99,7 +99,7 @@ def translated(connection: str, address: str = "") -> Iterator[None]:
 
 
 def _refusal(response: httpx.Response, link: str) -> str:
-    """Why a SuperLink answered with an error."""
+    """Return why a SuperLink answered with an error."""
     known = names.get("FlowerError").from_json(response.text)
     if known is not None and known.code == names.get("ApiErrorCode").PUBLIC_KEY_ALREADY_IN_USE:
         return f"{link} has this key already under another account: unregister it there, or make another key with `--add-node`"
@@ -111,7 +111,7 @@ def _refusal(response: httpx.Response, link: str) -> str:
 
 
 def _root(error: BaseException) -> BaseException:
-    """The exception that all began with: httpx wraps those of the system."""
+    """Return the original exception: httpx wraps those of the system."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return error

@@ -1,8 +1,8 @@
-"""Starting a run through Flower's own command line, and finding out how it ended.
+"""Starts a run through Flower's own command line, and determines how it ended.
 
-`flwr run` returns 0 whatever becomes of the run, so the truth is asked of `flwr list`. For simulations a private SuperLink is
-started, which ends with the command: the one that `flwr` manages by itself outlives it, and later runs an app with the code and
-the environment of the directory that it was started in.
+`flwr run` always returns 0, so `flwr list` is asked for the result. Simulations get a private
+SuperLink, which ends with the command. The one that `flwr` manages by itself outlives it, and later
+runs an app with the code and the environment of the directory in which it was started.
 """
 
 import json
@@ -38,26 +38,26 @@ from quickbloom.server_app.launch.connection import trouble
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 CPU_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
-    # glibc would hand every activation above 32 MB back to the system and have it mapped and cleared anew in the next step.
+    # glibc would return every activation above 32 MB to the system, and map and clear it again in the next step.
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
     "TORCHINDUCTOR_COMPILE_THREADS": "1",  # for `compile`
 }
-"""For processes that compute: one thread each, and freed memory is kept."""
+"""Environment of processes that compute: one thread each, and freed memory is kept."""
 _PATIENCE = 120  # seconds without an answer of the SuperLink
 _RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-"""How the longest path of Ray's sockets goes on behind its directory for temporary files."""
+"""The longest path of Ray's sockets below its directory for temporary files."""
 
 
 class LaunchError(QuickbloomError):
-    """Flower could not be started, or did not take the run."""
+    """Flower could not be started, or did not accept the run."""
 
 
 def environment(flwr_home: Path | None = None, modules: Path | None = None, programs: Path | None = None) -> dict[str, str]:
-    """The environment for Flower's processes: this Python's scripts first on the PATH, one thread, no telemetry.
+    """Return the environment for Flower's processes: this Python's scripts first on the PATH, one thread, no telemetry.
 
-    What they print and read is UTF-8, and they reach loopback without a proxy. `modules`: a directory in which they look for
-    modules that are nowhere else. `programs`: one that stands before all others on the PATH.
+    They print and read UTF-8, and reach loopback without a proxy. `modules`: a directory in which
+    they look for modules last. `programs`: a directory before all others on the PATH.
     """
     path = [programs, Path(sys.executable).parent, os.environ.get("PATH", "")]
     extra = {"PATH": os.pathsep.join(str(part) for part in path if part), **CPU_ENVIRONMENT}
@@ -69,10 +69,10 @@ def environment(flwr_home: Path | None = None, modules: Path | None = None, prog
 
 
 def _put_simulation_into(directory: Path) -> None:
-    """Our `flwr-simulation`, for a PATH that it is to stand first on. Windows finds only Flower's own."""
+    """Write our `flwr-simulation` into a directory that stands first on a PATH. Windows finds only Flower's own."""
     directory.mkdir()
     shim = directory / "flwr-simulation"
-    # -P: nothing is imported from where the file lies.
+    # -P: nothing is imported from the folder of the file.
     patches = ",".join(registry.allowed(*simulation.PATCHES))
     command = f'"{sys.executable}" -P "{Path(simulation.__file__).resolve()}" "{patches}"'
     shim.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
@@ -80,15 +80,15 @@ def _put_simulation_into(directory: Path) -> None:
 
 
 def private_ray(secret: Path) -> dict[str, str]:
-    """Environment in which Ray's processes, which run whatever they are sent, obey only who can read the file `secret`."""
-    # The last one is Ray's switch for systems with bothersome firewalls: its processes listen on loopback alone, and not to
+    """Return the environment in which Ray's processes, which run any code sent to them, require the file `secret`."""
+    # The last one is Ray's switch for systems with intrusive firewalls: its processes listen only on loopback, not on
     # the whole network.
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(secret), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @contextmanager
 def bundle() -> Iterator[Path]:
-    """A directory that holds this app and nothing else, for `flwr run`; works from a checkout and from an installed wheel."""
+    """Yield a directory that holds only this app, for `flwr run`; works from a checkout and from an installed wheel."""
     found = folders()
     template = found["quickbloom"].parent / "pyproject.toml"
     if found["common"].parent == found["quickbloom"]:
@@ -98,7 +98,7 @@ def bundle() -> Iterator[Path]:
         for name, folder in found.items():
             shutil.copytree(folder, app / name, ignore=shutil.ignore_patterns(*not_sources(name)))
         shutil.copy(template, app / "pyproject.toml")
-        # Hatchling is told to read a README that the bundle does not carry; Flower does not build it.
+        # Hatchling would read a README that the bundle does not carry; Flower does not build it.
         (app / "README.md").touch()
         yield app
 
@@ -106,7 +106,8 @@ def bundle() -> Iterator[Path]:
 class LocalSuperLink:
     """A SuperLink for simulations that lives as long as this context. `name` is its connection, `home` its FLWR_HOME.
 
-    `modules`: the directory of a user's own model or data function, in which Flower's processes look last.
+    `modules`: the directory of a user's own model or data function, which Flower's processes search
+    last.
     """
 
     name = "private"
@@ -120,7 +121,7 @@ class LocalSuperLink:
 
     def __enter__(self) -> "LocalSuperLink":
         port = free_port()
-        # Ray's own files: of nobody else, in a path that is short enough for its sockets, and gone with this.
+        # Ray's own files: private, in a path short enough for its sockets, and removed with this.
         base = temporary.short(temporary.LONGEST_SOCKET - len("/qb-12345678") - len(_RAY_SOCKET))
         ray = tempfile.TemporaryDirectory(prefix="qb-", dir=base, ignore_cleanup_errors=True)
         self._held.enter_context(ray)
@@ -146,13 +147,13 @@ class LocalSuperLink:
                     tail = self._log.read_text(encoding="utf-8", errors="replace")[-2000:]
                     raise LaunchError(f"Flower's SuperLink did not start; it wrote: {tail}")
                 time.sleep(0.1)
-        except BaseException:  # Ctrl-C as well: Python calls __exit__ only after an __enter__ that came to its end
+        except BaseException:  # Ctrl-C as well: Python calls __exit__ only after a completed __enter__
             self.__exit__(None, None, None)
             raise
         return self
 
     def alive(self) -> bool:
-        """Whether the SuperLink still runs."""
+        """Return whether the SuperLink still runs."""
         return self._process.poll() is None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -166,7 +167,7 @@ class LocalSuperLink:
 
 
 class Run:
-    """A run that is handed to a SuperLink: a private one with simulated `nodes`, or the user's connection of that name.
+    """A run submitted to a SuperLink: a private one with simulated `nodes`, or the user's connection of that name.
 
     Read `lines` for its log; `status` says how it ended.
     """
@@ -184,7 +185,7 @@ class Run:
         self._stream = self._start(command)
 
     def lines(self) -> Iterator[str]:
-        """The lines of the run's log as they come, without colours. Ends when the run has ended."""
+        """Yield the lines of the run's log as they arrive, without colours, until the run has ended."""
         refusal: list[str] = []
         while True:
             assert self._stream.stdout is not None
@@ -200,17 +201,17 @@ class Run:
                 raise LaunchError(self._refusal(refusal))
             if self._has_ended():
                 return
-            # The stream broke (the SuperLink was restarted, say), the run did not.
+            # The stream broke (after a restart of the SuperLink, say), but not the run.
             self._stream = self._start([script("flwr"), "log", self.run_id, self._connection, "--stream"])
 
     def _refusal(self, said: list[str]) -> str:
-        """Why Flower did not take the run; its own account of a failed connection is the same for every cause."""
+        """Return why Flower did not accept the run; its own message on a failed connection is the same for every cause."""
         if not self._link and (reason := trouble(self._connection)):
             return reason
         return f"Flower did not take the run: {unframed(' '.join(said))}"
 
     def _has_ended(self) -> bool:
-        """Whether the run is over; False once Flower says that it goes on. Raises LaunchError if nobody can be asked."""
+        """Return whether the run is over; False if Flower says that it continues. Raises LaunchError without an answer."""
         deadline = time.monotonic() + _PATIENCE
         while (status := self.status()[0]) == "unknown":
             if self._link and not self._link.alive():
@@ -224,7 +225,7 @@ class Run:
         return status.startswith("finished")
 
     def status(self) -> tuple[str, str]:
-        """(status, details) as Flower has it; status is one of pending, starting, running, finished:completed, ..."""
+        """Return (status, details) from Flower; status is one of pending, starting, running, finished:completed, ..."""
         command = [script("flwr"), "list", self._connection, "--run-id", str(self.run_id), "--format", "json"]
         answer = self._ask(command)
         try:
@@ -234,7 +235,7 @@ class Run:
         return str(run["status"]), str(run["status-details"])
 
     def stop(self) -> bool:
-        """Ask Flower to stop the run; False if it is not known whether the run had been taken."""
+        """Ask Flower to stop the run. Return False if it is unknown whether the run was accepted."""
         if self.run_id is not None:
             self._ask([script("flwr"), "stop", self.run_id, self._connection])
         return self.run_id is not None
@@ -258,7 +259,7 @@ class Run:
 
 
 def nest(settings: Mapping[str, Scalar]) -> dict[str, Any]:
-    """{"maml.inner-lr": 1} -> {"maml": {"inner-lr": 1}}, as TOML wants it."""
+    """Nest settings as TOML requires: {"maml.inner-lr": 1} -> {"maml": {"inner-lr": 1}}."""
     nested: dict[str, Any] = {}
     for key, value in settings.items():
         table, dot, name = key.rpartition(".")
@@ -269,19 +270,19 @@ def nest(settings: Mapping[str, Scalar]) -> dict[str, Any]:
 def _simulation(nodes: int) -> str:
     config = f"num-supernodes={nodes} client-resources-num-cpus=1"
     if torch.cuda.is_available():
-        # Ray hides every GPU from a node that asks for none; the nodes that compute at once share what there is.
+        # Ray hides every GPU from a node that requests none; nodes that compute at the same time share the GPUs.
         share = torch.cuda.device_count() / min(nodes, os.cpu_count() or 1)
         config += f" client-resources-num-gpus={math.floor(1e4 * share) / 1e4}"
     return config
 
 
 def unframed(said: str) -> str:
-    """What Flower said, in one line, without the frame that it draws around it."""
+    """Return Flower's message in one line, without the frame around it."""
     return " ".join(re.sub("[\u2500-\u257f]+", " ", said).split())
 
 
 def script(name: str) -> str:
-    """A command of Flower: the one beside this Python, else the first on the PATH."""
+    """Return the path of a command of Flower: beside this Python, else the first on the PATH."""
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.is_file() else shutil.which(name)
     if found is None:
@@ -294,14 +295,14 @@ def _without_colours(text: str) -> str:
 
 
 def free_port() -> int:
-    """A port on loopback that nobody listens on."""
+    """Return a free port on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def healthy(port: int) -> bool:
-    """Whether a SuperLink answers on this HTTP port of loopback, which is asked without a proxy."""
+    """Return whether a SuperLink answers on this HTTP port of loopback, without a proxy."""
     try:
         with build_opener(ProxyHandler({})).open(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
             return bool(answer.status == 200)

@@ -1,4 +1,4 @@
-"""Following a run from its start to its end: progress for a person, then the exit code and the summary."""
+"""Follows a run from its start to its end: shows progress, then returns the exit code and the summary."""
 
 import logging
 import signal
@@ -34,7 +34,7 @@ def follow(start: Start, verbose: bool) -> Outcome:
 
 
 def _follow_flower(start: Start, verbose: bool) -> Outcome:
-    """With Flower's runtime: a simulation, or the nodes of a SuperLink. Raises LaunchError."""
+    """Follow a run with Flower's runtime: a simulation, or the nodes of a SuperLink. Raises LaunchError."""
     settings, connection = start.settings, start.connection
     started: Run | None = None
     known = True
@@ -89,9 +89,10 @@ def _follow_flower(start: Start, verbose: bool) -> Outcome:
 def follow_here(
     config: RunConfig, nodes: int, verbose: bool, *, rounds: bool = True, warned: set[str] | None = None
 ) -> Outcome:
-    """A run with all nodes in this process and without Flower's runtime.
+    """Run with all nodes in this process and without Flower's runtime.
 
-    `rounds`: whether to tell of them line by line. `warned`: what need not be told again; it grows.
+    `rounds`: whether to print a line per round. `warned`: warnings that were printed already; it
+    grows.
     """
     try:
         return OK, run_here(config, nodes, verbose, rounds=rounds, warned=warned)
@@ -113,9 +114,9 @@ def run_here(
     warned: set[str] | None = None,
     listeners: Sequence[Listener] = (),
 ) -> dict[str, Any]:
-    """The same, for who wants its exceptions: returns the summary. `shown`: with a bar; warnings are told in any case.
+    """Run as `follow_here` does, but raise exceptions and return the summary. `shown`: with a bar; warnings are always printed.
 
-    `listeners`: who else gets every event.
+    `listeners`: further receivers of every event.
     """
     from quickbloom.server_app.app import run_federation
     from quickbloom.server_app.messaging.in_process_grid import InlineGrid
@@ -131,7 +132,7 @@ def run_here(
 
 @contextmanager
 def _log_to(shown: Shown, verbose: bool) -> Iterator[None]:
-    """As long as this lasts, Flower's log goes where a person sees it: all of it, or what the nodes here warn of."""
+    """Within this context, show Flower's log: all of it, or only the warnings of the nodes here."""
     logger = logging.getLogger("flwr")
     theirs = list(logger.handlers)
     logger.handlers = [_Handler(shown, verbose)]
@@ -142,7 +143,7 @@ def _log_to(shown: Shown, verbose: bool) -> Iterator[None]:
 
 
 class _Handler(logging.Handler):
-    """Shows every record of the log, or warnings that no event tells of. Errors of a node come back in its answer."""
+    """Shows every record of the log, or warnings without an event. A node's errors are part of its answer."""
 
     def __init__(self, shown: Shown, verbose: bool) -> None:
         super().__init__()
@@ -156,7 +157,7 @@ class _Handler(logging.Handler):
 
 
 def _take(line: str, log: list[str], shown: Shown, verbose: bool) -> None:
-    """A line of Flower's log: an event, or words for whoever wants to see them."""
+    """Handle a line of Flower's log: an event, or text to show."""
     if event := from_log(line):
         shown(event)
         return
@@ -166,6 +167,6 @@ def _take(line: str, log: list[str], shown: Shown, verbose: bool) -> None:
 
 
 def _reason(status: str, details: str, log: list[str]) -> str:
-    """Why a run failed that did not say so itself, as far as Flower knows."""
+    """Return why a run failed that did not say so itself, as far as Flower knows."""
     tail = [unframed(line) for line in log if unframed(line)][-3:]
     return f"the run ended as {status} ({details}); its log ends with: {' '.join(tail)}"

@@ -1,4 +1,4 @@
-"""What is settled before a run starts: its settings, its nodes and where it runs, with what is wrong said now."""
+"""Settles a run before it starts: its settings, its nodes and its place. Mistakes are reported now."""
 
 import os
 import time
@@ -37,7 +37,7 @@ class Start:
 
 
 def settle(settings: dict[str, Scalar], connection: str | None, nodes: int | None, in_process: bool) -> Start:
-    """The run that these flags ask for, with what they leave open. Raises ConfigError or DataError."""
+    """Return the run that these flags ask for, with defaults filled in. Raises ConfigError or DataError."""
     if connection is not None:
         parse_run_config(settings)
         if not connection_exists(connection):
@@ -64,14 +64,14 @@ def settle(settings: dict[str, Scalar], connection: str | None, nodes: int | Non
 
 
 def check_simulation(instead: str) -> None:
-    """Raise ConfigError for what Flower's simulation lacks here. `instead`: what else can be done, as the end of a sentence."""
+    """Raise ConfigError if Flower's simulation lacks something here. `instead`: an alternative, as the end of a sentence."""
     needs("simulation", "ray", "Flower's simulation", instead=instead, load=False)
     loopback.check_ipv4("Flower's simulation", instead)
     temporary.check()
 
 
 def check_machine(config: RunConfig) -> None:
-    """Raise ConfigError for a setting that needs what this machine does not have: a package, a GPU."""
+    """Raise ConfigError for a setting that needs a package or a GPU that this machine does not have."""
     check_live_view(config)
     if config.privacy.on:
         require_accountant()
@@ -82,7 +82,7 @@ def check_machine(config: RunConfig) -> None:
 
 
 def connection_for(connection: str | None, in_process: bool, nodes: int | None) -> str | None:
-    """The SuperLink connection that is meant; None: the run is one of this machine alone. Raises ConfigError."""
+    """Return the SuperLink connection to use; None for a run on this machine alone. Raises ConfigError."""
     if in_process and connection:
         raise ConfigError("`--in-process` and `--connection` exclude each other: leave one of them out")
     if connection is None and not in_process and nodes is None:
@@ -91,7 +91,7 @@ def connection_for(connection: str | None, in_process: bool, nodes: int | None) 
 
 
 def own_data(data: str | None, task: str | None, target: str | None, dataset: str | None) -> dict[str, Scalar]:
-    """The settings that `--data`, `--task` and `--target` stand for."""
+    """Return the settings of `--data`, `--task` and `--target`."""
     if data is None:
         if task or target:
             raise ConfigError("`--task` and `--target` name columns of a file: use them with `--data`")
@@ -112,9 +112,9 @@ def _new_directory(settings: dict[str, Scalar]) -> Path:
 
 
 def _go_on(settings: dict[str, Scalar], nodes: int | None, in_process: bool) -> tuple[dict[str, Scalar], int | None, bool]:
-    """(settings, nodes, in process) of the run to go on with here, where they are not given."""
+    """Return (settings, nodes, in process) of the run to continue here, filled in from it where they are not given."""
     path = Path(str(settings["resume-from"])).expanduser().absolute()
-    found = load_checked(path, lambda _: None)  # a damaged file is told of when the run reads it
+    found = load_checked(path, lambda _: None)  # the run reports a damaged file when it reads it
     if nodes is not None:
         settings = {"min-nodes": nodes, **settings}
     merged = with_settings_of(found, settings | {"resume-from": str(path)})
@@ -122,9 +122,9 @@ def _go_on(settings: dict[str, Scalar], nodes: int | None, in_process: bool) -> 
 
 
 def check_locally(config: RunConfig, settings: dict[str, Scalar], nodes: int) -> Sequence[str]:
-    """Find what is wrong with the data, the model, the split and the directories now, not after Flower has started.
+    """Check the data, the model, the split and the directories before Flower starts.
 
-    Returns what may be a mistake in the data, one sentence each.
+    Returns possible mistakes in the data, one sentence each.
     """
     if config.min_nodes > nodes:
         raise ConfigError(f"`min-nodes` must be at most `--nodes` ({nodes}), got {config.min_nodes}")

@@ -1,4 +1,4 @@
-"""Settings as they are typed: from "key=value" texts to a dictionary, and what can be checked before anything starts."""
+"""Converts typed settings from "key=value" texts to a dictionary, and checks what can be checked before a run starts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,16 +14,16 @@ from quickbloom.server_app.federation.splits import split_tasks
 
 
 def parse_assignments(assignments: list[str], algorithm: str) -> dict[str, Scalar]:
-    """Settings from "key=value" texts. A key of the algorithm's own table may go without the table: "inner-lr=0.1".
+    """Return settings from "key=value" texts. A key of the algorithm's own table may omit the table: "inner-lr=0.1".
 
-    Raises ConfigError for a text of another form, and if there is no such algorithm.
+    Raises ConfigError for a text of another form, and for an unknown algorithm.
     """
     settings: dict[str, Scalar] = {}
     for text in assignments:
         key, value = split_assignment(text)
         if key == "algorithm":
             algorithm = str(scalar(value))
-    check_choice("algorithm", algorithm, ALGORITHMS)  # before a key of its table is refused for want of the table
+    check_choice("algorithm", algorithm, ALGORITHMS)  # before a key of its table is refused because the table is missing
     own = {field.alias for field in RunConfig.model_fields.values()}
     of_algorithm = {field.alias for field in table_types()[algorithm].model_fields.values()}
     for text in assignments:
@@ -35,11 +35,11 @@ def parse_assignments(assignments: list[str], algorithm: str) -> dict[str, Scala
 
 
 def check_with_data(config: RunConfig, data_dir: Path) -> tuple[dict[str, list[str]], Sequence[str]]:
-    """Read the data, build the model and split the tasks, as the run will; returns the task ids of every split, and remarks.
+    """Read the data, build the model and split the tasks as the run will. Return the task ids of every split, and remarks.
 
-    Raises ConfigError or DataError with what would end the run.
+    Raises ConfigError or DataError for any mistake that would end the run.
     """
     dataset = load_dataset(config.dataset, config.table(config.dataset), data_dir)
     build_algorithm(config.resolved(), dataset.spec)
-    # What the split leaves out the run will tell.
+    # The run itself reports what the split leaves out.
     return split_tasks(dataset.tasks(), config, lambda _: None), dataset.remarks

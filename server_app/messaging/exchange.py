@@ -1,6 +1,7 @@
-"""Messages to the nodes and their replies: who was asked what, what came back, what was of no use and why.
+"""Messages to the nodes and their replies: who was asked what, what was returned, what was invalid and why.
 
-One bad reply costs that reply: it is named, counted, and held against its node, never raised.
+An invalid reply costs only that reply: it is named, counted, and held against its node, never
+raised.
 """
 
 import time
@@ -24,12 +25,12 @@ from quickbloom.server_app.messaging.population import Population
 
 
 class TooFewError(OneLineError):
-    """Too few nodes or training tasks contributed to a round; the text says how many, and why."""
+    """Too few nodes or training tasks contributed to a round. The text says how many, and why."""
 
 
 @dataclass
 class Round:
-    """What one round has seen so far, and the line that the history gets from it."""
+    """State of one round, and the line of the history made from it."""
 
     started: float = field(default_factory=time.monotonic)
     record: dict[str, Any] = field(default_factory=dict)
@@ -39,11 +40,11 @@ class Round:
     asked: int = 0
     answered: int = 0
     trained: set[int] = field(default_factory=set)
-    """Nodes whose answer to training was of use."""
+    """Nodes with a valid answer to training."""
 
 
 class Exchange:
-    """The messages of one run. `nodes`: who can be asked; `round`: what the current round has seen; `sent`: what is open."""
+    """The messages of one run. `nodes`: who can be asked; `round`: state of the current round; `sent`: open messages."""
 
     def __init__(self, config: RunConfig, population: Population, events: Events | None = None) -> None:
         self._config = config
@@ -56,11 +57,11 @@ class Exchange:
         self.asked: dict[int, list[str]] = {}
 
     def begin(self) -> None:
-        """A new round: nothing was seen yet."""
+        """Begin a new round, with an empty state."""
         self.round = Round()
 
     def hosts(self, task_ids: Iterable[str], *, final: bool = False) -> dict[int, list[str]]:
-        """The tasks by node, for every node that can be asked; `final`: also for those that owe an answer."""
+        """Return the tasks by node, for every node that can be asked; `final`: also for nodes that owe an answer."""
         by_node: dict[int, list[str]] = {}
         for task_id in task_ids:
             node_id = self._population.homes[task_id]
@@ -69,7 +70,7 @@ class Exchange:
         return by_node
 
     def address(self, by_node: Mapping[int, list[str]], kind: str, number: int, request: "Request") -> list[Message]:
-        """One message of this kind to each node; `request(node, its tasks)` is what it says. None of them is kept here."""
+        """Return one message of this kind to each node, with content `request(node, its tasks)`. None is kept here."""
         self.sent, self.asked, self._in_order = [], dict(by_node), False
         messages = []
         for node_id, part in by_node.items():
@@ -83,7 +84,7 @@ class Exchange:
         return messages
 
     def send(self, grid: Grid, messages: list[Message], timeout: float | None, enough: int | None) -> Iterable[Message]:
-        """Send, and give the replies as they come; no more are waited for once so many tasks are answered for."""
+        """Send, and yield the replies as they arrive. Stop waiting once the answered tasks number `enough`."""
         if not isinstance(grid, PollingGrid):
             return grid.send_and_receive(messages, timeout=timeout)
         if enough is None:
@@ -105,11 +106,12 @@ class Exchange:
     def receive(
         self, replies: Iterable[Message], read: "Read", *, opened: "Opened | None" = None, enough: int | None = None
     ) -> None:
-        """Hand every reply to `read` with its node and the tasks asked for; count and name what is of no use.
+        """Hand every reply to `read` with its node and the requested tasks; count and name invalid ones.
 
-        Replies are taken in the order of the requests, so that sums do not depend on which node was faster, and each as soon as
-        it is its turn. `opened` gets each as soon as it comes, and what it returns is kept in place of the message: `read` gets
-        that. Once `enough` tasks are answered for, nobody is reproached for not having answered yet.
+        Replies are handed over in the order of the requests, so that sums do not depend on which
+        node was faster, and each as soon as its turn has come. `opened` gets each reply on arrival;
+        its result replaces the message, and `read` gets this result. Once `enough` tasks are
+        answered for, missing answers are no failures.
         """
         sent, self.sent = self.sent, []
         places = {metadata.message_id: place for place, metadata in enumerate(sent)}
@@ -118,7 +120,7 @@ class Exchange:
         missing: list[Metadata] = []
         for reply in replies:
             place = places.get(reply.metadata.reply_to_message_id)
-            # Nobody answers for somebody else, nor twice; that a node is not there is said in its place.
+            # A node can neither answer for another nor answer twice. An error, such as a lost node, may come from elsewhere.
             if (
                 place is not None
                 and place >= turn
@@ -127,10 +129,10 @@ class Exchange:
                 tasks = self.asked[sent[place].dst_node_id]
                 came[place] = _look_at(reply, tasks, opened)
                 good += 0 if came[place].failure else len(tasks)
-                if self._in_order:  # then those before it will not come any more
+                if self._in_order:  # the replies before it will not arrive any more
                     missing += sent[turn:place]
                     turn = max(turn, place)
-            del reply  # before the next one comes
+            del reply  # before the next reply arrives
             while turn in came:
                 self._take(sent[turn], came.pop(turn), read)
                 turn += 1
@@ -147,7 +149,7 @@ class Exchange:
         node_id = sent.dst_node_id
         if reply.failure is not None:
             unfinished = f" (`round-deadline` is {self._config.round_deadline:g} s)" if reply.failure == UNFINISHED else ""
-            # With privacy a round goes on without any reply, so that nodes which only say why they cannot must come to an end.
+            # With privacy a round continues without replies, so nodes that only report errors must come to an end.
             if self._config.privacy.on and sent.message_type == TRAIN and not reply.not_there:
                 self.blame(node_id, reply.failure + unfinished)
             else:
@@ -173,25 +175,25 @@ class Exchange:
             self.fail(f"node {sent.dst_node_id}", f"it sent no reply within `round-deadline` ({deadline:g} s)")
 
     def blame(self, node_id: int, reason: str) -> None:
-        """A failure that is held against its node: after three of them it is left out."""
+        """Record a failure that counts against its node, which is left out after three."""
         more = self.nodes.sent_nonsense(node_id)
         self.fail(f"node {node_id}", f"{reason}{more}")
 
     def too_few(self, what: str) -> TooFewError:
-        """The error for a round to which too few contributed, with all that went wrong in it."""
+        """Return the error for a round with too few contributions, with all its failures."""
         reasons = sorted({failure["reason"] for failure in self.round.failures})
         if away := self.nodes.away:
             reasons.append(f"{len(away)} nodes are away or left out, among them node {away[0]}")
         return TooFewError(f"{what}: {'; '.join(reasons) or 'nothing was wrong'}")
 
     def fail(self, who: str, reason: str) -> None:
-        """Name and count what went wrong."""
+        """Name and count a failure."""
         who, reason = as_told(who), as_told(reason, 600)
         self._events.fail(who, reason)
         self.round.failures.append({"who": who, "reason": reason})
 
 
-# Of the second Flower has given the place of a reply away, so nothing can be owed: the node is called before it is asked again.
+# Flower has discarded the reply slot of the second kind, so no reply can be owed: call the node before it is asked again.
 _NOT_THERE = (names.NODE_UNAVAILABLE, names.MESSAGE_UNAVAILABLE)
 
 Request = Callable[[int, list[str]], RecordDict]
@@ -201,7 +203,7 @@ Read = Callable[[int, Any, list[str]], None]
 
 @dataclass(frozen=True)
 class _Came:
-    """What is kept of a reply until all are there. `content`: as it was opened; `trouble`: why it could not be."""
+    """The kept part of a reply until all are there. `content`: as it was opened; `trouble`: why it could not be opened."""
 
     failure: str | None
     not_there: bool = False
@@ -217,4 +219,4 @@ def _look_at(reply: Message, task_ids: list[str], opened: Opened | None) -> _Cam
     try:
         return _Came(None, size=size, content=opened(reply.content, task_ids) if opened else reply.content)
     except WireError as error:
-        return _Came(None, size=size, trouble=str(error))  # the error itself would hold the reply in its frames
+        return _Came(None, size=size, trouble=str(error))  # the error itself would keep the reply alive in its frames

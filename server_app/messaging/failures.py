@@ -1,4 +1,4 @@
-"""Why a node gave no result, in words."""
+"""Reasons in words why a node gave no result."""
 
 from flwr.app import Message
 
@@ -7,7 +7,7 @@ from quickbloom.common.flower import names
 from quickbloom.common.wire.messages import error_reason
 
 UNFINISHED = "it announced a reply, but had not uploaded all of it in time"
-"""The reason of a node that died while it sent a reply, or whose link is slow."""
+"""Reason for a node that died while it sent a reply, or whose link is slow."""
 
 
 def failure(reply: Message) -> str | None:

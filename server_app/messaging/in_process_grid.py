@@ -1,7 +1,8 @@
 """A Grid without a network: all nodes live in this process, and every message goes straight to the real ClientApp.
 
-The same server and client code as everywhere, and the same result; what is missing is Flower's runtime, so nothing is started
-and a round costs little more than its arithmetic. For many short rounds, comparisons and tests.
+Server, client and result are the same as everywhere. Flower's runtime is missing, so nothing is
+started and a round costs little more than its arithmetic. For many short rounds, comparisons and
+tests.
 """
 
 import copy
@@ -23,10 +24,10 @@ _FIRST_NODE = 100
 
 
 class InlineGrid(Grid):
-    """`num_nodes` nodes with ids 100, 101, ...; node i hosts partition i. What nodes keep lasts as long as the grid."""
+    """A grid of `num_nodes` nodes with ids 100, 101, ...; node i hosts partition i. Their state lasts as long as the grid."""
 
     def __init__(self, num_nodes: int, run_config: Mapping[str, Any], node_configs: Mapping[int, Mapping[str, Any]]) -> None:
-        if identity := names.find("TaskIdentity"):  # Flower's messages want it set
+        if identity := names.find("TaskIdentity"):  # required by Flower's messages
             identity.run_id, identity.task_id, identity.node_id = 1, 1, 1
         self._app: ClientApp = import_module(CLIENT_APP).app
         self._replies: dict[str, Message] = {}
@@ -42,9 +43,9 @@ class InlineGrid(Grid):
         }
 
     def answer(self, message: Message) -> Message | None:
-        """What the node that a message is addressed to replies; None: nothing."""
+        """Return the reply of the node that a message is addressed to; None if there is none."""
         try:
-            # With records of its own, as over a network: a node may take them apart.
+            # With its own records, as over a network: a node may take them apart.
             handed = copy.copy(message)
             handed.content = RecordDict(dict(message.content))
             return self._app(handed, self._contexts[message.metadata.dst_node_id])

@@ -1,8 +1,9 @@
-"""Which nodes can be asked now: those that owe no answer, are connected, and have not sent nonsense again and again.
+"""Tracks which nodes can be asked: they owe no answer, are connected, and have not sent invalid replies repeatedly.
 
-A node that owes an answer is asked nothing but the roll call until it answers anything, so it costs one deadline and no more. A
-node that is unknown is asked the roll call, too: if it hosts tasks of a node that is away, it takes their place, for a device
-that restarts may have a new node id. All of this happens between the rounds, and no round waits for it.
+A node that owes an answer gets only the roll call until it answers anything, so it costs one
+deadline and no more. An unknown node gets the roll call too: if it hosts tasks of a node that is
+away, it takes that node's place, because a device that restarts may have a new node id. All of this
+happens between the rounds, and no round waits for it.
 """
 
 import time
@@ -27,9 +28,9 @@ _FORGET = 3600.0
 
 
 class Reachability:
-    """The state of every node. `patience`: seconds after which a node that does not answer the roll call is called again.
+    """The state of every node. `patience`: seconds until a node that does not answer the roll call is called again.
 
-    `population.homes` follows tasks that come back on another node.
+    `population.homes` follows tasks that return on another node.
     """
 
     def __init__(self, population: Population, patience: float, warn: Warn = warn_in_log) -> None:
@@ -47,43 +48,43 @@ class Reachability:
 
     @property
     def away(self) -> list[int]:
-        """Nodes that host tasks but cannot be asked."""
+        """Return the nodes that host tasks but cannot be asked."""
         return sorted(node_id for node_id in set(self._population.homes.values()) if not self.can_be_asked(node_id))
 
     def can_be_asked(self, node_id: int) -> bool:
-        """Whether it is worth sending this node work."""
+        """Return whether this node is worth sending work to."""
         return node_id in self._connected and node_id not in self._away and not self.left_out(node_id)
 
     def may_be_there(self, node_id: int) -> bool:
-        """Whether this node is connected and not left out, even if it owes an answer."""
+        """Return whether this node is connected and not left out, even if it owes an answer."""
         return node_id in self._connected and not self.left_out(node_id)
 
     def left_out(self, node_id: int) -> bool:
         return self._bad[node_id] >= _MOST_BAD_REPLIES
 
     def owes(self, sent: Metadata) -> None:
-        """The reply to this message was not waited for, or did not come in time."""
+        """Note that the reply to this message was not waited for, or did not arrive in time."""
         self._owed[sent.message_id] = sent.dst_node_id, time.monotonic()
         self._away.add(sent.dst_node_id)
 
     def lost(self, node_id: int) -> None:
-        """Flower says that this node is not there."""
+        """Note that this node is gone, according to Flower."""
         self._away.add(node_id)
 
     def sent_nonsense(self, node_id: int) -> str:
-        """Count a bad reply; returns what to add to the reason of its failure."""
+        """Count an invalid reply, and return what to add to the reason of its failure."""
         self._bad[node_id] += 1
         return f"; after {_MOST_BAD_REPLIES} such replies it is left out" if self.left_out(node_id) else ""
 
     def refresh(self, grid: Grid) -> None:
-        """See who is connected, collect what came meanwhile, and call those who are unknown or owe an answer. Never waits."""
+        """Update the connected nodes, collect late replies, and call nodes that are unknown or owe an answer. Never waits."""
         connected = set(grid.get_node_ids())
         for node_id in sorted(self._connected - connected):
             log(INFO, "Node %s is not connected any more", node_id)
-        # One that was cut off may still have work: it is called before it is asked.
+        # A node that was cut off may still have work: it is called before it is asked.
         self._away |= self._known - connected
         self._connected = connected
-        with awaited_until(time.monotonic()):  # what is not there in full is given up, and the node called again
+        with awaited_until(time.monotonic()):  # an incomplete reply is given up, and the node called again
             self._collect_late(grid)
             self._collect_answers(grid)
         self._admit()
@@ -112,7 +113,7 @@ class Reachability:
         self._called = _recent(self._called, self._patience)
 
     def _admit(self) -> None:
-        """Let nodes that answered the roll call take part: in their old place, or in that of a node that is away."""
+        """Admit nodes that answered the roll call: in their old place, or in that of a node that is away."""
         homes, tasks = self._population.homes, self._population.tasks
         for node_id, answer in list(self._waiting.items()):
             mine = {task.task_id for task in answer.tasks if tasks.get(task.task_id) == task}

@@ -1,9 +1,10 @@
 """A Grid that waits for replies with short polls.
 
-Flower's own grids sleep 0.1 s (simulation) or 3 s (deployment) between two looks, which is most of a small round. This one
-waits for a part of the time that has passed, so it costs little both for rounds of 50 ms and for rounds of minutes. Rounds take
-about as long as the one before: until replies are due it looks every half second at most, then often. In a simulation it is
-told of every reply, without which a round of 0.3 s takes a twentieth longer.
+Flower's own grids sleep 0.1 s (simulation) or 3 s (deployment) between two looks, which is most of
+a small round. This one waits for a fraction of the elapsed time, so it costs little both for rounds
+of 50 ms and for rounds of minutes. Rounds take about as long as the one before: until replies are
+due it looks every half second at most, then often. In a simulation it is notified of every reply;
+without that a round of 0.3 s takes a twentieth longer.
 """
 
 import math
@@ -26,18 +27,19 @@ from quickbloom.common.wire.roll_call import ROLL_CALL
 
 _SHORTEST, _LONGEST = 0.004, 0.5  # seconds
 _DUE = 0.85
-"""Of the time that replies took before: from then on they are due."""
+"""Fraction of the last wait for replies after which they are due."""
 _SHRINKS = 0.7
-"""What is assumed of the time of a look that finds all, if it is the first after that at the start: they came before it."""
+"""Discount on the measured wait when the first look finds every reply: they arrived before it."""
 LARGE = 2**23
-"""Bytes from which on a reply, taken to be as large as its request, is looked at before the next one is fetched."""
+"""Bytes from which a reply, assumed as large as its request, is handled before the next one is fetched."""
 
 
 class PollingGrid(Grid):
     """Delegates everything to another grid but the waiting in `send_and_receive`.
 
-    `settings`: those of the run that its nodes cannot know from Flower; they go along with every message. `packs`: whether the
-    records of a small message travel as one, which only the ClientApp of this package can read.
+    `settings`: those of the run that its nodes cannot know from Flower; every message carries them.
+    `packs`: whether the records of a small message travel as one, which only the ClientApp of this
+    package can read.
     """
 
     def __init__(self, grid: Grid, settings: Mapping[str, Scalar] | None = None, *, packs: bool = False) -> None:
@@ -47,9 +49,9 @@ class PollingGrid(Grid):
         self._packs = packs
         self._stored = told_of_replies(grid)
         self._took: dict[str, float] = {}
-        """Seconds until all replies to the last messages of a type were there, or as many as were enough."""
+        """Seconds until all, or enough, replies to the last messages of a type had arrived."""
         self._look = float("inf")
-        """Seconds that a look takes which finds nothing, at the least: a SuperLink is far dearer to ask than memory."""
+        """Least seconds of a look that finds nothing: a SuperLink costs far more to ask than memory."""
 
     def set_run(self, run: Any) -> None:
         self._grid.set_run(run)
@@ -67,12 +69,12 @@ class PollingGrid(Grid):
         return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """As the other grid; the contents of the messages are what is sent afterwards."""
+        """Push messages through the other grid. Afterwards they hold the contents that were sent."""
         listed = list(messages)
         for message in listed:
             if not packing.is_packed(message.content):
                 tell_settings(message.content, self._settings)
-            # A node of another release must be able to read the roll call, and to say that it is one.
+            # A node of another release must be able to read the roll call, and to report its release.
             if self._packs and message.metadata.message_type != ROLL_CALL:
                 message.content = packing.pack(message.content)
         return self._grid.push_messages(listed)
@@ -81,7 +83,7 @@ class PollingGrid(Grid):
         replies = list(self._grid.pull_messages(message_ids))
         for reply in replies:
             if self._packs and reply.has_content():
-                with suppress(WireError):  # whoever reads it finds that nothing is there that should be
+                with suppress(WireError):  # its reader finds the content missing
                     reply.content = packing.unpack(reply.content)
         return replies
 
@@ -91,21 +93,22 @@ class PollingGrid(Grid):
         *,
         timeout: float | None = None,
     ) -> list[Message]:
-        """Send, then return the replies that came within `timeout` seconds (None: all of them, however long it takes)."""
+        """Send, then return the replies that arrive within `timeout` seconds (None: all replies, however long it takes)."""
         return list(self.replies(messages, timeout))
 
     def replies(
         self, messages: Iterable[Message], timeout: float | None = None, enough: Callable[[Message], bool] | None = None
     ) -> Iterator[Message]:
-        """Send, then hand on every reply as it comes, of which none is kept here; nor are the messages.
+        """Send, then yield every reply as it arrives. Neither replies nor messages are kept here.
 
-        `enough` gets every reply; once it is True the others are not waited for, but for those of the same look. Without it
-        large replies come in the order of their requests: meanwhile Flower keeps those whose turn it is not.
+        `enough` gets every reply. Once it returns True, only the replies of the same look are still
+        yielded. Without it, large replies come in the order of their requests; Flower keeps the
+        others meanwhile.
         """
         listed = list(messages)
         large = are_large(listed)
         started = time.monotonic()
-        # None stands for a message that could not be delivered: there is no reply to wait for.
+        # None stands for a message that could not be delivered and has no reply.
         waiting = [message_id for message_id in self.push_messages(listed) if message_id]
         kind = listed[0].metadata.message_type if listed else ""
         return self._wait(waiting, kind, started, timeout, enough, large=large)
@@ -120,7 +123,7 @@ class PollingGrid(Grid):
         *,
         large: bool,
     ) -> Iterator[Message]:
-        # Flower fetches all that it is asked for before it returns: of large replies one is enough in memory.
+        # Flower fetches everything that it is asked for before it returns: one large reply is enough in memory.
         at_once = 1 if large else len(waiting)
         in_order, done, over = large and enough is None, False, False
         deadline = math.inf if timeout is None else started + timeout
@@ -131,7 +134,7 @@ class PollingGrid(Grid):
             looked, took = time.monotonic(), 0.0
             looks += 1
             for i in range(0, len(waiting), at_once):
-                # Once enough are there, nothing that is not complete is worth a moment.
+                # Once there are enough, an incomplete reply is not worth waiting for.
                 with awaited_until(looked if done else max(deadline, looked + GRACE)):
                     asked = time.monotonic()
                     replies = self.pull_messages(waiting[i : i + at_once])
@@ -155,19 +158,19 @@ class PollingGrid(Grid):
                 self._rest(max(0.0, min(wait, deadline - now)), took)
 
     def _rest(self, wait: float, look: float) -> None:
-        """Wait so many seconds, or until it is told of a reply. `look`: seconds that the last look took."""
+        """Wait so many seconds, or until a reply is notified. `look`: seconds that the last look took."""
         if self._stored is None:
             time.sleep(wait)
             return
         started = time.monotonic()
         if self._stored.wait(wait):
             self._stored.clear()
-            # Of many nodes one comes every moment: looks take a tenth of the time at most.
+            # With many nodes replies arrive all the time: looks take a tenth of the time at most.
             time.sleep(max(0.0, min(wait, 9 * look) - (time.monotonic() - started)))
 
 
 def told_of_replies(grid: Grid) -> threading.Event | None:
-    """What is set when a reply has come, where messages stay in memory; None elsewhere, or where it is done in another way."""
+    """Return the event that is set when a reply has arrived, if messages stay in memory; None otherwise."""
     state: Any = getattr(grid, "state", None)
     store = getattr(state, "store_message_res", None)
     if not hands_over(grid) or not callable(store):
@@ -180,15 +183,15 @@ def told_of_replies(grid: Grid) -> threading.Event | None:
 
 
 def hands_over(grid: Grid) -> bool:
-    """Whether messages stay in the memory of one machine, as in a simulation: there packing them would only cost time."""
-    return type(grid).__name__ == "InMemoryGrid"  # by name: where Flower has the class changes from release to release
+    """Return whether messages stay in the memory of one machine, as in a simulation, where packing would only cost time."""
+    return type(grid).__name__ == "InMemoryGrid"  # by name, because the module of the class changes between releases of Flower
 
 
 def pause(passed: float, due: float, look: float) -> float:
-    """Seconds until the next look.
+    """Return the seconds until the next look.
 
-    `passed`: since the messages were sent; `due`: how long it took the last time; `look`: how long a look takes, of which
-    this makes a fifth of the time at the most (inf: not known yet, of both).
+    `passed`: since the messages were sent; `due`: duration of the last wait; `look`: duration of a
+    look, of which this makes a fifth of the time at most (inf: not known yet, for both).
     """
     if math.isinf(due) or passed > 1.5 * due:
         part = passed / 10
@@ -200,5 +203,5 @@ def pause(passed: float, due: float, look: float) -> float:
 
 
 def are_large(messages: Iterable[Message]) -> bool:
-    """Whether the replies to these are taken to be large, as their requests are."""
+    """Return whether the replies to these messages are assumed to be large, as their requests are."""
     return any(payload_bytes(message.content) >= LARGE for message in messages)

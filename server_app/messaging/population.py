@@ -1,4 +1,4 @@
-"""Who takes part in a run: nodes, and the tasks that they host."""
+"""The participants of a run: nodes, and the tasks that they host."""
 
 from dataclasses import dataclass, field
 
@@ -7,10 +7,11 @@ from quickbloom.common.datasets.base import DataSpec, TaskInfo
 
 @dataclass
 class Population:
-    """Who takes part. `homes`: the node of every task. `splits`: task ids of "train", "validation" and "test", each sorted.
+    """The participants. `homes`: the node of every task. `splits`: sorted task ids of "train", "validation" and "test".
 
-    `nodes`: all that answered the roll call, also those without tasks. `keepers`: those with a place for personal models.
-    `agreed`: the schema that every message tells the nodes, where they did not find the same by themselves; else "".
+    `nodes`: all that answered the roll call, also those without tasks. `keepers`: those with a
+    place for personal models. `agreed`: the schema that every message gives the nodes, if they did
+    not find the same one themselves; else "".
     """
 
     spec: DataSpec

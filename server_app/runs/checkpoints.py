@@ -1,8 +1,9 @@
-"""The checkpoints of a run: writing them, and removing all but the newest few.
+"""Checkpoints of a run: writes them, and removes all but the newest few.
 
-The tensors are the meta-parameters (`meta/...`), the outer optimizer's state (`outer/...`) and, after the last round, the
-scores of the validation tasks (`validation/...`); the facts say which run, round and settings they belong to. There is
-no random state to keep: every draw is a function of (seed, round, task).
+The tensors are the meta-parameters (`meta/...`), the outer optimizer's state (`outer/...`) and,
+after the last round, the scores of the validation tasks (`validation/...`). The facts say which
+run, round and settings they belong to. There is no random state to keep: every draw is a function
+of (seed, round, task).
 """
 
 import math
@@ -22,10 +23,11 @@ _KEEP = 3
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one run into `directory`. `facts`: what all of them say.
+    """Writes the checkpoints of one run into `directory`. `facts`: content common to all of them.
 
-    A process that is killed loses nothing that was written. A power failure costs about a second: the disk is waited for no
-    more often, because that takes as long as a small round, and the newest file that is surely on the disk is kept.
+    A killed process loses nothing that was written. A power failure costs about a second: waiting
+    for the disk takes as long as a small round, so it is done once a second at most, and the newest
+    file that is surely on the disk is kept.
     """
 
     def __init__(self, directory: Path, facts: dict[str, Any]) -> None:
@@ -35,9 +37,9 @@ class CheckpointWriter:
         self._durable: Path | None = None
 
     def write(self, server_round: int, tensors: dict[str, Tensor], facts: dict[str, Any], *, last: bool = False) -> Path:
-        """Write the checkpoint of a round and remove all but the newest few. A crash at any moment leaves the older whole.
+        """Write the checkpoint of a round and remove all but the newest few. A crash at any moment leaves the older ones whole.
 
-        `last`: wait for the disk, since nothing will follow.
+        `last`: wait for the disk, since no checkpoint follows.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         path = self._directory / f"round-{server_round:06d}.safetensors"
@@ -52,5 +54,5 @@ class CheckpointWriter:
 
 
 def load(path: Path, on_damage: OnDamage = warn_in_log) -> Checkpoint:
-    """As `common.personal.checkpoint.load`; a damaged file is named."""
+    """Load a checkpoint as `common.personal.checkpoint.load` does; the error names a damaged file."""
     return files.load(path, on_damage)

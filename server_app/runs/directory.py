@@ -23,7 +23,7 @@ from quickbloom.server_app.runs.intervals import half_width
 
 
 class RunDirectory:
-    """Where a run leaves its results. Everything but history.jsonl is written whole or not at all."""
+    """Directory of a run's results. Everything but history.jsonl is written whole or not at all."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,9 +31,9 @@ class RunDirectory:
 
     @classmethod
     def create(cls, setting: str, name: str, *, again: bool = False) -> "RunDirectory":
-        """The directory `output-dir`, or a new one in ~/quickbloom-runs. Raises ConfigError if it cannot be used.
+        """Return the directory `output-dir`, or a new one in ~/quickbloom-runs. Raises ConfigError if it cannot be used.
 
-        `again`: the directory may hold a run, which is to go on.
+        `again`: the directory may hold a run, which is to be continued.
         """
         path = (
             Path(setting) if setting else unused(Path.home() / "quickbloom-runs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -49,7 +49,7 @@ class RunDirectory:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Nobody else may work in this directory as long as this lasts. Raises ConfigError if somebody does."""
+        """Lock this directory for this process within the context. Raises ConfigError if another process holds it."""
         with ExitStack() as stack:
             try:
                 stack.enter_context(locks.locked(self.path))
@@ -82,11 +82,11 @@ class RunDirectory:
                 self._synced = time.monotonic()
 
     def write_rounds(self, records: list[dict[str, Any]]) -> None:
-        """Write history.jsonl anew with these lines, atomically."""
+        """Replace history.jsonl by these lines, atomically."""
         self.write_text("history.jsonl", "".join(to_json(record) + "\n" for record in records))
 
     def write_per_task(self, rows: list[dict[str, Any]]) -> None:
-        """One line per held-out task: its scores after every step."""
+        """Write one line per held-out task: its scores after every step."""
         if not rows:
             return
         with whole(self.path / "per_task.csv", newline="") as file:
@@ -94,26 +94,26 @@ class RunDirectory:
 
 
 def to_json(content: Any, indent: int | None = None) -> str:
-    """JSON in which NaN and infinity (a run that diverged) are null, as the standard wants it."""
+    """Return JSON with null for NaN and infinity (from a run that diverged), as the standard requires."""
     return json.dumps(finite(content), indent=indent, allow_nan=False)
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The rounds so far of a run directory. A last line that is still being written is left out."""
+    """Return the rounds so far of a run directory, without a last line that is still being written."""
     file = path / "history.jsonl"
     lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
     return [json.loads(line) for line in lines]
 
 
 def history_until(path: Path, last_round: int, warn: Warn = warn_in_log) -> list[dict[str, Any]]:
-    """The lines of rounds 1..last_round of a run that was cut off. A line that cannot be read is missing, with a warning."""
+    """Return the lines of rounds 1..last_round of an interrupted run. An unreadable line is left out, with a warning."""
     file = path / "history.jsonl"
     records: dict[int, dict[str, Any]] = {}
     for line in file.read_bytes().split(b"\n") if file.exists() else []:
         try:
             record = json.loads(line)
             records[int(record["round"])] = record
-        except (ValueError, KeyError, TypeError):  # the end of what a crash left
+        except (ValueError, KeyError, TypeError):  # the end of a line that a crash cut off
             continue
     if missing := [str(number) for number in range(1, last_round + 1) if number not in records]:
         warn(f"{file} lacks rounds that are part of the model: {', '.join(missing[:10])}")
@@ -121,9 +121,10 @@ def history_until(path: Path, last_round: int, warn: Warn = warn_in_log) -> list
 
 
 def spread(values: np.ndarray[Any, Any], metric: Metric) -> dict[str, list[float]]:
-    """Mean, 95 % half-width and mean of the worst tenth over tasks; `values` [tasks, steps + 1], one entry per step.
+    """Return mean, 95 % half-width and mean of the worst tenth over tasks, one entry per step; `values` [tasks, steps + 1].
 
-    The half-width is that of Student's t (`intervals.half_width`); NaN for a single task, whose spread nobody knows.
+    The half-width is that of Student's t (`intervals.half_width`); NaN for a single task, which has
+    no known spread.
     """
     tasks = len(values)
     ordered = np.sort(values, axis=0) if metric.higher_is_better else -np.sort(-values, axis=0)
@@ -134,7 +135,7 @@ def spread(values: np.ndarray[Any, Any], metric: Metric) -> dict[str, list[float
 
 
 def unused(path: Path) -> Path:
-    """`path`, or the first of path-2, path-3, .. that does not exist."""
+    """Return `path`, or the first of path-2, path-3, .. that does not exist."""
     number, candidate = 1, path
     while candidate.exists():
         number, candidate = number + 1, path.with_name(f"{path.name}-{number}")

@@ -8,14 +8,15 @@ import numpy as np
 
 LEVEL = 0.95
 _MANY = 500
-"""Degrees of freedom from which on a series in 1 / degrees is exact to seven digits."""
+"""Degrees of freedom from which a series in 1 / degrees is exact to seven digits."""
 
 
 def half_width(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Half of the 95 % interval of the mean over the first axis of `values` [n, ...]; NaN for n = 1, whose spread nobody knows.
+    """Return half of the 95 % interval of the mean over the first axis of `values` [n, ...]; NaN for n = 1.
 
-    t * s / sqrt(n), where s is the standard deviation (n - 1) and t the quantile of Student's distribution with n - 1 degrees
-    of freedom: 4.30 for three values, 2.36 for eight, 2.05 for thirty. Exact for normally distributed values.
+    t * s / sqrt(n), where s is the standard deviation (n - 1) and t the quantile of Student's
+    distribution with n - 1 degrees of freedom: 4.30 for three values, 2.36 for eight, 2.05 for
+    thirty. Exact for normally distributed values.
     """
     n = len(values)
     if n < 2:
@@ -26,7 +27,7 @@ def half_width(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 @lru_cache(maxsize=256)
 def t_quantile(degrees: int) -> float:
-    """The t that a variable of Student's distribution with so many degrees of freedom stays within with probability LEVEL."""
+    """Return the t that a variable of Student's distribution, with these degrees of freedom, stays within at LEVEL."""
     if degrees > _MANY:
         z = 1.959963984540054
         return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
@@ -38,7 +39,7 @@ def t_quantile(degrees: int) -> float:
 
 
 def _within(angle: float, degrees: int) -> float:
-    """P(|T| < sqrt(degrees) * tan(angle)), by Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    """Return P(|T| < sqrt(degrees) * tan(angle)), by Abramowitz and Stegun 26.7.3 and 26.7.4."""
     odd, cosine = degrees % 2, math.cos(angle)
     term = cosine if odd else 1.0
     total = term if degrees > 1 else 0.0

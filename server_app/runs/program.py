@@ -8,7 +8,7 @@ from quickbloom.common.registries import is_users
 
 
 def program() -> list[str]:
-    """What a user types before `run` or `compare`: "quickbloom", or "python FILE" where FILE registers parts of its own.
+    """Return the words before `run` or `compare`: "quickbloom", or "python FILE" if FILE registers parts of its own.
 
     Raises ConfigError for a part that no file registers.
     """

@@ -1,8 +1,8 @@
-"""Going on with a run that was cut off: its settings, its model, its counts, its history.
+"""Continues an interrupted run: its settings, model, counts and history.
 
-`resume-from` names a run directory, which is then gone on with in place, or a checkpoint file, from which a new directory goes
-on. Settings that are not given are the checkpoint's; of those that are given, only what does not decide what is learned may
-differ from it.
+`resume-from` names a run directory, which is continued in place, or a checkpoint file, from which a
+new directory continues. Settings that are not given are the checkpoint's. A given setting may
+differ only if it does not determine what is learned.
 """
 
 import uuid
@@ -32,7 +32,7 @@ from quickbloom.server_app.messaging.population import Population
 from quickbloom.server_app.runs.checkpoints import Checkpoint, OnDamage, load
 from quickbloom.server_app.runs.directory import RunDirectory, history_until
 
-# Settings that do not decide what is learned, so that a run may go on with others.
+# Settings that do not determine what is learned, so that a continued run may change them.
 _MAY_CHANGE = {
     *("output-dir", "resume-from", "data-dir", "device", "chunk-size", "min-nodes", "node-deadline", "round-deadline"),
     *("evaluate-every", "checkpoint-every", "adapt-lrs", "adapt-steps", "test-shots", "min-replies", "on-too-few"),
@@ -41,13 +41,13 @@ _MAY_CHANGE = {
 
 
 def with_settings_of(checkpoint: Checkpoint, given: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """All settings of the run to go on with: the checkpoint's, but for what is given. Raises ConfigError.
+    """Return all settings of the run to continue: the checkpoint's, except for those given. Raises ConfigError.
 
-    What of them names code or places must be given, see `common.personal.trust`.
+    Settings of it that name code or places must be given, see `common.personal.trust`.
     """
     before = _settings(checkpoint)
     kept = trust.of_a_run(before, given)
-    # In place where `resume-from` is a directory; the setting of the run before would also win over a file's new directory.
+    # In place if `resume-from` is a directory; otherwise the setting of the run before would override a file's new directory.
     kept["output-dir"] = str(given["resume-from"]) if Path(str(given["resume-from"])).is_dir() else ""
     settings = {**kept, **given}
     _check_same(before, parse_run_config(settings).resolved())
@@ -55,7 +55,7 @@ def with_settings_of(checkpoint: Checkpoint, given: Mapping[str, Scalar]) -> dic
 
 
 def open_checkpoint(config: RunConfig, on_damage: OnDamage = warn_in_log) -> Checkpoint:
-    """The checkpoint that `resume-from` names. Raises ConfigError if the run is finished, or has other settings."""
+    """Return the checkpoint that `resume-from` names. Raises ConfigError if the run is finished, or has other settings."""
     path = Path(config.resume_from)
     if (path / "summary.json").exists() and goes_on_in_place(config):
         raise ConfigError(f"`resume-from` names a run that is finished: its result is in '{path / 'summary.json'}'")
@@ -69,7 +69,7 @@ def open_checkpoint(config: RunConfig, on_damage: OnDamage = warn_in_log) -> Che
 
 
 def load_checked(path: Path, on_damage: OnDamage = warn_in_log) -> Checkpoint:
-    """As `load`, with facts that have the form of a run's. Raises DataError."""
+    """Load a checkpoint whose facts have the form of a run's. Raises DataError."""
     checkpoint = load(path, on_damage)
     facts.check(checkpoint.facts, facts.RunFacts, f"the checkpoint '{checkpoint.path}'")
     return checkpoint
@@ -77,10 +77,10 @@ def load_checked(path: Path, on_damage: OnDamage = warn_in_log) -> Checkpoint:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a run comes from.
+    """The origin of a run.
 
-    `resumed`: how often it was resumed. `lineage`: names the training, with all that goes on from it. `branch`: names what of
-    it lies in one run directory.
+    `resumed`: how often it was resumed. `lineage`: names the training and all its continuations.
+    `branch`: names the part of it in one run directory.
     """
 
     resumed: int
@@ -89,7 +89,7 @@ class Origin:
 
 
 def origin_of(checkpoint: Checkpoint | None, config: RunConfig) -> Origin:
-    """That of a run that starts anew, or goes on from `checkpoint`."""
+    """Return the origin of a run that starts anew, or continues from `checkpoint`."""
     fresh = uuid.uuid4().hex
     if checkpoint is None:
         return Origin(0, fresh, fresh)
@@ -99,33 +99,33 @@ def origin_of(checkpoint: Checkpoint | None, config: RunConfig) -> Origin:
 
 
 def goes_on_in_place(config: RunConfig) -> bool:
-    """Whether the run goes on in the directory that `resume-from` names."""
+    """Return whether the run continues in the directory that `resume-from` names."""
     path = Path(config.resume_from)
     return bool(config.resume_from) and path.is_dir() and Path(config.output_dir or path).resolve() == path.resolve()
 
 
 def events_before(checkpoint: Checkpoint, source: Path) -> list[Event]:
-    """What happened in the run up to the checkpoint's round. `source`: `resume-from`."""
+    """Return the events of the run up to the checkpoint's round. `source`: `resume-from`."""
     return events_until(run_of(source), int(checkpoint.facts["round"]))
 
 
 def cut_history(checkpoint: Checkpoint, source: Path, directory: RunDirectory, warn: Warn = warn_in_log) -> None:
-    """Give `directory` the rounds up to the checkpoint's, so that every round stands there once. `source`: `resume-from`."""
+    """Give `directory` the rounds up to the checkpoint's, so that it holds every round once. `source`: `resume-from`."""
     records = history_until(run_of(source), int(checkpoint.facts["round"]), warn)
-    # None where the run was cut off between the line of its first round and the checkpoint after it.
+    # None if the run was cut off between the line of its first round and the checkpoint after it.
     if records or (directory.path / "history.jsonl").exists():
         directory.write_rounds(records)
 
 
 def run_of(source: Path) -> Path:
-    """The run directory of `resume-from`, which may name a checkpoint file in it."""
+    """Return the run directory of `resume-from`, which may name a checkpoint file in it."""
     return source if source.is_dir() else source.parent.parent
 
 
 def restore_model(checkpoint: Checkpoint, population: Population, outer: OuterOptimizer) -> None:
-    """Put `outer` where the checkpoint left it. Raises ConfigError if it does not fit."""
+    """Restore `outer` to the checkpoint. Raises ConfigError if it does not fit."""
     if population.splits != checkpoint.facts["splits"]:
-        # Otherwise tasks that were trained on could end up among those that are tested.
+        # Otherwise training tasks could end up among the test tasks.
         raise ConfigError("`resume-from` needs the tasks of the run to go on from: connect the same nodes with the same data")
     tensors = {name: value for name, value in checkpoint.tensors.items() if name.startswith(("meta/", "outer/"))}
     if reason := mismatch({k.removeprefix("meta/"): v for k, v in tensors.items() if k.startswith("meta/")}, outer.meta):
@@ -137,7 +137,7 @@ def restore_model(checkpoint: Checkpoint, population: Population, outer: OuterOp
 
 
 def _of_the_optimizer(name: str, value: Tensor, meta: Mapping[str, Tensor]) -> bool:
-    """Whether it may be a meta-parameter, or what an optimizer remembers of one: as many numbers, or a single one."""
+    """Return whether it may be a meta-parameter or an optimizer's state of one: as many numbers, or a single one."""
     part, _, rest = name.partition("/")
     if part == "meta":
         return True
@@ -146,7 +146,7 @@ def _of_the_optimizer(name: str, value: Tensor, meta: Mapping[str, Tensor]) -> b
 
 
 def counts(strategy: MetaStrategy, seconds: Mapping[str, float], resumed: int) -> dict[str, Any]:
-    """What a checkpoint says of the run so far, besides the model. `seconds`: "total" and "cpu", without pauses."""
+    """Return the counts of the run so far from a checkpoint. `seconds`: "total" and "cpu", without pauses."""
     return {
         "so-far": {
             "bytes": dict(strategy.bytes),
@@ -162,13 +162,13 @@ def counts(strategy: MetaStrategy, seconds: Mapping[str, float], resumed: int) -
 
 
 def noisy_steps(checkpoint: Checkpoint) -> int:
-    """How many noisy steps the privacy of this checkpoint's model has cost; of one that does not say so, its rounds."""
+    """Return the number of noisy steps behind this checkpoint's model; its rounds, if it does not say."""
     steps = checkpoint.facts["so-far"].get("noisy-steps")
     return steps if isinstance(steps, int) else int(checkpoint.facts["round"])
 
 
 def restore_counts(checkpoint: Checkpoint, strategy: MetaStrategy) -> None:
-    """Let `strategy` count on from where the checkpoint left it."""
+    """Set the counts of `strategy` to those of the checkpoint."""
     so_far = checkpoint.facts["so-far"]
     strategy.bytes = dict(so_far["bytes"])
     strategy.failures = int(so_far["failures"])
@@ -183,7 +183,7 @@ def restore_counts(checkpoint: Checkpoint, strategy: MetaStrategy) -> None:
 
 
 def score_tensors(scores: Scores | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The scores of validation tasks as (tensors, facts) of a checkpoint: without them a finished training could not end."""
+    """Return the scores of validation tasks as (tensors, facts) of a checkpoint. A finished training needs them to end."""
     if scores is None:
         return {}, {}
     tensors = {"validation/losses": torch.from_numpy(scores.losses), "validation/metrics": torch.from_numpy(scores.metrics)}
@@ -196,15 +196,15 @@ def _scores(checkpoint: Checkpoint) -> Scores | None:
     tensors = [checkpoint.tensors.get(f"validation/{part}") for part in ("losses", "metrics")]
     shape = (len(said["tasks"]), len(said["lrs"]))
     if any(value is None or value.ndim != 3 or value.shape[:2] != shape for value in tensors):
-        return None  # they are computed anew
+        return None  # they are computed again
     losses, metrics = (value.numpy() for value in tensors if value is not None)
     return Scores(list(said["tasks"]), list(said["lrs"]), losses, metrics)
 
 
 def _settings(checkpoint: Checkpoint) -> dict[str, Scalar]:
-    """Its settings; those that did not exist yet when it was written have their defaults, which change nothing.
+    """Return its settings. Those newer than the checkpoint have their defaults, which change nothing.
 
-    But for `split`, which was always exact.
+    Except for `split`, which was always exact.
     """
     return parse_run_config({"split": "exact", **checkpoint.facts["config"]}).resolved().flat()
 

@@ -1,4 +1,4 @@
-"""Which numbers of a run are worth a curve, by the names that TensorBoard and MLflow show."""
+"""Numbers of a run that are worth a curve, by the names that TensorBoard and MLflow show."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from quickbloom.common.metric import CHOSEN_BY, LOSS
 
 FOLDER = "tensorboard"
-"""Of the event files in a run directory."""
+"""Folder of the event files in a run directory."""
 _MEASURES = [metric.name for metric in (*CHOSEN_BY, LOSS)]
 
 
 def scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """(name, value) of what is worth a curve in a line of history.jsonl, null left out."""
+    """Yield (name, value) of the numbers to plot in a line of history.jsonl, without null."""
     found = {"train/loss": line["train"]["loss"], "train/tasks": line["train"]["tasks"], "round/seconds": line["seconds"]}
     found |= {f"round/bytes_{way}": count for way, count in line["bytes"].items()}
     found |= {"round/failures": len(line["failures"]), "round/nodes": line.get("nodes", {}).get("answered")}
@@ -26,7 +26,7 @@ def scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def adaptation(summary: Mapping[str, Any]) -> Iterator[tuple[str, int, float]]:
-    """(name, step of adaptation, mean over the test tasks) of a run that has ended, null left out."""
+    """Yield (name, step of adaptation, mean over the test tasks) of a finished run, without null."""
     for measure in _MEASURES:
         for step, value in enumerate(((summary["test"] or {}).get(measure) or {"mean": []})["mean"]):
             if value is not None:

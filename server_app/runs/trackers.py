@@ -1,7 +1,8 @@
 """The live view of a run: scalars and histograms over clients for TensorBoard, scalars for an MLflow server.
 
-Both are told what history.jsonl and summary.json say, as it is written. A run never fails for want of them: what cannot be
-opened is refused before the first round, what breaks later is left out from there on, with a warning.
+Both get the content of history.jsonl and summary.json as it is written. They never make a run fail:
+one that cannot be opened is refused before the first round, one that breaks later is left out from
+there on, with a warning.
 """
 
 import math
@@ -21,12 +22,12 @@ from quickbloom.server_app.events.channel import Warn, warn_in_log
 from quickbloom.server_app.runs.tracked_values import FOLDER, adaptation, scalars
 
 Clients = Mapping[str, np.ndarray[Any, Any]]
-"""Name -> one number for each client."""
+"""Maps a name to one number for each client."""
 
 _EXPERIMENT = "quickbloom"
 _BRANCH = "quickbloom.lineage"
 _MOST_PARAMS, _MOST_METRICS, _LONGEST = 100, 1000, 500
-"""What MLflow takes in one request, and as one value."""
+"""MLflow's limits of one request, and of one value."""
 
 
 class Tracker(Protocol):
@@ -41,11 +42,11 @@ class Tracker(Protocol):
         """Show the result."""
 
     def close(self, *, ended: bool) -> None:
-        """Nothing more will come. `ended`: the run came to its end."""
+        """Close the place. `ended`: the run came to its end."""
 
 
 class TensorBoard:
-    """Event files in the run directory. `done`: rounds that are kept of what a run that was cut off has written."""
+    """Event files in the run directory. `done`: kept rounds of an interrupted run."""
 
     name = "TensorBoard"
 
@@ -76,12 +77,12 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run of the experiment `quickbloom` on a tracking server; one of the same `branch` goes on. Raises ConfigError."""
+    """A run of the experiment `quickbloom` on a tracking server; one of the same `branch` is continued. Raises ConfigError."""
 
     name = "MLflow"
 
     def __init__(self, uri: str, run_name: str, branch: str, settings: Mapping[str, Any]) -> None:
-        # Before the import: a server that is away must not hold up a round for minutes, and nobody else is told of the run.
+        # Before the import: an unreachable server must not delay a round for minutes, and no other server is told of the run.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -101,7 +102,7 @@ class MLflow:
             params = [Param(key, str(value)[:_LONGEST]) for key, value in settings.items() if value != ""]
             for start in range(0, len(params), _MOST_PARAMS):
                 self._client.log_batch(self._id, params=params[start : start + _MOST_PARAMS])
-        except Exception as error:  # whatever the client of some store raises
+        except Exception as error:  # any exception of some store's client
             raise ConfigError(
                 f"`mlflow` must be the URI of a tracking server that answers, got '{uri}' ({in_one_line(error)})"
             ) from None
@@ -111,7 +112,7 @@ class MLflow:
             return str(found.experiment_id)
         try:
             return str(self._client.create_experiment(_EXPERIMENT))
-        except Exception:  # another run was sooner
+        except Exception:  # another run was faster
             found = self._client.get_experiment_by_name(_EXPERIMENT)
             if found is None:
                 raise
@@ -149,20 +150,20 @@ class Trackers:
         self._tell(lambda tracker: tracker.end(summary, clients))
 
     def close(self, *, ended: bool) -> None:
-        """Nothing more will come."""
+        """Close all places. `ended`: the run came to its end."""
         self._tell(lambda tracker: tracker.close(ended=ended))
 
     def _tell(self, what: Any) -> None:
         for tracker in list(self._trackers):
             try:
                 what(tracker)
-            except Exception as error:  # of other people's code, over a network; the run is worth more than its picture
+            except Exception as error:  # of third-party code, over a network; the run is worth more than its picture
                 self._warn(f"{tracker.name} is told nothing more of this run: {in_one_line(error)}")
                 self._trackers.remove(tracker)
 
 
 def check(config: RunConfig) -> None:
-    """Raise ConfigError for a live view that needs what is not installed."""
+    """Raise ConfigError for a live view that needs a package that is not installed."""
     needed = (("tensorboard", config.tensorboard, "tensorboard", "report"), ("mlflow", config.mlflow, "mlflow", "mlflow"))
     for setting, wanted, package, extra in needed:
         if wanted:
@@ -171,9 +172,10 @@ def check(config: RunConfig) -> None:
 
 @contextmanager
 def tracked(config: RunConfig, directory: Path, done: int, branch: str, warn: Warn = warn_in_log) -> Iterator[Trackers]:
-    """What the settings ask for, as long as the run lasts. Raises ConfigError.
+    """Yield the trackers of the settings, for the duration of the run. Raises ConfigError.
 
-    `done`: rounds that are done. `branch`: names the run, also after it was cut off and goes on in its directory.
+    `done`: number of finished rounds. `branch`: names the run, also after an interruption, if it
+    continues in its directory.
     """
     opened: list[Tracker] = []
     trackers, ended = Trackers(opened, warn), False

@@ -36,8 +36,10 @@ from quickbloom.common.config.run import parse_node_config, parse_run_config
 from quickbloom.common.datasets import DATASETS
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.cli import main as server
+from quickbloom.server_app.events.kinds import RoundEnded, Scored
 from quickbloom.server_app.launch.settings import parse_assignments
 from quickbloom.server_app.messaging.in_process_grid import InlineGrid
+from quickbloom.server_app.reporting.progress import round_line
 
 HOSPITALS = ROOT / "examples" / "hospitals.py"
 hospitals = ModuleType("hospitals")
@@ -380,9 +382,13 @@ def recording(text: str) -> None:
     """A terminal: what was typed is there, and the last lines are what a run says."""
     assert text.startswith("$ make demo\n")
     source = "".join(path.read_text() for path in (ROOT / "server_app").rglob("*.py"))
-    for words in ("query loss", "validation accuracy", "chosen on validation tasks", "Run directory: ", "Report: "):
+    for words in ("query loss", "chosen on validation tasks", "Run directory: ", "Report: "):
         assert words in text
         assert words in source
+    told = round_line(RoundEnded(10, 100, 1.5, 8, 0.1), Scored(10, "accuracy", 0.2, 0.7, 0.3, 10, 8))
+    assert told is not None
+    assert "   validation accuracy 20.0 % -> 70.0 %" in told
+    assert re.search(r"   validation accuracy [\d.]+ % -> [\d.]+ %", text)
     result_table(text)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import nbformat
 import pytest
 import torch
+from documents import blocks
 from nbclient import NotebookClient
 
 from quickbloom.common.algorithms import ALGORITHMS
@@ -74,25 +75,42 @@ def test_the_own_data_set_is_learned_by_every_device_with_its_own_setting(tmp_pa
     assert (config["moons.clients"], config["moons.noise"]) == (40, 0.1)
 
 
+def without_registration(file: Path, registry: str) -> str:
+    """An example without its last lines and without the import of the registry."""
+    text = file.read_text().split(f"\n\n{registry}[")[0] + "\n"
+    (line,) = (line for line in text.splitlines() if line.endswith(f"import {registry}"))
+    return text.replace(f"{line}\n", "")
+
+
+def shown(page: str, title: str) -> str:
+    """The code that a page shows under this title."""
+    (block,) = (block for block in blocks(ROOT / "docs" / page) if block.title == title)
+    return block.text + "\n"
+
+
 IN_THE_TREE = {
-    "algorithms": ("own_algorithm.py", "prox", "ALGORITHMS", "run --in-process --algorithm prox --set prox.mu=0.2"),
-    "datasets": ("own_dataset.py", "moons", "DATASETS", "run --in-process --dataset moons --set moons.clients=12"),
+    "algorithms": ("prox", "--algorithm prox --set prox.mu=0.2"),
+    "datasets": ("moons", "--dataset moons --set moons.clients=12"),
+    "models": ("small", "--set model=small --set small.units=8"),
 }
 
 
 @pytest.mark.parametrize("room", IN_THE_TREE)
 def test_in_the_tree_it_is_one_file_and_one_line(room: str, tmp_path: Path) -> None:
-    """As step 4 of own-algorithm.md and own-dataset.md has it; afterwards the plain command knows it, and `make config` too."""
-    example, name, registry, command = IN_THE_TREE[room]
+    """As own-algorithm.md, own-dataset.md and own-model.md have it; then the plain command and `make config` know it."""
+    name, flags = IN_THE_TREE[room]
+    text = {
+        "algorithms": lambda: without_registration(EXAMPLES / "own_algorithm.py", "ALGORITHMS"),
+        "datasets": lambda: without_registration(EXAMPLES / "own_dataset.py", "DATASETS"),
+        "models": lambda: shown("own-model.md", "small.py"),
+    }[room]()
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    text = (EXAMPLES / example).read_text().split(f"\n\n{registry}[")[0] + "\n"
-    (line,) = (line for line in text.splitlines() if line.endswith(f"import {registry}"))
-    (tmp_path / "common" / room / f"{name}.py").write_text(text.replace(f"{line}\n", ""))
+    (tmp_path / "common" / room / f"{name}.py").write_text(text)
     listed = tmp_path / "common" / room / "__init__.py"
     listed.write_text(listed.read_text().replace("\n)", f'\n    "{name}",\n)', 1))
-    run = [*command.split(), "--rounds", "1", "--no-report", "--json"]
+    run = ["run", "--in-process", *flags.split(), "--rounds", "1", "--no-report", "--json"]
     said = python("-m", "quickbloom.server_app.cli.main", *run, cwd=tmp_path, path=tmp_path)
     assert json.loads(said)["test"]["accuracy"]["mean"]
     python("-m", "quickbloom.common.config.write_toml", cwd=tmp_path, path=tmp_path)

@@ -24,8 +24,8 @@ from quickbloom.server_app.cli.main import cli
 NO_SETTINGS = {
     # in place of a name
     "key", "KEY", "TABLE.KEY",
-    # the example algorithm's, and the example data set's
-    "prox.mu", "mu", "moons.clients", "moons.noise",
+    # of the examples: an algorithm, a data set, a model
+    "prox.mu", "mu", "moons.clients", "moons.noise", "small.units",
     # of Flower's connections
     "address", "insecure", "root-certificates",
     # Python's, and a file's

@@ -166,10 +166,10 @@ TRAIN_CHANGES: st.SearchStrategy[Change] = st.one_of(
         lambda data: with_raw(lambda array: Array("float32", (1,), array.stype, b"\x93NUMPY\x01\x00" + data + array.data[10:]))
     ),
     WRONG_NUMBER.map(lambda value: with_metrics(weight=value)),
-    st.sampled_from([-1, -1e-9, float("nan"), float("inf"), 10**400]).map(lambda value: with_metrics(seconds=value)),
+    st.sampled_from([-1, -1e-9, float("nan"), float("inf"), 10**400]).map(lambda value: with_metrics(within=value)),
     LISTS.map(lambda values: with_list("losses", values)),
     st.sampled_from([-1.0, 1e300, -float("inf"), float("nan")]).map(lambda value: filled("losses", value)),
-    st.sampled_from([with_metrics(weight=None), with_metrics(losses=None), with_metrics(seconds=None), with_metrics(more=1)]),
+    st.sampled_from([with_metrics(weight=None), with_metrics(losses=None), with_metrics(within=None), with_metrics(more=1)]),
 )
 EVALUATE_CHANGES: st.SearchStrategy[Change] = st.one_of(
     st.sampled_from(["losses", "scores"]).flatmap(lambda name: LISTS.map(lambda values: with_list(name, values))),
