@@ -62,10 +62,8 @@ def shrunk_fit(features: Tensor, targets: Tensor, weight: Tensor, precision: Ten
     rows, wanted = features.double() * scale * roots, targets.double() * roots
     n, d = rows.shape[-2:]
     ones = torch.eye(min(n, d), dtype=torch.float64, device=rows.device)
-    if n < d:
-        found = rows.mT @ solved(rows @ rows.mT + ones, wanted)
-    else:
-        found = solved(rows.mT @ rows + ones, rows.mT @ wanted)
+    by_rows = n < d
+    found = rows.mT @ solved(rows @ rows.mT + ones, wanted) if by_rows else solved(rows.mT @ rows + ones, rows.mT @ wanted)
     return scale.unsqueeze(-1) * found
 
 
