@@ -94,6 +94,7 @@ def test_events_of_a_newer_version_are_no_damage(run: Path) -> None:
     append(run, ended(1))
     with (run / FILE).open("a") as file:
         file.write('{"kind": "weather", "round": 1}\n')
+        file.write(to_line(Scored(1, "auroc", 0.5, 0.9, 0.1, 1, 5)) + "\n")  # a metric of a newer version
     said, _ = shown(run)
     assert "damaged" not in said
     assert said.startswith("round 1/10 ")
