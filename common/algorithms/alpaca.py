@@ -68,7 +68,8 @@ class Alpaca(Algorithm):
             personal = last(self.adaptation_path(meta, episode.support, 0.0, 1))
             return self.negative_log_likelihood(personal, episode.query), self.score(personal, episode.query)[0]
 
-        return grad(objective, has_aux=True)(meta)
+        gradient, loss = grad(objective, has_aux=True)(meta)
+        return gradient, loss
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Yield the prior, then the posterior after the support set; `lr` is not used, further steps change nothing."""

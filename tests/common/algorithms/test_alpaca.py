@@ -37,7 +37,8 @@ def uneven(algorithm: Alpaca) -> Params:
 
 def features(meta: Params, x: Tensor) -> np.ndarray:
     found = np.tanh(x.numpy() @ meta["0.weight"].numpy().T + meta["0.bias"].numpy())
-    return np.c_[found, np.ones(len(found))]
+    augmented: np.ndarray = np.c_[found, np.ones(len(found))]
+    return augmented
 
 
 @pytest.mark.parametrize("support", [1, 4, 30])
@@ -66,8 +67,9 @@ def test_the_gradient_is_that_of_the_likelihood_of_the_query_set() -> None:
     def objective(weights: Weights) -> Tensor:
         personal = last(algorithm.adaptation_path(dict(zip(names, weights, strict=True)), episode.support, 0.1, 1))
         mean, deviation = algorithm.predict(personal, episode.query.x), algorithm.deviation(personal, episode.query.x)
-        densities = torch.distributions.Normal(mean, deviation).log_prob(episode.query.y)
-        return -densities.sum(dim=1).mean() - 1.5 * math.log(2 * math.pi)
+        densities = torch.distributions.Normal(mean, deviation).log_prob(episode.query.y)  # type: ignore[no-untyped-call]
+        total: Tensor = densities.sum(dim=1).mean()
+        return -total - 1.5 * math.log(2 * math.pi)
 
     gradient, loss = algorithm.meta_gradient(meta, episode, NO_MINIBATCHES)
     assert close(gradient, central_differences(objective, list(meta.values())), atol=1e-6)
@@ -111,7 +113,8 @@ def trained(rounds: int, users: int) -> tuple[Alpaca, Params]:
 
 def test_random_slopes_are_predicted_as_by_the_exact_mixed_model() -> None:
     algorithm, meta = trained(rounds=100, users=140)
-    rng, covered, errors = np.random.default_rng(1), [], {"alpaca": [], "exact": [], "own ridge": [], "shared": []}
+    rng, covered = np.random.default_rng(1), []
+    errors: dict[str, list[float]] = {"alpaca": [], "exact": [], "own ridge": [], "shared": []}
     for _ in range(60):
         rows = int(rng.integers(5, 51))
         x, y = user(rng, rows, more=200)
