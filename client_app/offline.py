@@ -40,6 +40,7 @@ from quickbloom.common.metric import named
 from quickbloom.common.personal import checkpoint, facts
 from quickbloom.common.personal import model as personal_model
 from quickbloom.common.personal import trust as trusted
+from quickbloom.common.personal.cross_validation import FOLDS
 from quickbloom.common.personal.model import SUFFIX, Origin, Personal
 from quickbloom.common.spreadsheets import write_csv
 
@@ -54,6 +55,7 @@ def adapt(
     target: str = "",
     say: Callable[[str], None] = lambda sentence: None,
     trust: Collection[str] = (),
+    folds: int = FOLDS,
 ) -> list[Personal]:
     """Adapt a checkpoint to every task of one's own file, write a personal model for each, and return the models.
 
@@ -63,9 +65,13 @@ def adapt(
     `say`: called with sentences on unusable tasks and possible mistakes. `trust`: user models, as
     "module:factory", that may be imported if the checkpoint names them.
 
-    Each task is cut into support, query and test part as in a run. It adapts on the support part
-    alone and is scored on the test part. Raises DataError or ConfigError.
+    A model adapts to all rows of its task that have a target, one of each class being enough. What
+    that is worth is estimated by cross-validation in at most `folds` folds (0: not at all), if there
+    are at least four different rows; a model that adapting makes worse by it stays the shared one.
+    Raises DataError or ConfigError.
     """
+    if folds < 0 or folds == 1:
+        raise ConfigError(f"`--folds` must be 2 or more, or 0 for a model without a score, got {folds}")
     found = _load(Path(checkpoint_path).expanduser(), say)
     what = f"the checkpoint '{found.path}'"
     facts.check(found.facts, facts.CheckpointFacts, what)
@@ -80,7 +86,7 @@ def adapt(
     named = {"task_column": task, "target_column": target, "task_name": "" if task else task_of_file(str(data))}
     given = {key: name for key, name in named.items() if name or (task and key == "task_name")}
     with fits_together(what):
-        own = Own(_own_options(options.model_copy(update=given)), Path(), spec.schema)
+        own = Own(_own_options(options.model_copy(update=given)), Path(), spec.schema, whole=True)
     if own.spec.input_shape != spec.input_shape:
         raise DataError(
             f"the data '{data}' have inputs of shape {own.spec.input_shape}, the checkpoint needs {spec.input_shape}"
@@ -97,8 +103,7 @@ def adapt(
     for remark in own.remarks:
         say(f"Remark: {remark}")
     models = [
-        personal_model.adapt(algorithm, found.meta, algorithm.fresh(), own, info.task_id, config, origin)
-        for info in own.tasks()
+        personal_model.adapt_to_all(algorithm, found.meta, own, info.task_id, config, origin, folds) for info in own.tasks()
     ]
     _write(models, Path(output).expanduser())
     return models
@@ -108,6 +113,7 @@ def adapt(
 class Score:
     """Score of a model on `examples` rows of its task. `part`: "test", or "all" if the file is another one.
 
+    A model that adapted to all rows of this very file has the part "cross-validation", and the score of its card.
     `value`: accuracy in 0..1, or the mse in standardised units, as in per_task.csv; `rmse`: its
     root in the unit of the target.
     """
@@ -217,9 +223,26 @@ def _predict(model: Personal, table: Table, *, alone: bool) -> tuple[list[dict[s
         {"row": int(row) + 1, "task": model.task, "part": parts.get(int(row), ""), "target": texts[i], **said[i]}
         for i, row in enumerate(rows)
     ]
+    if parts and card["adapted"].get("whole"):
+        return listed, _score_of_card(model)
     tested = np.array([parts.get(int(row)) == "test" for row in rows])
     chosen = ~np.isnan(y) & (tested if parts else True)
     return listed, [_score(model, x, y, chosen, "test" if parts else "all")] if chosen.any() else []
+
+
+def _score_of_card(model: Personal) -> list[Score]:
+    """Return the score by cross-validation, if there is one: on rows that a model adapted to no other says anything."""
+    found = model.card["score"]
+    if not found["folds"]:
+        return []
+    value = found[found["kept"]]
+    value = math.nan if value is None else float(value)
+    return [Score(model.task, found["name"], value, found["test"], "cross-validation", _rmse(model, value))]
+
+
+def _rmse(model: Personal, value: float) -> float | None:
+    target = Preparation.from_json(model.card["preparation"]).target
+    return math.sqrt(value) * target.deviation if target and math.isfinite(value) else None
 
 
 def _outputs(model: Personal, x: torch.Tensor, parts: list[str]) -> torch.Tensor:
@@ -245,9 +268,7 @@ def _score(model: Personal, x: torch.Tensor, y: Array, chosen: Array, part: str)
     batch = Batch.of(x[torch.from_numpy(chosen)], labels if classes else labels[:, None])
     with torch.no_grad():
         value = float(model.algorithm.score(dict(model.tensors), batch)[1])
-    target = Preparation.from_json(model.card["preparation"]).target
-    rmse = math.sqrt(value) * target.deviation if target and math.isfinite(value) else None
-    return Score(model.task, metric.name, value, int(chosen.sum()), part, rmse)
+    return Score(model.task, metric.name, value, int(chosen.sum()), part, _rmse(model, value))
 
 
 def _rows_of(task: str, table: Table, options: OwnOptions, *, alone: bool) -> Array:
@@ -285,7 +306,7 @@ def _targets(
 def _parts(model: Personal, options: OwnOptions, card: Any) -> dict[int, str]:
     """Return the part of every row if the model was adapted to this file; {} for any other file."""
     try:
-        own = Own(options, Path(), card["schema"])
+        own = Own(options, Path(), card["schema"], whole=bool(card["adapted"].get("whole")))
         if model.task not in own.rows or personal_model.digest(own.test_draws(model.task)[0]) != card["data"]:
             return {}
     except DataError:  # another file, for example one without targets

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from quickbloom.common.datasets import row_order
 from quickbloom.common.datasets.base import SPLITS, DataSpec, FixedSplitDataset, Pool, TaskInfo, left_out_in_words
-from quickbloom.common.datasets.own import remarks, row_order
+from quickbloom.common.datasets.own import remarks
 from quickbloom.common.datasets.own.columns import (
     EMPTY,
     NUMBER,

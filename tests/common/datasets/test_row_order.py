@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quickbloom.common.datasets.own import Own, OwnOptions, row_order
-from quickbloom.common.datasets.own.row_order import cut, folds
+from quickbloom.common.datasets import row_order
+from quickbloom.common.datasets.own import Own, OwnOptions
+from quickbloom.common.datasets.row_order import cut, folds
 
 
 def own(path: Path, **options: Any) -> Own:
