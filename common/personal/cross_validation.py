@@ -63,7 +63,7 @@ def cross_validate(
 def _of_fold(
     algorithm: Algorithm, meta: Params, kept: Params, own: Own, parts: tuple[Array, Array], lr: float, steps: int
 ) -> Array:
-    """Return sums [3] over the second of two parts, before, after and constant: hits, or squared errors in the target's unit."""
+    """Return sums [3] over the second part, before, after and constant: of hits, or of squared errors in the target's unit."""
     preparation = own.preparation_by(parts[0])
     support, test = (own.batch(preparation, rows) for rows in parts)
     unit = preparation.target.deviation if preparation.target else 1.0
