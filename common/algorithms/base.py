@@ -195,6 +195,10 @@ class Algorithm(ABC):
         """
         return self.learner.apply(personal, x)
 
+    def predictable(self, personal: Params) -> Tensor | None:
+        """Return which classes personal parameters can predict, bool [classes]; None: all of them."""
+        return None
+
     def score(self, personal: Params, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (loss, accuracy or mean squared error) of personal parameters on `batch`; two scalars."""
         return self.learner.score(personal, batch)

@@ -451,7 +451,8 @@ def test_the_commands_adapt_and_predict(kept: Path, tmp_path: Path) -> None:
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["row"] for row in rows] == [str(number) for number in range(1, 121)]
-    assert rows[0].keys() == {"row", "task", "part", "target", "prediction", "probability"}
+    own, added = ["hospital", "age", "marker", "sex", "outcome"], ["task", "part", "target", "prediction", "probability"]
+    assert list(rows[0]) == ["row", *own, *added, "probability_ill", "probability_well"]
     printed = runner.invoke(cli, ["predict", "--model", str(tmp_path / "mine"), "--input", data])
     assert printed.stdout == table.read_text()
 

@@ -424,7 +424,7 @@ TEXTS: dict[str, Callable[[str], None]] = {
     "adaptation_path(meta, support)": idea,
     "reptile on digits": result_table,
     "$ make demo": recording,
-    "row,task,part": predictions,
+    "row,hospital,age": predictions,
     "row 3: task A, test": shown_row,
     '{"schema": 1, "algorithm"': in_another_test,
     '{"round": 10': in_another_test,

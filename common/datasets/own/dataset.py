@@ -227,8 +227,10 @@ class Own(FixedSplitDataset):
         columns: list[Text | Array] = [self.target.labels or self.target.values]
         for name in sorted(self.schema.features):
             found = self.inputs[name]
-            words = isinstance(found, Places)
-            columns.append(categories(usable(self.table, name), self._reading.extra_missing) if words else found)
+            if isinstance(found, Places):
+                columns.append(categories(usable(self.table, name), self._reading.extra_missing))
+            else:
+                columns.append(found)
         return row_order.content_of(columns)
 
     def _cut_tasks(self) -> None:

@@ -8,7 +8,7 @@ DataError, and no other exception.
 import json
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from math import prod
 from pathlib import Path, PurePosixPath
@@ -37,10 +37,11 @@ class Table(dict[str, Column]):
 
     Arrays of images are unchanged until `choose_images` makes one of them `PIXELS`. `remarks`:
     sentences on what was converted or skipped. `decimal`: decimal sign of numbers written as text;
-    "" if the columns disagree. `path`: the source.
+    "" if the columns disagree. `path`: the source. `files`: of a folder of images, where each row comes from.
     """
 
     path = ""
+    files: Sequence[str] = ()
 
     def __init__(self, columns: Mapping[str, Column], delimiter: str = ",") -> None:
         super().__init__(columns)
@@ -243,6 +244,7 @@ def _images(folder: Path, side: int) -> Table:
     found: Any = import_module("quickbloom.common.datasets.own.image_folder").read_images(folder, side, LIMIT)
     table = Table({PIXELS: found.pixels, "class": Text.of(found.classes), "task": Text.of(found.tasks)})
     table.remarks += found.remarks
+    table.files = found.files
     return table
 
 
