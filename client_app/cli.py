@@ -41,7 +41,9 @@ def _commands() -> None:
 
 @cli.command()
 def check_data(
-    path: Annotated[str, typer.Argument(help="A .csv, .parquet, .jsonl or .npz file, a folder of images, or module:function.")],
+    path: Annotated[
+        str, typer.Argument(help="A .csv, .csv.gz, .parquet, .jsonl or .npz file, a folder of images, or module:function.")
+    ],
     task: Annotated[
         str, typer.Option(help="Column that says whose row it is; by default `task`, without one all rows are one task.")
     ] = "",
@@ -90,7 +92,9 @@ def adapt(
 def predict(
     model: Annotated[Path, typer.Option(help="A personal model, or a folder of them, such as STATE/personal.")],
     input_: Annotated[str, typer.Option("--input", help="A file with the columns of the training data.")],
-    output: Annotated[Path | None, typer.Option(help="CSV file of the predictions; by default they are printed.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="CSV file of the predictions, packed if it ends in .gz; by default they are printed.")
+    ] = None,
     trust: Trusted = None,
 ) -> None:
     """Predict with a personal model, offline; score it if the file holds targets. Exit code: 0 done, 2 wrong input.
@@ -104,7 +108,7 @@ def predict(
         found.write_csv(sys.stdout)
     else:
         try:
-            with whole(output, newline="") as file:
+            with whole(output, newline="", packed=output.name.lower().endswith(".gz")) as file:
                 found.write_csv(file)
             say(f"Predictions for {counted(len(found.rows), 'row')}: {output}")
         except OSError as error:

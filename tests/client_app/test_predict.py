@@ -1,6 +1,7 @@
 """What `predict` gives back: the file's own columns, then the class with all probabilities, or the number; and as a frame."""
 
 import csv
+import gzip
 import hashlib
 import json
 from pathlib import Path
@@ -186,3 +187,15 @@ def test_images_are_named_by_their_files(tmp_path: Path) -> None:
 )
 def test_only_plain_numbers_become_numbers(cells: list[str], expected: list[Any]) -> None:
     assert [None if value != value else value for value in typed(cells)] == expected
+
+
+def test_packed_in_and_packed_out_is_the_same_table(state: Path, tmp_path: Path) -> None:
+    data = written(tmp_path / "new.csv", rows_of("Z"))
+    (tmp_path / "new.csv.gz").write_bytes(gzip.compress(data.read_bytes()))
+    adapt(state, tmp_path / "new.csv.gz", tmp_path / "mine")
+    for source, target in (("new.csv", "a.csv"), ("new.csv.gz", "b.csv.gz")):
+        paths = ["--input", str(tmp_path / source), "--output", str(tmp_path / target)]
+        done = CliRunner().invoke(cli, ["predict", "--model", str(tmp_path / "mine"), *paths])
+        assert done.exit_code == 0, done.output
+        assert "30 rows that it was adapted to" in done.output
+    assert gzip.decompress((tmp_path / "b.csv.gz").read_bytes()) == (tmp_path / "a.csv").read_bytes()

@@ -1,4 +1,4 @@
-"""Reads a user's own file into named columns: .npz, .csv, .parquet, .jsonl, a folder of images, or "module:function".
+"""Reads a user's own file into named columns: .npz, .csv, .csv.gz, .parquet, .jsonl, a folder of images, "module:function".
 
 Python, pyarrow, pillow and NumPy do the reading; this module sets the limits. Nothing is unpickled,
 and sizes claimed by a header are checked before memory is allocated. Any flaw of a file raises
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from quickbloom.common.datasets.own.csv_file import read_csv
+from quickbloom.common.datasets.own.csv_file import PACKED, read_csv
 from quickbloom.common.datasets.own.numbers import decimal_sign
 from quickbloom.common.datasets.own.parquet_file import Column, Unusable, not_usable, read_parquet
 from quickbloom.common.datasets.own.text import Array, Text, as_name, as_text
@@ -108,8 +108,9 @@ def _read(path: str, image_side: int) -> Table:
         raise DataError(f"the data '{path}' do not exist: name a file, a folder of images, or module:function")
     if file.is_dir():
         return _images(file, image_side)
-    readers: dict[str, Callable[[Path], Table]] = {".npz": _npz, ".csv": _csv, ".parquet": _parquet, ".jsonl": _jsonl}
-    reader = readers.get(file.suffix.lower())
+    readers: dict[str, Callable[[Path], Table]] = {".npz": _npz, ".csv": _csv, PACKED: _csv}
+    readers |= {".parquet": _parquet, ".jsonl": _jsonl}
+    reader = readers.get(PACKED if file.name.lower().endswith(PACKED) else file.suffix.lower())
     if reader is None:
         raise DataError(f"the data '{path}' must end in {', '.join(readers)}, be a folder of images, or module:function")
     size = file.stat().st_size
@@ -127,7 +128,7 @@ def _check_size(path: object, claimed: int) -> None:
 
 
 def _csv(path: Path) -> Table:
-    columns, delimiter = read_csv(path)
+    columns, delimiter = read_csv(path, LIMIT)
     return Table(columns, delimiter)
 
 
