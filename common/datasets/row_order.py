@@ -31,21 +31,24 @@ def cut(content: Array, first: int, second: int, *, exact: bool = False) -> list
     `content`: of the rows of one class. Copies stay together, so the ends are the nearest ones that are
     possible. `exact`: the first part has `first` rows, if need be with a copy of a row elsewhere.
     """
+    order = np.argsort(content, kind="stable")
+    if not (np.diff(content[order]) == 0).any():  # as with most data; of many small tasks the rest would take long
+        return [order[:first], order[first:second], order[second:]]
     groups = _groups(content, 3)
     if len(groups) == len(content):
-        return np.split(np.concatenate(groups), [first, second])
-    support: list[Array] = []
+        order = np.concatenate(groups)
+        return [order[:first], order[first:second], order[second:]]
     if exact:
         support, groups = _filled(groups, first)
-        first, second = 0, second - first
     else:
         end = _nearest(groups, first, 1, len(groups) - (1 if second == len(content) else 2))
-        support, groups, first, second = groups[:end], groups[end:], 0, second - sum(map(len, groups[:end]))
-    rest = np.concatenate(groups)
-    if second >= len(rest):
-        return [np.concatenate(support), rest, rest[:0]]
-    end = second if len(groups) == 1 else sum(map(len, groups[: _nearest(groups, second, 1, len(groups) - 1)]))
-    return [np.concatenate(support), rest[:end], rest[end:]]
+        support, groups = groups[:end], groups[end:]
+    chosen, rest = np.concatenate(support), np.concatenate(groups)
+    if second == len(content):  # two parts alone
+        return [chosen, rest, rest[:0]]
+    wanted = second - len(chosen)
+    end = wanted if len(groups) == 1 else sum(map(len, groups[: _nearest(groups, wanted, 1, len(groups) - 1)]))
+    return [chosen, rest[:end], rest[end:]]
 
 
 def folds(content: Array, strata: Array, most: int) -> tuple[Array, int]:
