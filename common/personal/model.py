@@ -105,9 +105,14 @@ def adapt_to_all(
     """Adapt `meta` to all rows of a task, and score it by cross-validation in at most `folds` folds; 0: no score.
 
     `own`: read with `whole`. If the adapted model scores worse than the shared one, the shared one is the
-    personal model. Raises DataError if the result is not finite.
+    personal model. Raises DataError if the result is not finite, and for one row alone if the model needs
+    several to compare.
     """
     kept, support = algorithm.fresh(), own.test_draws(task_id)[0].support
+    if algorithm.learner.mixes_examples and len(support.x) < 2:
+        raise DataError(
+            f"the task '{task_id}' must have two rows with a target for this model, whose batch norm compares rows, got 1"
+        )
     scores = cross_validate(algorithm, meta, kept, own, task_id, origin.lr, origin.steps, folds)
     first, last = ends_of_path(algorithm, meta, kept, support, origin.lr, origin.steps)
     metric = own.spec.metric

@@ -188,3 +188,24 @@ def test_the_name_of_the_file_changes_neither_model_nor_score(tmp_path: Path) ->
     assert first.task != second.task
     assert first.card["score"] == second.card["score"]
     assert all(torch.equal(value, second.tensors[name]) for name, value in first.tensors.items())
+
+
+def test_a_model_that_compares_rows_needs_two(tmp_path: Path) -> None:
+    """Batch norm over one row of one pixel has nothing to divide by."""
+    rng = np.random.default_rng(0)
+
+    def images(path: Path, tasks: str, number: int) -> Path:
+        size = len(tasks) * number
+        pixels = rng.integers(0, 255, (size, 8, 8)).astype(np.uint8)
+        np.savez(path, task=np.repeat(list(tasks), number), image=pixels, target=rng.normal(size=size))
+        return path
+
+    data = images(tmp_path / "all.npz", "ABCDE", 12)
+    settings: dict[str, Any] = {"dataset": "own", "min-nodes": 1, "rounds": 1, "evaluate-every": 0, "algorithm": "fomaml"}
+    settings |= {"conv4.norm": "batch", "conv4.filters": 4, "output-dir": str(tmp_path / "run")}
+    config = parse_run_config(settings)
+    run_federation(LoopbackGrid(1, config.flat(), node_configs={0: {"data-path": str(data)}}), config)
+    with pytest.raises(DataError, match="the task 'Z' must have two rows with a target for this model, .* got 1"):
+        adapt(tmp_path / "run", images(tmp_path / "one.npz", "Z", 1), tmp_path / "mine")
+    (model,) = adapt(tmp_path / "run", images(tmp_path / "four.npz", "Z", 4), tmp_path / "mine")
+    assert (model.card["score"]["test"], model.card["score"]["folds"]) == (4, 2)
