@@ -205,7 +205,7 @@ def test_a_model_that_compares_rows_needs_two(tmp_path: Path) -> None:
     settings |= {"conv4.norm": "batch", "conv4.filters": 4, "output-dir": str(tmp_path / "run")}
     config = parse_run_config(settings)
     run_federation(LoopbackGrid(1, config.flat(), node_configs={0: {"data-path": str(data)}}), config)
-    with pytest.raises(DataError, match="the task 'Z' must have two rows with a target for this model, .* got 1"):
+    with pytest.raises(DataError, match=r"the task 'Z' must have two rows with a target for this model, .* got 1"):
         adapt(tmp_path / "run", images(tmp_path / "one.npz", "Z", 1), tmp_path / "mine")
     (model,) = adapt(tmp_path / "run", images(tmp_path / "four.npz", "Z", 4), tmp_path / "mine")
     assert (model.card["score"]["test"], model.card["score"]["folds"]) == (4, 2)
