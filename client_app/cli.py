@@ -23,6 +23,14 @@ Trusted = Annotated[
 ]
 
 
+_WHICH = {
+    "test": "test rows of the data that it was adapted to",
+    "all": "rows with a target",
+    "cross-validation": "rows that it was adapted to, by cross-validation",
+}
+"""Rows that a personal model is scored on, by `Score.part`."""
+
+
 @cli.callback()
 def _commands() -> None:
     """A device's side of a federation.
@@ -33,7 +41,9 @@ def _commands() -> None:
 
 @cli.command()
 def check_data(
-    path: Annotated[str, typer.Argument(help="A .csv, .parquet, .jsonl or .npz file, a folder of images, or module:function.")],
+    path: Annotated[
+        str, typer.Argument(help="A .csv, .csv.gz, .parquet, .jsonl or .npz file, a folder of images, or module:function.")
+    ],
     task: Annotated[
         str, typer.Option(help="Column that says whose row it is; by default `task`, without one all rows are one task.")
     ] = "",
@@ -62,16 +72,19 @@ def adapt(
     output: Annotated[Path, typer.Option(help="Folder of the personal models, one for each task; or one .safetensors file.")],
     task: Annotated[str, typer.Option(help="Its column that says whose row it is; by default as in the run.")] = "",
     target: Annotated[str, typer.Option(help="Its column to predict; by default as in the run.")] = "",
+    folds: Annotated[
+        int, typer.Option(help="Folds, at most, of the cross-validation that scores the model; 0: no score.", min=0)
+    ] = 5,
     trust: Trusted = None,
 ) -> None:
-    """Make a trained model your own, offline: adapt it to your file. Exit code: 0 done, 2 wrong input.
+    """Make a trained model your own, offline: adapt it to all rows of your file. Exit code: 0 done, 2 wrong input.
 
     Example: quickbloom-edge adapt --checkpoint runs/r --data ward.csv --output mine
     """
     from quickbloom.client_app.offline import adapt as make_personal  # imports torch, which takes seconds
     from quickbloom.client_app.personal_models import in_words
 
-    for model in make_personal(checkpoint, data, output, task, target, say, trust or ()):
+    for model in make_personal(checkpoint, data, output, task, target, say, trust or (), folds):
         print(one_line(in_words(model)))
 
 
@@ -79,7 +92,9 @@ def adapt(
 def predict(
     model: Annotated[Path, typer.Option(help="A personal model, or a folder of them, such as STATE/personal.")],
     input_: Annotated[str, typer.Option("--input", help="A file with the columns of the training data.")],
-    output: Annotated[Path | None, typer.Option(help="CSV file of the predictions; by default they are printed.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="CSV file of the predictions, packed if it ends in .gz; by default they are printed.")
+    ] = None,
     trust: Trusted = None,
 ) -> None:
     """Predict with a personal model, offline; score it if the file holds targets. Exit code: 0 done, 2 wrong input.
@@ -93,7 +108,7 @@ def predict(
         found.write_csv(sys.stdout)
     else:
         try:
-            with whole(output, newline="") as file:
+            with whole(output, newline="", packed=output.name.lower().endswith(".gz")) as file:
                 found.write_csv(file)
             say(f"Predictions for {counted(len(found.rows), 'row')}: {output}")
         except OSError as error:
@@ -106,7 +121,7 @@ def predict(
             "no finite number, so it has diverged, or their values are far from those that it was trained on"
         )
     for scored in found.scores:
-        which = "test rows of the data that it was adapted to" if scored.part == "test" else "rows with a target"
+        which = _WHICH[scored.part]
         unit = "" if scored.rmse is None else f" (rmse {RMSE.score(scored.rmse)} in the unit of the target)"
         say(f"{scored.task}: {scored.name} {named(scored.name).score(scored.value)}{unit} on {scored.examples} {which}")
 

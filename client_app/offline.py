@@ -9,9 +9,10 @@ has to be given again.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,24 +27,31 @@ from quickbloom.common.datasets.own import Own, OwnOptions, task_of_file
 from quickbloom.common.datasets.own.columns import Schema, make_inputs, usable
 from quickbloom.common.datasets.own.dataset import reading_of
 from quickbloom.common.datasets.own.image_arrays import choose_images, require_same_scale
+from quickbloom.common.datasets.own.parquet_file import Unusable
 from quickbloom.common.datasets.own.preparation import Preparation
 from quickbloom.common.datasets.own.remarks import on_doubtful_numbers
 from quickbloom.common.datasets.own.tables import PIXELS, Table, read_table
 from quickbloom.common.datasets.own.target import UnknownClassError, read_target
-from quickbloom.common.datasets.own.text import Array, as_text, names
+from quickbloom.common.datasets.own.text import Array, Text, as_text, names
 from quickbloom.common.engine.build import build_algorithm
 from quickbloom.common.errors import ConfigError, DataError, in_one_line
 from quickbloom.common.formatting import counted
+from quickbloom.common.frames import frame, typed
 from quickbloom.common.maths.batch import Batch
 from quickbloom.common.maths.params import mismatch
 from quickbloom.common.metric import named
 from quickbloom.common.personal import checkpoint, facts
 from quickbloom.common.personal import model as personal_model
 from quickbloom.common.personal import trust as trusted
+from quickbloom.common.personal.cross_validation import FOLDS
 from quickbloom.common.personal.model import SUFFIX, Origin, Personal
 from quickbloom.common.spreadsheets import write_csv
 
 _CHUNK = 1024
+_INTERVAL, _HALF_WIDTH = ("lower_90", "upper_90"), 1.6448536
+"""Columns of a prediction's interval, which holds 90 % of a normal distribution: so many deviations to each side."""
+_ADDED = ("task", "part", "target", "prediction")
+"""Columns that predictions have after those of the file, whatever the data; "row" stands before them."""
 
 
 def adapt(
@@ -54,6 +62,7 @@ def adapt(
     target: str = "",
     say: Callable[[str], None] = lambda sentence: None,
     trust: Collection[str] = (),
+    folds: int = FOLDS,
 ) -> list[Personal]:
     """Adapt a checkpoint to every task of one's own file, write a personal model for each, and return the models.
 
@@ -63,9 +72,13 @@ def adapt(
     `say`: called with sentences on unusable tasks and possible mistakes. `trust`: user models, as
     "module:factory", that may be imported if the checkpoint names them.
 
-    Each task is cut into support, query and test part as in a run. It adapts on the support part
-    alone and is scored on the test part. Raises DataError or ConfigError.
+    A model adapts to all rows of its task that have a target, one of each class being enough. What
+    that is worth is estimated by cross-validation in at most `folds` folds (0: not at all), if there
+    are at least four different rows; a model that adapting makes worse by it stays the shared one.
+    Raises DataError or ConfigError.
     """
+    if folds < 0 or folds == 1:
+        raise ConfigError(f"`--folds` must be 2 or more, or 0 for a model without a score, got {folds}")
     found = _load(Path(checkpoint_path).expanduser(), say)
     what = f"the checkpoint '{found.path}'"
     facts.check(found.facts, facts.CheckpointFacts, what)
@@ -80,7 +93,7 @@ def adapt(
     named = {"task_column": task, "target_column": target, "task_name": "" if task else task_of_file(str(data))}
     given = {key: name for key, name in named.items() if name or (task and key == "task_name")}
     with fits_together(what):
-        own = Own(_own_options(options.model_copy(update=given)), Path(), spec.schema)
+        own = Own(_own_options(options.model_copy(update=given)), Path(), spec.schema, whole=True)
     if own.spec.input_shape != spec.input_shape:
         raise DataError(
             f"the data '{data}' have inputs of shape {own.spec.input_shape}, the checkpoint needs {spec.input_shape}"
@@ -97,8 +110,7 @@ def adapt(
     for remark in own.remarks:
         say(f"Remark: {remark}")
     models = [
-        personal_model.adapt(algorithm, found.meta, algorithm.fresh(), own, info.task_id, config, origin)
-        for info in own.tasks()
+        personal_model.adapt_to_all(algorithm, found.meta, own, info.task_id, config, origin, folds) for info in own.tasks()
     ]
     _write(models, Path(output).expanduser())
     return models
@@ -108,6 +120,7 @@ def adapt(
 class Score:
     """Score of a model on `examples` rows of its task. `part`: "test", or "all" if the file is another one.
 
+    A model that adapted to all rows of this very file has the part "cross-validation", and the score of its card.
     `value`: accuracy in 0..1, or the mse in standardised units, as in per_task.csv; `rmse`: its
     root in the unit of the target.
     """
@@ -127,14 +140,27 @@ class Predictions:
     `rows`: one dictionary for each row that belongs to a model, in the file's order; `scores`: one
     per model with targets. `remarks`: ambiguous readings of the file, and rows that are left out.
 
-    The keys: "row" (counted from 1), "task", "part" (support, query or test, if these are the data
-    that the model was adapted to), "target", "prediction", and "probability" of the predicted
-    class. The last two are "" if the model's outputs are not finite.
+    The keys: "row" (counted from 1), the file's own columns, "task", "part" (support, query or test,
+    if these are the data that the model was adapted to), "target", "prediction", and for classes
+    "probability", that of the predicted class, and "probability_A" for each class A that the model can
+    predict; for numbers, of a model that knows how uncertain it is, the ends of the interval "lower_90" and
+    "upper_90". Predictions are "" if the model's outputs are not finite. A column of the file that is
+    called like another key is "input.NAME" here.
     """
 
     rows: list[dict[str, Any]]
     scores: list[Score]
     remarks: Sequence[str] = ()
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """The keys of all rows, in order. Models of other classes have other keys."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    @cached_property
+    def table(self) -> Any:
+        """The rows as a pandas.DataFrame, or without pandas a NumPy array for each column. What is a number is one there."""
+        return frame({name: typed([str(row.get(name) or "") for row in self.rows]) for name in self.columns})
 
     def without(self) -> list[int]:
         """Return the numbers of the rows without a prediction."""
@@ -142,8 +168,7 @@ class Predictions:
 
     def write_csv(self, file: TextIO) -> None:
         """Write the rows as CSV with a header."""
-        columns = list(self.rows[0]) if self.rows else ["row", "task", "part", "target", "prediction"]
-        write_csv(file, columns, self.rows, end="\n")
+        write_csv(file, self.columns or ["row", *_ADDED], self.rows, end="\n")
 
 
 def predict(model: str | Path, data: str | Path, trust: Collection[str] = ()) -> Predictions:
@@ -159,6 +184,7 @@ def predict(model: str | Path, data: str | Path, trust: Collection[str] = ()) ->
         if (name := one.card["config"].get("dataset")) != "own":
             raise DataError(f"the personal model of '{one.task}' is for the data set `{name}`, and no file fits it")
     tables: dict[tuple[int, str, tuple[str, ...]], Table] = {}
+    cells: dict[tuple[int, str, tuple[str, ...]], dict[str, list[str]]] = {}
     rows: list[dict[str, Any]] = []
     scores: list[Score] = []
     for one in models:
@@ -168,7 +194,8 @@ def predict(model: str | Path, data: str | Path, trust: Collection[str] = ()) ->
             if key not in tables:
                 tables[key] = read_table(str(data), options.image_side)
                 choose_images(tables[key], options.features, agreed.features)
-            found, score = _predict(one, tables[key], alone=len(models) == 1)
+                cells[key] = _cells(tables[key])
+            found, score = _predict(one, tables[key], cells[key], alone=len(models) == 1)
         rows += found
         scores += score
     first = next(iter(tables.values()))
@@ -194,7 +221,40 @@ def fits_together(what: str) -> Iterator[None]:
         raise DataError(f"{what} cannot be used: its facts contradict each other ({in_one_line(error)})") from error
 
 
-def _predict(model: Personal, table: Table, *, alone: bool) -> tuple[list[dict[str, Any]], list[Score]]:
+def _cells(table: Table) -> dict[str, list[str]]:
+    """Return the cells of a file's own columns as text, without pixels and what cannot be used."""
+    found = {"file": list(table.files)} if table.files else {}
+    for name, column in table.items():
+        if not isinstance(column, Unusable) and column.ndim == 1:
+            text = column if isinstance(column, Text) else as_text(column)
+            found[name] = [cell or "" for cell in text.cells()]
+    return found
+
+
+def _own_columns(cells: Mapping[str, list[str]], task: str, target: str, classes: Sequence[str]) -> dict[str, str]:
+    """Return the names of a file's own columns in the table of predictions, by their names in the file.
+
+    `task` and `target`: the columns that stand there as "task" and "target", and are not repeated if that is their name.
+    """
+    taken = {"row", *_ADDED, *_INTERVAL, "probability", *map(_probability_of, classes)}
+    same = {name for name, meant in (("task", task), ("target", target)) if name == meant}
+    found: dict[str, str] = {}
+    for name in cells:
+        new = name
+        while new in taken or (new != name and new in cells):
+            new = f"input.{new}"
+        if name not in same:
+            found[name] = new
+    return found
+
+
+def _probability_of(label: str) -> str:
+    return f"probability_{label}"
+
+
+def _predict(
+    model: Personal, table: Table, cells: Mapping[str, list[str]], *, alone: bool
+) -> tuple[list[dict[str, Any]], list[Score]]:
     card = model.card
     options = OwnOptions.model_validate({**card["columns"], "path": table.path}).cleaned()
     preparation, schema = Preparation.from_json(card["preparation"]), Schema.from_json(card["schema"])
@@ -212,14 +272,36 @@ def _predict(model: Personal, table: Table, *, alone: bool) -> tuple[list[dict[s
     y, texts = _targets(table, schema, preparation, rows, options)
     parts = _parts(model, options, card)
     outputs = _outputs(model, x, [parts.get(int(row), "") for row in rows])
-    said = _in_words(outputs, schema.classes, preparation)
+    said = _in_words(outputs, schema.classes, preparation, model.algorithm.predictable(dict(model.tensors)))
+    if (deviations := model.deviations(x)) is not None:
+        said = [{**one, **ends} for one, ends in zip(said, _intervals(outputs, deviations, preparation), strict=True)]
+    own_names = _own_columns(cells, options.task_column, schema.target, schema.classes)
     listed = [
-        {"row": int(row) + 1, "task": model.task, "part": parts.get(int(row), ""), "target": texts[i], **said[i]}
+        {"row": int(row) + 1}
+        | {new: cells[name][row] for name, new in own_names.items()}
+        | {"task": model.task, "part": parts.get(int(row), ""), "target": texts[i], **said[i]}
         for i, row in enumerate(rows)
     ]
+    if parts and card["adapted"].get("whole"):
+        return listed, _score_of_card(model)
     tested = np.array([parts.get(int(row)) == "test" for row in rows])
     chosen = ~np.isnan(y) & (tested if parts else True)
     return listed, [_score(model, x, y, chosen, "test" if parts else "all")] if chosen.any() else []
+
+
+def _score_of_card(model: Personal) -> list[Score]:
+    """Return the score by cross-validation, if there is one: on rows that a model adapted to no other says anything."""
+    found = model.card["score"]
+    if not found["folds"]:
+        return []
+    value = found[found["kept"]]
+    value = math.nan if value is None else float(value)
+    return [Score(model.task, found["name"], value, found["test"], "cross-validation", _rmse(model, value))]
+
+
+def _rmse(model: Personal, value: float) -> float | None:
+    target = Preparation.from_json(model.card["preparation"]).target
+    return math.sqrt(value) * target.deviation if target and math.isfinite(value) else None
 
 
 def _outputs(model: Personal, x: torch.Tensor, parts: list[str]) -> torch.Tensor:
@@ -245,9 +327,7 @@ def _score(model: Personal, x: torch.Tensor, y: Array, chosen: Array, part: str)
     batch = Batch.of(x[torch.from_numpy(chosen)], labels if classes else labels[:, None])
     with torch.no_grad():
         value = float(model.algorithm.score(dict(model.tensors), batch)[1])
-    target = Preparation.from_json(model.card["preparation"]).target
-    rmse = math.sqrt(value) * target.deviation if target and math.isfinite(value) else None
-    return Score(model.task, metric.name, value, int(chosen.sum()), part, rmse)
+    return Score(model.task, metric.name, value, int(chosen.sum()), part, _rmse(model, value))
 
 
 def _rows_of(task: str, table: Table, options: OwnOptions, *, alone: bool) -> Array:
@@ -285,7 +365,7 @@ def _targets(
 def _parts(model: Personal, options: OwnOptions, card: Any) -> dict[int, str]:
     """Return the part of every row if the model was adapted to this file; {} for any other file."""
     try:
-        own = Own(options, Path(), card["schema"])
+        own = Own(options, Path(), card["schema"], whole=bool(card["adapted"].get("whole")))
         if model.task not in own.rows or personal_model.digest(own.test_draws(model.task)[0]) != card["data"]:
             return {}
     except DataError:  # another file, for example one without targets
@@ -293,22 +373,40 @@ def _parts(model: Personal, options: OwnOptions, card: Any) -> dict[int, str]:
     return own.part_of_rows(model.task)
 
 
-def _in_words(outputs: torch.Tensor, classes: list[str], preparation: Preparation) -> list[dict[str, Any]]:
-    """Return predictions: a class and its probability, or a number in the target's unit; "" if outputs are not finite."""
+def _in_words(
+    outputs: torch.Tensor, classes: list[str], preparation: Preparation, offered: torch.Tensor | None
+) -> list[dict[str, Any]]:
+    """Return predictions: a class and probabilities, or a number in the target's unit; "" if outputs are not finite.
+
+    `offered`: which classes the model can predict; None: all.
+    """
     finite = outputs.isfinite().all(dim=1)
     if not classes:
         values = outputs[:, 0].double().numpy()
         values = preparation.target.undo(values) if preparation.target else values
         digits = _digits(preparation)
         return [{"prediction": f"{value:.{digits}g}" if known else ""} for value, known in zip(values, finite, strict=True)]
-    probabilities = torch.softmax(outputs.double(), dim=1)
-    best = outputs.argmax(dim=1)  # ties go to the first, as in the score
+    probabilities = torch.softmax(outputs.double(), dim=1).tolist()
+    best = outputs.argmax(dim=1).tolist()  # ties go to the first, as in the score
+    kept = [place for place in range(len(classes)) if offered is None or offered[place]]
+    nothing = dict.fromkeys(("prediction", "probability", *(_probability_of(classes[place]) for place in kept)), "")
     return [
-        {"prediction": classes[int(label)], "probability": f"{float(probabilities[i, label]):.6f}"}
-        if finite[i]
-        else {"prediction": "", "probability": ""}
-        for i, label in enumerate(best)
+        {"prediction": classes[label], "probability": f"{shares[label]:.6f}"}
+        | {_probability_of(classes[place]): f"{shares[place]:.9g}" for place in kept}
+        if known
+        else nothing
+        for label, shares, known in zip(best, probabilities, finite.tolist(), strict=True)
     ]
+
+
+def _intervals(outputs: torch.Tensor, deviations: torch.Tensor, preparation: Preparation) -> list[dict[str, str]]:
+    """Return the ends of each prediction's central interval, in the target's unit; "" if they are not finite."""
+    digits, ends = _digits(preparation), []
+    for sign in (-1, 1):
+        values = (outputs + sign * _HALF_WIDTH * deviations)[:, 0].double().numpy()
+        values = preparation.target.undo(values) if preparation.target else values
+        ends.append([f"{value:.{digits}g}" if math.isfinite(value) else "" for value in values])
+    return [dict(zip(_INTERVAL, pair, strict=True)) for pair in zip(*ends, strict=True)]
 
 
 def _digits(preparation: Preparation) -> int:

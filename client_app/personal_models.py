@@ -6,9 +6,10 @@ old one stays.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from logging import INFO, WARNING
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -20,7 +21,7 @@ from quickbloom.common.flower.names import log
 from quickbloom.common.formatting import counted
 from quickbloom.common.metric import MSE, RMSE, Metric, named
 from quickbloom.common.personal import checkpoint
-from quickbloom.common.personal.model import SUFFIX, Origin, Personal, adapt, description, save
+from quickbloom.common.personal.model import SUFFIX, Origin, Personal, adapt, description, is_worse, save
 from quickbloom.common.wire.messages import KeepRequest
 
 FOLDER, META = "personal", "meta.safetensors"
@@ -74,32 +75,67 @@ def in_words(personal: Personal) -> str:
     Example: "Personal model of ward-7 (round 100): accuracy 41.2 % before, 83.3 % after 10 steps,
     ..".
     """
+    if personal.card["adapted"].get("whole"):
+        return _of_all_rows(personal)
     found = personal.card["score"]
     metric, scores = named(found["name"]), (found["before"], found["after"])
     unit = in_unit(scores, personal) if metric is MSE else ""
     before, after = map(metric.score, scores)
     steps = counted(personal.card["adapted"]["steps"], "step")
-    worse = "; adapting made it worse: more rows of this task, or more tasks in training, may help"
+    worse = f"; adapting made it worse: {_MAY_HELP}"
     return (
-        f"Personal model of {personal.task} (round {personal.card['run']['round']}): {metric.name} {before} before, {after} "
-        f"after {steps}, on {counted(found['test'], 'test example')} of its own{unit}"
-        f"{worse if _is_worse(*scores, metric) else ''}"
+        f"{_begin(personal)}: {metric.name} {before} before, {after} after {steps}, on "
+        f"{counted(found['test'], 'test example')} of its own{unit}{worse if is_worse(*scores, metric) else ''}"
     )
+
+
+_MAY_HELP = "more rows of this task, or more tasks in training, may help"
+
+
+def _begin(personal: Personal) -> str:
+    return f"Personal model of {personal.task} (round {personal.card['run']['round']})"
+
+
+def _of_all_rows(personal: Personal) -> str:
+    """Return the line of a model that adapted to all rows of its task, with its score by cross-validation, if it has one."""
+    adapted, found = personal.card["adapted"], personal.card["score"]
+    begin = f"{_begin(personal)} from {counted(adapted['support'], 'row')}"
+    steps = counted(adapted["tried"], "step")
+    if not found["folds"]:
+        return f"{begin}: adapted in {steps}, not scored{_TOO_FEW if found['asked'] else ''}"
+    metric, scores = named(found["name"]), (found["before"], found["after"], found["constant"])
+    before, after, constant = map(metric.score, scores)
+    guess = "the mean of its own targets" if metric is MSE else "its most frequent class alone"
+    return (
+        f"{begin}: {metric.name} {before} before, {after} after {steps}, {constant} by {guess}; cross-validated on "
+        f"{counted(found['test'], 'row')} in {counted(found['folds'], 'fold')}{in_unit(scores, personal)}"
+        f"{_verdict(found, metric, guess)}"
+    )
+
+
+_TOO_FEW = ": that takes four different rows, of classes with at least two"
+
+
+def _verdict(found: Mapping[str, Any], metric: Metric, guess: str) -> str:
+    """Return what is to be said of the scores of a cross-validation, or ""."""
+    said = ""
+    if found["kept"] == "before":
+        said = f"; adapting made it worse, so the shared model stays as it was: {_MAY_HELP}"
+    elif is_worse(found["before"], found["after"], metric):
+        said = f"; adapting made it worse: {_MAY_HELP}"
+    score, constant = found[found["kept"]], found["constant"]
+    alike = score is None or (constant is not None and metric.reaches(constant, score))
+    return f"{said}; {guess} does as well" if alike else said
 
 
 def in_unit(errors: Sequence[float | None], personal: Personal) -> str:
     """Return mean squared errors as their roots in the unit of the target.
 
-    Example: "; rmse 41.2 -> 8.3 in the unit of the target"; "" for classes.
+    Example: "; rmse 41.2 -> 8.3 in the unit of the target"; "" for classes. A third is that of a constant.
     """
     target = Preparation.from_json(personal.card.get("preparation", {})).target
     if target is None:
         return ""
     roots = [RMSE.score(None if error is None else math.sqrt(error) * target.deviation) for error in errors]
-    return f"; rmse {' -> '.join(roots)} in the unit of the target"
-
-
-def _is_worse(before: float | None, after: float | None, metric: Metric) -> bool:
-    if before is None or after is None:
-        return after is None
-    return metric.is_better(before, after)
+    constant = f", {roots[2]} by the mean," if len(roots) > 2 else ""
+    return f"; rmse {' -> '.join(roots[:2])}{constant} in the unit of the target"

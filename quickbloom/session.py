@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
-from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +23,7 @@ from quickbloom.common.config.run import Scalar, parse_run_config
 from quickbloom.common.datasets import DATASETS
 from quickbloom.common.datasets.base import Dataset
 from quickbloom.common.errors import ConfigError, RunError
+from quickbloom.common.frames import frame
 from quickbloom.common.models import MODELS
 from quickbloom.common.models.base import Model
 from quickbloom.common.spreadsheets import read_csv
@@ -243,7 +242,4 @@ def _number(cell: str) -> Any:
 
 def _table(rows: list[dict[str, Any]]) -> Any:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    if find_spec("pandas") is not None:
-        return import_module("pandas").DataFrame(columns)
-    return {name: np.array(values) for name, values in columns.items()}
+    return frame({name: [row.get(name) for row in rows] for name in names})

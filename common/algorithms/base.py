@@ -195,6 +195,14 @@ class Algorithm(ABC):
         """
         return self.learner.apply(personal, x)
 
+    def predictable(self, personal: Params) -> Tensor | None:
+        """Return which classes personal parameters can predict, bool [classes]; None: all of them."""
+        return None
+
+    def deviation(self, personal: Params, x: Tensor) -> Tensor | None:
+        """Return the standard deviations of the predictions for `x` [n, outputs]; None if the algorithm knows none."""
+        return None
+
     def score(self, personal: Params, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (loss, accuracy or mean squared error) of personal parameters on `batch`; two scalars."""
         return self.learner.score(personal, batch)

@@ -134,6 +134,10 @@ class ProtoNet(ObjectiveAlgorithm):
             found = logits((counts.unsqueeze(-1) * of_support + shares.T @ embedded) / totals.unsqueeze(-1))
         return found
 
+    def predictable(self, personal: Params) -> Tensor:
+        """Return the classes with a prototype; all before there is any."""
+        return _within_reach(personal)
+
     def score(self, personal: Params, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (loss, accuracy). Examples of a class without support count as errors and are left out of the loss."""
         logits, within_reach = self._logits(personal, batch.x, batch.weight), _within_reach(personal)

@@ -52,6 +52,7 @@ class _Facts(BaseModel):
 class _Adapted(_Facts):
     lr: Number
     steps: Annotated[int, Field(ge=0, le=10_000)]
+    whole: bool = False
 
 
 class _Described(_Facts):
@@ -102,7 +103,10 @@ class _Score(_Facts):
     name: Annotated[str, Field(pattern=f"^({'|'.join(metric.name for metric in CHOSEN_BY)})$")]
     before: Annotated[float, Field(ge=-1, le=1e300)] | None
     after: Annotated[float, Field(ge=-1, le=1e300)] | None
+    constant: Annotated[float, Field(ge=-1, le=1e300)] | None = None
     test: Count
+    folds: Count = 0
+    kept: Annotated[str, Field(pattern="^(before|after)$")] = "after"
 
 
 class CardFacts(_Described):

@@ -1,14 +1,14 @@
 """A personal model: the result of adapting to one task, in a safetensors file with a card that describes its use.
 
 The card is JSON inside the file, so that one rename replaces both. It names the model's origin
-(run, round, rate, steps), its scores before and after adaptation on the task's own test part, and
-everything that prediction needs: algorithm, model, classes, and how raw columns become inputs.
+(run, round, rate, steps), its scores before and after adaptation, and everything that prediction needs:
+algorithm, model, classes, and how raw columns become inputs. The scores are those of the task's own test
+part, or of a cross-validation if the model adapted to all rows.
 `protonet` stores prototypes with the embedding; all other algorithms store a whole model.
 """
 
 import hashlib
 import json
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,9 +30,11 @@ from quickbloom.common.engine.build import build_algorithm
 from quickbloom.common.errors import DataError, QuickbloomError, in_one_line
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.maths.params import Params, all_finite, mismatch
+from quickbloom.common.metric import Metric
 from quickbloom.common.models import MODELS
 from quickbloom.common.personal import checkpoint, facts
 from quickbloom.common.personal import trust as trusted
+from quickbloom.common.personal.cross_validation import FOLDS, Scores, cross_validate, ends_of_path, known, on_device
 from quickbloom.common.system.whole_files import write_private
 
 PERSONAL = "quickbloom-personal-1"
@@ -77,6 +79,11 @@ class Personal:
         with torch.no_grad():
             return self.algorithm.predict(dict(self.tensors), x)
 
+    def deviations(self, x: Tensor) -> Tensor | None:
+        """Return the standard deviations of the outputs [n, outputs] for such inputs; None if the algorithm knows none."""
+        with torch.no_grad():
+            return self.algorithm.deviation(dict(self.tensors), x)
+
 
 def adapt(
     algorithm: Algorithm, meta: Params, kept: Params, dataset: Dataset, task_id: str, config: RunConfig, origin: Origin
@@ -87,20 +94,68 @@ def adapt(
     several draws uses the first. Raises DataError if the result is not finite.
     """
     data = dataset.test_draws(task_id)[0]
-    device = algorithm.learner.device
-    support, test = (type(part)(*(value.to(device) for value in part)) for part in (data.support, data.test))
+    first, last = ends_of_path(algorithm, meta, kept, data.support, origin.lr, origin.steps)
     with torch.no_grad():
-        path = list(algorithm.personal_path(meta, kept, support, origin.lr, origin.steps))
-        before, after = (float(algorithm.score(phi, test)[1]) for phi in (path[0], path[-1]))
-    personal = {name: value.detach().cpu().clone() for name, value in path[-1].items()}
+        before, after = (float(algorithm.score(phi, on_device(data.test, algorithm))[1]) for phi in (first, last))
+    personal = _finite(last, task_id)
+    card = make_card(dataset, task_id, config, origin)
+    scores = {"before": known(before), "after": known(after)}
+    card["score"] = {"name": dataset.spec.metric.name, **scores, "test": len(data.test.x)}
+    return Personal(personal, card)
+
+
+def adapt_to_all(
+    algorithm: Algorithm, meta: Params, own: Own, task_id: str, config: RunConfig, origin: Origin, folds: int = FOLDS
+) -> Personal:
+    """Adapt `meta` to all rows of a task, and score it by cross-validation in at most `folds` folds; 0: no score.
+
+    `own`: read with `whole`. If the adapted model scores worse than the shared one, the shared one is the
+    personal model. Raises DataError if the result is not finite, and for one row alone if the model needs
+    several to compare.
+    """
+    kept, support = algorithm.fresh(), own.test_draws(task_id)[0].support
+    if algorithm.learner.mixes_examples and len(support.x) < 2:
+        raise DataError(
+            f"the task '{task_id}' must have two rows with a target for this model, whose batch norm compares rows, got 1"
+        )
+    scores = cross_validate(algorithm, meta, kept, own, task_id, origin.lr, origin.steps, folds)
+    first, last = ends_of_path(algorithm, meta, kept, support, origin.lr, origin.steps)
+    metric = own.spec.metric
+    stays = scores is not None and is_worse(known(scores.before), known(scores.after), metric)
+    stays = stays and _tells_classes_apart(algorithm, first, on_device(support, algorithm))
+    personal = _finite(first if stays else last, task_id)
+    card = make_card(own, task_id, config, origin)
+    card["adapted"] |= {"steps": 0 if stays else origin.steps, "tried": origin.steps, "whole": True}
+    card["score"] = {"name": metric.name, **_in_json(scores), "kept": "before" if stays else "after", "asked": folds}
+    return Personal(personal, card)
+
+
+def _in_json(scores: Scores | None) -> dict[str, Any]:
+    if scores is None:
+        return {"before": None, "after": None, "constant": None, "test": 0, "folds": 0}
+    values = {name: known(getattr(scores, name)) for name in ("before", "after", "constant")}
+    return {**values, "test": scores.rows, "folds": scores.folds}
+
+
+def is_worse(before: float | None, after: float | None, metric: Metric) -> bool:
+    """Return whether a model scores worse after adaptation; None: it diverged, or was not scored."""
+    if before is None or after is None:
+        return after is None
+    return metric.is_better(before, after)
+
+
+def _tells_classes_apart(algorithm: Algorithm, personal: Params, batch: Batch) -> bool:
+    """Return False for a starting point that gives all classes alike, such as a head of zeros or no prototypes yet."""
+    with torch.no_grad():
+        outputs = algorithm.predict(personal, batch.x)
+    return batch.y.dtype != torch.int64 or bool((outputs.amax(dim=1) > outputs.amin(dim=1)).any())
+
+
+def _finite(params: Params, task_id: str) -> Params:
+    personal = {name: value.detach().cpu().clone() for name, value in params.items()}
     if not all_finite(personal):
         raise DataError(f"the personal model of the task '{task_id}' is not finite: adapt with a lower rate")
-    card = make_card(dataset, task_id, config, origin)
-    # JSON has no infinity and no NaN.
-    scores = {"before": before, "after": after}
-    known = {when: value if math.isfinite(value) else None for when, value in scores.items()}
-    card["score"] = {"name": dataset.spec.metric.name, **known, "test": len(test.x)}
-    return Personal(personal, card)
+    return personal
 
 
 def make_card(dataset: Dataset, task_id: str, config: RunConfig, origin: Origin) -> dict[str, Any]:

@@ -8,8 +8,10 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from gzip import GzipFile
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO, cast
 
 
 @contextmanager
@@ -36,23 +38,30 @@ def replacing(path: Path, partial: Path | None = None, *, mode: int | None = Non
 
 
 @contextmanager
-def whole(path: Path, newline: str | None = None) -> Iterator[TextIO]:
+def whole(path: Path, newline: str | None = None, *, packed: bool = False) -> Iterator[TextIO]:
     """Open a text file in UTF-8 that replaces `path` if the block succeeds; on an exception `path` stays as it was.
 
     A symbolic link stays, and its target is replaced. A device or a pipe is written directly. Characters that
-    UTF-8 cannot encode are written as escapes. Raises OSError.
+    UTF-8 cannot encode are written as escapes. `packed`: by gzip, equal bytes for equal text. Raises OSError.
     """
     if path.exists() and not path.is_file():
-        with path.open("w", encoding="utf-8", errors="backslashreplace", newline=newline) as file:
+        with path.open("wb") as raw, _text(raw, newline, packed=packed) as file:
             yield file
         return
     place = Path(os.path.realpath(path))
     hidden = place.with_name(f".{secrets.token_hex(8)}.partial")  # cannot be guessed, so nobody can plant a link there
     with replacing(place, hidden) as partial:
-        with os.fdopen(new(partial, 0o666), "w", encoding="utf-8", errors="backslashreplace", newline=newline) as file:
+        with os.fdopen(new(partial, 0o666), "wb") as raw, _text(raw, newline, packed=packed) as file:
             yield file
         if place.exists():
             partial.chmod(stat.S_IMODE(place.stat().st_mode))
+
+
+@contextmanager
+def _text(raw: BinaryIO, newline: str | None, *, packed: bool) -> Iterator[TextIO]:
+    binary = GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if packed else raw
+    with TextIOWrapper(cast(BinaryIO, binary), encoding="utf-8", errors="backslashreplace", newline=newline) as file:
+        yield file
 
 
 def write_private(path: Path, text: str) -> None:

@@ -1,6 +1,7 @@
 """Personal models: kept on the node at the end of a run, never sent, and worth what the server's table says."""
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -79,7 +80,8 @@ def test_a_file_without_a_task_column_is_one_task_from_training_to_prediction(tm
     assert (kept.task, kept.part) == ("EF", "test")
     (adapted,) = adapt(state, alone, tmp_path / "again")
     (again,) = predict(tmp_path / "again", alone).scores
-    assert (adapted.task, again.value, again.examples) == ("EF", kept.value, kept.examples)
+    assert (adapted.task, again.part, again.examples) == ("EF", "cross-validation", 60)
+    assert again.value == adapted.card["score"]["after"]
 
 
 @pytest.mark.parametrize("algorithm", ["fomaml", "metasgd", "protonet", "heads", "pfedme"])
@@ -129,7 +131,8 @@ def test_a_model_that_diverged_predicts_nothing_and_says_so(tmp_path: Path, targ
     (spoilt, *_) = adapt(tmp_path / "state-0", tmp_path / "AB.csv", tmp_path / "mine")
     spoilt.tensors["1.weight"].fill_(np.nan)
     personal_model.save(spoilt, tmp_path / "spoilt.safetensors")
-    arguments = ["predict", "--model", str(tmp_path / "spoilt.safetensors"), "--input", str(tmp_path / "AB.csv")]
+    others = patients(tmp_path / "others.csv", "AB", target=target, seed=7)
+    arguments = ["predict", "--model", str(tmp_path / "spoilt.safetensors"), "--input", str(others)]
     done = CliRunner().invoke(cli, [*arguments, "--output", str(tmp_path / "out.csv")])
     assert done.exit_code == 0, done.output
     assert "No prediction for 60 rows (the first: row 1): what the model computes there is no finite number" in flat(
@@ -262,19 +265,78 @@ def test_it_outlives_a_restart_and_is_replaced_by_the_next_run_that_ends(tmp_pat
 def test_a_device_adapts_again_from_what_it_kept_and_from_a_run_directory(tmp_path: Path) -> None:
     grid, more = federation(tmp_path)
     run_federation(grid, more["config"])
-    kept = personal_model.load(tmp_path / "state-1" / "personal" / "C.safetensors")
+    by_hand = adapted_by_hand(tmp_path / "state-1" / "meta.safetensors", tmp_path / "CD.csv", "C")
     for source in (tmp_path / "state-1", tmp_path / "run", sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]):
         models = adapt(source, tmp_path / "CD.csv", tmp_path / "mine")
         assert [model.task for model in models] == ["C", "D"]
-        assert all(torch.equal(value, kept.tensors[name]) for name, value in models[0].tensors.items())
-        assert models[0].card["score"] == kept.card["score"]
+        assert models[0].card["adapted"]["support"] == 60
+        for name, value in by_hand.items():
+            torch.testing.assert_close(models[0].tensors[name], value)
     # A file of somebody who was never part of it, with other names for its columns.
     text = patients(tmp_path / "new.csv", "GH", seed=9).read_text().replace("hospital", "ward", 1).replace("outcome", "end", 1)
     (tmp_path / "new.csv").write_text(text)
     models = adapt(tmp_path / "run", tmp_path / "new.csv", tmp_path / "new", task="ward", target="end")
     assert {file.name for file in (tmp_path / "new").iterdir()} == {f"{n}.{e}" for n in "GH" for e in ("json", "safetensors")}
     scores = predict(tmp_path / "new" / "G.safetensors", tmp_path / "new.csv").scores
-    assert [(score.value, score.part) for score in scores] == [(models[0].card["score"]["after"], "test")]
+    assert [(score.value, score.part) for score in scores] == [(models[0].card["score"]["after"], "cross-validation")]
+
+
+def adapted_by_hand(checkpoint_path: Path, file: Path, task: str) -> dict[str, torch.Tensor]:
+    """Gradient descent on all rows of a task, with the inputs and the two layers written out."""
+    found = checkpoint.load(checkpoint_path, print)
+    lr, steps = found.facts["adapt"]["lr"], found.facts["adapt"]["steps"]
+    assert steps
+    with file.open(newline="") as text:
+        rows = [row for row in csv.DictReader(text) if row["hospital"] == task]
+    columns = [np.array([float(row[name] or "nan") for row in rows]) for name in ("age", "marker")]
+    numbers = [np.nan_to_num((column - np.nanmean(column)) / np.nanstd(column)) for column in columns]
+    keys = sorted("mf", key=lambda sex: hashlib.blake2b(f"sex\x1f{sex}".encode(), digest_size=8).hexdigest())
+    sexes = [[float(row["sex"] == sex) for row in rows] for sex in keys]
+    nothing = [0.0] * len(rows)
+    x = torch.tensor(np.array([*numbers, *sexes, nothing, nothing]).T, dtype=torch.float32)
+    y = torch.tensor([row["outcome"] == "well" for row in rows]).long()
+    params = {name: value.clone().requires_grad_() for name, value in found.meta.items()}
+    for _ in range(steps):
+        hidden = torch.relu(x @ params["1.weight"].T + params["1.bias"])
+        loss = torch.nn.functional.cross_entropy(hidden @ params["3.weight"].T + params["3.bias"], y)
+        gradients = torch.autograd.grad(loss, list(params.values()))
+        pairs = zip(params.items(), gradients, strict=True)
+        params = {name: (value - lr * gradient).detach().requires_grad_() for (name, value), gradient in pairs}
+    return {name: value.detach() for name, value in params.items()}
+
+
+def few_rows(path: Path, *counts: int, source: Path) -> Path:
+    """The first rows of hospital A in each class, as a file without a task column."""
+    lines = source.read_text().splitlines()
+    rows: list[str] = []
+    for label, count in zip(("ill", "well"), counts, strict=True):
+        rows += [line.partition(",")[2] for line in lines[1:] if line.startswith("A,") and line.endswith(label)][:count]
+    path.write_text("\n".join([lines[0].partition(",")[2], *rows]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("algorithm", ["fomaml", "protonet"])
+def test_one_labelled_row_of_each_class_is_enough_to_adapt(tmp_path: Path, algorithm: str) -> None:
+    grid, more = federation(tmp_path, algorithm=algorithm)
+    run_federation(grid, more["config"])
+    said: list[str] = []
+    two = few_rows(tmp_path / "two.csv", 1, 1, source=tmp_path / "AB.csv")
+    (model,) = adapt(tmp_path / "run", two, tmp_path / "two", say=said.append)
+    assert model.card["adapted"]["support"] == 2
+    assert "from 2 rows: adapted in" in in_words(model)
+    assert "not scored: that takes four different rows, of classes with at least two" in in_words(model)
+    assert predict(tmp_path / "two", two).scores == []
+    (score,) = predict(tmp_path / "two", rest_of(tmp_path)).scores
+    assert (score.part, score.examples) == ("all", 58)
+
+
+def rest_of(tmp_path: Path) -> Path:
+    """What `few_rows` with one row each leaves of hospital A."""
+    everything = few_rows(tmp_path / "all.csv", 60, 60, source=tmp_path / "AB.csv").read_text().splitlines()
+    taken = {*(tmp_path / "two.csv").read_text().splitlines()[1:]}
+    path = tmp_path / "rest.csv"
+    path.write_text("\n".join(line for line in everything if line not in taken) + "\n")
+    return path
 
 
 def test_rows_without_targets_or_a_task_column_are_predicted_as_the_same_rows_with_them(tmp_path: Path) -> None:
@@ -384,12 +446,13 @@ def test_the_commands_adapt_and_predict(kept: Path, tmp_path: Path) -> None:
     done = runner.invoke(cli, ["predict", "--model", str(tmp_path / "mine"), "--input", data, "--output", str(table)])
     assert done.exit_code == 0, done.output
     assert re.search(r"^A: accuracy \d+\.\d % on ", done.stderr, re.MULTILINE)
-    assert "test rows of the data that it was adapted to" in " ".join(done.stderr.split())
+    assert "60 rows that it was adapted to, by cross-validation" in " ".join(done.stderr.split())
     assert f"Predictions for 120 rows: {table}" in done.stderr.splitlines()
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["row"] for row in rows] == [str(number) for number in range(1, 121)]
-    assert rows[0].keys() == {"row", "task", "part", "target", "prediction", "probability"}
+    own, added = ["hospital", "age", "marker", "sex", "outcome"], ["task", "part", "target", "prediction", "probability"]
+    assert list(rows[0]) == ["row", *own, *added, "probability_ill", "probability_well"]
     printed = runner.invoke(cli, ["predict", "--model", str(tmp_path / "mine"), "--input", data])
     assert printed.stdout == table.read_text()
 

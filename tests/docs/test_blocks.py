@@ -400,6 +400,16 @@ def predictions(text: str) -> None:
     assert next(csv.reader(file.getvalue().splitlines())) == text.splitlines()[0].split(",")
 
 
+def said_by_adapt(text: str) -> None:
+    from quickbloom.client_app.personal_models import in_words
+    from quickbloom.common.personal.model import Personal
+
+    score = {"name": "accuracy", "before": 0.6833, "after": 0.7833, "constant": 0.5333, "test": 60, "folds": 5, "kept": "after"}
+    adapted = {"support": 60, "steps": 2, "tried": 2, "whole": True}
+    card = {"task": "ward-7", "run": {"round": 50}, "adapted": adapted, "score": score, "preparation": {}}
+    assert " ".join(text.split()) == in_words(Personal({}, card))
+
+
 def in_another_test(text: str) -> None:
     """`test_what_is_documented_of_files_is_in_them` compares it."""
 
@@ -415,11 +425,12 @@ TEXTS: dict[str, Callable[[str], None]] = {
     "[superlink.": superlink_toml,
     "[Unit]": unit_file,
     "Round 7, training": said_by_a_node,
+    "Personal model of ward-7 (round 50)": said_by_adapt,
     "STATE/personal/TASK": files_of_a_node,
     "adaptation_path(meta, support)": idea,
     "reptile on digits": result_table,
     "$ make demo": recording,
-    "row,task,part": predictions,
+    "row,hospital,age": predictions,
     "row 3: task A, test": shown_row,
     '{"schema": 1, "algorithm"': in_another_test,
     '{"round": 10': in_another_test,

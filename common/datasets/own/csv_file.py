@@ -1,12 +1,16 @@
-"""CSV files as columns of text. Python parses them; this module handles the additions of spreadsheets and programs."""
+"""CSV files as columns of text, plain or packed by gzip.
+
+Python parses them; this module handles the additions of spreadsheets and programs.
+"""
 
 import csv
+import gzip
 import re
 from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO, cast
 
 import numpy as np
 
@@ -25,18 +29,27 @@ _FORMULA = re.compile(r'="([^"]*)"')
 """A cell that tells Excel to keep its text, such as ="0401"."""
 
 
-def read_csv(path: Path) -> tuple[dict[str, Text], str]:
-    """Return the columns and the delimiter.
+PACKED = ".csv.gz"
+"""How the name of a file ends that is packed."""
+
+
+def is_packed(path: Path) -> bool:
+    """Return whether a file is packed by gzip, by its name."""
+    return path.name.lower().endswith(".gz")
+
+
+def read_csv(path: Path, limit: int) -> tuple[dict[str, Text], str]:
+    """Return the columns and the delimiter. `limit`: most bytes of text, which a packed file may hide.
 
     The delimiter is the one of comma, semicolon and tab that is most frequent in the header outside
     of quotes. A byte order mark, Excel's line `sep=;` and comments before the header are
     understood. Raises DataError.
     """
-    _check_encoding(path)
+    _check_encoding(path, limit)
     csv.field_size_limit(_LONGEST_CELL)
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with _text_of(path) as file:
         delimiter, comments = _look_at_start(file)
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with _text_of(path) as file:
         for _ in range(comments):
             file.readline()
         rows = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
@@ -48,6 +61,12 @@ def read_csv(path: Path) -> tuple[dict[str, Text], str]:
                 f"the text of '{path}' cannot be read near line {line} ({error}): is a quotation mark missing, one too many, "
                 "or followed by a blank?"
             ) from None
+
+
+def _text_of(path: Path) -> TextIO:
+    if is_packed(path):
+        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8-sig", newline=""))
+    return path.open(encoding="utf-8-sig", newline="")
 
 
 def _columns(path: Path, rows: Iterator[list[str]]) -> dict[str, Text]:
@@ -153,10 +172,10 @@ def _delimiter(header: str) -> str:
     return max((",", ";", "\t"), key=unquoted.count)  # ties go to the first
 
 
-def _check_encoding(path: Path) -> None:
-    """Raise DataError, which names the line, if the file is not UTF-8."""
-    decoder, number = getincrementaldecoder("utf-8")(), 1
-    with path.open("rb") as file:
+def _check_encoding(path: Path, limit: int) -> None:
+    """Raise DataError, which names the line, if the file is not UTF-8; or if it has more than `limit` bytes."""
+    decoder, number, size = getincrementaldecoder("utf-8")(), 1, 0
+    with cast(BinaryIO, gzip.open(path)) if is_packed(path) else path.open("rb") as file:
         start = file.read(_BLOCK)
         ending = b"\n" if b"\n" in start else b"\r"
         file.seek(0)
@@ -164,6 +183,12 @@ def _check_encoding(path: Path) -> None:
             while block := file.read(_BLOCK):
                 decoder.decode(block)
                 number += block.count(ending)
+                size += len(block)
+                if size > limit:
+                    raise DataError(
+                        f"the data '{path}' hold more than {limit / 1e9:.1f} GB of text, the most that is read: split or thin "
+                        "them out"
+                    )
             decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
             line = number + error.object[: error.start].count(ending)

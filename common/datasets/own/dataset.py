@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from quickbloom.common.datasets.base import SPLITS, DataSpec, FixedSplitDataset, Pool, TaskInfo, generator, left_out_in_words
+from quickbloom.common.datasets import row_order
+from quickbloom.common.datasets.base import SPLITS, DataSpec, FixedSplitDataset, Pool, TaskInfo, left_out_in_words
 from quickbloom.common.datasets.own import remarks
 from quickbloom.common.datasets.own.columns import (
     EMPTY,
@@ -23,6 +24,7 @@ from quickbloom.common.datasets.own.columns import (
     Inputs,
     Reading,
     Schema,
+    categories,
     find_kind,
     keys_of_each,
     make_inputs,
@@ -56,11 +58,11 @@ class Own(FixedSplitDataset):
     """The shape of the inputs decides: images get conv4."""
     inner_lr = 0.03  # 0.1 diverges on standardised numbers
 
-    def __init__(self, options: OwnOptions, data_dir: Path, schema: str = "") -> None:
+    def __init__(self, options: OwnOptions, data_dir: Path, schema: str = "", *, whole: bool = False) -> None:
         """Read the file. Raises DataError.
 
         `schema`: what other nodes agreed on (`DataSpec.schema`), which this file must fit; "": the
-        file decides.
+        file decides. `whole`: nothing is held back for a score, so all rows with a target are support.
         """
         if not options.path:
             raise DataError("the data set `own` needs a file: use `--data PATH`, or set `own.path` or the node's `data-path`")
@@ -76,6 +78,7 @@ class Own(FixedSplitDataset):
         if agreed and options.split_column not in self.table:  # the setting may be about other nodes' files
             options = options.model_copy(update={"split_column": ""})
         self.options = options
+        self.whole = whole
         self._reading = reading_of(options)
         name = options.target_column or (agreed.target if agreed else "") or pick_target(self.table, options)
         _require_tasks(self.table, options)
@@ -96,6 +99,8 @@ class Own(FixedSplitDataset):
         """Tasks with pixels that had to be clipped."""
         self.rows: dict[str, list[Array]] = {}
         """Rows of every task's support, query and test part, counted from 0 in the file."""
+        self.content = self._content_of_rows()
+        """A hash of inputs and target of every row, by which rows are drawn: uint64 [rows]."""
         self._cut_tasks()
         self._data = _OnDemand(self._task_data)
         self._training = _OnDemand(self._training_pool)
@@ -195,23 +200,38 @@ class Own(FixedSplitDataset):
         support, query, _ = self.rows[task_id]
         target = Scale.of(self.target.values[np.concatenate([support, query])], self.options.target_deviation)
         preparation = replace(self._measured(task_id), target=target)
-        return Pool.of(TaskData(*(self._batch(preparation, rows) for rows in self.rows[task_id])))
+        return Pool.of(TaskData(*(self.batch(preparation, rows) for rows in self.rows[task_id])))
 
     def _measured(self, task_id: str) -> Preparation:
-        support = self.rows[task_id][0]
+        return self.preparation_by(self.rows[task_id][0])
+
+    def preparation_by(self, support: Array) -> Preparation:
+        """Return the preparation that these rows of one task show."""
         numbers = self.target.values[support] if self.kind == "regression" else None
         brightest = white_of(self._pixels[support]) if PIXELS in self.inputs else 1.0
         return measure(_of_rows(self.inputs, support), numbers, self.options.target_deviation, brightest)
 
     def _task_data(self, task_id: str) -> TaskData:
         preparation = self._measured(task_id)
-        return TaskData(*(self._batch(preparation, rows) for rows in self.rows[task_id]))
+        return TaskData(*(self.batch(preparation, rows) for rows in self.rows[task_id]))
 
-    def _batch(self, preparation: Preparation, rows: Array) -> Batch:
+    def batch(self, preparation: Preparation, rows: Array) -> Batch:
+        """Return rows of one task as the model sees them."""
         x, y = preparation.encode(_of_rows(self.inputs, rows)), self.target.values[rows]
         if preparation.target is None:
             return Batch.of(torch.from_numpy(x), torch.from_numpy(y.astype(np.int64)))
         return Batch.of(torch.from_numpy(x), torch.from_numpy(preparation.target.apply(y).astype(np.float32))[:, None])
+
+    def _content_of_rows(self) -> Array:
+        """Return a hash of every row, from cells alone: what other nodes agreed on must not move a row."""
+        columns: list[Text | Array] = [self.target.labels or self.target.values]
+        for name in sorted(self.schema.features):
+            found = self.inputs[name]
+            if isinstance(found, Places):
+                columns.append(categories(usable(self.table, name), self._reading.extra_missing))
+            else:
+                columns.append(found)
+        return row_order.content_of(columns)
 
     def _cut_tasks(self) -> None:
         """Split the rows of every task into parts, and record unusable tasks, in one pass. Raises DataError."""
@@ -228,7 +248,7 @@ class Own(FixedSplitDataset):
         for name, rows in sorted(_by_value(self._tasks)):
             known = rows[~np.isnan(self.target.values[rows])]
             forced, split = self._forced(known)
-            parts = self._cut(name, self.target.values[known], forced)
+            parts = self._all(known) if self.whole else self._cut(known, forced)
             if not isinstance(parts, str) and PIXELS in self.inputs:
                 parts = self._check_pixels(name, known, parts[0]) or parts
             if isinstance(parts, str):
@@ -268,9 +288,14 @@ class Own(FixedSplitDataset):
             return np.zeros(len(rows), dtype=bool), str(said[0])
         return np.array([value == "test" for value in said]), ""
 
-    def _cut(self, name: str, y: Array, forced: Array) -> list[Array] | str:
+    def _all(self, rows: Array) -> list[Array] | str:
+        """Return the positions of all rows as support, and two empty parts; or the reason if there are none."""
+        every = np.arange(len(rows))
+        return [every, every[:0], every[:0]] if len(rows) else "it has no row with a target"
+
+    def _cut(self, rows: Array, forced: Array) -> list[Array] | str:
         """Return the positions of support, query and test, or a reason if the task has too few rows."""
-        rng = generator(0, "own", name)
+        y, content = self.target.values[rows], self.content[rows]
         strata = y if self.kind == "classification" else np.zeros(len(y))
         shots, has_test = self.options.shots, bool(forced.any())
         found = np.unique(strata)
@@ -278,21 +303,28 @@ class Own(FixedSplitDataset):
             return f"it has examples of {len(found)} of {len(self.classes)} classes, `own.shots` needs {shots} + 2 of each"
         parts: list[list[int]] = [[], [], []]
         for stratum in found:
-            order = rng.permutation(((strata == stratum) & ~forced).nonzero()[0]).tolist()
-            first = shots or max(1, round(_PARTS[0] * len(order)))
-            second = (
-                len(order) if has_test else (first + (len(order) - first + 1) // 2 if shots else round(_PARTS[1] * len(order)))
-            )
-            if shots and len(order) < shots + (1 if has_test else 2):
-                return f"it has {len(order)} rows of a class, `own.shots` needs {shots} for support and others to test"
-            second = max(first + 1, second)
-            for part, chosen in zip(parts, (order[:first], order[first:second], order[second:]), strict=True):
-                part += chosen
+            members = ((strata == stratum) & ~forced).nonzero()[0]
+            number = len(members)
+            if shots and number < shots + (1 if has_test else 2):
+                return f"it has {number} rows of a class, `own.shots` needs {shots} for support and others to test"
+            if number:
+                first, second = self._ends(number, has_test=has_test)
+                for part, chosen in zip(parts, row_order.cut(content[members], first, second, exact=shots > 0), strict=True):
+                    part += members[chosen].tolist()
         parts[2] += forced.nonzero()[0].tolist()
         if not all(parts):
-            rows = counted(len(y), "row")
-            return f"it has {rows} with a target, too few for support, query and test: 3 of a class are the least"
+            told = counted(len(y), "row")
+            return f"it has {told} with a target, too few for support, query and test: 3 of a class are the least"
         return [np.array(sorted(part)) for part in parts]
+
+    def _ends(self, number: int, *, has_test: bool) -> tuple[int, int]:
+        """Return where the support and the query part of a class of `number` rows end."""
+        shots = self.options.shots
+        first = shots or max(1, round(_PARTS[0] * number))
+        if has_test:
+            return first, max(first + 1, number)
+        second = first + (number - first + 1) // 2 if shots else round(_PARTS[1] * number)
+        return first, max(first + 1, second)
 
 
 class _OnDemand(dict[str, _Made]):

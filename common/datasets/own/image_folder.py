@@ -39,9 +39,13 @@ _DARK, _ALIKE = 0.1, 0.02
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Images of a folder. `pixels`: float32 [rows, 1, side, side] in 0..1. `remarks`: sentences for a person."""
+    """Images of a folder. `pixels`: float32 [rows, 1, side, side] in 0..1. `remarks`: sentences for a person.
+
+    `files`: where each lies in the folder, such as "ward-7/ill/3.png".
+    """
 
     pixels: Array
+    files: list[str]
     classes: list[str]
     tasks: list[str]
     remarks: list[str]
@@ -72,9 +76,12 @@ def read_images(folder: Path, side: int, limit: int) -> ImageFolder:
         for row, file in enumerate(found.images):
             pixels[row, 0], noted = read_image(file, side)
             notes.append(noted)
-    names = [_names(file.relative_to(folder)) for file in found.images]
+    places = [file.relative_to(folder) for file in found.images]
+    names = [_names(place) for place in places]
     tasks, classes = [task for task, _ in names], [label for _, label in names]
-    return ImageFolder(pixels, classes, tasks, [*passed, *_changed(notes), *_shades(pixels)])
+    return ImageFolder(
+        pixels, [shown(place.as_posix()) for place in places], classes, tasks, [*passed, *_changed(notes), *_shades(pixels)]
+    )
 
 
 def _find(folder: Path) -> _Found:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from quickbloom.common.datasets.own.csv_file import PACKED
 from quickbloom.common.datasets.own.text import as_name
 from quickbloom.common.options import Options, Text
 
@@ -14,7 +15,7 @@ from quickbloom.common.options import Options, Text
 class OwnOptions(Options):
     """Settings of the data set `own`."""
 
-    path: str = Field("", description="the user's .npz, .csv, .parquet, .jsonl, folder of images, or module:function")
+    path: str = Field("", description="the user's .npz, .csv, .csv.gz, .parquet, .jsonl, folder of images, or module:function")
     task_column: str = Field("task", description="column that says which task a row belongs to")
     task_name: str = Field("", description='name of the only task of a file without a task column; "": such a file is refused')
     target_column: str = Field("", description='column to predict; "": `target`, `label`, `class` or `y`, whichever is there')
@@ -77,6 +78,8 @@ def quoted(names: Iterable[str]) -> str:
 
 
 def task_of_file(path: str) -> str:
-    """Return the default task name of a file without a task column: "/data/ward-7.csv" gives "ward-7"."""
+    """Return the default task name of a file without a task column: "/data/ward-7.csv" and "ward-7.csv.gz" give "ward-7"."""
     file = Path(path).expanduser().absolute()
-    return path if ":" in path and not file.exists() else file.stem  # "my_module:function" stays whole
+    if ":" in path and not file.exists():  # "my_module:function" stays whole
+        return path
+    return file.name[: -len(PACKED)] if file.name.lower().endswith(PACKED) else file.stem

@@ -127,7 +127,8 @@ def _targets(data: Own) -> Iterator[str]:
                 f"{counted(counts[label], 'row')} of '{data.options.path}' are of the class '{label}': if that means that the "
                 f"target is missing, set `own.missing={label}`"
             )
-    yield from _never_tested(data)
+    if not data.whole:
+        yield from _never_tested(data)
 
 
 def _without_spread(data: Own) -> Iterator[str]:

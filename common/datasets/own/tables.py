@@ -1,4 +1,4 @@
-"""Reads a user's own file into named columns: .npz, .csv, .parquet, .jsonl, a folder of images, or "module:function".
+"""Reads a user's own file into named columns: .npz, .csv, .csv.gz, .parquet, .jsonl, a folder of images, "module:function".
 
 Python, pyarrow, pillow and NumPy do the reading; this module sets the limits. Nothing is unpickled,
 and sizes claimed by a header are checked before memory is allocated. Any flaw of a file raises
@@ -8,7 +8,7 @@ DataError, and no other exception.
 import json
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from math import prod
 from pathlib import Path, PurePosixPath
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from quickbloom.common.datasets.own.csv_file import read_csv
+from quickbloom.common.datasets.own.csv_file import PACKED, read_csv
 from quickbloom.common.datasets.own.numbers import decimal_sign
 from quickbloom.common.datasets.own.parquet_file import Column, Unusable, not_usable, read_parquet
 from quickbloom.common.datasets.own.text import Array, Text, as_name, as_text
@@ -37,10 +37,11 @@ class Table(dict[str, Column]):
 
     Arrays of images are unchanged until `choose_images` makes one of them `PIXELS`. `remarks`:
     sentences on what was converted or skipped. `decimal`: decimal sign of numbers written as text;
-    "" if the columns disagree. `path`: the source.
+    "" if the columns disagree. `path`: the source. `files`: of a folder of images, where each row comes from.
     """
 
     path = ""
+    files: Sequence[str] = ()
 
     def __init__(self, columns: Mapping[str, Column], delimiter: str = ",") -> None:
         super().__init__(columns)
@@ -107,8 +108,9 @@ def _read(path: str, image_side: int) -> Table:
         raise DataError(f"the data '{path}' do not exist: name a file, a folder of images, or module:function")
     if file.is_dir():
         return _images(file, image_side)
-    readers: dict[str, Callable[[Path], Table]] = {".npz": _npz, ".csv": _csv, ".parquet": _parquet, ".jsonl": _jsonl}
-    reader = readers.get(file.suffix.lower())
+    readers: dict[str, Callable[[Path], Table]] = {".npz": _npz, ".csv": _csv, PACKED: _csv}
+    readers |= {".parquet": _parquet, ".jsonl": _jsonl}
+    reader = readers.get(PACKED if file.name.lower().endswith(PACKED) else file.suffix.lower())
     if reader is None:
         raise DataError(f"the data '{path}' must end in {', '.join(readers)}, be a folder of images, or module:function")
     size = file.stat().st_size
@@ -126,7 +128,7 @@ def _check_size(path: object, claimed: int) -> None:
 
 
 def _csv(path: Path) -> Table:
-    columns, delimiter = read_csv(path)
+    columns, delimiter = read_csv(path, LIMIT)
     return Table(columns, delimiter)
 
 
@@ -243,6 +245,7 @@ def _images(folder: Path, side: int) -> Table:
     found: Any = import_module("quickbloom.common.datasets.own.image_folder").read_images(folder, side, LIMIT)
     table = Table({PIXELS: found.pixels, "class": Text.of(found.classes), "task": Text.of(found.tasks)})
     table.remarks += found.remarks
+    table.files = found.files
     return table
 
 

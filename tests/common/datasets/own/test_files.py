@@ -226,7 +226,7 @@ def test_the_same_table_is_the_same_tasks_in_every_container(tmp_path: Path, kin
     else:
         pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
         pq.write_table(pa.table({**columns, "at": pa.array(map(date.fromisoformat, at))}), path)
-    data = own(path, categorical="code,truth", shots=1)
+    data = own(path, categorical="code,truth", shots=2)
     assert list(data.rows) == sorted({str(name) for name in ids})
     assert data.schema.features == {"at": "date", "code": "text", "truth": "text", "x": "number"}
     reference = _expected(columns, next(iter(data.rows)), data)

@@ -108,7 +108,7 @@ def test_a_personal_model_is_given_the_array_that_it_was_trained_on(tmp_path: Pa
     run_federation(LoopbackGrid(1, config.flat(), node_configs={0: {"data-path": str(tmp_path / "a.npz")}}), config)
     models = adapt(tmp_path / "run" / "checkpoints", tmp_path / "a.npz", tmp_path / "mine")
     found = predict(tmp_path / "mine", tmp_path / "a.npz")
-    assert {score.part for score in found.scores} == {"test"}  # the data are known again
+    assert {score.part for score in found.scores} == {"cross-validation"}  # the data are known again
     alone = columns | {"image": image}
     np.savez(tmp_path / "b.npz", allow_pickle=False, **alone)
     assert [row["prediction"] for row in predict(tmp_path / "mine", tmp_path / "b.npz").rows] == [

@@ -1,0 +1,211 @@
+"""`quickbloom-edge adapt`: all rows of a device are adapted to, and what that is worth comes from cross-validation."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from loopback import LoopbackGrid
+from typer.testing import CliRunner
+
+from quickbloom.client_app.cli import cli
+from quickbloom.client_app.offline import adapt, predict
+from quickbloom.client_app.personal_models import in_words
+from quickbloom.common.config.run import parse_run_config
+from quickbloom.common.datasets.own import Own, OwnOptions
+from quickbloom.common.datasets.row_order import folds
+from quickbloom.common.errors import ConfigError, DataError
+from quickbloom.common.personal import checkpoint
+from quickbloom.common.personal.model import load
+from quickbloom.server_app.app import run_federation
+
+HEADER = "marker,sex,outcome"
+
+
+def rows_of(seed: int, number: int, *, dose: bool, sign: float = 1.0) -> list[str]:
+    """Rows whose outcome hangs on the marker, with noise."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(number):
+        marker = rng.normal(3, 2)
+        signal = sign * (marker - 3) + rng.normal(0, 1)
+        outcome = f"{200 + 10 * signal:.2f}" if dose else ("ill" if signal > 0 else "well")
+        rows.append(f"{marker:.3f},{'mf'[i % 2]},{outcome}")
+    return rows
+
+
+def written(path: Path, rows: list[str], header: str = HEADER) -> Path:
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def trained(folder: Path, *, dose: bool = False, **more: Any) -> Path:
+    """The state directory of a node after a run on eight wards, in half of which the marker is turned round."""
+    rows = [f"w{ward},{row}" for ward in range(8) for row in rows_of(ward, 30, dose=dose, sign=(-1) ** ward)]
+    written(folder / "wards.csv", rows, f"ward,{HEADER}")
+    settings: dict[str, Any] = {"dataset": "own", "own.task-column": "ward", "own.target-column": "outcome", "min-nodes": 1}
+    settings |= {"rounds": 5, "evaluate-every": 0, "mlp.hidden": "8", "adapt-steps": 5, "algorithm": "fomaml", **more}
+    config = parse_run_config({**settings, "output-dir": str(folder / "run")})
+    node = {"data-path": str(folder / "wards.csv"), "state-dir": str(folder / "state")}
+    run_federation(LoopbackGrid(1, config.flat(), node_configs={0: node}), config)
+    return folder / "state"
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["classes", "numbers"])
+def state(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bool]:
+    return trained(tmp_path_factory.mktemp("trained"), dose=request.param), request.param
+
+
+def errors_on(model: Path, data: Path) -> list[float]:
+    """1 for a wrong class and 0 for a right one, or the squared error in the target's unit, from the file that users read."""
+    output = data.with_suffix(".predicted.csv")
+    done = CliRunner().invoke(cli, ["predict", "--model", str(model), "--input", str(data), "--output", str(output)])
+    assert done.exit_code == 0, done.output
+    with output.open(newline="") as file:
+        pairs = [(row["prediction"], row["target"]) for row in csv.DictReader(file)]
+    if all(target in ("ill", "well") for _, target in pairs):
+        return [float(prediction != target) for prediction, target in pairs]
+    return [(float(prediction) - float(target)) ** 2 for prediction, target in pairs]
+
+
+def test_the_score_is_that_of_models_that_adapted_to_files_without_the_rows_they_are_scored_on(
+    state: tuple[Path, bool], tmp_path: Path
+) -> None:
+    folder, dose = state
+    rows = rows_of(99, 23, dose=dose)
+    data = written(tmp_path / "mine.csv", rows)
+    (model,) = adapt(folder, data, tmp_path / "mine")
+    schema = model.card["schema"]
+    own = Own(OwnOptions(path=str(data), task_name="mine", target_column="outcome"), Path(), schema, whole=True)
+    targets = np.array([row.split(",")[2] for row in rows])
+    fold, number = folds(own.content, np.zeros(23) if dose else (targets == "well").astype(float), 5)
+    assert (number, len(rows)) == (5, model.card["score"]["test"])
+    errors: list[float] = []
+    guesses: list[float] = []
+    for one in range(number):
+        fit, held = ([row for row, at in zip(rows, fold, strict=True) if (at == one) == where] for where in (False, True))
+        adapt(folder, written(tmp_path / f"fit{one}.csv", fit), tmp_path / f"m{one}", folds=0)
+        errors += errors_on(tmp_path / f"m{one}", written(tmp_path / f"held{one}.csv", held))
+        known, wanted = targets[fold != one], targets[fold == one]
+        if dose:
+            guesses += ((known.astype(float).mean() - wanted.astype(float)) ** 2).tolist()
+        else:
+            labels, counts = np.unique(known, return_counts=True)
+            guesses += (labels[counts.argmax()] != wanted).tolist()
+    unit = targets.astype(float).var() if dose else 1.0
+    score = model.card["score"]
+    after, constant = (score[name] if dose else 1 - score[name] for name in ("after", "constant"))
+    assert after == pytest.approx(np.mean(errors) / unit, rel=1e-4)
+    assert constant == pytest.approx(np.mean(guesses) / unit, rel=1e-4)
+    assert f"cross-validated on 23 rows in 5 folds{'; rmse ' if dose else ''}" in in_words(model)
+    if dose:
+        assert f" {np.sqrt(np.mean(guesses)):.4g} by the mean, in the unit of the target" in in_words(model)
+
+
+def test_all_labelled_rows_are_adapted_to_and_unlabelled_ones_are_left(state: tuple[Path, bool], tmp_path: Path) -> None:
+    folder, dose = state
+    rows = [*rows_of(99, 20, dose=dose), "1.0,m,", "2.0,f,"]
+    (model,) = adapt(folder, written(tmp_path / "mine.csv", rows), tmp_path / "mine")
+    assert model.card["adapted"]["support"] == 20
+    assert model.card["score"]["test"] == 20
+    with pytest.raises(DataError, match=r"no task of .* can be used: 1 task is left out: none \(it has no row with a target\)"):
+        adapt(folder, written(tmp_path / "none.csv", ["1.0,m,", "2.0,f,"]), tmp_path / "none")
+
+
+def test_one_row_of_a_number_is_enough(tmp_path: Path) -> None:
+    folder = trained(tmp_path, dose=True)
+    said: list[str] = []
+    (model,) = adapt(folder, written(tmp_path / "one.csv", ["3.0,m,205.5"]), tmp_path / "one", say=said.append)
+    assert "from 1 row: adapted in" in in_words(model)
+    assert any("support part of 1 task are the same" in sentence for sentence in said)
+    (found,) = predict(tmp_path / "one", tmp_path / "one.csv").rows
+    assert abs(float(found["prediction"]) - 205.5) < 3  # its mean is 205.5, its deviation is taken for 1
+
+
+def with_rate(folder: Path, target: Path, lr: float) -> Path:
+    """A copy of a node's checkpoint that is to be adapted with another rate."""
+    found = checkpoint.read(folder / "meta.safetensors", checkpoint.CHECKPOINT, "checkpoint")
+    checkpoint.write(target, found.tensors, {**found.facts, "adapt": {"lr": lr, "steps": 5}}, wait=False)
+    return target
+
+
+def test_a_model_that_adapting_makes_worse_stays_the_shared_one(tmp_path: Path) -> None:
+    folder = trained(tmp_path, dose=True)
+    source = with_rate(folder, tmp_path / "fast.safetensors", 300.0)
+    data = written(tmp_path / "mine.csv", rows_of(99, 20, dose=True))
+    (model,) = adapt(source, data, tmp_path / "mine")
+    score = model.card["score"]
+    assert score["kept"] == "before"
+    assert score["after"] is None or score["after"] > score["before"]
+    meta = checkpoint.load(source, print).meta
+    assert all(torch.equal(value, meta[name]) for name, value in model.tensors.items())
+    assert "adapting made it worse, so the shared model stays as it was" in in_words(model)
+    assert load(tmp_path / "mine" / "mine.safetensors").card["adapted"]["steps"] == 0
+    (again,) = predict(tmp_path / "mine", data).scores
+    assert again.value == score["before"]
+    # Without a score nobody can tell, and what is not finite is no model.
+    with pytest.raises(DataError, match="is not finite: adapt with a lower rate"):
+        adapt(with_rate(folder, tmp_path / "mad.safetensors", 1e20), data, tmp_path / "mad", folds=0)
+
+
+def test_a_starting_point_that_gives_all_classes_alike_is_no_model_to_keep(tmp_path: Path) -> None:
+    """Without prototypes every class is as near: were that kept, 18 of 20 right would be all it ever says."""
+    folder = trained(tmp_path, algorithm="protonet")
+    noise = [f"{i % 7},{'mf'[i % 2]},{'ill' if i % 10 else 'well'}" for i in range(20)]
+    (model,) = adapt(folder, written(tmp_path / "mine.csv", noise), tmp_path / "mine")
+    score = model.card["score"]
+    assert (score["before"], score["constant"], score["kept"]) == (0.9, 0.9, "after")
+    assert score["after"] < 0.9
+    assert model.tensors["known"].tolist() == [1.0, 1.0]
+    assert "; adapting made it worse: more rows" in in_words(model)
+    assert in_words(model).endswith("; its most frequent class alone does as well")
+
+
+def test_the_command_says_what_a_model_is_worth_and_what_a_constant_is(tmp_path: Path) -> None:
+    folder = trained(tmp_path)
+    data = written(tmp_path / "mine.csv", rows_of(98, 40, dose=False))
+    arguments = ["adapt", "--checkpoint", str(folder), "--data", str(data), "--output", str(tmp_path / "mine")]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    found = load(tmp_path / "mine" / "mine.safetensors").card["score"]
+    assert done.stdout.startswith(
+        f"Personal model of mine (round 5) from 40 rows: accuracy {100 * found['before']:.1f} % before, "
+        f"{100 * found['after']:.1f} % after "
+    )
+    assert f", {100 * found['constant']:.1f} % by its most frequent class alone; cross-validated on 40 rows in 5" in done.stdout
+    none = CliRunner().invoke(cli, [*arguments, "--folds", "0"])
+    assert none.stdout.rstrip().endswith(", not scored")
+    with pytest.raises(ConfigError, match="`--folds` must be 2 or more, or 0 for a model without a score, got 1"):
+        adapt(folder, data, tmp_path / "mine", folds=1)
+
+
+def test_the_name_of_the_file_changes_neither_model_nor_score(tmp_path: Path) -> None:
+    folder = trained(tmp_path)
+    rows = rows_of(97, 30, dose=False)
+    first, second = (adapt(folder, written(tmp_path / f"{n}.csv", rows), tmp_path / n)[0] for n in ("a", "ward 12"))
+    assert first.task != second.task
+    assert first.card["score"] == second.card["score"]
+    assert all(torch.equal(value, second.tensors[name]) for name, value in first.tensors.items())
+
+
+def test_a_model_that_compares_rows_needs_two(tmp_path: Path) -> None:
+    """Batch norm over one row of one pixel has nothing to divide by."""
+    rng = np.random.default_rng(0)
+
+    def images(path: Path, tasks: str, number: int) -> Path:
+        size = len(tasks) * number
+        pixels = rng.integers(0, 255, (size, 8, 8)).astype(np.uint8)
+        np.savez(path, task=np.repeat(list(tasks), number), image=pixels, target=rng.normal(size=size))
+        return path
+
+    data = images(tmp_path / "all.npz", "ABCDE", 12)
+    settings: dict[str, Any] = {"dataset": "own", "min-nodes": 1, "rounds": 1, "evaluate-every": 0, "algorithm": "fomaml"}
+    settings |= {"conv4.norm": "batch", "conv4.filters": 4, "output-dir": str(tmp_path / "run")}
+    config = parse_run_config(settings)
+    run_federation(LoopbackGrid(1, config.flat(), node_configs={0: {"data-path": str(data)}}), config)
+    with pytest.raises(DataError, match=r"the task 'Z' must have two rows with a target for this model, .* got 1"):
+        adapt(tmp_path / "run", images(tmp_path / "one.npz", "Z", 1), tmp_path / "mine")
+    (model,) = adapt(tmp_path / "run", images(tmp_path / "four.npz", "Z", 4), tmp_path / "mine")
+    assert (model.card["score"]["test"], model.card["score"]["folds"]) == (4, 2)
