@@ -106,9 +106,10 @@ def predict(
             "no finite number, so it has diverged, or their values are far from those that it was trained on"
         )
     for scored in found.scores:
-        which = "test rows of the data that it was adapted to" if scored.part == "test" else "rows with a target"
+        on_test = f"{counted(scored.examples, 'test row')} of the data that it was adapted to"
+        which = on_test if scored.part == "test" else f"{counted(scored.examples, 'row')} with a target"
         unit = "" if scored.rmse is None else f" (rmse {RMSE.score(scored.rmse)} in the unit of the target)"
-        say(f"{scored.task}: {scored.name} {named(scored.name).score(scored.value)}{unit} on {scored.examples} {which}")
+        say(f"{scored.task}: {scored.name} {named(scored.name).score(scored.value)}{unit} on {which}")
 
 
 @cli.command()

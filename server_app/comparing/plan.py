@@ -21,7 +21,7 @@ from quickbloom.common.config.parts import own_parts
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.datasets import DATASETS, load_dataset
 from quickbloom.common.datasets.base import resolve_data_dir
-from quickbloom.common.errors import ConfigError, OneLineError
+from quickbloom.common.errors import ConfigError, RunError
 from quickbloom.common.formatting import counted
 from quickbloom.common.metric import LOSS, metric_of
 from quickbloom.common.printable import one_line
@@ -41,8 +41,8 @@ _WRONG_INPUT = 2
 _MOST_SEEDS = 100
 
 
-class CompareError(OneLineError):
-    """A run ended as no run should; the text says how."""
+class CompareError(RunError):
+    """A run of the comparison failed. The text says how."""
 
 
 @dataclass(frozen=True)
