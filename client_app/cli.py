@@ -24,9 +24,9 @@ Trusted = Annotated[
 
 
 _WHICH = {
-    "test": "test rows of the data that it was adapted to",
-    "all": "rows with a target",
-    "cross-validation": "rows that it was adapted to, by cross-validation",
+    "test": ("test row", "of the data that it was adapted to"),
+    "all": ("row", "with a target"),
+    "cross-validation": ("row", "that it was adapted to, by cross-validation"),
 }
 """Rows that a personal model is scored on, by `Score.part`."""
 
@@ -121,9 +121,10 @@ def predict(
             "no finite number, so it has diverged, or their values are far from those that it was trained on"
         )
     for scored in found.scores:
-        which = _WHICH[scored.part]
+        thing, which = _WHICH[scored.part]
+        on = f"{counted(scored.examples, thing)} {which}"
         unit = "" if scored.rmse is None else f" (rmse {RMSE.score(scored.rmse)} in the unit of the target)"
-        say(f"{scored.task}: {scored.name} {named(scored.name).score(scored.value)}{unit} on {scored.examples} {which}")
+        say(f"{scored.task}: {scored.name} {named(scored.name).score(scored.value)}{unit} on {on}")
 
 
 @cli.command()

@@ -425,9 +425,9 @@ def _load(path: Path, say: Callable[[str], None]) -> checkpoint.Checkpoint:
     return checkpoint.load(path / META if (path / META).is_file() else path, say)
 
 
-def one_model(path: Path, trust: Collection[str] = ()) -> Personal:
+def one_model(path: str | Path, trust: Collection[str] = ()) -> Personal:
     """Return the personal model at `path`, a file or a folder that holds one. Raises DataError or ConfigError."""
-    models = _models(path, trust)
+    models = _models(Path(path), trust)
     if len(models) > 1:
         raise DataError(f"the folder '{path}' holds {len(models)} personal models: name the file of one")
     return models[0]

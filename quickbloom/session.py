@@ -130,7 +130,7 @@ def compare(
     """Compare algorithms on the same held-out tasks, and return the content of comparison.json.
 
     The same as `quickbloom compare`: each run is a process of its own, and what is finished in `output` is kept.
-    `seeds`: how many. Raises ConfigError or DataError for wrong input, and CompareError for a run that is not to be had.
+    `seeds`: how many. Raises ConfigError or DataError for wrong input, and RunError if a run fails.
 
     Example: `quickbloom.compare(["fedavg", "maml"], dataset="digits", rounds=30)`
     """

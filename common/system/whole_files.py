@@ -72,12 +72,16 @@ def write_private(path: Path, text: str) -> None:
 
 def new(path: Path, mode: int) -> int:
     """Return a descriptor to write a file that did not exist, with at most these permissions. Raises OSError if it did."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    # Windows would write every line feed as two characters; other systems have no such flag.
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file, or the names in a directory, are on the disk. Windows lets nobody wait for a directory."""
+    windows = not hasattr(os, "O_DIRECTORY")
+    if windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)  # Windows waits only for files open for writing
     try:
         os.fsync(descriptor)
     finally:

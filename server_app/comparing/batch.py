@@ -55,7 +55,7 @@ class Setup:
 
     def command(self, seed: int | str) -> list[str]:
         """What a user would type to repeat one run."""
-        command = [*program(), "run", "--algorithm", self.algorithm, "--dataset", self.dataset]
+        command = [*program(own_parts(self.config().flat())), "run", "--algorithm", self.algorithm, "--dataset", self.dataset]
         command += ["--rounds", str(self.rounds), "--nodes", str(self.nodes), "--seed", str(seed)]
         command += ["--in-process"] * self.in_process
         for text in self.settings:
@@ -192,7 +192,7 @@ def _own_code(model: str) -> str:
 
 def _own_files(setup: Setup) -> str:
     """The files of the parts that a user registered, an algorithm, a data set or a model; "" if there are none."""
-    files = dict.fromkeys(inspect.getfile(part) for part in own_parts(setup.config()).values())
+    files = dict.fromkeys(inspect.getfile(part) for part in own_parts(setup.config().flat()).values())
     return "".join(Path(file).read_text(encoding="utf-8") for file in files)
 
 

@@ -21,7 +21,7 @@ from quickbloom.common.config.parts import own_parts
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.datasets import DATASETS, load_dataset
 from quickbloom.common.datasets.base import resolve_data_dir
-from quickbloom.common.errors import ConfigError, OneLineError
+from quickbloom.common.errors import ConfigError, RunError
 from quickbloom.common.formatting import counted
 from quickbloom.common.metric import LOSS, metric_of
 from quickbloom.common.printable import one_line
@@ -41,8 +41,8 @@ _WRONG_INPUT = 2
 _MOST_SEEDS = 100
 
 
-class CompareError(OneLineError):
-    """A run ended as no run should; the text says how."""
+class CompareError(RunError):
+    """A run of the comparison failed. The text says how."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class Plan:
     def command(self) -> str:
         """What to type to repeat this comparison in its usual directory."""
         seeds = ",".join(map(str, self.seeds)) + "," * (len(self.seeds) == 1)
-        words = [*program(), "compare", "--algorithms", ",".join(self.algorithms), "--dataset", self.dataset]
+        own = {key: part for name in self.algorithms for key, part in own_parts(self._setup(name).config().flat()).items()}
+        words = [*program(own), "compare", "--algorithms", ",".join(self.algorithms), "--dataset", self.dataset]
         words += ["--seeds", seeds, "--rounds", str(self.rounds), "--inner-lrs", ",".join(f"{lr!r}" for lr in self.inner_lrs)]
         for text in self.settings:
             words += ["--set", text]
@@ -104,7 +105,7 @@ class Plan:
     def check(self, target: float | None = None) -> None:
         """Raise ConfigError or DataError for whatever would end a run: with the data, before anything starts."""
         for name in self.algorithms:
-            own = own_parts(parse_run_config({"algorithm": name, "dataset": self.dataset}))
+            own = own_parts(parse_run_config({"algorithm": name, "dataset": self.dataset}).flat())
             if self.simulation and "algorithm" in own:
                 raise ConfigError(
                     "`--simulation` needs algorithms of this project: Flower's processes do not know your own one"

@@ -8,6 +8,7 @@ contribute a gradient.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from logging import INFO
 from typing import Any
 
@@ -19,10 +20,7 @@ from quickbloom.common.algorithms import Algorithm
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.flower.names import log
 from quickbloom.common.maths.params import Params
-from quickbloom.common.wire.messages import (
-    KeepRequest,
-    to_arrays,
-)
+from quickbloom.common.wire.messages import KeepRequest, to_arrays
 from quickbloom.server_app.events.channel import Events
 from quickbloom.server_app.events.kinds import RoundEnded
 from quickbloom.server_app.federation.evaluation import Evaluation
@@ -92,15 +90,16 @@ class MetaStrategy(Strategy):
         self._grid = grid
         started, result = time.monotonic(), Result()
         # The outer optimizer has the same. A large model is encoded when it is sent, and not kept beside it.
-        del initial_arrays, train_config
-        evaluate_config = evaluate_config or ConfigRecord()
+        del initial_arrays
+        train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         self.summary()
         self.events.round = self._first_round - 1
         for number in range(self._first_round, num_rounds + 1):
             self.events.round = number
             log(INFO, "")
             log(INFO, "[ROUND %s/%s]", number, num_rounds)
-            metrics = self.training.round(grid, number, timeout)
+            ask = partial(self._ask_training, grid, number, train_config)
+            metrics = self.training.round(grid, number, timeout, ask)
             if metrics is not None:
                 log(INFO, "\t└──> Aggregated MetricRecord: %s", metrics)
                 result.train_metrics_clientapp[number] = metrics
@@ -117,6 +116,9 @@ class MetaStrategy(Strategy):
     def _encoded(self) -> ArrayRecord:
         """The meta-parameters now, as they are sent."""
         return to_arrays(self.outer.leaves)
+
+    def _ask_training(self, grid: Grid, number: int, config: ConfigRecord) -> list[Message]:
+        return self.configure_train(number, self._encoded(), config, grid)
 
     def _ask_validation(self, grid: Grid, number: int, config: ConfigRecord, timeout: float | None) -> Iterable[Message]:
         if not self.evaluation.due(number):

@@ -57,14 +57,14 @@ class Training:
         self.sampling = Sampling(config, population, privacy)
         self.client_losses: list[float] = []
 
-    def round(self, grid: Grid, number: int, timeout: float | None) -> MetricRecord | None:
-        """Train one round, or what `on-too-few` says."""
+    def round(self, grid: Grid, number: int, timeout: float | None, ask: Callable[[], list[Message]]) -> MetricRecord | None:
+        """Train one round, or what `on-too-few` says. `ask`: makes the requests of a round without secure aggregation."""
         self._messages.begin()
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 if self._config.secure_aggregation:
                     return self._train_securely(grid, number, timeout)
-                return self.take_in(number, self._ask_gradients(grid, number, timeout))
+                return self.take_in(number, self._send(grid, ask, timeout))
             except TooFewError as few:
                 if self._config.on_too_few == "skip":
                     self._events.warn(f"Round {number} is skipped, the model stays as it is: {few}")
@@ -79,10 +79,9 @@ class Training:
                 self._events.warn(f"Round {number} is repeated: {few}")
         raise AssertionError("the last attempt returns or raises")
 
-    def _ask_gradients(self, grid: Grid, number: int, timeout: float | None) -> Iterable[Message]:
+    def _send(self, grid: Grid, ask: Callable[[], list[Message]], timeout: float | None) -> Iterable[Message]:
         # By itself, so that nothing holds the messages while their replies come.
-        messages = self.ask(grid, to_arrays(self._outer.leaves), number)
-        return self._messages.send(grid, messages, timeout, self.sampling.enough_tasks)
+        return self._messages.send(grid, ask(), timeout, self.sampling.enough_tasks)
 
     def ask(self, grid: Grid, arrays: ArrayRecord, number: int) -> list[Message]:
         """One message to each node that hosts some of this round's tasks and can be asked."""

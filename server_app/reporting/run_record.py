@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.config.key_value import assignment
+from quickbloom.common.config.parts import own_parts
 from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
 from quickbloom.common.errors import ConfigError, DataError, in_one_line
 from quickbloom.common.formatting import data_name
@@ -192,7 +192,7 @@ class RunFacts:
 
     def command(self) -> str:
         """What to type for a run with the same settings."""
-        words = [*(program() if self.config.get("algorithm") in ALGORITHMS else ["quickbloom"]), "run"]
+        words = [*program(own_parts(self.config)), "run"]
         assignments = []
         for key, (value, _) in self.changed().items():
             if flag := _FLAGS.get(key):

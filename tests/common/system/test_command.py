@@ -3,7 +3,7 @@
 import pytest
 from safetensors import SafetensorError
 
-from quickbloom.common.errors import DataError
+from quickbloom.common.errors import DataError, RunError
 from quickbloom.common.system import command, surroundings
 
 
@@ -25,6 +25,7 @@ def fails(error: BaseException) -> None:
     ("error", "code", "said"),
     [
         (DataError("the file 'a.csv' is empty"), 2, "error: the file 'a.csv' is empty"),
+        (RunError("round 2: no node sent a usable reply"), 1, "error: round 2: no node sent a usable reply"),
         (OSError(28, "No space left on device"), 1, "OSError: [Errno 28] No space left on device): free some space"),
         (SafetensorError("I/O error"), 1, "error: a file could not be read or written (SafetensorError: I/O error)"),
     ],

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all."""
 
+import fcntl
 import os
 import stat
 import threading
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quickbloom.common.system.whole_files import new, replacing, whole
+from quickbloom.common.system.whole_files import new, replacing, whole, write_private
 
 
 def test_a_file_that_is_not_written_to_its_end_stays_as_it_was(tmp_path: Path) -> None:
@@ -144,6 +145,36 @@ def test_the_content_is_on_the_disk_before_the_name_and_the_name_after_it(
         with replacing(tmp_path / "a", wait=wait) as partial:
             partial.write_text("x")
     assert done == ["file", "rename", "directory", "rename"]
+
+
+def test_on_windows_bytes_stay_as_they_are_and_only_files_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There `os.open` takes no directory, `os.fsync` no file open for reading, and text mode is the default of `os.open`."""
+    start, sync = os.open, os.fsync
+    synced: list[str] = []
+
+    def opened(path: Path, flags: int, mode: int = 0o777) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(13, "Permission denied", str(path))
+        if flags & os.O_CREAT:
+            assert flags & 1 << 30, "text mode"
+        return start(path, flags & ~(1 << 30), mode)
+
+    def waited(descriptor: int) -> None:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(9, "Bad file descriptor")
+        synced.append("file")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "O_BINARY", 1 << 30, raising=False)
+    monkeypatch.delattr(os, "O_DIRECTORY")
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "fsync", waited)
+    with replacing(tmp_path / "a", mode=0o600, wait=True) as partial:
+        partial.write_bytes(b"new")
+    write_private(tmp_path / "b", "text")
+    assert ((tmp_path / "a").read_bytes(), (tmp_path / "b").read_text(), synced) == (b"new", "text", ["file"])
 
 
 @pytest.mark.parametrize("there", ["file", "link"])

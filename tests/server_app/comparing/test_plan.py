@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from quickbloom.common.errors import ConfigError
+from quickbloom.common.errors import ConfigError, RunError
 from quickbloom.common.metric import ACCURACY, MSE, named
 from quickbloom.server_app.cli import compare as compare_command
 from quickbloom.server_app.cli import main
@@ -264,7 +264,7 @@ def test_a_seed_that_diverges_is_a_note_beside_the_mean_of_the_others(start: Any
     [
         (2, "`rounds` must be more", ConfigError, "^`rounds` must be more$"),
         (1, "Traceback (most recent call last): ...", CompareError, "ended with code 1: (?s:.*)Traceback"),
-        (1, "a file could not be read or written (disk full)", CompareError, "ended with code 1: a file could not be read"),
+        (1, "a file could not be read or written (disk full)", RunError, "ended with code 1: a file could not be read"),
         (-9, "", CompareError, "quickbloom run --algorithm protonet .* ended with code -9"),
     ],
 )

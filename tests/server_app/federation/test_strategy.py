@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.app.error import Error
 from loopback import Fault, LoopbackGrid
 
@@ -100,6 +100,18 @@ def test_tasks_of_a_round_depend_on_seed_and_round_alone() -> None:
 def test_number_of_tasks_in_a_round(settings: dict[str, Any], number: int) -> None:
     # 56 tasks less 15 % (8) and 20 % (11) leave 37; a part is rounded up.
     assert len(Run(**settings).strategy.choose_tasks(1)) == number
+
+
+def test_a_strategy_of_ones_own_may_change_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with Flower's strategies, the requests of a round are those that `configure_train` returns."""
+    run, theirs = Run(3, rounds=2), MetaStrategy.configure_train
+
+    def fewer(self: MetaStrategy, number: int, arrays: ArrayRecord, config: ConfigRecord, grid: Any) -> list[Message]:
+        return theirs(self, number, arrays, config, grid)[:1]
+
+    monkeypatch.setattr(MetaStrategy, "configure_train", fewer)
+    run.start()
+    assert len(run.asked(TRAIN)) == 2  # one request a round, not three
 
 
 def test_held_out_tasks_never_get_a_training_message() -> None:
