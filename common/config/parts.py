@@ -1,7 +1,6 @@
 """The parts that a run is put together from: its algorithm, its data set and its model, each from a registry."""
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.config.privacy import PrivacyOptions
@@ -10,6 +9,9 @@ from quickbloom.common.models import MODELS
 from quickbloom.common.options import Options
 from quickbloom.common.registries import is_users
 
+if TYPE_CHECKING:
+    from quickbloom.common.config.run import RunConfig
+
 PRIVACY = "privacy"
 """Name of the settings table that belongs to no algorithm, data set or model."""
 
@@ -17,12 +19,9 @@ REGISTRIES: dict[str, dict[str, Any]] = {"algorithm": ALGORITHMS, "dataset": DAT
 """The setting that chooses from each registry."""
 
 
-def own_parts(settings: Mapping[str, Any]) -> dict[str, type[Any]]:
-    """Return the registered parts of a run that come from user code, by their setting. Only this process knows them.
-
-    `settings`: flat ones of the run; names that no registry holds are passed over.
-    """
-    chosen = {key: registry.get(settings.get(key, "")) for key, registry in REGISTRIES.items()}
+def own_parts(config: "RunConfig") -> dict[str, type[Any]]:
+    """Return the registered parts of a run that come from user code, by their setting. Only this process knows them."""
+    chosen = {key: registry.get(getattr(config, key)) for key, registry in REGISTRIES.items()}
     return {key: part for key, part in chosen.items() if part is not None and is_users(part)}
 
 

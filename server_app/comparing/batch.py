@@ -33,7 +33,7 @@ from quickbloom.server_app.events.kinds import Failed, Warned
 from quickbloom.server_app.launch.flower_run import CPU_ENVIRONMENT
 from quickbloom.server_app.launch.settings import parse_assignments
 from quickbloom.server_app.runs.directory import read_history
-from quickbloom.server_app.runs.program import program
+from quickbloom.server_app.runs.program import named, program
 
 _NOT_COMPARED = ("output-dir", "data-dir", "resume-from", "seed", "tensorboard", "mlflow")
 _FINISHED, _LOG = "finished.json", "command.log"
@@ -55,7 +55,14 @@ class Setup:
 
     def command(self, seed: int | str) -> list[str]:
         """What a user would type to repeat one run."""
-        command = [*program(own_parts(self.config().flat())), "run", "--algorithm", self.algorithm, "--dataset", self.dataset]
+        command = [
+            *program(named({"algorithm": self.algorithm, "dataset": self.dataset}, self.settings)),
+            "run",
+            "--algorithm",
+            self.algorithm,
+            "--dataset",
+            self.dataset,
+        ]
         command += ["--rounds", str(self.rounds), "--nodes", str(self.nodes), "--seed", str(seed)]
         command += ["--in-process"] * self.in_process
         for text in self.settings:
@@ -192,7 +199,7 @@ def _own_code(model: str) -> str:
 
 def _own_files(setup: Setup) -> str:
     """The files of the parts that a user registered, an algorithm, a data set or a model; "" if there are none."""
-    files = dict.fromkeys(inspect.getfile(part) for part in own_parts(setup.config().flat()).values())
+    files = dict.fromkeys(inspect.getfile(part) for part in own_parts(setup.config()).values())
     return "".join(Path(file).read_text(encoding="utf-8") for file in files)
 
 

@@ -31,7 +31,7 @@ from quickbloom.server_app.comparing.batch import Result, Run, Setup, perform
 from quickbloom.server_app.launch.prepare import check_machine, check_simulation
 from quickbloom.server_app.launch.settings import check_with_data, parse_assignments
 from quickbloom.server_app.reporting.progress import progress_bar
-from quickbloom.server_app.runs.program import program
+from quickbloom.server_app.runs.program import named, program
 
 SHOTS = "test-shots=1,2,5,10"
 """Scored in every run; a run leaves out what its tasks do not have."""
@@ -88,8 +88,14 @@ class Plan:
     def command(self) -> str:
         """What to type to repeat this comparison in its usual directory."""
         seeds = ",".join(map(str, self.seeds)) + "," * (len(self.seeds) == 1)
-        own = {key: part for name in self.algorithms for key, part in own_parts(self._setup(name).config().flat()).items()}
-        words = [*program(own), "compare", "--algorithms", ",".join(self.algorithms), "--dataset", self.dataset]
+        words = [
+            *program({*self.algorithms, *named({"dataset": self.dataset}, self.settings)}),
+            "compare",
+            "--algorithms",
+            ",".join(self.algorithms),
+            "--dataset",
+            self.dataset,
+        ]
         words += ["--seeds", seeds, "--rounds", str(self.rounds), "--inner-lrs", ",".join(f"{lr!r}" for lr in self.inner_lrs)]
         for text in self.settings:
             words += ["--set", text]
@@ -105,7 +111,7 @@ class Plan:
     def check(self, target: float | None = None) -> None:
         """Raise ConfigError or DataError for whatever would end a run: with the data, before anything starts."""
         for name in self.algorithms:
-            own = own_parts(parse_run_config({"algorithm": name, "dataset": self.dataset}).flat())
+            own = own_parts(parse_run_config({"algorithm": name, "dataset": self.dataset}))
             if self.simulation and "algorithm" in own:
                 raise ConfigError(
                     "`--simulation` needs algorithms of this project: Flower's processes do not know your own one"

@@ -49,7 +49,7 @@ def settle(settings: dict[str, Scalar], connection: str | None, nodes: int | Non
         settings, nodes, in_process = _go_on(settings, nodes, in_process)
     nodes = nodes or (1 if in_process else 2)
     settings = {"min-nodes": nodes, **settings}
-    own = own_parts(parse_run_config(settings).flat())
+    own = own_parts(parse_run_config(settings))
     if not in_process:
         check_simulation(", or add `--in-process`")
     for key, part in () if in_process else own.items():

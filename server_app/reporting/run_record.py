@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from quickbloom.common.config.key_value import assignment
-from quickbloom.common.config.parts import own_parts
 from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
 from quickbloom.common.errors import ConfigError, DataError, in_one_line
 from quickbloom.common.formatting import data_name
@@ -22,7 +21,7 @@ from quickbloom.server_app.events.file import read_events
 from quickbloom.server_app.events.kinds import Warned
 from quickbloom.server_app.reporting.page import nan_for_null
 from quickbloom.server_app.runs.directory import read_history
-from quickbloom.server_app.runs.program import program
+from quickbloom.server_app.runs.program import named, program
 
 _NOT_OF_THE_RESULT = ("output-dir", "resume-from", "data-dir", "tensorboard", "mlflow")
 _FLAGS = {
@@ -192,9 +191,9 @@ class RunFacts:
 
     def command(self) -> str:
         """What to type for a run with the same settings."""
-        words = [*program(own_parts(self.config)), "run"]
-        assignments = []
-        for key, (value, _) in self.changed().items():
+        changed = {key: value for key, (value, _) in self.changed().items()}
+        words, assignments = [*program(named(changed)), "run"], []
+        for key, value in changed.items():
             if flag := _FLAGS.get(key):
                 words += [flag, str(value)]
             else:

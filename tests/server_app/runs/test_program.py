@@ -49,6 +49,12 @@ def test_a_run_with_an_own_part_is_repeated_by_its_file(main: ModuleType, tmp_pa
     assert {tuple(words[:2]) for words in commands("mine", tmp_path)} == {("python", "mine.py")}
 
 
+def test_settings_of_an_own_part_need_its_file_too(main: ModuleType) -> None:
+    """As of the other algorithm in a comparison, whose settings every run gets."""
+    main.__file__ = "mine.py"
+    assert Setup("fomaml", "gaussian", 2, ("mine.clients=9",)).command(0)[:2] == ["python", "mine.py"]
+
+
 def test_an_own_part_of_a_notebook_is_refused_where_a_process_of_its_own_must_know_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r'^`dataset = "mine"` must come from a file, for every run is a process of its own$'):
         commands("mine", tmp_path)
