@@ -76,7 +76,7 @@ PATCHES = (
     Patch(
         "warm-superexec",
         "A SuperNode starts Flower's SuperExec; here one that forks its workers and is told of work.",
-        "what `worker-forks` gains",
+        "the gain of `worker-forks`",
         (f"{_NODE}:start_client_internal", f"{_NODE}:_push_messages"),
         f"{_HERE}.workers:start_warm_superexec",
         f"{_HERE}.effects:superexec_is_warm",

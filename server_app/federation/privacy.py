@@ -36,7 +36,7 @@ _SUMMANDS = 4
 
 
 class TaskPrivacy:
-    """Sampling, noise, clipping norm and account of one run. `train`: number of training tasks; `per_round`: expected.
+    """Sampling, noise, clipping norm and account of one run. `train`: training tasks; `per_round`: expected number in a round.
 
     `released`: noisy steps so far, including any that a crash made the server forget; `ledger` gets
     a line before each. Raises ConfigError if the package that keeps the account is missing.
