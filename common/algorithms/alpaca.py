@@ -25,7 +25,7 @@ from quickbloom.common.algorithms.base import Algorithm, AlgorithmOptions
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.inner_loop import last
 from quickbloom.common.maths.learner import Learner
-from quickbloom.common.maths.linear_head import LinearHead, solved
+from quickbloom.common.maths.linear_head import STRETCH, LinearHead, solved
 from quickbloom.common.maths.params import Params
 
 FACTOR, NOISE = "alpaca/factor", "alpaca/noise"
@@ -33,8 +33,6 @@ FACTOR, NOISE = "alpaca/factor", "alpaca/noise"
 [features + 1, features + 1], and the logarithm of the noise's deviation over STRETCH [outputs]."""
 SPREAD = "alpaca/spread"
 """Name of a personal tensor: Lambda^-1 [features + 1, features + 1]; the last row and column are the intercept's."""
-STRETCH = 10.0
-"""The server's steps are of one size for all parameters, and these have to move by factors."""
 
 
 class AlpacaOptions(AlgorithmOptions):
@@ -57,8 +55,7 @@ class Alpaca(Algorithm):
 
     def init(self) -> Params:
         """Return the model with a head of zeros, the prior's factor and the noise."""
-        model = self.initial()
-        zero = self._head.replaced(model, torch.zeros_like(self._head.matrix(model)))
+        zero = self._head.zeroed(self.initial())
         ones = torch.ones_like(zero[self._head.bias])
         factor = torch.eye(self._head.size, dtype=ones.dtype, device=ones.device) * (log(self.options.precision) / 2 / STRETCH)
         return zero | {FACTOR: factor, NOISE: ones * (log(self.options.noise) / STRETCH)}

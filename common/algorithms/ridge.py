@@ -21,14 +21,12 @@ from quickbloom.common.algorithms.base import AlgorithmOptions, ObjectiveAlgorit
 from quickbloom.common.maths.batch import Batch, Episode
 from quickbloom.common.maths.inner_loop import last
 from quickbloom.common.maths.learner import Learner
-from quickbloom.common.maths.linear_head import LinearHead, shrunk_fit
+from quickbloom.common.maths.linear_head import STRETCH, LinearHead, shrunk_fit
 from quickbloom.common.maths.params import Params
 
 PENALTY, SCALE = "ridge/penalty", "ridge/scale"
 """Names of what is learned beside the model: logarithms over STRETCH, of the penalties of weights and intercept [2], and of the
 scale of the outputs [1] (classification)."""
-STRETCH = 10.0
-"""The server's steps are of one size for all parameters, and these have to move by factors."""
 
 
 class RidgeOptions(ZeroHeadOptions, AlgorithmOptions):
@@ -49,8 +47,7 @@ class Ridge(ObjectiveAlgorithm):
 
     def init(self) -> Params:
         """Return the model with a head of zeros, the penalties and the scale."""
-        model = self.initial()
-        zero = self._head.replaced(model, torch.zeros_like(self._head.matrix(model)))
+        zero = self._head.zeroed(self.initial())
         extra = {PENALTY: torch.full_like(zero[self._head.bias][:1], log(self.options.penalty) / STRETCH).repeat(2)}
         if self.learner.kind == "classification":
             extra[SCALE] = torch.zeros_like(extra[PENALTY][:1])

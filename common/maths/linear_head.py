@@ -14,6 +14,10 @@ from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params
 
+STRETCH = 10.0
+"""Logarithms that are learned beside a head are stored over this: the server's steps are of one size for all parameters, and
+these have to move by factors."""
+
 
 class LinearHead:
     """The last layer of a model and what lies before it. A model that is one linear layer has its inputs as features."""
@@ -45,6 +49,10 @@ class LinearHead:
     def matrix(self, params: Params) -> Tensor:
         """Return the head as A [features + 1, outputs]: the intercept is the last row."""
         return torch.cat([params[self.weight].T, params[self.bias].unsqueeze(0)])
+
+    def zeroed(self, params: Params) -> Params:
+        """Return `params` with a head of zeros."""
+        return self.replaced(params, torch.zeros_like(self.matrix(params)))
 
     def replaced(self, params: Params, matrix: Tensor) -> Params:
         """Return `params` with the head A."""

@@ -9,11 +9,12 @@ import torch
 from plain_torch import NO_MINIBATCHES, Weights, central_differences, close, random_episode, tanh_learner
 from torch import Tensor
 
-from quickbloom.common.algorithms.alpaca import FACTOR, NOISE, STRETCH, Alpaca
+from quickbloom.common.algorithms.alpaca import FACTOR, NOISE, Alpaca
 from quickbloom.common.engine.round import TaskWork, run_round
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.maths.inner_loop import last
 from quickbloom.common.maths.learner import Learner
+from quickbloom.common.maths.linear_head import STRETCH
 from quickbloom.common.maths.params import Params
 from quickbloom.common.models.mlp import perceptron
 from quickbloom.common.randomness import generator

@@ -8,13 +8,13 @@ import torch
 from plain_torch import LOSSES, NO_MINIBATCHES, Weights, central_differences, close, random_episode, tanh_learner
 from torch import Tensor, nn
 
-from quickbloom.common.algorithms.ridge import PENALTY, SCALE, STRETCH, Ridge
+from quickbloom.common.algorithms.ridge import PENALTY, SCALE, Ridge
 from quickbloom.common.engine.round import TaskWork, run_round
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.maths.inner_loop import last
 from quickbloom.common.maths.learner import Learner
-from quickbloom.common.maths.linear_head import shrunk_fit
+from quickbloom.common.maths.linear_head import STRETCH, shrunk_fit
 from quickbloom.common.maths.params import Params
 from quickbloom.common.randomness import generator
 
