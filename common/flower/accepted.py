@@ -19,14 +19,26 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "flwr.server.superlink.fleet.vce.vce_api:run_api": {
         "f85c0cd6e902": "1.39 to 1.42",
     },
+    "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.activate_node": {
+        "ddd272f4a52b": "1.39 to 1.42",
+    },
     "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.get_message_ins": {
         "6547c8dcbc62": "1.39 to 1.42",
+    },
+    "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.get_message_res": {
+        "3e91c65629fc": "1.39 to 1.42",
     },
     "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.store_message_ins": {
         "a2b78afac51d": "1.39 to 1.42",
     },
     "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.store_message_res": {
         "52a4f7ccc70e": "1.39 to 1.42",
+    },
+    "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState.activate_node": {
+        "a06be1bac7e1": "1.39 to 1.42",
+    },
+    "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState.get_message_res": {
+        "5c1b460981b4": "1.39 to 1.42",
     },
     "flwr.simulation.ray_transport.ray_actor:BasicActorPool.fetch_result_and_return_actor_to_pool": {
         "4e9babbe276d": "1.39 to 1.42",

@@ -4,7 +4,7 @@ import importlib
 import itertools
 from typing import Any
 
-from quickbloom.common.flower import message_assembly, simulation, upload_deadline, workers
+from quickbloom.common.flower import lost_messages, message_assembly, simulation, upload_deadline, workers
 
 
 def _module(name: str) -> Any:
@@ -83,6 +83,13 @@ def looks_seldom() -> bool:
     """Return whether states look for lost tasks by our function."""
     look = _module("supercore.corestate.sql_corestate").SqlCoreState._cleanup_expired_task_tokens
     return bool(look.__module__ == "quickbloom.common.flower.superlink")
+
+
+def answers_for_restarted_nodes() -> bool:
+    """Return whether states answer for the messages of a node that has started again."""
+    states = (_module(f"server.superlink.linkstate.{name}_linkstate") for name in ("in_memory", "sql"))
+    kinds = zip(states, ("InMemoryLinkState", "SqlLinkState"), strict=True)
+    return all(getattr(state, name).activate_node.__module__ == lost_messages.__name__ for state, name in kinds)
 
 
 def messages_are_told_of() -> bool:

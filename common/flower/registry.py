@@ -62,6 +62,7 @@ _SQL = "flwr.supercore.corestate.sql_corestate:SqlCoreState"
 _VCE = "flwr.server.superlink.fleet.vce"
 _POOL = "flwr.simulation.ray_transport.ray_actor:BasicActorPool"
 _MEMORY = "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState"
+_SQL_LINK = "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState"
 _LAYERS = "flwr.superlink.routers.control.middlewares"
 
 PATCHES = (
@@ -208,6 +209,14 @@ PATCHES = (
         tuple(f"{_SQL}.{name}" for name in ("_cleanup_expired_task_tokens", "get_tasks", "acknowledge_task_heartbeat")),
         f"{_HERE}.superlink:look_seldom",
         f"{_HERE}.effects:looks_seldom",
+    ),
+    Patch(
+        "restarted-nodes",
+        "Flower does not answer for what a node had pulled before it was killed, if it is soon online again; here at once.",
+        "a run does not wait for `round-deadline`, ten minutes, after a node was killed at work",
+        tuple(f"{state}.{name}" for state in (_MEMORY, _SQL_LINK) for name in ("activate_node", "get_message_res")),
+        f"{_HERE}.lost_messages:answer_for_restarted_nodes",
+        f"{_HERE}.effects:answers_for_restarted_nodes",
     ),
     Patch(
         "simulation-dispatch",

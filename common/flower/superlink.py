@@ -1,8 +1,9 @@
-"""Flower's SuperLink with less work per request; all other code is Flower's own, called as its command calls it.
+"""Flower's SuperLink with less work per request and answers for restarted nodes; all other code is Flower's own, called as its command calls it.
 
 - For every piece of every message Flower searches its database for lost tasks and writes twice,
   although tasks have half a minute. The requests of a round wait for each other's writes. Here the
   search is once a second.
+- A node that was killed at work and is soon online again is answered for (`common.flower.lost_messages`).
 - The requests of a run's server bypass layers that are not for them (`common.flower.http`).
 
 These are patches of `common.flower.registry`, each with its own guard. A port that does not open ends the process: Flower
@@ -46,7 +47,7 @@ def command(*arguments: str) -> list[str]:
 def main() -> None:
     """Run `flower-superlink`, which is the first argument, with the arguments after it."""
     sys.argv = sys.argv[1:]
-    registry.apply("lost-tasks", "past-layers", "look-ups")
+    registry.apply("lost-tasks", "past-layers", "look-ups", "restarted-nodes")
     threading.Thread(target=end_unless_open, args=(addresses(sys.argv[1:]),), daemon=True).start()
     (entry,) = importlib.metadata.entry_points(group="console_scripts", name="flower-superlink")
     entry.load()()

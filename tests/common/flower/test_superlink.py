@@ -9,7 +9,7 @@ import pytest
 from flwr.supercore.corestate.sql_corestate import SqlCoreState
 from flwr.superlink import cli
 
-from quickbloom.common.flower import accepted, http, registry, superlink
+from quickbloom.common.flower import accepted, http, lost_messages, registry, superlink
 
 
 @pytest.fixture
@@ -20,6 +20,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     monkeypatch.setattr(cli, "flower_superlink", lambda: None)
     for name in ("go_past", "look_up_at_once"):
         monkeypatch.setattr(http, name, partial(seen.append, name))
+    monkeypatch.setattr(lost_messages, "answer_for_restarted_nodes", lambda: None)  # see test_lost_messages.py
     _, *words = superlink.command("--insecure")
     monkeypatch.setattr(sys, "argv", ["-c", *words[words.index("flower-superlink") :]])
     return seen
