@@ -48,7 +48,13 @@ from quickbloom.common.wire.messages import (
     payload_bytes,
     told_settings,
 )
-from quickbloom.common.wire.roll_call import RollCallReply, check_roll_call, told_agreed
+from quickbloom.common.wire.roll_call import (
+    MomentsReply,
+    MomentsRequest,
+    RollCallReply,
+    check_roll_call,
+    told_agreed,
+)
 from quickbloom.common.wire.secure.messages import MaskedRequest
 from quickbloom.common.wire.secure.updates import to_row
 
@@ -71,7 +77,7 @@ def _replies(handler: Handler) -> Callable[[Message, Context], Message]:
         packed = packing.is_packed(message.content)
         try:
             message.content = packing.unpack(message.content)
-            node = node_of(context, told_settings(message.content), told_agreed(message.content))
+            node = node_of(context, told_settings(message.content), *told_agreed(message.content))
             content = handler(message, node, context.state)
         except (QuickbloomError, WireError) as error:
             log(ERROR, "%s", error)
@@ -96,6 +102,18 @@ def roll_call(message: Message, node: Node, state: RecordDict) -> RecordDict:
     }
     left_out, keeps = node.dataset.left_out, bool(node.state_dir)
     return RollCallReply(node.dataset.spec, node.tasks, versions, left_out=left_out, keeps=keeps).to_records()
+
+
+@app.query("moments")
+@_replies
+def moments(message: Message, node: Node, state: RecordDict) -> RecordDict:
+    """Reply with what the training rows of this node show together of every column of numbers: no row is told."""
+    request = MomentsRequest.from_records(message.content)
+    secure.check_open(node)
+    task_ids = node.check_hosted(request.task_ids)
+    if not isinstance(node.dataset, Own):
+        raise WireError("only the data set `own` has columns")
+    return MomentsReply(node.dataset.moments(task_ids)).to_records()
 
 
 @app.train()

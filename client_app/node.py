@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping
+from copy import copy
 from functools import lru_cache
 from typing import Any
 
@@ -13,11 +14,12 @@ from quickbloom.common.algorithms import Algorithm
 from quickbloom.common.config.run import NodeConfig, RunConfig, parse_node_config, parse_run_config
 from quickbloom.common.datasets import load_dataset
 from quickbloom.common.datasets.base import DataSpec, TaskInfo, resolve_data_dir
-from quickbloom.common.datasets.own import task_of_file
+from quickbloom.common.datasets.own import Own, task_of_file
+from quickbloom.common.datasets.own.scales import scales_from_json
 from quickbloom.common.engine.build import build_algorithm
 from quickbloom.common.engine.chunking import AutoChunks
 from quickbloom.common.engine.compiling import Auto
-from quickbloom.common.errors import ConfigError, DataError
+from quickbloom.common.errors import ConfigError, DataError, in_one_line
 from quickbloom.common.maths.params import Params, mismatch
 from quickbloom.common.options import Options
 from quickbloom.common.printable import flawed
@@ -63,16 +65,31 @@ class Node:
         return task_ids
 
 
-def node_of(context: Context, told: Mapping[str, Any] | None = None, agreed: str = "") -> Node:
+def node_of(context: Context, told: Mapping[str, Any] | None = None, agreed: str = "", scales: str = "") -> Node:
     """Return this process's Node for the settings in `context`, built once. Raises ConfigError or DataError.
 
-    `told`: settings from the message, which take precedence over those of the run. `agreed`: schema
-    from the message, see `Node`.
+    `told`: settings from the message, which take precedence over those of the run. `agreed` and `scales`:
+    what the nodes agreed on, from the message, see `tell_agreed`.
     """
     run_config = {**context.run_config, **(told or {})}
     # One string shared by all nodes of a process, since Flower simulates a thousand in each.
     text = sys.intern(json.dumps(run_config, sort_keys=True))
-    return _cached(text, json.dumps(dict(context.node_config), sort_keys=True), agreed)
+    place = text, json.dumps(dict(context.node_config), sort_keys=True), agreed
+    return _scaled(*place, scales) if scales else _cached(*place)
+
+
+@lru_cache(maxsize=1024)
+def _scaled(run_config: str, node_config: str, agreed: str, scales: str) -> Node:
+    """Return the node with its data on these scales. The data are not read again."""
+    node = copy(_cached(run_config, node_config, agreed))
+    if not isinstance(node.dataset, Own):
+        raise WireError("only the data set `own` has scales")
+    try:
+        columns, target = scales_from_json(scales)
+        node.dataset = node.dataset.on_scales(columns, target)
+    except (TypeError, ValueError) as error:
+        raise WireError(f"the scales that the server sent cannot be read ({in_one_line(error)})") from None
+    return node
 
 
 @lru_cache(maxsize=1024)  # more than the nodes of one process, else each would be rebuilt for every message

@@ -30,6 +30,7 @@ from quickbloom.server_app.events.kinds import Event, Saved, Started
 from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.privacy import Ledger, TaskPrivacy
 from quickbloom.server_app.federation.roll_call import call_roll
+from quickbloom.server_app.federation.shared_scales import share_scales
 from quickbloom.server_app.federation.strategy import MetaStrategy
 from quickbloom.server_app.messaging.in_process_grid import InlineGrid
 from quickbloom.server_app.messaging.polling_grid import PollingGrid, hands_over
@@ -112,6 +113,8 @@ class _Run:
         if self.checkpoint is None:
             self._begin([])
         population = call_roll(grid, self.config, self._schema(), self.events)
+        if self.checkpoint is None:
+            share_scales(grid, self.config, population, self.events.warn)
         self._count_earlier_noise()
         privacy, self.config = _with_privacy(self.config, population, self.directory, self.done, self.events.warn)
         algorithm = build_algorithm(self.config, population.spec)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from quickbloom.common.config.parts import REGISTRIES
+from quickbloom.common.datasets.own import Own
 from quickbloom.common.errors import ConfigError, did_you_mean
 from quickbloom.common.models import is_own_model
 
@@ -23,6 +24,7 @@ def check(config: "RunConfig") -> None:
     _check_tracking(config.mlflow)
     _check_privacy(config)
     _check_secure(config)
+    _check_scale(config)
 
 
 def check_choice(key: str, value: str, registry: Collection[str]) -> None:
@@ -104,6 +106,16 @@ def _check_secure(config: "RunConfig") -> None:
         ("update-dtype", config.update_dtype, "float32", "masks hide whole numbers of 64 bits, which leaves nothing to save"),
         ("over-select", config.over_select, 1, "whoever is not waited for is a drop-out that the others have to make up for"),
     )
+
+
+def _check_scale(config: "RunConfig") -> None:
+    """Raise ConfigError for a scale that all tasks share where nodes must not tell what their rows show."""
+    own = config.table(Own.name)
+    if config.dataset == Own.name and getattr(own, "scale", "") == "shared" and not config.shows_sums_of_nodes:
+        raise ConfigError(
+            '`own.scale` must be "task" with `privacy.noise-multiplier`, `secure-aggregation` or an `aggregate` other than '
+            '"mean", because each node would tell the means of its columns, got "shared"'
+        )
 
 
 def _require(setting: str, *needs: "tuple[str, Scalar, Scalar, str]") -> None:

@@ -19,6 +19,7 @@ from quickbloom.common.config.parts import PRIVACY, table_types
 from quickbloom.common.config.privacy import PrivacyOptions
 from quickbloom.common.config.validation import keys, validated
 from quickbloom.common.datasets import DATASETS
+from quickbloom.common.datasets.own import Own, OwnOptions
 from quickbloom.common.errors import ConfigError, did_you_mean
 from quickbloom.common.models import is_own_model
 from quickbloom.common.options import Options, Text
@@ -130,7 +131,15 @@ class RunConfig(Options):
         if isinstance(chosen, AlgorithmOptions) and chosen.inner_lr == 0:
             chosen = chosen.model_copy(update={"inner_lr": dataset.inner_lr})
         config._tables = {**self._tables, self.algorithm: chosen}
+        own = self.table(Own.name)
+        if isinstance(own, OwnOptions) and own.scale == "auto":
+            config._tables[Own.name] = own.model_copy(update={"scale": "shared" if self.shows_sums_of_nodes else "task"})
         return config
+
+    @property
+    def shows_sums_of_nodes(self) -> bool:
+        """Whether a node may tell what its rows show together: without privacy, secure sums and rules against liars."""
+        return not self.privacy.on and not self.secure_aggregation and self.aggregate == "mean"
 
     def table(self, name: str) -> Options:
         """Return the settings table of one algorithm, data set or model; an empty one for a user's own model."""

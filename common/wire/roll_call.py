@@ -10,22 +10,24 @@ from typing import Any
 from flwr.app import ConfigRecord, RecordDict
 
 from quickbloom.common.datasets.base import SPLITS, DataSpec, TaskInfo
+from quickbloom.common.datasets.own.scales import Moments
 from quickbloom.common.printable import as_told, flawed, one_line
-from quickbloom.common.wire.checks import WireError, config_of, ints, reads, short, strings
+from quickbloom.common.wire.checks import WireError, config_of, floats, ints, nothing_else, reads, short, strings
 
-PROTOCOL = 8
+PROTOCOL = 9
 """Version of the protocol, raised whenever an old node could not work with a new server."""
 
 ROLL_CALL = "query.roll_call"
+MOMENTS = "query.moments"
 
 _LONGEST_SCHEMA = 5_000_000
 """Limit in characters; 65,536 category keys take a quarter of it."""
 
 
-def roll_call_request(agreed: str = "") -> RecordDict:
-    """Return the server's first request to every node. `agreed`: see `tell_agreed`."""
+def roll_call_request(agreed: str = "", scales: str = "") -> RecordDict:
+    """Return the server's first request to every node. `agreed` and `scales`: see `tell_agreed`."""
     records = RecordDict({"request": ConfigRecord({"protocol": PROTOCOL})})
-    tell_agreed(records, agreed)
+    tell_agreed(records, agreed, scales)
     return records
 
 
@@ -119,16 +121,65 @@ class RollCallReply:
         return cls(spec, tasks, packages, PROTOCOL, left_out, keeps)
 
 
-def tell_agreed(records: RecordDict, schema: str) -> None:
-    """Add the schema that the nodes agreed on (`DataSpec.schema`) to a request; "" if all found the same by themselves."""
-    if schema:
-        records["agreed"] = ConfigRecord({"schema": schema})
+def tell_agreed(records: RecordDict, schema: str, scales: str = "") -> None:
+    """Add what the nodes agreed on to a request.
+
+    `schema`: that of the data (`DataSpec.schema`); "" if all found the same by themselves. `scales`: those that all tasks
+    share, as `scales_to_json` writes them; "" if there are none, or the schema has them.
+    """
+    if schema or scales:
+        records["agreed"] = ConfigRecord({"schema": schema, "scales": scales})
 
 
 @reads
-def told_agreed(records: RecordDict) -> str:
-    """Return the schema that `tell_agreed` added to a request; "" if none."""
+def told_agreed(records: RecordDict) -> tuple[str, str]:
+    """Return the schema and the scales that `tell_agreed` added to a request; "" for what is not there."""
     if "agreed" not in records:
-        return ""
-    (schema,) = strings([config_of(records, "agreed")["schema"]], "schema")
-    return schema
+        return "", ""
+    fields = config_of(records, "agreed")
+    schema, scales = strings([fields["schema"], fields["scales"]], "schema and scales")
+    return schema, scales
+
+
+@dataclass(frozen=True)
+class MomentsRequest:
+    """Request for what the rows of these training tasks show together of every column of numbers."""
+
+    task_ids: list[str]
+
+    def to_records(self) -> RecordDict:
+        return RecordDict({"request": ConfigRecord({"task-ids": self.task_ids})})
+
+    @classmethod
+    @reads
+    def from_records(cls, records: RecordDict) -> "MomentsRequest":
+        return cls(strings(config_of(records, "request")["task-ids"], "task-ids"))
+
+
+@dataclass(frozen=True)
+class MomentsReply:
+    """Count, mean and sum of squared differences from it of every column of numbers, and of a target that is one."""
+
+    moments: dict[str, Moments]
+
+    def to_records(self) -> RecordDict:
+        found = self.moments.values()
+        fields: dict[str, Any] = {
+            "columns": list(self.moments),
+            "counts": [one.count for one in found],
+            "means": [one.mean for one in found],
+            "squares": [one.squares for one in found],
+        }
+        return RecordDict({"moments": ConfigRecord(fields)})
+
+    @classmethod
+    @reads
+    def from_records(cls, records: RecordDict) -> "MomentsReply":
+        fields = config_of(records, "moments")
+        nothing_else(fields, {"columns", "counts", "means", "squares"})
+        columns, counts = strings(fields["columns"], "columns"), ints(fields["counts"], "counts")
+        means, squares = (floats(fields[name], name, len(columns)) for name in ("means", "squares"))
+        if any(number < 0 for number in squares):
+            raise WireError(f"`squares` must not be negative, got {short(squares)}")
+        moments = map(Moments, counts, means, squares)
+        return cls(dict(zip(columns, moments, strict=True)))

@@ -75,7 +75,7 @@ class Exchange:
         messages = []
         for node_id, part in by_node.items():
             records = request(node_id, part)
-            tell_agreed(records, self._population.agreed)
+            tell_agreed(records, self._population.agreed, self._population.scales)
             message = Message(records, node_id, kind, group_id=str(number))
             self.round.asked += 1
             self.round.bytes_down += payload_bytes(message.content)

@@ -11,7 +11,7 @@ class Population:
 
     `nodes`: all that answered the roll call, also those without tasks. `keepers`: those with a
     place for personal models. `agreed`: the schema that every message gives the nodes, if they did
-    not find the same one themselves; else "".
+    not find the same one themselves; else "". `scales`: those that all tasks share, see `tell_agreed`.
     """
 
     spec: DataSpec
@@ -22,3 +22,4 @@ class Population:
     nodes: set[int] = field(default_factory=set)
     keepers: set[int] = field(default_factory=set)
     agreed: str = ""
+    scales: str = ""

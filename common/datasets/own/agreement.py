@@ -29,8 +29,8 @@ def agree(found: Sequence[tuple[Schema, int]], limit: int) -> Schema:
 
 
 def core(schema: Schema) -> str:
-    """Return as JSON the part of a schema that must be equal on all nodes: everything but the categories."""
-    return replace(schema, vocabularies={}).to_json()
+    """Return as JSON the part of a schema that must be equal on all nodes: everything but categories and scales."""
+    return replace(schema, vocabularies={}, scales={}, target_scale=[]).to_json()
 
 
 def fits(schema: Schema, agreed: Schema) -> bool:

@@ -5,6 +5,7 @@ In the second case the cells of another file are read as that kind, whatever the
 """
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,7 +57,8 @@ class Schema:
 
     `features`: the kind of every input column; `vocabularies`: the keys of each text column.
     `classes`: those of the target, none for a number. `cyclic`: columns of dates or times that also
-    give their place in the day.
+    give their place in the day. `scales`: mean and deviation of every numeric column over the rows of
+    the training tasks, and `target_scale` those of a number to predict; empty if each task has its own.
     """
 
     target: str
@@ -64,6 +66,8 @@ class Schema:
     features: dict[str, str]
     vocabularies: dict[str, list[str]] = field(default_factory=dict)
     cyclic: list[str] = field(default_factory=list)
+    scales: dict[str, list[float]] = field(default_factory=dict)
+    target_scale: list[float] = field(default_factory=list)
 
     def to_json(self) -> str:
         """Return the schema as JSON, equal for equal content."""
@@ -97,7 +101,26 @@ class Schema:
             raise ValueError("vocabularies are lists of keys")
         if any(len(set(listed)) < len(listed) for listed in self.vocabularies.values()):
             raise ValueError("the keys of a vocabulary differ")
+        scales = [*self.scales.values(), *([self.target_scale] if self.target_scale else [])]
+        if not all(isinstance(scale, list) and len(scale) == 2 and all(map(_is_finite, scale)) and scale[1] > 0 for scale in scales):
+            raise ValueError("a scale is a mean and a deviation above 0")
+        if not isinstance(self.scales, dict) or len(self.scales) > MOST_KEYS:
+            raise TypeError("scales are by column")
         return self
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether all tasks are standardised alike."""
+        return bool(self.scales or self.target_scale)
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether there is a column, or a target, to standardise."""
+        return not self.classes or any(kind in (NUMBER, DATE, TIME) for name, kind in self.features.items() if name != PIXELS)
+
+
+def _is_finite(number: object) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
 
 
 @dataclass(frozen=True)

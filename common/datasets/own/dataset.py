@@ -1,12 +1,13 @@
 """A user's own data: one file whose rows belong to tasks (hospitals, patients), or one file for each node.
 
 The rules are in docs/own-data.md. Everything that must be equal on all nodes (names and kinds of
-columns, classes, categories) is in `DataSpec.schema`. Everything measured on examples (means,
-deviations) comes from a task's own support part alone.
+columns, classes, categories) is in `DataSpec.schema`, with the means and deviations by which all
+tasks are standardised. With `own.scale = "task"` these come from each task's own support part alone.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +36,7 @@ from quickbloom.common.datasets.own.columns import (
 from quickbloom.common.datasets.own.image_arrays import NO_SCALE, choose_images, is_beyond_white, white_of
 from quickbloom.common.datasets.own.options import OwnOptions, listed
 from quickbloom.common.datasets.own.preparation import Preparation, Scale, measure
+from quickbloom.common.datasets.own.scales import TARGET, Moments
 from quickbloom.common.datasets.own.tables import PIXELS, Table, read_table
 from quickbloom.common.datasets.own.target import pick_target, read_target
 from quickbloom.common.datasets.own.text import Array, Text, names
@@ -193,10 +195,12 @@ class Own(FixedSplitDataset):
     def _training_pool(self, task_id: str) -> Pool:
         """Return the examples of a regression task for training.
 
-        The target's deviation is that of all training examples, which bounds each by the square
+        Without a shared scale the target's deviation is that of all training examples, which bounds each by the square
         root of their number. A support part of nothing but zeros would otherwise scale the others
         so much that they spoil the model.
         """
+        if self.schema.target_scale:
+            return Pool.of(self._data[task_id])
         support, query, _ = self.rows[task_id]
         target = Scale.of(self.target.values[np.concatenate([support, query])], self.options.target_deviation)
         preparation = replace(self._measured(task_id), target=target)
@@ -206,10 +210,11 @@ class Own(FixedSplitDataset):
         return self.preparation_by(self.rows[task_id][0])
 
     def preparation_by(self, support: Array) -> Preparation:
-        """Return the preparation that these rows of one task show."""
+        """Return the preparation that these rows of one task show, on the scales that all tasks share if they do."""
         numbers = self.target.values[support] if self.kind == "regression" else None
         brightest = white_of(self._pixels[support]) if PIXELS in self.inputs else 1.0
-        return measure(_of_rows(self.inputs, support), numbers, self.options.target_deviation, brightest)
+        found = measure(_of_rows(self.inputs, support), numbers, self.options.target_deviation, brightest)
+        return found.on_shared(self.schema.scales, self.schema.target_scale)
 
     def _task_data(self, task_id: str) -> TaskData:
         preparation = self._measured(task_id)
@@ -221,6 +226,23 @@ class Own(FixedSplitDataset):
         if preparation.target is None:
             return Batch.of(torch.from_numpy(x), torch.from_numpy(y.astype(np.int64)))
         return Batch.of(torch.from_numpy(x), torch.from_numpy(preparation.target.apply(y).astype(np.float32))[:, None])
+
+    def on_scales(self, scales: Mapping[str, list[float]], target_scale: list[float]) -> "Own":
+        """Return this data set with these scales ([mean, deviation]); the file is not read again. Raises TypeError or ValueError."""
+        other = copy(self)
+        other.schema = replace(self.schema, scales=dict(scales), target_scale=target_scale).checked()
+        other._data, other._training = _OnDemand(other._task_data), _OnDemand(other._training_pool)
+        other.__dict__.pop("_pools", None)
+        return other
+
+    def moments(self, task_ids: Sequence[str]) -> dict[str, Moments]:
+        """Return what the support and query rows of these tasks show of every numeric column, and of the target as ""."""
+        parts = [part for task_id in task_ids for part in self.rows[task_id][:2]]
+        rows = np.concatenate(parts) if parts else np.array([], dtype=np.int64)
+        columns = {name: column[rows] for name, column in self.inputs.items() if name != PIXELS and isinstance(column, np.ndarray)}
+        if self.kind == "regression":
+            columns[TARGET] = self.target.values[rows]
+        return {name: Moments.of(column) for name, column in columns.items()}
 
     def _content_of_rows(self) -> Array:
         """Return a hash of every row, from cells alone: what other nodes agreed on must not move a row."""

@@ -43,6 +43,11 @@ class OwnOptions(Options):
     target_deviation: float = Field(
         1.0, gt=0, description="regression: divisor of a task's target if all targets of its support are equal"
     )
+    scale: Literal["auto", "shared", "task"] = Field(
+        "auto",
+        description="standardise by what all training tasks show (shared), or each task by its own support; auto: shared unless "
+        "privacy, secure sums or a rule against liars rule it out",
+    )
     image_side: int = Field(28, ge=8, le=256, description="pixels that images are scaled to, each way")
     leave_out: str = Field("", description='test on this task alone, and train on all others; "": split by seed')
 

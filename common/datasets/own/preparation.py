@@ -1,7 +1,7 @@
 """Preparation of a task's rows as inputs: measured on its support part, stored with its personal model, applied to new rows."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ _MOST = 10.0
 """Bound on standardised inputs: a column that hardly varies in a small support would have huge values elsewhere."""
 _ENDLESS = 1e300
 """A deviation so large that every number becomes 0."""
-_LEAST = 1e-9
+LEAST_SPREAD = 1e-9
 """Share of the largest number in a support part below which a deviation is only rounding."""
 
 
@@ -45,7 +45,7 @@ class Scale:
 
 def has_spread(numbers: Array) -> bool:
     """Return whether the numbers differ by more than rounding."""
-    return bool(numbers.std() > _LEAST * np.abs(numbers).max())
+    return bool(numbers.std() > LEAST_SPREAD * np.abs(numbers).max())
 
 
 def _scale(column: Array) -> Scale:
@@ -92,6 +92,11 @@ class Preparation:
         column = inputs[name]
         assert isinstance(column, np.ndarray)
         return column
+
+    def on_shared(self, numbers: Mapping[str, Sequence[float]], target: Sequence[float]) -> "Preparation":
+        """Return this preparation with the given (mean, deviation) of columns and of the target in place of its own."""
+        mine = {name: Scale(*numbers[name]) if name in numbers else scale for name, scale in self.numbers.items()}
+        return replace(self, numbers=mine, target=Scale(*target) if target and self.target else self.target)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain lists, dictionaries and numbers; `from_json` is the exact inverse."""
