@@ -34,7 +34,7 @@ from quickbloom.server_app.events.file import read_events
 from quickbloom.server_app.events.kinds import RoundEnded, Scored
 from quickbloom.server_app.launch.follow import follow, run_here
 from quickbloom.server_app.launch.prepare import Start, own_data, settle
-from quickbloom.server_app.launch.settings import parse_assignments
+from quickbloom.server_app.launch.settings import default_algorithm, parse_assignments
 from quickbloom.server_app.reporting.result_table import result_lines, result_table
 
 Kind = TypeVar("Kind", bound=type[Algorithm] | type[Dataset] | type[Model])
@@ -76,7 +76,7 @@ class Run:
 
 
 def run(
-    algorithm: str = "reptile",
+    algorithm: str | None = None,
     *,
     dataset: str | None = None,
     data: Any = None,
@@ -95,6 +95,7 @@ def run(
     """Train a starting point and test it on held-out tasks, in this process: `quickbloom run --in-process` from Python.
 
     `data`: your own file as for `--data`, a pandas.DataFrame, or arrays by column; `task` and `target` name its columns.
+    `algorithm`: by default "ridge" for your own data, else "reptile".
     `settings`: any settings by name, {"own.shots": 5}; those of the run or the algorithm also as `options`, inner_lr=0.1.
     `simulation`: run in Flower's simulation instead: same result, later. `listener`: is called with every event of the run.
     Raises ConfigError or DataError for wrong input, and RunError for a run that cannot go on.
@@ -105,7 +106,8 @@ def run(
     values: dict[str, Scalar] = {key: value for key, value in named.items() if value is not None}
     with ExitStack() as stack:
         values |= own_data(stack.enter_context(_as_file(data)), task, target, dataset)
-        values |= parse_assignments(_assignments(settings, options), algorithm)
+        values |= parse_assignments(_assignments(settings, options), default_algorithm(values))
+        values["algorithm"] = default_algorithm(values)
         if output is not None:
             values["output-dir"] = str(Path(output).expanduser().absolute())
         start = settle(values, None, nodes, not simulation)

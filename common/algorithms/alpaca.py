@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.func import grad
 
-from quickbloom.common.algorithms.base import Algorithm, AlgorithmOptions
+from quickbloom.common.algorithms.base import Algorithm, AlgorithmOptions, ClosedFormOptions
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.inner_loop import last
 from quickbloom.common.maths.learner import Learner
@@ -35,7 +35,7 @@ SPREAD = "alpaca/spread"
 """Name of a personal tensor: Lambda^-1 [features + 1, features + 1]; the last row and column are the intercept's."""
 
 
-class AlpacaOptions(AlgorithmOptions):
+class AlpacaOptions(ClosedFormOptions):
     precision: float = Field(1.0, gt=0, description="Lambda_0 before the first round is this number on the diagonal")
     noise: float = Field(0.5, gt=0, description="deviation of the noise before the first round, in units of the target")
 
@@ -48,10 +48,12 @@ class Alpaca(Algorithm):
     kinds = ("regression",)
     tunes_inner_lr = False
     uses_adapt_lr = False
+    model_for_tables = "linear"
 
     def __init__(self, options: Any, learner: Learner) -> None:
         super().__init__(options, learner)
         self._head = LinearHead(learner, self.name)
+        self.options = options.with_rate(one_layer=self._head.is_all)
 
     def init(self) -> Params:
         """Return the model with a head of zeros, the prior's factor and the noise."""

@@ -46,6 +46,20 @@ class InnerLoopOptions(AlgorithmOptions):
     inner_steps: int = Field(5, ge=1, le=10_000, description="gradient steps of the inner loop in training (k)")
 
 
+class ClosedFormOptions(AlgorithmOptions):
+    """Settings of an algorithm that solves for the head on the support set: no inner loop, and a rate for what is left to learn."""
+
+    outer_lr: float = Field(
+        0.0,
+        ge=0,
+        description="learning rate of the server's optimizer; 0: 0.02 for a model that is one linear layer, else 0.003",
+    )
+
+    def with_rate(self, *, one_layer: bool) -> "ClosedFormOptions":
+        """Return the settings with a rate: `one_layer` says whether the model has nothing before its head."""
+        return self if self.outer_lr else self.model_copy(update={"outer_lr": 0.02 if one_layer else 0.003})
+
+
 class ZeroHeadOptions(Options):
     """Setting of an algorithm that can leave the head out of the starting point.
 
@@ -70,6 +84,9 @@ class Algorithm(ABC):
     """True if `inner_lr` affects training, so that a comparison has to tune it."""
     uses_adapt_lr: ClassVar[bool] = True
     """True if `adaptation_path` uses `lr`."""
+
+    model_for_tables: ClassVar[str] = "mlp"
+    """Model for `model = "auto"` where a data set recommends none and the inputs are no images."""
 
     per_step: ClassVar[tuple[str, ...]] = ()
     """Names of personal tensors [times, outputs] that appear only after some steps and grow with their number."""

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from quickbloom.common.algorithms.base import AlgorithmOptions, ObjectiveAlgorithm, ZeroHeadOptions
+from quickbloom.common.algorithms.base import AlgorithmOptions, ClosedFormOptions, ObjectiveAlgorithm, ZeroHeadOptions
 from quickbloom.common.maths.batch import Batch, Episode
 from quickbloom.common.maths.inner_loop import last
 from quickbloom.common.maths.learner import Learner
@@ -29,7 +29,7 @@ PENALTY, SCALE = "ridge/penalty", "ridge/scale"
 scale of the outputs [1] (classification)."""
 
 
-class RidgeOptions(ZeroHeadOptions, AlgorithmOptions):
+class RidgeOptions(ZeroHeadOptions, ClosedFormOptions):
     penalty: float = Field(1.0, gt=0, description="penalty on the head's distance from the shared head before the first round")
 
 
@@ -40,10 +40,12 @@ class Ridge(ObjectiveAlgorithm):
     Options: ClassVar[type[AlgorithmOptions]] = RidgeOptions
     tunes_inner_lr = False
     uses_adapt_lr = False
+    model_for_tables = "linear"
 
     def __init__(self, options: Any, learner: Learner) -> None:
         super().__init__(options, learner)
         self._head = LinearHead(learner, self.name)
+        self.options = options.with_rate(one_layer=self._head.is_all)
 
     def init(self) -> Params:
         """Return the model with a head of zeros, the penalties and the scale."""

@@ -91,6 +91,8 @@ class Dataset(ABC):
     Options: ClassVar[type[Options]]
     model: ClassVar[str]
     """Model for `model = "auto"`; "auto" here means conv4 for images, else mlp."""
+    algorithm: ClassVar[str] = "reptile"
+    """Algorithm where none is named."""
     inner_lr: ClassVar[float]
     """Inner learning rate for `inner-lr = 0`: a step size that suits the scale of the inputs and of the loss."""
     needs_files: ClassVar[bool] = False

@@ -35,7 +35,7 @@ def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _C
     memory, and its parameters will come from elsewhere. The model then holds no numbers where the
     algorithm allows that.
     """
-    model = config.model if config.model != "auto" else model_for(spec)
+    model = config.model if config.model != "auto" else model_for(spec, config.algorithm)
     chosen, options = ALGORITHMS[config.algorithm], config.table(config.algorithm)
     outputs = chosen.model_outputs(options, spec.outputs)
     _check_inputs(model, spec)
@@ -58,12 +58,13 @@ def _size(learner: Learner) -> int:
     return sum(value.nbytes for value in learner.module.parameters())
 
 
-def model_for(spec: DataSpec) -> str:
-    """Return the model recommended for the shape of the inputs: conv4 for images that are large enough, else mlp.
+def model_for(spec: DataSpec, algorithm: str) -> str:
+    """Return the model recommended for inputs of this shape: conv4 for images that are large enough, else the algorithm's own.
 
-    It depends on the shape alone, which server and nodes both know.
+    It depends on what server and nodes both know.
     """
-    return "conv4" if len(spec.input_shape) == 3 and min(spec.input_shape[1:]) >= SMALLEST_SIDE else "mlp"
+    images = len(spec.input_shape) == 3 and min(spec.input_shape[1:]) >= SMALLEST_SIDE
+    return "conv4" if images else ALGORITHMS[algorithm].model_for_tables
 
 
 def _check_inputs(model: str, spec: DataSpec) -> None:

@@ -39,6 +39,8 @@ class LinearHead:
             self._body = deepcopy(learner.module)
             parent, _, last = name.rpartition(".")
             setattr(self._body.get_submodule(parent), last, nn.Identity())
+        self.is_all = not any(True for _ in self._body.parameters())
+        """Whether the model has nothing to learn before its head."""
 
     def features(self, params: Params, x: Tensor) -> Tensor:
         """Return the inputs of the last layer for `x` [n, ...], and a column of ones: [n, features + 1]."""

@@ -212,7 +212,7 @@ def check_size(config: RunConfig, spec: DataSpec, tensors: Mapping[str, Tensor],
     """
     from quickbloom.common.engine.build import model_for
 
-    name = config.model if config.model != "auto" else model_for(spec)
+    name = config.model if config.model != "auto" else model_for(spec, config.algorithm)
     if name not in MODELS:
         return
     if MODELS[name].tokens != spec.tokens:

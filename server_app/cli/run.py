@@ -16,13 +16,15 @@ from quickbloom.common.system.terminal import paper, say
 from quickbloom.server_app.cli.options import DATASETS
 from quickbloom.server_app.launch.follow import follow
 from quickbloom.server_app.launch.prepare import connection_for, own_data, settle
-from quickbloom.server_app.launch.settings import parse_assignments
+from quickbloom.server_app.launch.settings import default_algorithm, parse_assignments
 from quickbloom.server_app.reporting.result_table import few_tasks, result_table
 from quickbloom.server_app.runs.directory import to_json, unused
 
 
 def run(
-    algorithm: Annotated[str | None, typer.Option(help=f"What to train: {', '.join(ALGORITHMS)}.")] = None,
+    algorithm: Annotated[
+        str | None, typer.Option(help=f"What to train: {', '.join(ALGORITHMS)}; by default ridge for own data, else reptile.")
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help=f"Whose tasks: {DATASETS}.")] = None,
     data: Annotated[str | None, typer.Option(help="Your own file; see docs/own-data.md.")] = None,
     task: Annotated[str | None, typer.Option(help="Its column that says whose row it is.")] = None,
@@ -66,7 +68,9 @@ def run(
     settings = {key: value for key, value in named.items() if value is not None}
     settings |= own_data(data, task, target, dataset)
     connection = connection_for(connection, in_process, nodes)
-    settings |= parse_assignments(set_ or [], str(settings.get("algorithm", RunConfig().algorithm)))
+    settings |= parse_assignments(set_ or [], default_algorithm(settings))
+    if resume is None and "resume-from" not in settings:
+        settings["algorithm"] = default_algorithm(settings)
     if leave_one_out:
         if connection or nodes or resume or "own.leave-out" in settings:
             raise ConfigError(

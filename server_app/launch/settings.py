@@ -1,6 +1,6 @@
 """Converts typed settings from "key=value" texts to a dictionary, and checks what can be checked before a run starts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from quickbloom.common.algorithms import ALGORITHMS
@@ -8,9 +8,15 @@ from quickbloom.common.config.checks import check_choice
 from quickbloom.common.config.key_value import scalar, split_assignment
 from quickbloom.common.config.parts import table_types
 from quickbloom.common.config.run import RunConfig, Scalar
-from quickbloom.common.datasets import load_dataset
+from quickbloom.common.datasets import DATASETS, load_dataset
 from quickbloom.common.engine.build import build_algorithm
 from quickbloom.server_app.federation.splits import split_tasks
+
+
+def default_algorithm(settings: Mapping[str, Scalar]) -> str:
+    """Return the algorithm of a run with these settings: the one they name, else the one that their data set recommends."""
+    dataset = DATASETS.get(str(settings.get("dataset", RunConfig().dataset)))
+    return str(settings.get("algorithm", dataset.algorithm if dataset else RunConfig().algorithm))
 
 
 def parse_assignments(assignments: list[str], algorithm: str) -> dict[str, Scalar]:

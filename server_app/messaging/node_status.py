@@ -139,7 +139,10 @@ class Reachability:
         ]
         if not wanted:
             return
-        messages = [Message(roll_call_request(self._population.agreed, self._population.scales), node_id, ROLL_CALL) for node_id in wanted]
+        messages = [
+            Message(roll_call_request(self._population.agreed, self._population.scales), node_id, ROLL_CALL)
+            for node_id in wanted
+        ]
         for message_id, node_id in zip(grid.push_messages(messages), wanted, strict=False):
             if message_id:
                 self._called[message_id] = node_id, time.monotonic()

@@ -102,7 +102,9 @@ class Schema:
         if any(len(set(listed)) < len(listed) for listed in self.vocabularies.values()):
             raise ValueError("the keys of a vocabulary differ")
         scales = [*self.scales.values(), *([self.target_scale] if self.target_scale else [])]
-        if not all(isinstance(scale, list) and len(scale) == 2 and all(map(_is_finite, scale)) and scale[1] > 0 for scale in scales):
+        if not all(
+            isinstance(scale, list) and len(scale) == 2 and all(map(_is_finite, scale)) and scale[1] > 0 for scale in scales
+        ):
             raise ValueError("a scale is a mean and a deviation above 0")
         if not isinstance(self.scales, dict) or len(self.scales) > MOST_KEYS:
             raise TypeError("scales are by column")
