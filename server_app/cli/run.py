@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from quickbloom.common.algorithms import ALGORITHMS
-from quickbloom.common.config.run import RunConfig, Scalar
+from quickbloom.common.config.run import Scalar
 from quickbloom.common.errors import ConfigError, QuickbloomError
 from quickbloom.common.system.terminal import paper, say
 from quickbloom.server_app.cli.options import DATASETS
