@@ -49,7 +49,7 @@ class OwnRidge:
 
 
 def fit_numbers(features: ArrayLike, y: ArrayLike, penalties: ArrayLike = PENALTIES) -> OwnRidge:
-    """Return the model for numbers y [n] or [n, outputs] by `features` [n, d], n at least 1.
+    """Return the model for numbers y [n] or [n, outputs] by `features` [n, d], n at least 1; `penalties` above 0.
 
     Equal leave-one-out errors go to the largest penalty. From one row no penalty can be chosen: the model is its target.
     """
@@ -102,7 +102,8 @@ def _left_out(u: Array, s: Array, seen: Array, targets: Array, penalty: float) -
     reach[reach < _ROUNDING] = 0
     kept = reach + np.square(u) @ lost
     errors = outside + u @ (lost[:, None] * seen)
-    return targets - errors / kept[:, None]
+    predicted: Array = targets - errors / kept[:, None]
+    return predicted
 
 
 def _best(errors: Array) -> int:
