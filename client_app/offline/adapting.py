@@ -14,7 +14,7 @@ from quickbloom.common.errors import ConfigError, DataError, in_one_line
 from quickbloom.common.frames import as_file
 from quickbloom.common.personal import model as personal_model
 from quickbloom.common.personal.cross_validation import FOLDS
-from quickbloom.common.personal.model import SUFFIX, Personal
+from quickbloom.common.personal.model import SUFFIX, Personal, adapt_to_all
 
 
 def adapt(
@@ -38,6 +38,7 @@ def adapt(
     A model adapts to all rows of its task that have a target, one of each class being enough. What
     that is worth is estimated by cross-validation in at most `folds` folds (0: not at all), if there
     are at least four different rows; a model that adapting makes worse by it stays the shared one.
+    With `protonet` and `ridge` the rows may have classes that training never saw: see `StartingPoint.own_of`.
     A task that no model can be made of is said, and left out. Raises DataError, also if that is every task, or ConfigError.
     """
     if folds < 0 or folds == 1:
@@ -47,21 +48,29 @@ def adapt(
         own = start.own(str(path), task, target)
     if own.left_out:
         say(left_out_in_words(own.left_out))
-    for remark in own.remarks:
+    for remark in [*own.remarks, *_on_new_classes(start.new_classes(own))]:
         say(f"Remark: {remark}")
     models = _adapted(start, own, folds, say)
     _write(models, Path(output).expanduser())
     return models
 
 
+def _on_new_classes(new: list[str]) -> list[str]:
+    if not new:
+        return []
+    said, them = (f"classes {', '.join(new)}", "them") if len(new) > 1 else (f"class {new[0]}", "it")
+    return [f"training never saw the {said}: what the model knows of {them} is from the rows of this file alone"]
+
+
 def _adapted(start: StartingPoint, own: Own, folds: int, say: Say) -> list[Personal]:
     """Return a model for every task that one can be made of, and say of which none. Raises DataError if that is every task."""
-    algorithm, meta, config = start.algorithm(), start.found.meta, start.config
-    origin = start.origin(algorithm)
     models, failed = [], []
     for info in own.tasks():
         try:
-            models.append(personal_model.adapt_to_all(algorithm, meta, own, info.task_id, config, origin, folds))
+            own_of_task = start.own_of(own, info.task_id)
+            algorithm, meta = start.model_for(own_of_task.classes)
+            adapted = adapt_to_all(algorithm, meta, own_of_task, info.task_id, start.config, start.origin(), folds)
+            models.append(adapted)
         except DataError as error:
             failed.append(error)
     for error in failed if models else failed[:-1]:

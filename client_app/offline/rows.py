@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,7 +131,7 @@ def _targets(
     if schema.target not in table:
         return np.full(len(rows), np.nan), [""] * len(rows)
     try:
-        found = read_target(table, schema.target, options, reading_of(options), schema)
+        found = read_target(table, schema.target, options, reading_of(options), schema, rows)
     except UnknownClassError as error:
         raise DataError(
             f"the column `{schema.target}` of '{table.path}' holds the class '{error.label}', the model knows "
@@ -140,7 +139,7 @@ def _targets(
             error.label,
         ) from None
     texts = ["" if text is None else text for text in as_text(usable(table, schema.target)).take(rows).cells()]
-    values = found.values[rows]
+    values = found.values
     return preparation.target.apply(values) if preparation.target else values, texts
 
 
@@ -148,7 +147,8 @@ def _parts(model: Personal, options: OwnOptions) -> dict[int, str]:
     """Return the part of every row if the model was adapted to this file; {} for any other file."""
     card = model.card
     try:
-        own = Own(options, Path(), card["schema"], whole=bool(card["adapted"].get("whole")))
+        own = Own.with_new_classes(options, card["schema"], whole=bool(card["adapted"].get("whole")))
+        own = own.of_classes(model.classes) if len(own.classes) > len(model.classes) else own
         if model.task not in own.rows or digest(own.test_draws(model.task)[0]) != card["data"]:
             return {}
     except DataError:  # another file, for example one without targets
