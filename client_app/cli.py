@@ -81,7 +81,7 @@ def adapt(
 
     Example: quickbloom-edge adapt --checkpoint runs/r --data ward.csv --output mine
     """
-    from quickbloom.client_app.offline import adapt as make_personal  # imports torch, which takes seconds
+    from quickbloom.client_app.offline.adapting import adapt as make_personal  # imports torch, which takes seconds
     from quickbloom.client_app.personal_models import in_words
 
     for model in make_personal(checkpoint, data, output, task, target, say, trust or (), folds):
@@ -101,7 +101,7 @@ def predict(
 
     Example: quickbloom-edge predict --model mine --input new-patients.csv --output predictions.csv
     """
-    from quickbloom.client_app.offline import predict as use
+    from quickbloom.client_app.offline.predicting import predict as use
 
     found = use(model, input_, trust or ())
     if output is None:

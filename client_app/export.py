@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quickbloom.client_app.offline import fits_together, one_model
+from quickbloom.client_app.offline.files import fits_together, one_model
 from quickbloom.common.datasets.own.preparation import Preparation
 from quickbloom.common.errors import ConfigError, DataError, in_one_line
 from quickbloom.common.personal.model import Personal
@@ -57,7 +57,7 @@ class PersonalModule(nn.Module):
 def export(model: str | Path, output: str | Path, form: str, trust: Collection[str] = ()) -> Path:
     """Write the personal model `model` to `output` as "onnx" or "torch" (torch.export); return the path.
 
-    `trust`: see `client_app.offline.adapt`. Raises ConfigError or DataError, also if the outputs of
+    `trust`: see `client_app.offline.adapting.adapt`. Raises ConfigError or DataError, also if the outputs of
     the copy differ from the model's by more than 1e-5.
     """
     if form not in _WRITERS:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quickbloom.client_app.offline import adapt, predict
-    from quickbloom.client_app.offline import one_model as load
+    from quickbloom.client_app.offline.adapting import adapt
+    from quickbloom.client_app.offline.files import one_model as load
+    from quickbloom.client_app.offline.predicting import predict
     from quickbloom.common.algorithms.base import Algorithm
     from quickbloom.common.datasets.base import Dataset
     from quickbloom.common.errors import QuickbloomError, RunError
@@ -50,10 +51,10 @@ _PUBLIC = {
     "QuickbloomError": "common.errors:QuickbloomError",
     "Run": "session:Run",
     "RunError": "common.errors:RunError",
-    "adapt": "client_app.offline:adapt",
+    "adapt": "client_app.offline.adapting:adapt",
     "compare": "session:compare",
-    "load": "client_app.offline:one_model",
-    "predict": "client_app.offline:predict",
+    "load": "client_app.offline.files:one_model",
+    "predict": "client_app.offline.predicting:predict",
     "register": "session:register",
     "run": "session:run",
 }

@@ -1,17 +1,14 @@
 """Runs from Python, for scripts and notebooks: `quickbloom.run`, `quickbloom.compare`, `quickbloom.register`."""
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +20,7 @@ from quickbloom.common.config.run import Scalar, parse_run_config
 from quickbloom.common.datasets import DATASETS
 from quickbloom.common.datasets.base import Dataset
 from quickbloom.common.errors import ConfigError, RunError
-from quickbloom.common.frames import frame
+from quickbloom.common.frames import as_file, frame
 from quickbloom.common.models import MODELS
 from quickbloom.common.models.base import Model
 from quickbloom.common.spreadsheets import read_csv
@@ -94,7 +91,8 @@ def run(
 ) -> Run:
     """Train a starting point and test it on held-out tasks, in this process: `quickbloom run --in-process` from Python.
 
-    `data`: your own file as for `--data`, a pandas.DataFrame, or arrays by column; `task` and `target` name its columns.
+    `data`: your own file as for `--data`, a pandas or polars DataFrame, or arrays by column; `task` and `target` name its
+    columns.
     `algorithm`: by default "ridge" for your own data, else "reptile".
     `settings`: any settings by name, {"own.shots": 5}; those of the run or the algorithm also as `options`, inner_lr=0.1.
     `simulation`: run in Flower's simulation instead: same result, later. `listener`: is called with every event of the run.
@@ -105,7 +103,7 @@ def run(
     named: dict[str, Any] = {"algorithm": algorithm, "dataset": dataset, "rounds": rounds, "seed": seed}
     values: dict[str, Scalar] = {key: value for key, value in named.items() if value is not None}
     with ExitStack() as stack:
-        values |= own_data(stack.enter_context(_as_file(data)), task, target, dataset)
+        values |= own_data(stack.enter_context(as_file(data)), task, target, dataset)
         values |= parse_assignments(_assignments(settings, options), default_algorithm(values))
         values["algorithm"] = default_algorithm(values)
         if output is not None:
@@ -190,27 +188,6 @@ def _simulated(start: Start) -> dict[str, Any]:
     if summary is None:
         raise RunError("the simulation failed: what was wrong is printed above")
     return summary
-
-
-@contextmanager
-def _as_file(data: Any) -> Iterator[str | None]:
-    """The data as what `--data` takes: tables in memory lie in a file of this user's alone as long as this lasts."""
-    if data is None or isinstance(data, str | os.PathLike):
-        yield None if data is None else str(data)
-        return
-    with tempfile.TemporaryDirectory(prefix="quickbloom-data-") as folder:
-        if hasattr(data, "to_csv"):
-            file = Path(folder) / "frame.csv"
-            data.to_csv(file, index=False)
-        elif isinstance(data, Mapping):
-            file = Path(folder) / "arrays.npz"
-            columns: dict[str, Any] = {str(name): np.asarray(values) for name, values in data.items()}
-            np.savez(file, **columns)
-        else:
-            raise ConfigError(
-                f"`data` must be a path, a pandas.DataFrame or arrays by column, got {type(data).__name__}: make one of them"
-            )
-        yield str(file)
 
 
 def _as_html(table: Table) -> str:

@@ -10,7 +10,7 @@ values (`if loss > 1`) or change tensors in place.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -91,6 +91,9 @@ class Algorithm(ABC):
     per_step: ClassVar[tuple[str, ...]] = ()
     """Names of personal tensors [times, outputs] that appear only after some steps and grow with their number."""
 
+    takes_new_classes: ClassVar[bool] = False
+    """True if a task may have classes that training never saw, see `with_classes`."""
+
     starts_from_meta: ClassVar[bool] = True
     """True if a node needs only `meta`; False if it also needs the numbers of the freshly initialised model."""
 
@@ -139,6 +142,13 @@ class Algorithm(ABC):
                 f"`{self.name}.zero-head` needs a model with parameters before its last layer, and this one is nothing but a "
                 "head: set it to false, or choose another `model`"
             ) from None
+
+    def with_classes(self, meta: Params, sources: Sequence[int | None]) -> Params:
+        """Return the meta-parameters of a run on other classes for this algorithm, if it `takes_new_classes`.
+
+        `sources`: for each class here its place in the run, None for a class that training never saw.
+        """
+        return meta
 
     def fresh(self) -> Params:
         """Return the state that a new task starts with on its node, kept there from round to round; {} for no state."""

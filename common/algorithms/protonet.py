@@ -54,6 +54,7 @@ class ProtoNet(ObjectiveAlgorithm):
     kinds = ("classification",)
     tunes_inner_lr = False
     uses_adapt_lr = False
+    takes_new_classes = True
     per_step = (MOVES,)
 
     @classmethod

@@ -9,7 +9,7 @@ well: with a body that changes nothing (`model = "linear"`) this is empirical Ba
 tables. `zero-head` keeps it at the paper's 0. The intercept has a penalty of its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import log
 from typing import Any, ClassVar
 
@@ -41,6 +41,7 @@ class Ridge(ObjectiveAlgorithm):
     tunes_inner_lr = False
     uses_adapt_lr = False
     model_for_tables = "linear"
+    takes_new_classes = True
 
     def __init__(self, options: Any, learner: Learner) -> None:
         super().__init__(options, learner)
@@ -54,6 +55,16 @@ class Ridge(ObjectiveAlgorithm):
         if self.learner.kind == "classification":
             extra[SCALE] = torch.zeros_like(extra[PENALTY][:1])
         return zero | extra
+
+    def with_classes(self, meta: Params, sources: Sequence[int | None]) -> Params:
+        """Return `meta` with a head for these classes; the shared head of one that training never saw is the mean of all.
+
+        What all heads have in common changes no probability after adaptation, so the mean is what stays as it is
+        under such a shift. Penalties and scale are those of all classes.
+        """
+        shared = self._head.matrix(meta)
+        mean = shared.mean(dim=1)
+        return self._head.replaced(meta, torch.stack([mean if at is None else shared[:, at] for at in sources], dim=1))
 
     def objective(self, meta: Params, episode: Episode) -> Tensor:
         loss, _ = self.score(last(self.adaptation_path(meta, episode.support, 0.0, 1)), episode.query)

@@ -25,6 +25,7 @@ from quickbloom.common.config.run import RunConfig, parse_run_config
 from quickbloom.common.datasets import Dataset
 from quickbloom.common.datasets.base import DataSpec
 from quickbloom.common.datasets.own import Own, OwnOptions
+from quickbloom.common.datasets.own.columns import Schema
 from quickbloom.common.datasets.own.preparation import Preparation
 from quickbloom.common.engine.build import build_algorithm
 from quickbloom.common.errors import DataError, QuickbloomError, in_one_line
@@ -68,6 +69,26 @@ class Personal:
     @property
     def task(self) -> str:
         return str(self.card["task"])
+
+    @cached_property
+    def schema(self) -> Schema:
+        """The columns and classes of the user's own data that the model is for. Raises DataError for a model of other data."""
+        return Schema.from_json(self.card["schema"])
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes by the position of their output; [] for numbers."""
+        return self.schema.classes
+
+    @cached_property
+    def preparation(self) -> Preparation:
+        """How columns become inputs."""
+        return Preparation.from_json(self.card["preparation"])
+
+    @property
+    def own_options(self) -> OwnOptions:
+        """How the user's own data are read, without their path."""
+        return OwnOptions.model_validate(self.card["columns"]).cleaned()
 
     @cached_property
     def algorithm(self) -> Algorithm:

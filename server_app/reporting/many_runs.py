@@ -10,11 +10,11 @@ from quickbloom.common.config.parts import PRIVACY
 from quickbloom.common.config.run import Scalar
 from quickbloom.common.errors import DataError
 from quickbloom.common.formatting import data_name, duration, size
+from quickbloom.common.maths.intervals import half_width
 from quickbloom.common.metric import ACCURACY, Metric
 from quickbloom.server_app.reporting.drawing import LONGEST_NAME, every, picture, short, style, whole_numbers
 from quickbloom.server_app.reporting.page import Code, Fold, Part, Section, Table, Text
 from quickbloom.server_app.reporting.run_record import RunFacts
-from quickbloom.server_app.runs.intervals import half_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from quickbloom.common.errors import ConfigError
+from quickbloom.common.maths.intervals import half_width
 from quickbloom.common.metric import Metric
 from quickbloom.common.spreadsheets import write_csv
 from quickbloom.common.system import locks
@@ -19,7 +20,6 @@ from quickbloom.common.system.temporary import make_writable
 from quickbloom.common.system.whole_files import whole
 from quickbloom.server_app.events.channel import Warn, warn_in_log
 from quickbloom.server_app.events.kinds import finite
-from quickbloom.server_app.runs.intervals import half_width
 
 
 class RunDirectory:

@@ -10,8 +10,8 @@ import torch
 from loopback import LoopbackGrid
 from typer.testing import CliRunner
 
+from quickbloom import adapt, predict
 from quickbloom.client_app.cli import cli
-from quickbloom.client_app.offline import adapt, predict
 from quickbloom.client_app.personal_models import in_words
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.datasets.own import Own, OwnOptions
@@ -150,6 +150,24 @@ def test_a_model_that_adapting_makes_worse_stays_the_shared_one(tmp_path: Path) 
         adapt(with_rate(folder, tmp_path / "mad.safetensors", 1e20), data, tmp_path / "mad", folds=0)
 
 
+def test_one_task_that_diverges_is_named_and_the_others_are_written(tmp_path: Path) -> None:
+    folder = trained(tmp_path, dose=True)
+    source = with_rate(folder, tmp_path / "fast.safetensors", 1e4)
+    # Of one row all inputs are 0, so only intercepts move, and five steps do not overflow.
+    many = [f"{name},{row}" for name in "ac" for row in rows_of(99, 20, dose=True)]
+    arguments = ["adapt", "--checkpoint", str(source), "--output", str(tmp_path / "mine"), "--folds", "0", "--data"]
+    data = written(tmp_path / "three.csv", ["b,3.0,m,205.5", *many], f"ward,{HEADER}")
+    done = CliRunner().invoke(cli, [*arguments, str(data)])
+    assert done.exit_code == 0
+    assert [path.name for path in (tmp_path / "mine").iterdir() if path.suffix != ".json"] == ["b.safetensors"]
+    for name in "ac":
+        assert f"No model: the personal model of the task '{name}' is not finite: adapt with a lower rate" in done.stderr
+    none = CliRunner().invoke(cli, [*arguments, str(written(tmp_path / "two.csv", many, f"ward,{HEADER}"))])
+    assert isinstance(none.exception, DataError)  # which ends the command with the exit code 2
+    assert "No model: the personal model of the task 'a' is not finite" in none.stderr
+    assert "the task 'c' is not finite" in str(none.exception)
+
+
 def test_a_starting_point_that_gives_all_classes_alike_is_no_model_to_keep(tmp_path: Path) -> None:
     """Without prototypes every class is as near: were that kept, 18 of 20 right would be all it ever says."""
     folder = trained(tmp_path, algorithm="protonet")
@@ -207,5 +225,11 @@ def test_a_model_that_compares_rows_needs_two(tmp_path: Path) -> None:
     run_federation(LoopbackGrid(1, config.flat(), node_configs={0: {"data-path": str(data)}}), config)
     with pytest.raises(DataError, match=r"the task 'Z' must have two rows with a target for this model, .* got 1"):
         adapt(tmp_path / "run", images(tmp_path / "one.npz", "Z", 1), tmp_path / "mine")
+    said: list[str] = []
+    one, four = (dict(np.load(images(tmp_path / f"{task}.npz", task, number))) for task, number in (("X", 1), ("Y", 4)))
+    np.savez(tmp_path / "both.npz", **{name: np.concatenate([one[name], four[name]]) for name in one})
+    (model,) = adapt(tmp_path / "run", tmp_path / "both.npz", tmp_path / "mine", say=said.append)
+    assert model.task == "Y"
+    assert any("No model: the task 'X' must have two rows with a target" in sentence for sentence in said)
     (model,) = adapt(tmp_path / "run", images(tmp_path / "four.npz", "Z", 4), tmp_path / "mine")
     assert (model.card["score"]["test"], model.card["score"]["folds"]) == (4, 2)

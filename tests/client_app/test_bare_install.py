@@ -38,7 +38,8 @@ def test_the_commands_of_a_device_need_no_extra_for_npz(tmp_path: Path) -> None:
 import sys
 for name in {[name for name in EXTRAS if name != "jinja2"]}:
     sys.modules[name] = None
-import quickbloom.client_app.app, quickbloom.client_app.join, quickbloom.client_app.offline, quickbloom.client_app.export
+import quickbloom.client_app.app, quickbloom.client_app.join, quickbloom.client_app.export
+import quickbloom.client_app.offline.adapting, quickbloom.client_app.offline.predicting
 from quickbloom.client_app.check_data import describe
 print("\\n".join(describe(sys.argv[1], "task", "target")))
 """
@@ -49,7 +50,8 @@ print("\\n".join(describe(sys.argv[1], "task", "target")))
     "module",
     [
         "quickbloom.client_app.join",
-        "quickbloom.client_app.offline",
+        "quickbloom.client_app.offline.adapting",
+        "quickbloom.client_app.offline.predicting",
         "quickbloom.client_app.export",
         "quickbloom.client_app.check_data",
     ],

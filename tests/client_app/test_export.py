@@ -9,8 +9,8 @@ import pytest
 import torch
 from loopback import LoopbackGrid
 
+from quickbloom import predict
 from quickbloom.client_app.export import export
-from quickbloom.client_app.offline import predict
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.datasets.own.columns import Reading, Schema, make_inputs
 from quickbloom.common.datasets.own.image_arrays import choose_images

@@ -20,8 +20,8 @@ from loopback import LoopbackGrid
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from quickbloom import adapt, predict
 from quickbloom.client_app.cli import cli
-from quickbloom.client_app.offline import adapt, predict
 from quickbloom.client_app.personal_models import in_words
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.datasets.own import Own, OwnOptions

@@ -14,9 +14,10 @@ from loopback import LoopbackGrid
 from typer.testing import CliRunner
 
 import quickbloom
+from quickbloom import adapt, predict
 from quickbloom.client_app.cli import cli
-from quickbloom.client_app.offline import adapt, predict
 from quickbloom.common.config.run import parse_run_config
+from quickbloom.common.errors import ConfigError
 from quickbloom.common.frames import typed
 from quickbloom.server_app.app import run_federation
 
@@ -123,6 +124,55 @@ def test_as_python_it_is_a_frame_with_numbers(state: Path, tmp_path: Path, monke
     arrays = predict(tmp_path / "mine", data).table
     assert arrays["prediction"].tolist() == found.table["prediction"].tolist()
     assert arrays["probability_yes"].dtype == np.float64
+
+
+def test_a_frame_goes_in_and_its_index_and_ids_come_back(state: Path, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    data = pandas.read_csv(written(tmp_path / "new.csv", rows_of("Z")), dtype={"code": str})
+    adapt(state, data, tmp_path / "mine")
+    shuffled = data.assign(id=[f"p-{i:03}" for i in range(30)]).sample(frac=1, random_state=0)
+    shuffled.index = [f"row {name}" for name in shuffled["id"]]
+    strangers = shuffled.head(3).assign(ward="unknown", id="x")
+    found = predict(tmp_path / "mine", pandas.concat([strangers, shuffled]))
+    assert found.table.index.tolist() == shuffled.index.tolist()
+    assert found.table["id"].tolist() == shuffled["id"].tolist()
+    assert found.table["row"].tolist() == list(range(4, 34))
+    by_file = predict(tmp_path / "mine", tmp_path / "new.csv").table
+    assert (found.table.set_index("id")["prediction"].sort_index().tolist()) == by_file["prediction"].tolist()
+    assert by_file.index.tolist() == list(range(30))
+
+
+class Polars:
+    """A frame as polars has it: no `to_csv`, no index."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def write_csv(self, file: Path) -> None:
+        file.write_text(self._text)
+
+
+def test_a_frame_of_polars_and_arrays_are_taken_as_well(state: Path, tmp_path: Path) -> None:
+    data = written(tmp_path / "new.csv", rows_of("Z"))
+    adapt(state, Polars(data.read_text()), tmp_path / "mine")
+    expected = [row["prediction"] for row in predict(tmp_path / "mine", data).rows]
+    assert [row["prediction"] for row in predict(tmp_path / "mine", Polars(data.read_text())).rows] == expected
+    cells = read(data)
+    numbers = {name: np.array([float(row[name]) for row in cells]) for name in ("weight", "prediction")}
+    words = {name: np.array([row[name] for row in cells]) for name in ("ward", "code", "answer")}
+    assert [row["prediction"] for row in predict(tmp_path / "mine", numbers | words).rows] == expected
+    with pytest.raises(ConfigError, match="`data` must be a path, a pandas or polars DataFrame, or arrays by column, got int"):
+        predict(tmp_path / "mine", 3)
+
+
+def test_an_id_is_written_and_is_no_input(state: Path, tmp_path: Path) -> None:
+    data = written(tmp_path / "new.csv", rows_of("Z"))
+    adapt(state, data, tmp_path / "mine")
+    ids = [f"0{7 * i}" for i in range(30)]
+    with_ids = written(tmp_path / "ids.csv", [f"{i},{row}" for i, row in zip(ids, rows_of("Z"), strict=True)], f"id,{HEADER}")
+    found = predict(tmp_path / "mine", with_ids)
+    assert [row["id"] for row in found.rows] == ids
+    assert [row["prediction"] for row in found.rows] == [row["prediction"] for row in predict(tmp_path / "mine", data).rows]
 
 
 def test_a_class_that_the_model_cannot_predict_is_not_offered(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ ORDER = (
     ("common",),  # the modules that lie in no room
     ("common.system",),
     ("common.maths", "common.models", "common.flower"),
-    ("common.algorithms", "common.datasets"),
+    ("common.algorithms", "common.datasets", "common.baselines"),
     ("common.config", "common.wire"),
     ("common.engine",),
     ("common.personal",),

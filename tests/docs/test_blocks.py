@@ -393,7 +393,7 @@ def recording(text: str) -> None:
 
 
 def predictions(text: str) -> None:
-    from quickbloom.client_app.offline import Predictions
+    from quickbloom.client_app.offline.predictions import Predictions
 
     file = io.StringIO()
     Predictions([dict.fromkeys(text.splitlines()[0].split(","))], []).write_csv(file)

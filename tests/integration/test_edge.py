@@ -16,8 +16,8 @@ import pytest
 import tomli_w
 from real_processes import SCRIPTS, process, quickbloom, without_names
 
+from quickbloom import predict
 from quickbloom.client_app.clock_check import ClockError, check_against_server
-from quickbloom.client_app.offline import predict
 from quickbloom.common.flower.names import NAMES
 from quickbloom.server_app.deployment.secrets import create
 from quickbloom.server_app.launch.flower_run import environment, free_port

@@ -85,7 +85,7 @@ def test_names_of_tasks_stay_text(tmp_path: Path) -> None:
 
 
 def test_wrong_input_is_one_sentence() -> None:
-    with pytest.raises(ConfigError, match=r"`data` must be a path, a pandas\.DataFrame or arrays by column, got int"):
+    with pytest.raises(ConfigError, match=r"`data` must be a path, a pandas or polars DataFrame, or arrays by column, got int"):
         quickbloom.run("fomaml", data=3)
     with pytest.raises(ConfigError, match="`algorithm` must be one of"):
         quickbloom.run("no-such")

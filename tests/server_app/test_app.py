@@ -16,12 +16,12 @@ from loopback import LoopbackGrid
 
 from quickbloom.common.config.run import RunConfig, parse_run_config
 from quickbloom.common.errors import ConfigError, RunError
+from quickbloom.common.maths.intervals import t_quantile
 from quickbloom.common.wire.messages import EVALUATE, TRAIN, EvaluateRequest
 from quickbloom.server_app import app as server
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.runs import checkpoints
 from quickbloom.server_app.runs.directory import read_history
-from quickbloom.server_app.runs.intervals import t_quantile
 from quickbloom.server_app.summary import _most_shots
 
 KEYS = {

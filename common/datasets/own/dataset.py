@@ -34,11 +34,11 @@ from quickbloom.common.datasets.own.columns import (
     usable,
 )
 from quickbloom.common.datasets.own.image_arrays import NO_SCALE, choose_images, is_beyond_white, white_of
-from quickbloom.common.datasets.own.options import OwnOptions, listed
+from quickbloom.common.datasets.own.options import OwnOptions, listed, quoted
 from quickbloom.common.datasets.own.preparation import Preparation, Scale, measure
 from quickbloom.common.datasets.own.scales import TARGET, Moments
 from quickbloom.common.datasets.own.tables import PIXELS, Table, read_table
-from quickbloom.common.datasets.own.target import pick_target, read_target
+from quickbloom.common.datasets.own.target import UnknownClassError, pick_target, read_target
 from quickbloom.common.datasets.own.text import Array, Text, names
 from quickbloom.common.datasets.own.vocabulary import Places
 from quickbloom.common.errors import DataError
@@ -108,6 +108,35 @@ class Own(FixedSplitDataset):
         self._data = _OnDemand(self._task_data)
         self._training = _OnDemand(self._training_pool)
         self.remarks = remarks.of(self)
+
+    @classmethod
+    def with_new_classes(cls, options: OwnOptions, schema: str, *, whole: bool) -> "Own":
+        """Read a file that fits `schema` but for further classes of its target, which follow those of the schema.
+
+        Raises DataError.
+        """
+        try:
+            return cls(options, Path(), schema, whole=whole)
+        except UnknownClassError as error:
+            agreed = Schema.from_json(schema)
+            more = replace(agreed, classes=[*agreed.classes, *error.labels])
+            return cls(options, Path(), more.to_json(), whole=whole)
+
+    def of_classes(self, classes: list[str]) -> "Own":
+        """Return the same rows with other classes, in this order. A row of another class has no target any more."""
+        places = {self.classes.index(label): float(place) for place, label in enumerate(classes) if label in self.classes}
+        found = copy(self)
+        values = np.array([places.get(int(value), np.nan) if value == value else np.nan for value in self.target.values])
+        found.target, found.classes = replace(self.target, classes=classes, values=values), classes
+        found.schema = replace(self.schema, classes=classes)
+        found.options = self.options.model_copy(update={"classes": quoted(classes) if self.options.classes else ""})
+        found._data, found._training = _OnDemand(found._task_data), _OnDemand(found._training_pool)
+        return found
+
+    def classes_of(self, task_id: str) -> list[str]:
+        """Return the classes that the rows of a task have, in the order of all."""
+        values = self.target.values[np.concatenate(self.rows[task_id])]
+        return [self.classes[int(place)] for place in np.unique(values)]
 
     # ---- the file and its columns
 

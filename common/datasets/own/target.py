@@ -28,10 +28,11 @@ Kind = Literal["classification", "regression"]
 
 
 class UnknownClassError(DataError):
-    """The data hold a class that is not among the given ones. `label`: that class."""
+    """The data hold classes that are not among the given ones. `labels`: those, in order; `label`: the one that is told."""
 
-    def __init__(self, label: str, given: list[str]) -> None:
-        self.label = label
+    def __init__(self, labels: list[str], given: list[str]) -> None:
+        self.labels = sorted(labels, key=_rank)
+        self.label = label = min(labels)
         super().__init__(
             f"`own.classes` must name every class of the data, '{label}' is missing from {quoted(given)!r}", f"'{label}'"
         )
@@ -62,13 +63,15 @@ def pick_target(table: Table, options: OwnOptions) -> str:
     raise DataError(f"the column of '{options.path}' to predict is not known: use `--target`, one of {', '.join(table)}")
 
 
-def read_target(table: Table, name: str, options: OwnOptions, reading: Reading, agreed: Schema | None) -> Target:
-    """Return the target of every row. Raises DataError for cells that do not fit."""
+def read_target(
+    table: Table, name: str, options: OwnOptions, reading: Reading, agreed: Schema | None, rows: Array | None = None
+) -> Target:
+    """Return the target of every row, or of `rows` alone if a target is agreed. Raises DataError for cells that do not fit."""
     column = usable(table, name)
     if column.ndim != 1:
         raise DataError("the target must be one column, got images")
     if agreed:
-        return _classes(column, agreed.classes, options, reading) if agreed.classes else _agreed_numbers(table, name, reading)
+        return _agreed_target(table, name, options, reading, agreed.classes, rows)
     kind = _kind_of_cells(table, name, options, reading)
     if options.kind == "classification" or kind not in (NUMBER, DATE, TIME):
         _refuse_words(column, options)
@@ -100,6 +103,18 @@ def _refuse_words(column: Array | Text, options: OwnOptions) -> None:
     raise DataError(f"the target must hold numbers for regression, got the text {example}", example)
 
 
+def _agreed_target(
+    table: Table, name: str, options: OwnOptions, reading: Reading, classes: list[str], rows: Array | None
+) -> Target:
+    if not classes:
+        found = _agreed_numbers(table, name, reading)
+        return found if rows is None else Target(found.kind, [], found.values[rows])
+    column = usable(table, name)
+    if rows is not None:
+        column = column.take(rows) if isinstance(column, Text) else column[rows]
+    return _classes(column, classes, options, reading)
+
+
 def _agreed_numbers(table: Table, name: str, reading: Reading) -> Target:
     """Return the target from another file than in training; dates and times are numbers there as well."""
     kind = find_kind(table, name, reading, "leave the row out")
@@ -126,13 +141,18 @@ def _labels(column: Array | Text, reading: Reading, classes: list[str] | tuple[s
 def _classes(column: Array | Text, given: list[str], options: OwnOptions, reading: Reading) -> Target:
     labels = _labels(column, reading, given)
     if extra := sorted(set(labels.values) - set(given)) if given else []:
-        raise UnknownClassError(extra[0], given)
-    classes = given or sorted(labels.values, key=lambda label: (_number(label), label))
+        raise UnknownClassError(extra, given)
+    classes = given or sorted(labels.values, key=_rank)
     if len(classes) < 2:
         raise DataError(f"the target must have at least two classes, got {len(classes)}: check `--target`")
     position = {label: float(place) for place, label in enumerate(classes)}
     of_values = np.array([position[label] for label in labels.values], dtype=np.float64)
     return Target("classification", classes, labels.spread(of_values, np.nan), labels)
+
+
+def _rank(label: str) -> tuple[float, str]:
+    """Return what classes are sorted by: numbers by their value, then words."""
+    return _number(label), label
 
 
 def _number(label: str) -> float:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from loopback import LoopbackGrid
 from typer.testing import CliRunner
 
+from quickbloom import adapt, predict
 from quickbloom.client_app.cli import cli as edge
 from quickbloom.client_app.export import export
-from quickbloom.client_app.offline import adapt, predict
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.errors import ConfigError, DataError, QuickbloomError
 from quickbloom.common.personal import checkpoint, trust

@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from quickbloom import adapt
 from quickbloom.client_app.check_data import describe
-from quickbloom.client_app.offline import adapt
 from quickbloom.common.config.run import RunConfig, parse_run_config
 from quickbloom.common.datasets.own import Own, task_of_file
 from quickbloom.common.datasets.own.columns import Schema

@@ -11,10 +11,10 @@ from loopback import LoopbackGrid
 
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.errors import DataError
+from quickbloom.common.maths.intervals import t_quantile
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.reporting.report import write_report
 from quickbloom.server_app.reporting.run_record import RunFacts
-from quickbloom.server_app.runs.intervals import t_quantile
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from loopback import LoopbackGrid
 
-from quickbloom.client_app.offline import adapt, predict
+from quickbloom import adapt, predict
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.datasets.own import Own, OwnOptions
 from quickbloom.common.datasets.own.image_arrays import inputs_of, read_array, white_of

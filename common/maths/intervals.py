@@ -1,4 +1,6 @@
-"""95 % intervals of a mean over few independent values: Student's t (Gosset 1908, "The Probable Error of a Mean")."""
+"""95 % intervals: of a mean over few independent values, Student's t (Gosset 1908, "The Probable Error of a Mean"); of a share,
+Wilson's (1927, "Probable Inference, the Law of Succession, and Statistical Inference").
+"""
 
 import math
 from functools import lru_cache
@@ -7,6 +9,8 @@ from typing import Any
 import numpy as np
 
 LEVEL = 0.95
+_NORMAL = 1.959963984540054
+"""Deviations to each side that a normally distributed variable stays within at LEVEL."""
 _MANY = 500
 """Degrees of freedom from which a series in 1 / degrees is exact to seven digits."""
 
@@ -25,11 +29,22 @@ def half_width(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return result
 
 
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Return the ends of the 95 % interval of a probability of which `share` of n independent trials came true, n above 0.
+
+    (share + z^2 / 2n -+ z sqrt(share (1 - share) / n + z^2 / 4n^2)) / (1 + z^2 / n): also where all or none came true.
+    """
+    z2 = _NORMAL**2 / n
+    middle = share + z2 / 2
+    half = math.sqrt(z2 * share * (1 - share) + z2**2 / 4)
+    return max(0.0, (middle - half) / (1 + z2)), min(1.0, (middle + half) / (1 + z2))
+
+
 @lru_cache(maxsize=256)
 def t_quantile(degrees: int) -> float:
     """Return the t that a variable of Student's distribution, with these degrees of freedom, stays within at LEVEL."""
     if degrees > _MANY:
-        z = 1.959963984540054
+        z = _NORMAL
         return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
     low, high = 0.0, math.pi / 2
     for _ in range(60):

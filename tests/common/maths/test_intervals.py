@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from quickbloom.common.maths.intervals import half_width, t_quantile, wilson
 from quickbloom.common.metric import ACCURACY
 from quickbloom.server_app.runs.directory import spread
-from quickbloom.server_app.runs.intervals import half_width, t_quantile
 
 
 # Two-sided 5 % points: Fisher and Yates, "Statistical Tables", table III.
@@ -47,3 +47,16 @@ def test_intervals_of_accuracies_hold_it_nearly_as_often(tasks: int) -> None:
 def test_one_value_has_no_interval() -> None:
     assert np.isnan(half_width(np.array([[0.3, 0.4]]))).all()
     assert half_width(np.array([[0.5], [0.5]])).tolist() == [0.0]
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 1), (1, 1), (3, 4), (47, 60), (60, 60), (0, 500)])
+def test_shares_have_the_ends_at_which_a_test_of_the_share_is_just_not_rejected(hits: int, n: int) -> None:
+    """|share - p| = z sqrt(p (1 - p) / n) at both ends p: how Wilson defines them."""
+    for end in wilson(hits / n, n):
+        assert abs(hits / n - end) == pytest.approx(1.959964 * np.sqrt(end * (1 - end) / n), abs=1e-7)
+
+
+def test_shares_agree_with_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    theirs = stats.binomtest(47, 60).proportion_ci(method="wilson")
+    assert wilson(47 / 60, 60) == pytest.approx((theirs.low, theirs.high))

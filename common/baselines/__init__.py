@@ -1,0 +1,1 @@
+"""Models that need no federation, computed from a task's own rows."""
