@@ -63,18 +63,20 @@ def adapt(
     say: Callable[[str], None] = lambda sentence: None,
     trust: Collection[str] = (),
     folds: int = FOLDS,
+    time: str = "",
 ) -> list[Personal]:
     """Adapt a checkpoint to every task of one's own file, write a personal model for each, and return the models.
 
     `checkpoint_path`: a checkpoint, a run directory, or a node's `state-dir`. `data`: as for
-    `quickbloom run --data`; its columns are those of the run unless `task` and `target` name
+    `quickbloom run --data`; its columns are those of the run unless `task`, `target` and `time` name
     others. `output`: a folder, or a file that ends in .safetensors if the data have one task.
     `say`: called with sentences on unusable tasks and possible mistakes. `trust`: user models, as
     "module:factory", that may be imported if the checkpoint names them.
 
     A model adapts to all rows of its task that have a target, one of each class being enough. What
     that is worth is estimated by cross-validation in at most `folds` folds (0: not at all), if there
-    are at least four different rows; a model that adapting makes worse by it stays the shared one.
+    are at least four different rows; with a column of time each fold is scored by a model of the rows
+    before it. A model that adapting makes worse by it stays the shared one.
     Raises DataError or ConfigError.
     """
     if folds < 0 or folds == 1:
@@ -90,7 +92,8 @@ def adapt(
         )
     options = config.table("own").model_copy(update={"path": str(data), "leave_out": ""})
     # As on a device that takes part, a named column must exist.
-    named = {"task_column": task, "target_column": target, "task_name": "" if task else task_of_file(str(data))}
+    named = {"task_column": task, "target_column": target, "time_column": time}
+    named["task_name"] = "" if task else task_of_file(str(data))
     given = {key: name for key, name in named.items() if name or (task and key == "task_name")}
     with fits_together(what):
         own = Own(_own_options(options.model_copy(update=given)), Path(), spec.schema, whole=True)

@@ -82,6 +82,7 @@ def run(
     data: Any = None,
     task: str | None = None,
     target: str | None = None,
+    time: str | None = None,
     rounds: int | None = None,
     seed: int | None = None,
     nodes: int | None = None,
@@ -94,7 +95,8 @@ def run(
 ) -> Run:
     """Train a starting point and test it on held-out tasks, in this process: `quickbloom run --in-process` from Python.
 
-    `data`: your own file as for `--data`, a pandas.DataFrame, or arrays by column; `task` and `target` name its columns.
+    `data`: your own file as for `--data`, a pandas.DataFrame, or arrays by column; `task` and `target` name its columns,
+    and `time` the one by which each task's rows are cut in order, support first and test last.
     `settings`: any settings by name, {"own.shots": 5}; those of the run or the algorithm also as `options`, inner_lr=0.1.
     `simulation`: run in Flower's simulation instead: same result, later. `listener`: is called with every event of the run.
     Raises ConfigError or DataError for wrong input, and RunError for a run that cannot go on.
@@ -104,7 +106,7 @@ def run(
     named: dict[str, Any] = {"algorithm": algorithm, "dataset": dataset, "rounds": rounds, "seed": seed}
     values: dict[str, Scalar] = {key: value for key, value in named.items() if value is not None}
     with ExitStack() as stack:
-        values |= own_data(stack.enter_context(_as_file(data)), task, target, dataset)
+        values |= own_data(stack.enter_context(_as_file(data)), task, target, dataset, time)
         values |= parse_assignments(_assignments(settings, options), algorithm)
         if output is not None:
             values["output-dir"] = str(Path(output).expanduser().absolute())
@@ -120,6 +122,7 @@ def compare(
     data: str | Path | None = None,
     task: str | None = None,
     target: str | None = None,
+    time: str | None = None,
     seeds: int = 3,
     rounds: int | None = None,
     output: str | Path | None = None,
@@ -144,6 +147,7 @@ def compare(
         data=None if data is None else str(data),
         task=task,
         target=target,
+        time=time,
         seeds=str(seeds),
         rounds=rounds,
         settings=_assignments(settings, options),
