@@ -12,6 +12,7 @@ from quickbloom.common.datasets.own.columns import (
     find_kind,
     of_kind,
     refuse_infinite,
+    usable,
 )
 from quickbloom.common.datasets.own.options import OwnOptions
 from quickbloom.common.datasets.own.tables import Table
