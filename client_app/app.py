@@ -113,7 +113,7 @@ def moments(message: Message, node: Node, state: RecordDict) -> RecordDict:
     task_ids = node.check_hosted(request.task_ids)
     if not isinstance(node.dataset, Own):
         raise WireError("only the data set `own` has columns")
-    return MomentsReply(node.dataset.moments(task_ids)).to_records()
+    return MomentsReply(node.dataset.column_moments(task_ids)).to_records()
 
 
 @app.train()

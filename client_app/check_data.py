@@ -28,18 +28,19 @@ def describe(
     task_name: str = "",
     settings: Mapping[str, Scalar] = MappingProxyType({}),
     show: int = 0,
+    time: str = "",
 ) -> Iterator[str]:
     """Yield lines on rows, columns with ranges and missing values, tasks and classes. Raises DataError for unusable data.
 
     `task`: the task column, which must exist; "": `task` if there is one, else all rows are one
     task. `task_name`: name of that task; "": the name of the file. `settings`: further settings of
     a run, such as {"own.shots": 5}. `show`: number of rows to show at the end as the model sees
-    them.
+    them. `time`: the column by which rows are cut, "": none.
     """
     run = parse_run_config({"dataset": "own", **settings}).table("own")
     assert isinstance(run, OwnOptions)
     name = task_name or run.task_name or ("" if task else task_of_file(path))
-    given = {"task_column": task, "task_name": name, "target_column": target}
+    given = {"task_column": task, "task_name": name, "target_column": target, "time_column": time}
     options = run.model_copy(update={"path": path} | {key: value for key, value in given.items() if value})
     yield from map(one_line, _lines(Own(options, Path()), show))
 
@@ -118,7 +119,7 @@ def show_rows(own: Own, count: int) -> Iterator[str]:
         task, part = parts[row]
         data = own.test_draws(task)[0]
         batch = {"support": data.support, "query": data.query, "test": data.test}[part]
-        at = int(np.searchsorted(own.rows[task][("support", "query", "test").index(part)], row))
+        at = int(np.flatnonzero(own.rows[task][("support", "query", "test").index(part)] == row)[0])
         x, y = batch.x[at].numpy(), batch.y[at].numpy()
         said = f"target {own.classes[int(y)]} (class {int(y)})" if own.kind == "classification" else f"target {float(y[0]):.4g}"
         yield f"row {row + 1}: task {task}, {part}; {_inputs_in_words(own, x)}; {said}"

@@ -48,6 +48,9 @@ def check_data(
         str, typer.Option(help="Column that says whose row it is; by default `task`, without one all rows are one task.")
     ] = "",
     target: Annotated[str, typer.Option(help="Column to predict.")] = "",
+    time: Annotated[
+        str, typer.Option(help="Column of dates, times or numbers by which each task's rows are cut: support first, test last.")
+    ] = "",
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of the run, such as own.categorical=ward; repeat."),
@@ -61,7 +64,7 @@ def check_data(
     from quickbloom.client_app.check_data import describe  # imports torch, which takes seconds
 
     settings = {key: scalar(value) for key, value in map(split_assignment, set_ or [])}
-    for line in describe(path, task, target, settings=settings, show=show):
+    for line in describe(path, task, target, settings=settings, show=show, time=time):
         print(one_line(line))
 
 
@@ -72,6 +75,9 @@ def adapt(
     output: Annotated[Path, typer.Option(help="Folder of the personal models, one for each task; or one .safetensors file.")],
     task: Annotated[str, typer.Option(help="Its column that says whose row it is; by default as in the run.")] = "",
     target: Annotated[str, typer.Option(help="Its column to predict; by default as in the run.")] = "",
+    time: Annotated[
+        str, typer.Option(help="Its column that orders its rows, for the score alone; by default as in the run.")
+    ] = "",
     folds: Annotated[
         int, typer.Option(help="Folds, at most, of the cross-validation that scores the model; 0: no score.", min=0)
     ] = 5,
@@ -84,7 +90,7 @@ def adapt(
     from quickbloom.client_app.offline.adapting import adapt as make_personal  # imports torch, which takes seconds
     from quickbloom.client_app.personal_models import in_words
 
-    for model in make_personal(checkpoint, data, output, task, target, say, trust or (), folds):
+    for model in make_personal(checkpoint, data, output, task, target, say, trust or (), folds, time):
         print(one_line(in_words(model)))
 
 
@@ -153,6 +159,7 @@ def join(
         str, typer.Option(help="The task that all its rows are, if it has no such column; by default the file's name.")
     ] = "",
     target: Annotated[str, typer.Option(help="Its column to predict.")] = "",
+    time: Annotated[str, typer.Option(help="Its column that orders each task's rows; by default as the run says.")] = "",
     state: Annotated[
         Path | None, typer.Option(help="Folder for what never leaves this device; by default one in ~/.local/state/quickbloom.")
     ] = None,
@@ -180,6 +187,7 @@ def join(
     file = str(Path(data).expanduser().absolute()) if data and Path(data).expanduser().exists() else data
     folder = str(state.expanduser().absolute()) if state else ""
     named = {"data-path": file, "task-column": task, "task-name": task_name, "target-column": target}
+    named["time-column"] = time
     others = {"state-dir": folder, "threads": threads, "chunk-size": chunk_size}
     settings = {key: str(value) for key, value in {**named, **others}.items() if value}
     settings |= dict(map(split_assignment, set_ or []))

@@ -108,7 +108,8 @@ def _check_data(config: NodeConfig, say: Say) -> None:
         declared: list[str] = []
         while True:
             try:
-                lines = list(describe(*named, settings={"own.categorical": ",".join(declared)}))
+                settings = {"own.categorical": ",".join(declared)}
+                lines = list(describe(*named, settings=settings, time=config.time_column))
                 break
             except MixedColumnError as error:
                 if error.column in declared:

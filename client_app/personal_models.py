@@ -101,19 +101,24 @@ def _of_all_rows(personal: Personal) -> str:
     adapted, found = personal.card["adapted"], personal.card["score"]
     begin = f"{_begin(personal)} from {counted(adapted['support'], 'row')}"
     steps = counted(adapted["tried"], "step")
+    forward = bool(personal.card.get("columns", {}).get("time-column"))
     if not found["folds"]:
-        return f"{begin}: adapted in {steps}, not scored{_TOO_FEW if found['asked'] else ''}"
+        why = _TOO_FEW_IN_ORDER if forward else _TOO_FEW
+        return f"{begin}: adapted in {steps}, not scored{why if found['asked'] else ''}"
     metric, scores = named(found["name"]), (found["before"], found["after"], found["constant"])
     before, after, constant = map(metric.score, scores)
     guess = "the mean of its own targets" if metric is MSE else "its most frequent class alone"
     return (
         f"{begin}: {metric.name} {before} before, {after} after {steps}, {constant} by {guess}; cross-validated on "
-        f"{counted(found['test'], 'row')} in {counted(found['folds'], 'fold')}{in_unit(scores, personal)}"
+        f"{counted(found['test'], 'row')} in {counted(found['folds'], 'fold')}{_FORWARD if forward else ''}"
+        f"{in_unit(scores, personal)}"
         f"{_verdict(found, metric, guess)}"
     )
 
 
 _TOO_FEW = ": that takes four different rows, of classes with at least two"
+_TOO_FEW_IN_ORDER = ": that takes six rows of different moments"
+_FORWARD = ", each by a model of the rows before it"
 
 
 def _verdict(found: Mapping[str, Any], metric: Metric, guess: str) -> str:

@@ -79,6 +79,7 @@ def run(
     data: Any = None,
     task: str | None = None,
     target: str | None = None,
+    time: str | None = None,
     rounds: int | None = None,
     seed: int | None = None,
     nodes: int | None = None,
@@ -92,7 +93,7 @@ def run(
     """Train a starting point and test it on held-out tasks, in this process: `quickbloom run --in-process` from Python.
 
     `data`: your own file as for `--data`, a pandas or polars DataFrame, or arrays by column; `task` and `target` name its
-    columns.
+    columns, and `time` the one by which each task's rows are cut in order, support first and test last.
     `algorithm`: by default "ridge" for your own data, else "reptile".
     `settings`: any settings by name, {"own.shots": 5}; those of the run or the algorithm also as `options`, inner_lr=0.1.
     `simulation`: run in Flower's simulation instead: same result, later. `listener`: is called with every event of the run.
@@ -103,7 +104,7 @@ def run(
     named: dict[str, Any] = {"algorithm": algorithm, "dataset": dataset, "rounds": rounds, "seed": seed}
     values: dict[str, Scalar] = {key: value for key, value in named.items() if value is not None}
     with ExitStack() as stack:
-        values |= own_data(stack.enter_context(as_file(data)), task, target, dataset)
+        values |= own_data(stack.enter_context(as_file(data)), task, target, dataset, time)
         values |= parse_assignments(_assignments(settings, options), default_algorithm(values))
         values["algorithm"] = default_algorithm(values)
         if output is not None:
@@ -120,6 +121,7 @@ def compare(
     data: str | Path | None = None,
     task: str | None = None,
     target: str | None = None,
+    time: str | None = None,
     seeds: int = 3,
     rounds: int | None = None,
     output: str | Path | None = None,
@@ -144,6 +146,7 @@ def compare(
         data=None if data is None else str(data),
         task=task,
         target=target,
+        time=time,
         seeds=str(seeds),
         rounds=rounds,
         settings=_assignments(settings, options),

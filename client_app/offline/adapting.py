@@ -26,18 +26,19 @@ def adapt(
     say: Say = lambda sentence: None,
     trust: Collection[str] = (),
     folds: int = FOLDS,
+    time: str = "",
 ) -> list[Personal]:
     """Adapt a checkpoint to every task of one's own file, write a personal model for each, and return the models.
 
     `checkpoint_path`: a checkpoint, a run directory, or a node's `state-dir`. `data`: as for
     `quickbloom run --data`, a pandas or polars DataFrame, or arrays by column; its columns are those of the run unless
-    `task` and `target` name others. `output`: a folder, or a file that ends in .safetensors if the data have one task.
+    `task`, `target` and `time` name others. `output`: a folder, or a file that ends in .safetensors if the data have one task.
     `say`: called with sentences on unusable tasks and possible mistakes. `trust`: user models, as
     "module:factory", that may be imported if the checkpoint names them.
 
     A model adapts to all rows of its task that have a target, one of each class being enough. What
     that is worth is estimated by cross-validation in at most `folds` folds (0: not at all), if there
-    are at least four different rows; a model that adapting makes worse by it stays the shared one.
+    are at least four different rows; with a column of time each fold is scored by a model of the rows before it. A model that adapting makes worse by it stays the shared one.
     With `protonet` and `ridge` the rows may have classes that training never saw: see `StartingPoint.own_of`.
     A task that no model can be made of is said, and left out. Raises DataError, also if that is every task, or ConfigError.
     """
@@ -45,7 +46,7 @@ def adapt(
         raise ConfigError(f"`--folds` must be 2 or more, or 0 for a model without a score, got {folds}")
     start = StartingPoint.load(checkpoint_path, trust, say)
     with as_file(data) as path:
-        own = start.own(str(path), task, target)
+        own = start.own(str(path), task, target, time)
     if own.left_out:
         say(left_out_in_words(own.left_out))
     for remark in [*own.remarks, *_on_new_classes(start.new_classes(own))]:

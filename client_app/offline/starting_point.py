@@ -47,7 +47,7 @@ class StartingPoint:
             )
         return cls(found, config, spec)
 
-    def own(self, data: str, task: str, target: str) -> Own:
+    def own(self, data: str, task: str, target: str, time: str = "") -> Own:
         """Return the tasks of a file, read as in training but for the names of its columns. Raises DataError.
 
         Classes that training never saw follow the others, if the algorithm takes them.
@@ -55,7 +55,8 @@ class StartingPoint:
         options = self.config.table("own").model_copy(update={"path": data, "leave_out": ""})
         assert isinstance(options, OwnOptions)
         # As on a device that takes part, a named column must exist.
-        named = {"task_column": task, "target_column": target, "task_name": "" if task else task_of_file(data)}
+        named = {"task_column": task, "target_column": target, "time_column": time}
+        named["task_name"] = "" if task else task_of_file(data)
         given = {key: name for key, name in named.items() if name or (task and key == "task_name")}
         with fits_together(f"the checkpoint '{self.found.path}'"):
             own = Own.with_new_classes(options.model_copy(update=given), self.spec.schema, whole=True)

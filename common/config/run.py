@@ -167,6 +167,7 @@ class NodeConfig(Options):
         "", description='name of the only task in that file, if it has no task column; "": the name of the file'
     )
     target_column: str = Field("", description='target column of that file; "": as the run says')
+    time_column: str = Field("", description='column of that file that orders its rows; "": as the run says')
     least_in_sum: int = Field(
         0, ge=0, description="send meta-gradients only as part of a secure sum of so many nodes or more; 0: as the run says"
     )

@@ -1,8 +1,11 @@
 """What adapting is worth on a device's own rows, by cross-validation, when all of them are adapted to.
 
 Each row is scored once, by a model that adapted to the rows of the other folds and to nothing else; columns and
-target are standardised by those rows as well. The shared model is scored beside it, and the constant that
-needs no model: the most frequent class, or the mean target, of those rows.
+target are standardised by those rows as well. Rows in order of time (`own.time-column`) are scored forward: folds
+are contiguous, each is scored by a model of all rows before it, and the first rows are only adapted to.
+
+The shared model is scored beside it, and the constant that needs no model: the most frequent class, or the mean
+target, of those rows.
 """
 
 import math
@@ -17,6 +20,7 @@ from quickbloom.common.algorithms import Algorithm
 from quickbloom.common.datasets.own import Own
 from quickbloom.common.datasets.own.text import Array
 from quickbloom.common.datasets.row_order import folds as deal
+from quickbloom.common.datasets.time_order import folds as forward
 from quickbloom.common.maths.batch import Batch
 from quickbloom.common.maths.params import Params
 
@@ -44,20 +48,28 @@ def cross_validate(
 ) -> Scores | None:
     """Return what `steps` of adaptation with the rate `lr` are worth on a task, or None for fewer than two folds.
 
-    `own`: read with `whole`. `folds`: at most; each has at least two rows, so six rows give three.
+    `own`: read with `whole`. `folds`: at most; each has at least two rows, so six rows give three, and in order of
+    time two.
     """
     rows = own.rows[task_id][0]
-    y = own.target.values[rows]
-    fold, number = deal(own.content[rows], y if own.kind == "classification" else np.zeros(len(y)), folds)
+    fold, number = _folds(own, rows, folds)
     if not number:
         return None
     total = np.zeros(3)
     for one in range(number):
-        held = rows[fold == one]
-        total += _of_fold(algorithm, meta, kept, own, (rows[fold != one], held), lr, steps)
+        others = fold != one if own.moments is None else fold < one
+        total += _of_fold(algorithm, meta, kept, own, (rows[others], rows[fold == one]), lr, steps)
     scored = int((fold >= 0).sum())
     before, after, constant = total / scored / own.target_deviation(task_id) ** 2
     return Scores(float(before), float(after), float(constant), scored, number)
+
+
+def _folds(own: Own, rows: Array, most: int) -> tuple[Array, int]:
+    """Return the fold of every row, -1: never held out, and the number of folds; 0: too few rows."""
+    if own.moments is not None:
+        return forward(own.moments[rows], most)
+    y = own.target.values[rows]
+    return deal(own.content[rows], y if own.kind == "classification" else np.zeros(len(y)), most)
 
 
 def _of_fold(

@@ -11,7 +11,7 @@ from quickbloom.common.config.run import RunConfig
 from quickbloom.common.errors import DataError
 from quickbloom.common.system.processes import cores
 from quickbloom.common.system.terminal import FAILED, STOPPED, console, paper, say, say_error
-from quickbloom.server_app.cli.options import DATASETS
+from quickbloom.server_app.cli.options import DATASETS, Time
 from quickbloom.server_app.runs.directory import to_json
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def compare(
     data: Annotated[str | None, typer.Option(help="Your own file; see docs/own-data.md.")] = None,
     task: Annotated[str | None, typer.Option(help="Its column that says whose row it is.")] = None,
     target: Annotated[str | None, typer.Option(help="Its column to predict.")] = None,
+    time_column: Time = None,
     seeds: Annotated[str, typer.Option(help="How many (3: seeds 0, 1, 2), or which (0,1,5).")] = "3",
     rounds: Annotated[int, typer.Option(help="Training rounds.")] = _DEFAULT.rounds,
     inner_lrs: Annotated[
@@ -62,6 +63,7 @@ def compare(
         data=data,
         task=task,
         target=target,
+        time=time_column,
         seeds=seeds,
         rounds=rounds,
         inner_lrs=inner_lrs,

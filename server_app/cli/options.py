@@ -1,5 +1,14 @@
 """What the help of several commands says alike."""
 
+from typing import Annotated
+
+import typer
+
 from quickbloom.common.datasets import DATASETS as _DATASETS
 
 DATASETS = ", ".join(f"{name} (needs files)" if data.needs_files else name for name, data in _DATASETS.items())
+
+Time = Annotated[
+    str | None, typer.Option("--time", help="Its column that orders each task's rows: they are cut in time, not shuffled.")
+]
+"""The column of one's own file by which rows are cut."""

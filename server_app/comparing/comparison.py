@@ -20,6 +20,7 @@ def planned(
     data: str | None = None,
     task: str | None = None,
     target: str | None = None,
+    time: str | None = None,
     seeds: str = "3",
     rounds: int | None = None,
     inner_lrs: str | None = None,
@@ -31,7 +32,7 @@ def planned(
 
     `settings`: texts "key=value" that all runs share.
     """
-    own = own_data(data, task, target, dataset)
+    own = own_data(data, task, target, dataset, time)
     name = str(own.pop("dataset", dataset or RunConfig().dataset))
     plan = Plan(
         tuple(algorithms),

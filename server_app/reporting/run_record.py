@@ -27,6 +27,7 @@ _NOT_OF_THE_RESULT = ("output-dir", "resume-from", "data-dir", "tensorboard", "m
 _FLAGS = {
     **{"algorithm": "--algorithm", "dataset": "--dataset", "rounds": "--rounds", "seed": "--seed", "min-nodes": "--nodes"},
     **{"own.path": "--data", "own.task-column": "--task", "own.target-column": "--target"},
+    "own.time-column": "--time",
 }
 _ALWAYS = ("algorithm", "dataset", "rounds", "seed")
 

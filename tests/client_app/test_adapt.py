@@ -104,6 +104,25 @@ def test_the_score_is_that_of_models_that_adapted_to_files_without_the_rows_they
         assert f" {np.sqrt(np.mean(guesses)):.4g} by the mean, in the unit of the target" in in_words(model)
 
 
+def test_in_order_of_time_a_fold_is_scored_by_a_model_of_the_rows_before_it(state: tuple[Path, bool], tmp_path: Path) -> None:
+    """23 rows in six blocks, which end after the rows 4, 8, 12, 15 and 19 in the order of the marker; five are scored."""
+    folder, dose = state
+    rows = rows_of(99, 23, dose=dose)
+    (model,) = adapt(folder, written(tmp_path / "mine.csv", rows), tmp_path / "mine", time="marker")
+    in_order = sorted(rows, key=lambda row: float(row.split(",")[0]))
+    errors: list[float] = []
+    for start, end in ((4, 8), (8, 12), (12, 15), (15, 19), (19, 23)):
+        adapt(folder, written(tmp_path / f"fit{start}.csv", in_order[:start]), tmp_path / f"m{start}", folds=0)
+        errors += errors_on(tmp_path / f"m{start}", written(tmp_path / f"held{start}.csv", in_order[start:end]))
+    score, targets = model.card["score"], np.array([row.split(",")[2] for row in rows])
+    unit = targets.astype(float).var() if dose else 1.0
+    assert (score["test"], score["folds"]) == (19, 5)
+    assert (score["after"] if dose else 1 - score["after"]) == pytest.approx(np.mean(errors) / unit, rel=1e-4)
+    assert "on 19 rows in 5 folds, each by a model of the rows before it" in in_words(model)
+    with pytest.raises(DataError, match="no column `day`"):
+        adapt(folder, tmp_path / "mine.csv", tmp_path / "no", time="day")
+
+
 def test_all_labelled_rows_are_adapted_to_and_unlabelled_ones_are_left(state: tuple[Path, bool], tmp_path: Path) -> None:
     folder, dose = state
     rows = [*rows_of(99, 20, dose=dose), "1.0,m,", "2.0,f,"]

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import quickbloom
 from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.algorithms.fomaml import FoMaml
 from quickbloom.common.errors import ConfigError
+from quickbloom.server_app.cli.main import cli
+from quickbloom.server_app.comparing.comparison import planned
 from quickbloom.server_app.events.kinds import Event
 
 SMALL: dict[str, Any] = {"dataset": "gaussian", "rounds": 2, "progress": False, "evaluate_every": 1}
@@ -76,6 +79,25 @@ def test_arrays_and_frames_are_data_of_ones_own(tmp_path: Path) -> None:
 
     frame = quickbloom.run("fomaml", data=pandas.DataFrame(arrays()), output=tmp_path / "frame", **arguments)
     assert frame.summary["test"] == mapped.summary["test"]
+
+
+def test_time_is_the_same_in_python_and_on_the_command_line(tmp_path: Path) -> None:
+    """The class of a task turns halfway through its series, so the past tells nothing of the test part; shuffled it would."""
+    day = np.repeat(np.arange(20), 8)
+    data: dict[str, Any] = arrays() | {"day": day, "target": np.where((arrays()["x"] > 0) == (day < 10), "up", "down")}
+    done = quickbloom.run("fomaml", data=data, time="day", rounds=2, output=tmp_path / "python", progress=False)
+    assert json.loads((tmp_path / "python" / "config.json").read_text())["own.time-column"] == "day"
+    np.savez(tmp_path / "data.npz", **data)
+    arguments = ["--algorithm", "fomaml", "--data", str(tmp_path / "data.npz"), "--rounds", "2", "--in-process", "--no-report"]
+    typed = CliRunner().invoke(cli, ["run", *arguments, "--json", "--time", "day", "--output", str(tmp_path / "typed")])
+    assert typed.exit_code == 0, typed.output
+    assert json.loads(typed.stdout)["test"] == done.summary["test"]
+    shuffled = quickbloom.run("fomaml", data=data, rounds=2, output=tmp_path / "shuffled", progress=False)
+    assert shuffled.summary["test"] != done.summary["test"]
+    plan = planned(["fomaml"], data=str(tmp_path / "data.npz"), time="day", rounds=2)
+    assert "own.time-column=day" in plan.settings
+    with pytest.raises(ConfigError, match="`--time` name columns of a file"):
+        quickbloom.run("fomaml", time="day")
 
 
 def test_names_of_tasks_stay_text(tmp_path: Path) -> None:

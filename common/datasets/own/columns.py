@@ -238,7 +238,7 @@ def make_inputs(table: Table, schema: Schema, reading: Reading, rows: Array | No
         if isinstance(column, Text):
             result[name] = places(name, column, schema.vocabularies.get(name, []))
             continue
-        _refuse_infinite(name, column)
+        refuse_infinite(name, column)
         result[name] = column
         if name in schema.cyclic:
             result |= cyclic(name, kind, column)
@@ -263,7 +263,7 @@ def make_vocabulary(table: Table, name: str, reading: Reading, least: int, most:
     return vocabulary(name, categories(usable(table, name), reading.extra_missing), least, most)
 
 
-def _refuse_infinite(name: str, column: Array) -> None:
+def refuse_infinite(name: str, column: Array) -> None:
     """Raise DataError if a column holds infinity, or numbers whose squares would be infinite."""
     if np.isinf(column).any():
         raise DataError(f"the column `{name}` holds infinite values: remove them or leave them empty")

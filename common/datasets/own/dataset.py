@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from quickbloom.common.datasets import row_order
+from quickbloom.common.datasets import row_order, time_order
 from quickbloom.common.datasets.base import SPLITS, DataSpec, FixedSplitDataset, Pool, TaskInfo, left_out_in_words
 from quickbloom.common.datasets.own import remarks
 from quickbloom.common.datasets.own.columns import (
@@ -34,6 +34,7 @@ from quickbloom.common.datasets.own.columns import (
     usable,
 )
 from quickbloom.common.datasets.own.image_arrays import NO_SCALE, choose_images, is_beyond_white, white_of
+from quickbloom.common.datasets.own.moments import read_time
 from quickbloom.common.datasets.own.options import OwnOptions, listed, quoted
 from quickbloom.common.datasets.own.preparation import Preparation, Scale, measure
 from quickbloom.common.datasets.own.scales import TARGET, Moments
@@ -85,10 +86,9 @@ class Own(FixedSplitDataset):
         self._reading = reading_of(options)
         name = options.target_column or (agreed.target if agreed else "") or pick_target(self.table, options)
         _require_tasks(self.table, options)
-        for column in filter(None, (name, options.split_column)):
+        for column in filter(None, (name, options.split_column, options.time_column)):
             require(self.table, column, options.path)
-        if name == options.task_column:
-            raise DataError(f"`--task` and `--target` must be two columns, got '{name}' for both")
+        _require_different(options, name)
         self.target = read_target(self.table, name, options, self._reading, agreed)
         self.kind, self.classes = self.target.kind, self.target.classes
         # A node's own file may use another name for the target.
@@ -96,6 +96,9 @@ class Own(FixedSplitDataset):
         self.inputs = make_inputs(self.table, self.schema, self._reading)
         self._tasks = names(usable(self.table, options.task_column), self._reading.extra_missing)
         self._published = self._read_splits()
+        self.moments = read_time(self.table, self.schema, options, self._reading)
+        """The moment of every row, by which its task is cut: float64 [rows], NaN: unknown; None: rows are drawn by content."""
+        self.resample = self.moments is None  # a query drawn anew would come before its support
         self.left_out: dict[str, str] = {}
         self._splits: dict[str, str] = {}
         self.beyond_white: list[str] = []
@@ -202,7 +205,9 @@ class Own(FixedSplitDataset):
         return found
 
     def train_draw(self, task_id: str, rng: np.random.Generator) -> TaskData:
-        return super().train_draw(task_id, rng) if self.kind == "classification" else self._training[task_id].draw(rng)
+        if self.kind == "classification":
+            return super().train_draw(task_id, rng)
+        return self._training[task_id].draw(rng) if self.resample else self._training[task_id].data
 
     def preparation(self, task_id: str) -> Mapping[str, Any]:
         return self._measured(task_id).to_json()
@@ -222,17 +227,32 @@ class Own(FixedSplitDataset):
         """Number of rows that name no task."""
         return int((self._tasks.codes < 0).sum())
 
+    @property
+    def tasks_of_rows(self) -> Array:
+        """The task of every row as a place in a list of names: int64 [rows], -1: it names none."""
+        return self._tasks.codes
+
+    @property
+    def places_left_out(self) -> list[int]:
+        """The places of the tasks that are left out."""
+        return [place for place, name in enumerate(self._tasks.values) if name in self.left_out]
+
     def _training_pool(self, task_id: str) -> Pool:
         """Return the examples of a regression task for training.
 
         Without a shared scale the target's deviation is that of all training examples, which bounds each by the square
         root of their number. A support part of nothing but zeros would otherwise scale the others
-        so much that they spoil the model.
+        so much that they spoil the model. In order of time the mean is that of the support alone, as in a
+        test: what comes after it may lie higher or lower.
         """
         if self.schema.target_scale:
             return Pool.of(self._data[task_id])
         support, query, _ = self.rows[task_id]
-        target = Scale.of(self.target.values[np.concatenate([support, query])], self.options.target_deviation)
+        numbers = self.target.values[np.concatenate([support, query])]
+        target = Scale.of(numbers, self.options.target_deviation)
+        if self.moments is not None:
+            mean = self.target.values[support].mean()
+            target = Scale(float(mean), float(np.hypot(target.deviation, target.mean - mean)))
         preparation = replace(self._measured(task_id), target=target)
         return Pool.of(TaskData(*(self.batch(preparation, rows) for rows in self.rows[task_id])))
 
@@ -265,7 +285,7 @@ class Own(FixedSplitDataset):
         other.__dict__.pop("_pools", None)
         return other
 
-    def moments(self, task_ids: Sequence[str]) -> dict[str, Moments]:
+    def column_moments(self, task_ids: Sequence[str]) -> dict[str, Moments]:
         """Return what the support and query rows of these tasks show of every numeric column, and of the target as ""."""
         parts = [part for task_id in task_ids for part in self.rows[task_id][:2]]
         rows = np.concatenate(parts) if parts else np.array([], dtype=np.int64)
@@ -301,6 +321,8 @@ class Own(FixedSplitDataset):
             )
         for name, rows in sorted(_by_value(self._tasks)):
             known = rows[~np.isnan(self.target.values[rows])]
+            if self.moments is not None:
+                known = known[~np.isnan(self.moments[known])]
             forced, split = self._forced(known)
             parts = self._all(known) if self.whole else self._cut(known, forced)
             if not isinstance(parts, str) and PIXELS in self.inputs:
@@ -345,22 +367,22 @@ class Own(FixedSplitDataset):
     def _all(self, rows: Array) -> list[Array] | str:
         """Return the positions of all rows as support, and two empty parts; or the reason if there are none."""
         every = np.arange(len(rows))
-        return [every, every[:0], every[:0]] if len(rows) else "it has no row with a target"
+        moment = f" and a moment (`{self.options.time_column}`)" if self.moments is not None else ""
+        return [every, every[:0], every[:0]] if len(rows) else f"it has no row with a target{moment}"
 
     def _cut(self, rows: Array, forced: Array) -> list[Array] | str:
         """Return the positions of support, query and test, or a reason if the task has too few rows."""
+        if self.moments is not None:
+            return self._cut_in_time(rows, forced, self.moments[rows])
         y, content = self.target.values[rows], self.content[rows]
         strata = y if self.kind == "classification" else np.zeros(len(y))
         shots, has_test = self.options.shots, bool(forced.any())
-        found = np.unique(strata)
-        if shots and self.kind == "classification" and len(found) < len(self.classes):
-            return f"it has examples of {len(found)} of {len(self.classes)} classes, `own.shots` needs {shots} + 2 of each"
+        if reason := self._too_few(strata, forced):
+            return reason
         parts: list[list[int]] = [[], [], []]
-        for stratum in found:
+        for stratum in np.unique(strata):
             members = ((strata == stratum) & ~forced).nonzero()[0]
             number = len(members)
-            if shots and number < shots + (1 if has_test else 2):
-                return f"it has {number} rows of a class, `own.shots` needs {shots} for support and others to test"
             if number:
                 first, second = self._ends(number, has_test=has_test)
                 for part, chosen in zip(parts, row_order.cut(content[members], first, second, exact=shots > 0), strict=True):
@@ -370,6 +392,45 @@ class Own(FixedSplitDataset):
             told = counted(len(y), "row")
             return f"it has {told} with a target, too few for support, query and test: 3 of a class are the least"
         return [np.array(sorted(part)) for part in parts]
+
+    def _too_few(self, strata: Array, forced: Array) -> str:
+        """Return the reason if a task has too few rows of a class for `own.shots`, else ""."""
+        shots, least = self.options.shots, 1 if forced.any() else 2
+        found = np.unique(strata)
+        if shots and self.kind == "classification" and len(found) < len(self.classes):
+            return f"it has examples of {len(found)} of {len(self.classes)} classes, `own.shots` needs {shots} + 2 of each"
+        for stratum in found if shots else ():
+            number = int(((strata == stratum) & ~forced).sum())
+            if number < shots + least:
+                return f"it has {number} rows of a class, `own.shots` needs {shots} for support and others to test"
+        return ""
+
+    def _cut_in_time(self, rows: Array, forced: Array, moments: Array) -> list[Array] | str:
+        """Return the same three parts, each before the next in time and in its order, or a reason.
+
+        Classes have no part in it, but for `own.shots`: a model is used on what comes, and of that nobody chooses
+        the classes.
+        """
+        y, name = self.target.values[rows], self.options.time_column
+        strata = y if self.kind == "classification" else np.zeros(len(y))
+        free, given = np.flatnonzero(~forced), np.flatnonzero(forced)
+        if reason := self._too_few(strata, forced):
+            return reason
+        if not time_order.is_before(moments[free], moments[given]):
+            return f"`{self.options.split_column}` calls rows test that do not come after all others in `{name}`"
+        if self.options.shots and len(free):
+            support, rest = (free[part] for part in time_order.first_of_each(moments[free], strata[free], self.options.shots))
+            later = [rest] if len(given) else [rest[part] for part in time_order.cut(moments[rest], (len(rest) + 1) // 2)]
+            parts = [support, *later] if len(rest) else []
+        else:
+            ends = self._ends(len(free), has_test=bool(len(given)))
+            parts = [free[part] for part in time_order.cut(moments[free], *ends[: 1 if len(given) else 2])]
+        if len(given):
+            parts.append(given[np.argsort(moments[given], kind="stable")])
+        if len(parts) < 3:
+            told, different = counted(len(y), "row"), counted(len(np.unique(moments)), "moment")
+            return f"it has {told} of {different} in `{name}`, too few for support, query and test, which share no moment"
+        return parts
 
     def _ends(self, number: int, *, has_test: bool) -> tuple[int, int]:
         """Return where the support and the query part of a class of `number` rows end."""
@@ -421,6 +482,16 @@ def _refuse_nearly(table: Table, column: str, path: str) -> None:
             raise DataError(
                 f"the data '{path}' have no column `{column}`, but `{name}`: rename it, or name it as the task column"
             )
+
+
+def _require_different(options: OwnOptions, target: str) -> None:
+    """Raise DataError if one column has two meanings."""
+    if target == options.task_column:
+        raise DataError(f"`--task` and `--target` must be two columns, got '{target}' for both")
+    others = {"--target": target, "--task": options.task_column, "own.split-column": options.split_column}
+    for what, name in others.items():
+        if options.time_column and name == options.time_column:
+            raise DataError(f"`--time` and `{what}` must be two columns, got '{name}' for both")
 
 
 def _require_tasks(table: Table, options: OwnOptions) -> None:

@@ -19,6 +19,9 @@ class OwnOptions(Options):
     task_column: str = Field("task", description="column that says which task a row belongs to")
     task_name: str = Field("", description='name of the only task of a file without a task column; "": such a file is refused')
     target_column: str = Field("", description='column to predict; "": `target`, `label`, `class` or `y`, whichever is there')
+    time_column: str = Field(
+        "", description='column by which rows of a task are cut, support first and test last; "": drawn by their content'
+    )
     split_column: str = Field("", description='column with train, validation or test, of rows or of whole tasks; "": none')
     features: str = Field("", description='columns to predict from, with commas between them; "": all others')
     kind: Literal["auto", "classification", "regression"] = Field("auto", description="auto: by the values of the target")
@@ -53,7 +56,7 @@ class OwnOptions(Options):
 
     def cleaned(self) -> "OwnOptions":
         """Return the settings with names as they are compared: without surrounding spaces, and composed (NFC)."""
-        names = ("task_column", "task_name", "target_column", "split_column", "leave_out")
+        names = ("task_column", "task_name", "target_column", "time_column", "split_column", "leave_out")
         return self.model_copy(update={name: as_name(getattr(self, name)) for name in names})
 
 

@@ -172,8 +172,26 @@ def test_a_node_with_other_columns_or_classes_is_refused_in_one_sentence(
 
 def test_node_keys_of_own_data_are_refused_for_other_data_sets() -> None:
     config = parse_run_config({"min-nodes": 1, "node-deadline": 1.0})
-    with pytest.raises(ConfigError, match='`data-path`, `task-column`, `task-name` and `target-column` need `dataset = "own"`'):
+    with pytest.raises(ConfigError, match='`target-column` and `time-column` need `dataset = "own"`'):
         call_roll(InlineGrid(1, config.flat(), {0: {"data-path": "/x.csv"}}), config)
+
+
+def test_a_node_names_the_column_of_time_of_its_own_file(tmp_path: Path) -> None:
+    """Both files hold the same series, which one calls `day` and the other `tag`; neither calls it an input."""
+    rng = np.random.default_rng(0)
+    lines = [f"{i % 4},{i // 4},{rng.normal():.3f},{rng.normal():.3f}" for i in range(80)]
+    nodes = {}
+    for number, name in enumerate(("day", "tag")):
+        path = tmp_path / f"{name}.csv"
+        path.write_text("\n".join([f"task,{name},x,y", *(f"{number}{line}" for line in lines)]))
+        nodes[number] = {"data-path": str(path), "time-column": name}
+    flat = {"dataset": "own", "own.features": "x", "own.target-column": "y", "min-nodes": 2, "node-deadline": 1.0}
+    config = parse_run_config(flat)
+    assert len(call_roll(InlineGrid(2, config.flat(), nodes), config).homes) == 8
+    del nodes[1]["time-column"]
+    timed = parse_run_config({**flat, "own.time-column": "day"})
+    with pytest.raises(ConfigError, match="no column `day`"):
+        call_roll(InlineGrid(2, timed.flat(), nodes), timed)
 
 
 def alone(path: Path, seed: int = 1) -> str:

@@ -104,11 +104,27 @@ def _rows(data: Own) -> Iterator[str]:
         yield f"{without} of {rows} name no task (`{options.task_column}`): they are not used"
     if without := int(np.isnan(data.target.values).sum()):
         yield f"{without} of {rows} have no target (`{data.schema.target}`): they are not used"
+    if data.moments is not None:
+        yield from _on_moments(data, rows)
     column = table[options.task_column]
     if isinstance(column, np.ndarray) and column.dtype.kind == "f" and (np.abs(column) >= _LARGEST_EXACT).any():
         yield (
             f"the tasks in `{options.task_column}` are numbers of 16 digits and more with a decimal point, which no longer "
             "tells them all apart: write them as whole numbers or text"
+        )
+
+
+def _on_moments(data: Own, rows: str) -> Iterator[str]:
+    assert data.moments is not None
+    name, named, targets = data.options.time_column, data.tasks_of_rows >= 0, ~np.isnan(data.target.values)
+    if without := int((np.isnan(data.moments) & named & targets).sum()):
+        yield f"{without} of {rows} have no moment (`{name}`): they are not used"
+    used = sum(len(part) for parts in data.rows.values() for part in parts)
+    there = named & targets & ~np.isnan(data.moments) & ~np.isin(data.tasks_of_rows, data.places_left_out)
+    if left := int(there.sum()) - used:
+        yield (
+            f"{left} of {rows} come before the last of the first `own.shots` ({data.options.shots}) in `{name}` and are not "
+            "among them: no part has them"
         )
 
 
@@ -158,7 +174,9 @@ def _never_tested(data: Own) -> Iterator[str]:
         if tasks
     ]
     if said:
-        yield f"classes with too few rows for a test row: {_some(said)}; the scores of those tasks say nothing of them"
+        why = f"without a row in the test part, the last in `{data.options.time_column}`"
+        why = "with too few rows for a test row" if data.moments is None else why
+        yield f"classes {why}: {_some(said)}; the scores of those tasks say nothing of them"
 
 
 def _all_and_test(parts: list[Array]) -> tuple[Array, Array]:
