@@ -15,7 +15,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from quickbloom import __version__
-from quickbloom.client_app import round_log, secure
+from quickbloom.client_app import baselines, round_log, secure
 from quickbloom.client_app.asked import Asked
 from quickbloom.client_app.node import Node, node_of
 from quickbloom.client_app.personal_models import keep_all
@@ -249,6 +249,10 @@ def _second(
         return np.where(roots > LARGEST_LOSS, np.inf, roots)  # one diverged task must not invalidate the whole reply
     alike = [[replace(draw, test=draw.test.classes_alike()) for draw in task] for task in draws]
     return evaluate(algorithm, meta, alike, request.lrs, request.steps, node.chunk_size_scoring)[1]
+
+
+app.query("sums")(_replies(baselines.sums))
+app.query("scores")(_replies(baselines.scores))
 
 
 @app.query("keep")

@@ -115,11 +115,20 @@ METRICS = (
         second="rmse",
         is_loss=True,
         of_target=True,
-        # A target of one's own data is standardised from each task's own support part (see docs/own-data.md).
-        own_unit="the error is in variances of each task's own support examples: 1 is what always guessing their mean costs",
+        own_unit="the mean squared error is of the standardised target (`own.scale`); rmse is in its unit",
     ),
     Metric("rmse", "rmse, in its unit", kind="regression"),
     Metric("loss", "loss"),
+    Metric("macro_f1", "macro F1", kind="classification", higher_is_better=True, share=True),
+    Metric("auroc", "AUROC", kind="classification", higher_is_better=True),
+    Metric("average_precision", "average precision", kind="classification", higher_is_better=True),
+    Metric("log_loss", "log loss", kind="classification"),
+    Metric("brier", "Brier score", kind="classification"),
+    Metric("calibration_error", "calibration error", kind="classification"),
+    Metric("mae", "mean absolute error", kind="regression"),
+    Metric("r2", "R2 within users", kind="regression", higher_is_better=True),
+    Metric("coverage_90", "coverage of 90 % intervals", kind="regression", share=True, higher_is_better=True),
+    Metric("width_90", "width of 90 % intervals", kind="regression"),
 )
 """All of them, in the order in which a table shows them."""
 

@@ -15,6 +15,7 @@ from quickbloom.common.errors import RunError
 from quickbloom.common.flower.names import log
 from quickbloom.common.formatting import data_name
 from quickbloom.common.metric import LOSS, Metric, named
+from quickbloom.server_app.against_baselines import against_baselines, rows_of
 from quickbloom.server_app.events.kinds import Ended, finite
 from quickbloom.server_app.federation.scores import Scores
 from quickbloom.server_app.federation.strategy import MetaStrategy
@@ -50,6 +51,8 @@ def conclude(
     lr, steps = strategy.chosen_rate()
     test = _test_scores(grid, strategy, lr)
     shots = _score_shots(grid, strategy, lr, steps)
+    beside = strategy.score_baselines(grid, lr, steps) if strategy.config.baselines and test.task_ids else None
+    kind = strategy.population.spec.kind
     strategy.let_keep(grid, strategy.outer.leaves, lr, steps, directory.path.name)
     pace = float(np.median([record["seconds"] for record in read_history(directory.path)]))
     content = {
@@ -59,12 +62,15 @@ def conclude(
         "test": _describe(strategy, test, lr),
         "validation": _describe(strategy, validation, lr),
         "shots": shots,
+        "baselines": against_baselines(beside, kind, strategy.evaluation.metric) if beside else None,
         "seconds": {**seconds(), "round_median": pace},
         "resumed": resumed,
     }
     summary: dict[str, Any] = finite(content)
     population = strategy.population
-    directory.write_per_task(_rows(population, "validation", validation, lr) + _rows(population, "test", test, lr))
+    more = rows_of(beside, kind) if beside else {}
+    tested = [{**row, **more.get(row["task"], {})} for row in _rows(population, "test", test, lr)]
+    directory.write_per_task(_rows(population, "validation", validation, lr) + tested)
     directory.write_json("summary.json", summary)
     live.end(summary, clients_of(strategy, "test", test, lr, steps))
     for line in result_lines(summary):

@@ -87,6 +87,9 @@ class RunConfig(Options):
         "float32", description="how nodes encode their meta-gradients; the error is added to the next one"
     )
     update_share: float = Field(0.05, gt=0, le=1, description="share of the numbers that `top-k` sends: the largest")
+    baselines: bool = Field(
+        True, description="at the end, score the test tasks by baselines too: a constant, own rows alone, one model for all"
+    )
     checkpoint_every: int = Field(1, ge=0, description="rounds between two checkpoints; 0: only the last round")
     resume_from: str = Field("", description='absolute path of a run to continue or a checkpoint to start from; "": a new run')
     output_dir: str = Field("", description='absolute directory of the run; "": a new one in ~/quickbloom-runs')

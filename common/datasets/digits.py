@@ -46,6 +46,7 @@ class Digits(FixedSplitDataset):
     name = "digits"
     Options = DigitsOptions
     model = "mlp"
+    algorithm = "ridge"
     inner_lr = 0.3
 
     def __init__(self, options: DigitsOptions, data_dir: Path) -> None:

@@ -23,6 +23,7 @@ from quickbloom.common.maths.params import Params
 from quickbloom.common.wire.messages import KeepRequest, to_arrays
 from quickbloom.server_app.events.channel import Events
 from quickbloom.server_app.events.kinds import RoundEnded
+from quickbloom.server_app.federation.baselines import TaskScores, score_baselines
 from quickbloom.server_app.federation.evaluation import Evaluation
 from quickbloom.server_app.federation.keeping import keep_on_nodes
 from quickbloom.server_app.federation.outer import OuterOptimizer
@@ -176,6 +177,14 @@ class MetaStrategy(Strategy):
         scores = self.evaluation.score(grid, meta, task_ids, lrs, shots)
         self._count()
         return scores
+
+    def score_baselines(self, grid: Grid, lr: float, steps: int) -> TaskScores:
+        """Scores of the test tasks by the model and by the baselines, as `baselines.score_baselines`."""
+        self._messages.begin()
+        self.nodes.refresh(grid)
+        found = score_baselines(grid, self.config, self.population, self._messages, self.outer.leaves, lr, steps)
+        self._count()
+        return found
 
     def chosen_rate(self) -> tuple[float, int]:
         """(learning rate, steps) by the validation tasks as they were scored last; without any the inner rate, all steps."""

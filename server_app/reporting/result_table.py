@@ -9,11 +9,25 @@ from rich.table import Table
 
 from quickbloom.common.errors import as_told
 from quickbloom.common.formatting import counted, duration, size
-from quickbloom.common.metric import Metric, metric_of, shown
+from quickbloom.common.baselines.scoring import CONTENDERS, TITLES
+from quickbloom.common.metric import Metric, metric_of, named, shown
 from quickbloom.common.spreadsheets import read_csv
+from quickbloom.server_app.against_baselines import verdict
 
 ONE_TASK = "no interval: the spread over tasks cannot be told from a single one"
 _FEW_TASKS = 3
+_SCORES_SHOWN = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced",
+    "auroc": "AUROC",
+    "log_loss": "log loss",
+    "brier": "Brier",
+    "rmse": "rmse",
+    "mae": "mae",
+    "r2": "R2",
+    "coverage_90": "90 % holds",
+}
+"""Scores in the table of baselines, with their headings; summary.json and the report have all of them."""
 
 
 def result_table(summary: dict[str, Any]) -> Table:
@@ -21,7 +35,9 @@ def result_table(summary: dict[str, Any]) -> Table:
     chosen, seconds, sent = summary["chosen"], summary["seconds"], summary["bytes"]
     chosen_on = "chosen on validation tasks" if summary["validation"] else "no validation tasks to choose on"
     notes = [
-        f"adapted with rate {chosen['adapt_lr']:g}, {counted(chosen['adapt_steps'], 'step')} ({chosen_on})",
+        f"adapted with rate {chosen['adapt_lr']:g}, {counted(chosen['adapt_steps'], 'step')} ({chosen_on})"
+        if chosen["adapt_lr"]
+        else "adapted in closed form, without a rate",
         f"{duration(seconds['total'])} in all, {seconds['round_median']:.2f} s a round; {size(sent['up'])} up, "
         f"{size(sent['down'])} down; {counted(summary['failures'], 'failure')}",
         privacy_line(summary["privacy"]) if summary.get("privacy") else "",
@@ -45,6 +61,29 @@ def result_table(summary: dict[str, Any]) -> Table:
             cells = _cells(scores, metric, chosen["adapt_steps"])
             table.add_row(f"{split} ({summary['tasks'][split]})", metric.title, *cells)
     return table
+
+
+def baseline_table(summary: dict[str, Any]) -> Table | None:
+    """The test tasks' mean scores by the trained model and by every baseline, with one sentence; None if nothing was scored."""
+    content = summary.get("baselines")
+    if not content:
+        return None
+    columns = [named(name) for name in _SCORES_SHOWN if name in content["scores"]]
+    table = Table(title=f"the same {counted(content['tasks'], 'test task')} by baselines", caption=escape(verdict(content)))
+    table.add_column("", justify="left", no_wrap=True)
+    for metric in columns:
+        table.add_column(_SCORES_SHOWN[metric.name], justify="right")
+    for contender in CONTENDERS:
+        cells = [content["scores"][metric.name].get(contender) for metric in columns]
+        if any(cells):
+            table.add_row(TITLES.get(contender, f"model, {contender}"), *map(_short, columns, cells))
+    return table
+
+
+def _short(metric: Metric, cell: dict[str, Any] | None) -> str:
+    if not cell:
+        return ""
+    return metric.score(cell["mean"]) if metric.share else f"{cell['mean']:.3g}"
 
 
 def few_tasks(summary: dict[str, Any], *, own_file: bool) -> list[str]:
@@ -83,6 +122,8 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
             f"{counted(tasks, f'{split} task')}: {metric.title} {before} before, {after} after "
             f"{counted(summary['chosen']['adapt_steps'], 'step')}, worst 10 % {worst}"
         )
+    if said := verdict(summary.get("baselines")):
+        lines.append(said)
     if privacy := summary.get("privacy"):
         lines.append(privacy_line(privacy))
     return lines

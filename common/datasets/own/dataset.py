@@ -217,6 +217,11 @@ class Own(FixedSplitDataset):
         target = self._measured(task_id).target
         return 1.0 if target is None else target.deviation
 
+    @property
+    def is_ordered(self) -> bool:
+        """Whether the rows of a task are in the order of time."""
+        return self.moments is not None
+
     def part_of_rows(self, task_id: str) -> dict[int, str]:
         """Return "support", "query" or "test" for every row that the task uses."""
         parts = zip(("support", "query", "test"), self.rows[task_id], strict=True)

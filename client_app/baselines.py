@@ -1,0 +1,64 @@
+"""A node's part in the baselines: sums for one linear model of all tasks, and its test tasks' scores by model and baselines."""
+
+from math import prod
+
+import numpy as np
+from flwr.app import Message, RecordDict
+
+from quickbloom.client_app import secure
+from quickbloom.client_app.node import Node
+from quickbloom.common.baselines.global_ridge import MOST_FEATURES, Sums
+from quickbloom.common.baselines.scoring import inputs_of, scores_of_draw
+from quickbloom.common.datasets.own import Own
+from quickbloom.common.engine.predicting import predict_tests
+from quickbloom.common.maths.batch import Batch
+from quickbloom.common.wire.baselines import ScoresReply, ScoresRequest, SumsReply, SumsRequest
+from quickbloom.common.wire.checks import WireError
+
+
+def sums(message: Message, node: Node, state: RecordDict) -> RecordDict:
+    """Reply with the sums over this node's training rows that were asked for: no row is told."""
+    request = SumsRequest.from_records(message.content)
+    secure.check_open(node)
+    spec = node.dataset.spec
+    if not node.run.shows_sums_of_nodes or spec.tokens or prod(spec.input_shape) > MOST_FEATURES:
+        raise WireError("no sums are sent in this run")
+    draws = [node.dataset.test_draws(task_id)[0] for task_id in node.check_hosted(request.task_ids)]
+    batches = [part for draw in draws for part in (draw.support, draw.query)]
+    x = np.concatenate([inputs_of(batch) for batch in batches])
+    return SumsReply(Sums.of(x, np.concatenate([_targets(batch, spec.outputs) for batch in batches]))).to_records()
+
+
+def scores(message: Message, node: Node, state: RecordDict) -> RecordDict:
+    """Reply with the scores of test tasks by the model of the request, before and after adaptation, and by the baselines."""
+    spec = node.dataset.spec
+    classes = spec.kind == "classification"
+    request = ScoresRequest.from_records(message.content, prod(spec.input_shape), spec.outputs, classes=classes)
+    message.content.clear()  # to free memory: it has been read
+    algorithm, meta = node.algorithm_for(request.meta)
+    draws = [node.dataset.test_draws(task_id) for task_id in node.check_hosted(request.task_ids)]
+    every = [draw for task in draws for draw in task]
+    outputs = iter(predict_tests(algorithm, meta, every, request.lr, request.steps, node.chunk_size_scoring))
+    found = []
+    for task_id, task in zip(request.task_ids, draws, strict=True):
+        unit = node.dataset.target_deviation(task_id) if isinstance(node.dataset, Own) else 1.0
+        ordered = isinstance(node.dataset, Own) and node.dataset.is_ordered
+        number = spec.outputs if classes else 0
+        rows = [scores_of_draw(draw, next(outputs), request.shared, number, unit, ordered=ordered) for draw in task]
+        found.append(_mean(np.stack(rows)))
+    return ScoresReply(np.stack(found)).to_records()
+
+
+def _mean(draws: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """Return the mean over the draws [draws, ...] that are known; NaN where none is."""
+    known = ~np.isnan(draws)
+    number = known.sum(axis=0)
+    return np.where(number > 0, np.where(known, draws, 0.0).sum(axis=0) / np.maximum(number, 1), np.nan)
+
+
+def _targets(batch: Batch, outputs: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """Return what is to be predicted as [n, outputs]: numbers, or 1 for the class and 0 for the others."""
+    y = batch.y.cpu()
+    if not y.is_floating_point():
+        return np.eye(outputs)[y.numpy()]
+    return np.asarray(y.double().numpy(), dtype=np.float64)

@@ -1,0 +1,80 @@
+"""The baselines of a run: one linear model of all tasks from sums, and every test task's scores by model and baselines.
+
+They cost three messages to each node after the last round, and need no training.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from quickbloom.common import scores
+from quickbloom.common.baselines.global_ridge import MOST_FEATURES, GlobalModel, Sums, fit
+from quickbloom.common.config.run import RunConfig
+from quickbloom.common.maths.params import Params
+from quickbloom.common.wire.arrays import to_arrays
+from quickbloom.common.wire.baselines import SCORES, SUMS, ScoresReply, ScoresRequest, SumsReply, SumsRequest
+from quickbloom.server_app.messaging.exchange import Exchange
+from quickbloom.server_app.messaging.population import Population
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """Scores [tasks, contenders, scores] of test tasks, sorted by id; contenders and scores as in `ScoresReply`."""
+
+    task_ids: list[str]
+    values: np.ndarray[Any, Any]
+
+
+def score_baselines(
+    grid: Grid, config: RunConfig, population: Population, messages: Exchange, meta: Params, lr: float, steps: int
+) -> TaskScores:
+    """Return the scores of the test tasks by `meta`, before and after `steps` steps with rate `lr`, and by the baselines.
+
+    Tasks of nodes that fail are missing, and are named.
+    """
+    spec = population.spec
+    shared = _shared(grid, config, population, messages)
+    encoded, names = to_arrays(meta), scores.names(spec.kind)
+
+    def request(_: int, task_ids: list[str]) -> RecordDict:
+        return ScoresRequest({}, lr, steps, task_ids, shared).to_records(encoded)
+
+    found: dict[str, np.ndarray[Any, Any]] = {}
+
+    def read(_: int, records: RecordDict, task_ids: list[str]) -> None:
+        found.update(zip(task_ids, ScoresReply.from_records(records, len(task_ids), len(names)).scores, strict=True))
+
+    _ask(grid, config, messages, messages.hosts(population.splits["test"], final=True), SCORES, request, read)
+    ids = sorted(found)
+    return TaskScores(ids, np.stack([found[one] for one in ids]) if ids else np.empty((0, 0, len(names))))
+
+
+def _shared(grid: Grid, config: RunConfig, population: Population, messages: Exchange) -> GlobalModel | None:
+    """Return the linear model of all training tasks; None where sums must not be sent, or there are too many inputs."""
+    spec = population.spec
+    inputs = prod(spec.input_shape)
+    if not config.shows_sums_of_nodes or spec.tokens or inputs > MOST_FEATURES:
+        return None
+    parts: list[Sums] = []
+
+    def read(_: int, records: RecordDict, __: list[str]) -> None:
+        parts.append(SumsReply.from_records(records, inputs, spec.outputs).sums)
+
+    by_node = messages.hosts(population.splits["train"], final=True)
+    _ask(grid, config, messages, by_node, SUMS, lambda _, task_ids: SumsRequest(task_ids).to_records(), read)
+    if not parts:
+        return None
+    total = Sums.joined(parts)
+    return fit(total, classes=spec.kind == "classification") if total.gram[-1, -1] > 0 else None
+
+
+def _ask(
+    grid: Grid, config: RunConfig, messages: Exchange, by_node: Mapping[int, list[str]], kind: str, request: Any, read: Any
+) -> None:
+    sent = messages.address(by_node, kind, config.rounds, request)
+    messages.receive(grid.send_and_receive(sent, timeout=config.round_deadline), read)
