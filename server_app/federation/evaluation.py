@@ -12,6 +12,7 @@ import numpy as np
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.maths.params import Params
 from quickbloom.common.wire.messages import EVALUATE, EvaluateReply, EvaluateRequest, to_arrays
@@ -39,7 +40,7 @@ class Evaluation:
         self._lineage = lineage
         self.metric = population.spec.metric
         # The algorithm's own inner rate is a candidate too: the meta-parameters were trained for it.
-        self.lrs = sorted({*config.lrs, inner_lr})
+        self.lrs = sorted({*config.lrs, inner_lr}) if ALGORITHMS[config.algorithm].uses_adapt_lr else [inner_lr]
         self.last: Scores | None = None
         self.best: dict[str, Any] | None = None
         self._chosen: tuple[Scores, tuple[float, int]] | None = None

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from quickbloom.common.errors import as_told
 from quickbloom.common.formatting import counted, duration, size
+from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.baselines.scoring import CONTENDERS, TITLES
 from quickbloom.common.metric import Metric, metric_of, named, shown
 from quickbloom.common.spreadsheets import read_csv
@@ -35,9 +36,7 @@ def result_table(summary: dict[str, Any]) -> Table:
     chosen, seconds, sent = summary["chosen"], summary["seconds"], summary["bytes"]
     chosen_on = "chosen on validation tasks" if summary["validation"] else "no validation tasks to choose on"
     notes = [
-        f"adapted with rate {chosen['adapt_lr']:g}, {counted(chosen['adapt_steps'], 'step')} ({chosen_on})"
-        if chosen["adapt_lr"]
-        else "adapted in closed form, without a rate",
+        f"adapted with {_rate(summary)}{counted(chosen['adapt_steps'], 'step')} ({chosen_on})",
         f"{duration(seconds['total'])} in all, {seconds['round_median']:.2f} s a round; {size(sent['up'])} up, "
         f"{size(sent['down'])} down; {counted(summary['failures'], 'failure')}",
         privacy_line(summary["privacy"]) if summary.get("privacy") else "",
@@ -78,6 +77,11 @@ def baseline_table(summary: dict[str, Any]) -> Table | None:
         if any(cells):
             table.add_row(TITLES.get(contender, f"model, {contender}"), *map(_short, columns, cells))
     return table
+
+
+def _rate(summary: dict[str, Any]) -> str:
+    algorithm = ALGORITHMS.get(summary["algorithm"])
+    return "" if algorithm is not None and not algorithm.uses_adapt_lr else f"rate {summary['chosen']['adapt_lr']:g}, "
 
 
 def _short(metric: Metric, cell: dict[str, Any] | None) -> str:
