@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 from quickbloom import __version__
 from quickbloom.client_app import baselines, round_log, secure
 from quickbloom.client_app.asked import Asked
+from quickbloom.client_app.measuring import measure
 from quickbloom.client_app.node import Node, node_of
 from quickbloom.client_app.personal_models import keep_all
 from quickbloom.client_app.task_state import KeptState
@@ -30,6 +31,7 @@ from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.maths.kernels.compiler import find_compiler
 from quickbloom.common.maths.kernels.compiler import remark as kernel_remark
 from quickbloom.common.maths.params import Params, weighted_mean
+from quickbloom.common.metric import Metric, named
 from quickbloom.common.printable import keep_log_to_lines
 from quickbloom.common.randomness import generator
 from quickbloom.common.wire import packing
@@ -113,7 +115,7 @@ def moments(message: Message, node: Node, state: RecordDict) -> RecordDict:
     task_ids = node.check_hosted(request.task_ids)
     if not isinstance(node.dataset, Own):
         raise WireError("only the data set `own` has columns")
-    return MomentsReply(node.dataset.column_moments(task_ids)).to_records()
+    return MomentsReply(node.dataset.column_moments(task_ids), node.dataset.class_counts(task_ids)).to_records()
 
 
 @app.train()
@@ -224,12 +226,15 @@ def evaluate_tasks(message: Message, node: Node, state: RecordDict) -> RecordDic
         [replace(draw, support=draw.support.first(request.shots)) for draw in node.dataset.test_draws(task_id)]
         for task_id in request.task_ids
     ]
+    metric = named(request.metric) if request.metric else node.dataset.spec.metric
     losses, metrics = evaluate(algorithm, meta, draws, request.lrs, request.steps, node.chunk_size_scoring)
+    if metric != node.dataset.spec.metric:
+        metrics = measure(node, algorithm, meta, request, draws, metric, metrics)
     seconds = time.perf_counter() - started
     number, at = message.metadata.group_id, _nearest(request.lrs, algorithm.options.inner_lr)
-    scores = round_log.in_words(node, metrics[:, at, 0].mean(), metrics[:, at, -1].mean()) + f" at rate {request.lrs[at]:g}"
+    scores = round_log.in_words(metric, metrics[:, at, 0].mean(), metrics[:, at, -1].mean()) + f" at rate {request.lrs[at]:g}"
     round_log.tell(node, f"Round {number}, evaluation", request.task_ids, scores, seconds, received, 0)
-    return EvaluateReply(losses, metrics, _second(node, algorithm, meta, request, draws, metrics)).to_records()
+    return EvaluateReply(losses, metrics, _second(node, algorithm, meta, request, draws, metric, metrics)).to_records()
 
 
 def _second(
@@ -238,17 +243,15 @@ def _second(
     meta: Params,
     request: EvaluateRequest,
     draws: Sequence[Sequence[TaskData]],
+    metric: Metric,
     metrics: np.ndarray[Any, Any],
 ) -> np.ndarray[Any, Any] | None:
     """Return the second metric of a user's own data; None for other data, and while rates are still to be chosen."""
     if not isinstance(node.dataset, Own) or len(request.lrs) > 1 or request.shots:
         return None
-    if node.dataset.kind == "regression":
-        units = [node.dataset.target_deviation(task_id) for task_id in request.task_ids]
-        roots = np.sqrt(metrics) * np.array(units)[:, None, None]
-        return np.where(roots > LARGEST_LOSS, np.inf, roots)  # one diverged task must not invalidate the whole reply
-    alike = [[replace(draw, test=draw.test.classes_alike()) for draw in task] for task in draws]
-    return evaluate(algorithm, meta, alike, request.lrs, request.steps, node.chunk_size_scoring)[1]
+    first = node.dataset.spec.metric
+    second = named(metric.second or first.name)
+    return measure(node, algorithm, meta, request, draws, second, metrics if metric == first else None)
 
 
 app.query("sums")(_replies(baselines.sums))

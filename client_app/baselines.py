@@ -4,6 +4,7 @@ from math import prod
 
 import numpy as np
 from flwr.app import Message, RecordDict
+from numpy.typing import NDArray
 
 from quickbloom.client_app import secure
 from quickbloom.client_app.node import Node
@@ -14,6 +15,8 @@ from quickbloom.common.engine.predicting import predict_tests
 from quickbloom.common.maths.batch import Batch
 from quickbloom.common.wire.baselines import ScoresReply, ScoresRequest, SumsReply, SumsRequest
 from quickbloom.common.wire.checks import WireError
+
+Numbers = NDArray[np.float64]
 
 
 def sums(message: Message, node: Node, state: RecordDict) -> RecordDict:
@@ -49,14 +52,15 @@ def scores(message: Message, node: Node, state: RecordDict) -> RecordDict:
     return ScoresReply(np.stack(found)).to_records()
 
 
-def _mean(draws: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _mean(draws: Numbers) -> Numbers:
     """Return the mean over the draws [draws, ...] that are known; NaN where none is."""
     known = ~np.isnan(draws)
     number = known.sum(axis=0)
-    return np.where(number > 0, np.where(known, draws, 0.0).sum(axis=0) / np.maximum(number, 1), np.nan)
+    found: Numbers = np.where(number > 0, np.where(known, draws, 0.0).sum(axis=0) / np.maximum(number, 1), np.nan)
+    return found
 
 
-def _targets(batch: Batch, outputs: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _targets(batch: Batch, outputs: int) -> Numbers:
     """Return what is to be predicted as [n, outputs]: numbers, or 1 for the class and 0 for the others."""
     y = batch.y.cpu()
     if not y.is_floating_point():

@@ -8,6 +8,7 @@ from quickbloom.common.engine.round import evaluate
 from quickbloom.common.flower.names import log
 from quickbloom.common.formatting import size
 from quickbloom.common.maths.params import Params
+from quickbloom.common.metric import Metric
 
 _MOST_NAMED = 3
 _MOST_SCORED = 16
@@ -30,9 +31,8 @@ def own_scores(node: Node, algorithm: Algorithm, meta: Params, task_ids: list[st
     if not draws:
         return ""
     _, metrics = evaluate(algorithm, meta, draws, [algorithm.options.inner_lr], node.run.adapt_steps, node.chunk_size_scoring)
-    return in_words(node, metrics[:, 0, 0].mean(), metrics[:, 0, -1].mean())
+    return in_words(node.dataset.spec.metric, metrics[:, 0, 0].mean(), metrics[:, 0, -1].mean())
 
 
-def in_words(node: Node, before: float, after: float) -> str:
-    metric = node.dataset.spec.metric
+def in_words(metric: Metric, before: float, after: float) -> str:
     return f"{metric.name} {metric.change(before, after, '->')} on its own test part"

@@ -19,7 +19,8 @@ _DIVERGED = "diverged"
 class Metric:
     """One kind of score. `name`: as files and messages hold it; `title`: in words.
 
-    `kind`: of the data that it is for, None: of both. `share`: in 0..1, and written in %. `second`: name of the score
+    `kind`: of the data that it is for, None: of both. `share`: in 0..1, and written in %; `bounded`: in 0..1. `second`:
+    name of the score
     that nodes send beside this one for a user's own data, "": none. `is_loss`: the same number as the loss.
     `of_target`: `title` can name the column that is predicted. `own_unit`: a sentence on what it is measured in for a
     user's own data, "" where the number says it all.
@@ -31,6 +32,7 @@ class Metric:
     higher_is_better: bool = False
     share: bool = False
     second: str = ""
+    bounded: bool = False
     is_loss: bool = False
     of_target: bool = False
     own_unit: str = ""
@@ -106,8 +108,24 @@ class Metric:
 
 
 METRICS = (
-    Metric("accuracy", "accuracy", kind="classification", higher_is_better=True, share=True, second="balanced_accuracy"),
-    Metric("balanced_accuracy", "balanced accuracy", kind="classification", higher_is_better=True, share=True),
+    Metric(
+        "accuracy",
+        "accuracy",
+        kind="classification",
+        higher_is_better=True,
+        share=True,
+        second="balanced_accuracy",
+        bounded=True,
+    ),
+    Metric(
+        "balanced_accuracy",
+        "balanced accuracy",
+        kind="classification",
+        higher_is_better=True,
+        share=True,
+        second="accuracy",
+        bounded=True,
+    ),
     Metric(
         "mse",
         "mean squared error",
@@ -119,10 +137,10 @@ METRICS = (
     ),
     Metric("rmse", "rmse, in its unit", kind="regression"),
     Metric("loss", "loss"),
-    Metric("macro_f1", "macro F1", kind="classification", higher_is_better=True, share=True),
-    Metric("auroc", "AUROC", kind="classification", higher_is_better=True),
-    Metric("average_precision", "average precision", kind="classification", higher_is_better=True),
-    Metric("log_loss", "log loss", kind="classification"),
+    Metric("macro_f1", "macro F1", kind="classification", higher_is_better=True, share=True, bounded=True),
+    Metric("auroc", "AUROC", kind="classification", higher_is_better=True, bounded=True),
+    Metric("average_precision", "average precision", kind="classification", higher_is_better=True, bounded=True),
+    Metric("log_loss", "log loss", kind="classification", is_loss=True),
     Metric("brier", "Brier score", kind="classification"),
     Metric("calibration_error", "calibration error", kind="classification"),
     Metric("mae", "mean absolute error", kind="regression"),
@@ -146,7 +164,12 @@ def named(name: str) -> Metric:
 ACCURACY, MSE, RMSE, LOSS = map(named, ("accuracy", "mse", "rmse", "loss"))
 
 CHOSEN_BY = (ACCURACY, MSE)
-"""Those by which rates are chosen and runs are compared: one for each kind of data, the first of a run's scores."""
+"""Those by which rates are chosen and runs are compared unless `metric` names another: one for each kind of data."""
+
+TO_CHOOSE_BY = (
+    "accuracy", "balanced_accuracy", "macro_f1", "auroc", "average_precision", "log_loss", "brier", "mse", "rmse", "mae",
+)  # fmt: skip
+"""Those that the setting `metric` may name."""
 
 
 def of_kind(kind: str) -> Metric:
@@ -155,16 +178,18 @@ def of_kind(kind: str) -> Metric:
 
 
 def metric_of(scores: Mapping[str, Any]) -> Metric:
-    """Return what `scores`, as in a file of a run, were chosen by. Raises DataError if they hold nothing of the kind."""
-    for metric in CHOSEN_BY:
-        if metric.name in scores:
-            return metric
+    """Return what `scores`, as in a file of a run, were chosen by: the first of them. Raises DataError if they hold nothing."""
+    for name in scores:
+        if name in TO_CHOOSE_BY:
+            return _BY_NAME[name]
     known = " or ".join(metric.name for metric in CHOSEN_BY)
     found = as_told(", ".join(scores), 200) or "none"
     raise DataError(f"scores of a run must hold {known}, got {found}: they are damaged or of another release of quickbloom")
 
 
 def shown(scores: Mapping[str, Any]) -> list[Metric]:
-    """Return the metrics in `scores` that a table shows, in its order: all but the loss where it is the same number."""
-    same = metric_of(scores).is_loss
-    return [metric for metric in METRICS if metric.name in scores and not (same and metric is LOSS)]
+    """Return the metrics in `scores` that a table shows: the one that decides, then the others, no loss twice."""
+    first = metric_of(scores)
+    same = any(metric.is_loss for metric in METRICS if metric.name in scores)
+    others = [metric for metric in METRICS if metric.name in scores and metric != first]
+    return [first, *(metric for metric in others if not (same and metric is LOSS))]

@@ -29,8 +29,9 @@ def of_classes(y: NDArray[np.int64], probabilities: Array) -> dict[str, float]:
     """Return all scores of `probabilities` [n, classes] for the true classes `y` [n], n at least 1.
 
     Macro scores are means over the classes that occur among `y`, macro F1 also over those that were predicted. With two
-    classes, `average_precision` is of the second. `calibration_error`: mean distance of confidence from accuracy over ten bins of
-    equal width (Guo, Pleiss, Sun, Weinberger 2017, Equation 3). `brier`: sum over classes; half of it with two, as is usual.
+    classes, `average_precision` is of the second. `calibration_error`: mean distance of confidence from accuracy over ten
+    bins of equal width (Guo, Pleiss, Sun, Weinberger 2017, Equation 3). `brier`: sum over classes; half of it with two, as
+    is usual.
     """
     n, classes = probabilities.shape
     predicted = probabilities.argmax(axis=1)  # ties go to the first class

@@ -17,7 +17,7 @@ _ALMOST_ALL = 0.5
 
 
 def against_baselines(found: TaskScores, kind: str, metric: Metric) -> dict[str, Any] | None:
-    """Return means over tasks by score and contender, the best baseline by `metric`, and the model's gain over it; None: no task.
+    """Return means over tasks by score and contender, the best baseline by `metric`, and the gain over it; None: no task.
 
     "gain" is the mean of paired differences over tasks, above 0 where the trained model is better, "ci95" half of its interval.
     """

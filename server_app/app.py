@@ -27,10 +27,10 @@ from quickbloom.common.printable import keep_log_to_lines
 from quickbloom.server_app.events.channel import Events, Warn, into_log
 from quickbloom.server_app.events.file import written
 from quickbloom.server_app.events.kinds import Event, Saved, Started
+from quickbloom.server_app.federation.agreeing import metric_for, share_scales
 from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.privacy import Ledger, TaskPrivacy
 from quickbloom.server_app.federation.roll_call import call_roll
-from quickbloom.server_app.federation.shared_scales import share_scales
 from quickbloom.server_app.federation.strategy import MetaStrategy
 from quickbloom.server_app.messaging.in_process_grid import InlineGrid
 from quickbloom.server_app.messaging.polling_grid import PollingGrid, hands_over
@@ -114,7 +114,7 @@ class _Run:
             self._begin([])
         population = call_roll(grid, self.config, self._schema(), self.events)
         if self.checkpoint is None:
-            share_scales(grid, self.config, population, self.events.warn)
+            self._agree(grid, population)
         self._count_earlier_noise()
         privacy, self.config = _with_privacy(self.config, population, self.directory, self.done, self.events.warn)
         algorithm = build_algorithm(self.config, population.spec)
@@ -140,6 +140,13 @@ class _Run:
         """Write the settings, and the events, which begin with those `before`."""
         self.directory.write_json("config.json", self.config.flat())
         self.events.join(self.until_end.enter_context(written(self.directory.path, before)))
+
+    def _agree(self, grid: Grid, population: Population) -> None:
+        """Let the nodes agree on scales, and find what the run is scored by."""
+        counts = share_scales(grid, self.config, population, self.events.warn)
+        metric = metric_for(self.config, population, counts, self.events.warn)
+        self.config = self.config.model_copy(update={"metric": metric})
+        self.directory.write_json("config.json", self.config.flat())
 
     def _schema(self) -> str:
         return str(self.checkpoint.facts.get("schema", "")) if self.checkpoint else ""

@@ -14,7 +14,7 @@ from quickbloom import __version__
 from quickbloom.common.errors import RunError
 from quickbloom.common.flower.names import log
 from quickbloom.common.formatting import data_name
-from quickbloom.common.metric import LOSS, Metric, named
+from quickbloom.common.metric import LOSS, Metric, named, of_kind
 from quickbloom.server_app.against_baselines import against_baselines, rows_of
 from quickbloom.server_app.events.kinds import Ended, finite
 from quickbloom.server_app.federation.scores import Scores
@@ -69,8 +69,9 @@ def conclude(
     summary: dict[str, Any] = finite(content)
     population = strategy.population
     more = rows_of(beside, kind) if beside else {}
-    tested = [{**row, **more.get(row["task"], {})} for row in _rows(population, "test", test, lr)]
-    directory.write_per_task(_rows(population, "validation", validation, lr) + tested)
+    metric = strategy.evaluation.metric
+    tested = [{**row, **more.get(row["task"], {})} for row in _rows(population, "test", test, lr, metric)]
+    directory.write_per_task(_rows(population, "validation", validation, lr, metric) + tested)
     directory.write_json("summary.json", summary)
     live.end(summary, clients_of(strategy, "test", test, lr, steps))
     for line in result_lines(summary):
@@ -130,7 +131,8 @@ def _describe(strategy: MetaStrategy, scores: Scores | None, lr: float) -> dict[
         return None
     at = scores.lrs.index(lr)
     metric = strategy.evaluation.metric
-    second = {} if scores.second is None else {metric.second: spread(scores.second[:, at], named(metric.second))}
+    other = _second(metric)
+    second = {} if scores.second is None else {other.name: spread(scores.second[:, at], other)}
     return {
         "steps": list(range(scores.metrics.shape[2])),
         metric.name: spread(scores.metrics[:, at], metric),
@@ -177,11 +179,15 @@ def _most_shots(support: int, classes: int) -> int:
     return support // classes if support >= classes else support
 
 
-def _rows(population: Population, split: str, scores: Scores | None, lr: float) -> list[dict[str, Any]]:
+def _second(metric: Metric) -> Metric:
+    """Return what nodes of a user's own data measure beside `metric`."""
+    return named(metric.second or of_kind(str(metric.kind)).name)
+
+
+def _rows(population: Population, split: str, scores: Scores | None, lr: float, metric: Metric) -> list[dict[str, Any]]:
     if scores is None:
         return []
     at = scores.lrs.index(lr)
-    metric = population.spec.metric
     rows = []
     for i, task_id in enumerate(scores.task_ids):
         info = population.tasks[task_id]
@@ -189,6 +195,6 @@ def _rows(population: Population, split: str, scores: Scores | None, lr: float) 
         row |= {f"{metric.name}_step{step}": value for step, value in enumerate(scores.metrics[i, at].tolist())}
         row |= {f"loss_step{step}": value for step, value in enumerate(scores.losses[i, at].tolist())}
         if scores.second is not None:
-            row |= {f"{metric.second}_step{step}": value for step, value in enumerate(scores.second[i, at].tolist())}
+            row |= {f"{_second(metric).name}_step{step}": value for step, value in enumerate(scores.second[i, at].tolist())}
         rows.append(row)
     return rows

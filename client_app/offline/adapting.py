@@ -38,7 +38,8 @@ def adapt(
 
     A model adapts to all rows of its task that have a target, one of each class being enough. What
     that is worth is estimated by cross-validation in at most `folds` folds (0: not at all), if there
-    are at least four different rows; with a column of time each fold is scored by a model of the rows before it. A model that adapting makes worse by it stays the shared one.
+    are at least four different rows; with a column of time each fold is scored by a model of the rows before it. A
+    model that adapting makes worse by it stays the shared one.
     With `protonet` and `ridge` the rows may have classes that training never saw: see `StartingPoint.own_of`.
     A task that no model can be made of is said, and left out. Raises DataError, also if that is every task, or ConfigError.
     """
@@ -74,8 +75,8 @@ def _adapted(start: StartingPoint, own: Own, folds: int, say: Say) -> list[Perso
             models.append(adapted)
         except DataError as error:
             failed.append(error)
-    for error in failed if models else failed[:-1]:
-        say(f"No model: {error}")
+    for reason in failed if models else failed[:-1]:
+        say(f"No model: {reason}")
     if not models:
         raise failed[-1]
     return models

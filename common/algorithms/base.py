@@ -47,7 +47,7 @@ class InnerLoopOptions(AlgorithmOptions):
 
 
 class ClosedFormOptions(AlgorithmOptions):
-    """Settings of an algorithm that solves for the head on the support set: no inner loop, and a rate for what is left to learn."""
+    """Settings of an algorithm that solves for the head on the support set: a rate for what else is to learn."""
 
     outer_lr: float = Field(
         0.0,

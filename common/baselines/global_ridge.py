@@ -3,8 +3,8 @@
 A node sends n, X^T X and X^T Y of its training rows, with a column of ones; the sums determine the model that somebody with all
 rows in one place would have. The penalty is the one with the least generalised cross-validation (Golub, Heath, Wahba 1979,
 "Generalized Cross-Validation as a Method for Choosing a Good Ridge Parameter"), which needs the sums alone. For classes the
-targets are one-hot, and the penalty is added to the covariance within classes (Hastie, Tibshirani, Friedman 2009, "The Elements of
-Statistical Learning", Equation 4.10, 4.3.1).
+targets are one-hot, and the penalty is added to the covariance within classes (Hastie, Tibshirani, Friedman 2009, "The
+Elements of Statistical Learning", Equation 4.10, 4.3.1).
 """
 
 from collections.abc import Iterable
@@ -79,7 +79,7 @@ def fit(sums: Sums, *, classes: bool) -> GlobalModel:
 
 
 def _best_penalty(values: Array, turned: Array, total: float, n: float) -> float:
-    """Return the penalty with the least (residual / n) / (1 - freedom / n)^2. `total`: sum of squares of the centred targets."""
+    """Return the penalty with the least (residual / n) / (1 - freedom / n)^2. `total`: squares of the centred targets."""
     power = np.square(turned).sum(axis=1)
 
     def score(penalty: float) -> float:

@@ -40,7 +40,7 @@ IN_WORDS = {
 
 @dataclass(frozen=True)
 class Outputs:
-    """A model's outputs for the test rows of a draw. `before`, `after` [n, outputs]: logits or values; `deviation` [n] or None."""
+    """A model's outputs for a draw's test rows. `before`, `after` [n, outputs]: logits or values; `deviation` [n] or None."""
 
     before: Array
     after: Array
@@ -87,9 +87,7 @@ def _with_classes(
             yield "global_offset", softmax(logits + _shift(labels, shared.shares)), None
 
 
-def _with_numbers(
-    draw: TaskData, model: Outputs, shared: GlobalModel | None
-) -> Iterator[tuple[str, Array, Array | None]]:
+def _with_numbers(draw: TaskData, model: Outputs, shared: GlobalModel | None) -> Iterator[tuple[str, Array, Array | None]]:
     """Yield (name, values [n], deviations [n] or None)."""
     numbers, n = _flat(draw.support.y.cpu().numpy()), len(draw.test.y)
     yield "before", _flat(model.before), None

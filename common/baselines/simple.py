@@ -23,6 +23,6 @@ def nearest(support: Array, x: Array) -> NDArray[np.int64]:
 
 
 def sure(labels: NDArray[np.int64], classes: int, examples: int) -> Array:
-    """Return probabilities [n, classes] of which the given class has (m + 1) / (m + classes), m being `examples` learned from."""
+    """Return probabilities [n, classes]: (m + 1) / (m + classes) for the given class, m being `examples` learned from."""
     rest = 1.0 / (examples + classes)
     return rest + np.eye(classes)[labels] * examples * rest

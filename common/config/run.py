@@ -46,6 +46,23 @@ class RunConfig(Options):
     split: Literal["auto", "hashed", "exact"] = Field(
         "auto", description="hashed: each task by its own hash; exact: exact shares; auto: hashed for own data and with privacy"
     )
+    metric: Literal[
+        "auto",
+        "accuracy",
+        "balanced_accuracy",
+        "macro_f1",
+        "auroc",
+        "average_precision",
+        "log_loss",
+        "brier",
+        "mse",
+        "rmse",
+        "mae",
+    ] = Field(
+        "auto",
+        description="the score that validation chooses by and tables show first; auto: mse, or accuracy, but "
+        "balanced_accuracy for own data with a class that has most rows",
+    )
     evaluate_every: int = Field(10, ge=0, description="rounds between two evaluations on the validation tasks; 0: never")
     adapt_steps: int = Field(10, ge=1, le=10_000, description="K: held-out tasks are scored after 0, 1, .. K steps")
     adapt_lrs: Text = Field(

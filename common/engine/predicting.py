@@ -1,7 +1,9 @@
-"""What a model predicts for the test rows of many tasks, before and after adaptation: as `engine.round.evaluate`, but outputs."""
+"""What a model predicts for the test rows of many tasks during adaptation: as `engine.round.evaluate`, but outputs."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
@@ -13,23 +15,52 @@ from quickbloom.common.engine.round import stack
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.maths.params import Params
 
+Numbers = np.ndarray[Any, Any]
+
 
 def predict_tests(
     algorithm: Algorithm, meta: Params, draws: Sequence[TaskData], lr: float, steps: int, chunk_size: int | AutoChunks
 ) -> list[Outputs]:
-    """Return the outputs for the test part of every draw, before adaptation to its support and after `steps` steps with `lr`."""
-    device = algorithm.learner.device
+    """Return the outputs for the test part of every draw, before adaptation to its support and after `steps` steps."""
     knows = type(algorithm).deviation is not Algorithm.deviation
 
-    def outputs(theta: Params, support: Batch, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def outputs(theta: Params, support: Batch, x: Tensor) -> tuple[Tensor, ...]:
         before = None
         for phi in algorithm.passing_path(theta, support, lr, steps):
-            if before is None:
-                before = algorithm.predict(phi, x)
-        after, deviation = algorithm.predict(phi, x), algorithm.deviation(phi, x)
-        return before, after, after.new_zeros(after.shape[0], 1) if deviation is None else deviation
+            before = algorithm.predict(phi, x) if before is None else before
+        deviation = algorithm.deviation(phi, x)
+        assert before is not None  # a path has at least its beginning
+        return (before, algorithm.predict(phi, x), *([] if deviation is None else [deviation]))
 
-    found: list[Outputs | None] = [None] * len(draws)
+    found = _mapped(outputs, algorithm, meta, draws, chunk_size)
+    return [Outputs(parts[0], parts[1], parts[2][:, 0] if knows else None) for parts in found]
+
+
+def predict_path(
+    algorithm: Algorithm,
+    meta: Params,
+    draws: Sequence[TaskData],
+    lrs: Sequence[float],
+    steps: int,
+    chunk_size: int | AutoChunks,
+) -> list[Numbers]:
+    """Return the outputs for every draw's test part, with every rate after 0..steps steps: [rates, steps + 1, n, outputs]."""
+    of_rates = []
+    for lr in lrs:
+
+        def outputs(theta: Params, support: Batch, x: Tensor, lr: float = lr) -> tuple[Tensor, ...]:
+            return tuple(algorithm.predict(phi, x) for phi in algorithm.passing_path(theta, support, lr, steps))
+
+        of_rates.append([np.stack(parts) for parts in _mapped(outputs, algorithm, meta, draws, chunk_size)])
+    return [np.stack(of_draw) for of_draw in zip(*of_rates, strict=True)]
+
+
+def _mapped(
+    outputs: Any, algorithm: Algorithm, meta: Params, draws: Sequence[TaskData], chunk_size: int | AutoChunks
+) -> list[list[Numbers]]:
+    """Return what `outputs` of (meta, support, test inputs) returns for every draw, as float64 and without padding."""
+    device = algorithm.learner.device
+    found: list[list[Numbers]] = [[] for _ in draws]
     sizes = [(len(draw.support.x), len(draw.test.x)) for draw in draws]
     with torch.no_grad():
         for positions in chunks(sizes, chunk_size, exact=algorithm.learner.mixes_examples):
@@ -37,6 +68,5 @@ def predict_tests(
             test = stack([draws[i].test for i in positions], device)
             parts = [part.double().cpu().numpy() for part in vmap(outputs, in_dims=(None, 0, 0))(meta, support, test.x)]
             for place, i in enumerate(positions):
-                before, after, deviation = (part[place, : sizes[i][1]] for part in parts)
-                found[i] = Outputs(before, after, deviation[:, 0] if knows else None)
-    return [one for one in found if one is not None]
+                found[i] = [part[place, : sizes[i][1]] for part in parts]
+    return found

@@ -1,8 +1,9 @@
 """A node that restarts has lost the messages that it had pulled: here the run is told so at once.
 
 Flower's SuperLink answers for a node that is offline. A node whose process is killed while it computes may be online
-again before anybody asked, and then nobody answers for its lost messages: the run waits until its own deadline. With this patch of
-`common.flower.registry` such a message is answered, once its node has started again, as if the node were offline.
+again before anybody asked, and then nobody answers for its lost messages: the run waits until its own deadline. With
+this patch of `common.flower.registry` such a message is answered, once its node has started again, as if the node were
+offline.
 """
 
 import importlib

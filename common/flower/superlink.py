@@ -1,4 +1,4 @@
-"""Flower's SuperLink with less work per request and answers for restarted nodes; all other code is Flower's own, called as its command calls it.
+"""Flower's SuperLink with less work per request; all other code is Flower's own, called as its command calls it.
 
 - For every piece of every message Flower searches its database for lost tasks and writes twice,
   although tasks have half a minute. The requests of a round wait for each other's writes. Here the

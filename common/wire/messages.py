@@ -120,7 +120,7 @@ class EvaluateRequest:
 
     `shots`: adapt only on the first so many support examples of each class (regression: in all); 0:
     on all of them. `round`: the round after which the model is scored; `lineage` names the
-    training.
+    training. `metric`: what to measure, a name of `common.metric`; "": what the data are measured by.
     """
 
     meta: Params
@@ -130,10 +130,11 @@ class EvaluateRequest:
     shots: int = 0
     round: int = 0
     lineage: str = ""
+    metric: str = ""
 
     def to_records(self, encoded: ArrayRecord | None = None) -> RecordDict:
         fields: dict[str, Any] = {"lrs": self.lrs, "steps": self.steps, "task-ids": self.task_ids, "shots": self.shots}
-        request = ConfigRecord({**fields, "round": self.round, "lineage": self.lineage})
+        request = ConfigRecord({**fields, "round": self.round, "lineage": self.lineage, "metric": self.metric})
         return RecordDict({"meta": to_arrays(self.meta) if encoded is None else encoded, "request": request})
 
     @classmethod
@@ -141,8 +142,9 @@ class EvaluateRequest:
     def from_records(cls, records: RecordDict) -> "EvaluateRequest":
         fields = config_of(records, "request")
         (steps,), (shots,), (round_,) = (ints([fields[name]], name) for name in ("steps", "shots", "round"))
-        task_ids, (lineage,) = strings(fields["task-ids"], "task-ids"), strings([fields["lineage"]], "lineage")
-        return cls(arrays_of(records, "meta"), floats(fields["lrs"], "lrs"), steps, task_ids, shots, round_, lineage)
+        task_ids, (lineage, metric) = strings(fields["task-ids"], "task-ids"), strings(_two(fields), "lineage and metric")
+        lrs = floats(fields["lrs"], "lrs")
+        return cls(arrays_of(records, "meta"), lrs, steps, task_ids, shots, round_, lineage, metric)
 
 
 @dataclass(frozen=True)
@@ -266,6 +268,10 @@ def payload_bytes(records: RecordDict) -> int:
     tensors = sum(len(array.data) for record in records.array_records.values() for array in record.values())
     lists = [value for record in records.config_records.values() for value in record.values() if isinstance(value, list)]
     return tensors + sum(len(value) for values in lists for value in values if isinstance(value, bytes))
+
+
+def _two(fields: ConfigRecord) -> list[Any]:
+    return [fields["lineage"], fields["metric"]]
 
 
 def _metrics(records: RecordDict) -> MetricRecord:

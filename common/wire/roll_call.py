@@ -158,9 +158,13 @@ class MomentsRequest:
 
 @dataclass(frozen=True)
 class MomentsReply:
-    """Count, mean and sum of squared differences from it of every column of numbers, and of a target that is one."""
+    """Count, mean and sum of squared differences from it of every column of numbers, and of a target that is one.
+
+    `classes`: rows of each class, [] for numbers.
+    """
 
     moments: dict[str, Moments]
+    classes: list[int]
 
     def to_records(self) -> RecordDict:
         found = self.moments.values()
@@ -169,6 +173,7 @@ class MomentsReply:
             "counts": [one.count for one in found],
             "means": [one.mean for one in found],
             "squares": [one.squares for one in found],
+            "classes": self.classes,
         }
         return RecordDict({"moments": ConfigRecord(fields)})
 
@@ -176,10 +181,10 @@ class MomentsReply:
     @reads
     def from_records(cls, records: RecordDict) -> "MomentsReply":
         fields = config_of(records, "moments")
-        nothing_else(fields, {"columns", "counts", "means", "squares"})
+        nothing_else(fields, {"columns", "counts", "means", "squares", "classes"})
         columns, counts = strings(fields["columns"], "columns"), ints(fields["counts"], "counts")
         means, squares = (floats(fields[name], name, len(columns)) for name in ("means", "squares"))
         if any(number < 0 for number in squares):
             raise WireError(f"`squares` must not be negative, got {short(squares)}")
         moments = map(Moments, counts, means, squares)
-        return cls(dict(zip(columns, moments, strict=True)))
+        return cls(dict(zip(columns, moments, strict=True)), ints(fields["classes"], "classes"))

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.maths.params import Params
+from quickbloom.common.metric import named
 from quickbloom.common.wire.messages import EVALUATE, EvaluateReply, EvaluateRequest, to_arrays
 from quickbloom.server_app.events.kinds import Scored
 from quickbloom.server_app.federation.reply_checks import check_scores
@@ -38,7 +39,7 @@ class Evaluation:
         self._inner_lr = inner_lr
         self._messages = messages
         self._lineage = lineage
-        self.metric = population.spec.metric
+        self.metric = population.spec.metric if config.metric == "auto" else named(config.metric)
         # The algorithm's own inner rate is a candidate too: the meta-parameters were trained for it.
         self.lrs = sorted({*config.lrs, inner_lr}) if ALGORITHMS[config.algorithm].uses_adapt_lr else [inner_lr]
         self.last: Scores | None = None
@@ -59,7 +60,8 @@ class Evaluation:
         """
 
         def request(_: int, part: list[str]) -> RecordDict:
-            request = EvaluateRequest({}, lrs, self._config.adapt_steps, part, shots, number, self._lineage)
+            steps, metric = self._config.adapt_steps, self.metric.name
+            request = EvaluateRequest({}, lrs, steps, part, shots, number, self._lineage, metric)
             return request.to_records(arrays)
 
         return self._messages.address(self._messages.hosts(task_ids, final=final), EVALUATE, number, request)
@@ -70,7 +72,7 @@ class Evaluation:
 
         def read(_: int, records: RecordDict, task_ids: list[str]) -> None:
             reply = EvaluateReply.from_records(records, len(task_ids), len(lrs), self._config.adapt_steps)
-            check_scores(reply, self._population.spec)
+            check_scores(reply, self._population.spec, self.metric)
             more = [None] * len(task_ids) if reply.second is None else reply.second
             rows.update(zip(task_ids, zip(reply.losses, reply.metrics, more, strict=True), strict=True))
 
@@ -90,7 +92,7 @@ class Evaluation:
         number = self._config.rounds
         messages = self.ask(to_arrays(meta), task_ids, lrs, number, shots, final=True)
         scores = self.read(grid.send_and_receive(messages, timeout=self._config.round_deadline), lrs)
-        return self.wait_for(grid, scores, meta, task_ids, number, shots)
+        return self.wait_for(grid, scores, meta, task_ids, number, shots).known()
 
     def wait_for(self, grid: Grid, scores: Scores, meta: Params, wanted: list[str], number: int, shots: int = 0) -> Scores:
         """With `on-too-few = "repeat"`, ask again for tasks whose nodes were away and return within `node-deadline`.
@@ -118,7 +120,7 @@ class Evaluation:
         The history has the curve of the rate with the best of these scores. Returns None if no task
         could be scored.
         """
-        self.last = scores
+        scores = self.last = scores.known()
         if not scores.task_ids:
             return None
         lr, step = self.chosen_rate()

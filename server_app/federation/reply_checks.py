@@ -8,13 +8,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from quickbloom.common.algorithms import Algorithm
 from quickbloom.common.datasets.base import DataSpec, TaskInfo
 from quickbloom.common.maths.params import Params, mismatch, norm
+from quickbloom.common.metric import Metric
 from quickbloom.common.wire.compression import CodingError, decode
 from quickbloom.common.wire.messages import EvaluateReply, TrainReply, WireError
 
 ROUNDING = 1e-6
+_ALWAYS_KNOWN = ("accuracy", "balanced_accuracy")
 OF_CLIPPED = 1e-3
 """Factor by which a mean of clipped meta-gradients may exceed the clipping norm, so that float32 rounding of honest sums does
 not decide whether a reply is accepted."""
@@ -51,9 +55,14 @@ def most_weight(algorithm: Algorithm, tasks: Sequence[TaskInfo], losses: Sequenc
     return sum(1.0 if alike else algorithm.weight(task.num_support + task.num_query) for task in taking_part)
 
 
-def check_scores(reply: EvaluateReply, spec: DataSpec) -> None:
-    """Raise WireError unless accuracies lie in [0, 1]. The error of a regression may be any number from 0, infinity and NaN."""
-    if spec.kind == "classification" and not ((reply.metrics >= 0) & (reply.metrics <= 1 + ROUNDING)).all():
-        raise WireError("`scores` must be accuracies from 0 to 1")
+def check_scores(reply: EvaluateReply, spec: DataSpec, metric: Metric) -> None:
+    """Raise WireError unless bounded scores lie in [0, 1]. An error may be any number from 0, infinity and NaN.
+
+    NaN is a score that the rows of a task cannot have, which accuracies always can.
+    """
+    inside = (reply.metrics >= 0) & (reply.metrics <= 1 + ROUNDING)
+    unknown = np.isnan(reply.metrics) & (metric.name not in _ALWAYS_KNOWN)
+    if metric.bounded and not (inside | unknown).all():
+        raise WireError(f"`scores` must be a {metric.title} from 0 to 1")
     if reply.second is not None and spec.kind == "classification" and not (reply.second <= 1 + ROUNDING).all():
         raise WireError("`second` must be accuracies from 0 to 1")

@@ -21,6 +21,15 @@ class Scores:
     metrics: np.ndarray[Any, Any]
     second: np.ndarray[Any, Any] | None = None
 
+    def known(self) -> "Scores":
+        """Return these without tasks whose rows cannot have such a score at all, as the AUROC of rows of one class."""
+        kept = ~np.isnan(self.metrics).all(axis=(1, 2)) if self.task_ids else np.array([], dtype=bool)
+        if kept.all():
+            return self
+        ids = [task_id for task_id, known in zip(self.task_ids, kept, strict=True) if known]
+        second = None if self.second is None else self.second[kept]
+        return Scores(ids, self.lrs, self.losses[kept], self.metrics[kept], second)
+
     def joined(self, other: "Scores") -> "Scores":
         """Return these tasks and the `other` ones, in the order of their ids."""
         ids = self.task_ids + other.task_ids

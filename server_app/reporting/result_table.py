@@ -7,10 +7,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from quickbloom.common.errors import as_told
-from quickbloom.common.formatting import counted, duration, size
 from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.baselines.scoring import CONTENDERS, TITLES
+from quickbloom.common.errors import as_told
+from quickbloom.common.formatting import counted, duration, size
 from quickbloom.common.metric import Metric, metric_of, named, shown
 from quickbloom.common.spreadsheets import read_csv
 from quickbloom.server_app.against_baselines import verdict

@@ -283,7 +283,7 @@ class Own(FixedSplitDataset):
         return Batch.of(torch.from_numpy(x), torch.from_numpy(preparation.target.apply(y).astype(np.float32))[:, None])
 
     def on_scales(self, scales: Mapping[str, list[float]], target_scale: list[float]) -> "Own":
-        """Return this data set with these scales ([mean, deviation]); the file is not read again. Raises TypeError or ValueError."""
+        """Return this data set with these scales ([mean, deviation]), not read again. Raises TypeError or ValueError."""
         other = copy(self)
         other.schema = replace(self.schema, scales=dict(scales), target_scale=target_scale).checked()
         other._data, other._training = _OnDemand(other._task_data), _OnDemand(other._training_pool)
@@ -300,6 +300,15 @@ class Own(FixedSplitDataset):
         if self.kind == "regression":
             columns[TARGET] = self.target.values[rows]
         return {name: Moments.of(column) for name, column in columns.items()}
+
+    def class_counts(self, task_ids: Sequence[str]) -> list[int]:
+        """Return how many support and query rows of these tasks are of each class; [] for numbers."""
+        if self.kind != "classification":
+            return []
+        parts = [part for task_id in task_ids for part in self.rows[task_id][:2]]
+        rows = np.concatenate(parts) if parts else np.array([], dtype=np.int64)
+        found: list[int] = np.bincount(self.target.values[rows].astype(np.int64), minlength=len(self.classes)).tolist()
+        return found
 
     def _content_of_rows(self) -> Array:
         """Return a hash of every row, from cells alone: what other nodes agreed on must not move a row."""

@@ -48,8 +48,8 @@ class OwnOptions(Options):
     )
     scale: Literal["auto", "shared", "task"] = Field(
         "auto",
-        description="standardise by what all training tasks show (shared), or each task by its own support; auto: shared unless "
-        "privacy, secure sums or a rule against liars rule it out",
+        description="standardise by what all training tasks show (shared), or each task by its own support (task); auto: "
+        "shared unless privacy, secure sums or a rule against liars forbid it",
     )
     image_side: int = Field(28, ge=8, le=256, description="pixels that images are scaled to, each way")
     leave_out: str = Field("", description='test on this task alone, and train on all others; "": split by seed')

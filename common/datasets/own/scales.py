@@ -18,7 +18,7 @@ NOTHING_KNOWN = 1e300
 
 @dataclass(frozen=True)
 class Moments:
-    """What some numbers show. `count`: of those that are not missing; `squares`: sum of squared differences from their `mean`."""
+    """What some numbers show. `count`: of those that are known; `squares`: sum of squared differences from their `mean`."""
 
     count: int = 0
     mean: float = 0.0
@@ -42,7 +42,7 @@ class Moments:
 
 
 def joined(parts: Sequence[Moments]) -> Moments:
-    """Return the moments of all the numbers together (Chan, Golub, LeVeque 1983, "Algorithms for Computing the Sample Variance").
+    """Return the moments of all the numbers together (Chan, Golub, LeVeque 1983, "Algorithms for .. the Sample Variance").
 
     Means and differences from them, not plain sums: a column of dates would lose its digits in squares of large numbers.
     """
