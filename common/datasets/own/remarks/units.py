@@ -37,6 +37,8 @@ _FACTORS = {
 """Factors between units, and the units."""
 _ALIKE = log(1.25)
 """Difference of logarithms up to which tasks have the same unit."""
+_SLACK = log(1.05)
+"""The same for a factor and a known one, where all others agree."""
 _FROM, _ANY = 1.7, 5.0
 """Smallest factor that is looked at, and smallest one that need not be a known one."""
 
@@ -150,7 +152,7 @@ def _factor(level: _Level, size: Array, cluster: Array) -> str:
     if abs(spread - away) > log(3):
         return ""
     factor = float(np.exp(abs(away)))
-    slack = max(_ALIKE, float(np.ptp(size[others])))
+    slack = min(max(_SLACK, 1.5 * float(np.ptp(size[others]))), _ALIKE)
     known = min(_FACTORS, key=lambda one: abs(log(one) - abs(away)))
     fits = abs(log(known) - abs(away)) <= slack
     if factor < _ANY and (not fits or others.sum() < 3):
