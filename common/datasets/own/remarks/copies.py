@@ -21,8 +21,8 @@ _LEAST, _SHARE, _NEAR_SHARE = 3, 0.01, 0.05
 _SAMPLE = 2000
 _MEASUREMENT = 1 / 200
 """Chance that two cells of a column are equal below which it holds measurements, so that equal rows are no chance."""
-_MOST_TASKS, _MOST_TEST, _MOST_SUPPORT = 10, 100, 200
-"""Tasks, and rows of each, that are compared pair by pair."""
+_MOST_TASKS, _LEAST_TEST, _MOST_TEST, _MOST_PAIRS = 30, 5, 100, 100_000
+"""Tasks, and test rows of each, that are compared with all its support rows."""
 _NEAR = 0.01
 """Deviations, in every column, within which two rows are nearly copies."""
 _CROWDED = 0.5
@@ -91,15 +91,18 @@ def _chance(cells: Array) -> float:
 def _nearly(data: Own) -> Iterator[str]:
     """Yield a remark if test rows have a support row so close that it stands out from all other distances."""
     columns = list(_columns(data))
+    if columns[0][1] <= 0:
+        return
     listed = list(data.rows.values())
     near = crowd = rows = tested = 0
     for support, _, test in listed[:: -(-len(listed) // _MOST_TASKS)]:
-        distance = _distances(columns, test[:: len(test) // _MOST_TEST + 1], support[:: len(support) // _MOST_SUPPORT + 1])
+        chosen = test[:: len(test) // min(_MOST_TEST, max(_LEAST_TEST, _MOST_PAIRS // len(support))) + 1]
+        at, distance = _close_pairs(columns, chosen, support, 10 * _NEAR)
         close = (distance > 0) & (distance <= _NEAR)
         near += int(close.sum())
-        crowd += int(((distance > 0) & (distance <= 10 * _NEAR)).sum())
-        rows += int(close.any(axis=1).sum())
-        tested += len(distance)
+        crowd += int((distance > 0).sum())
+        rows += len(np.unique(at[close]))
+        tested += len(chosen)
     if rows >= max(_LEAST, _NEAR_SHARE * tested) and near >= _CROWDED * crowd:
         yield (
             f"{rows} of {tested} test rows that were looked at are nearly copies of a support row, within {_NEAR:g} deviations "
@@ -108,14 +111,19 @@ def _nearly(data: Own) -> Iterator[str]:
 
 
 def _columns(data: Own) -> Iterator[tuple[Array, float]]:
-    """Yield every input and the target, with the distance that counts as 1: numbers in deviations, categories equal or not."""
-    yield data.target.values, _deviation(data.target.values) if data.kind == "regression" else 0.0
+    """Yield every input and the target, with the distance that counts as 1: numbers in deviations, categories equal or not (0).
+
+    The column with most different values comes first: few rows are close to each other in it.
+    """
+    found = [(data.target.values, _deviation(data.target.values) if data.kind == "regression" else 0.0)]
     for name in data.schema.features:
         column = data.inputs[name]
         if isinstance(column, Places):
-            yield categories(usable(data.table, name)).codes.astype(np.float64), 0.0
+            found.append((categories(usable(data.table, name)).codes.astype(np.float64), 0.0))
         else:
-            yield np.nan_to_num(column, nan=-2e30), _deviation(column)
+            found.append((column, _deviation(column)))
+    sampled = [len(np.unique(column[:: len(column) // _SAMPLE + 1])) if unit > 0 else 0 for column, unit in found]
+    yield from (found[place] for place in sorted(range(len(found)), key=lambda place: -sampled[place]))
 
 
 def _deviation(column: Array) -> float:
@@ -124,10 +132,22 @@ def _deviation(column: Array) -> float:
     return float(known.std()) if len(known) else 0.0
 
 
-def _distances(columns: list[tuple[Array, float]], first: Array, second: Array) -> Array:
-    """Return the largest difference in any column, float64 [first, second]."""
-    largest = np.zeros((len(first), len(second)))
+def _close_pairs(columns: list[tuple[Array, float]], first: Array, second: Array, most: float) -> tuple[Array, Array]:
+    """Return pairs of rows that differ by at most `most` in every column: positions in `first`, and the largest difference."""
+    column, unit = columns[0]
+    order = second[np.argsort(column[second], kind="stable")]
+    low, high = (
+        np.searchsorted(column[order], column[first] + sign * most * unit, side=side)  # type: ignore[call-overload]
+        for sign, side in ((-1, "left"), (1, "right"))
+    )
+    number = np.where(np.isnan(column[first]), 0, high - low)
+    at = np.repeat(np.arange(len(first)), number)
+    other = order[np.arange(len(at)) - np.repeat(np.cumsum(number) - number, number) + np.repeat(low, number)]
+    largest = np.zeros(len(at))
     for column, unit in columns:
-        difference = np.abs(column[first][:, None] - column[second][None, :])
-        np.maximum(largest, difference / unit if unit > 0 else np.where(difference > 0, np.inf, 0.0), out=largest)
-    return largest
+        mine, theirs = column[first[at]], column[other]
+        difference = np.where(np.isnan(mine) & np.isnan(theirs), 0.0, np.abs(mine - theirs))
+        distance = difference / unit if unit > 0 else np.where(difference > 0, np.inf, difference)
+        kept = distance <= most
+        at, other, largest = at[kept], other[kept], np.maximum(largest[kept], distance[kept])
+    return at, largest

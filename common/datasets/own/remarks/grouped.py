@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 ALL_KINDS = (NUMBER, DATE, TIME)
 _MOST_NAMED = 5
+_LEAST_LEFT = 10
+"""Rows of a typical task that must be left if each is thinned out."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,18 @@ class Grouped:
     def sums(self, numbers: Array) -> Array:
         """Return float64 [tasks], the sum of numbers [n] over each task."""
         return np.add.reduceat(numbers, self.starts)
+
+    def thinned(self, most: int) -> Grouped:
+        """Return about `most` rows: of each task every so manieth, or where tasks are small every so manieth task."""
+        step = -(-len(self) // most)
+        if step < 2:
+            return self
+        rank = np.arange(len(self)) - np.repeat(self.starts, self.sizes)
+        kept = np.flatnonzero(rank % step == 0 if len(self) >= _LEAST_LEFT * step * len(self.names) else self.place % step == 0)
+        held, place = np.unique(self.place[kept], return_inverse=True)
+        starts = np.searchsorted(place.reshape(-1), np.arange(len(held)))
+        columns = {name: (kind, column[kept]) for name, (kind, column) in self.columns.items()}
+        return Grouped([self.names[task] for task in held], self.rows[kept], place.reshape(-1), starts, columns)
 
     def around_means(self, numbers: Array) -> Array:
         """Return the deviations of numbers [n], none missing, from the means of their tasks."""

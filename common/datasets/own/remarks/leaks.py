@@ -18,6 +18,8 @@ _TOO_CLOSE = 0.9
 """Correlation with the target above which a column is remarked on."""
 _LEAST = 20
 """Fewest rows for a statement."""
+_ENOUGH = 20_000
+"""Rows that a correlation is taken of."""
 _BY_CHANCE = 3.0
 """Expected pairs of equal numbers, if all were drawn from their range, above which it is no chance that none are equal."""
 _IDS = frozenset({"id", "ids", "nr", "no", "number", "code", "key", "mrn", "uid", "uuid", "guid", "identifier", "record"})
@@ -26,8 +28,9 @@ _TIMES = frozenset({"time", "date", "day", "week", "month", "year", "timestamp"}
 
 def remarks(data: Own, grouped: Grouped, known: str = "") -> Iterator[str]:
     """Yield remarks on columns of numbers. `known`: a column that the target's order in time was remarked on for."""
-    y = data.target.values[grouped.rows]
-    closeness = _OfClasses(y, grouped) if data.kind == "classification" else _OfNumbers(y, grouped)
+    sample = grouped.thinned(_ENOUGH)
+    y = data.target.values[sample.rows]
+    closeness = _OfClasses(y, sample) if data.kind == "classification" else _OfNumbers(y, sample)
     for name, column in grouped.numbers():
         if name == data.options.time_column:
             continue
@@ -36,7 +39,7 @@ def remarks(data: Own, grouped: Grouped, known: str = "") -> Iterator[str]:
                 f"all {counted(len(column), 'value')} of the whole-number column `{name}` differ, as ids do, which say nothing "
                 f"of new rows: leave it out with `own.features`, or if it is the order of the rows, use `--time {name}`"
             )
-        elif name != known and (found := _most(closeness, column, one_task=len(grouped.names) == 1)):
+        elif name != known and (found := _most(closeness, sample.columns[name][1], len(sample.names))):
             size, where = found
             yield (
                 f"the column `{name}` has a correlation of {size:.2f} with the target{where}: if it is known only together "
@@ -51,12 +54,12 @@ class _Closeness(Protocol):
         """Return it for a column [n]. `there`: bool [n], rows that count; None: all. `within`: around the means of tasks."""
 
 
-def _most(closeness: _Closeness, column: Array, *, one_task: bool) -> tuple[float, str] | None:
+def _most(closeness: _Closeness, column: Array, tasks: int) -> tuple[float, str] | None:
     """Return the correlation of a column with the target, of all rows or within tasks, and which; None: it is unremarkable."""
     missing = np.isnan(column)
     there = ~missing if missing.any() else None
     found = [(closeness(column, there, within=False), "")]
-    if not one_task:
+    if tasks > 1:
         found.append((closeness(column, there, within=True), " within tasks"))
     best = max(found, key=lambda one: one[0])
     return best if best[0] > _TOO_CLOSE else None

@@ -243,7 +243,7 @@ def test_generated_users_have_no_such_remark(tmp_path: Path, seed: int) -> None:
     drift = np.tile(np.arange(20), 60)
     wave = rng.uniform(-5, 5, size=1200)
     words = rng.choice(["a", "b", "c", "d"], size=1200)
-    targets = {
+    targets: dict[str, tuple[Any, Columns]] = {
         "intercepts": (of_user + x[:, 0] + rng.normal(size=1200), {"x0": x[:, 0], "x1": x[:, 1]}),
         "slopes": (x[:, 0] * (1 + of_user) + 0.5 * rng.normal(size=1200), {"x0": x[:, 0], "x1": x[:, 1]}),
         "drift": (0.05 * drift * of_user + x[:, 0] + rng.normal(size=1200), {"day": drift, "x0": x[:, 0]}),
