@@ -65,7 +65,8 @@ def _listed(rows: Rows, source: Source) -> list[dict[str, Any]]:
     """Return the rows with their predictions, as in `Predictions.rows`."""
     model, preparation = rows.model, rows.model.preparation
     outputs = _outputs(rows)
-    said = in_words(outputs, model.classes, preparation, model.algorithm.predictable(dict(model.tensors)))
+    offered = model.algorithm.predictable(dict(model.tensors))
+    said = in_words(outputs, model.classes, preparation, offered, model.temperature)
     if (deviations := model.deviations(rows.x)) is not None:
         said = [{**one, **ends} for one, ends in zip(said, intervals(outputs, deviations, preparation), strict=True)]
     options = model.own_options

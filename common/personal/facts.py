@@ -104,6 +104,8 @@ class _Score(_Facts):
     before: Annotated[float, Field(ge=-1, le=1e300)] | None
     after: Annotated[float, Field(ge=-1, le=1e300)] | None
     constant: Annotated[float, Field(ge=-1, le=1e300)] | None = None
+    own: Annotated[float, Field(ge=-1, le=1e300)] | None = None
+    interval: dict[Name, Annotated[list[float], Field(min_length=2, max_length=2)] | None] = {}
     test: Count
     folds: Count = 0
     kept: Annotated[str, Field(pattern="^(before|after)$")] = "after"
@@ -119,6 +121,7 @@ class CardFacts(_Described):
     columns: dict[str, Any]
     data: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     score: _Score
+    temperature: Annotated[float, Field(gt=0, le=1e6)] | None = None
 
     @field_validator("preparation")
     @classmethod
