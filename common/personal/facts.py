@@ -111,6 +111,11 @@ class _Score(_Facts):
     kept: Annotated[str, Field(pattern="^(before|after)$")] = "after"
 
 
+class _Seen(_Facts):
+    numbers: dict[Name, Annotated[list[float], Field(min_length=2, max_length=2)]] = {}
+    categories: dict[Name, list[Annotated[str, Field(max_length=16)]]] = {}
+
+
 class CardFacts(_Described):
     """Facts of a personal model."""
 
@@ -121,6 +126,7 @@ class CardFacts(_Described):
     columns: dict[str, Any]
     data: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     score: _Score
+    seen: _Seen | None = None
     temperature: Annotated[float, Field(gt=0, le=1e6)] | None = None
 
     @field_validator("preparation")

@@ -46,6 +46,7 @@ from quickbloom.common.personal.cross_validation import (
     known,
     on_device,
 )
+from quickbloom.common.personal.drift import seen
 from quickbloom.common.system.whole_files import write_private
 
 PERSONAL = "quickbloom-personal-1"
@@ -208,6 +209,7 @@ def make_card(dataset: Dataset, task_id: str, config: RunConfig, origin: Origin)
         "preparation": dict(dataset.preparation(task_id)),
         "columns": columns_of(dataset),
         "data": digest(data),
+        "seen": seen(dataset, task_id) if isinstance(dataset, Own) else {},
         "version": __version__,
         **description(config, dataset.spec),
     }
@@ -275,7 +277,7 @@ def load(path: Path, trust: Collection[str] = ()) -> Personal:
     personal = Personal(found.tensors, {**found.facts, "config": settings})
     try:
         facts.check_size(parse_run_config(settings).resolved(), spec_of(found.facts), found.tensors, what)
-        wanted = next(iter(personal.algorithm.adaptation_path(personal.algorithm.init(), _nothing(personal), 0.1, 0)))
+        wanted = next(iter(personal.algorithm.adaptation_path(personal.algorithm.init(), no_rows(personal), 0.1, 0)))
         algorithm = personal.algorithm
         row = (algorithm.learner.outputs,)
         fit = [name for name in algorithm.per_step if name in personal.tensors and personal.tensors[name].shape[1:] == row]
@@ -291,7 +293,7 @@ def load(path: Path, trust: Collection[str] = ()) -> Personal:
     return personal
 
 
-def _nothing(personal: Personal) -> Batch:
+def no_rows(personal: Personal) -> Batch:
     """Return a batch without examples: a path of no steps only shows which tensors there are."""
     spec = personal.card["spec"]
     return Batch.of(torch.zeros(0, *spec[1]), torch.zeros(0, dtype=torch.int64))

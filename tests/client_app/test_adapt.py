@@ -149,8 +149,8 @@ def test_what_the_own_rows_or_a_constant_do_better_is_said(tmp_path: Path) -> No
     assert in_words(model).endswith("; ridge on its own rows alone does better")
     assert model.card["score"]["best"] == "own"
     assert model.card["score"]["own"] < 0.01 * model.card["score"]["after"]
-    rng = np.random.default_rng(0)
-    noise = [f"{rng.normal():.3f},{'mf'[i % 2]},{rng.normal():.3f}" for i in range(40)]
+    rng = np.random.default_rng(4)
+    noise = [f"{rng.normal():.3f},{'mf'[i % 2]},{rng.normal():.3f}" for i in range(12)]
     (model,) = adapt(folder, written(tmp_path / "noise.csv", noise), tmp_path / "mine")
     assert in_words(model).endswith("; the mean of its own targets does as well")
     assert model.card["score"]["best"] == "constant"
@@ -160,10 +160,13 @@ def test_what_the_own_rows_or_a_constant_do_better_is_said(tmp_path: Path) -> No
     assert (few is None, many) == (False, None)
 
 
-def with_steps(folder: Path, target: Path, lr: float, steps: int) -> Path:
-    found = checkpoint.read(folder / "meta.safetensors", checkpoint.CHECKPOINT, "checkpoint")
-    checkpoint.write(target, found.tensors, {**found.facts, "adapt": {"lr": lr, "steps": steps}}, wait=False)
-    return target
+def over_confident(folder: Path) -> Path:
+    """A checkpoint whose model divides its distances by a twentieth of what it was trained with."""
+    state = trained(folder, algorithm="protonet")
+    found = checkpoint.read(state / "meta.safetensors", checkpoint.CHECKPOINT, "checkpoint")
+    facts = {**found.facts, "config": {**found.facts["config"], "protonet.temperature": 0.05}}
+    checkpoint.write(folder / "sure.safetensors", found.tensors, facts, wait=False)
+    return folder / "sure.safetensors"
 
 
 def calibration(model: Path, data: Path) -> tuple[float, float]:
@@ -184,9 +187,9 @@ def one_in_four_wrong(rows: list[str]) -> list[str]:
 
 
 def test_the_temperature_makes_an_over_confident_model_right_about_rows_that_it_has_not_seen(tmp_path: Path) -> None:
-    folder = trained(tmp_path)
-    source = with_steps(folder, tmp_path / "long.safetensors", 0.5, 1000)
+    source = over_confident(tmp_path)
     fresh = written(tmp_path / "fresh.csv", one_in_four_wrong(rows_of(7, 1000, dose=False)))
+    gains = []
     for seed in (1, 2, 3):
         (model,) = adapt(
             source, written(tmp_path / "mine.csv", one_in_four_wrong(rows_of(seed, 60, dose=False))), tmp_path / "mine"
@@ -197,20 +200,20 @@ def test_the_temperature_makes_an_over_confident_model_right_about_rows_that_it_
         save(Personal(model.tensors, {**model.card, "temperature": None}), tmp_path / "mine" / "mine.safetensors")
         assert [row["prediction"] for row in predict(tmp_path / "mine", fresh).rows] == before
         raw = calibration(tmp_path / "mine", fresh)
-        print(cooled, raw)
-        assert cooled[0] < raw[0] - 0.05
-        assert cooled[1] < raw[1] - 0.02
+        gains.append(np.subtract(raw, cooled))
+    assert (np.array(gains)[:, 0] > 0).all()
+    assert (np.mean(gains, axis=0) > [0.2, 0.1]).all()
 
 
 def test_a_temperature_takes_twenty_rows_and_a_gain_beyond_chance(tmp_path: Path) -> None:
-    folder = trained(tmp_path)
-    source = with_steps(folder, tmp_path / "long.safetensors", 0.5, 1000)
+    source = over_confident(tmp_path)
     coin = [f"{i % 5},{'mf'[i % 2]},{'ill' if i % 3 else 'well'}" for i in range(60)]
     temperatures = []
     for number in (18, 60):
         (model,) = adapt(source, written(tmp_path / "mine.csv", coin[:number]), tmp_path / "mine")
         temperatures.append(model.card["temperature"])
     assert temperatures[0] is None
+    assert temperatures[1] > 5
     # Not computed from rows that the model adapted to, of which it is sure: by those it would be below 1.
     y = np.arange(24) % 2
     logits = np.where(np.eye(2)[y] > 0, 1.1, -1.1) * np.where(np.arange(24) < 22, 1, -1)[:, None]  # right in 22 of 24
