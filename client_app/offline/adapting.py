@@ -73,8 +73,8 @@ def _adapted(start: StartingPoint, own: Own, folds: int, say: Say) -> list[Perso
             models.append(adapted)
         except DataError as error:
             failed.append(error)
-    for error in failed if models else failed[:-1]:
-        say(f"No model: {error}")
+    for one in failed if models else failed[:-1]:
+        say(f"No model: {one}")
     if not models:
         raise failed[-1]
     return models

@@ -100,9 +100,9 @@ def test_the_score_is_that_of_models_that_adapted_to_files_without_the_rows_they
             guesses += (labels[counts.argmax()] != wanted).tolist()
     unit = targets.astype(float).var() if dose else 1.0
     score = model.card["score"]
-    own = own_errors(rows, fold, dose=dose)
-    assert (score["own"] if dose else 1 - score["own"]) == pytest.approx(np.mean(own) / unit, rel=1e-4)
-    for name, each in (("after", errors), ("own", own), ("constant", guesses)):
+    alone = own_errors(rows, fold, dose=dose)
+    assert (score["own"] if dose else 1 - score["own"]) == pytest.approx(np.mean(alone) / unit, rel=1e-4)
+    for name, each in (("after", errors), ("own", alone), ("constant", guesses)):
         assert score["interval"][name] == pytest.approx(interval_by_scipy(np.array(each) / unit, dose=dose), rel=1e-3)
     after, constant = (score[name] if dose else 1 - score[name] for name in ("after", "constant"))
     assert after == pytest.approx(np.mean(errors) / unit, rel=1e-4)
@@ -110,7 +110,7 @@ def test_the_score_is_that_of_models_that_adapted_to_files_without_the_rows_they
     assert f"cross-validated on 23 rows in 5 folds{'; rmse ' if dose else ''}" in in_words(model)
     if dose:
         assert f" {np.sqrt(np.mean(guesses)):.4g} by the mean, in the unit of the target" in in_words(model)
-        assert f", {np.sqrt(np.mean(own)):.4g} by ridge, " in in_words(model)
+        assert f", {np.sqrt(np.mean(alone)):.4g} by ridge, " in in_words(model)
 
 
 def own_errors(rows: list[str], fold: Any, *, dose: bool) -> list[float]:
@@ -350,7 +350,8 @@ def test_a_model_that_compares_rows_needs_two(tmp_path: Path) -> None:
         adapt(tmp_path / "run", images(tmp_path / "one.npz", "Z", 1), tmp_path / "mine")
     said: list[str] = []
     one, four = (dict(np.load(images(tmp_path / f"{task}.npz", task, number))) for task, number in (("X", 1), ("Y", 4)))
-    np.savez(tmp_path / "both.npz", **{name: np.concatenate([one[name], four[name]]) for name in one})
+    both: dict[str, Any] = {name: np.concatenate([one[name], four[name]]) for name in one}
+    np.savez(tmp_path / "both.npz", **both)
     (model,) = adapt(tmp_path / "run", tmp_path / "both.npz", tmp_path / "mine", say=said.append)
     assert model.task == "Y"
     assert any("No model: the task 'X' must have two rows with a target" in sentence for sentence in said)
