@@ -179,7 +179,7 @@ class MetaStrategy(Strategy):
         return scores
 
     def score_baselines(self, grid: Grid, lr: float, steps: int) -> TaskScores:
-        """Scores of the test tasks by the model and by the baselines, as `baselines.score_baselines`."""
+        """Scores of the held-out tasks by the model and by the baselines, as `baselines.score_baselines`."""
         self._messages.begin()
         self.nodes.refresh(grid)
         found = score_baselines(grid, self.config, self.population, self._messages, self.outer.leaves, lr, steps)
