@@ -12,6 +12,7 @@ from quickbloom.common.datasets.own import Own, OwnOptions, task_of_file
 from quickbloom.common.datasets.own.columns import categories
 from quickbloom.common.datasets.own.numbers import read_numbers
 from quickbloom.common.datasets.own.parquet_file import Unusable
+from quickbloom.common.datasets.own.remarks import variance_in_words
 from quickbloom.common.datasets.own.tables import PIXELS
 from quickbloom.common.datasets.own.text import Array, Text, as_text
 from quickbloom.common.datasets.own.vocabulary import Places, input_names
@@ -56,6 +57,7 @@ def _lines(own: Own, show: int) -> Iterator[str]:
         if not (own.one_task and name == own.options.task_column):
             yield _column(own, name)
     yield from _tasks(own)
+    yield from variance_in_words(own)
     if own.left_out:
         yield left_out_in_words(own.left_out)
     for remark in own.remarks:

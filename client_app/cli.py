@@ -1,6 +1,8 @@
 """The `quickbloom-edge` command, for a person with a device and their own file."""
 
+import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -101,6 +103,15 @@ def predict(
     output: Annotated[
         Path | None, typer.Option(help="CSV file of the predictions, packed if it ends in .gz; by default they are printed.")
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Say what the model goes by: how much its score falls when a column is shuffled."),
+    ] = False,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="With --explain: what the model was adapted from, to say which columns moved it away from that."),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="With --explain: as JSON.")] = False,
     trust: Trusted = None,
 ) -> None:
     """Predict with a personal model, offline; score it if the file holds targets. Exit code: 0 done, 2 wrong input.
@@ -109,6 +120,12 @@ def predict(
     """
     from quickbloom.client_app.offline.predicting import predict as use
 
+    if (checkpoint or json_) and not explain:
+        raise ConfigError(f"`--{'checkpoint' if checkpoint else 'json'}` is for `--explain`: add that, or leave it out")
+    if explain:
+        _explain(model, input_, checkpoint, json_, trust or ())
+        if output is None:
+            return
     found = use(model, input_, trust or ())
     if output is None:
         found.write_csv(sys.stdout)
@@ -131,6 +148,19 @@ def predict(
         on = f"{counted(scored.examples, thing)} {which}"
         unit = "" if scored.rmse is None else f" (rmse {RMSE.score(scored.rmse)} in the unit of the target)"
         say(f"{scored.task}: {scored.name} {named(scored.name).score(scored.value)}{unit} on {on}")
+
+
+def _explain(model: Path, data: str, checkpoint: Path | None, as_json: bool, trust: Collection[str]) -> None:
+    from quickbloom.client_app.offline.explaining import explain
+
+    found = explain(model, data, checkpoint, trust)
+    if as_json:
+        print(json.dumps([one.to_json() for one in found], indent=2))
+        return
+    for line in (line for one in found for line in one.lines()):
+        print(one_line(line))
+    if checkpoint is None:
+        say("Which columns moved the model away from the shared one is said with `--checkpoint`, what it was adapted from")
 
 
 @cli.command()

@@ -44,13 +44,14 @@ class PersonalModule(nn.Module):
         self.requires_grad_(False)
         target = Preparation.from_json(model.card["preparation"]).target
         self._scale = None if target is None else (target.mean, target.deviation)
+        self._temperature = model.temperature
         self._classes = model.card["spec"][0] == "classification"
 
     def forward(self, x: Tensor) -> Tensor:
         params = dict(self.module.named_parameters()) | {name: getattr(self, name) for name in self._extra}
         outputs = self._algorithm.predict(params, x)
         if self._classes:
-            return outputs.softmax(dim=-1)
+            return (outputs / self._temperature).softmax(dim=-1)
         return outputs if self._scale is None else outputs * self._scale[1] + self._scale[0]
 
 

@@ -1,7 +1,7 @@
 """Federated meta-learning on Flower: a model that fits each user, from data that stay on their devices.
 
-`run` and `compare` train here, `load`, `adapt` and `predict` use what was trained, `register` adds an algorithm, a data set or
-a model of your own. Nothing is imported before it is used.
+`run` and `compare` train here, `load`, `adapt`, `predict` and `explain` use what was trained, `register` adds an algorithm, a
+data set or a model of your own. Nothing is imported before it is used.
 
 Example: `quickbloom.run("maml", data="hospitals.csv", task="hospital", target="outcome").per_task`
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from quickbloom.client_app.offline.adapting import adapt
+    from quickbloom.client_app.offline.explaining import explain
     from quickbloom.client_app.offline.files import one_model as load
     from quickbloom.client_app.offline.predicting import predict
     from quickbloom.common.algorithms.base import Algorithm
@@ -32,6 +33,7 @@ __all__ = [
     "RunError",
     "adapt",
     "compare",
+    "explain",
     "load",
     "predict",
     "register",
@@ -53,6 +55,7 @@ _PUBLIC = {
     "RunError": "common.errors:RunError",
     "adapt": "client_app.offline.adapting:adapt",
     "compare": "session:compare",
+    "explain": "client_app.offline.explaining:explain",
     "load": "client_app.offline.files:one_model",
     "predict": "client_app.offline.predicting:predict",
     "register": "session:register",

@@ -17,6 +17,7 @@ from quickbloom.common.formatting import data_name
 from quickbloom.common.metric import LOSS, Metric, named, of_kind
 from quickbloom.server_app.against_baselines import against_baselines, rows_of
 from quickbloom.server_app.events.kinds import Ended, finite
+from quickbloom.server_app.federation.baselines import TaskScores
 from quickbloom.server_app.federation.scores import Scores
 from quickbloom.server_app.federation.strategy import MetaStrategy
 from quickbloom.server_app.messaging.population import Population
@@ -62,7 +63,7 @@ def conclude(
         "test": _describe(strategy, test, lr),
         "validation": _describe(strategy, validation, lr),
         "shots": shots,
-        "baselines": against_baselines(beside, kind, strategy.evaluation.metric) if beside else None,
+        "baselines": _beside_baselines(strategy, beside) if beside else None,
         "seconds": {**seconds(), "round_median": pace},
         "resumed": resumed,
     }
@@ -70,14 +71,21 @@ def conclude(
     population = strategy.population
     more = rows_of(beside, kind) if beside else {}
     metric = strategy.evaluation.metric
-    tested = [{**row, **more.get(row["task"], {})} for row in _rows(population, "test", test, lr, metric)]
-    directory.write_per_task(_rows(population, "validation", validation, lr, metric) + tested)
+    rows = _rows(population, "validation", validation, lr, metric) + _rows(population, "test", test, lr, metric)
+    directory.write_per_task([{**row, **more.get(row["task"], {})} for row in rows])
     directory.write_json("summary.json", summary)
     live.end(summary, clients_of(strategy, "test", test, lr, steps))
     for line in result_lines(summary):
         log(INFO, "%s", line)
     strategy.events.tell(Ended(summary))
     return summary
+
+
+def _beside_baselines(strategy: MetaStrategy, found: TaskScores) -> dict[str, Any] | None:
+    """Return the comparison with the baselines on the test tasks, and as "validation" the same on the validation tasks."""
+    splits, kind, metric = strategy.population.splits, strategy.population.spec.kind, strategy.evaluation.metric
+    tested, validated = (against_baselines(found.of(splits[split]), kind, metric) for split in ("test", "validation"))
+    return {**tested, "validation": validated} if tested else None
 
 
 def _validation_scores(grid: Grid, strategy: MetaStrategy) -> Scores | None:

@@ -18,6 +18,7 @@ from quickbloom.common.errors import DataError
 from quickbloom.common.formatting import counted
 from quickbloom.common.frames import as_file
 from quickbloom.common.metric import named
+from quickbloom.common.personal.drift import outside
 from quickbloom.common.personal.model import Personal
 
 _CHUNK = 1024
@@ -40,19 +41,21 @@ def predict(model: str | Path, data: Any, trust: Collection[str] = ()) -> Predic
 def _predict_all(models: list[Personal], sources: Sources) -> Predictions:
     rows: list[dict[str, Any]] = []
     scores: list[Score] = []
+    drifted: list[str] = []
     for one in models:
         with fits_together(f"the personal model of '{one.task}'"):
             source = sources.of(one)
             if found := rows_of(one, source.table, alone=len(models) == 1):
                 rows += _listed(found, source)
                 scores += _scores(found)
+                drifted += _outside(found)
     table, column = sources.first.table, models[0].card["columns"]["task-column"]
     if not rows:
         raise DataError(
             f"the data '{table.path}' hold no row of the task '{models[0].task}': leave the column `{column}` out to predict "
             "all rows"
         )
-    remarks = [*table.remarks, *on_doubtful_numbers(table, models[0].schema)]
+    remarks = [*table.remarks, *on_doubtful_numbers(table, models[0].schema), *drifted]
     if left := table.rows - len(rows):
         remarks.append(
             f"{left} of {counted(table.rows, 'row')} name no task, or one without a model here (`{column}`): they are not "
@@ -61,11 +64,30 @@ def _predict_all(models: list[Personal], sources: Sources) -> Predictions:
     return Predictions(sorted(rows, key=lambda row: int(row["row"])), scores, remarks)
 
 
+def _outside(rows: Rows) -> list[str]:
+    """Return a remark on rows outside what the model adapted to, if that is more than a few in some column."""
+    model = rows.model
+    shown = model.card.get("seen") or {}
+    found = outside(shown, model.preparation, model.schema, rows.table, model.own_options, rows.at, rows.inputs)
+    if not found:
+        return []
+    number = int(np.any(list(found.values()), axis=0).sum())
+    columns = ", ".join(
+        f"`{name}` in {int(which.sum())}" for name, which in sorted(found.items(), key=lambda one: -one[1].sum())
+    )
+    return [
+        f"{number} of {counted(len(rows.at), 'row')} of {model.task} lie outside what its model adapted to ({columns}): "
+        "numbers beyond its range by more than a deviation, or categories that it has not seen, so its score does not hold for "
+        "them"
+    ]
+
+
 def _listed(rows: Rows, source: Source) -> list[dict[str, Any]]:
     """Return the rows with their predictions, as in `Predictions.rows`."""
     model, preparation = rows.model, rows.model.preparation
     outputs = _outputs(rows)
-    said = in_words(outputs, model.classes, preparation, model.algorithm.predictable(dict(model.tensors)))
+    offered = model.algorithm.predictable(dict(model.tensors))
+    said = in_words(outputs, model.classes, preparation, offered, model.temperature)
     if (deviations := model.deviations(rows.x)) is not None:
         said = [{**one, **ends} for one, ends in zip(said, intervals(outputs, deviations, preparation), strict=True)]
     options = model.own_options

@@ -103,10 +103,12 @@ def _probability_of(label: str) -> str:
     return f"probability_{label}"
 
 
-def in_words(outputs: Tensor, classes: list[str], preparation: Preparation, offered: Tensor | None) -> list[dict[str, Any]]:
+def in_words(
+    outputs: Tensor, classes: list[str], preparation: Preparation, offered: Tensor | None, temperature: float
+) -> list[dict[str, Any]]:
     """Return predictions: a class and probabilities, or a number in the target's unit; "" if outputs are not finite.
 
-    `offered`: which classes the model can predict; None: all.
+    `offered`: which classes the model can predict; None: all. `temperature`: divides the outputs before the softmax.
     """
     finite = outputs.isfinite().all(dim=1)
     if not classes:
@@ -114,7 +116,7 @@ def in_words(outputs: Tensor, classes: list[str], preparation: Preparation, offe
         values = preparation.target.undo(values) if preparation.target else values
         digits = _digits(preparation)
         return [{"prediction": f"{value:.{digits}g}" if known else ""} for value, known in zip(values, finite, strict=True)]
-    probabilities = torch.softmax(outputs.double(), dim=1).tolist()
+    probabilities = torch.softmax(outputs.double() / temperature, dim=1).tolist()
     best = outputs.argmax(dim=1).tolist()  # ties go to the first, as in the score
     kept = [place for place in range(len(classes)) if offered is None or offered[place]]
     nothing = dict.fromkeys(("prediction", "probability", *(_probability_of(classes[place]) for place in kept)), "")

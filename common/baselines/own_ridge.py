@@ -17,8 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from quickbloom.common.maths.calibration import softmax_scale
 
 Array = NDArray[np.float64]
-PENALTIES = tuple(10 ** (step / 2) for step in range(-12, 11))
-"""Penalties that are tried, for inputs of about deviation 1: from 1e-6 for columns that nearly repeat each other, to 1e5."""
+PENALTIES = tuple(10 ** (step / 2) for step in range(-12, 17))
+"""Penalties that are tried, for inputs of about deviation 1: from 1e-6, where columns nearly repeat each other, to 1e8, where
+the constant is left."""
 _TIES = 1e-9
 """Share of the least error within which a larger penalty is taken."""
 _ROUNDING = 1e-12

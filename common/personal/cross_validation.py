@@ -1,46 +1,105 @@
 """What adapting is worth on a device's own rows, by cross-validation, when all of them are adapted to.
 
 Each row is scored once, by a model that adapted to the rows of the other folds and to nothing else; columns and
-target are standardised by those rows as well. Rows in order of time (`own.time-column`) are scored forward: folds
-are contiguous, each is scored by a model of all rows before it, and the first rows are only adapted to.
-
-The shared model is scored beside it, and the constant that needs no model: the most frequent class, or the mean
-target, of those rows.
+target are standardised by those rows as well. Beside it are scored, on the same rows: the shared model; the constant
+that needs no model, the most frequent class or the mean target of those rows; and ridge regression on those rows
+alone (`common.baselines.own_ridge`), which needs no federation. Rows in order of time (`own.time-column`) are scored
+forward: folds are contiguous, each is scored by a model of all rows before it, and the first rows are only adapted to.
 """
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from quickbloom.common.algorithms import Algorithm
+from quickbloom.common.baselines.own_ridge import OwnRidge, fit_classes, fit_numbers
 from quickbloom.common.datasets.own import Own
 from quickbloom.common.datasets.own.text import Array
 from quickbloom.common.datasets.row_order import folds as deal
 from quickbloom.common.datasets.time_order import folds as forward
 from quickbloom.common.maths.batch import Batch
+from quickbloom.common.maths.calibration import UNREACHABLE, log_loss, softmax_scale
+from quickbloom.common.maths.intervals import half_width, wilson
+from quickbloom.common.maths.learner import hits
 from quickbloom.common.maths.params import Params
+from quickbloom.common.metric import Metric
 
 FOLDS = 5
 """Folds unless the user says otherwise."""
+CONSTANT, OWN, BEFORE, AFTER = "constant", "own", "before", "after"
+SCORED = (CONSTANT, OWN, BEFORE, AFTER)
+"""What is scored, the simplest first: the constant, ridge on the own rows, the shared model, the adapted one."""
+LEAST_ROWS = 20
+"""Scored rows from which a temperature is computed: fewer say too little of how often a model is wrong."""
+_LEAST_GAIN = 1.0
+_MOST_WORK = 10**10
+"""Multiplications of ridge on the own rows, about ten seconds, beyond which a fold goes without."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracy, or mse in variances of the target of all rows; infinite or NaN where a model diverged.
+    """Scores of each of `SCORED` on the rows that were held out once.
 
-    `before`: the shared model; `after`: the adapted one; `constant`: the most frequent class or the mean
-    target. `rows`: rows that were scored.
+    `each`: by name, float64 [rows]: 1 for a right class and 0 for a wrong one, or the squared error in variances of the target
+    of all rows; infinite or NaN where a model diverged, and for ridge on very large data. For classes `outputs` are those
+    of the shared and of the adapted model, float64 [rows, classes], and `labels` [rows] what they should have said.
     """
 
-    before: float
-    after: float
-    constant: float
-    rows: int
+    each: dict[str, Array]
+    labels: Array
     folds: int
+    outputs: dict[str, Array] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Rows that were scored."""
+        return len(self.labels)
+
+    def value(self, name: str) -> float:
+        """Return the accuracy, or the mse in variances of the target of all rows."""
+        return float(self.each[name].mean())
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """Return the ends of the 95 % interval of `value`, or None if it is not finite, or an error of one row alone.
+
+        Over rows: Wilson's for an accuracy; Student's t of the squared errors, from 0 up. As if rows were independent: the
+        models of two folds share most of their rows, which no formula accounts for (Bengio and Grandvalet 2004, "No
+        Unbiased Estimator of the Variance of K-Fold Cross-Validation").
+        """
+        each = self.each[name]
+        if not np.isfinite(each).all():
+            return None
+        if self.outputs:
+            return wilson(self.value(name), self.rows)
+        half = float(half_width(each))
+        return (max(0.0, self.value(name) - half), self.value(name) + half) if math.isfinite(half) else None
+
+    def best(self, metric: Metric) -> str:
+        """Return which of `SCORED` is the best; of those that are equal as they are told the simplest."""
+        return min(SCORED, key=lambda name: metric.cost(as_told(self.value(name))))
+
+    def temperature(self, name: str) -> float | None:
+        """Return what the outputs of "before" or "after" are divided by before the softmax for the least log loss.
+
+        Computed on outputs for rows that the model at hand did not adapt to, see `softmax_scale`. None for numbers, for
+        fewer than `LEAST_ROWS` such rows of classes that the model can predict, and if the log loss of all of them together
+        falls by less than one nat: what one more parameter gains by chance (Akaike 1974, "A New Look at the Statistical
+        Model Identification").
+        """
+        if not self.outputs:
+            return None
+        outputs, labels = self.outputs[name], self.labels.astype(np.int64)
+        useful = np.isfinite(outputs).all(axis=1) & (outputs[np.arange(self.rows), labels] > UNREACHABLE)
+        if useful.sum() < LEAST_ROWS:
+            return None
+        outputs, labels = outputs[useful], labels[useful]
+        scale = softmax_scale(outputs, labels)
+        gain = log_loss(outputs, labels, 1.0) - log_loss(outputs, labels, scale)
+        return 1 / scale if gain > _LEAST_GAIN else None
 
 
 def cross_validate(
@@ -52,16 +111,31 @@ def cross_validate(
     time two.
     """
     rows = own.rows[task_id][0]
+    y = own.target.values[rows]
+    classes = own.kind == "classification"
     fold, number = _folds(own, rows, folds)
     if not number:
         return None
-    total = np.zeros(3)
+    each = {name: np.full(len(rows), np.nan) for name in SCORED}
+    outputs = {name: np.full((len(rows), len(own.classes)), np.nan) for name in (BEFORE, AFTER) if classes}
     for one in range(number):
-        others = fold != one if own.moments is None else fold < one
-        total += _of_fold(algorithm, meta, kept, own, (rows[others], rows[fold == one]), lr, steps)
-    scored = int((fold >= 0).sum())
-    before, after, constant = total / scored / own.target_deviation(task_id) ** 2
-    return Scores(float(before), float(after), float(constant), scored, number)
+        held = np.flatnonzero(fold == one)
+        learned = rows[fold != one if own.moments is None else fold < one]
+        preparation = own.preparation_by(learned)
+        support, test = own.batch(preparation, learned), own.batch(preparation, rows[held])
+        unit = preparation.target.deviation if preparation.target else 1.0
+        for name, found in _predictions(algorithm, meta, kept, support, test.x, lr, steps, len(own.classes)).items():
+            each[name][held] = _right(found, test.y) if classes else _squares(found, test.y) * unit**2
+            if name in outputs:
+                outputs[name][held] = found
+    scored = fold >= 0
+    variance = own.target_deviation(task_id) ** 2
+    return Scores(
+        {name: values[scored] / variance for name, values in each.items()},
+        y[scored],
+        number,
+        {name: values[scored] for name, values in outputs.items()},
+    )
 
 
 def _folds(own: Own, rows: Array, most: int) -> tuple[Array, int]:
@@ -72,25 +146,47 @@ def _folds(own: Own, rows: Array, most: int) -> tuple[Array, int]:
     return deal(own.content[rows], y if own.kind == "classification" else np.zeros(len(y)), most)
 
 
-def _of_fold(
-    algorithm: Algorithm, meta: Params, kept: Params, own: Own, parts: tuple[Array, Array], lr: float, steps: int
-) -> Array:
-    """Return sums [3] over the second part, before, after and constant: of hits, or of squared errors in the target's unit."""
-    preparation = own.preparation_by(parts[0])
-    support, test = (own.batch(preparation, rows) for rows in parts)
-    unit = preparation.target.deviation if preparation.target else 1.0
+def _predictions(
+    algorithm: Algorithm, meta: Params, kept: Params, support: Batch, x: Tensor, lr: float, steps: int, classes: int
+) -> dict[str, Array]:
+    """Return the outputs of all of `SCORED` that can be had for the rows `x`, by what `support` shows: float64 [n, outputs]."""
     first, last = ends_of_path(algorithm, meta, kept, support, lr, steps)
-    test_there = on_device(test, algorithm)
+    there = x.to(algorithm.learner.device)
     with torch.no_grad():
-        scores = [float(algorithm.score(phi, test_there)[1]) for phi in (first, last)]
-    sums = len(test.x) * np.array([*scores, _constant(support.y, test.y)])
-    return sums * unit**2 if preparation.target else np.round(sums)  # whole numbers of hits, which float32 blurs
+        before, after = (algorithm.predict(phi, there).cpu().double().numpy() for phi in (first, last))
+    found = {BEFORE: before, AFTER: after, CONSTANT: _constant(support.y, len(x), classes)}
+    if ridge := own_ridge(support, classes):
+        found[OWN] = ridge.outputs(_flat(x))
+    return found
 
 
-def _constant(support: Tensor, test: Tensor) -> float:
-    if support.dtype == torch.int64:
-        return float((test == support.bincount().argmax()).double().mean())
-    return float((test.double() - support.double().mean()).square().mean())
+def own_ridge(support: Batch, classes: int) -> OwnRidge | None:
+    """Return ridge regression on these rows alone, or None where that would take long. `classes`: 0 for numbers."""
+    x = _flat(support.x)
+    if x.size * min(x.shape) > _MOST_WORK:
+        return None
+    return fit_classes(x, support.y, classes) if classes else fit_numbers(x, support.y)
+
+
+def _flat(x: Tensor) -> Array:
+    return x.double().numpy().reshape(len(x), -1)
+
+
+def _constant(y: Tensor, rows: int, classes: int) -> Array:
+    """Return outputs that always say the most frequent class, or the mean."""
+    if not classes:
+        return np.tile(y.double().mean(dim=0).numpy(), (rows, 1))
+    return np.tile(np.eye(classes)[int(y.bincount().argmax())], (rows, 1))
+
+
+def _right(outputs: Array, y: Tensor) -> Array:
+    return hits(torch.from_numpy(outputs), y).numpy()
+
+
+def _squares(outputs: Array, y: Tensor) -> Array:
+    with np.errstate(over="ignore"):  # a model that diverged
+        result: Array = np.square(outputs - y.double().numpy()).mean(axis=1)
+    return result
 
 
 def ends_of_path(
@@ -106,6 +202,11 @@ def ends_of_path(
 def on_device(batch: Batch, algorithm: Algorithm) -> Batch:
     """Return the batch where the algorithm computes."""
     return Batch(*(value.to(algorithm.learner.device) for value in batch))
+
+
+def as_told(score: float) -> float:
+    """Return a score to four digits: what is told, and decides which of two is better."""
+    return float(f"{score:.4g}")
 
 
 def known(score: float) -> float | None:

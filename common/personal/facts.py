@@ -104,9 +104,16 @@ class _Score(_Facts):
     before: Annotated[float, Field(ge=-1, le=1e300)] | None
     after: Annotated[float, Field(ge=-1, le=1e300)] | None
     constant: Annotated[float, Field(ge=-1, le=1e300)] | None = None
+    own: Annotated[float, Field(ge=-1, le=1e300)] | None = None
+    interval: dict[Name, Annotated[list[float], Field(min_length=2, max_length=2)] | None] = {}
     test: Count
     folds: Count = 0
     kept: Annotated[str, Field(pattern="^(before|after)$")] = "after"
+
+
+class _Seen(_Facts):
+    numbers: dict[Name, Annotated[list[float], Field(min_length=2, max_length=2)]] = {}
+    categories: dict[Name, list[Annotated[str, Field(max_length=16)]]] = {}
 
 
 class CardFacts(_Described):
@@ -119,6 +126,8 @@ class CardFacts(_Described):
     columns: dict[str, Any]
     data: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     score: _Score
+    seen: _Seen | None = None
+    temperature: Annotated[float, Field(gt=0, le=1e6)] | None = None
 
     @field_validator("preparation")
     @classmethod

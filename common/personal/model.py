@@ -35,7 +35,18 @@ from quickbloom.common.metric import Metric
 from quickbloom.common.models import MODELS
 from quickbloom.common.personal import checkpoint, facts
 from quickbloom.common.personal import trust as trusted
-from quickbloom.common.personal.cross_validation import FOLDS, Scores, cross_validate, ends_of_path, known, on_device
+from quickbloom.common.personal.cross_validation import (
+    AFTER,
+    BEFORE,
+    FOLDS,
+    SCORED,
+    Scores,
+    cross_validate,
+    ends_of_path,
+    known,
+    on_device,
+)
+from quickbloom.common.personal.drift import seen
 from quickbloom.common.system.whole_files import write_private
 
 PERSONAL = "quickbloom-personal-1"
@@ -90,6 +101,11 @@ class Personal:
         """How the user's own data are read, without their path."""
         return OwnOptions.model_validate(self.card["columns"]).cleaned()
 
+    @property
+    def temperature(self) -> float:
+        """What outputs are divided by before the softmax; 1 if it is not known, see `cross_validation.Scores.temperature`."""
+        return float(self.card.get("temperature") or 1.0)
+
     @cached_property
     def algorithm(self) -> Algorithm:
         """The algorithm on its model, built from the card alone, which `load` has validated. Raises ConfigError."""
@@ -142,20 +158,23 @@ def adapt_to_all(
     scores = cross_validate(algorithm, meta, kept, own, task_id, origin.lr, origin.steps, folds)
     first, last = ends_of_path(algorithm, meta, kept, support, origin.lr, origin.steps)
     metric = own.spec.metric
-    stays = scores is not None and is_worse(known(scores.before), known(scores.after), metric)
+    stays = scores is not None and is_worse(known(scores.value(BEFORE)), known(scores.value(AFTER)), metric)
     stays = stays and _tells_classes_apart(algorithm, first, on_device(support, algorithm))
     personal = _finite(first if stays else last, task_id)
     card = make_card(own, task_id, config, origin)
     card["adapted"] |= {"steps": 0 if stays else origin.steps, "tried": origin.steps, "whole": True}
-    card["score"] = {"name": metric.name, **_in_json(scores), "kept": "before" if stays else "after", "asked": folds}
+    keeps = BEFORE if stays else AFTER
+    card["score"] = {"name": metric.name, **_in_json(scores, metric), "kept": keeps, "asked": folds}
+    card["temperature"] = scores.temperature(keeps) if scores else None
     return Personal(personal, card)
 
 
-def _in_json(scores: Scores | None) -> dict[str, Any]:
+def _in_json(scores: Scores | None, metric: Metric) -> dict[str, Any]:
     if scores is None:
-        return {"before": None, "after": None, "constant": None, "test": 0, "folds": 0}
-    values = {name: known(getattr(scores, name)) for name in ("before", "after", "constant")}
-    return {**values, "test": scores.rows, "folds": scores.folds}
+        return {**dict.fromkeys(SCORED), "test": 0, "folds": 0}
+    values = {name: known(scores.value(name)) for name in SCORED}
+    intervals = {name: scores.interval(name) for name in SCORED}
+    return {**values, "interval": intervals, "best": scores.best(metric), "test": scores.rows, "folds": scores.folds}
 
 
 def is_worse(before: float | None, after: float | None, metric: Metric) -> bool:
@@ -190,6 +209,7 @@ def make_card(dataset: Dataset, task_id: str, config: RunConfig, origin: Origin)
         "preparation": dict(dataset.preparation(task_id)),
         "columns": columns_of(dataset),
         "data": digest(data),
+        "seen": seen(dataset, task_id) if isinstance(dataset, Own) else {},
         "version": __version__,
         **description(config, dataset.spec),
     }
@@ -257,7 +277,7 @@ def load(path: Path, trust: Collection[str] = ()) -> Personal:
     personal = Personal(found.tensors, {**found.facts, "config": settings})
     try:
         facts.check_size(parse_run_config(settings).resolved(), spec_of(found.facts), found.tensors, what)
-        wanted = next(iter(personal.algorithm.adaptation_path(personal.algorithm.init(), _nothing(personal), 0.1, 0)))
+        wanted = next(iter(personal.algorithm.adaptation_path(personal.algorithm.init(), no_rows(personal), 0.1, 0)))
         algorithm = personal.algorithm
         row = (algorithm.learner.outputs,)
         fit = [name for name in algorithm.per_step if name in personal.tensors and personal.tensors[name].shape[1:] == row]
@@ -273,7 +293,7 @@ def load(path: Path, trust: Collection[str] = ()) -> Personal:
     return personal
 
 
-def _nothing(personal: Personal) -> Batch:
+def no_rows(personal: Personal) -> Batch:
     """Return a batch without examples: a path of no steps only shows which tensors there are."""
     spec = personal.card["spec"]
     return Batch.of(torch.zeros(0, *spec[1]), torch.zeros(0, dtype=torch.int64))

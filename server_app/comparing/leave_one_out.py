@@ -1,8 +1,11 @@
 """Few tasks: every task is held out once, and adapted from a model that was trained on the others. One table over all folds.
 
 A fold is a run of its own with `own.leave-out`; its rate is chosen on validation tasks among the others, where there are any.
+Repeated in the same directory with the same settings and data, the folds that are finished are kept.
 """
 
+import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,42 +15,89 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from quickbloom.common.config.key_value import assignment
 from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
 from quickbloom.common.datasets import load_dataset
 from quickbloom.common.datasets.base import resolve_data_dir
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.metric import Metric, metric_of, named
 from quickbloom.common.spreadsheets import write_csv
-from quickbloom.common.system.terminal import OK, say
+from quickbloom.common.system.terminal import OK, STOPPED, say
 from quickbloom.common.system.whole_files import whole
+from quickbloom.server_app.comparing.batch import Run, Setup
+from quickbloom.server_app.comparing.plan import locked
 from quickbloom.server_app.launch.follow import follow_here
 from quickbloom.server_app.launch.prepare import check_locally
 from quickbloom.server_app.runs.directory import RunDirectory, spread
 
 FILE = "leave-one-out"
+_BEGUN = "folds.json"
+"""Which folds were begun here, and with what: nothing else is removed."""
 
 
 def run_all(settings: Mapping[str, Scalar], directory: Path, verbose: bool) -> tuple[int, dict[str, Any] | None]:
-    """All folds, one after the other in this process: (exit code, `result`), the latter also in files; None if one failed."""
+    """All folds, one after the other in this process: (exit code, `result`), the latter also in files; None if one failed.
+
+    Folds that are finished in `directory` are kept. Raises ConfigError if it holds folds of other settings or data.
+    """
     settings = {"min-nodes": 1, **settings}
     tasks = tasks_of(parse_run_config(settings))
-    summaries: list[dict[str, Any]] = []
-    warned: set[str] = set()
-    for task in tasks:
-        own = fold(settings, task, len(tasks), directory)
-        remarks = check_locally(parse_run_config(own), own, 1)
-        for remark in remarks if not summaries else ():
-            say(f"Remark: {remark}")
-        code, summary = follow_here(parse_run_config(own), 1, verbose, rounds=False, warned=warned)
-        if summary is None:
-            return code, None
-        summaries.append(summary)
-        (row,) = rows([task], [summary])
-        metric = metric_of(summary["test"])
-        say(f"{len(summaries)}/{len(tasks)} {task} left out: {metric.title} {metric.change(*_scores(row, metric), '->')}")
-    found = result(rows(tasks, summaries), metric_of(summaries[0]["test"]))
-    write(directory, found)
+    with locked(directory):
+        begun = _begun(settings, directory)
+        summaries: list[dict[str, Any]] = []
+        warned: set[str] = set()
+        for task in tasks:
+            own = fold(settings, task, len(tasks), directory)
+            kept = _finished(Path(str(own["output-dir"]))) if task in begun["folds"] else None
+            code, summary = OK, kept
+            if kept is None:
+                for remark in check_locally(parse_run_config(own), own, 1):
+                    if not summaries:
+                        say(f"Remark: {remark}")
+                begun["folds"] = [*begun["folds"], task]
+                RunDirectory(directory).write_json(_BEGUN, begun)
+                code, summary = follow_here(parse_run_config(own), 1, verbose, rounds=False, warned=warned)
+            if summary is None:
+                if code == STOPPED:
+                    say(f"To go on, repeat the command with `--output {directory}`: it keeps what is finished.")
+                return code, None
+            summaries.append(summary)
+            (row,) = rows([task], [summary])
+            metric = metric_of(summary["test"])
+            change = f"{metric.title} {metric.change(*_scores(row, metric), '->')}"
+            say(f"{len(summaries)}/{len(tasks)} {task} left out: {change}{', kept' if kept else ''}")
+        found = result(rows(tasks, summaries), metric_of(summaries[0]["test"]))
+        write(directory, found)
     return OK, found
+
+
+def _begun(settings: Mapping[str, Scalar], directory: Path) -> dict[str, Any]:
+    """What was begun in the directory: "key", which names all that decides the folds, and "folds", the tasks.
+
+    Raises ConfigError if the folds there are of other settings or data.
+    """
+    config = parse_run_config(settings)
+    elsewhere = ("algorithm", "dataset", "rounds", "seed")
+    texts = tuple(assignment(key, value) for key, value in sorted(settings.items()) if key not in elsewhere)
+    # Named as a run of a comparison is: by its settings, the data, a user's own code, and the release.
+    key = Run(Setup(config.algorithm, config.dataset, config.rounds, texts, 1, True), config.seed, directory).directory.name
+    file = directory / _BEGUN
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"key": key, "folds": []}
+    if found["key"] != key:
+        raise ConfigError(
+            f"`--output` '{directory}' holds folds of other settings or data: give these again, or choose another directory"
+        )
+    return found
+
+
+def _finished(directory: Path) -> dict[str, Any] | None:
+    """The summary of a fold that was finished; one that was begun and is not finished is removed."""
+    file = directory / "summary.json"
+    if file.is_file():
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+    shutil.rmtree(directory, ignore_errors=True)
+    return None
 
 
 def tasks_of(config: RunConfig) -> list[str]:

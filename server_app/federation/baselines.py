@@ -1,9 +1,9 @@
-"""The baselines of a run: one linear model of all tasks from sums, and every test task's scores by model and baselines.
+"""The baselines of a run: one linear model of all tasks from sums, and every held-out task's scores by model and baselines.
 
 They cost three messages to each node after the last round, and need no training.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -25,10 +25,16 @@ from quickbloom.server_app.messaging.population import Population
 
 @dataclass(frozen=True)
 class TaskScores:
-    """Scores [tasks, contenders, scores] of test tasks, sorted by id; contenders and scores as in `ScoresReply`."""
+    """Scores [tasks, contenders, scores] of held-out tasks, sorted by id; contenders and scores as in `ScoresReply`."""
 
     task_ids: list[str]
     values: np.ndarray[Any, Any]
+
+    def of(self, task_ids: Collection[str]) -> "TaskScores":
+        """Return those of some tasks, as far as they are there."""
+        wanted = set(task_ids)
+        places = [place for place, task_id in enumerate(self.task_ids) if task_id in wanted]
+        return TaskScores([self.task_ids[place] for place in places], self.values[places])
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Final:
 def score_baselines(
     grid: Grid, config: RunConfig, population: Population, messages: Exchange, final: Final, warn: Warn
 ) -> TaskScores:
-    """Return the scores of the test tasks by the trained model, before and after adaptation, and by the baselines.
+    """Return the scores of the held-out tasks by the trained model, before and after adaptation, and by the baselines.
 
     Tasks of nodes that fail are missing, and are named.
     """
@@ -61,7 +67,8 @@ def score_baselines(
     def read(_: int, records: RecordDict, task_ids: list[str]) -> None:
         found.update(zip(task_ids, ScoresReply.from_records(records, len(task_ids), len(names)).scores, strict=True))
 
-    _ask(grid, config, messages, messages.hosts(population.splits["test"], final=True), SCORES, request, read)
+    held_out = population.splits["validation"] + population.splits["test"]
+    _ask(grid, config, messages, messages.hosts(held_out, final=True), SCORES, request, read)
     ids = sorted(found)
     return TaskScores(ids, np.stack([found[one] for one in ids]) if ids else np.empty((0, 0, len(names))))
 

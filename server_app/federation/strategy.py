@@ -179,7 +179,7 @@ class MetaStrategy(Strategy):
         return scores
 
     def score_baselines(self, grid: Grid, lr: float, steps: int) -> TaskScores:
-        """Scores of the test tasks by the model and by the baselines, as `baselines.score_baselines`."""
+        """Scores of the held-out tasks by the model and by the baselines, as `baselines.score_baselines`."""
         self._messages.begin()
         self.nodes.refresh(grid)
         model = Final(self.outer.leaves, lr, steps, self._lineage)

@@ -8,17 +8,21 @@ import numpy as np
 import pytest
 import torch
 from loopback import LoopbackGrid
+from sklearn.linear_model import RidgeClassifierCV, RidgeCV
+from sklearn.metrics import log_loss
 from typer.testing import CliRunner
 
 from quickbloom import adapt, predict
 from quickbloom.client_app.cli import cli
 from quickbloom.client_app.personal_models import in_words
+from quickbloom.common.baselines.own_ridge import PENALTIES
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.datasets.own import Own, OwnOptions
 from quickbloom.common.datasets.row_order import folds
 from quickbloom.common.errors import ConfigError, DataError
-from quickbloom.common.personal import checkpoint
-from quickbloom.common.personal.model import load
+from quickbloom.common.maths.batch import Batch
+from quickbloom.common.personal import checkpoint, cross_validation
+from quickbloom.common.personal.model import Personal, load, save
 from quickbloom.server_app.app import run_federation
 
 HEADER = "marker,sex,outcome"
@@ -97,12 +101,131 @@ def test_the_score_is_that_of_models_that_adapted_to_files_without_the_rows_they
             guesses += (labels[counts.argmax()] != wanted).tolist()
     unit = targets.astype(float).var() if dose else 1.0
     score = model.card["score"]
+    alone = own_errors(rows, fold, dose=dose)
+    assert (score["own"] if dose else 1 - score["own"]) == pytest.approx(np.mean(alone) / unit, rel=1e-4)
+    for name, each in (("after", errors), ("own", alone), ("constant", guesses)):
+        assert score["interval"][name] == pytest.approx(interval_by_scipy(np.array(each) / unit, dose=dose), rel=1e-3)
     after, constant = (score[name] if dose else 1 - score[name] for name in ("after", "constant"))
     assert after == pytest.approx(np.mean(errors) / unit, rel=1e-4)
     assert constant == pytest.approx(np.mean(guesses) / unit, rel=1e-4)
     assert f"cross-validated on 23 rows in 5 folds{'; rmse ' if dose else ''}" in in_words(model)
     if dose:
         assert f" {np.sqrt(np.mean(guesses)):.4g} by the mean, in the unit of the target" in in_words(model)
+        assert f", {np.sqrt(np.mean(alone)):.4g} by ridge, " in in_words(model)
+
+
+def own_errors(rows: list[str], fold: Any, *, dose: bool) -> list[float]:
+    """Errors, fold by fold, of scikit-learn's ridge on the rows of the other folds, prepared as docs/own-data.md says."""
+    cells = [row.split(",") for row in rows]
+    markers = np.array([float(marker) for marker, _, _ in cells])
+    sexes = np.array([[sex == "m", sex == "f"] for _, sex, _ in cells], dtype=float)
+    found: list[float] = []
+    for one in range(max(fold) + 1):
+        fit, held = fold != one, fold == one
+        scaled = (markers - markers[fit].mean()) / markers[fit].std()
+        x = np.concatenate([scaled[:, None], sexes], axis=1)
+        if dose:
+            y = np.array([float(cell) for _, _, cell in cells])
+            model = RidgeCV(PENALTIES).fit(x[fit], (y[fit] - y[fit].mean()) / y[fit].std())
+            found += ((model.predict(x[held]) * y[fit].std() + y[fit].mean() - y[held]) ** 2).tolist()
+        else:
+            labels = np.array([cell for _, _, cell in cells])
+            found += (RidgeClassifierCV(PENALTIES).fit(x[fit], labels[fit]).predict(x[held]) != labels[held]).tolist()
+    return found
+
+
+def interval_by_scipy(errors: Any, *, dose: bool) -> tuple[float, float]:
+    stats = pytest.importorskip("scipy.stats")
+    if not dose:
+        ends = stats.binomtest(int((1 - errors).sum()), len(errors)).proportion_ci(method="wilson")
+        return ends.low, ends.high
+    low, high = stats.t.interval(0.95, len(errors) - 1, errors.mean(), stats.sem(errors))
+    return max(0.0, low), high
+
+
+def test_what_the_own_rows_or_a_constant_do_better_is_said(tmp_path: Path) -> None:
+    folder = trained(tmp_path, dose=True)
+    line = [f"{i / 3:.3f},{'mf'[i % 2]},{7 * i}" for i in range(30)]  # which ridge has without error, and five steps have not
+    (model,) = adapt(folder, written(tmp_path / "line.csv", line), tmp_path / "mine")
+    assert in_words(model).endswith("; ridge on its own rows alone does better")
+    assert model.card["score"]["best"] == "own"
+    assert model.card["score"]["own"] < 0.01 * model.card["score"]["after"]
+    rng = np.random.default_rng(4)
+    noise = [f"{rng.normal():.3f},{'mf'[i % 2]},{rng.normal():.3f}" for i in range(12)]
+    (model,) = adapt(folder, written(tmp_path / "noise.csv", noise), tmp_path / "mine")
+    assert in_words(model).endswith("; the mean of its own targets does as well")
+    assert model.card["score"]["best"] == "constant"
+    # Far more rows than a device has: no ridge, and all else as before.
+    few = cross_validation.own_ridge(Batch.of(torch.zeros(10, 4), torch.zeros(10, 1)), 0)
+    many = cross_validation.own_ridge(Batch.of(torch.zeros(1, 1).expand(40_000, 600), torch.zeros(40_000, 1)), 0)
+    assert (few is None, many) == (False, None)
+
+
+def over_confident(folder: Path) -> Path:
+    """A checkpoint whose model divides its distances by a twentieth of what it was trained with."""
+    state = trained(folder, algorithm="protonet")
+    found = checkpoint.read(state / "meta.safetensors", checkpoint.CHECKPOINT, "checkpoint")
+    facts = {**found.facts, "config": {**found.facts["config"], "protonet.temperature": 0.05}}
+    checkpoint.write(folder / "sure.safetensors", found.tensors, facts, wait=False)
+    return folder / "sure.safetensors"
+
+
+def calibration(model: Path, data: Path) -> tuple[float, float]:
+    """(log loss by scikit-learn, expected calibration error in ten bins) of the predictions for a file."""
+    rows = predict(model, data).rows
+    shares = np.array([[float(row["probability_ill"]), float(row["probability_well"])] for row in rows])
+    right = np.array([row["prediction"] == row["target"] for row in rows])
+    sure = shares.max(axis=1)
+    bins = np.minimum((10 * sure).astype(int), 9)
+    gaps = [(bins == one).mean() * abs(sure[bins == one].mean() - right[bins == one].mean()) for one in np.unique(bins)]
+    return float(log_loss([row["target"] for row in rows], shares, labels=["ill", "well"])), float(sum(gaps))
+
+
+def one_in_four_wrong(rows: list[str]) -> list[str]:
+    other = {"ill": "well", "well": "ill"}
+    parts = [row.rsplit(",", 1) for row in rows]
+    return [f"{cells},{label if i % 4 else other[label]}" for i, (cells, label) in enumerate(parts)]
+
+
+def test_the_temperature_makes_an_over_confident_model_right_about_rows_that_it_has_not_seen(tmp_path: Path) -> None:
+    source = over_confident(tmp_path)
+    fresh = written(tmp_path / "fresh.csv", one_in_four_wrong(rows_of(7, 1000, dose=False)))
+    gains = []
+    for seed in (1, 2, 3):
+        (model,) = adapt(
+            source, written(tmp_path / "mine.csv", one_in_four_wrong(rows_of(seed, 60, dose=False))), tmp_path / "mine"
+        )
+        assert model.card["temperature"] > 1.2
+        before = [row["prediction"] for row in predict(tmp_path / "mine", fresh).rows]
+        cooled = calibration(tmp_path / "mine", fresh)
+        save(Personal(model.tensors, {**model.card, "temperature": None}), tmp_path / "mine" / "mine.safetensors")
+        assert [row["prediction"] for row in predict(tmp_path / "mine", fresh).rows] == before
+        raw = calibration(tmp_path / "mine", fresh)
+        gains.append(np.subtract(raw, cooled))
+    assert (np.array(gains)[:, 0] > 0).all()
+    assert (np.mean(gains, axis=0) > [0.2, 0.1]).all()
+
+
+def test_a_temperature_takes_twenty_rows_and_a_gain_beyond_chance(tmp_path: Path) -> None:
+    source = over_confident(tmp_path)
+    coin = [f"{i % 5},{'mf'[i % 2]},{'ill' if i % 3 else 'well'}" for i in range(60)]
+    temperatures = []
+    for number in (18, 60):
+        (model,) = adapt(source, written(tmp_path / "mine.csv", coin[:number]), tmp_path / "mine")
+        temperatures.append(model.card["temperature"])
+    assert temperatures[0] is None
+    assert temperatures[1] > 5
+    # Not computed from rows that the model adapted to, of which it is sure: by those it would be below 1.
+    y = np.arange(24) % 2
+    logits = np.where(np.eye(2)[y] > 0, 1.1, -1.1) * np.where(np.arange(24) < 22, 1, -1)[:, None]  # right in 22 of 24
+    scores = cross_validation.Scores({}, y.astype(float), 5, {"after": logits})
+    assert scores.temperature("after") is None  # 0.90 said, 0.92 found
+    sure = cross_validation.Scores({}, y.astype(float), 5, {"after": 10 * logits})
+    # exp(2.2 / T) = (rows right + 1/26 ...) worked out: the mean of the smoothed labels is (22 * 25/26 + 2 * 1/26) / 24.
+    share = (22 * 25 / 26 + 2 / 26) / 24
+    assert sure.temperature("after") == pytest.approx(22 / np.log(share / (1 - share)), rel=1e-6)
+    few = cross_validation.Scores({}, y[:19].astype(float), 5, {"after": 10 * logits[:19]})
+    assert few.temperature("after") is None
 
 
 def test_in_order_of_time_a_fold_is_scored_by_a_model_of_the_rows_before_it(state: tuple[Path, bool], tmp_path: Path) -> None:
@@ -247,7 +370,8 @@ def test_a_model_that_compares_rows_needs_two(tmp_path: Path) -> None:
         adapt(tmp_path / "run", images(tmp_path / "one.npz", "Z", 1), tmp_path / "mine")
     said: list[str] = []
     one, four = (dict(np.load(images(tmp_path / f"{task}.npz", task, number))) for task, number in (("X", 1), ("Y", 4)))
-    np.savez(tmp_path / "both.npz", **{name: np.concatenate([one[name], four[name]]) for name in one})
+    both: dict[str, Any] = {name: np.concatenate([one[name], four[name]]) for name in one}
+    np.savez(tmp_path / "both.npz", **both)
     (model,) = adapt(tmp_path / "run", tmp_path / "both.npz", tmp_path / "mine", say=said.append)
     assert model.task == "Y"
     assert any("No model: the task 'X' must have two rows with a target" in sentence for sentence in said)

@@ -99,7 +99,7 @@ def test_what_the_shared_heads_have_in_common_changes_no_probability(runs: dict[
         shares.append(
             [[float(row[f"probability_{label}"]) for label in "abcx"] for row in predict(tmp_path / "mine", fresh).rows]
         )
-    np.testing.assert_allclose(*shares, atol=1e-5)
+    np.testing.assert_allclose(shares[0], shares[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("algorithm", ["protonet", "ridge"])

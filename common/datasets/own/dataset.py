@@ -233,14 +233,14 @@ class Own(FixedSplitDataset):
         return int((self._tasks.codes < 0).sum())
 
     @property
-    def tasks_of_rows(self) -> Array:
-        """The task of every row as a place in a list of names: int64 [rows], -1: it names none."""
-        return self._tasks.codes
+    def task_names(self) -> list[str]:
+        """The names of all tasks, also of those that are left out, in the order of their places in `tasks_of_rows`."""
+        return self._tasks.values
 
     @property
-    def places_left_out(self) -> list[int]:
-        """The places of the tasks that are left out."""
-        return [place for place, name in enumerate(self._tasks.values) if name in self.left_out]
+    def tasks_of_rows(self) -> Array:
+        """The task of every row as a place in `task_names`: int64 [rows], -1: it names none."""
+        return self._tasks.codes
 
     def _training_pool(self, task_id: str) -> Pool:
         """Return the examples of a regression task for training.

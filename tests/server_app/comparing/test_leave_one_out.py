@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,45 @@ def test_every_fold_is_the_run_that_leaves_its_task_out(tmp_path: Path) -> None:
     )
     assert (fold["train"], fold["validation"]) == (2, 1)
     assert found["mean"][1] == pytest.approx(sum(fold["accuracy_after"] for fold in found["folds"]) / 4, abs=1e-6)
+
+
+def test_it_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
+    data, folds = file(tmp_path / "h.csv", "ABCD"), tmp_path / "folds"
+    whole = invoke(*data, "--leave-one-out", "--output", str(folds))
+    written = {name: (folds / name / "summary.json").stat().st_mtime_ns for name in "ABCD"}
+    for name in "CD":  # one fold was interrupted, and one not begun
+        (folds / name / "summary.json").unlink()
+    shutil.rmtree(folds / "D")
+    again = invoke(*data, "--leave-one-out", "--output", str(folds))
+    assert again.exit_code == 0, again.output
+    told = [line.endswith(", kept") for line in again.stderr.splitlines() if "left out" in line]
+    assert told == [True, True, False, False]
+    first, second = ({**json.loads(one.stdout), "folds": None} for one in (whole, again))
+    assert first == second
+    now = {name: (folds / name / "summary.json").stat().st_mtime_ns for name in "ABCD"}
+    assert [now[name] == written[name] for name in "ABCD"] == [True, True, False, False]
+    for changed in (["--set", "inner-lr=0.2"], ["--seed", "1"]):
+        with pytest.raises(ConfigError, match="holds folds of other settings or data"):
+            CliRunner().invoke(
+                main.cli, ["run", *SMALL, *data, *changed, "--leave-one-out", "--output", str(folds)], catch_exceptions=False
+            )
+    with (tmp_path / "h.csv").open("a") as rows:
+        rows.write("\nA,0.5,ill")
+    with pytest.raises(ConfigError, match="holds folds of other settings or data"):
+        CliRunner().invoke(main.cli, ["run", *SMALL, *data, "--leave-one-out", "--output", str(folds)], catch_exceptions=False)
+
+
+def test_what_was_not_begun_by_it_is_not_removed(tmp_path: Path) -> None:
+    data, folds = file(tmp_path / "h.csv", "AB"), tmp_path / "folds"
+    (folds / "A").mkdir(parents=True)
+    for name in ("notes.txt", "config.json", "history.jsonl"):
+        (folds / "A" / name).write_text("{}")
+    for _ in range(2):  # the second time it has begun there
+        with pytest.raises(ConfigError, match="already holds a run"):
+            CliRunner().invoke(
+                main.cli, ["run", *SMALL, *data, "--leave-one-out", "--output", str(folds)], catch_exceptions=False
+            )
+        assert (folds / "A" / "notes.txt").is_file()
 
 
 def test_a_warning_of_all_folds_is_told_once(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Remarks on a user's data: possible mistakes, and content that is silently ignored; one sentence each."""
+"""Remarks on cells, rows and classes: what was converted or is silently ignored, and what may be a slip."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LARGEST_EXACT = 2**53
 
 
 def of(data: Own) -> list[str]:
-    """Return all remarks on a file, in the order in which it is read."""
+    """Return these remarks on a file, in the order in which it is read."""
     parts = (beyond_white(data.beyond_white), _columns(data), _rows(data), _targets(data), _tasks(data))
     return [*data.table.remarks, *(remark for part in parts for remark in part)]
 
@@ -117,10 +117,11 @@ def _rows(data: Own) -> Iterator[str]:
 def _on_moments(data: Own, rows: str) -> Iterator[str]:
     assert data.moments is not None
     name, named, targets = data.options.time_column, data.tasks_of_rows >= 0, ~np.isnan(data.target.values)
+    left_out = [place for place, task in enumerate(data.task_names) if task in data.left_out]
     if without := int((np.isnan(data.moments) & named & targets).sum()):
         yield f"{without} of {rows} have no moment (`{name}`): they are not used"
     used = sum(len(part) for parts in data.rows.values() for part in parts)
-    there = named & targets & ~np.isnan(data.moments) & ~np.isin(data.tasks_of_rows, data.places_left_out)
+    there = named & targets & ~np.isnan(data.moments) & ~np.isin(data.tasks_of_rows, left_out)
     if left := int(there.sum()) - used:
         yield (
             f"{left} of {rows} come before the last of the first `own.shots` ({data.options.shots}) in `{name}` and are not "

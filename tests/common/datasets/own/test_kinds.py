@@ -75,7 +75,7 @@ def test_dates_and_times_can_be_predicted_also_on_another_file(
 
 def test_numbers_that_are_days_are_remarked_on_and_lines_are_lines(tmp_path: Path) -> None:
     path = csv(
-        tmp_path / "a.csv", day=lambda row: 20240301 + row, other=lambda row: 20240271 + row, y=lambda row: "ab"[row % 2]
+        tmp_path / "a.csv", day=lambda row: 20240301 + row, other=lambda row: 20240271 + row // 2, y=lambda row: "ab"[row % 2]
     )
     path.write_text(path.read_text().replace("other", '"ot\x1b[31mher"'))
     lines = list(describe(str(path), "task", "y", show=2))
