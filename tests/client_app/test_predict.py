@@ -92,7 +92,7 @@ def test_the_own_columns_come_first_and_then_a_probability_for_each_class(state:
     assert inputs.shape[1] == 3 + 2 + 2  # the codes of training, another one, none; and two numbers
     hidden = torch.relu(inputs @ model.tensors["1.weight"].T + model.tensors["1.bias"])
     outputs = (hidden @ model.tensors["3.weight"].T + model.tensors["3.bias"]).double()
-    shares = torch.softmax(outputs / model.card["temperature"], dim=1)
+    shares = torch.softmax(outputs / (model.card["temperature"] or 1.0), dim=1)
     for row, by_hand in zip(rows, shares.tolist(), strict=True):
         assert [float(row[f"probability_{label}"]) for label in classes] == pytest.approx(by_hand, abs=1e-6)
         assert row["prediction"] == classes[int(np.argmax(by_hand))]
