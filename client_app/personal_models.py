@@ -104,30 +104,18 @@ def _of_all_rows(personal: Personal) -> str:
     steps = counted(adapted["tried"], "step")
     forward = bool(personal.card.get("columns", {}).get("time-column"))
     if not found["folds"]:
-<<<<<<< HEAD
         why = _TOO_FEW_IN_ORDER if forward else _TOO_FEW
         return f"{begin}: adapted in {steps}, not scored{why if found['asked'] else ''}"
-    metric, scores = named(found["name"]), (found["before"], found["after"], found["constant"])
-    before, after, constant = map(metric.score, scores)
-=======
-        return f"{begin}: adapted in {steps}, not scored{_TOO_FEW if found['asked'] else ''}"
     metric = named(found["name"])
     before, after, constant = (metric.score(found[name]) for name in ("before", "after", "constant"))
     ends = {found["kept"]: _interval(found, metric)}
     own = "" if found.get("own") is None else f"{metric.score(found['own'])} by {_RIDGE}, "
->>>>>>> device
     guess = "the mean of its own targets" if metric is MSE else "its most frequent class alone"
     held_out = f"cross-validated on {counted(found['test'], 'row')} in {counted(found['folds'], 'fold')}"
+    held_out += _FORWARD if forward else ""
     return (
-<<<<<<< HEAD
-        f"{begin}: {metric.name} {before} before, {after} after {steps}, {constant} by {guess}; cross-validated on "
-        f"{counted(found['test'], 'row')} in {counted(found['folds'], 'fold')}{_FORWARD if forward else ''}"
-        f"{in_unit(scores, personal)}"
-        f"{_verdict(found, metric, guess)}"
-=======
         f"{begin}: {metric.name} {before} before{ends.get('before', '')}, {after} after {steps}{ends.get('after', '')}, "
         f"{own}{constant} by {guess}; {held_out}{_in_unit_of_all(found, personal)}{_verdict(found, metric, guess)}"
->>>>>>> device
     )
 
 

@@ -15,12 +15,12 @@ from quickbloom.common.errors import RunError
 from quickbloom.common.flower.names import log
 from quickbloom.common.formatting import data_name
 from quickbloom.common.metric import LOSS, Metric, named, of_kind
-from quickbloom.server_app.against_baselines import against_baselines, rows_of
 from quickbloom.server_app.events.kinds import Ended, finite
 from quickbloom.server_app.federation.baselines import TaskScores
 from quickbloom.server_app.federation.scores import Scores
 from quickbloom.server_app.federation.strategy import MetaStrategy
 from quickbloom.server_app.messaging.population import Population
+from quickbloom.server_app.reporting.against_baselines import against_baselines, rows_of
 from quickbloom.server_app.reporting.result_table import result_lines
 from quickbloom.server_app.runs import trackers
 from quickbloom.server_app.runs.directory import RunDirectory, read_history, spread

@@ -75,13 +75,8 @@ def _adapted(start: StartingPoint, own: Own, folds: int, say: Say) -> list[Perso
             models.append(adapted)
         except DataError as error:
             failed.append(error)
-<<<<<<< HEAD
-    for reason in failed if models else failed[:-1]:
-        say(f"No model: {reason}")
-=======
     for one in failed if models else failed[:-1]:
         say(f"No model: {one}")
->>>>>>> device
     if not models:
         raise failed[-1]
     return models

@@ -1,17 +1,10 @@
 """What adapting is worth on a device's own rows, by cross-validation, when all of them are adapted to.
 
 Each row is scored once, by a model that adapted to the rows of the other folds and to nothing else; columns and
-<<<<<<< HEAD
-target are standardised by those rows as well. Rows in order of time (`own.time-column`) are scored forward: folds
-are contiguous, each is scored by a model of all rows before it, and the first rows are only adapted to.
-
-The shared model is scored beside it, and the constant that needs no model: the most frequent class, or the mean
-target, of those rows.
-=======
 target are standardised by those rows as well. Beside it are scored, on the same rows: the shared model; the constant
 that needs no model, the most frequent class or the mean target of those rows; and ridge regression on those rows
-alone (`common.baselines.own_ridge`), which needs no federation.
->>>>>>> device
+alone (`common.baselines.own_ridge`), which needs no federation. Rows in order of time (`own.time-column`) are scored
+forward: folds are contiguous, each is scored by a model of all rows before it, and the first rows are only adapted to.
 """
 
 import math
@@ -118,45 +111,18 @@ def cross_validate(
     time two.
     """
     rows = own.rows[task_id][0]
-<<<<<<< HEAD
-    fold, number = _folds(own, rows, folds)
-=======
     y = own.target.values[rows]
     classes = own.kind == "classification"
-    fold, number = deal(own.content[rows], y if classes else np.zeros(len(y)), folds)
->>>>>>> device
+    fold, number = _folds(own, rows, folds)
     if not number:
         return None
     each = {name: np.full(len(rows), np.nan) for name in SCORED}
     outputs = {name: np.full((len(rows), len(own.classes)), np.nan) for name in (BEFORE, AFTER) if classes}
     for one in range(number):
-<<<<<<< HEAD
-        others = fold != one if own.moments is None else fold < one
-        total += _of_fold(algorithm, meta, kept, own, (rows[others], rows[fold == one]), lr, steps)
-    scored = int((fold >= 0).sum())
-    before, after, constant = total / scored / own.target_deviation(task_id) ** 2
-    return Scores(float(before), float(after), float(constant), scored, number)
-
-
-def _folds(own: Own, rows: Array, most: int) -> tuple[Array, int]:
-    """Return the fold of every row, -1: never held out, and the number of folds; 0: too few rows."""
-    if own.moments is not None:
-        return forward(own.moments[rows], most)
-    y = own.target.values[rows]
-    return deal(own.content[rows], y if own.kind == "classification" else np.zeros(len(y)), most)
-
-
-def _of_fold(
-    algorithm: Algorithm, meta: Params, kept: Params, own: Own, parts: tuple[Array, Array], lr: float, steps: int
-) -> Array:
-    """Return sums [3] over the second part, before, after and constant: of hits, or of squared errors in the target's unit."""
-    preparation = own.preparation_by(parts[0])
-    support, test = (own.batch(preparation, rows) for rows in parts)
-    unit = preparation.target.deviation if preparation.target else 1.0
-=======
         held = np.flatnonzero(fold == one)
-        preparation = own.preparation_by(rows[fold != one])
-        support, test = own.batch(preparation, rows[fold != one]), own.batch(preparation, rows[held])
+        learned = rows[fold != one if own.moments is None else fold < one]
+        preparation = own.preparation_by(learned)
+        support, test = own.batch(preparation, learned), own.batch(preparation, rows[held])
         unit = preparation.target.deviation if preparation.target else 1.0
         for name, found in _predictions(algorithm, meta, kept, support, test.x, lr, steps, len(own.classes)).items():
             each[name][held] = _right(found, test.y) if classes else _squares(found, test.y) * unit**2
@@ -172,11 +138,18 @@ def _of_fold(
     )
 
 
+def _folds(own: Own, rows: Array, most: int) -> tuple[Array, int]:
+    """Return the fold of every row, -1: never held out, and the number of folds; 0: too few rows."""
+    if own.moments is not None:
+        return forward(own.moments[rows], most)
+    y = own.target.values[rows]
+    return deal(own.content[rows], y if own.kind == "classification" else np.zeros(len(y)), most)
+
+
 def _predictions(
     algorithm: Algorithm, meta: Params, kept: Params, support: Batch, x: Tensor, lr: float, steps: int, classes: int
 ) -> dict[str, Array]:
     """Return the outputs of all of `SCORED` that can be had for the rows `x`, by what `support` shows: float64 [n, outputs]."""
->>>>>>> device
     first, last = ends_of_path(algorithm, meta, kept, support, lr, steps)
     there = x.to(algorithm.learner.device)
     with torch.no_grad():
@@ -200,9 +173,9 @@ def _flat(x: Tensor) -> Array:
 
 
 def _constant(y: Tensor, rows: int, classes: int) -> Array:
-    """Return outputs that always say the most frequent class, or the mean, from which targets are deviations."""
+    """Return outputs that always say the most frequent class, or the mean."""
     if not classes:
-        return np.zeros((rows, y.shape[1]))
+        return np.tile(y.double().mean(dim=0).numpy(), (rows, 1))
     return np.tile(np.eye(classes)[int(y.bincount().argmax())], (rows, 1))
 
 

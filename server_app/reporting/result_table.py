@@ -13,7 +13,7 @@ from quickbloom.common.errors import as_told
 from quickbloom.common.formatting import counted, duration, size
 from quickbloom.common.metric import Metric, metric_of, named, shown
 from quickbloom.common.spreadsheets import read_csv
-from quickbloom.server_app.against_baselines import verdict
+from quickbloom.server_app.reporting.against_baselines import verdict
 
 ONE_TASK = "no interval: the spread over tasks cannot be told from a single one"
 _FEW_TASKS = 3
