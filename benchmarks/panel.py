@@ -239,7 +239,8 @@ def line(table: PanelTable, seed: int, settings: Columns, output: Path) -> str:
     said = "better" if gain > half else "worse" if gain < -half else "within"
     return (
         f"{seed} {table.name:18} {metric.name:17} model {metric.number(model):>8}  {found['best']:13} "
-        f"{metric.number(best):>8}  gain {metric.scale * gain:8.3g} ± {metric.scale * half:<8.3g} {said:6} {time.monotonic() - started:5.1f} s"
+        f"{metric.number(best):>8}  gain {metric.scale * gain:8.3g} ± {metric.scale * half:<8.3g} {said:6} "
+        f"{time.monotonic() - started:5.1f} s"
     )
 
 
@@ -254,7 +255,8 @@ def advised(table: PanelTable, seed: int, settings: Columns, output: Path) -> st
     said = "best" if behind <= 0 else "within" if half is not None and behind <= half else "WRONG"
     return (
         f"{seed} {table.name:18} {metric.name:17} {found['kind']:9} {row['name']:15} {metric.number(row['telling']):>8}  "
-        f"behind {metric.scale * behind:8.3g} ± {metric.scale * (half or math.inf):<8.3g} {said:6} {time.monotonic() - started:5.1f} s"
+        f"behind {metric.scale * behind:8.3g} ± {metric.scale * (half or math.inf):<8.3g} {said:6} "
+        f"{time.monotonic() - started:5.1f} s"
     )
 
 

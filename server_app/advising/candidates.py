@@ -28,8 +28,9 @@ class Candidate:
 
 
 _FOR_CLASSES = (("fedavg", "linear"), ("ridge", "linear"), ("ridge", "mlp"), ("protonet", "mlp"), ("maml", "mlp"))
-_FOR_NUMBERS = (("fedavg", "linear"), ("ridge", "linear"), ("alpaca", "linear"), ("ridge", "mlp"), ("alpaca", "mlp"))
-_FOR_NUMBERS = (*_FOR_NUMBERS, ("maml", "mlp"))
+_FOR_NUMBERS = (
+    ("fedavg", "linear"), ("ridge", "linear"), ("alpaca", "linear"), ("ridge", "mlp"), ("alpaca", "mlp"), ("maml", "mlp"),
+)  # fmt: skip
 _FOR_IMAGES = (("ridge", "conv4"), ("protonet", "conv4"), ("fomaml", "conv4"))
 
 

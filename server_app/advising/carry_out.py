@@ -36,7 +36,7 @@ def advise_on(
     `assignments`: texts "key=value" that all runs share.
     """
     settings: dict[str, Scalar] = own_data(data, task, target, None, time)
-    settings |= parse_assignments(assignments, "ridge")
+    settings |= parse_assignments(list(assignments), "ridge")
     given = {"metric": metric, "rounds": rounds, "seed": seed}
     settings |= {key: value for key, value in given.items() if value is not None}
     config = parse_run_config(settings)

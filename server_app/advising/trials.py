@@ -57,7 +57,8 @@ def halve(
     """Return the last trial of every candidate, the best on the choosing tasks first. Raises RunError if all fail."""
     rounds = int(settings.get("rounds", RunConfig().rounds))
     steps = sorted({max(1, rounds // 4), rounds})
-    left, dropped = list(candidates), []
+    left = list(candidates)
+    dropped: list[Trial] = []
     for stage, number in enumerate(steps):
         trials = []
         for candidate in left:

@@ -91,15 +91,15 @@ def _ask(grid: Grid, config: RunConfig, population: Population, warn: Warn) -> l
     found: dict[int, MomentsReply] = {}
     reasons = dict.fromkeys(by_node, f"it did not answer within {config.node_deadline:g} s")
     for reply in replies:
-        node_id = sent.get(reply.metadata.reply_to_message_id)
-        if node_id is None:
+        place = sent.get(reply.metadata.reply_to_message_id)
+        if place is None:
             continue
         try:
-            reasons[node_id] = failure(reply) or ""
-            if not reasons[node_id]:
-                found[node_id] = MomentsReply.from_records(reply.content)
+            reasons[place] = failure(reply) or ""
+            if not reasons[place]:
+                found[place] = MomentsReply.from_records(reply.content)
         except WireError as error:
-            reasons[node_id] = as_told(str(error), 600)
+            reasons[place] = as_told(str(error), 600)
     for node_id, reason in reasons.items():
         if reason:
             warn(f"Node {node_id} does not count in the means of the columns: {reason}")
