@@ -421,7 +421,14 @@ def shown_row(text: str) -> None:
     assert f"age {(80 - 60) / 10:.0f}, sex=M 1, sex=F 0, sex: other 0, sex: missing 0; target ill (class 0)" in text
 
 
+def said_by_check_data(text: str) -> None:
+    from quickbloom.client_app.check_data import describe
+
+    assert text.strip() in list(describe("hospitals.csv", "hospital", "outcome"))
+
+
 TEXTS: dict[str, Callable[[str], None]] = {
+    "6 % of the variance": said_by_check_data,
     "[superlink.": superlink_toml,
     "[Unit]": unit_file,
     "Round 7, training": said_by_a_node,
