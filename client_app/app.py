@@ -115,6 +115,8 @@ def moments(message: Message, node: Node, state: RecordDict) -> RecordDict:
     task_ids = node.check_hosted(request.task_ids)
     if not isinstance(node.dataset, Own):
         raise WireError("only the data set `own` has columns")
+    if node.dataset.options.scale != "shared":
+        raise WireError("every task of this run has a scale of its own (`own.scale`), so no means are told")
     return MomentsReply(node.dataset.column_moments(task_ids), node.dataset.class_counts(task_ids)).to_records()
 
 

@@ -7,6 +7,7 @@ from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
 
 from quickbloom.client_app import secure
+from quickbloom.client_app.asked import Asked
 from quickbloom.client_app.node import Node
 from quickbloom.common.baselines.global_ridge import MOST_FEATURES, Sums
 from quickbloom.common.baselines.scoring import inputs_of, scores_of_draw
@@ -24,7 +25,7 @@ def sums(message: Message, node: Node, state: RecordDict) -> RecordDict:
     request = SumsRequest.from_records(message.content)
     secure.check_open(node)
     spec = node.dataset.spec
-    if not node.run.shows_sums_of_nodes or spec.tokens or prod(spec.input_shape) > MOST_FEATURES:
+    if not _shows_sums(node) or spec.tokens or prod(spec.input_shape) > MOST_FEATURES:
         raise WireError("no sums are sent in this run")
     draws = [node.dataset.test_draws(task_id)[0] for task_id in node.check_hosted(request.task_ids)]
     batches = [part for draw in draws for part in (draw.support, draw.query)]
@@ -38,8 +39,12 @@ def scores(message: Message, node: Node, state: RecordDict) -> RecordDict:
     classes = spec.kind == "classification"
     request = ScoresRequest.from_records(message.content, prod(spec.input_shape), spec.outputs, classes=classes)
     message.content.clear()  # to free memory: it has been read
+    if request.shared is not None and not _shows_sums(node):
+        raise WireError("no sums are sent in this run, so no model of them comes back")
     algorithm, meta = node.algorithm_for(request.meta)
-    draws = [node.dataset.test_draws(task_id) for task_id in node.check_hosted(request.task_ids)]
+    node.check_hosted(request.task_ids)
+    Asked(node, state, request.lineage).to_score(request.as_evaluation(node.run.adapt_steps), algorithm.options.inner_lr)
+    draws = [node.dataset.test_draws(task_id) for task_id in request.task_ids]
     every = [draw for task in draws for draw in task]
     outputs = iter(predict_tests(algorithm, meta, every, request.lr, request.steps, node.chunk_size_scoring))
     found = []
@@ -50,6 +55,10 @@ def scores(message: Message, node: Node, state: RecordDict) -> RecordDict:
         rows = [scores_of_draw(draw, next(outputs), request.shared, number, unit, ordered=ordered) for draw in task]
         found.append(_mean(np.stack(rows)))
     return ScoresReply(np.stack(found)).to_records()
+
+
+def _shows_sums(node: Node) -> bool:
+    return node.run.shows_sums_of_nodes and not node.least_in_sum
 
 
 def _mean(draws: Numbers) -> Numbers:

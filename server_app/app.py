@@ -76,6 +76,8 @@ def run_federation(grid: Grid, config: RunConfig, events: Events | None = None) 
     torch.set_num_threads(1)
     trackers.check(config)
     checkpoint = resume.open_checkpoint(config, events.warn) if config.resume_from else None
+    if checkpoint is not None and config.metric == "auto":
+        config = config.model_copy(update={"metric": resume.metric_of(checkpoint)})
     in_place = resume.goes_on_in_place(config)
     setting = config.output_dir or (config.resume_from if in_place else "")
     directory = RunDirectory.create(setting, f"{config.dataset}-{config.algorithm}-seed{config.seed}", again=in_place)

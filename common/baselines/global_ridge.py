@@ -62,8 +62,26 @@ class GlobalModel:
         return found
 
 
-def fit(sums: Sums, *, classes: bool) -> GlobalModel:
-    """Return the model for numbers, or for one-hot targets if `classes`. Needs at least one row."""
+def fit(sums: Sums, *, classes: bool) -> GlobalModel | None:
+    """Return the model for numbers, or for one-hot targets if `classes`; None for sums that are none of finite rows."""
+    if not _are_of_rows(sums, classes=classes):
+        return None
+    try:
+        found = _fit(sums, classes=classes)
+    except np.linalg.LinAlgError:
+        return None
+    return found if all(np.isfinite(part).all() for part in vars(found).values()) else None
+
+
+def _are_of_rows(sums: Sums, *, classes: bool) -> bool:
+    """Return whether there is a row, no sum is infinite, and classes have numbers of rows that give the number of all."""
+    n, counts = sums.gram[-1, -1], sums.cross[-1]
+    if not n >= 1 or not all(np.isfinite(part).all() for part in vars(sums).values()):
+        return False
+    return not classes or bool((counts >= 0).all() and np.isclose(counts.sum(), n))
+
+
+def _fit(sums: Sums, *, classes: bool) -> GlobalModel:
     n = sums.gram[-1, -1]
     mean, level = sums.gram[-1, :-1] / n, sums.cross[-1] / n
     scatter = sums.gram[:-1, :-1] - n * np.outer(mean, mean)

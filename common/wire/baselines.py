@@ -15,6 +15,7 @@ from quickbloom.common.baselines.scoring import CONTENDERS
 from quickbloom.common.maths.params import Params
 from quickbloom.common.wire.arrays import arrays_of, to_arrays
 from quickbloom.common.wire.checks import WireError, config_of, floats, ints, nothing_else, reads, record_of, strings
+from quickbloom.common.wire.messages import EvaluateRequest
 
 SUMS = "query.sums"
 SCORES = "query.scores"
@@ -67,7 +68,8 @@ class SumsReply:
 class ScoresRequest:
     """Request to score these test tasks by the model after `steps` steps with rate `lr`, and by the baselines.
 
-    `shared`: the linear model for all tasks; None: there is none.
+    `shared`: the linear model for all tasks; None: there is none. `round`: the one after which the model is this one.
+    `lineage` names the training.
     """
 
     meta: Params
@@ -75,9 +77,18 @@ class ScoresRequest:
     steps: int
     task_ids: list[str]
     shared: GlobalModel | None = None
+    round: int = 0
+    lineage: str = ""
+
+    def as_evaluation(self, most_steps: int) -> EvaluateRequest:
+        """Return the request for scores that tells as much of this model. Raises WireError for more steps than `most_steps`."""
+        if self.steps > most_steps:
+            raise WireError(f"`steps` must be at most `adapt-steps` ({most_steps}), got {self.steps}")
+        return EvaluateRequest(self.meta, [self.lr], most_steps, self.task_ids, 0, self.round, self.lineage)
 
     def to_records(self, encoded: ArrayRecord | None = None) -> RecordDict:
-        request = ConfigRecord({"lr": self.lr, "steps": self.steps, "task-ids": self.task_ids})
+        fields: dict[str, Any] = {"lr": self.lr, "steps": self.steps, "task-ids": self.task_ids}
+        request = ConfigRecord({**fields, "round": self.round, "lineage": self.lineage})
         records = RecordDict({"meta": to_arrays(self.meta) if encoded is None else encoded, "request": request})
         if self.shared is not None:
             parts = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in vars(self.shared).items()}
@@ -88,12 +99,14 @@ class ScoresRequest:
     @reads
     def from_records(cls, records: RecordDict, inputs: int, outputs: int, *, classes: bool) -> "ScoresRequest":
         fields = config_of(records, "request")
-        (lr,), (steps,) = floats([fields["lr"]], "lr"), ints([fields["steps"]], "steps")
+        (lr,), (lineage,) = floats([fields["lr"]], "lr"), strings([fields["lineage"]], "lineage")
+        steps, round_ = ints([fields["steps"], fields["round"]], "steps and round")
         shared = None
         if "shared" in records:
             wanted = {"weights": (inputs, outputs), "intercept": (outputs,), "shares": (outputs if classes else 0,)}
             shared = GlobalModel(**_arrays(arrays_of(records, "shared"), wanted))
-        return cls(arrays_of(records, "meta"), lr, steps, strings(fields["task-ids"], "task-ids"), shared)
+        task_ids = strings(fields["task-ids"], "task-ids")
+        return cls(arrays_of(records, "meta"), lr, steps, task_ids, shared, round_, lineage)
 
 
 @dataclass(frozen=True)

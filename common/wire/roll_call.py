@@ -10,6 +10,7 @@ from typing import Any
 from flwr.app import ConfigRecord, RecordDict
 
 from quickbloom.common.datasets.base import SPLITS, DataSpec, TaskInfo
+from quickbloom.common.datasets.own.columns import LARGEST_NUMBER
 from quickbloom.common.datasets.own.scales import Moments
 from quickbloom.common.printable import as_told, flawed, one_line
 from quickbloom.common.wire.checks import WireError, config_of, floats, ints, nothing_else, reads, short, strings
@@ -184,7 +185,9 @@ class MomentsReply:
         nothing_else(fields, {"columns", "counts", "means", "squares", "classes"})
         columns, counts = strings(fields["columns"], "columns"), ints(fields["counts"], "counts")
         means, squares = (floats(fields[name], name, len(columns)) for name in ("means", "squares"))
-        if any(number < 0 for number in squares):
-            raise WireError(f"`squares` must not be negative, got {short(squares)}")
+        if any(abs(mean) > LARGEST_NUMBER for mean in means):
+            raise WireError(f"`means` must be at most {LARGEST_NUMBER:g}, got {short(means)}")
+        if any(not 0 <= number <= count * (2 * LARGEST_NUMBER) ** 2 for number, count in zip(squares, counts, strict=True)):
+            raise WireError(f"`squares` must be those of so many numbers up to {LARGEST_NUMBER:g}, got {short(squares)}")
         moments = map(Moments, counts, means, squares)
         return cls(dict(zip(columns, moments, strict=True)), ints(fields["classes"], "classes"))

@@ -19,6 +19,7 @@ from quickbloom import __version__
 from quickbloom.common.config.key_value import assignment
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.formatting import counted, data_name
+from quickbloom.common.maths.intervals import half_width
 from quickbloom.common.metric import ACCURACY, Metric, named
 from quickbloom.common.spreadsheets import write_csv
 from quickbloom.common.system.whole_files import whole
@@ -26,7 +27,6 @@ from quickbloom.server_app.comparing.leave_one_out import FILE, tasks_of
 from quickbloom.server_app.comparing.plan import Entry, Plan, compare_all
 from quickbloom.server_app.comparing.result import Figures, failure, figures
 from quickbloom.server_app.runs.directory import RunDirectory
-from quickbloom.server_app.runs.intervals import half_width
 
 _LEAST = 3
 """Fewest tasks: one is left out, one chooses the rates, and one trains."""

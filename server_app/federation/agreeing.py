@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.datasets.own import OwnOptions
 from quickbloom.common.datasets.own.columns import Schema
-from quickbloom.common.datasets.own.scales import Moments, scales_of, scales_to_json
+from quickbloom.common.datasets.own.scales import TARGET, Moments, scales_of, scales_to_json
 from quickbloom.common.errors import ConfigError, DataError, RunError, as_told
 from quickbloom.common.metric import TO_CHOOSE_BY, named
 from quickbloom.common.wire.messages import WireError
@@ -33,7 +33,7 @@ def share_scales(grid: Grid, config: RunConfig, population: Population, warn: Wa
     if not isinstance(own, OwnOptions) or own.scale != "shared":
         return []
     schema = Schema.from_json(population.spec.schema)
-    answers = _ask(grid, config, population, warn)
+    answers = _ask(grid, config, population, schema, warn)
     if not answers:
         raise RunError("no node told the means of its columns: the log above names the reasons")
     if schema.has_numbers:
@@ -76,7 +76,16 @@ def metric_for(config: RunConfig, population: Population, counts: Sequence[int],
     return "balanced_accuracy"
 
 
-def _ask(grid: Grid, config: RunConfig, population: Population, warn: Warn) -> list[MomentsReply]:
+def _check(said: MomentsReply, schema: Schema, rows: int) -> None:
+    """Raise WireError unless a node told of its inputs, and a number to predict, alone and of no more than its `rows`."""
+    known = schema.numeric_inputs | (set() if schema.classes else {TARGET})
+    if foreign := sorted(said.moments.keys() - known):
+        raise WireError(f"its answer is about a column '{foreign[0]}', which is no input of numbers")
+    if max([one.count for one in said.moments.values()], default=0) > rows or sum(said.classes) > rows:
+        raise WireError(f"its answer is about more than the {rows} rows of its training tasks")
+
+
+def _ask(grid: Grid, config: RunConfig, population: Population, schema: Schema, warn: Warn) -> list[MomentsReply]:
     """Return the usable answers of nodes that host training tasks, in the order of the nodes."""
     by_node: dict[int, list[str]] = {}
     for task_id in population.splits["train"]:
@@ -95,9 +104,18 @@ def _ask(grid: Grid, config: RunConfig, population: Population, warn: Warn) -> l
         if place is None:
             continue
         try:
+<<<<<<< HEAD
             reasons[place] = failure(reply) or ""
             if not reasons[place]:
                 found[place] = MomentsReply.from_records(reply.content)
+=======
+            reasons[node_id] = failure(reply) or ""
+            if not reasons[node_id]:
+                said = MomentsReply.from_records(reply.content)
+                tasks = [population.tasks[task_id] for task_id in by_node[node_id]]
+                _check(said, schema, sum(task.num_support + task.num_query for task in tasks))
+                found[node_id] = said
+>>>>>>> testing
         except WireError as error:
             reasons[place] = as_told(str(error), 600)
     for node_id, reason in reasons.items():

@@ -18,6 +18,7 @@ from quickbloom.common.config.run import RunConfig
 from quickbloom.common.maths.params import Params
 from quickbloom.common.wire.arrays import to_arrays
 from quickbloom.common.wire.baselines import SCORES, SUMS, ScoresReply, ScoresRequest, SumsReply, SumsRequest
+from quickbloom.server_app.events.channel import Warn
 from quickbloom.server_app.messaging.exchange import Exchange
 from quickbloom.server_app.messaging.population import Population
 
@@ -36,19 +37,30 @@ class TaskScores:
         return TaskScores([self.task_ids[place] for place in places], self.values[places])
 
 
+@dataclass(frozen=True)
+class Final:
+    """What is scored: the trained model `meta`, adapted in `steps` steps with rate `lr`. `lineage` names the training."""
+
+    meta: Params
+    lr: float
+    steps: int
+    lineage: str = ""
+
+
 def score_baselines(
-    grid: Grid, config: RunConfig, population: Population, messages: Exchange, meta: Params, lr: float, steps: int
+    grid: Grid, config: RunConfig, population: Population, messages: Exchange, final: Final, warn: Warn
 ) -> TaskScores:
-    """Return the scores of the held-out tasks by `meta`, before and after `steps` steps with rate `lr`, and by the baselines.
+    """Return the scores of the held-out tasks by the trained model, before and after adaptation, and by the baselines.
 
     Tasks of nodes that fail are missing, and are named.
     """
     spec = population.spec
-    shared = _shared(grid, config, population, messages)
-    encoded, names = to_arrays(meta), scores.names(spec.kind)
+    shared = _shared(grid, config, population, messages, warn)
+    encoded, names = to_arrays(final.meta), scores.names(spec.kind)
 
     def request(_: int, task_ids: list[str]) -> RecordDict:
-        return ScoresRequest({}, lr, steps, task_ids, shared).to_records(encoded)
+        asked = ScoresRequest({}, final.lr, final.steps, task_ids, shared, config.rounds, final.lineage)
+        return asked.to_records(encoded)
 
     found: dict[str, np.ndarray[Any, Any]] = {}
 
@@ -61,8 +73,11 @@ def score_baselines(
     return TaskScores(ids, np.stack([found[one] for one in ids]) if ids else np.empty((0, 0, len(names))))
 
 
-def _shared(grid: Grid, config: RunConfig, population: Population, messages: Exchange) -> GlobalModel | None:
-    """Return the linear model of all training tasks; None where sums must not be sent, or there are too many inputs."""
+def _shared(grid: Grid, config: RunConfig, population: Population, messages: Exchange, warn: Warn) -> GlobalModel | None:
+    """Return the linear model of all training tasks.
+
+    None where sums must not be sent, where there are too many inputs, or where the sums are none of rows.
+    """
     spec = population.spec
     inputs = prod(spec.input_shape)
     if not config.shows_sums_of_nodes or spec.tokens or inputs > MOST_FEATURES:
@@ -76,8 +91,11 @@ def _shared(grid: Grid, config: RunConfig, population: Population, messages: Exc
     _ask(grid, config, messages, by_node, SUMS, lambda _, task_ids: SumsRequest(task_ids).to_records(), read)
     if not parts:
         return None
-    total = Sums.joined(parts)
-    return fit(total, classes=spec.kind == "classification") if total.gram[-1, -1] > 0 else None
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = fit(Sums.joined(parts), classes=spec.kind == "classification")
+    if found is None:
+        warn("The sums of the nodes give no linear model for all tasks, so there is no such baseline")
+    return found
 
 
 def _ask(

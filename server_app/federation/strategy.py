@@ -23,7 +23,7 @@ from quickbloom.common.maths.params import Params
 from quickbloom.common.wire.messages import KeepRequest, to_arrays
 from quickbloom.server_app.events.channel import Events
 from quickbloom.server_app.events.kinds import RoundEnded
-from quickbloom.server_app.federation.baselines import TaskScores, score_baselines
+from quickbloom.server_app.federation.baselines import Final, TaskScores, score_baselines
 from quickbloom.server_app.federation.evaluation import Evaluation
 from quickbloom.server_app.federation.keeping import keep_on_nodes
 from quickbloom.server_app.federation.outer import OuterOptimizer
@@ -182,7 +182,8 @@ class MetaStrategy(Strategy):
         """Scores of the held-out tasks by the model and by the baselines, as `baselines.score_baselines`."""
         self._messages.begin()
         self.nodes.refresh(grid)
-        found = score_baselines(grid, self.config, self.population, self._messages, self.outer.leaves, lr, steps)
+        model = Final(self.outer.leaves, lr, steps, self._lineage)
+        found = score_baselines(grid, self.config, self.population, self._messages, model, self.events.warn)
         self._count()
         return found
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from quickbloom.common.config.privacy import LEAST_CLIP, MOST_CLIP
 from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
+from quickbloom.common.datasets.own import Own
 from quickbloom.common.errors import ConfigError, as_told
 from quickbloom.common.flower.names import log
 from quickbloom.common.maths.params import mismatch
@@ -36,7 +37,7 @@ from quickbloom.server_app.runs.directory import RunDirectory, history_until
 _MAY_CHANGE = {
     *("output-dir", "resume-from", "data-dir", "device", "chunk-size", "min-nodes", "node-deadline", "round-deadline"),
     *("evaluate-every", "checkpoint-every", "adapt-lrs", "adapt-steps", "test-shots", "min-replies", "on-too-few"),
-    *("personal", "tensorboard", "mlflow", "compile", "secure-threshold"),
+    *("personal", "tensorboard", "mlflow", "compile", "secure-threshold", "baselines"),
 }
 
 
@@ -50,6 +51,8 @@ def with_settings_of(checkpoint: Checkpoint, given: Mapping[str, Scalar]) -> dic
     # In place if `resume-from` is a directory; otherwise the setting of the run before would override a file's new directory.
     kept["output-dir"] = str(given["resume-from"]) if Path(str(given["resume-from"])).is_dir() else ""
     settings = {**kept, **given}
+    if settings["metric"] == "auto":
+        settings["metric"] = before["metric"]
     _check_same(before, parse_run_config(settings).resolved())
     return settings
 
@@ -61,7 +64,8 @@ def open_checkpoint(config: RunConfig, on_damage: OnDamage = warn_in_log) -> Che
         raise ConfigError(f"`resume-from` names a run that is finished: its result is in '{path / 'summary.json'}'")
     checkpoint = load_checked(path, on_damage)
     facts.check_size(config.resolved(), spec_of(checkpoint.facts), checkpoint.tensors, f"the checkpoint '{checkpoint.path}'")
-    _check_same(_settings(checkpoint), config)
+    before = _settings(checkpoint)
+    _check_same(before, config if config.metric != "auto" else config.model_copy(update={"metric": before["metric"]}))
     done = int(checkpoint.facts["round"])
     if done >= config.rounds and not goes_on_in_place(config):
         raise ConfigError(f"`resume-from` names a run that is finished: its checkpoint is of round {done} of {config.rounds}")
@@ -204,9 +208,16 @@ def _scores(checkpoint: Checkpoint) -> Scores | None:
 def _settings(checkpoint: Checkpoint) -> dict[str, Scalar]:
     """Return its settings. Those newer than the checkpoint have their defaults, which change nothing.
 
-    Except for `split`, which was always exact.
+    Except for `split`, which was always exact, and `own.scale`, which was each task's own.
     """
-    return parse_run_config({"split": "exact", **checkpoint.facts["config"]}).resolved().flat()
+    found = checkpoint.facts["config"]
+    scale = {"own.scale": "task"} if found.get("dataset") == Own.name else {}
+    return parse_run_config({"split": "exact", **scale, **found}).resolved().flat()
+
+
+def metric_of(checkpoint: Checkpoint) -> str:
+    """Return the setting `metric` of the run to go on from, which had chosen one if the setting was "auto"."""
+    return str(_settings(checkpoint)["metric"])
 
 
 def _check_same(before: Mapping[str, Scalar], config: RunConfig) -> None:

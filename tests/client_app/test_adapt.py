@@ -51,6 +51,7 @@ def trained(folder: Path, *, dose: bool = False, **more: Any) -> Path:
     written(folder / "wards.csv", rows, f"ward,{HEADER}")
     settings: dict[str, Any] = {"dataset": "own", "own.task-column": "ward", "own.target-column": "outcome", "min-nodes": 1}
     settings |= {"rounds": 5, "evaluate-every": 0, "mlp.hidden": "8", "adapt-steps": 5, "algorithm": "fomaml", **more}
+    settings = {"own.scale": "task", **settings}  # each fold is standardised by the rows that a model adapts to
     config = parse_run_config({**settings, "output-dir": str(folder / "run")})
     node = {"data-path": str(folder / "wards.csv"), "state-dir": str(folder / "state")}
     run_federation(LoopbackGrid(1, config.flat(), node_configs={0: node}), config)

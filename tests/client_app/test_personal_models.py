@@ -108,8 +108,9 @@ def test_predict_on_the_device_reproduces_the_accuracy_of_per_task_csv_exactly(t
     assert sorted(checked) == sorted(rows)
 
 
-def test_predict_reproduces_the_mse_of_a_regression_and_speaks_in_the_unit_of_the_target(tmp_path: Path) -> None:
-    grid, more = federation(tmp_path, **{"own.target-column": "dose", "rounds": 10})
+@pytest.mark.parametrize("scale", ["shared", "task"])
+def test_predict_reproduces_the_mse_of_a_regression_and_speaks_in_the_unit_of_the_target(tmp_path: Path, scale: str) -> None:
+    grid, more = federation(tmp_path, **{"own.target-column": "dose", "rounds": 10, "own.scale": scale})
     summary = run_federation(grid, more["config"])
     rows, step = per_task(tmp_path / "run"), summary["chosen"]["adapt_steps"]
     for node, names in enumerate(("AB", "CD", "EF")):
@@ -120,8 +121,12 @@ def test_predict_reproduces_the_mse_of_a_regression_and_speaks_in_the_unit_of_th
         support = np.array([float(row["target"]) for row in found.rows if row["task"] == names[0] and row["part"] == "support"])
         test = [row for row in found.rows if row["task"] == names[0] and row["part"] == "test"]
         errors = np.array([float(row["prediction"]) - float(row["target"]) for row in test])
-        # The mse is in units of the support's spread; the rows are in those of the file.
-        assert (errors**2).mean() / support.var() == pytest.approx(found.scores[0].value, rel=1e-4)
+        # The mse is in units of the support's spread, or of that of all training tasks; the rows are in those of the file.
+        card = json.loads((tmp_path / f"state-{node}" / "personal" / f"{names[0]}.json").read_text())
+        spread = json.loads(card["schema"])["target_scale"][1] ** 2 if scale == "shared" else support.var()
+        assert (errors**2).mean() / spread == pytest.approx(found.scores[0].value, rel=1e-4)
+        if rows.get(names[0], {}).get("split") == "test":
+            assert np.sqrt((errors**2).mean()) == pytest.approx(float(rows[names[0]][f"rmse_step{step}"]), rel=1e-4)
 
 
 @pytest.mark.parametrize("target", ["outcome", "dose"])
@@ -240,7 +245,9 @@ def test_a_task_that_trained_starts_from_the_head_that_it_kept(tmp_path: Path) -
     state, task = trained.parents[1], trained.stem
     params = {**checkpoint.load(state / "meta.safetensors", print).meta, **load_file(trained)}
     (file,) = (path for path in tmp_path.glob("??.csv") if task in path.stem)
-    test = Own(OwnOptions(path=str(file), task_column="hospital", target_column="outcome"), Path()).test_draws(task)[0].test
+    schema = checkpoint.load(state / "meta.safetensors", print).facts["schema"]
+    own = Own(OwnOptions(path=str(file), task_column="hospital", target_column="outcome"), Path(), schema)
+    test = own.test_draws(task)[0].test
     # The model by hand: two layers with ReLU between them.
     hidden = torch.relu(test.x @ params["1.weight"].T + params["1.bias"])
     labels = (hidden @ params["3.weight"].T + params["3.bias"]).argmax(dim=1)
@@ -289,7 +296,9 @@ def adapted_by_hand(checkpoint_path: Path, file: Path, task: str) -> dict[str, t
     with file.open(newline="") as text:
         rows = [row for row in csv.DictReader(text) if row["hospital"] == task]
     columns = [np.array([float(row[name] or "nan") for row in rows]) for name in ("age", "marker")]
-    numbers = [np.nan_to_num((column - np.nanmean(column)) / np.nanstd(column)) for column in columns]
+    scales = json.loads(found.facts["schema"])["scales"]  # of the training tasks of all nodes
+    pairs = zip(("age", "marker"), columns, strict=True)
+    numbers = [np.nan_to_num((column - scales[name][0]) / scales[name][1]) for name, column in pairs]
     keys = sorted("mf", key=lambda sex: hashlib.blake2b(f"sex\x1f{sex}".encode(), digest_size=8).hexdigest())
     sexes = [[float(row["sex"] == sex) for row in rows] for sex in keys]
     nothing = [0.0] * len(rows)
@@ -300,8 +309,8 @@ def adapted_by_hand(checkpoint_path: Path, file: Path, task: str) -> dict[str, t
         hidden = torch.relu(x @ params["1.weight"].T + params["1.bias"])
         loss = torch.nn.functional.cross_entropy(hidden @ params["3.weight"].T + params["3.bias"], y)
         gradients = torch.autograd.grad(loss, list(params.values()))
-        pairs = zip(params.items(), gradients, strict=True)
-        params = {name: (value - lr * gradient).detach().requires_grad_() for (name, value), gradient in pairs}
+        moved = zip(params.items(), gradients, strict=True)
+        params = {name: (value - lr * gradient).detach().requires_grad_() for (name, value), gradient in moved}
     return {name: value.detach() for name, value in params.items()}
 
 

@@ -84,14 +84,15 @@ def test_the_own_columns_come_first_and_then_a_probability_for_each_class(state:
         assert {name: row["input." * (name == "prediction") + name] for name in cells} == cells
     assert rows[-1]["code"] == "'=1+1"  # what a spreadsheet would run
     # By hand from the model's file: outputs over the temperature of the card, softmax.
-    weight, score = (np.array([float(cells[name]) for cells in own]) for name in ("weight", "prediction"))
+    columns = {name: np.array([float(cells[name]) for cells in own]) for name in ("prediction", "weight")}
     assert list(model.card["preparation"]["features"]) == ["code", "prediction", "weight"]
-    scaled = [((column - column[:-1].mean()) / column[:-1].std())[:, None] for column in (score, weight)]
+    scales = json.loads(model.card["schema"])["scales"]  # those of the training tasks
+    scaled = [((column - scales[name][0]) / scales[name][1])[:, None] for name, column in columns.items()]
     inputs = torch.tensor(np.concatenate([codes_by_hand(model.card["schema"], own), *scaled], axis=1), dtype=torch.float32)
     assert inputs.shape[1] == 3 + 2 + 2  # the codes of training, another one, none; and two numbers
     hidden = torch.relu(inputs @ model.tensors["1.weight"].T + model.tensors["1.bias"])
     outputs = (hidden @ model.tensors["3.weight"].T + model.tensors["3.bias"]).double()
-    shares = torch.softmax(outputs / model.card["temperature"], dim=1)
+    shares = torch.softmax(outputs / (model.card["temperature"] or 1.0), dim=1)
     for row, by_hand in zip(rows, shares.tolist(), strict=True):
         assert [float(row[f"probability_{label}"]) for label in classes] == pytest.approx(by_hand, abs=1e-6)
         assert row["prediction"] == classes[int(np.argmax(by_hand))]

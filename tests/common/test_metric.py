@@ -2,18 +2,34 @@
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
+from quickbloom.common.config.run import RunConfig
 from quickbloom.common.datasets.base import DataSpec
 from quickbloom.common.errors import DataError
-from quickbloom.common.metric import ACCURACY, CHOSEN_BY, LOSS, METRICS, MSE, RMSE, Metric, metric_of, named, of_kind, shown
+from quickbloom.common.metric import (
+    ACCURACY,
+    CHOSEN_BY,
+    LOSS,
+    METRICS,
+    MSE,
+    RMSE,
+    TO_CHOOSE_BY,
+    Metric,
+    metric_of,
+    named,
+    of_kind,
+    shown,
+)
+from quickbloom.common.scores import names
 
 
 def test_names_are_told_apart_and_second_scores_are_in_the_table() -> None:
-    names = [metric.name for metric in METRICS]
-    assert len(set(names)) == len(names)
-    assert {metric.second for metric in METRICS if metric.second} == {"balanced_accuracy", "rmse"}
+    every = [metric.name for metric in METRICS]
+    assert len(set(every)) == len(every)
+    assert {metric.second for metric in METRICS if metric.second} == {"balanced_accuracy", "accuracy", "rmse"}
     for metric in METRICS:
         assert named(metric.name) is metric
         if metric.second:
@@ -101,16 +117,29 @@ def test_what_is_not_finite_is_sorted_behind_everything() -> None:
 
 def test_a_run_is_scored_by_what_its_scores_hold() -> None:
     assert metric_of({"steps": [0], "accuracy": {}, "loss": {}}) is ACCURACY
-    assert metric_of({"rmse": {}, "mse": {}}) is MSE
-    for names, said in ((("auroc", "loss"), "auroc, loss"), ((), "none")):
+    # The first of them is what the run was decided by.
+    assert metric_of({"mse": {}, "rmse": {}}) is MSE
+    assert metric_of({"rmse": {}, "mse": {}}) is RMSE
+    assert metric_of({"loss": {}, "auroc": {}, "accuracy": {}}) is named("auroc")
+    for held, said in ((("crps", "loss"), "crps, loss"), ((), "none")):
         with pytest.raises(DataError, match=rf"must hold accuracy or mse, got {said}: "):
-            metric_of(dict.fromkeys(names))
+            metric_of(dict.fromkeys(held))
 
 
 def test_a_table_leaves_the_loss_out_where_it_is_the_score_itself() -> None:
-    scores = dict.fromkeys(("loss", "balanced_accuracy", "accuracy", "steps"))
+    scores = dict.fromkeys(("loss", "accuracy", "balanced_accuracy", "steps"))
     assert [metric.name for metric in shown(scores)] == ["accuracy", "balanced_accuracy", "loss"]
-    assert [metric.name for metric in shown(dict.fromkeys(("loss", "rmse", "mse")))] == ["mse", "rmse"]
+    assert [metric.name for metric in shown(dict.fromkeys(("auroc", "loss", "accuracy")))] == ["auroc", "accuracy", "loss"]
+    assert [metric.name for metric in shown(dict.fromkeys(("loss", "mse", "rmse")))] == ["mse", "rmse"]
+
+
+def test_what_a_setting_may_name_is_of_one_kind_and_what_settings_offer() -> None:
+    offered = RunConfig.model_fields["metric"].annotation
+    assert set(get_args(offered)) == {"auto", *TO_CHOOSE_BY}
+    assert all(named(name).kind for name in TO_CHOOSE_BY)
+    assert not {"coverage_90", "width_90", "r2", "calibration_error"} & set(TO_CHOOSE_BY)  # to be good at these alone is easy
+    for kind in ("classification", "regression"):
+        assert {metric.name for metric in METRICS if metric.kind == kind} >= set(names(kind))
 
 
 def test_a_score_that_is_better_when_higher_needs_no_percent() -> None:

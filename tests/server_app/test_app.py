@@ -17,6 +17,7 @@ from loopback import LoopbackGrid
 from quickbloom.common.config.run import RunConfig, parse_run_config
 from quickbloom.common.errors import ConfigError, RunError
 from quickbloom.common.maths.intervals import t_quantile
+from quickbloom.common.wire.baselines import SCORES, SUMS
 from quickbloom.common.wire.messages import EVALUATE, TRAIN, EvaluateRequest
 from quickbloom.server_app import app as server
 from quickbloom.server_app.app import run_federation
@@ -40,7 +41,7 @@ KEYS = {
         "shots",
         "bytes",
     ),
-    *("seconds", "failures", "versions", "resumed", "best_validation", "late", "privacy"),
+    *("seconds", "failures", "versions", "resumed", "best_validation", "late", "privacy", "baselines"),
 }
 
 
@@ -60,7 +61,9 @@ def test_a_run_leaves_all_its_files(tmp_path: Path) -> None:
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"config.json", "history.jsonl", "events.jsonl", "summary.json", "per_task.csv", "checkpoints"}
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
-    assert json.loads((tmp_path / "out" / "config.json").read_text()) == settings(tmp_path / "out", checkpoint_every=2).flat()
+    given = settings(tmp_path / "out", checkpoint_every=2).flat()
+    assert given["metric"] == "auto"  # what that came to is written down
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {**given, "metric": "accuracy"}
     assert [record["round"] for record in read_history(tmp_path / "out")] == [1, 2, 3]
     assert sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir()) == [
         f"round-{number:06d}.safetensors" for number in (0, 2, 3)
@@ -100,13 +103,26 @@ def test_per_task_scores_agree_with_the_summary(tmp_path: Path) -> None:
 
 
 def test_bytes_and_failures_are_those_of_all_messages(tmp_path: Path) -> None:
-    summary, grid = run(tmp_path, nodes=2, evaluate_every=1)
+    summary, grid = run(tmp_path, nodes=2, evaluate_every=1, baselines=False)
     kinds = [message.metadata.message_type for message in grid.requests]
     assert (kinds.count(TRAIN), kinds.count(EVALUATE)) == (2 * 3, 2 * 3 + 2)
     rounds = read_history(tmp_path)
     # A gradient has the size of the model, and every message down carries the model: 6 up; 6 + 6 + 2 down.
     up = sum(record["bytes"]["up"] for record in rounds)
     assert (summary["bytes"]["up"], summary["bytes"]["down"]) == (up, up // 6 * 14)
+    assert summary["baselines"] is None
+
+
+def test_baselines_cost_two_messages_to_a_node_and_the_bytes_of_sums_and_of_one_model(tmp_path: Path) -> None:
+    without, first = run(tmp_path / "without", nodes=2, baselines=False)
+    summary, grid = run(tmp_path / "with", nodes=2)
+    assert [message.metadata.message_type for message in grid.requests[len(first.requests) :]] == [SUMS] * 2 + [SCORES] * 2
+    # X^T X of 64 pixels and a one, X^T Y and Y^T Y of 5 classes go up; the model trained and the linear one go down.
+    sums, linear = 8 * (65 * 65 + 65 * 5 + 5), 8 * (64 * 5 + 5 + 5)
+    model = sum(record["bytes"]["up"] for record in read_history(tmp_path / "with")) // 6
+    assert summary["bytes"]["up"] - without["bytes"]["up"] == 2 * sums
+    assert summary["bytes"]["down"] - without["bytes"]["down"] == 2 * (model + linear)
+    assert (summary["test"], summary["chosen"]) == (without["test"], without["chosen"])
 
 
 def test_test_tasks_are_scored_once_at_the_end_and_with_the_chosen_rate_alone(tmp_path: Path) -> None:
@@ -135,7 +151,8 @@ def test_test_shots_scores_few_examples_at_the_chosen_step(tmp_path: Path) -> No
             part: values[step] for part, values in summary["test"][name].items()
         }
         assert shots[name]["mean"][0] != shots[name]["mean"][1]
-    assert [EvaluateRequest.from_records(m.content).shots for m in grid.requests[-9:]] == [0] * 3 + [1] * 3 + [2] * 3
+    asked = [message for message in grid.requests if message.metadata.message_type == EVALUATE]
+    assert [EvaluateRequest.from_records(m.content).shots for m in asked[-9:]] == [0] * 3 + [1] * 3 + [2] * 3
 
 
 @pytest.mark.parametrize("asked", ["", "5"])
@@ -181,7 +198,7 @@ def test_the_last_checkpoint_holds_the_final_model_and_says_what_it_belongs_to(t
     found = checkpoints.load(tmp_path)
     tensors, facts = found.tensors, found.facts
     assert (facts["round"], facts["spec"]) == (3, ["classification", [1, 8, 8], 5])
-    assert facts["config"] == settings(tmp_path, algorithm="maml", checkpoint_every=0).flat()
+    assert facts["config"] == {**settings(tmp_path, algorithm="maml", checkpoint_every=0).flat(), "metric": "accuracy"}
     assert {name for name in tensors if name.startswith("meta/")} == {
         f"meta/{i}.{part}" for i in (1, 3) for part in ("weight", "bias")
     }

@@ -26,7 +26,7 @@ NUMBER, DATE, TIME, TEXT, EMPTY = "number", "date", "time", "text", ""
 """Kinds of columns. `EMPTY`: no row holds anything, so the kind is that of the other nodes."""
 _KEY, MOST_KEYS = 16, 2**16
 """Characters of a category's key, and most keys of all columns together; each key is an input."""
-_LARGEST = 1e30
+LARGEST_NUMBER = 1e30
 """Largest absolute value of a number in a column."""
 
 _TYPED = {"M": DATE}
@@ -109,6 +109,13 @@ class Schema:
         if not isinstance(self.scales, dict) or len(self.scales) > MOST_KEYS:
             raise TypeError("scales are by column")
         return self
+
+    @property
+    def numeric_inputs(self) -> set[str]:
+        """Names of the inputs that are standardised."""
+        kinds = {name: kind for name, kind in self.features.items() if kind != TEXT and name != PIXELS}
+        places = (cyclic(name, kinds[name], np.array([])) for name in self.cyclic)
+        return {*kinds, *(name for found in places for name in found)}
 
     @property
     def is_scaled(self) -> bool:
@@ -267,16 +274,16 @@ def refuse_infinite(name: str, column: Array) -> None:
     """Raise DataError if a column holds infinity, or numbers whose squares would be infinite."""
     if np.isinf(column).any():
         raise DataError(f"the column `{name}` holds infinite values: remove them or leave them empty")
-    if (np.abs(column) > _LARGEST).any():
-        raise DataError(f"the column `{name}` holds numbers beyond {_LARGEST:g}: give it in a larger unit")
+    if (np.abs(column) > LARGEST_NUMBER).any():
+        raise DataError(f"the column `{name}` holds numbers beyond {LARGEST_NUMBER:g}: give it in a larger unit")
 
 
 def refuse_target(column: Array) -> None:
     """Raise DataError for numbers that no model can be trained on."""
     if np.isinf(column).any():
         raise DataError("the target holds infinite values: remove them or leave them empty")
-    if (np.abs(column) > _LARGEST).any():
-        raise DataError(f"the target holds numbers beyond {_LARGEST:g}: give it in a larger unit")
+    if (np.abs(column) > LARGEST_NUMBER).any():
+        raise DataError(f"the target holds numbers beyond {LARGEST_NUMBER:g}: give it in a larger unit")
 
 
 def require(columns: Mapping[str, Any], name: str, path: str, *, typed: bool = True) -> None:

@@ -266,7 +266,7 @@ def test_a_federated_round_equals_the_centralised_step(name: str, kind: str) -> 
             rng = generator(5, "train", 1, task_id, 0)
             yield alone(algorithm, theta, TaskWork(dataset.train_draw(task_id, rng), rng))
 
-    options = config.table(name).model_dump(by_alias=True)
+    options = algorithm.options.model_dump(by_alias=True)
     mean = {key: value.float() for key, value in plain_mean(list(parts())).items()}
     expected = outer_step(theta, mean, options)
     for key, value in expected.items():

@@ -84,7 +84,9 @@ def test_fields_of_a_newer_version_are_passed_over_and_its_kinds_are_none() -> N
     assert from_line('{"kind": "weather", "round": 3}') is None
 
 
-@pytest.mark.parametrize(("metric", "known"), [("accuracy", True), ("rmse", True), ("auroc", False), ("", False)])
+@pytest.mark.parametrize(
+    ("metric", "known"), [("accuracy", True), ("rmse", True), ("auroc", True), ("crps", False), ("", False)]
+)
 def test_scores_by_a_metric_of_a_newer_version_are_passed_over(metric: str, known: bool) -> None:
     assert (from_line(to_line(Scored(2, metric, 0.2, 0.7, 0.3, 10, 8))) is not None) == known
 

@@ -59,7 +59,7 @@ def run(*arguments: str) -> tuple[dict[str, Any], str]:
 def test_hospitals_with_missing_values_are_personalised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = ["--data", str(hospitals(tmp_path / "h.csv")), "--task", "hospital", "--target", "outcome"]
     left = ["--set", "own.leave-out=D", "--rounds", "20", "--output", str(tmp_path / "run")]
-    summary, said = run(*data, *left)
+    summary, said = run(*data, *left, "--algorithm", "reptile")
     accuracy = summary["test"]["accuracy"]["mean"]
     # One of the others chooses the rate.
     assert summary["tasks"] == {"train": 2, "validation": 1, "test": 1}
@@ -78,10 +78,10 @@ def test_titles_name_the_file_and_not_the_folder_that_it_lies_in(tmp_path: Path)
     assert summary["data"] == "wards[red].csv"
     console = Console(width=300, file=io.StringIO(), record=True)
     console.print(result_table(summary))
-    title = "reptile on wards[red].csv, 1 rounds, seed 0"
+    title = "ridge on wards[red].csv, 1 rounds, seed 0"
     assert title in console.export_text()
     facts = RunFacts.read(tmp_path / "run")
-    assert facts.title == "reptile on wards[red].csv, seed 0"
+    assert facts.title == "ridge on wards[red].csv, seed 0"
     (heading,) = re.findall("<h1[^>]*>(.*?)</h1>", write_report(tmp_path / "run", None).read_text(), re.DOTALL)
     assert "wards[red].csv" in heading
     assert "secret" not in heading

@@ -106,7 +106,7 @@ BAD: dict[str, tuple[Fault, str]] = {
     "error without words": (lambda message, _: Message(Error(code=7), reply_to=message), "error 7: no reason given"),
     "refusal": (lambda message, _: Message(error_records("no data file"), reply_to=message), "no data file"),
     "garbage": (lambda message, _: Message(RecordDict(), reply_to=message), "is of no use: the field 'roll-call' is missing"),
-    "other release": (says(tasks(3), protocol=9), "it speaks protocol 9"),
+    "other release": (says(tasks(3), protocol=PROTOCOL + 1), f"it speaks protocol {PROTOCOL + 1}"),
     "tokens": (
         says(tasks(3), DataSpec("classification", (1, 8, 8), 5, tokens=True)),
         "the form classification of tokens (1, 8, 8) into 5, the other nodes' classification of inputs (1, 8, 8) into 5",

@@ -96,7 +96,8 @@ def test_it_prints_the_summary_that_the_same_run_has_on_another_grid(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "in-process"
-    code, out, err = run(monkeypatch, capsys, *SMALL, "--nodes", "2", "--output", str(folder), "--json")
+    small = [*SMALL, "--algorithm", "reptile", "--nodes", "2"]
+    code, out, err = run(monkeypatch, capsys, *small, "--output", str(folder), "--json")
     config = settings(tmp_path / "other", **{"min-nodes": 2})
     other = run_federation(PollingGrid(LoopbackGrid(2, config.flat())), config)
     assert code == 0

@@ -67,4 +67,4 @@ def test_an_error_of_own_data_has_its_unit_and_that_of_other_data_needs_none() -
         console.print(result_table(summary(dataset=dataset, test=split)))
         text = " ".join(console.export_text().split())
         assert "mean squared error" in text
-        assert ("in variances of each task's own support examples" in text) == told
+        assert ("is of the standardised target (`own.scale`); rmse is in its unit" in text) == told
