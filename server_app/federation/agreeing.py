@@ -104,18 +104,12 @@ def _ask(grid: Grid, config: RunConfig, population: Population, schema: Schema, 
         if place is None:
             continue
         try:
-<<<<<<< HEAD
             reasons[place] = failure(reply) or ""
             if not reasons[place]:
-                found[place] = MomentsReply.from_records(reply.content)
-=======
-            reasons[node_id] = failure(reply) or ""
-            if not reasons[node_id]:
                 said = MomentsReply.from_records(reply.content)
-                tasks = [population.tasks[task_id] for task_id in by_node[node_id]]
+                tasks = [population.tasks[task_id] for task_id in by_node[place]]
                 _check(said, schema, sum(task.num_support + task.num_query for task in tasks))
-                found[node_id] = said
->>>>>>> testing
+                found[place] = said
         except WireError as error:
             reasons[place] = as_told(str(error), 600)
     for node_id, reason in reasons.items():
