@@ -197,7 +197,7 @@ def metric_of(scores: Mapping[str, Any]) -> Metric:
 
 
 def shown(scores: Mapping[str, Any]) -> list[Metric]:
-    """Return the metrics in `scores` that a table shows: the one that decides, then the others, no loss twice."""
+    """Return the metrics in `scores` that a table shows: the one that decides, then others, no loss twice."""
     first = metric_of(scores)
     same = any(metric.is_loss for metric in METRICS if metric.name in scores)
     others = [metric for metric in METRICS if metric.name in scores and metric != first]

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from quickbloom.common.baselines.scoring import BASELINES, IN_WORDS
+from quickbloom.common.baselines.scoring import BASELINES
 from quickbloom.common.maths.intervals import half_width
 from quickbloom.common.metric import Metric
 from quickbloom.server_app.advising.trials import Trial
+from quickbloom.server_app.reporting.against_baselines import in_words
 
 OWN_ROWS = ("constant", "last", "nearest", "own")
 """Baselines that need no federation."""
@@ -46,9 +47,9 @@ def decision(found: Mapping[str, Any], metric: Metric) -> str:
     """Return the advice in one sentence."""
     take, gain = found["take"], found["gains"].get("own rows")
     if found["kind"] == "own rows":
-        return f"Do not federate: {IN_WORDS[take]} does as well as everything that was tried, on the users that decided"
+        return f"Do not federate: {in_words(take, metric)} does as well as everything that was tried, on the users that decided"
     if found["kind"] == "one model":
-        return f"Federate, but do not personalise: {IN_WORDS[take]} does as well as every personal model that was tried"
+        return f"Federate, but do not personalise: {in_words(take, metric)} does as well as every personal model that was tried"
     model = found["model"]
     said = f"Take `{model['algorithm']}` with `model={model['model']}`"
     if not gain:

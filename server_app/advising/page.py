@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from quickbloom.common.baselines.scoring import IN_WORDS
+from quickbloom.common.baselines.scoring import BASELINES
 from quickbloom.common.errors import as_told
 from quickbloom.common.formatting import counted, duration, size
 from quickbloom.common.metric import Metric, named
 from quickbloom.server_app.advising.advice import decision
+from quickbloom.server_app.reporting.against_baselines import in_words
 from quickbloom.server_app.reporting.drawing import picture, style
 from quickbloom.server_app.reporting.page import Code, Part, Section, Text, require_packages, write_page
 from quickbloom.server_app.reporting.page import Table as PageTable
@@ -78,7 +79,7 @@ def _headings(found: Mapping[str, Any]) -> tuple[str, str, str, str]:
 def _rows(found: Mapping[str, Any], metric: Metric) -> list[list[str]]:
     return [
         [
-            IN_WORDS.get(row["name"], row["name"]),
+            in_words(row["name"], metric) if row["name"] in BASELINES else row["name"],
             str(row["rounds"] or ""),
             metric.score(row["choosing"]),
             metric.score(row["telling"]),
@@ -93,7 +94,7 @@ def _gain(gain: Mapping[str, Any], other: str, metric: Metric, found: Mapping[st
     width = f" {metric.margin(gain['half'])}" if gain["half"] is not None else ""
     verb = "is better than" if gain["mean"] > 0 else "is worse than" if gain["mean"] < 0 else "equals"
     certain = "" if gain["half"] is not None and abs(gain["mean"]) > gain["half"] else ", which is not certain"
-    return f"For {counted(gain['users'], 'user')}, `{model['algorithm']}` {verb} {IN_WORDS[other]}" + (
+    return f"For {counted(gain['users'], 'user')}, `{model['algorithm']}` {verb} {in_words(other, metric)}" + (
         f" by {by}{width}{certain}." if gain["mean"] else "."
     )
 

@@ -23,7 +23,7 @@ from quickbloom.common.maths.intervals import half_width
 from quickbloom.common.metric import ACCURACY, Metric, named
 from quickbloom.common.spreadsheets import write_csv
 from quickbloom.common.system.whole_files import whole
-from quickbloom.server_app.comparing.leave_one_out import FILE, tasks_of
+from quickbloom.server_app.comparing.leave_one_out import FILE, metric_for_all, tasks_of
 from quickbloom.server_app.comparing.plan import Entry, Plan, compare_all
 from quickbloom.server_app.comparing.result import Figures, failure, figures
 from quickbloom.server_app.runs.directory import RunDirectory
@@ -43,7 +43,9 @@ def folds(plan: Plan) -> dict[str, Plan]:
             f"`compare --leave-one-out` needs at least {_LEAST} tasks, of which one chooses the rates, the data have "
             f"{len(tasks)}: for two use `quickbloom run --leave-one-out`"
         )
-    return {task: replace(plan, settings=(*plan.settings, assignment("own.leave-out", task))) for task in tasks}
+    # Folds with other classes left out must not be scored by other metrics.
+    shared = (*plan.settings, assignment("metric", metric_for_all(config)))
+    return {task: replace(plan, settings=(*shared, assignment("own.leave-out", task))) for task in tasks}
 
 
 def carry_out(plan: Plan, directory: Path, jobs: int, console: Console) -> dict[str, Any]:
