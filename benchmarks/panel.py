@@ -4,6 +4,7 @@
 on each and compares it with the baselines of the same run:
 
     python -m benchmarks.panel --seeds 3
+    python -m benchmarks.panel --seeds 1 --advise
 """
 
 import argparse
@@ -18,8 +19,10 @@ from typing import Any
 import numpy as np
 
 import quickbloom
-from quickbloom.common.config.key_value import scalar, split_assignment
+from quickbloom.common.config.key_value import assignment, scalar, split_assignment
+from quickbloom.common.frames import as_file
 from quickbloom.common.metric import named
+from quickbloom.server_app.advising.carry_out import advise_on
 
 Columns = dict[str, Any]
 """A table by columns."""
@@ -201,6 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="draws of the tables, each with a split of its own")
     parser.add_argument("--tables", default="", help="names with commas between them; by default all")
+    parser.add_argument("--advise", action="store_true", help="try `quickbloom advise` in place of the default run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of all runs; repeat")
     asked = parser.parse_args()
     given = {key: scalar(value) for key, value in map(split_assignment, asked.set)}
@@ -209,7 +213,8 @@ def main() -> None:
             for table in panel(seed):
                 if asked.tables and table.name not in asked.tables.split(","):
                     continue
-                print(line(table, seed, given, Path(folder) / f"{table.name}-{seed}"), flush=True)
+                about = advised if asked.advise else line
+                print(about(table, seed, given, Path(folder) / f"{table.name}-{seed}"), flush=True)
 
 
 def line(table: PanelTable, seed: int, settings: Columns, output: Path) -> str:
@@ -233,8 +238,25 @@ def line(table: PanelTable, seed: int, settings: Columns, output: Path) -> str:
     gain, half = found["gain"], math.inf if found["ci95"] is None else found["ci95"]
     said = "better" if gain > half else "worse" if gain < -half else "within"
     return (
-        f"{seed} {table.name:18} {metric.name:17} model {metric.number(model):>8}  {found['best']:13} {metric.number(best):>8}  "
-        f"gain {metric.scale * gain:8.3g} ± {metric.scale * half:<8.3g} {said:6} {time.monotonic() - started:5.1f} s"
+        f"{seed} {table.name:18} {metric.name:17} model {metric.number(model):>8}  {found['best']:13} "
+        f"{metric.number(best):>8}  gain {metric.scale * gain:8.3g} ± {metric.scale * half:<8.3g} {said:6} "
+        f"{time.monotonic() - started:5.1f} s"
+    )
+
+
+def advised(table: PanelTable, seed: int, settings: Columns, output: Path) -> str:
+    """Return what `quickbloom advise` says of one table, and whether nothing that it tried is better for certain."""
+    started = time.monotonic()
+    texts = [assignment(key, value) for key, value in settings.items()]
+    with as_file(table.columns) as path:
+        found = advise_on(str(path), table.task, table.target, table.time or None, output, seed=seed, assignments=texts)
+    metric, row = named(found["metric"]), found["candidates"][0]
+    behind, half = row["behind"]["mean"], row["behind"]["half"]
+    said = "best" if behind <= 0 else "within" if half is not None and behind <= half else "WRONG"
+    return (
+        f"{seed} {table.name:18} {metric.name:17} {found['kind']:9} {row['name']:15} {metric.number(row['telling']):>8}  "
+        f"behind {metric.scale * behind:8.3g} ± {metric.scale * (half or math.inf):<8.3g} {said:6} "
+        f"{time.monotonic() - started:5.1f} s"
     )
 
 

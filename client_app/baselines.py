@@ -72,6 +72,5 @@ def _mean(draws: Numbers) -> Numbers:
 def _targets(batch: Batch, outputs: int) -> Numbers:
     """Return what is to be predicted as [n, outputs]: numbers, or 1 for the class and 0 for the others."""
     y = batch.y.cpu()
-    if not y.is_floating_point():
-        return np.eye(outputs)[y.numpy()]
-    return np.asarray(y.double().numpy(), dtype=np.float64)
+    found: Numbers = y.double().numpy() if y.is_floating_point() else np.eye(outputs)[y.numpy()]
+    return found

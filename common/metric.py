@@ -5,7 +5,7 @@ Files, events and messages hold the name alone; `named` finds the rest. A new me
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -177,6 +177,15 @@ def of_kind(kind: str) -> Metric:
     return next(metric for metric in CHOSEN_BY if metric.kind == kind)
 
 
+def chosen_for(kind: str, counts: Sequence[int]) -> Metric:
+    """Return what decides where nobody says: as `of_kind`, but the balanced accuracy where always guessing one class looks well.
+
+    `counts`: rows of each class, [] if unknown. The limit lies halfway between an even share of the largest and all rows.
+    """
+    uneven = len(counts) > 1 and max(counts) >= (0.5 + 0.5 / len(counts)) * max(sum(counts), 1)
+    return named("balanced_accuracy") if kind == "classification" and uneven else of_kind(kind)
+
+
 def metric_of(scores: Mapping[str, Any]) -> Metric:
     """Return what `scores`, as in a file of a run, were chosen by: the first of them. Raises DataError if they hold nothing."""
     for name in scores:
@@ -188,7 +197,7 @@ def metric_of(scores: Mapping[str, Any]) -> Metric:
 
 
 def shown(scores: Mapping[str, Any]) -> list[Metric]:
-    """Return the metrics in `scores` that a table shows: the one that decides, then the others, no loss twice."""
+    """Return the metrics in `scores` that a table shows: the one that decides, then others, no loss twice."""
     first = metric_of(scores)
     same = any(metric.is_loss for metric in METRICS if metric.name in scores)
     others = [metric for metric in METRICS if metric.name in scores and metric != first]

@@ -127,18 +127,20 @@ def compare(
     rounds: int | None = None,
     output: str | Path | None = None,
     jobs: int | None = None,
+    leave_one_out: bool = False,
     settings: Mapping[str, Scalar] | None = None,
     **options: Scalar,
 ) -> dict[str, Any]:
     """Compare algorithms on the same held-out tasks, and return the content of comparison.json.
 
     The same as `quickbloom compare`: each run is a process of its own, and what is finished in `output` is kept.
-    `seeds`: how many. Raises ConfigError or DataError for wrong input, and RunError if a run fails.
+    `seeds`: how many. `leave_one_out`: each task of your own data is held out once, and the content of leave-one-out.json is
+    returned. Raises ConfigError or DataError for wrong input, and RunError if a run fails.
 
     Example: `quickbloom.compare(["fedavg", "maml"], dataset="digits", rounds=30)`
     """
     from quickbloom.common.system.terminal import console
-    from quickbloom.server_app.comparing import comparison
+    from quickbloom.server_app.comparing import comparison, each_left_out
     from quickbloom.server_app.comparing.plan import locked
 
     plan = comparison.planned(
@@ -151,9 +153,12 @@ def compare(
         seeds=str(seeds),
         rounds=rounds,
         settings=_assignments(settings, options),
+        leave_one_out=leave_one_out,
     )
-    directory = comparison.place(plan, output)
+    directory = comparison.place(plan, output, leave_one_out=leave_one_out)
     with locked(directory):
+        if leave_one_out:
+            return each_left_out.carry_out(plan, directory, jobs or cores(), console)
         return comparison.carry_out(plan, directory, jobs or cores(), console)
 
 

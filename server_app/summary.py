@@ -11,16 +11,18 @@ import torch
 from flwr.serverapp import Grid
 
 from quickbloom import __version__
+from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.errors import RunError
 from quickbloom.common.flower.names import log
 from quickbloom.common.formatting import data_name
 from quickbloom.common.metric import LOSS, Metric, named, of_kind
-from quickbloom.server_app.against_baselines import against_baselines, rows_of
+from quickbloom.common.scores import names
 from quickbloom.server_app.events.kinds import Ended, finite
 from quickbloom.server_app.federation.baselines import TaskScores
 from quickbloom.server_app.federation.scores import Scores
 from quickbloom.server_app.federation.strategy import MetaStrategy
 from quickbloom.server_app.messaging.population import Population
+from quickbloom.server_app.reporting.against_baselines import against_baselines, rows_of
 from quickbloom.server_app.reporting.result_table import result_lines
 from quickbloom.server_app.runs import trackers
 from quickbloom.server_app.runs.directory import RunDirectory, read_history, spread
@@ -51,6 +53,7 @@ def conclude(
     validation = _validation_scores(grid, strategy)
     lr, steps = strategy.chosen_rate()
     test = _test_scores(grid, strategy, lr)
+    _warn_of_edges(strategy, validation, lr, steps)
     shots = _score_shots(grid, strategy, lr, steps)
     beside = strategy.score_baselines(grid, lr, steps) if strategy.config.baselines and test.task_ids else None
     kind = strategy.population.spec.kind
@@ -81,10 +84,26 @@ def conclude(
     return summary
 
 
+def _warn_of_edges(strategy: MetaStrategy, validation: Scores | None, lr: float, steps: int) -> None:
+    """Say if the rate or the number of steps is at the end of what was tried, so that a better one may lie beyond."""
+    if validation is None or not validation.task_ids or not ALGORITHMS[strategy.config.algorithm].uses_adapt_lr:
+        return
+    lrs, most = validation.lrs, strategy.config.adapt_steps
+    at = lrs.index(lr)
+    said = []
+    if len(lrs) > 1 and at in (0, len(lrs) - 1):
+        said.append(f"the rate {lr:g} is the {'lowest' if at == 0 else 'highest'} that was tried (`adapt-lrs`)")
+    means = validation.metrics[:, at].mean(axis=0)
+    if steps == most > 1 and strategy.evaluation.metric.is_better(means[most], means[most - 1]):
+        said.append(f"{steps} steps are the most that were tried (`adapt-steps`)")
+    if said:
+        strategy.events.warn(f"Adaptation may gain beyond what was tried: {' and '.join(said)}")
+
+
 def _beside_baselines(strategy: MetaStrategy, found: TaskScores) -> dict[str, Any] | None:
     """Return the comparison with the baselines on the test tasks, and as "validation" the same on the validation tasks."""
     splits, kind, metric = strategy.population.splits, strategy.population.spec.kind, strategy.evaluation.metric
-    tested, validated = (against_baselines(found.of(splits[split]), kind, metric) for split in ("test", "validation"))
+    tested, validated = (against_baselines(found.of(splits[split]), names(kind), metric) for split in ("test", "validation"))
     return {**tested, "validation": validated} if tested else None
 
 

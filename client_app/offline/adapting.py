@@ -32,7 +32,9 @@ def adapt(
 
     `checkpoint_path`: a checkpoint, a run directory, or a node's `state-dir`. `data`: as for
     `quickbloom run --data`, a pandas or polars DataFrame, or arrays by column; its columns are those of the run unless
-    `task`, `target` and `time` name others. `output`: a folder, or a file that ends in .safetensors if the data have one task.
+    `task`, `target` and `time` name others, and without the task column all rows are one task, called as the file
+    (`frame`, `arrays`).
+    `output`: a folder, or a file that ends in .safetensors if the data have one task.
     `say`: called with sentences on unusable tasks and possible mistakes. `trust`: user models, as
     "module:factory", that may be imported if the checkpoint names them.
 

@@ -19,16 +19,14 @@ CONTENDERS = ("before", "after", *BASELINES)
 """In the order of the rows of `scores_of_draw`. `before`, `after`: the trained model, without and with adaptation."""
 
 TITLES = {
-    "constant": "own mean or class",
     "last": "last own value",
     "nearest": "nearest own row",
     "own": "ridge, own rows",
     "global": "ridge, all users",
     "global_offset": "... plus own offset",
 }
-"""What each baseline is, for a column of a table."""
+"""What each baseline but the constant is, for a table: what the constant is depends on the data."""
 IN_WORDS = {
-    "constant": "the user's own mean or most frequent class",
     "last": "the user's last value",
     "nearest": "the user's nearest row",
     "own": "ridge regression on the user's own rows alone",

@@ -69,7 +69,8 @@ def outside(
     for name, keys in shown.get("categories", {}).items():
         if schema.features.get(name) == TEXT and name in table:
             text = _categories(table, name, options).take(rows)
-            unknown = np.array([key(name, value) not in set(keys) for value in text.values], dtype=bool)
+            known = set(keys)
+            unknown = np.array([key(name, value) not in known for value in text.values], dtype=bool)
             found[name] = text.spread(unknown, False)
     return {name: rows for name, rows in found.items() if rows.mean() > _USUAL}
 

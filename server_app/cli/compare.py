@@ -1,5 +1,7 @@
 """`quickbloom compare`: several algorithms on the same tasks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +40,9 @@ def compare(
             help="Validation accuracy (0..1) or mse to count rounds to; by default fedavg's last, else the weakest's."
         ),
     ] = None,
+    leave_one_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="Few tasks: hold each out once, in a run for each algorithm, seed and rate.")
+    ] = False,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of all runs, see `quickbloom settings`; repeat."),
@@ -70,23 +75,48 @@ def compare(
         settings=set_ or [],
         simulation=simulation,
         target_score=target_score,
+        leave_one_out=leave_one_out,
     )
-    directory = comparison.place(plan, output)
+    directory = comparison.place(plan, output, leave_one_out=leave_one_out)
+    if leave_one_out:
+        _each_left_out(plan, directory, jobs or cores(), json_)
+        return
     with locked(directory):
         say(plan.describe())
-        result = _carried_out(plan, directory, jobs or (1 if simulation else cores()), target_score)
+        with _told(directory):
+            result = comparison.carry_out(plan, directory, jobs or (1 if simulation else cores()), console, target_score)
         _write_comparison_page(result, directory)
     _show(result, json_)
     if all(row["failed"] == len(row["runs"]) for row in result["algorithms"]):
         raise typer.Exit(FAILED)
 
 
-def _carried_out(plan: "Plan", directory: Path, jobs: int, target_score: float | None) -> dict[str, Any]:
-    from quickbloom.server_app.comparing.comparison import carry_out
+def _each_left_out(plan: "Plan", directory: Path, jobs: int, as_json: bool) -> None:
+    """The same with every task left out once, and a table over tasks."""
+    from quickbloom.server_app.comparing import each_left_out
+    from quickbloom.server_app.comparing.plan import locked
+
+    with locked(directory), _told(directory):
+        say(plan.describe(len(each_left_out.folds(plan))))
+        result = each_left_out.carry_out(plan, directory, jobs, console)
+    if as_json:
+        print(to_json(result))
+    else:
+        paper().print(each_left_out.rich_table(result))
+        for line in (*each_left_out.caption(result), *each_left_out.failures(result)):
+            Console(emoji=False).print(line, markup=False, highlight=False, soft_wrap=True)
+        say(f"Directory: {directory}")
+    if all(row["failed"] == len(row["folds"]) for row in result["algorithms"]):
+        raise typer.Exit(FAILED)
+
+
+@contextmanager
+def _told(directory: Path) -> Iterator[None]:
+    """Say how it ended, and end the command, where it is stopped or a run breaks."""
     from quickbloom.server_app.comparing.plan import CompareError
 
     try:
-        return carry_out(plan, directory, jobs, console, target_score)
+        yield
     except KeyboardInterrupt:
         say(f"Stopped; repeat the command to go on: {directory} keeps what is finished.")
         raise typer.Exit(STOPPED) from None

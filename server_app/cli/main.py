@@ -6,7 +6,7 @@ import typer
 
 from quickbloom.common.system.command import perform
 from quickbloom.common.system.processes import ENDINGS
-from quickbloom.server_app.cli import compare, deployment, doctor, inspect, run
+from quickbloom.server_app.cli import advise, compare, deployment, doctor, inspect, run
 
 cli = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False)
 
@@ -22,6 +22,7 @@ def _commands() -> None:
 for command in (
     run.run,
     compare.compare,
+    advise.advise,
     deployment.superlink,
     deployment.superexec,
     inspect.report,

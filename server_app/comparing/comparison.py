@@ -8,6 +8,8 @@ from rich.console import Console
 
 from quickbloom.common.config.key_value import assignment
 from quickbloom.common.config.run import RunConfig
+from quickbloom.common.errors import ConfigError
+from quickbloom.server_app.comparing.each_left_out import folds
 from quickbloom.server_app.comparing.plan import Plan, compare, parse_rates, parse_seeds, recommended_rates
 from quickbloom.server_app.comparing.result import assemble, write
 from quickbloom.server_app.launch.prepare import own_data
@@ -27,10 +29,12 @@ def planned(
     settings: Sequence[str] = (),
     simulation: bool = False,
     target_score: float | None = None,
+    leave_one_out: bool = False,
 ) -> Plan:
     """What these options ask for, checked with the data: see `quickbloom compare --help`. Raises ConfigError or DataError.
 
-    `settings`: texts "key=value" that all runs share.
+    `settings`: texts "key=value" that all runs share. `leave_one_out`: each task is left out once, so the plan
+    is checked as the first of these folds.
     """
     own = own_data(data, task, target, dataset, time)
     name = str(own.pop("dataset", dataset or RunConfig().dataset))
@@ -43,13 +47,19 @@ def planned(
         (*(assignment(key, value) for key, value in own.items()), *settings),
         simulation,
     )
-    plan.check(target_score)
+    if leave_one_out and (simulation or target_score is not None):
+        raise ConfigError(
+            "`--leave-one-out` excludes `--simulation` and `--target-score`: it has no validation target of its own"
+        )
+    checked = next(iter(folds(plan).values())) if leave_one_out else plan
+    checked.check(target_score)
     return plan
 
 
-def place(plan: Plan, output: str | Path | None) -> Path:
-    """The directory of a comparison: `output`, by default runs/compare-DATASET."""
-    return Path(output) if output is not None else Path("runs") / f"compare-{plan.dataset}"
+def place(plan: Plan, output: str | Path | None, *, leave_one_out: bool = False) -> Path:
+    """The directory of a comparison: `output`, by default runs/compare-DATASET, or runs/leave-one-out-DATASET."""
+    kind = "leave-one-out" if leave_one_out else "compare"
+    return Path(output) if output is not None else Path("runs") / f"{kind}-{plan.dataset}"
 
 
 def carry_out(plan: Plan, directory: Path, jobs: int, console: Console, target_score: float | None = None) -> dict[str, Any]:

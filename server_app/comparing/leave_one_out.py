@@ -15,19 +15,23 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from quickbloom.common.baselines.scoring import BASELINES, CONTENDERS
 from quickbloom.common.config.key_value import assignment
 from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
 from quickbloom.common.datasets import load_dataset
 from quickbloom.common.datasets.base import resolve_data_dir
+from quickbloom.common.datasets.own import Own
 from quickbloom.common.errors import ConfigError
-from quickbloom.common.metric import Metric, metric_of, named
+from quickbloom.common.metric import Metric, chosen_for, metric_of, named
 from quickbloom.common.spreadsheets import write_csv
 from quickbloom.common.system.terminal import OK, STOPPED, say
 from quickbloom.common.system.whole_files import whole
 from quickbloom.server_app.comparing.batch import Run, Setup
 from quickbloom.server_app.comparing.plan import locked
+from quickbloom.server_app.federation.baselines import TaskScores
 from quickbloom.server_app.launch.follow import follow_here
 from quickbloom.server_app.launch.prepare import check_locally
+from quickbloom.server_app.reporting.against_baselines import against_baselines, title_of, verdict
 from quickbloom.server_app.runs.directory import RunDirectory, spread
 
 FILE = "leave-one-out"
@@ -42,6 +46,8 @@ def run_all(settings: Mapping[str, Scalar], directory: Path, verbose: bool) -> t
     """
     settings = {"min-nodes": 1, **settings}
     tasks = tasks_of(parse_run_config(settings))
+    # Folds with other classes left out must not be scored by other metrics.
+    settings = {**settings, "metric": metric_for_all(parse_run_config(settings))}
     with locked(directory):
         begun = _begun(settings, directory)
         summaries: list[dict[str, Any]] = []
@@ -100,6 +106,14 @@ def _finished(directory: Path) -> dict[str, Any] | None:
     return None
 
 
+def metric_for_all(config: RunConfig) -> str:
+    """The name of what all folds are scored by: that of the settings, or the one for the rows of all tasks."""
+    own = load_dataset("own", config.table("own"), resolve_data_dir(config.data_dir))
+    if config.metric != "auto" or not isinstance(own, Own):
+        return config.metric
+    return chosen_for(own.kind, own.class_counts([task.task_id for task in own.tasks()])).name
+
+
 def tasks_of(config: RunConfig) -> list[str]:
     """The tasks to leave out, one after the other. Raises ConfigError if there is nothing to leave out."""
     if config.dataset != "own":
@@ -128,6 +142,8 @@ def rows(tasks: Sequence[str], summaries: Sequence[Mapping[str, Any]]) -> list[d
         name = metric_of(summary["test"]).name
         curve, chosen = summary["test"][name]["mean"], summary["chosen"]
         scores = {f"{name}_before": curve[0], f"{name}_after": curve[chosen["adapt_steps"]]}
+        beside = (summary.get("baselines") or {}).get("scores", {}).get(name, {})
+        scores |= {f"{name}_{one}": beside[one]["mean"] for one in BASELINES if one in beside}
         others = {"train": summary["tasks"]["train"], "validation": summary["tasks"]["validation"]}
         listed.append({"task": task, **others, **scores, **chosen, "run_dir": summary["run_dir"]})
     return listed
@@ -147,7 +163,20 @@ def result(folds: Sequence[Mapping[str, Any]], metric: Metric) -> dict[str, Any]
         "metric": metric.name,
         "folds": list(folds),
         **{part: over[part] for part in ("mean", "ci95", "worst10")},
+        "baselines": _baselines(folds, metric),
     }
+
+
+def _baselines(folds: Sequence[Mapping[str, Any]], metric: Metric) -> dict[str, Any] | None:
+    """As in summary.json of a run, over the folds, with the scores by `metric` alone."""
+    names = [f"{metric.name}_{one}" for one in CONTENDERS]
+    values = np.array([[_nan(row.get(name)) for name in names] for row in folds])
+    tasks = TaskScores([str(row["task"]) for row in folds], values[:, :, None])
+    return against_baselines(tasks, [metric.name], metric)
+
+
+def _nan(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 def write(directory: Path, found: Mapping[str, Any]) -> None:
@@ -170,4 +199,9 @@ def table(found: Mapping[str, Any]) -> Table:
     shown.add_section()
     means = [f"{metric.number(found['mean'][i])} ± {metric.number(found['ci95'][i])}" for i in (0, 1)]
     shown.add_row("mean", "", *means, "", "")
+    beside = (found.get("baselines") or {}).get("scores", {}).get(metric.name, {})
+    for one in BASELINES:
+        if one in beside:
+            shown.add_row(title_of(one, metric), "", "", metric.number(beside[one]["mean"], beside[one]["ci95"]), "", "")
+    shown.caption = escape(verdict(found.get("baselines")))
     return shown

@@ -101,12 +101,16 @@ class Plan:
             words += ["--set", text]
         return shlex.join(words + ["--simulation"] * self.simulation)
 
-    def describe(self) -> str:
-        """How many runs there are, before any is started: "8 runs: fedavg (3 inner rates), protonet; 2 seeds each"."""
+    def describe(self, folds: int = 0) -> str:
+        """How many runs there are, before any is started: "8 runs: fedavg (3 inner rates), protonet; 2 seeds each".
+
+        `folds`: tasks that are left out, each in a run of its own; 0: none.
+        """
         rates = {name: len(self.candidates(name)) for name in self.algorithms}
         parts = [f"{name} ({number} inner rates)" if number > 1 else name for name, number in rates.items()]
-        total, seeds = sum(rates.values()) * len(self.seeds), len(self.seeds)
-        return f"{counted(total, 'run')}: {', '.join(parts)}; {counted(seeds, 'seed')} each"
+        total, seeds = sum(rates.values()) * len(self.seeds) * max(folds, 1), len(self.seeds)
+        tasks = f", {counted(folds, 'task')} left out" if folds else ""
+        return f"{counted(total, 'run')}: {', '.join(parts)}; {counted(seeds, 'seed')} each{tasks}"
 
     def check(self, target: float | None = None) -> None:
         """Raise ConfigError or DataError for whatever would end a run: with the data, before anything starts."""
@@ -184,16 +188,26 @@ class Entry:
 
 def compare(plan: Plan, directory: Path, jobs: int, console: Console) -> list[Entry]:
     """Do what is not finished of `plan` in `directory`, and return an entry per algorithm."""
-    candidates = {name: plan.candidates(name) for name in plan.algorithms}
+    (entries,) = compare_all([plan], directory, jobs, console)
+    return entries
 
-    def runs(name: str, seed: int) -> list[Run]:
-        return [Run(setup, seed, directory) for setup in candidates[name]]
 
-    wanted = [run for seed in plan.seeds for name in plan.algorithms for run in runs(name, seed)]
+def compare_all(plans: Sequence[Plan], directory: Path, jobs: int, console: Console) -> list[list[Entry]]:
+    """Do what is not finished of several plans in one directory, and return their entries."""
+    candidates = [{name: plan.candidates(name) for name in plan.algorithms} for plan in plans]
+
+    def runs(at: int, name: str, seed: int) -> list[Run]:
+        return [Run(setup, seed, directory) for setup in candidates[at][name]]
+
+    listed = list(enumerate(plans))
+    wanted = [run for at, plan in listed for seed in plan.seeds for name in plan.algorithms for run in runs(at, name, seed)]
     with progress_bar(console) as progress:
         watch = _Watch(console, progress, len(wanted))
         results = perform(wanted, jobs, on_start=watch.on_start, on_end=watch.on_end)
-    return [Entry(name, {seed: [results[run] for run in runs(name, seed)] for seed in plan.seeds}) for name in plan.algorithms]
+    return [
+        [Entry(name, {seed: [results[run] for run in runs(at, name, seed)] for seed in plan.seeds}) for name in plan.algorithms]
+        for at, plan in listed
+    ]
 
 
 def choose(results: Sequence[Result]) -> Result | None:
@@ -257,9 +271,10 @@ def parse_rates(text: str) -> tuple[float, ...]:
 
 
 def describe(run: Run) -> str:
-    """A run in a few words: "maml, inner lr 0.3, seed 0"."""
-    rate = inner_lr(run.setup)
-    return f"{run.setup.algorithm}, {f'inner lr {rate:g}, ' if rate is not None else ''}seed {run.seed}"
+    """A run in a few words: "maml, inner lr 0.3, seed 0", and "without A" if it leaves a task out."""
+    rate, left = inner_lr(run.setup), run.setup.effective().get("own.leave-out")
+    said = f"{run.setup.algorithm}, {f'inner lr {rate:g}, ' if rate is not None else ''}seed {run.seed}"
+    return f"{said}, without {left}" if left else said
 
 
 def inner_lr(setup: Setup) -> float | None:

@@ -11,10 +11,12 @@ from rich.table import Table
 
 from quickbloom import __version__
 from quickbloom.common.algorithms import ALGORITHMS
+from quickbloom.common.baselines.scoring import BASELINES
 from quickbloom.common.formatting import data_name, size
 from quickbloom.common.metric import ACCURACY, Metric, metric_of, named
 from quickbloom.server_app.comparing.batch import Result
 from quickbloom.server_app.comparing.plan import Entry, Plan, inner_lr, validation_score
+from quickbloom.server_app.reporting.against_baselines import in_words, title_of
 from quickbloom.server_app.runs.directory import RunDirectory
 
 STEPS = (1, 5, 10)
@@ -50,6 +52,7 @@ def assemble(plan: Plan, entries: Sequence[Entry], target: float | None) -> dict
         "adapt_lrs": [float(lr) for lr in plan.adapt_lrs.split(",")],
         "target": {"validation": value, "origin": origin},
         "algorithms": rows,
+        "baselines": _baselines(rows),
         "command": plan.command() + (f" --target-score {target:g}" if target is not None else ""),
         "version": __version__,
     }
@@ -131,7 +134,32 @@ def figures(result: Result) -> Figures:
         "shots": dict(zip(map(str, shots["shots"]), shots[metric.name]["mean"], strict=True)),
         "curve": curve(result.rounds, metric),
         "seconds": summary["seconds"]["total"],
+        "baselines": _of_baselines(summary, metric),
     }
+
+
+def _of_baselines(summary: Mapping[str, Any], metric: Metric) -> dict[str, dict[str, float]]:
+    """Mean over the test tasks and worst tenth of every baseline."""
+    found = (summary.get("baselines") or {}).get("scores", {}).get(metric.name, {})
+    return {one: {"after": found[one]["mean"], "worst10": found[one]["worst10"]} for one in BASELINES if one in found}
+
+
+def _baselines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over seeds of every baseline. They are the same for all algorithms: the first that has them counts."""
+    runs: dict[int, dict[str, dict[str, float]]] = {}
+    for run in (run for row in rows for run in row["runs"] if not run["failure"]):
+        if run["baselines"]:
+            runs.setdefault(run["seed"], run["baselines"])
+    found = []
+    for name in BASELINES:
+        of_seeds = [one[name] for one in runs.values() if name in one]
+        if of_seeds:
+            columns = {part: [one[part] for one in of_seeds] for part in ("after", "worst10")}
+            parts = {"mean": _mean, "sd": _sd}
+            found.append(
+                {"baseline": name} | {key: {part: over(columns[part]) for part in columns} for key, over in parts.items()}
+            )
+    return found
 
 
 def curve(rounds: Sequence[Mapping[str, Any]], metric: Metric) -> list[list[float]]:
@@ -214,6 +242,11 @@ def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         cells.append(_plain(row, "rounds_to_target") + reached)
         sent = row["mean"]["bytes_to_target"]
         rows.append([*cells, "-" if sent is None else size(sent), _plain(row, "seconds")])
+    metric = named(result["metric"])
+    for row in result.get("baselines", []):
+        scores = {"after": _score(row, "after", metric), "worst10": _score(row, "worst10", metric)}
+        cells = [scores.get(name, "-") for name in scored]
+        rows.append([title_of(row["baseline"], metric), "-", "-", *cells, "-", "-", "-"])
     return headings, rows
 
 
@@ -223,7 +256,7 @@ def caption(result: Mapping[str, Any]) -> list[str]:
     what = metric.heading if metric.higher_is_better else f"{metric.heading} (lower is better)"
     over = f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
     sentences = [f"{result['data']}: {what} on {result['tasks'].get('test', 0)} held-out test tasks, {over}."]
-    sentences += _choices(result)
+    sentences += [*_ranked(result, metric), *_choices(result)]
     if target is not None:
         nodes = result["nodes"]
         sentences.append(
@@ -233,6 +266,17 @@ def caption(result: Mapping[str, Any]) -> list[str]:
             + ("; in brackets: seeds that reached it, over which the mean is." if len(seeds) > 1 else ".")
         )
     return sentences
+
+
+def _ranked(result: Mapping[str, Any], metric: Metric) -> list[str]:
+    """All of them with the baselines, the best first."""
+    ends = {row["algorithm"]: row["mean"]["after"] for row in result["algorithms"]}
+    ends |= {in_words(row["baseline"], metric): row["mean"]["after"] for row in result.get("baselines", [])}
+    known = {name: end for name, end in ends.items() if end is not None}
+    if len(known) <= len(result["algorithms"]):
+        return []
+    ordered = sorted(known, key=lambda name: metric.cost(known[name]))
+    return ["The best first, with baselines: " + "; ".join(f"{name} {metric.score(known[name])}" for name in ordered) + "."]
 
 
 def _choices(result: Mapping[str, Any]) -> list[str]:

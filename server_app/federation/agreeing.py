@@ -15,7 +15,7 @@ from quickbloom.common.datasets.own import OwnOptions
 from quickbloom.common.datasets.own.columns import Schema
 from quickbloom.common.datasets.own.scales import TARGET, Moments, scales_of, scales_to_json
 from quickbloom.common.errors import ConfigError, DataError, RunError, as_told
-from quickbloom.common.metric import TO_CHOOSE_BY, named
+from quickbloom.common.metric import TO_CHOOSE_BY, chosen_for, named
 from quickbloom.common.wire.messages import WireError
 from quickbloom.common.wire.roll_call import MOMENTS, MomentsReply, MomentsRequest, tell_agreed
 from quickbloom.server_app.events.channel import Warn
@@ -55,10 +55,9 @@ def _set_scales(
 
 
 def metric_for(config: RunConfig, population: Population, counts: Sequence[int], warn: Warn) -> str:
-    """Return the name of what the run is scored by. `counts`: training rows of each class. Raises ConfigError for another kind.
+    """Return the name of what the run is scored by. `counts`: training rows of each class.
 
-    With `metric = "auto"` that is the balanced accuracy if one class has at least half of what separates an even share from all
-    rows: always guessing it would look well in accuracy.
+    With `metric = "auto"` that is `common.metric.chosen_for` these counts. Raises ConfigError for a metric of other data.
     """
     kind = population.spec.kind
     if config.metric != "auto":
@@ -66,14 +65,14 @@ def metric_for(config: RunConfig, population: Population, counts: Sequence[int],
             fitting = ", ".join(name for name in TO_CHOOSE_BY if named(name).kind == kind)
             raise ConfigError(f"`metric` must be one of {fitting} for {kind}, got '{config.metric}'")
         return config.metric
-    largest = max(counts, default=0) / max(sum(counts), 1)
-    if len(counts) < 2 or largest < 0.5 + 0.5 / len(counts):
-        return population.spec.metric.name
+    chosen = chosen_for(kind, counts)
+    if chosen == population.spec.metric:
+        return chosen.name
     warn(
-        f"{100 * largest:.0f} % of the training rows are of one class, so the balanced accuracy decides, in which every class "
+        f"{100 * max(counts) / sum(counts):.0f} % of the training rows are of one class, so the balanced accuracy decides, in which every class "
         "counts alike: set `metric` to another score if you want that"
     )
-    return "balanced_accuracy"
+    return chosen.name
 
 
 def _check(said: MomentsReply, schema: Schema, rows: int) -> None:
@@ -100,18 +99,18 @@ def _ask(grid: Grid, config: RunConfig, population: Population, schema: Schema, 
     found: dict[int, MomentsReply] = {}
     reasons = dict.fromkeys(by_node, f"it did not answer within {config.node_deadline:g} s")
     for reply in replies:
-        node_id = sent.get(reply.metadata.reply_to_message_id)
-        if node_id is None:
+        place = sent.get(reply.metadata.reply_to_message_id)
+        if place is None:
             continue
         try:
-            reasons[node_id] = failure(reply) or ""
-            if not reasons[node_id]:
+            reasons[place] = failure(reply) or ""
+            if not reasons[place]:
                 said = MomentsReply.from_records(reply.content)
-                tasks = [population.tasks[task_id] for task_id in by_node[node_id]]
+                tasks = [population.tasks[task_id] for task_id in by_node[place]]
                 _check(said, schema, sum(task.num_support + task.num_query for task in tasks))
-                found[node_id] = said
+                found[place] = said
         except WireError as error:
-            reasons[node_id] = as_told(str(error), 600)
+            reasons[place] = as_told(str(error), 600)
     for node_id, reason in reasons.items():
         if reason:
             warn(f"Node {node_id} does not count in the means of the columns: {reason}")

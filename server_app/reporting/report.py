@@ -9,9 +9,11 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from quickbloom.common.baselines.scoring import CONTENDERS
 from quickbloom.common.errors import DataError
 from quickbloom.common.formatting import counted, duration, size
-from quickbloom.common.metric import LOSS
+from quickbloom.common.metric import LOSS, Metric, named
+from quickbloom.server_app.reporting.against_baselines import title_of, verdict
 from quickbloom.server_app.reporting.clients import clients_of
 from quickbloom.server_app.reporting.curves import adaptation, learning
 from quickbloom.server_app.reporting.drawing import SERIES, every, picture, style, whole_numbers
@@ -74,6 +76,7 @@ def _sections(run: RunFacts) -> list[Section]:
     made = [
         Section("Result", _result(run)),
         Section("Warnings", [Text(sentence) for sentence in run.warnings]),
+        Section("Baselines", _baselines(run)),
         Section("Learning", learning(run)),
         Section("Adaptation", adaptation(run)),
         Section("Clients", clients_of(run)),
@@ -83,6 +86,30 @@ def _sections(run: RunFacts) -> list[Section]:
         Section("Repeat it", _repeat(run)),
     ]
     return [section for section in made if section.parts]
+
+
+def _baselines(run: RunFacts) -> list[Part]:
+    """Every score of the model and of all baselines on the test clients."""
+    content = (run.summary or {}).get("baselines")
+    if not content:
+        return []
+    metrics = [named(name) for name, found in content["scores"].items() if found]
+    rows = [
+        [
+            title_of(contender, metrics[0]),
+            *(_mean_of(content["scores"][metric.name].get(contender), metric) for metric in metrics),
+        ]
+        for contender in CONTENDERS
+        if any(contender in content["scores"][metric.name] for metric in metrics)
+    ]
+    said = verdict(content)
+    parts: list[Part] = [Text(f"{said[0].upper()}{said[1:]}.")] if said else []
+    caption = f"The model and the baselines on the same {counted(content['tasks'], 'test client')}, means over clients"
+    return [*parts, Table(caption, ("", *(metric.title for metric in metrics)), rows)]
+
+
+def _mean_of(cell: dict[str, Any] | None, metric: Metric) -> str:
+    return metric.score(cell["mean"]) if cell else "-"
 
 
 # ---- what came out

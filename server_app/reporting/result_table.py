@@ -8,12 +8,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from quickbloom.common.algorithms import ALGORITHMS
-from quickbloom.common.baselines.scoring import CONTENDERS, TITLES
+from quickbloom.common.baselines.scoring import CONTENDERS
 from quickbloom.common.errors import as_told
 from quickbloom.common.formatting import counted, duration, size
 from quickbloom.common.metric import Metric, metric_of, named, shown
 from quickbloom.common.spreadsheets import read_csv
-from quickbloom.server_app.against_baselines import verdict
+from quickbloom.server_app.reporting.against_baselines import title_of, verdict
 
 ONE_TASK = "no interval: the spread over tasks cannot be told from a single one"
 _FEW_TASKS = 3
@@ -75,7 +75,7 @@ def baseline_table(summary: dict[str, Any]) -> Table | None:
     for contender in CONTENDERS:
         cells = [content["scores"][metric.name].get(contender) for metric in columns]
         if any(cells):
-            table.add_row(TITLES.get(contender, f"model, {contender}"), *map(_short, columns, cells))
+            table.add_row(title_of(contender, columns[0]), *map(_short, columns, cells))
     return table
 
 

@@ -247,6 +247,19 @@ def test_in_order_of_time_a_fold_is_scored_by_a_model_of_the_rows_before_it(stat
         adapt(folder, tmp_path / "mine.csv", tmp_path / "no", time="day")
 
 
+def test_what_shows_in_a_devices_own_rows_is_remarked_on(tmp_path: Path) -> None:
+    """The marker follows the outcome closely here, and the file stands in its order: a leak and a series, said beforehand."""
+    folder = trained(tmp_path, dose=True)
+    said: list[str] = []
+    rows = [f"{i / 10:.1f},{'mf'[i % 2]},{200 + 10 * np.sin(i / 6):.2f}" for i in range(40)]
+    adapt(folder, written(tmp_path / "mine.csv", rows), tmp_path / "mine", say=said.append)
+    assert [sentence for sentence in said if sentence.startswith("Remark: rows that are neighbours in `marker`")]
+    rows = [f"{i / 10:.1f},{'mf'[i % 2]},{200 + i + 2 * (i % 3)}.5" for i in np.random.default_rng(0).permutation(40)]
+    said.clear()
+    adapt(folder, written(tmp_path / "other.csv", rows), tmp_path / "other", say=said.append)
+    assert [sentence for sentence in said if sentence.startswith("Remark: the column `marker` has a correlation of 0.99")]
+
+
 def test_all_labelled_rows_are_adapted_to_and_unlabelled_ones_are_left(state: tuple[Path, bool], tmp_path: Path) -> None:
     folder, dose = state
     rows = [*rows_of(99, 20, dose=dose), "1.0,m,", "2.0,f,"]

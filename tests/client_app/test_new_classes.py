@@ -150,6 +150,14 @@ def test_classes_that_are_numbers_are_in_their_order(runs: dict[str, Path], tmp_
     assert {row["prediction"] for row in predict(tmp_path / "mine", tmp_path / "new.csv").rows} == {"9", "10"}
 
 
+def test_numbers_that_are_measured_are_no_classes(runs: dict[str, Path], tmp_path: Path) -> None:
+    rows = [row.rsplit(",", 1)[0] + f",{i / 4}" for i, row in enumerate(rows_of("new", ["x", "y"], 4))]
+    with pytest.raises(
+        DataError, match=r"must hold classes, such as 'a', as it did in training, got numbers such as '0': name"
+    ):
+        adapt(runs["ridge"], written(tmp_path / "new.csv", rows), tmp_path / "mine")
+
+
 def test_other_algorithms_name_those_that_can(runs: dict[str, Path], tmp_path: Path) -> None:
     data = written(tmp_path / "new.csv", rows_of("new", ["a", "x"], 4))
     with pytest.raises(

@@ -402,12 +402,28 @@ def predictions(text: str) -> None:
 
 def said_by_adapt(text: str) -> None:
     from quickbloom.client_app.personal_models import in_words
+    from quickbloom.common.maths.intervals import wilson
     from quickbloom.common.personal.model import Personal
 
     score = {"name": "accuracy", "before": 0.6833, "after": 0.7833, "constant": 0.5333, "test": 60, "folds": 5, "kept": "after"}
+    score |= {"own": 0.8833, "interval": {"after": wilson(47 / 60, 60)}}
     adapted = {"support": 60, "steps": 2, "tried": 2, "whole": True}
     card = {"task": "ward-7", "run": {"round": 50}, "adapted": adapted, "score": score, "preparation": {}}
     assert " ".join(text.split()) == in_words(Personal({}, card))
+
+
+def explained(text: str) -> None:
+    """The lines are those of `Explanation.lines` for the numbers in them."""
+    from quickbloom.client_app.offline.explaining import Explanation, Importance
+
+    first, _, *rows = text.strip().splitlines()
+    numbers = [re.findall(r"-?[\d.]+", row) for row in rows]
+    columns = [
+        Importance(row.split()[0], *(float(one) / 100 for one in found)) for row, found in zip(rows, numbers, strict=True)
+    ]
+    expected = Explanation("ward-7", "accuracy", 49 / 60, 0.7, 60, 10, True, columns)
+    assert [line.strip() for line in text.strip().splitlines()] == list(expected.lines())
+    assert first.startswith("ward-7: accuracy 81.7 %")
 
 
 def in_another_test(text: str) -> None:
@@ -421,11 +437,19 @@ def shown_row(text: str) -> None:
     assert f"age {(80 - 60) / 10:.0f}, sex=M 1, sex=F 0, sex: other 0, sex: missing 0; target ill (class 0)" in text
 
 
+def said_by_check_data(text: str) -> None:
+    from quickbloom.client_app.check_data import describe
+
+    assert text.strip() in list(describe("hospitals.csv", "hospital", "outcome"))
+
+
 TEXTS: dict[str, Callable[[str], None]] = {
+    "6 % of the variance": said_by_check_data,
     "[superlink.": superlink_toml,
     "[Unit]": unit_file,
     "Round 7, training": said_by_a_node,
     "Personal model of ward-7 (round 50)": said_by_adapt,
+    "ward-7: accuracy 81.7 %": explained,
     "STATE/personal/TASK": files_of_a_node,
     "adaptation_path(meta, support)": idea,
     "reptile on digits": result_table,

@@ -39,7 +39,7 @@ from quickbloom.common.datasets.own.options import OwnOptions, listed, quoted
 from quickbloom.common.datasets.own.preparation import Preparation, Scale, measure
 from quickbloom.common.datasets.own.scales import TARGET, Moments
 from quickbloom.common.datasets.own.tables import PIXELS, Table, read_table
-from quickbloom.common.datasets.own.target import UnknownClassError, pick_target, read_target
+from quickbloom.common.datasets.own.target import UnknownClassError, is_quantity, pick_target, read_target
 from quickbloom.common.datasets.own.text import Array, Text, names
 from quickbloom.common.datasets.own.vocabulary import Places
 from quickbloom.common.errors import DataError
@@ -122,6 +122,12 @@ class Own(FixedSplitDataset):
             return cls(options, Path(), schema, whole=whole)
         except UnknownClassError as error:
             agreed = Schema.from_json(schema)
+            if is_quantity(error.labels):
+                raise DataError(
+                    f"the target of '{options.path}' must hold classes, such as '{agreed.classes[0]}', as it did in training, "
+                    f"got numbers such as '{error.label}': name the column with `--target`",
+                    error.label,
+                ) from None
             more = replace(agreed, classes=[*agreed.classes, *error.labels])
             return cls(options, Path(), more.to_json(), whole=whole)
 

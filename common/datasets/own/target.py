@@ -150,6 +150,12 @@ def _classes(column: Array | Text, given: list[str], options: OwnOptions, readin
     return Target("classification", classes, labels.spread(of_values, np.nan), labels)
 
 
+def is_quantity(labels: list[str]) -> bool:
+    """Return whether labels are numbers that are measured, as `own.kind = "auto"` decides: decimals, or many whole ones."""
+    numbers = np.array([_number(label) for label in labels])
+    return bool(np.isfinite(numbers).all()) and (len(labels) > _MOST_CLASSES or bool((numbers != np.round(numbers)).any()))
+
+
 def _rank(label: str) -> tuple[float, str]:
     """Return what classes are sorted by: numbers by their value, then words."""
     return _number(label), label

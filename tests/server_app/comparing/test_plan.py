@@ -321,7 +321,7 @@ def test_the_directory_is_locked_until_all_files_are_written(
 
         return write
 
-    monkeypatch.setattr(comparison, "write", refuses("write"))
+    monkeypatch.setattr("quickbloom.server_app.comparing.comparison.write", refuses("write"))
     monkeypatch.setattr(compare_command, "_write_comparison_page", refuses("page"))
     assert run_command(monkeypatch, tmp_path, "--algorithms", "protonet", "--seeds", "1", "--json") == 0
     assert seen == ["write", "page"]

@@ -39,6 +39,10 @@ _ALIKE = log(1.25)
 """Difference of logarithms up to which tasks have the same unit."""
 _SLACK = log(1.05)
 """The same for a factor and a known one, where all others agree."""
+_ENOUGH = 3
+"""Tasks of one unit whose means show how far means differ; of fewer, only a known factor says that a unit moved."""
+_FAR, _FAR_OF_MANY = {3: 16.3, 4: 8.3, 5: 6.1, 6: 5.2}, 4.5
+"""Deviations of the others' means, by their number, beyond which one more mean lies in 1 of 200 cases (Student's t)."""
 _FROM, _ANY = 1.7, 5.0
 """Smallest factor that is looked at, and smallest one that need not be a known one."""
 
@@ -141,21 +145,25 @@ def _factor(level: _Level, size: Array, cluster: Array) -> str:
         return ""
     apart = level.least[cluster].min() > level.most[others].max() or level.most[cluster].max() < level.least[others].min()
     away = float(np.median(size[cluster]) - np.median(size[others]))
+    number = int(others.sum())
     if not apart or np.ptp(size[others]) > abs(away) / 2:
+        return ""
+    if number >= _ENOUGH and abs(away) < _FAR.get(number, _FAR_OF_MANY) * size[others].std(ddof=1):
         return ""
     spreads = [float(np.median(level.deviation[part])) for part in (cluster, others)]
     if min(spreads) <= 0:
         return ""
     spread = log(spreads[0] / spreads[1])
-    if others.sum() > 2 and _is_fahrenheit(level, cluster, spread):
+    if number >= _ENOUGH and _is_fahrenheit(level, cluster, spread):
         return "1.8 times that of the others and 32 more, as degrees Fahrenheit are to Celsius"
     if abs(spread - away) > log(3):
         return ""
     factor = float(np.exp(abs(away)))
-    slack = min(max(_SLACK, 1.5 * float(np.ptp(size[others]))), _ALIKE)
+    slack = min(max(_SLACK, 1.5 * float(np.ptp(size[others]))), _ALIKE if number >= _ENOUGH else 2 * _SLACK)
     known = min(_FACTORS, key=lambda one: abs(log(one) - abs(away)))
     fits = abs(log(known) - abs(away)) <= slack
-    if factor < _ANY and (not fits or others.sum() < 3):
+    small, few = factor < _ANY, number < _ENOUGH
+    if (small and few) or ((small or few) and not fits):
         return ""
     said = f"about {factor:.3g} times" if away > 0 else f"about 1/{factor:.3g} of"
     like = f" ({known:g} would be {_FACTORS[known]})" if fits and _FACTORS[known] else f" ({known:g}?)" if fits else ""

@@ -169,6 +169,26 @@ def test_a_unit_that_moved_is_named_with_task_column_and_factor(tmp_path: Path, 
     assert both[0].startswith(f"the column `{name}` of ward-2, ward-4 is ")
 
 
+@pytest.mark.parametrize(("tasks", "factor", "told"), [(2, 12, True), (3, 88.42, True), (3, 7, False), (2, 2.54, False)])
+def test_of_two_or_three_tasks_a_unit_shows_by_a_known_large_factor_alone(
+    tmp_path: Path, tasks: int, factor: float, told: bool
+) -> None:
+    columns = {**wards(tasks), "height": np.random.default_rng(2).normal(170, 9, size=tasks * 60)}
+    found = faults(own(tmp_path, changed(columns, "height", columns["task"] == "ward-1", lambda height: height * factor)))
+    assert [remark.startswith("the column `height` of ward-1 is about") for remark in found] == [True] * told
+
+
+@pytest.mark.parametrize("spread", [0.3, 1.0])
+@pytest.mark.parametrize("tasks", [3, 4, 10, 40])
+def test_means_that_differ_by_factors_are_hardly_ever_taken_for_units(tmp_path: Path, tasks: int, spread: float) -> None:
+    """A hundred tables of places whose means differ by factors of e^0.3 or e, within which people differ by 20 %."""
+    rng = np.random.default_rng(0)
+    columns: Columns = {f"c{i}": np.exp(rng.normal(0, spread, size=tasks)).repeat(30) for i in range(100)}
+    columns = {name: column * np.exp(0.2 * rng.normal(size=len(column))) for name, column in columns.items()}
+    columns |= {"task": np.arange(tasks).repeat(30), "y": rng.normal(size=tasks * 30)}
+    assert len([remark for remark in faults(own(tmp_path, columns)) if "without any overlap" in remark]) <= 5
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_people_and_places_that_differ_are_no_units(tmp_path: Path, seed: int) -> None:
     """Means of users that differ by large factors, and places of which one is simply warmer, or larger."""

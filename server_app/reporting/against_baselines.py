@@ -1,11 +1,12 @@
 """What the trained model is worth beside the baselines: the content of "baselines" in summary.json, and one sentence on it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from quickbloom.common import scores
-from quickbloom.common.baselines.scoring import BASELINES, CONTENDERS, IN_WORDS
+from quickbloom.common.baselines.scoring import BASELINES, CONTENDERS, IN_WORDS, TITLES
 from quickbloom.common.formatting import counted
 from quickbloom.common.maths.intervals import half_width
 from quickbloom.common.metric import Metric, named
@@ -16,14 +17,13 @@ _ALMOST_ALL = 0.5
 """Share of the tasks for which a baseline must be known to be compared."""
 
 
-def against_baselines(found: TaskScores, kind: str, metric: Metric) -> dict[str, Any] | None:
+def against_baselines(found: TaskScores, names: Sequence[str], metric: Metric) -> dict[str, Any] | None:
     """Return means over tasks by score and contender, the best baseline by `metric`, and the gain over it; None: no task.
 
     "gain" is the mean of paired differences over tasks, above 0 where the trained model is better, "ci95" half of its interval.
     """
     if not found.task_ids:
         return None
-    names = scores.names(kind)
     table = {
         name: {
             contender: _described(found.values[:, place, column], named(name))
@@ -65,7 +65,7 @@ def verdict(content: dict[str, Any] | None) -> str:
     metric, best = named(content["metric"]), content["best"]
     score = metric.score(content["scores"][metric.name][best]["mean"])
     gain, half = content["gain"], content["ci95"]
-    said = f"the best baseline is {IN_WORDS[best]}, {score}"
+    said = f"the best baseline is {in_words(best, metric)}, {score}"
     by = metric.score(abs(gain))
     if half is None or not np.isfinite(half):
         worse = "better" if gain > 0 else "worse" if gain < 0 else "no better"
@@ -76,6 +76,20 @@ def verdict(content: dict[str, Any] | None) -> str:
     if gain < -half:
         return f"{said}: it beats the trained model by {over}, so use it in place of this model"
     return f"{said}: the trained model does not beat it for certain ({'better' if gain > 0 else 'worse'} by {over})"
+
+
+def in_words(baseline: str, metric: Metric) -> str:
+    """Return what a baseline is, in a sentence."""
+    if baseline == "constant":
+        return "the user's most frequent class" if metric.kind == "classification" else "the user's own mean"
+    return IN_WORDS[baseline]
+
+
+def title_of(contender: str, metric: Metric) -> str:
+    """Return what a row of a table is about: the model, or a baseline."""
+    if contender == "constant":
+        return "own majority class" if metric.kind == "classification" else "own mean"
+    return TITLES.get(contender, f"model, {contender}")
 
 
 def _described(values: Numbers, metric: Metric) -> dict[str, Any]:

@@ -1,0 +1,121 @@
+"""Runs the candidates on one split of the users, with more rounds for those that did well: successive halving.
+
+Jamieson and Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter Optimization": all candidates get a few
+rounds, the better half more. They are ranked on validation users; the test users are scored for the report alone.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quickbloom.common.baselines.scoring import BASELINES
+from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
+from quickbloom.common.errors import RunError
+from quickbloom.common.metric import Metric, named
+from quickbloom.common.spreadsheets import read_csv
+from quickbloom.server_app.advising.candidates import Candidate
+from quickbloom.server_app.launch.follow import run_here
+from quickbloom.server_app.launch.prepare import check_locally
+
+Say = Callable[[str], None]
+
+FEW_USERS = 10
+"""With fewer tasks every task is held out once, since a split would leave one or two to choose by."""
+SHOTS = "1,2,5,10,20,50"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate after `rounds` rounds. `runs`: summaries, one for each split; `scores`: by part and contender, by task.
+
+    The parts are "choosing" and "telling": the tasks that decide, and those that the advice is told of. With few users they
+    are the same.
+    """
+
+    candidate: Candidate
+    rounds: int
+    runs: Sequence[dict[str, Any]]
+    scores: Mapping[str, Mapping[str, Mapping[str, float]]]
+
+    @property
+    def metric(self) -> Metric:
+        return named(self.runs[0]["baselines"]["metric"])
+
+    def mean(self, part: str, contender: str = "after") -> float:
+        """Return the mean score of a contender over the tasks of a part; NaN if it is not known."""
+        values = list(self.scores[part].get(contender, {}).values())
+        return float(np.mean(values)) if values else math.nan
+
+
+def halve(
+    settings: Mapping[str, Scalar], candidates: Sequence[Candidate], tasks: Sequence[str], folder: Path, say: Say
+) -> list[Trial]:
+    """Return the last trial of every candidate, the best on the choosing tasks first. Raises RunError if all fail."""
+    rounds = int(settings.get("rounds", RunConfig().rounds))
+    steps = sorted({max(1, rounds // 4), rounds})
+    left = list(candidates)
+    dropped: list[Trial] = []
+    for stage, number in enumerate(steps):
+        trials = []
+        for candidate in left:
+            say(f"{candidate.name}: {number} rounds")
+            try:
+                trials.append(
+                    _tried(settings, candidate, number, tasks, folder / f"{number}-{candidate.algorithm}-{candidate.model}")
+                )
+            except RunError as error:
+                say(f"{candidate.name} is left out: {error}")
+        if not trials:
+            raise RunError("every candidate failed: the lines above say why")
+        trials.sort(key=lambda one: one.metric.cost(one.mean("choosing")))
+        if stage < len(steps) - 1:
+            kept = max(2, math.ceil(len(trials) / 2))
+            dropped = trials[kept:] + dropped
+            left = [trial.candidate for trial in trials[:kept]]
+    return [*trials, *dropped]
+
+
+def _tried(settings: Mapping[str, Scalar], candidate: Candidate, rounds: int, tasks: Sequence[str], folder: Path) -> Trial:
+    shared = {"min-nodes": 1, "checkpoint-every": 0, "evaluate-every": 0, **settings, **candidate.settings, "rounds": rounds}
+    shared |= {"baselines": True, "test-shots": SHOTS}
+    few = len(tasks) < FEW_USERS
+    runs = []
+    for number, task in enumerate(tasks if few else [""]):
+        # With two tasks one alone must train: there is nothing to choose a rate on.
+        validation: dict[str, Scalar] = {"validation-tasks": 0} if few and len(tasks) == 2 else {}
+        split: dict[str, Scalar] = {"own.leave-out": task} if few else {"validation-tasks": 0.3, "test-tasks": 0.3}
+        own = {**shared, **validation, **split, "output-dir": str((folder / str(number)).absolute())}
+        check_locally(parse_run_config(own), own, 1)
+        runs.append(run_here(parse_run_config(own), 1, rounds=False, shown=False, warned=_EVERYTHING))
+    metric = str(runs[0]["baselines"]["metric"])
+    told = _read(runs, "test", metric)
+    return Trial(candidate, rounds, runs, {"telling": told, "choosing": told if few else _read(runs, "validation", metric)})
+
+
+class _Everything(set[str]):
+    """Contains every warning, so that none is printed once more for every candidate."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+_EVERYTHING = _Everything()
+
+
+def _read(runs: Iterable[dict[str, Any]], split: str, metric: str) -> dict[str, dict[str, float]]:
+    """Return the scores by contender and task that the runs wrote into their per_task.csv."""
+    found: dict[str, dict[str, float]] = {}
+    for run in runs:
+        with (Path(run["run_dir"]) / "per_task.csv").open(newline="", encoding="utf-8") as file:
+            for row in read_csv(file):
+                if row["split"] != split:
+                    continue
+                for contender in ("after", *BASELINES):
+                    cell = row.get(f"{metric}_{contender}", "")
+                    if cell not in ("", "nan"):
+                        found.setdefault(contender, {})[row["task"]] = float(cell)
+    return found
