@@ -25,11 +25,11 @@ from quickbloom.common.maths.intervals import t_quantile
 from quickbloom.common.metric import named
 from quickbloom.common.wire.baselines import SCORES, SUMS, ScoresReply, ScoresRequest, SumsReply
 from quickbloom.common.wire.messages import EVALUATE
-from quickbloom.server_app.against_baselines import against_baselines, rows_of, verdict
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.federation.baselines import TaskScores
 from quickbloom.server_app.federation.roll_call import call_roll
 from quickbloom.server_app.messaging.in_process_grid import InlineGrid
+from quickbloom.server_app.reporting.against_baselines import against_baselines, rows_of, verdict
 from quickbloom.server_app.runs import checkpoints
 
 Array = np.ndarray[Any, Any]
@@ -45,7 +45,7 @@ def found(kind: str, metric: str, **values: list[float]) -> TaskScores:
 
 
 def compared(kind: str, metric: str, **values: list[float]) -> dict[str, Any]:
-    content = against_baselines(found(kind, metric, **values), kind, named(metric))
+    content = against_baselines(found(kind, metric, **values), scores.names(kind), named(metric))
     assert content is not None
     return content
 
@@ -87,7 +87,7 @@ def test_a_baseline_that_few_tasks_have_is_not_compared_with_and_gaps_leave_pair
 
 
 def test_without_a_task_or_a_baseline_there_is_nothing_to_say() -> None:
-    assert against_baselines(TaskScores([], np.empty((0, 0, 8))), "classification", named("accuracy")) is None
+    assert against_baselines(TaskScores([], np.empty((0, 0, 8))), scores.OF_CLASSES, named("accuracy")) is None
     lonely = compared("classification", "accuracy", after=[0.5, 0.5])
     assert lonely["best"] is None
     assert verdict(lonely) == verdict(None) == verdict({}) == ""
@@ -108,14 +108,15 @@ def test_without_a_task_or_a_baseline_there_is_nothing_to_say() -> None:
 def test_the_sentence_says_whether_the_best_baseline_is_beaten(after: list[float], sentence: str) -> None:
     constant = [0.5] * len(after)
     content = compared("classification", "accuracy", after=after, constant=constant)
-    begin = "the best baseline is the user's own mean or most frequent class, 50.0 %: "
+    begin = "the best baseline is the user's most frequent class, 50.0 %: "
     assert verdict(content) == begin + sentence
 
 
 def test_a_row_of_per_task_names_score_and_contender() -> None:
     table = found("regression", "rmse", after=[1.0, float("nan")], own=[2.0, 3.0])
     assert rows_of(table, "regression")["t0"] == {"rmse_after": 1.0, "rmse_own": 2.0}
-    assert rows_of(table, "regression")["t1"]["rmse_own"] == 3.0
+    assert rows_of(table, "regression")["t1"] == {"rmse_own": 3.0}
+    assert rows_of(TaskScores([], np.empty((0, 0, 6))), "regression") == {}
 
 
 # ---- whole runs
@@ -323,6 +324,15 @@ def test_tasks_of_a_node_without_scores_are_missing(tmp_path: Path) -> None:
     assert 0 < len(known) < len(tested) == 5
     assert summary["baselines"]["tasks"] == len(known)
     assert summary["failures"] == 1
+
+
+def test_without_any_scores_there_are_no_baselines_and_the_result_is_the_same(tmp_path: Path) -> None:
+    grid, config = federation(tmp_path, "numbers", 2)
+    grid._faults = dict.fromkeys(range(2), faulty(SCORES, lambda _: RecordDict()))
+    summary = run_federation(grid, config)
+    assert summary["baselines"] is None
+    assert len(per_task(tmp_path / "run")) == 8
+    assert summary["failures"] == 2
 
 
 @given(st.sampled_from([SUMS, SCORES]), ANYTHING)
