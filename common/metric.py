@@ -178,7 +178,7 @@ def of_kind(kind: str) -> Metric:
 
 
 def chosen_for(kind: str, counts: Sequence[int]) -> Metric:
-    """Return what decides where nobody says: as `of_kind`, but the balanced accuracy where always guessing one class looks well.
+    """Return what decides where nobody says: `of_kind`, but the balanced accuracy where always guessing one class looks well.
 
     `counts`: rows of each class, [] if unknown. The limit lies halfway between an even share of the largest and all rows.
     """

@@ -1,6 +1,6 @@
 """Federated meta-learning on Flower: a model that fits each user, from data that stay on their devices.
 
-`run` and `compare` train here, `load`, `adapt`, `predict` and `explain` use what was trained, `register` adds an algorithm, a
+`run` and `compare` train here, `advise` says what to deploy, `load`, `adapt`, `predict` and `explain` use what was trained, `register` adds an algorithm, a
 data set or a model of your own. Nothing is imported before it is used.
 
 Example: `quickbloom.run("maml", data="hospitals.csv", task="hospital", target="outcome").per_task`
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from quickbloom.common.errors import QuickbloomError, RunError
     from quickbloom.common.models.base import Model
     from quickbloom.server_app.federation.strategy import MetaStrategy
-    from quickbloom.session import Run, compare, register, run
+    from quickbloom.session import Run, advise, compare, register, run
 
 __version__ = "0.2.0"
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Run",
     "RunError",
     "adapt",
+    "advise",
     "compare",
     "explain",
     "load",
@@ -54,6 +55,7 @@ _PUBLIC = {
     "Run": "session:Run",
     "RunError": "common.errors:RunError",
     "adapt": "client_app.offline.adapting:adapt",
+    "advise": "session:advise",
     "compare": "session:compare",
     "explain": "client_app.offline.explaining:explain",
     "load": "client_app.offline.files:one_model",

@@ -1,7 +1,8 @@
 """Runs from Python, for scripts and notebooks: `quickbloom.run`, `quickbloom.compare`, `quickbloom.register`."""
 
 import json
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -160,6 +161,36 @@ def compare(
         if leave_one_out:
             return each_left_out.carry_out(plan, directory, jobs or cores(), console)
         return comparison.carry_out(plan, directory, jobs or cores(), console)
+
+
+def advise(
+    data: Any,
+    *,
+    task: str | None = None,
+    target: str | None = None,
+    time: str | None = None,
+    metric: str | None = None,
+    rounds: int | None = None,
+    seed: int | None = None,
+    output: str | Path | None = None,
+    settings: Mapping[str, Scalar] | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> dict[str, Any]:
+    """Try a few algorithms, models and baselines on your data, and return what to deploy: `quickbloom advise` from Python.
+
+    `data`: a path, a pandas or polars DataFrame, or arrays by column. Returns the content of advice.json; "take" is the choice.
+    `output`: keeps the runs. `say`: is called with a sentence for every step. Raises ConfigError, DataError or RunError.
+
+    Example: `quickbloom.advise(frame, task="hospital", target="outcome", metric="auroc")["take"]`
+    """
+    from quickbloom.server_app.advising.carry_out import advise_on
+
+    texts = _assignments(settings, {})
+    with as_file(data) as path, tempfile.TemporaryDirectory(prefix="quickbloom-advice-") as folder:
+        directory = Path(folder if output is None else output).expanduser()
+        return advise_on(
+            str(path), task, target, time, directory, metric=metric, rounds=rounds, seed=seed, assignments=texts, say=say
+        )
 
 
 def register(kind: Kind) -> Kind:

@@ -145,7 +145,7 @@ def _of_baselines(summary: Mapping[str, Any], metric: Metric) -> dict[str, dict[
 
 
 def _baselines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over seeds of every baseline. They are the same for all algorithms: the first that has them counts."""
+    """Mean and standard deviation over seeds of every baseline; all algorithms have the same, so the first decides."""
     runs: dict[int, dict[str, dict[str, float]]] = {}
     for run in (run for row in rows for run in row["runs"] if not run["failure"]):
         if run["baselines"]:

@@ -69,8 +69,8 @@ def metric_for(config: RunConfig, population: Population, counts: Sequence[int],
     if chosen == population.spec.metric:
         return chosen.name
     warn(
-        f"{100 * max(counts) / sum(counts):.0f} % of the training rows are of one class, so the balanced accuracy decides, in which every class "
-        "counts alike: set `metric` to another score if you want that"
+        f"{100 * max(counts) / sum(counts):.0f} % of the training rows are of one class, so the balanced accuracy decides, "
+        "in which every class counts alike: set `metric` to another score if you want that"
     )
     return chosen.name
 
