@@ -15,6 +15,7 @@ import numpy as np
 from quickbloom.common.datasets.own.dates import Order, cyclic, of_typed, read_moments
 from quickbloom.common.datasets.own.numbers import Reading as Numbers
 from quickbloom.common.datasets.own.numbers import read_numbers
+from quickbloom.common.datasets.own.options import OwnOptions
 from quickbloom.common.datasets.own.parquet_file import Unusable
 from quickbloom.common.datasets.own.tables import PIXELS, Table
 from quickbloom.common.datasets.own.text import MISSING_IN_TEXT, Array, Text, as_text
@@ -291,3 +292,25 @@ def require(columns: Mapping[str, Any], name: str, path: str, *, typed: bool = T
     if name not in columns:
         hint = (did_you_mean(name, columns) if typed else "") or f": they have {', '.join(list(columns)[:20])}"
         raise DataError(f"the data '{path}' have no column `{name}`{hint}")
+
+
+def read_time(table: Table, schema: Schema, options: OwnOptions, reading: Reading) -> Array | None:
+    """Return the moment of every row, float64 [rows], NaN where the cell is empty; None if no column is named.
+
+    Its kind is that which all nodes agreed on, if it is an input as well. Raises DataError for cells that are no
+    number, date or time.
+    """
+    name = options.time_column
+    if not name:
+        return None
+    agreed = schema.features.get(name)
+    kind = agreed if agreed in (NUMBER, DATE, TIME) else find_kind(table, name, reading, "leave the row out")
+    if kind not in (NUMBER, DATE, TIME, EMPTY) or usable(table, name).ndim != 1:
+        raise DataError(
+            f"`--time` must name a column of numbers, dates or times, `{name}` of '{options.path}' holds something else: "
+            "write dates as 2024-03-31, or number the rows of each task in order"
+        )
+    moments = of_kind(table, name, kind, reading)
+    assert isinstance(moments, np.ndarray)
+    refuse_infinite(name, moments)
+    return moments

@@ -30,11 +30,11 @@ from quickbloom.common.datasets.own.columns import (
     keys_of_each,
     make_inputs,
     make_vocabulary,
+    read_time,
     require,
     usable,
 )
 from quickbloom.common.datasets.own.image_arrays import NO_SCALE, choose_images, is_beyond_white, white_of
-from quickbloom.common.datasets.own.moments import read_time
 from quickbloom.common.datasets.own.options import OwnOptions, listed, quoted
 from quickbloom.common.datasets.own.preparation import Preparation, Scale, measure
 from quickbloom.common.datasets.own.scales import TARGET, Moments

@@ -44,7 +44,7 @@ def fine_tuned(task_id: str, config_flat: dict[str, object], lr: float, steps: i
 
 def test_a_run_moves_no_bytes_and_scores_plain_fine_tuning_of_the_initial_model(tmp_path: Path) -> None:
     flat = {"algorithm": "local", "rounds": 2, "mlp.hidden": "8", "seed": 3, "adapt-steps": 3, "output-dir": str(tmp_path)}
-    config = parse_run_config({**flat, "evaluate-every": 1})
+    config = parse_run_config({**flat, "evaluate-every": 1, "baselines": False})  # which ask for sums
     summary = run_federation(LoopbackGrid(2, config.flat()), config)
     assert summary["bytes"] == {"up": 0, "down": 0}
     assert all(record["bytes"] == {"up": 0, "down": 0} for record in read_history(tmp_path))
