@@ -18,7 +18,9 @@ Array = NDArray[np.float64]
 PENALTIES = tuple(10.0**power for power in np.arange(-3, 7.5, 0.5))
 MOST_FEATURES = 256
 """Most inputs for which sums are sent: they grow with the square."""
-NEVER = -1e30
+LARGEST = 1e30
+"""Largest size of a number in a model: with one beyond it the outputs may be infinite."""
+NEVER = -LARGEST
 """Logit of a class that no training row has."""
 
 
@@ -70,7 +72,7 @@ def fit(sums: Sums, *, classes: bool) -> GlobalModel | None:
         found = _fit(sums, classes=classes)
     except np.linalg.LinAlgError:
         return None
-    return found if all(np.isfinite(part).all() for part in vars(found).values()) else None
+    return found if all((np.abs(part) <= LARGEST).all() for part in vars(found).values()) else None
 
 
 def _are_of_rows(sums: Sums, *, classes: bool) -> bool:

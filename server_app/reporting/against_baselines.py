@@ -46,15 +46,14 @@ def against_baselines(found: TaskScores, names: Sequence[str], metric: Metric) -
 
 def rows_of(found: TaskScores, kind: str) -> dict[str, dict[str, float]]:
     """Return for every task the cells of per_task.csv: "accuracy_own" and the like; NaN is left out."""
-    columns = [
-        (place, column, f"{name}_{contender}")
-        for column, name in enumerate(scores.names(kind))
-        for place, contender in enumerate(CONTENDERS)
-        if not np.isnan(found.values[:, place, column]).all()
-    ]
     return {
-        task_id: {name: float(found.values[i, place, column]) for place, column, name in columns}
-        for i, task_id in enumerate(found.task_ids)
+        task_id: {
+            f"{name}_{contender}": float(of_task[place, column])
+            for column, name in enumerate(scores.names(kind))
+            for place, contender in enumerate(CONTENDERS)
+            if not np.isnan(of_task[place, column])
+        }
+        for task_id, of_task in zip(found.task_ids, found.values, strict=True)
     }
 
 

