@@ -66,7 +66,7 @@ def decision(found: Mapping[str, Any], metric: Metric) -> str:
 
 
 def _simplest(ranking: Sequence[Mapping[str, Any]], metric: Metric) -> str:
-    """Return the simplest of those that hardly differ from the best on the choosing users: own rows, one model, a trained one."""
+    """Return the simplest of those that hardly differ from the best on the choosing users: own rows, one model, a trained."""
     best = metric.cost(ranking[0]["choosing"])
     margin = _HARDLY * (1.0 if metric.bounded else abs(best))
     close = [row["name"] for row in ranking if metric.cost(row["choosing"]) <= best + margin]
