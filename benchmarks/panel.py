@@ -250,7 +250,8 @@ def advised(table: PanelTable, seed: int, settings: Columns, output: Path) -> st
     texts = [assignment(key, value) for key, value in settings.items()]
     with as_file(table.columns) as path:
         found = advise_on(str(path), table.task, table.target, table.time or None, output, seed=seed, assignments=texts)
-    metric, row = named(found["metric"]), found["candidates"][0]
+    metric = named(found["metric"])
+    row = next(one for one in found["candidates"] if one["name"] == found["take"])
     behind, half = row["behind"]["mean"], row["behind"]["half"]
     said = "best" if behind <= 0 else "within" if half is not None and behind <= half else "WRONG"
     return (

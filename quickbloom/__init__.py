@@ -1,7 +1,7 @@
 """Federated meta-learning on Flower: a model that fits each user, from data that stay on their devices.
 
-`run` and `compare` train here, `advise` says what to deploy, `load`, `adapt`, `predict` and `explain` use what was trained, `register` adds an algorithm, a
-data set or a model of your own. Nothing is imported before it is used.
+`run` and `compare` train here, `advise` says what to deploy. `load`, `adapt`, `predict` and `explain` use what was trained.
+`register` adds an algorithm, a data set or a model of your own. Nothing is imported before it is used.
 
 Example: `quickbloom.run("maml", data="hospitals.csv", task="hospital", target="outcome").per_task`
 """

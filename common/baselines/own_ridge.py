@@ -75,10 +75,10 @@ def _fit(features: ArrayLike, targets: Array, penalties: ArrayLike) -> OwnRidge:
     middle, mean = x.mean(axis=0), targets.mean(axis=0)
     u, s, vt = _decomposed(x - middle)
     seen = u.T @ (targets - mean)
-    left_out = np.stack([_left_out(u, s, seen, targets, penalty) for penalty in tried])
-    chosen = _best(np.square(left_out - targets).mean(axis=(1, 2)))
+    left_out = _LeftOut(u, s, seen, targets)
+    chosen = _best(np.array([np.square(left_out.predicted(penalty) - targets).mean() for penalty in tried]))
     coefficients = vt.T @ ((s / (s**2 + tried[chosen]))[:, None] * seen)
-    return OwnRidge(coefficients, mean - middle @ coefficients, float(tried[chosen]), 1.0, left_out[chosen])
+    return OwnRidge(coefficients, mean - middle @ coefficients, float(tried[chosen]), 1.0, left_out.predicted(tried[chosen]))
 
 
 def _decomposed(centred: Array) -> tuple[Array, Array, Array]:
@@ -88,23 +88,26 @@ def _decomposed(centred: Array) -> tuple[Array, Array, Array]:
     return u[:, kept], s[kept], vt[kept]
 
 
-def _left_out(u: Array, s: Array, seen: Array, targets: Array, penalty: float) -> Array:
-    """Return the prediction for every row by a model of the others [n, outputs]; NaN for one row alone.
+class _LeftOut:
+    """Predictions for every row by a model of the others. `seen`: U^T (Y - mean) [directions, outputs]."""
 
-    `seen`: U^T (Y - mean) [columns, outputs].
-    """
-    n = len(targets)
-    if n < 2:
-        return np.full_like(targets, np.nan)
-    lost = penalty / (s**2 + penalty)  # what the penalty takes from each direction
-    outside = targets - targets.mean(axis=0) - u @ seen  # the part of Y that no coefficient can reach
-    # 1 - h_i as a sum of parts that are not negative: 1 - (a number near 1) would lose all digits for small penalties.
-    reach = np.maximum(1 - 1 / n - np.square(u).sum(axis=1), 0)
-    reach[reach < _ROUNDING] = 0
-    kept = reach + np.square(u) @ lost
-    errors = outside + u @ (lost[:, None] * seen)
-    predicted: Array = targets - errors / kept[:, None]
-    return predicted
+    def __init__(self, u: Array, s: Array, seen: Array, targets: Array) -> None:
+        self._u, self._s, self._seen, self._targets = u, s, seen, targets
+        self._squares = np.square(u)
+        self._outside = targets - targets.mean(axis=0) - u @ seen  # the part of Y that no coefficient can reach
+        # 1 - h_i as a sum of parts that are not negative: 1 - (a number near 1) would lose all digits for small penalties.
+        reach = np.maximum(1 - 1 / len(targets) - self._squares.sum(axis=1), 0)
+        self._reach = np.where(reach < _ROUNDING, 0, reach)
+
+    def predicted(self, penalty: float) -> Array:
+        """Return the predictions [n, outputs]; NaN for one row alone."""
+        if len(self._targets) < 2:
+            return np.full_like(self._targets, np.nan)
+        lost = penalty / (self._s**2 + penalty)  # what the penalty takes from each direction
+        kept = self._reach + self._squares @ lost
+        errors = self._outside + self._u @ (lost[:, None] * self._seen)
+        result: Array = self._targets - errors / kept[:, None]
+        return result
 
 
 def _best(errors: Array) -> int:

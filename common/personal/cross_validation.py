@@ -36,8 +36,8 @@ SCORED = (CONSTANT, OWN, BEFORE, AFTER)
 LEAST_ROWS = 20
 """Scored rows from which a temperature is computed: fewer say too little of how often a model is wrong."""
 _LEAST_GAIN = 1.0
-_MOST_WORK = 10**10
-"""Multiplications of ridge on the own rows, about ten seconds, beyond which a fold goes without."""
+_MOST_WORK = 5 * 10**9
+"""Rows times inputs times the smaller of the two, beyond which a fold goes without ridge: about ten seconds."""
 
 
 @dataclass(frozen=True)

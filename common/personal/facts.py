@@ -127,7 +127,7 @@ class CardFacts(_Described):
     data: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     score: _Score
     seen: _Seen | None = None
-    temperature: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None
 
     @field_validator("preparation")
     @classmethod

@@ -15,6 +15,8 @@ from quickbloom.server_app.reporting.against_baselines import in_words
 OWN_ROWS = ("constant", "last", "nearest", "own")
 """Baselines that need no federation."""
 ONE_MODEL = ("global", "global_offset")
+_HARDLY = 0.005
+"""Difference that does not count: of a score in 0..1 as it is, of an error as a part of it."""
 _SIMPLEST_FIRST = (*OWN_ROWS, *ONE_MODEL)
 
 
@@ -23,7 +25,7 @@ def advise(trials: Sequence[Trial], *, few: bool) -> dict[str, Any]:
     best, metric = trials[0], trials[0].metric
     own, one = (_best_of(best, names, metric) for names in (OWN_ROWS, ONE_MODEL))
     ranking = _ranking(trials, metric)
-    chosen = ranking[0]["name"]
+    chosen = _simplest(ranking, metric)
     gains = {name: _gain(best, other, metric) for name, other in (("own rows", own), ("one model", one)) if other}
     return {
         "schema": 1,
@@ -61,6 +63,14 @@ def decision(found: Mapping[str, Any], metric: Metric) -> str:
         side = "gain" if gain["mean"] >= 0 else "loss"
         return f"{said}; over own data alone its {side} is not certain ({amount})"
     return f"{said}: a user {'gains' if gain['mean'] > 0 else 'loses'} {amount} over own data alone"
+
+
+def _simplest(ranking: Sequence[Mapping[str, Any]], metric: Metric) -> str:
+    """Return the simplest of those that hardly differ from the best on the choosing users: own rows, one model, a trained."""
+    best = metric.cost(ranking[0]["choosing"])
+    margin = _HARDLY * (1.0 if metric.bounded else abs(best))
+    close = [row["name"] for row in ranking if metric.cost(row["choosing"]) <= best + margin]
+    return next((name for name in _SIMPLEST_FIRST if name in close), ranking[0]["name"])
 
 
 def _kind(name: str) -> str:

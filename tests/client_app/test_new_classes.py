@@ -178,8 +178,9 @@ def test_a_class_that_the_model_does_not_know_is_refused_in_its_own_rows_alone(r
 
 @pytest.mark.parametrize("algorithm", ["protonet", "ridge"])
 def test_new_classes_are_exported(runs: dict[str, Path], tmp_path: Path, algorithm: str) -> None:
-    data = written(tmp_path / "new.csv", rows_of("new", ["a", "x", "y"], 6))
-    adapt(runs[algorithm], data, tmp_path / "mine")
+    data = written(tmp_path / "new.csv", rows_of("new", ["a", "x", "y"], 10))
+    (model,) = adapt(runs[algorithm], data, tmp_path / "mine")
+    assert abs(model.card["temperature"] - 1) > 0.1  # which the probabilities below go by as well
     arguments = ["export", "--model", str(tmp_path / "mine"), "--format", "torch", "--output", str(tmp_path / "mine.pt2")]
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 0, done.output

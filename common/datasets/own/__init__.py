@@ -3,6 +3,7 @@
 tables, csv_file, parquet_file   a file as named columns
 text, numbers, dates             the meaning of a cell
 columns, vocabulary, target      the kind of a column, and what all nodes agree on about it
+moments                          the column that orders the rows of a task
 dataset, preparation, remarks    tasks, their inputs, and possible mistakes in the data
 """
 
