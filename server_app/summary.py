@@ -53,7 +53,6 @@ def conclude(
     validation = _validation_scores(grid, strategy)
     lr, steps = strategy.chosen_rate()
     test = _test_scores(grid, strategy, lr)
-    _warn_of_edges(strategy, validation, lr, steps)
     shots = _score_shots(grid, strategy, lr, steps)
     beside = strategy.score_baselines(grid, lr, steps) if strategy.config.baselines and test.task_ids else None
     kind = strategy.population.spec.kind
@@ -63,6 +62,7 @@ def conclude(
         **_facts(strategy),
         "run_dir": str(directory.path),
         "chosen": {"adapt_lr": lr, "adapt_steps": steps},
+        "edge": _edge(strategy, validation, lr, steps),
         "test": _describe(strategy, test, lr),
         "validation": _describe(strategy, validation, lr),
         "shots": shots,
@@ -84,10 +84,10 @@ def conclude(
     return summary
 
 
-def _warn_of_edges(strategy: MetaStrategy, validation: Scores | None, lr: float, steps: int) -> None:
-    """Say if the rate or the number of steps is at the end of what was tried, so that a better one may lie beyond."""
+def _edge(strategy: MetaStrategy, validation: Scores | None, lr: float, steps: int) -> str:
+    """Return a sentence if the rate or the number of steps is at the end of what was tried: a better one may lie beyond."""
     if validation is None or not validation.task_ids or not ALGORITHMS[strategy.config.algorithm].uses_adapt_lr:
-        return
+        return ""
     lrs, most = validation.lrs, strategy.config.adapt_steps
     at = lrs.index(lr)
     said = []
@@ -96,8 +96,7 @@ def _warn_of_edges(strategy: MetaStrategy, validation: Scores | None, lr: float,
     means = validation.metrics[:, at].mean(axis=0)
     if steps == most > 1 and strategy.evaluation.metric.is_better(means[most], means[most - 1]):
         said.append(f"{steps} steps are the most that were tried (`adapt-steps`)")
-    if said:
-        strategy.events.warn(f"Adaptation may gain beyond what was tried: {' and '.join(said)}")
+    return f"adaptation may gain beyond what was tried: {' and '.join(said)}" if said else ""
 
 
 def _beside_baselines(strategy: MetaStrategy, found: TaskScores) -> dict[str, Any] | None:

@@ -143,6 +143,8 @@ def _result(run: RunFacts) -> list[Part]:
     chosen = "chosen on the validation clients" if summary["validation"] else "there were no validation clients to choose on"
     adapted = "Every client adapted the model on its support examples and was scored on its test examples, "
     parts.append(Text(f"{adapted}with rate {summary['chosen']['adapt_lr']:g} ({chosen})."))
+    if edge := summary.get("edge"):
+        parts.append(Text(f"{edge[0].upper()}{edge[1:]}."))
     parts.append(
         Table("Held-out clients, before and after", ("clients", "measure", "before", "after", "worst 10 % after"), _rows(run))
     )

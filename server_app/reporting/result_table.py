@@ -37,6 +37,7 @@ def result_table(summary: dict[str, Any]) -> Table:
     chosen_on = "chosen on validation tasks" if summary["validation"] else "no validation tasks to choose on"
     notes = [
         f"adapted with {_rate(summary)}{counted(chosen['adapt_steps'], 'step')} ({chosen_on})",
+        summary.get("edge", ""),
         f"{duration(seconds['total'])} in all, {seconds['round_median']:.2f} s a round; {size(sent['up'])} up, "
         f"{size(sent['down'])} down; {counted(summary['failures'], 'failure')}",
         privacy_line(summary["privacy"]) if summary.get("privacy") else "",
