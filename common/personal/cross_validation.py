@@ -120,7 +120,7 @@ def cross_validate(
     outputs = {name: np.full((len(rows), len(own.classes)), np.nan) for name in (BEFORE, AFTER) if classes}
     for one in range(number):
         held = np.flatnonzero(fold == one)
-        learned = rows[fold != one if own.moments is None else fold < one]
+        learned = rows[fold != one if own.times is None else fold < one]
         preparation = own.preparation_by(learned)
         support, test = own.batch(preparation, learned), own.batch(preparation, rows[held])
         unit = preparation.target.deviation if preparation.target else 1.0
@@ -140,8 +140,8 @@ def cross_validate(
 
 def _folds(own: Own, rows: Array, most: int) -> tuple[Array, int]:
     """Return the fold of every row, -1: never held out, and the number of folds; 0: too few rows."""
-    if own.moments is not None:
-        return forward(own.moments[rows], most)
+    if own.times is not None:
+        return forward(own.times[rows], most)
     y = own.target.values[rows]
     return deal(own.content[rows], y if own.kind == "classification" else np.zeros(len(y)), most)
 

@@ -9,7 +9,7 @@ from quickbloom.common import scores
 from quickbloom.common.baselines.scoring import BASELINES, CONTENDERS, IN_WORDS, TITLES
 from quickbloom.common.formatting import counted
 from quickbloom.common.maths.intervals import half_width
-from quickbloom.common.metric import Metric, named
+from quickbloom.common.metric import RMSE, Metric, named
 from quickbloom.server_app.federation.baselines import TaskScores
 
 Numbers = np.ndarray[Any, Any]
@@ -24,6 +24,8 @@ def against_baselines(found: TaskScores, names: Sequence[str], metric: Metric) -
     """
     if not found.task_ids:
         return None
+    if metric.is_loss and RMSE.name in names:
+        metric = RMSE  # in the unit of the target, which people can judge
     table = {
         name: {
             contender: _described(found.values[:, place, column], named(name))

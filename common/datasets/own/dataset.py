@@ -96,9 +96,9 @@ class Own(FixedSplitDataset):
         self.inputs = make_inputs(self.table, self.schema, self._reading)
         self._tasks = names(usable(self.table, options.task_column), self._reading.extra_missing)
         self._published = self._read_splits()
-        self.moments = read_time(self.table, self.schema, options, self._reading)
+        self.times = read_time(self.table, self.schema, options, self._reading)
         """The moment of every row, by which its task is cut: float64 [rows], NaN: unknown; None: rows are drawn by content."""
-        self.resample = self.moments is None  # a query drawn anew would come before its support
+        self.resample = self.times is None  # a query drawn anew would come before its support
         self.left_out: dict[str, str] = {}
         self._splits: dict[str, str] = {}
         self.beyond_white: list[str] = []
@@ -226,7 +226,7 @@ class Own(FixedSplitDataset):
     @property
     def is_ordered(self) -> bool:
         """Whether the rows of a task are in the order of time."""
-        return self.moments is not None
+        return self.times is not None
 
     def part_of_rows(self, task_id: str) -> dict[int, str]:
         """Return "support", "query" or "test" for every row that the task uses."""
@@ -261,7 +261,7 @@ class Own(FixedSplitDataset):
         support, query, _ = self.rows[task_id]
         numbers = self.target.values[np.concatenate([support, query])]
         target = Scale.of(numbers, self.options.target_deviation)
-        if self.moments is not None:
+        if self.times is not None:
             mean = self.target.values[support].mean()
             target = Scale(float(mean), float(np.hypot(target.deviation, target.mean - mean)))
         preparation = replace(self._measured(task_id), target=target)
@@ -341,8 +341,8 @@ class Own(FixedSplitDataset):
             )
         for name, rows in sorted(_by_value(self._tasks)):
             known = rows[~np.isnan(self.target.values[rows])]
-            if self.moments is not None:
-                known = known[~np.isnan(self.moments[known])]
+            if self.times is not None:
+                known = known[~np.isnan(self.times[known])]
             forced, split = self._forced(known)
             parts = self._all(known) if self.whole else self._cut(known, forced)
             if not isinstance(parts, str) and PIXELS in self.inputs:
@@ -387,13 +387,13 @@ class Own(FixedSplitDataset):
     def _all(self, rows: Array) -> list[Array] | str:
         """Return the positions of all rows as support, and two empty parts; or the reason if there are none."""
         every = np.arange(len(rows))
-        moment = f" and a moment (`{self.options.time_column}`)" if self.moments is not None else ""
+        moment = f" and a moment (`{self.options.time_column}`)" if self.times is not None else ""
         return [every, every[:0], every[:0]] if len(rows) else f"it has no row with a target{moment}"
 
     def _cut(self, rows: Array, forced: Array) -> list[Array] | str:
         """Return the positions of support, query and test, or a reason if the task has too few rows."""
-        if self.moments is not None:
-            return self._cut_in_time(rows, forced, self.moments[rows])
+        if self.times is not None:
+            return self._cut_in_time(rows, forced, self.times[rows])
         y, content = self.target.values[rows], self.content[rows]
         strata = y if self.kind == "classification" else np.zeros(len(y))
         shots, has_test = self.options.shots, bool(forced.any())

@@ -104,7 +104,7 @@ def _rows(data: Own) -> Iterator[str]:
         yield f"{without} of {rows} name no task (`{options.task_column}`): they are not used"
     if without := int(np.isnan(data.target.values).sum()):
         yield f"{without} of {rows} have no target (`{data.schema.target}`): they are not used"
-    if data.moments is not None:
+    if data.times is not None:
         yield from _on_moments(data, rows)
     column = table[options.task_column]
     if isinstance(column, np.ndarray) and column.dtype.kind == "f" and (np.abs(column) >= _LARGEST_EXACT).any():
@@ -115,13 +115,13 @@ def _rows(data: Own) -> Iterator[str]:
 
 
 def _on_moments(data: Own, rows: str) -> Iterator[str]:
-    assert data.moments is not None
+    assert data.times is not None
     name, named, targets = data.options.time_column, data.tasks_of_rows >= 0, ~np.isnan(data.target.values)
     left_out = [place for place, task in enumerate(data.task_names) if task in data.left_out]
-    if without := int((np.isnan(data.moments) & named & targets).sum()):
+    if without := int((np.isnan(data.times) & named & targets).sum()):
         yield f"{without} of {rows} have no moment (`{name}`): they are not used"
     used = sum(len(part) for parts in data.rows.values() for part in parts)
-    there = named & targets & ~np.isnan(data.moments) & ~np.isin(data.tasks_of_rows, left_out)
+    there = named & targets & ~np.isnan(data.times) & ~np.isin(data.tasks_of_rows, left_out)
     if left := int(there.sum()) - used:
         yield (
             f"{left} of {rows} come before the last of the first `own.shots` ({data.options.shots}) in `{name}` and are not "
@@ -176,7 +176,7 @@ def _never_tested(data: Own) -> Iterator[str]:
     ]
     if said:
         why = f"without a row in the test part, the last in `{data.options.time_column}`"
-        why = "with too few rows for a test row" if data.moments is None else why
+        why = "with too few rows for a test row" if data.times is None else why
         yield f"classes {why}: {_some(said)}; the scores of those tasks say nothing of them"
 
 

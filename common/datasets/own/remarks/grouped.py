@@ -42,8 +42,8 @@ class Grouped:
     @classmethod
     def of(cls, data: Own) -> Grouped:
         codes, used = data.tasks_of_rows, ~np.isnan(data.target.values)
-        if data.moments is not None:
-            used &= ~np.isnan(data.moments)
+        if data.times is not None:
+            used &= ~np.isnan(data.times)
         places = {name: place for place, name in enumerate(data.task_names)}
         new = np.full(len(places) + 1, -1, dtype=np.int64)  # the last is that of rows without a task
         new[[places[name] for name in data.rows]] = np.arange(len(data.rows))

@@ -47,8 +47,8 @@ def column_of_time(data: Own, grouped: Grouped, found: Components) -> tuple[str,
 
     The column is the one of `--time`, else the one, among those that look like time, whose order explains most.
     """
-    if data.moments is not None:
-        share = explained_in_order(data, grouped, data.moments[grouped.rows], found.within)
+    if data.times is not None:
+        share = explained_in_order(data, grouped, data.times[grouped.rows], found.within)
         return None if share is None else (data.options.time_column, share)
     shares = {
         name: explained_in_order(data, grouped, column, found.within)
@@ -76,7 +76,7 @@ def _looks_like_time(name: str, kind: str, column: Array, grouped: Grouped) -> b
 
 def remarks(data: Own, grouped: Grouped) -> tuple[str, list[str]]:
     """Return the column that gives the target away to shuffled rows, or "", and the remark on it."""
-    found = components(data, grouped) if data.moments is None else None
+    found = components(data, grouped) if data.times is None else None
     best = column_of_time(data, grouped, found) if found else None
     if best is None or best[1] < _GIVEN_AWAY:
         return "", []
@@ -97,7 +97,7 @@ def in_words(data: Own) -> Iterator[str]:
     what = f"the variance{' (Gini)' if data.kind == 'classification' else ''} of `{data.schema.target}`"
     best, tasks = column_of_time(data, grouped, found), counted(len(grouped.names), "task")
     order = f"{best[1]:.0%} is explained by interpolating the neighbours in `{best[0]}`".replace("%", " %") if best else ""
-    if best and data.moments is None and best[1] < _NOTABLE:
+    if best and data.times is None and best[1] < _NOTABLE:
         order = ""
     if len(grouped.names) == 1:
         if order:
