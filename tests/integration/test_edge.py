@@ -102,6 +102,13 @@ def test_two_devices_train_and_predict_what_the_server_saw(link: tuple[Path, int
                 assert score.value == float(rows[score.task][f"accuracy_step{step}"])
                 checked += 1
     assert checked == len(rows) == 2
+    # Means of columns and sums came over TLS as well, and the scores at the end are those of the run.
+    (tested,) = (row for row in rows.values() if row["split"] == "test")
+    beside = summary["baselines"]["scores"]["accuracy"]
+    assert beside["after"]["mean"] == pytest.approx(float(tested[f"accuracy_step{step}"]), abs=1e-6)
+    assert beside["own"]["mean"] == pytest.approx(float(tested["accuracy_own"]), abs=1e-6)
+    assert "global" in beside
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["own.scale"] == "shared"
     assert "task A: 20 support" in said
     assert "Personal model of north (round 2): accuracy" in said
     assert "Round 2, training: " in said

@@ -61,8 +61,11 @@ def test_the_curve_over_grpc_equals_the_simulation(federation: Path, tmp_path: P
     assert simulated.returncode == 0, simulated.stderr
     assert numbers(curve(tmp_path / "real")) == pytest.approx(numbers(curve(tmp_path / "simulated")), abs=1e-5)
     assert "new Python process" not in (federation / "node1.log").read_text()
-    results = [json.loads(done.stdout)["test"] for done in (real, simulated)]
-    assert numbers(results[0]) == pytest.approx(numbers(results[1]), abs=1e-5)
+    one, other = (json.loads(done.stdout) for done in (real, simulated))
+    assert numbers(one["test"]) == pytest.approx(numbers(other["test"]), abs=1e-5)
+    scores = one["baselines"]["scores"]
+    assert scores["accuracy"].keys() >= {"after", "own", "global"}
+    assert numbers(scores) == pytest.approx(numbers(other["baselines"]["scores"]), abs=1e-4)
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ def test_the_keyboard_opens_a_fold_and_follows_a_link(browser: Any, reports: dic
     opened.page.locator("summary").first.focus()
     opened.page.keyboard.press("Enter")
     assert opened.run("document.querySelector('details').open")
-    opened.page.locator("nav a").nth(3).focus()
+    opened.page.locator("nav a[href='#clients']").focus()
     opened.page.keyboard.press("Enter")
     assert opened.run("location.hash") == "#clients"
 
