@@ -85,12 +85,12 @@ def _all_tried(
             )
         except QuickbloomError as error:
             failed[candidate.name] = error
-    for error in failed.values():
+    for reason in failed.values():
         # What stops all of them is a mistake in the settings or the data, and no matter of candidates.
-        if not trials and not isinstance(error, RunError):
-            raise error
-    for name, error in failed.items():
-        say(f"{name} is left out: {error}")
+        if not trials and not isinstance(reason, RunError):
+            raise reason
+    for name, reason in failed.items():
+        say(f"{name} is left out: {reason}")
     if not trials:
         raise RunError("every candidate failed: the lines above say why")
     return trials
@@ -106,19 +106,14 @@ def _ordered(trials: Sequence[Trial]) -> list[Trial]:
         for part in ("choosing", "telling")
     }
     filled = [
-        replace(
-            trial,
-            scores={
-                part: {
-                    contender: {task: scores.get(task, math.nan) for task in tasks[part]}
-                    for contender, scores in ({"after": {}} | dict(trial.scores[part])).items()
-                }
-                for part in tasks
-            },
-        )
-        for trial in trials
+        replace(trial, scores={part: _filled(trial.scores[part], known) for part, known in tasks.items()}) for trial in trials
     ]
     return sorted(filled, key=lambda one: one.metric.cost(one.mean("choosing")))
+
+
+def _filled(by_contender: Mapping[str, Mapping[str, float]], tasks: Sequence[str]) -> dict[str, dict[str, float]]:
+    names = ("after", *(name for name in by_contender if name != "after"))
+    return {name: {task: by_contender.get(name, {}).get(task, math.nan) for task in tasks} for name in names}
 
 
 def _tried(settings: Mapping[str, Scalar], candidate: Candidate, rounds: int, tasks: Sequence[str], folder: Path) -> Trial:
