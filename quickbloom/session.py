@@ -1,9 +1,10 @@
-"""Runs from Python, for scripts and notebooks: `quickbloom.run`, `quickbloom.compare`, `quickbloom.register`."""
+"""For scripts and notebooks: `quickbloom.run`, `quickbloom.compare`, `quickbloom.advise`, `quickbloom.register`."""
 
 import json
+import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
@@ -179,18 +180,20 @@ def advise(
     """Try a few algorithms, models and baselines on your data, and return what to deploy: `quickbloom advise` from Python.
 
     `data`: a path, a pandas or polars DataFrame, or arrays by column. Returns the content of advice.json; "take" is the choice.
-    `output`: keeps the runs. `say`: is called with a sentence for every step. Raises ConfigError, DataError or RunError.
+    `output`: keeps the runs and advice.json. `say`: is called with a sentence for every step. Raises ConfigError, DataError or
+    RunError.
 
     Example: `quickbloom.advise(frame, task="hospital", target="outcome", metric="auroc")["take"]`
     """
     from quickbloom.server_app.advising.carry_out import advise_on
 
-    texts = _assignments(settings, {})
-    with as_file(data) as path, tempfile.TemporaryDirectory(prefix="quickbloom-advice-") as folder:
+    if data is None:
+        raise ConfigError("`data` must be a path, a DataFrame, or arrays by column, got None: `advise` is for data of your own")
+    given: dict[str, Any] = {"metric": metric, "rounds": rounds, "seed": seed, "assignments": _assignments(settings, {})}
+    given["lasting"] = isinstance(data, str | os.PathLike)
+    with _threads_kept(), as_file(data) as path, tempfile.TemporaryDirectory(prefix="quickbloom-advice-") as folder:
         directory = Path(folder if output is None else output).expanduser()
-        return advise_on(
-            str(path), task, target, time, directory, metric=metric, rounds=rounds, seed=seed, assignments=texts, say=say
-        )
+        return advise_on(str(path), task, target, time, directory, say=say, **given)
 
 
 def register(kind: Kind) -> Kind:
@@ -211,11 +214,18 @@ def register(kind: Kind) -> Kind:
 
 
 def _in_process(start: Start, progress: bool, listeners: Sequence[Listener]) -> dict[str, Any]:
-    """The summary of a run here. A run computes on one thread; afterwards torch has as many as before."""
-    threads = torch.get_num_threads()
-    try:
+    """The summary of a run here."""
+    with _threads_kept():
         config = parse_run_config(start.settings)
         return run_here(config, start.nodes, rounds=progress, shown=progress, listeners=listeners)
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """A run computes on one thread; after this context torch has as many as before."""
+    threads = torch.get_num_threads()
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
 

@@ -22,7 +22,8 @@ _SIMPLEST_FIRST = (*OWN_ROWS, *ONE_MODEL)
 
 def advise(trials: Sequence[Trial], *, few: bool) -> dict[str, Any]:
     """Return the content of advice.json. `few`: every user was held out once, so that the choice has seen all of them."""
-    best, metric = trials[0], trials[0].metric
+    metric = trials[0].metric
+    best = min(trials, key=lambda one: metric.cost(one.mean("choosing")))
     own, one = (_best_of(best, names, metric) for names in (OWN_ROWS, ONE_MODEL))
     ranking = _ranking(trials, metric)
     chosen = _simplest(ranking, metric)
@@ -54,19 +55,28 @@ def decision(found: Mapping[str, Any], metric: Metric) -> str:
         return f"Federate, but do not personalise: {in_words(take, metric)} does as well as every personal model that was tried"
     model = found["model"]
     said = f"Take `{model['algorithm']}` with `model={model['model']}`"
-    if not gain:
-        return said
-    amount = (
-        f"{metric.score(abs(gain['mean']))} {metric.margin(gain['half'])}" if gain["half"] else metric.score(abs(gain["mean"]))
-    )
-    if gain["half"] and abs(gain["mean"]) <= gain["half"]:
-        side = "gain" if gain["mean"] >= 0 else "loss"
-        return f"{said}; over own data alone its {side} is not certain ({amount})"
-    return f"{said}: a user {'gains' if gain['mean'] > 0 else 'loses'} {amount} over own data alone"
+    return said if gain is None or gain["mean"] is None else said + _beside_own(gain, metric)
+
+
+def _beside_own(gain: Mapping[str, Any], metric: Metric) -> str:
+    """Return what a user gains over own data alone, as the end of the sentence on what to take."""
+    mean, half = gain["mean"], gain["half"]
+    amount = metric.score(abs(mean), half)
+    if not mean:
+        return "; on average it does as well as own data alone"
+    if half is None:
+        side = "gained" if mean > 0 else "lost"
+        return f"; the one user that was scored {side} {amount} over own data alone, which says little of others"
+    if abs(mean) <= half:
+        return f"; over own data alone its {'gain' if mean > 0 else 'loss'} is not certain ({amount})"
+    return f": a user {'gains' if mean > 0 else 'loses'} {amount} over own data alone"
 
 
 def _simplest(ranking: Sequence[Mapping[str, Any]], metric: Metric) -> str:
-    """Return the simplest of those that hardly differ from the best on the choosing users: own rows, one model, a trained."""
+    """Return the simplest of those that hardly differ from the best on the choosing users.
+
+    Own rows are simpler than one model for all, and that is simpler than a trained one.
+    """
     best = metric.cost(ranking[0]["choosing"])
     margin = _HARDLY * (1.0 if metric.bounded else abs(best))
     close = [row["name"] for row in ranking if metric.cost(row["choosing"]) <= best + margin]
@@ -116,34 +126,38 @@ def _gain(trial: Trial, other: str, metric: Metric) -> dict[str, Any]:
 
 
 def _mean_gain(mine: Mapping[str, float], theirs: Mapping[str, float], metric: Metric) -> dict[str, Any]:
-    """Return the mean of the paired differences over users, half of its 95 % interval (None for one user), and their number."""
+    """Return the mean of the paired differences over users, half of its 95 % interval (None for one user), and their number.
+
+    The mean is None where one of the two diverged.
+    """
     pairs = np.array(list(_pairs(mine, theirs, metric).values()))
-    if not len(pairs):
-        return {"mean": None, "half": None, "users": 0}
+    if not len(pairs) or not np.isfinite(pairs).all():
+        return {"mean": None, "half": None, "users": len(pairs)}
     half = float(half_width(pairs[:, None])[0])
     return {"mean": float(pairs.mean()), "half": half if math.isfinite(half) else None, "users": len(pairs)}
 
 
 def _losers(trial: Trial, own: str, metric: Metric) -> list[dict[str, Any]]:
-    """Return the users for whom the model is worse than own rows alone, the worst first."""
-    scores = trial.scores["telling"]
-    lost = {task: gain for task, gain in _pairs(scores.get("after", {}), scores.get(own, {}), metric).items() if gain < 0}
-    return [
-        {"task": task, "model": scores["after"][task], "own": scores[own][task]}
-        for task in sorted(lost, key=lambda one: lost[one])
-    ]
+    """Return the users for whom the model is worse than own rows alone, the worst first; one that diverged is worse."""
+    model, alone = (trial.scores["telling"].get(name, {}) for name in ("after", own))
+    worse = {task: metric.cost(model[task]) - metric.cost(alone[task]) for task in model if task in alone}
+    lost = sorted((task for task in worse if worse[task] > 0), key=lambda task: -worse[task])
+    return [{"task": task, "model": model[task], "own": alone[task]} for task in lost]
 
 
 def _shots(trial: Trial, metric: Metric) -> list[dict[str, float]]:
-    """Return the mean score by the number of support rows, as far as all runs have it."""
-    curves = [run["shots"] for run in trial.runs if run["shots"] and metric.name in run["shots"]]
-    if len(curves) < len(trial.runs):
-        return []
-    shared = sorted(set.intersection(*(set(curve["shots"]) for curve in curves)))
-    return [
-        {"shots": shots, "score": float(np.mean([one[metric.name]["mean"][one["shots"].index(shots)] for one in curves]))}
-        for shots in shared
-    ]
+    """Return the mean score by the number of support rows, as far as all runs have it and none diverged there."""
+    curves = [_curve(run["shots"], metric) for run in trial.runs]
+    shared = sorted(set.intersection(*(set(curve) for curve in curves)))
+    return [{"shots": shots, "score": float(np.mean([curve[shots] for curve in curves]))} for shots in shared]
+
+
+def _curve(shots: Mapping[str, Any] | None, metric: Metric) -> dict[int, float]:
+    """Return the mean score of a run by the number of support rows."""
+    if not shots or metric.name not in shots:
+        return {}
+    pairs = zip(shots["shots"], shots[metric.name]["mean"], strict=True)
+    return {number: score for number, score in pairs if score is not None and math.isfinite(score)}
 
 
 def _users(trial: Trial, part: str) -> int:
@@ -151,11 +165,10 @@ def _users(trial: Trial, part: str) -> int:
 
 
 def _cost(trial: Trial) -> dict[str, float]:
-    """Return rounds, seconds of the run here, and bytes for each training user, both ways."""
-    run = trial.runs[0]
-    users = max(1, run["tasks"]["train"])
+    """Return rounds, seconds of the run here, and bytes of a node that takes part in all of it, both ways."""
+    run = trial.runs[0]  # of one node, which has the messages of every node
     return {
         "rounds": trial.rounds,
         "seconds": float(run["seconds"]["total"]),
-        "bytes_per_user": (run["bytes"]["up"] + run["bytes"]["down"]) / users,
+        "bytes_per_node": run["bytes"]["up"] + run["bytes"]["down"],
     }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MOST_NAMED = 5
+_FEW_TO_CHOOSE_BY = 5
 
 
 def table(found: Mapping[str, Any]) -> Table:
@@ -43,15 +44,18 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             said.append(_gain(gain, other, metric, found))
     said += [one for one in (_shots(found, metric), _losers(found, metric)) if one]
     cost = found["cost"]
-    said.append(
-        f"Cost: {counted(cost['rounds'], 'round')}, {size(cost['bytes_per_user'])} to and from each user in all; here training "
-        f"took {duration(cost['seconds'])}."
-    )
+    if found["kind"] == "model":
+        said.append(
+            f"Cost: {counted(cost['rounds'], 'round')}, at most {size(cost['bytes_per_node'])} to and from each node in all; "
+            f"here a run took {duration(cost['seconds'])}."
+        )
     if found["few_users"]:
         said.append(
             f"There are only {counted(found['users']['told'], 'user')}: each was held out once, and the choice has seen all of "
             "these scores, so new users may fare worse."
         )
+    elif found["users"]["chose"] < _FEW_TO_CHOOSE_BY:
+        said.append(f"Only {counted(found['users']['chose'], 'user')} decided: another split (`--seed`) may choose otherwise.")
     return said
 
 
@@ -66,7 +70,9 @@ def write(found: Mapping[str, Any], path: Path) -> Path:
         sections.append(Section("Rows of a user", [_curve(found, metric)]))
     if found.get("command"):
         sections.append(Section("Do it", [Code("Command that trains it", found["command"])]))
-    lead = f"Chosen on {counted(found['users']['chose'], 'user')}, told of {counted(found['users']['told'], 'user')}."
+    chose, told = (found["users"][part] for part in ("chose", "told"))
+    others = "the same" if found["few_users"] else f"{told} others"
+    lead = f"Chosen by the scores of {counted(chose, 'user')}; what it is worth is told of {others}."
     return write_page(path, f"Advice for {found['data']}", lead, sections)
 
 
@@ -89,43 +95,63 @@ def _rows(found: Mapping[str, Any], metric: Metric) -> list[list[str]]:
 
 
 def _gain(gain: Mapping[str, Any], other: str, metric: Metric, found: Mapping[str, Any]) -> str:
-    model = found["model"]
-    by = metric.score(abs(gain["mean"]))
-    width = f" {metric.margin(gain['half'])}" if gain["half"] is not None else ""
+    by = metric.score(abs(gain["mean"]), gain["half"])
     verb = "is better than" if gain["mean"] > 0 else "is worse than" if gain["mean"] < 0 else "equals"
     certain = "" if gain["half"] is not None and abs(gain["mean"]) > gain["half"] else ", which is not certain"
-    return f"For {counted(gain['users'], 'user')}, `{model['algorithm']}` {verb} {in_words(other, metric)}" + (
-        f" by {by}{width}{certain}." if gain["mean"] else "."
+    return f"For {counted(gain['users'], 'user')}, {_model(found)} {verb} {in_words(other, metric)}" + (
+        f" by {by}{certain}." if gain["mean"] else "."
     )
 
 
 def _shots(found: Mapping[str, Any], metric: Metric) -> str:
     """Return from how many rows on the model beats what needs no federation, by its means."""
-    if not found["shots"] or not found["own_rows"]:
+    own = _alone(found)
+    if not found["shots"] or own is None:
         return ""
-    own = next(row["telling"] for row in found["candidates"] if row["name"] == found["own_rows"])
-    rows = "rows of each class" if metric.kind == "classification" else "rows"
-    enough = next((point["shots"] for point in found["shots"] if metric.is_better(point["score"], own)), None)
+    enough = None
+    for point in reversed(found["shots"]):
+        if not metric.is_better(point["score"], own):
+            break
+        enough = point["shots"]
+    of_each = " of each class" if metric.kind == "classification" else ""
     if enough is None:
-        return f"With few {rows} of a user it does not beat what all own rows alone give ({metric.score(own)})."
-    return f"From {enough} {rows} of a user on it is better than all own rows alone ({metric.score(own)})."
+        most = counted(found["shots"][-1]["shots"], "row")
+        return (
+            f"With {most}{of_each} of a user or fewer, {_model(found)} does not beat all own rows alone ({metric.score(own)})."
+        )
+    rows = counted(enough, "row")
+    return f"From {rows}{of_each} of a user on, {_model(found)} is better than all own rows alone ({metric.score(own)})."
 
 
 def _losers(found: Mapping[str, Any], metric: Metric) -> str:
     lost, told = found["losers"], found["users"]["told"]
+    if not found["own_rows"]:
+        return ""
     if not lost:
-        return f"None of {counted(told, 'user')} loses against own rows alone."
+        return f"With {_model(found)} none of {counted(told, 'user')} loses against own rows alone."
     some = ", ".join(
         f"{as_told(one['task'], 60)} ({metric.score(one['own'])} alone, {metric.score(one['model'])})"
         for one in lost[:_MOST_NAMED]
     )
     more = f" and {len(lost) - _MOST_NAMED} more" if len(lost) > _MOST_NAMED else ""
-    return f"{len(lost)} of {counted(told, 'user')} lose against own rows alone: {some}{more}."
+    lose = "loses" if len(lost) == 1 else "lose"
+    return f"With {_model(found)} {len(lost)} of {counted(told, 'user')} {lose} against own rows alone: {some}{more}."
+
+
+def _model(found: Mapping[str, Any]) -> str:
+    """Return the best of the trained models, whether it is taken or not."""
+    return f"`{found['model']['algorithm']}` ({found['model']['model']})"
+
+
+def _alone(found: Mapping[str, Any]) -> float | None:
+    """Return the score of own rows alone, by all rows of a user; None if it is not known."""
+    known: list[float | None] = [row["telling"] for row in found["candidates"] if row["name"] == found["own_rows"]]
+    return known[0] if known else None
 
 
 def _curve(found: Mapping[str, Any], metric: Metric) -> Part:
     x, y = ([point[name] for point in found["shots"]] for name in ("shots", "score"))
-    own = next((row["telling"] for row in found["candidates"] if row["name"] == found["own_rows"]), None)
+    own = _alone(found)
 
     def draw(axes: "Axes") -> None:
         axes.plot(x, metric.scaled(y), label=found["model"]["algorithm"], **style(0))

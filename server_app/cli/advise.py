@@ -7,10 +7,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from quickbloom.common.errors import DataError, RunError
-from quickbloom.common.system.terminal import FAILED, say, say_error
+from quickbloom.common.errors import DataError
+from quickbloom.common.printable import one_line
+from quickbloom.common.system.terminal import STOPPED, paper, say
 from quickbloom.server_app.cli.options import Time
-from quickbloom.server_app.runs.directory import RunDirectory, to_json, unused
+from quickbloom.server_app.runs.directory import to_json, unused
 
 
 def advise(
@@ -45,32 +46,30 @@ def advise(
         found = advise_on(
             data, task, target, time_column, directory, metric=metric, rounds=rounds, seed=seed, assignments=set_ or [], say=say
         )
-    except RunError as error:
-        say_error(str(error))
-        raise typer.Exit(FAILED) from None
-    RunDirectory(directory).write_json("advice.json", found)
-    _write_page(found, directory)
+    except KeyboardInterrupt:
+        say(f"Stopped, without advice; the runs so far are in {directory}.")
+        raise typer.Exit(STOPPED) from None
     if json_:
         print(to_json(found))
-        return
-    _show(found, directory)
+    else:
+        _show(found)
+    _write_page(found, directory)
 
 
-def _show(found: dict[str, Any], directory: Path) -> None:
+def _show(found: dict[str, Any]) -> None:
     from quickbloom.server_app.advising.page import lines, table
 
-    Console(emoji=False).print(table(found))
-    for line in lines(found):
-        say(line)
-    if found["command"]:
-        say(f"To do it: {found['command']}")
-    say(f"Advice: {directory / 'advice.html'}")
+    paper().print(table(found))
+    command = [f"To do it: {found['command']}"] if found["command"] else []
+    for line in (*lines(found), *command):
+        Console(emoji=False).print(one_line(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _write_page(found: dict[str, Any], directory: Path) -> None:
+    """Write the page if the extra is installed; advice.json is there either way."""
     from quickbloom.server_app.advising.page import write
 
     try:
-        write(found, directory / "advice.html")
+        say(f"Advice: {write(found, directory / 'advice.html')}")
     except DataError as error:
-        say(f"No advice.html: {error}")
+        say(f"Advice: {directory / 'advice.json'}; no page: {error}")

@@ -184,7 +184,7 @@ def write(directory: Path, found: Mapping[str, Any]) -> None:
     run = RunDirectory(directory)
     run.write_json(f"{FILE}.json", found)
     with whole(directory / f"{FILE}.csv", newline="") as file:
-        write_csv(file, list(found["folds"][0]), found["folds"])
+        write_csv(file, list(dict.fromkeys(name for row in found["folds"] for name in row)), found["folds"])
 
 
 def table(found: Mapping[str, Any]) -> Table:

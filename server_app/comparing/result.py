@@ -271,9 +271,9 @@ def caption(result: Mapping[str, Any]) -> list[str]:
 def _ranked(result: Mapping[str, Any], metric: Metric) -> list[str]:
     """All of them with the baselines, the best first."""
     ends = {row["algorithm"]: row["mean"]["after"] for row in result["algorithms"]}
-    ends |= {in_words(row["baseline"], metric): row["mean"]["after"] for row in result.get("baselines", [])}
-    known = {name: end for name, end in ends.items() if end is not None}
-    if len(known) <= len(result["algorithms"]):
+    beside = {in_words(row["baseline"], metric): row["mean"]["after"] for row in result.get("baselines", [])}
+    known = {name: end for name, end in (ends | beside).items() if end is not None}
+    if not known.keys() & beside.keys():
         return []
     ordered = sorted(known, key=lambda name: metric.cost(known[name]))
     return ["The best first, with baselines: " + "; ".join(f"{name} {metric.score(known[name])}" for name in ordered) + "."]

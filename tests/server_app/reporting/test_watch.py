@@ -185,7 +185,7 @@ def test_a_finished_run_ends_with_its_table(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     said, fine = shown(tmp_path / "runs" / "r", once=False)
     assert fine
-    assert said.startswith(("round 3/3", "Adaptation may gain beyond"))
+    assert said.startswith("round 3/3")
     assert "round 3/3" in said
     assert "fomaml on gaussian, 3 rounds, seed 0" in said
     assert newest(tmp_path / "runs") == tmp_path / "runs" / "r"
