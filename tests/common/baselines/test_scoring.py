@@ -71,7 +71,8 @@ def test_baselines_of_numbers_by_hand_and_by_scikit_learn() -> None:
 
 
 def softmax(logits: Array) -> Array:
-    return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    shares: Array = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return shares
 
 
 def test_baselines_of_classes_by_hand() -> None:
