@@ -15,7 +15,7 @@ SMALL = {"dataset": "gaussian", "gaussian.clients": 12, "model": "linear", "roun
 
 
 def config(folder: Path) -> RunConfig:
-    return parse_run_config({**SMALL, "output-dir": str(folder)})
+    return parse_run_config({**SMALL, "baselines": False, "output-dir": str(folder)})
 
 
 def test_without_an_attack_it_is_a_federation_of_real_nodes_with_one_task_each(tmp_path: Path) -> None:

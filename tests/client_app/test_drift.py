@@ -30,7 +30,7 @@ def written(path: Path, rows: list[str]) -> Path:
 def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mine")
     data = written(folder / "all.csv", [row for user in "ABCDEF" for row in [*rows_of(user, 20), f"{user},50,d,x,0,ill"]])
-    more: dict[str, Any] = {"rounds": 1, "progress": False, "settings": {"mlp.hidden": "4"}}
+    more: dict[str, Any] = {"rounds": 1, "progress": False, "settings": {"mlp.hidden": "4", "own.scale": "task"}}
     quickbloom.run("fomaml", data=data, task="user", target="outcome", output=folder / "run", **more)
     adapt(folder / "run", written(folder / "mine.csv", rows_of("Z", 40)), folder / "mine", folds=0)
     return folder

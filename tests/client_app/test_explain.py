@@ -40,7 +40,12 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A folder with a run, a model whose user has the other sign than all users of the training, and new rows of it."""
     folder, dose = tmp_path_factory.mktemp("made"), bool(request.param)
     data = written(folder / "all.csv", [row for user in "ABCDEFGH" for row in rows_of(user, 30, dose=dose)])
-    more: dict[str, Any] = {"rounds": 40, "model": "linear", "settings": {"own.cyclic": "admitted"}, "progress": False}
+    more: dict[str, Any] = {
+        "rounds": 40,
+        "model": "linear",
+        "settings": {"own.cyclic": "admitted", "own.scale": "task"},
+        "progress": False,
+    }
     quickbloom.run("ridge", data=data, task="user", target="outcome", output=folder / "run", **more)
     adapt(folder / "run", written(folder / "mine.csv", rows_of("Z", 60, dose=dose, sign=-1)), folder / "mine", folds=0)
     written(folder / "new.csv", rows_of("Z", 90, dose=dose, seed=1, sign=-1))

@@ -44,6 +44,11 @@ def wards(path: Path, names: str, *, classes: bool = False, target: str = "y") -
     return path
 
 
+def keys(settings_by_name: dict[str, Any]) -> dict[str, Any]:
+    """Settings whose names are no names of Python."""
+    return settings_by_name
+
+
 def federation(
     folder: Path, faults: Mapping[int, Fault] | None = None, *, classes: bool = False, **more: Any
 ) -> tuple[LoopbackGrid, RunConfig]:
@@ -119,7 +124,7 @@ def is_of(message: Message, kind: str) -> bool:
 
 
 def test_a_task_by_itself_is_standardised_as_before(tmp_path: Path) -> None:
-    grid, config = federation(tmp_path, **{"own.scale": "task"})
+    grid, config = federation(tmp_path, **keys({"own.scale": "task"}))
     run_federation(grid, config)
     assert MOMENTS not in kinds_of(grid)
     assert not Schema.from_json(checkpoints.load(tmp_path / "run").facts["schema"]).is_scaled
@@ -180,7 +185,7 @@ def test_a_run_that_goes_on_keeps_the_scales_and_asks_nobody_again(tmp_path: Pat
     whole = run_federation(grid, config)
     source = tmp_path / "run" / "checkpoints" / "round-000003.safetensors"
     scales = Schema.from_json(checkpoints.load(tmp_path / "run").facts["schema"]).scales
-    again, more = federation(tmp_path, rounds=4, **{"resume-from": str(source), "output-dir": str(tmp_path / "more")})
+    again, more = federation(tmp_path, rounds=4, **keys({"resume-from": str(source), "output-dir": str(tmp_path / "more")}))
     rest = run_federation(again, more)
     assert MOMENTS not in kinds_of(again)
     assert Schema.from_json(checkpoints.load(tmp_path / "more").facts["schema"]).scales == scales
@@ -235,12 +240,12 @@ def test_a_node_that_does_not_answer_costs_its_rows_and_none_at_all_the_run(tmp_
     def silent(message: Message, answer: Callable[[Message], Message]) -> Message | None:
         return None if is_of(message, MOMENTS) else answer(message)
 
-    grid, config = federation(tmp_path, {1: silent}, **{"node-deadline": 0.2})
+    grid, config = federation(tmp_path, {1: silent}, **keys({"node-deadline": 0.2}))
     population = call_roll(grid, config)
     warned: list[str] = []
     share_scales(grid, config, population, warned.append)
     assert warned == ["Node 101 does not count in the means of the columns: it did not answer within 0.2 s"]
-    grid._faults = dict.fromkeys(range(3), silent)  # type: ignore[arg-type]
+    grid._faults = dict.fromkeys(range(3), silent)
     with pytest.raises(RunError, match="no node told the means of its columns"):
         share_scales(grid, config, call_roll(grid, config), warned.append)
 

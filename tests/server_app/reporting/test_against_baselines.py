@@ -142,6 +142,11 @@ def table(folder: Path, kind: str, number: int = 14) -> Path:
     return path
 
 
+def keys(settings_by_name: dict[str, Any]) -> dict[str, Any]:
+    """Settings whose names are no names of Python."""
+    return settings_by_name
+
+
 def federation(folder: Path, kind: str, nodes: int = 1, **more: Any) -> tuple[LoopbackGrid, RunConfig]:
     flat: dict[str, Any] = {"dataset": "own", "own.path": str(table(folder, kind)), "own.task-column": "user", "rounds": 5}
     flat |= {"algorithm": "ridge", "min-nodes": nodes, "evaluate-every": 0, "validation-tasks": 3, "test-tasks": 5}
@@ -271,7 +276,7 @@ def test_they_can_be_left_out(tmp_path: Path) -> None:
 
 
 def test_in_order_of_time_the_last_value_is_one_of_them(tmp_path: Path) -> None:
-    grid, config = federation(tmp_path, "means", **{"own.time-column": "b"})
+    grid, config = federation(tmp_path, "means", **keys({"own.time-column": "b"}))
     summary = run_federation(grid, config)
     assert "last" in summary["baselines"]["scores"]["rmse"]
 
@@ -304,8 +309,8 @@ SPOILT = {
 
 @pytest.mark.parametrize("kind", SPOILT)
 def test_sums_that_are_of_no_use_cost_a_baseline_at_most_and_never_the_run(tmp_path: Path, kind: str) -> None:
-    grid, config = federation(tmp_path, "numbers", 2, **{"round-deadline": 1.0})
-    honest = run_federation(*federation(tmp_path, "numbers", 2, **{"output-dir": str(tmp_path / "honest")}))
+    grid, config = federation(tmp_path, "numbers", 2, **keys({"round-deadline": 1.0}))
+    honest = run_federation(*federation(tmp_path, "numbers", 2, **keys({"output-dir": str(tmp_path / "honest")})))
     grid._faults = {1: faulty(SUMS, SPOILT[kind])}
     summary = run_federation(grid, config)
     assert summary["test"] == honest["test"]
@@ -315,7 +320,7 @@ def test_sums_that_are_of_no_use_cost_a_baseline_at_most_and_never_the_run(tmp_p
 
 
 def test_tasks_of_a_node_without_scores_are_missing(tmp_path: Path) -> None:
-    grid, config = federation(tmp_path, "numbers", 2, **{"round-deadline": 1.0})
+    grid, config = federation(tmp_path, "numbers", 2, **keys({"round-deadline": 1.0}))
     grid._faults = {1: faulty(SCORES, lambda _: RecordDict())}
     summary = run_federation(grid, config)
     rows = per_task(tmp_path / "run")
@@ -402,7 +407,7 @@ def test_validation_chooses_by_the_metric_that_is_asked_for(tmp_path: Path) -> N
     chosen = {}
     for metric in ("accuracy", "auroc", "log_loss"):
         more = {"metric": metric, "algorithm": "reptile", "adapt-steps": 6, "adapt-lrs": "0.001,0.03,1.0,30.0", "rounds": 1}
-        grid, config = federation(tmp_path, "two", **{**more, "output-dir": str(tmp_path / metric)})
+        grid, config = federation(tmp_path, "two", **keys({**more, "output-dir": str(tmp_path / metric)}))
         summary = run_federation(grid, config)
         chosen[metric] = summary["chosen"]
         kept = [message for message in grid.requests if message.metadata.message_type == EVALUATE]
