@@ -186,7 +186,7 @@ def run(dataset: str, rule: str, attack: str, seed: int, *, fresh: bool = False)
     if file.exists() and not fresh:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     shutil.rmtree(directory, ignore_errors=True)
-    config = parse_run_config({**settings, "output-dir": str(directory)})
+    config = parse_run_config({**settings, "baselines": False, "output-dir": str(directory)})
     data = load_dataset(config.dataset, config.table(config.dataset), resolve_data_dir(""))
     train = split_tasks(data.tasks(), config)["train"]
     chosen = generator(seed, "liars").permutation(len(train))[: int(SHARE * len(train))]

@@ -43,7 +43,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     more: dict[str, Any] = {
         "rounds": 40,
         "model": "linear",
-        "settings": {"own.cyclic": "admitted", "own.scale": "task"},
+        "settings": {"own.cyclic": "admitted", "ridge.outer-lr": 0.003, "own.scale": "task"},
         "progress": False,
     }
     quickbloom.run("ridge", data=data, task="user", target="outcome", output=folder / "run", **more)
