@@ -180,11 +180,11 @@ def test_a_fold_that_lacks_a_baseline_or_diverged_is_written_all_the_same(tmp_pa
 
 def test_one_metric_for_all_folds_is_that_of_all_rows(tmp_path: Path) -> None:
     # Half of the rows of A are "no", and all of B: with as many of B as of A that is three of four, the limit of two classes.
-    path = tmp_path / "uneven.csv"
 
     def chosen(of_b: int, **more: Any) -> str:
         rows = [f"A,{place},{'no' if place % 2 else 'yes'}" for place in range(40)]
         rows += [f"B,{place},no" for place in range(of_b)]
+        path = tmp_path / f"{of_b}.csv"  # a file is read once in a process
         path.write_text("\n".join(["who,x,y", *rows]))
         settings = {"dataset": "own", "own.path": str(path), "own.task-column": "who", "own.target-column": "y", **more}
         return metric_for_all(parse_run_config(settings))
