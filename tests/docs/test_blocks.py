@@ -407,11 +407,13 @@ def advice(text: str) -> None:
     (best, rounds, *_), scores = rows[0], {one["name"]: one["telling"] for one in candidates}
     assert scores["own"] - scores[best] == pytest.approx(0.0757, abs=0.001)
     users = [int(number) for number in re.findall(r"(\d+) (?:other )?users", text.partition("┡")[0])]
-    gains = {
-        name: {"mean": float(mean), "half": float(half), "users": users[1]}
-        for name, mean, half in zip(("own rows", "one model"), *zip(*re.findall(r"by ([\d.]+) ± ([\d.]+)", text)), strict=True)
-    }
-    lost = re.findall(r"(\d+) \(([\d.]+) alone, ([\d.]+)\)", text)
+    said = " ".join(text.partition("┘")[2].split())
+    gained = [
+        {"mean": float(mean), "half": float(half), "users": users[1]}
+        for mean, half in re.findall(r"by (\d\.\d+) ± (\d\.\d+)", said)
+    ]
+    gains = dict(zip(("own rows", "one model"), gained, strict=True))
+    lost = re.findall(r"(\d+) \(([\d.]+) alone, ([\d.]+)\)", said)
     losers = [{"task": task, "own": float(own), "model": float(model)} for task, own, model in lost]
     losers += [losers[-1]] * 5
     model = {"algorithm": best.split(", ")[0], "model": best.split(", ")[1], "rounds": int(rounds)}
@@ -419,7 +421,6 @@ def advice(text: str) -> None:
     found |= {"own_rows": "own", "one_model": "global", "losers": losers, "few_users": False}
     found |= {"shots": [{"shots": 5, "score": 2.0}, {"shots": 10, "score": 1.0}]}
     found |= {"users": {"chose": users[0], "told": users[1]}, "cost": {"rounds": 100, "bytes_per_node": 31200, "seconds": 2.96}}
-    said = " ".join(text.partition("┘")[2].split())
     for line in lines(found):
         assert line in said, line
     command = said.partition("To do it: ")[2]
