@@ -84,7 +84,13 @@ def _shared(assignments: Sequence[str]) -> dict[str, Scalar]:
     for key, _ in map(split_assignment, assignments):
         if key in _DECIDED:
             raise ConfigError(f"`{key}` is what `quickbloom advise` decides itself: leave it out, or use `quickbloom run`")
-    return parse_assignments(list(assignments), "ridge")
+    settings = parse_assignments(list(assignments), "ridge")
+    for key, _ in map(split_assignment, assignments):
+        if key not in settings:
+            raise ConfigError(
+                f"`{key}` belongs to an algorithm, and `quickbloom advise` tries several: say whose, as in `ridge.{key}`"
+            )
+    return settings
 
 
 def _with_metric(settings: dict[str, Scalar], own: Dataset, tasks: Sequence[str]) -> dict[str, Scalar]:

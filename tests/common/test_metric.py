@@ -18,6 +18,7 @@ from quickbloom.common.metric import (
     RMSE,
     TO_CHOOSE_BY,
     Metric,
+    chosen_for,
     metric_of,
     named,
     of_kind,
@@ -124,6 +125,24 @@ def test_a_run_is_scored_by_what_its_scores_hold() -> None:
     for held, said in ((("crps", "loss"), "crps, loss"), ((), "none")):
         with pytest.raises(DataError, match=rf"must hold accuracy or mse, got {said}: "):
             metric_of(dict.fromkeys(held))
+
+
+@pytest.mark.parametrize(
+    ("counts", "name"),
+    [
+        ([75, 25], "balanced_accuracy"),  # two classes: halfway between a half and all
+        ([74, 25], "accuracy"),
+        ([25, 75], "balanced_accuracy"),
+        ([4, 1, 1], "balanced_accuracy"),  # three: halfway between a third and all is two thirds
+        ([65, 18, 17], "accuracy"),
+        ([5], "accuracy"),
+        ([], "accuracy"),
+        ([0, 0], "accuracy"),
+    ],
+)
+def test_where_one_class_prevails_classes_count_alike(counts: list[int], name: str) -> None:
+    assert chosen_for("classification", counts).name == name
+    assert chosen_for("regression", counts) is MSE
 
 
 def test_a_table_leaves_the_loss_out_where_it_is_the_score_itself() -> None:

@@ -32,13 +32,16 @@ from typer.testing import CliRunner
 from quickbloom.client_app import cli as edge
 from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.algorithms.base import Algorithm
+from quickbloom.common.baselines.scoring import BASELINES
 from quickbloom.common.config.run import parse_node_config, parse_run_config
 from quickbloom.common.datasets import DATASETS
+from quickbloom.common.metric import RMSE
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.cli import main as server
 from quickbloom.server_app.events.kinds import RoundEnded, Scored
 from quickbloom.server_app.launch.settings import parse_assignments
 from quickbloom.server_app.messaging.in_process_grid import InlineGrid
+from quickbloom.server_app.reporting.against_baselines import in_words
 from quickbloom.server_app.reporting.progress import round_line
 
 HOSPITALS = ROOT / "examples" / "hospitals.py"
@@ -64,6 +67,7 @@ LOOKED_AT = [
     (r"quickbloom run .*(--connection |--set mlflow=)", "needs a server: tests/integration/test_grpc.py"),
     (r"quickbloom run .*--resume ", "needs a run that was cut off: tests/integration/test_resume.py"),
     (r"quickbloom run .*--leave-one-out", "a run for each task: tests/server_app/comparing/test_leave_one_out.py"),
+    (r"quickbloom advise ", "a minute: tests/server_app/advising/test_carry_out.py"),
     (r"quickbloom compare .*--algorithms fedavg,reptile,maml,protonet --dataset digits", "minutes; the README's is run"),
     (r"quickbloom compare --data hospitals.csv .*--algorithms fedavg,maml$", "a minute; that of the tutorial is run"),
     (r"quickbloom secrets .*--register ", "needs a SuperLink: tests/integration/test_secrets.py"),
@@ -392,6 +396,37 @@ def recording(text: str) -> None:
     result_table(text)
 
 
+def advice(text: str) -> None:
+    """The sentences of the page are those that the numbers of its table give."""
+    from quickbloom.server_app.advising.page import lines
+
+    rows = re.findall(r"│ (\S.*?) +│ +(\d*) │ +([\d.]+) │ +([\d.]+) │", text)
+    titles = {in_words(name, RMSE): name for name in BASELINES}
+    candidates = [{"name": titles.get(name, name), "telling": float(telling)} for name, _, _, telling in rows]
+    assert len(candidates) == 11
+    (best, rounds, *_), scores = rows[0], {one["name"]: one["telling"] for one in candidates}
+    assert scores["own"] - scores[best] == pytest.approx(0.0757, abs=0.001)
+    users = [int(number) for number in re.findall(r"(\d+) (?:other )?users", text.partition("┡")[0])]
+    said = " ".join(text.partition("┘")[2].split())
+    gained = [
+        {"mean": float(mean), "half": float(half), "users": users[1]}
+        for mean, half in re.findall(r"by (\d\.\d+) ± (\d\.\d+)", said)
+    ]
+    gains = dict(zip(("own rows", "one model"), gained, strict=True))
+    lost = re.findall(r"(\d+) \(([\d.]+) alone, ([\d.]+)\)", said)
+    losers = [{"task": task, "own": float(own), "model": float(model)} for task, own, model in lost]
+    losers += [losers[-1]] * 5
+    model = {"algorithm": best.split(", ")[0], "model": best.split(", ")[1], "rounds": int(rounds)}
+    found = {"metric": "rmse", "take": best, "kind": "model", "model": model, "candidates": candidates, "gains": gains}
+    found |= {"own_rows": "own", "one_model": "global", "losers": losers, "few_users": False}
+    found |= {"shots": [{"shots": 5, "score": 2.0}, {"shots": 10, "score": 1.0}]}
+    found |= {"users": {"chose": users[0], "told": users[1]}, "cost": {"rounds": 100, "bytes_per_node": 31200, "seconds": 2.96}}
+    for line in lines(found):
+        assert line in said, line
+    command = said.partition("To do it: ")[2]
+    assert parse(server.cli, shlex.split(command)[1:])["algorithm"] == model["algorithm"]
+
+
 def predictions(text: str) -> None:
     from quickbloom.client_app.offline.predictions import Predictions
 
@@ -454,6 +489,7 @@ TEXTS: dict[str, Callable[[str], None]] = {
     "adaptation_path(meta, support)": idea,
     "reptile on digits": result_table,
     "$ make demo": recording,
+    "what was tried: rmse": advice,
     "row,hospital,age": predictions,
     "row 3: task A, test": shown_row,
     '{"schema": 1, "algorithm"': in_another_test,

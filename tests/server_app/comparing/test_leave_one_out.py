@@ -1,17 +1,23 @@
 """Few tasks: each is held out once, by a run that equals the one that a person would type."""
 
 import csv
+import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import Result
+from rich.console import Console
 from typer.testing import CliRunner
 
+from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.errors import ConfigError
+from quickbloom.common.metric import RMSE
 from quickbloom.server_app.cli import main
+from quickbloom.server_app.comparing.leave_one_out import metric_for_all, result, table, write
 
 SMALL = ["--in-process", "--no-report", "--json", "--set", "evaluate-every=0", "--set", "mlp.hidden=16"]
 
@@ -129,3 +135,60 @@ def test_what_cannot_be_left_out_is_refused_in_one_sentence(tmp_path: Path, name
     data = file(tmp_path / "h.csv", names) if names else []
     with pytest.raises(ConfigError, match=words):
         CliRunner().invoke(main.cli, ["run", *SMALL, *data, *more, "--leave-one-out"], catch_exceptions=False)
+
+
+def hand_made(task: str, after: float | None, **baselines: float) -> dict[str, Any]:
+    scores = {"rmse_before": 9.0, "rmse_after": after, **{f"rmse_{name}": value for name, value in baselines.items()}}
+    return {"task": task, "train": 2, "validation": 0, **scores, "adapt_lr": 0.1, "adapt_steps": 1, "run_dir": "none"}
+
+
+def printed(found: dict[str, Any]) -> str:
+    file = io.StringIO()
+    Console(file=file, width=200).print(table(found))
+    return file.getvalue()
+
+
+def test_the_verdict_over_folds_by_hand() -> None:
+    # Own rows are the best baseline: 2 on average, the constant has 4. Gains 1, 2, 3: mean 2, half 4.303 / sqrt(3) = 2.48.
+    folds = [hand_made(name, 1.0, own=1.0 + gain, constant=4.0) for name, gain in (("[b]A", 1), ("B", 2), ("C", 3))]
+    found = result(folds, RMSE)
+    assert found["baselines"]["best"] == "own"
+    assert found["baselines"]["gain"] == 2.0
+    assert found["baselines"]["ci95"] == pytest.approx(2.4841, abs=1e-4)
+    text = printed(found)
+    assert "[b]A" in text
+    assert "ridge, own rows" in text
+    assert "3 ± 2.5" in text
+    words = " ".join(text.split())
+    assert "the trained model does not beat it for certain (better by 2 ± 2.5 over 3 tasks)" in words
+
+
+def test_without_baselines_the_folds_have_no_verdict() -> None:
+    text = printed(result([hand_made("A", 1.0), hand_made("B", 2.0)], RMSE))
+    assert "baseline" not in text
+
+
+def test_a_fold_that_lacks_a_baseline_or_diverged_is_written_all_the_same(tmp_path: Path) -> None:
+    found = result([hand_made("A", None, constant=4.0), hand_made("B", 2.0, constant=3.0, own=1.0)], RMSE)
+    write(tmp_path, found)
+    with (tmp_path / "leave-one-out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["rmse_own"] for row in rows] == ["", "1.0"]
+    content = json.loads((tmp_path / "leave-one-out.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert content["mean"][1] is None
+
+
+def test_one_metric_for_all_folds_is_that_of_all_rows(tmp_path: Path) -> None:
+    # Half of the rows of A are "no", and all of B: with as many of B as of A that is three of four, the limit of two classes.
+
+    def chosen(of_b: int, **more: Any) -> str:
+        rows = [f"A,{place},{'no' if place % 2 else 'yes'}" for place in range(40)]
+        rows += [f"B,{place},no" for place in range(of_b)]
+        path = tmp_path / f"{of_b}.csv"  # a file is read once in a process
+        path.write_text("\n".join(["who,x,y", *rows]))
+        settings = {"dataset": "own", "own.path": str(path), "own.task-column": "who", "own.target-column": "y", **more}
+        return metric_for_all(parse_run_config(settings))
+
+    assert chosen(20) == "accuracy"
+    assert chosen(80) == "balanced_accuracy"
+    assert chosen(80, metric="auroc") == "auroc"

@@ -407,6 +407,47 @@ def test_the_table_by_hand(start: Any, tmp_path: Path) -> None:
     assert table(assemble(what, done(what, tmp_path)[0], 0.99))[1][0][7:9] == ["-", "-"]
 
 
+def with_baselines(directory: Path, **means: float) -> None:
+    """Add baselines to the finished runs of a comparison; the worst tenth has half of the mean."""
+    for file in directory.glob("*/summary.json"):
+        found = {name: {"mean": mean, "ci95": 0.1, "worst10": mean / 2} for name, mean in means.items()}
+        content = json.loads(file.read_text()) | {"baselines": {"metric": "accuracy", "scores": {"accuracy": found}}}
+        file.write_text(json.dumps(content))
+
+
+def test_baselines_are_rows_of_the_table_as_in_the_summaries(start: Any, tmp_path: Path) -> None:
+    start(lambda algorithm, lr, seed: ({"maml": 0.4, "fedavg": 0.6}[algorithm], 1.0))
+    what = plan("fedavg", "maml")
+    assert not any("with baselines" in line for line in caption(assemble(what, done(what, tmp_path)[0], None)))
+    with_baselines(tmp_path, own=0.5, constant=0.3)
+    result = assemble(what, done(what, tmp_path)[0], None)
+    assert [row["baseline"] for row in result["baselines"]] == ["constant", "own"]
+    assert result["baselines"][1]["mean"] == {"after": 0.5, "worst10": 0.25}
+    assert result["baselines"][1]["sd"] == {"after": 0.0, "worst10": 0.0}
+    headings, (*_, constant, own) = table(result)
+    cells = dict(zip(headings, own, strict=True))
+    assert (cells["algorithm"], cells["chosen step"], cells["worst 10 %"]) == ("ridge, own rows", "50.0 ± 0.0", "25.0 ± 0.0")
+    assert set(cells) - {name for name, cell in cells.items() if cell == "-"} == {"algorithm", "chosen step", "worst 10 %"}
+    assert constant[0] == "own majority class"
+    # Test scores are 1 less those of validation: maml 0.6, fedavg 0.4.
+    ranked = (
+        "The best first, with baselines: maml 60.0 %; ridge regression on the user's own rows alone 50.0 %; fedavg 40.0 %; "
+        "the user's most frequent class 30.0 %."
+    )
+    assert ranked in caption(result)
+    assert ranked in markdown(result)
+    assert "ridge, own rows" in write_comparison_page(result, tmp_path / "x.html").read_text()
+
+
+def test_baselines_are_ranked_beside_an_algorithm_that_failed(start: Any, tmp_path: Path) -> None:
+    start(lambda algorithm, lr, seed: "loss is not finite" if algorithm == "maml" else (0.4, 1.0))
+    what = plan("maml", "fedavg", seeds=(0,))
+    done(what, tmp_path)
+    with_baselines(tmp_path, own=0.5)
+    said = caption(assemble(what, done(what, tmp_path)[0], None))
+    assert "The best first, with baselines: fedavg 60.0 %; ridge regression on the user's own rows alone 50.0 %." in said
+
+
 def test_what_is_written_says_how_to_read_and_repeat_it(start: Any, tmp_path: Path) -> None:
     start(lambda algorithm, lr, seed: (0.5, 1.0))
     what = plan("maml", seeds=(3,))

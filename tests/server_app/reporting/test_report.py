@@ -16,9 +16,10 @@ import pytest
 from flwr.app import Message
 from loopback import LoopbackGrid
 
+from quickbloom.common.baselines.scoring import TITLES
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.errors import DataError
-from quickbloom.common.metric import ACCURACY, MSE
+from quickbloom.common.metric import ACCURACY, MSE, named
 from quickbloom.common.wire.messages import TRAIN
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.events.file import written
@@ -75,7 +76,22 @@ def test_every_section_is_there_and_no_section_is_empty(run_dir: Path) -> None:
     headings = re.findall(r"<h2 id=\"([^\"]+)\">([^<]+)</h2>", html)
     said = ["Warnings"] * bool(RunFacts.read(run_dir).warnings)
     assert [heading for _, heading in headings] == [
+<<<<<<< HEAD
         *("Result", *said, "Baselines", "Learning", "Adaptation", "Clients", "Nodes", "Cost", "Configuration", "Repeat it"),
+=======
+        *(
+            "Result",
+            "Warnings",
+            "Baselines",
+            "Learning",
+            "Adaptation",
+            "Clients",
+            "Nodes",
+            "Cost",
+            "Configuration",
+            "Repeat it",
+        ),
+>>>>>>> advising
     ]
     assert re.findall(r"<a href=\"#([^\"]+)\">", html) == [anchor for anchor, _ in headings]
     assert "</h2>\n</section>" not in html
@@ -285,3 +301,28 @@ def test_the_report_of_a_private_run_says_what_it_is_worth(tmp_path: Path) -> No
     text = write_report(tmp_path, None).read_text()
     epsilon = f"{summary['privacy']['epsilon']:.4g}"
     assert f"Differential privacy of a training task: epsilon {epsilon}, delta 0.01, after 1 step." in text
+
+
+def test_the_report_has_every_score_of_model_and_baselines(tmp_path: Path) -> None:
+    summary = run(tmp_path / "run", dataset="sinusoid", sinusoid__clients=12, seed=1, baselines=True)
+    page = write_report(tmp_path / "run", None).read_text()
+    section = page.partition(">Baselines</h2>")[2].partition("</section>")[0]
+    found = summary["baselines"]
+    rows = {
+        name.strip(): re.findall(r"<td[^>]*>(.*?)</td>", cells)
+        for name, cells in re.findall(r"<tr>\s*<th[^>]*>(.*?)</th>(.*?)</tr>", section, re.DOTALL)
+        if "<td" in cells
+    }
+    assert {name for name in rows if "model" not in name} <= {"own mean", *TITLES.values()}
+    for contender, title in (("after", "model, after"), ("own", TITLES["own"]), ("global", TITLES["global"])):
+        for place, name in enumerate(name for name, held in found["scores"].items() if held):
+            cell = found["scores"][name].get(contender)
+            assert rows[title][place].strip() == (named(name).score(cell["mean"]) if cell else "-")
+    said = words(section)
+    assert f"on the same {found['tasks']} test clients" in said
+    assert "The best baseline is" in said
+
+
+def test_a_report_of_a_run_without_baselines_has_no_such_section(tmp_path: Path) -> None:
+    run(tmp_path / "run", dataset="gaussian", baselines=False)
+    assert ">Baselines<" not in write_report(tmp_path / "run", None).read_text()
