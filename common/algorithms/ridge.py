@@ -6,7 +6,7 @@ W = argmin ||Y - F W||^2 + lambda ||W - W_0||^2 with the features F of the body.
 is learned, and so is the scale of the outputs before the softmax; an offset that all classes share cancels
 there. Two things are more general than the paper. The head W_0 that the penalty pulls to is learned as
 well: with a body that changes nothing (`model = "linear"`) this is empirical Bayes over users on plain
-tables. `zero-head` keeps it at the paper's 0. The intercept has a penalty of its own.
+tables. `zero-head` keeps it at the paper's 0. The intercept has a penalty of its own. Penalties are at most 100.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,6 +27,9 @@ from quickbloom.common.maths.params import Params
 PENALTY, SCALE = "ridge/penalty", "ridge/scale"
 """Names of what is learned beside the model: logarithms over STRETCH, of the penalties of weights and intercept [2], and of the
 scale of the outputs [1] (classification)."""
+_MOST = 100.0
+"""Largest penalty that is learned. Training users who are all alike would make it endless, and a user who differs could not
+adapt with any number of rows: with as many rows as this the head moves half of the way."""
 
 
 class RidgeOptions(ZeroHeadOptions, ClosedFormOptions):
@@ -78,7 +81,7 @@ class Ridge(ObjectiveAlgorithm):
         yield self._head.replaced(model, scale * shared)
         if steps:
             features = self._head.features(model, support.x)
-            weights, intercept = (STRETCH * meta[PENALTY]).exp().unbind()
+            weights, intercept = _bounded(STRETCH * meta[PENALTY]).exp().unbind()
             precision = torch.cat([weights.expand(self._head.size - 1), intercept.unsqueeze(0)])
             moved = shrunk_fit(features, self._targets(support.y, features) - features @ shared, support.weight, precision)
             personal = self._head.replaced(model, scale * (shared + moved.to(shared.dtype)))
@@ -91,3 +94,8 @@ class Ridge(ObjectiveAlgorithm):
         # functional.one_hot does not work inside vmap.
         classes = torch.arange(self._head.outputs, device=y.device)
         return (y.unsqueeze(-1) == classes).to(features.dtype)
+
+
+def _bounded(logarithms: Tensor) -> Tensor:
+    """Return the logarithms of penalties, at most that of _MOST; the gradient is as if there were no bound."""
+    return logarithms - (logarithms - log(_MOST)).relu().detach()

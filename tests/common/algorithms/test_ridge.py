@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from quickbloom.common.algorithms.ridge import PENALTY, SCALE, Ridge
 from quickbloom.common.engine.round import TaskWork, run_round
 from quickbloom.common.errors import ConfigError
-from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.maths.batch import Batch, Episode, TaskData
 from quickbloom.common.maths.inner_loop import last
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.linear_head import STRETCH, shrunk_fit
@@ -117,3 +117,19 @@ def test_a_model_whose_last_layer_is_not_linear_is_refused() -> None:
     learner = Learner(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), "regression")
     with pytest.raises(ConfigError, match=r'`algorithm = "ridge"` solves for the last layer .* got LayerNorm'):
         ridge("regression", learner)
+
+
+def test_a_user_unlike_all_others_still_adapts_with_enough_rows() -> None:
+    """Training users who agree push the penalty up without end; with 100 rows of size 1 the head moves half of the way."""
+    algorithm = Ridge(
+        Ridge.Options.model_validate({"inner-lr": 0.1}), Learner(nn.Linear(1, 1, bias=True).double(), "regression", 1)
+    )
+    meta = algorithm.init()
+    meta[PENALTY] = torch.full_like(meta[PENALTY], math.log(1e9) / STRETCH)
+    x = torch.tensor([[1.0], [-1.0]], dtype=torch.float64).repeat(50, 1)
+    support = Batch.of(x, 3 * x)
+    personal = last(algorithm.adaptation_path(meta, support, 0.1, 1))
+    assert personal["weight"].item() == pytest.approx(3 * 100 / (100 + 100), rel=1e-9)
+    query = Batch.of(x, torch.zeros_like(x))  # which would have the head stay: the way back from the bound is open
+    gradient, _ = algorithm.meta_gradient(meta, Episode(support, query), NO_MINIBATCHES)
+    assert abs(gradient[PENALTY][0].item()) > 0.1
