@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.baselines.scoring import BASELINES
 from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
 from quickbloom.common.errors import QuickbloomError, RunError
@@ -122,8 +123,9 @@ def _tried(settings: Mapping[str, Scalar], candidate: Candidate, rounds: int, ta
     few = len(tasks) < FEW_USERS
     runs = []
     for number, task in enumerate(tasks if few else [""]):
-        # With two tasks one alone must train: there is nothing to choose a rate on.
-        validation: dict[str, Scalar] = {"validation-tasks": 0} if few and len(tasks) == 2 else {}
+        # With two tasks one alone must train; and where there is no rate to choose, all others should.
+        chooses = len(tasks) > 2 and ALGORITHMS[candidate.algorithm].uses_adapt_lr
+        validation: dict[str, Scalar] = {} if chooses or not few else {"validation-tasks": 0}
         split: dict[str, Scalar] = {"own.leave-out": task} if few else {"validation-tasks": 0.3, "test-tasks": 0.3}
         own = {**shared, **validation, **split, "output-dir": str((folder / str(number)).absolute())}
         check_locally(parse_run_config(own), own, 1)

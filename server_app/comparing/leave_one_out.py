@@ -15,6 +15,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.baselines.scoring import BASELINES, CONTENDERS
 from quickbloom.common.config.key_value import assignment
 from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
@@ -129,8 +130,10 @@ def tasks_of(config: RunConfig) -> list[str]:
 
 def fold(settings: Mapping[str, Scalar], task: str, number: int, directory: Path) -> dict[str, Scalar]:
     """The settings of the run that leaves `task` out of `number` tasks."""
-    # One other task alone must train: there is nothing to choose a rate on.
-    validation: dict[str, Scalar] = {"validation-tasks": 0} if number == 2 else {}
+    # One other task alone must train; and where there is no rate to choose, all others should.
+    algorithm = ALGORITHMS.get(str(settings.get("algorithm", RunConfig().algorithm)))
+    chooses = number > 2 and (algorithm is None or algorithm.uses_adapt_lr)
+    validation: dict[str, Scalar] = {} if chooses else {"validation-tasks": 0}
     where = str((directory / quote(task, safe="").replace(".", "%2E")).absolute())
     return {**validation, **settings, "own.leave-out": task, "output-dir": where}
 
