@@ -36,6 +36,7 @@ KEYS = {
         "run_dir",
         "tasks",
         "chosen",
+        "edge",
         "test",
         "validation",
         "shots",

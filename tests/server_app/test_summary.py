@@ -8,23 +8,20 @@ import pytest
 
 from quickbloom.common.metric import ACCURACY
 from quickbloom.server_app.federation.scores import Scores
-from quickbloom.server_app.summary import _warn_of_edges
+from quickbloom.server_app.summary import _edge
 
 LRS = [0.01, 0.1, 1.0]
 
 
-def said(scores: Any, lr: float, steps: int, *, lrs: list[float] = LRS, algorithm: str = "maml") -> list[str]:
-    """The warnings where validation tasks have these accuracies [tasks, rates, steps + 1]."""
-    told: list[str] = []
+def said(scores: Any, lr: float, steps: int, *, lrs: list[float] = LRS, algorithm: str = "maml") -> str:
+    """The sentence where validation tasks have these accuracies [tasks, rates, steps + 1]."""
     values = np.array(scores, dtype=np.float64)
     strategy: Any = SimpleNamespace(
         config=SimpleNamespace(algorithm=algorithm, adapt_steps=values.shape[2] - 1),
         evaluation=SimpleNamespace(metric=ACCURACY),
-        events=SimpleNamespace(warn=told.append),
     )
     tasks = [f"t{place}" for place in range(len(values))]
-    _warn_of_edges(strategy, Scores(tasks, lrs, losses=np.zeros_like(values), metrics=values), lr, steps)
-    return told
+    return _edge(strategy, Scores(tasks, lrs, losses=np.zeros_like(values), metrics=values), lr, steps)
 
 
 RISING, FLAT = [[0.1, 0.5, 0.6]] * 3, [[0.1, 0.6, 0.6]] * 3
@@ -45,18 +42,18 @@ RISING, FLAT = [[0.1, 0.5, 0.6]] * 3, [[0.1, 0.6, 0.6]] * 3
     ],
 )
 def test_an_end_of_what_was_tried_that_is_best_is_told(lr: float, steps: int, end: str) -> None:
-    assert said([RISING], lr, steps) == [f"Adaptation may gain beyond what was tried: {end}"]
+    assert said([RISING], lr, steps) == f"adaptation may gain beyond what was tried: {end}"
 
 
 def test_what_lies_within_is_not_told() -> None:
-    assert said([RISING], 0.1, 1) == []
-    assert said([FLAT], 0.1, 2) == []  # the last step gains nothing
-    assert said([RISING[:1]], 0.1, 1, lrs=[0.1]) == []  # there was no choice
-    assert said([RISING], 1.0, 2, algorithm="protonet") == []  # it has neither rate nor steps
-    assert said([[[0.1, np.nan, np.nan]] * 3], 0.1, 2) == []
+    assert said([RISING], 0.1, 1) == ""
+    assert said([FLAT], 0.1, 2) == ""  # the last step gains nothing
+    assert said([RISING[:1]], 0.1, 1, lrs=[0.1]) == ""  # there was no choice
+    assert said([RISING], 1.0, 2, algorithm="protonet") == ""  # it has neither rate nor steps
+    assert said([[[0.1, np.nan, np.nan]] * 3], 0.1, 2) == ""
 
 
 def test_the_last_step_counts_by_the_mean_over_tasks() -> None:
     falling = [[0.1, 0.9, 0.2]] * 3
-    assert said([RISING, falling], 0.1, 2) == []
-    assert said([RISING, RISING, FLAT], 0.1, 2) != []
+    assert said([RISING, falling], 0.1, 2) == ""
+    assert said([RISING, RISING, FLAT], 0.1, 2) != ""
