@@ -59,7 +59,12 @@ def measure(
 
 
 def _score(outputs: Numbers, y: Numbers, metric: Metric, unit: float, *, classes: bool) -> float:
-    """Return one score of outputs [n, outputs]; infinity for an error of what is not finite, 0 for a share."""
+    """Return one score of outputs [n, outputs]; infinity for an error of what is not finite, 0 for a share.
+
+    NaN if the rows cannot have it, whatever is predicted.
+    """
+    if metric.name == "auroc" and len(np.unique(y)) < 2:
+        return np.nan
     if not np.isfinite(outputs if not classes else softmax(outputs)).all():
         return 0.0 if metric.higher_is_better else np.inf
     if classes:

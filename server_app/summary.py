@@ -12,9 +12,9 @@ from flwr.serverapp import Grid
 
 from quickbloom import __version__
 from quickbloom.common.algorithms import ALGORITHMS
-from quickbloom.common.errors import RunError
+from quickbloom.common.errors import RunError, as_told
 from quickbloom.common.flower.names import log
-from quickbloom.common.formatting import data_name
+from quickbloom.common.formatting import counted, data_name
 from quickbloom.common.metric import LOSS, Metric, named, of_kind
 from quickbloom.common.scores import names
 from quickbloom.server_app.events.kinds import Ended, finite
@@ -26,6 +26,8 @@ from quickbloom.server_app.reporting.against_baselines import against_baselines,
 from quickbloom.server_app.reporting.result_table import result_lines
 from quickbloom.server_app.runs import trackers
 from quickbloom.server_app.runs.directory import RunDirectory, read_history, spread
+
+_MOST_NAMED = 5
 
 
 def clients_of(strategy: MetaStrategy, split: str, scores: Scores | None, lr: float, step: int) -> trackers.Clients:
@@ -121,6 +123,13 @@ def _validation_scores(grid: Grid, strategy: MetaStrategy) -> Scores | None:
 def _test_scores(grid: Grid, strategy: MetaStrategy, lr: float) -> Scores:
     tasks = strategy.population.splits["test"]
     scores = strategy.score_tasks(grid, strategy.outer.leaves, tasks, [lr])
+    if without := strategy.evaluation.without:
+        some = ", ".join(as_told(task, 60) for task in without[:_MOST_NAMED])
+        said = f"the test rows of {counted(len(without), 'task')} ({some}) are of one class, which has no"
+        said += f" {strategy.evaluation.metric.title}"
+        if not scores.task_ids:
+            raise RunError(f"{said}: choose another `metric`, such as accuracy or log_loss")
+        strategy.events.warn(f"{said}: scores are of the other tasks")
     if tasks and not scores.task_ids:
         raise RunError("no node sent a usable score of the test tasks: the log above names the reasons")
     return scores

@@ -193,7 +193,8 @@ class RunFacts(CheckpointFacts):
 
     @model_validator(mode="after")
     def _best(self) -> "RunFacts":
-        metric = of_kind(self.spec[0]).name
+        asked = str(self.config.get("metric", "auto"))
+        metric = of_kind(self.spec[0]).name if asked == "auto" else asked
         if self.so_far.best is not None and metric not in self.so_far.best:
             raise ValueError(f"`so-far.best` must have a number `{metric}`")
         return self

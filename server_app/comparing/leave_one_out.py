@@ -23,7 +23,7 @@ from quickbloom.common.datasets import load_dataset
 from quickbloom.common.datasets.base import resolve_data_dir
 from quickbloom.common.datasets.own import Own
 from quickbloom.common.errors import ConfigError
-from quickbloom.common.metric import Metric, chosen_for, metric_of, named
+from quickbloom.common.metric import RMSE, Metric, chosen_for, metric_of, named
 from quickbloom.common.spreadsheets import write_csv
 from quickbloom.common.system.terminal import OK, STOPPED, say
 from quickbloom.common.system.whole_files import whole
@@ -112,6 +112,8 @@ def metric_for_all(config: RunConfig) -> str:
     own = load_dataset("own", config.table("own"), resolve_data_dir(config.data_dir))
     if config.metric != "auto" or not isinstance(own, Own):
         return config.metric
+    if own.kind == "regression":
+        return RMSE.name  # each fold standardises by its own rows, so their mean squared errors have no common unit
     return chosen_for(own.kind, own.class_counts([task.task_id for task in own.tasks()])).name
 
 

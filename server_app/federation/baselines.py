@@ -16,9 +16,12 @@ from quickbloom.common import scores
 from quickbloom.common.baselines.global_ridge import MOST_FEATURES, GlobalModel, Sums, fit
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.maths.params import Params
+from quickbloom.common.metric import Metric, named
 from quickbloom.common.wire.arrays import to_arrays
 from quickbloom.common.wire.baselines import SCORES, SUMS, ScoresReply, ScoresRequest, SumsReply, SumsRequest
+from quickbloom.common.wire.checks import WireError
 from quickbloom.server_app.events.channel import Warn
+from quickbloom.server_app.federation.reply_checks import ROUNDING
 from quickbloom.server_app.messaging.exchange import Exchange
 from quickbloom.server_app.messaging.population import Population
 
@@ -65,7 +68,10 @@ def score_baselines(
     found: dict[str, np.ndarray[Any, Any]] = {}
 
     def read(_: int, records: RecordDict, task_ids: list[str]) -> None:
-        found.update(zip(task_ids, ScoresReply.from_records(records, len(task_ids), len(names)).scores, strict=True))
+        told = ScoresReply.from_records(records, len(task_ids), len(names)).scores
+        for column, name in enumerate(names):
+            check_range(told[..., column], named(name))
+        found.update(zip(task_ids, told, strict=True))
 
     held_out = population.splits["validation"] + population.splits["test"]
     _ask(grid, config, messages, messages.hosts(held_out, final=True), SCORES, request, read)
@@ -96,6 +102,13 @@ def _shared(grid: Grid, config: RunConfig, population: Population, messages: Exc
     if found is None:
         warn("The sums of the nodes give no linear model for all tasks, so there is no such baseline")
     return found
+
+
+def check_range(values: np.ndarray[Any, Any], metric: Metric) -> None:
+    """Raise WireError unless a score lies where it can: NaN is unknown, only R2 can be negative, and shares are at most 1."""
+    most = 1 + ROUNDING if metric.bounded or metric.share else np.inf
+    if (values > most).any() or (metric.name != "r2" and (values < -ROUNDING).any()):
+        raise WireError(f"`scores` hold what is no {metric.title}")
 
 
 def _ask(

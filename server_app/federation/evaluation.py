@@ -28,7 +28,8 @@ class Evaluation:
     """The held-out tasks of one run. `lineage` names the training, as in the strategy.
 
     `metric`: what the nodes measure; `lrs`: the rates of adaptation to choose from; `last`: the newest scores of the
-    validation tasks; `best`: the evaluation with the best of them so far, as in summary.json.
+    validation tasks; `best`: the evaluation with the best of them so far, as in summary.json; `without`: tasks of the last
+    `score` whose rows cannot be scored by the metric.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Evaluation:
         # The algorithm's own inner rate is a candidate too: the meta-parameters were trained for it.
         self.lrs = sorted({*config.lrs, inner_lr}) if ALGORITHMS[config.algorithm].uses_adapt_lr else [inner_lr]
         self.last: Scores | None = None
+        self.without: list[str] = []
         self.best: dict[str, Any] | None = None
         self._chosen: tuple[Scores, tuple[float, int]] | None = None
 
@@ -92,7 +94,10 @@ class Evaluation:
         number = self._config.rounds
         messages = self.ask(to_arrays(meta), task_ids, lrs, number, shots, final=True)
         scores = self.read(grid.send_and_receive(messages, timeout=self._config.round_deadline), lrs)
-        return self.wait_for(grid, scores, meta, task_ids, number, shots).known()
+        every = self.wait_for(grid, scores, meta, task_ids, number, shots)
+        found = every.known(self.metric)
+        self.without = sorted(set(every.task_ids) - set(found.task_ids))
+        return found
 
     def wait_for(self, grid: Grid, scores: Scores, meta: Params, wanted: list[str], number: int, shots: int = 0) -> Scores:
         """With `on-too-few = "repeat"`, ask again for tasks whose nodes were away and return within `node-deadline`.
@@ -120,7 +125,7 @@ class Evaluation:
         The history has the curve of the rate with the best of these scores. Returns None if no task
         could be scored.
         """
-        scores = self.last = scores.known()
+        scores = self.last = scores.known(self.metric)
         if not scores.task_ids:
             return None
         lr, step = self.chosen_rate()

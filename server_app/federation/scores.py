@@ -21,9 +21,14 @@ class Scores:
     metrics: np.ndarray[Any, Any]
     second: np.ndarray[Any, Any] | None = None
 
-    def known(self) -> "Scores":
-        """Return these without tasks whose rows cannot have such a score at all, as the AUROC of rows of one class."""
-        kept = ~np.isnan(self.metrics).all(axis=(1, 2)) if self.task_ids else np.array([], dtype=bool)
+    def known(self, metric: Metric) -> "Scores":
+        """Return these without tasks whose rows cannot have such a score, as the AUROC of rows of one class.
+
+        Of an error NaN is the score of a model that diverged, which stays.
+        """
+        if not metric.bounded or not self.task_ids:
+            return self
+        kept = ~np.isnan(self.metrics).any(axis=(1, 2))
         if kept.all():
             return self
         ids = [task_id for task_id, known in zip(self.task_ids, kept, strict=True) if known]

@@ -43,7 +43,10 @@ def against_baselines(found: TaskScores, names: Sequence[str], metric: Metric) -
     known = pairs[~np.isnan(pairs)] * (1 if metric.higher_is_better else -1)
     if not len(known):
         return content
-    return {**content, "gain": float(known.mean()), "ci95": float(half_width(known[:, None])[0])}
+    scored = np.isfinite(found.values[:, CONTENDERS.index("constant")]).any(axis=1)
+    diverged = int((np.isnan(found.values[:, CONTENDERS.index("after")]).all(axis=1) & scored).sum())
+    gain, half = float(known.mean()), float(half_width(known[:, None])[0])
+    return {**content, "gain": gain, "ci95": half, "pairs": len(known), "diverged": diverged}
 
 
 def rows_of(found: TaskScores, kind: str) -> dict[str, dict[str, float]]:
@@ -67,11 +70,14 @@ def verdict(content: dict[str, Any] | None) -> str:
     score = metric.score(content["scores"][metric.name][best]["mean"])
     gain, half = content["gain"], content["ci95"]
     said = f"the best baseline is {in_words(best, metric)}, {score}"
+    if content["diverged"]:
+        of_all = f"{content['diverged']} of {counted(content['tasks'], 'task')}"
+        return f"{said}: the trained model predicts nothing usable on {of_all}, so use the baseline in its place"
     by = metric.score(abs(gain))
     if half is None or not np.isfinite(half):
         worse = "better" if gain > 0 else "worse" if gain < 0 else "no better"
         return f"{said}: the trained model is {worse}{f' by {by}' if gain else ''} on one task, which says little of others"
-    over = f"{by} {metric.margin(half)} over {counted(content['tasks'], 'task')}"
+    over = f"{by} {metric.margin(half)} over {counted(content['pairs'], 'task')}"
     if gain > half:
         return f"{said}: the trained model is better by {over}"
     if gain < -half:
@@ -96,12 +102,9 @@ def title_of(contender: str, metric: Metric) -> str:
 def _described(values: Numbers, metric: Metric) -> dict[str, Any]:
     known = values[~np.isnan(values)]
     ordered = np.sort(known) if metric.higher_is_better else -np.sort(-known)
-    found = {
-        "mean": round(float(known.mean()), 7),
-        "ci95": round(float(half_width(known[:, None])[0]), 7),
-        "worst10": round(float(ordered[: max(1, len(known) // 10)].mean()), 7),
-    }
-    return {**found, "tasks": len(known)}
+    parts = {"mean": known.mean(), "ci95": half_width(known[:, None])[0], "worst10": ordered[: max(1, len(known) // 10)].mean()}
+    # Seven significant digits: a target may be of 1e-9.
+    return {**{name: float(f"{part:.7g}") for name, part in parts.items()}, "tasks": len(known)}
 
 
 def _best(by_contender: dict[str, Numbers], metric: Metric) -> str | None:

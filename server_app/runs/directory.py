@@ -21,6 +21,8 @@ from quickbloom.common.system.whole_files import whole
 from quickbloom.server_app.events.channel import Warn, warn_in_log
 from quickbloom.server_app.events.kinds import finite
 
+_SMALL = 0.01
+
 
 class RunDirectory:
     """Directory of a run's results. Everything but history.jsonl is written whole or not at all."""
@@ -131,7 +133,12 @@ def spread(values: np.ndarray[Any, Any], metric: Metric) -> dict[str, list[float
     worst = ordered[: max(1, tasks // 10)].mean(axis=0)
     parts = {"mean": values.mean(axis=0), "ci95": half_width(values), "worst10": worst}
     # Scores travel as float32: more digits would be noise.
-    return {name: np.round(part, 7).tolist() for name, part in parts.items()}
+    return {name: [_rounded(float(value)) for value in part] for name, part in parts.items()}
+
+
+def _rounded(value: float) -> float:
+    """Return a number with seven decimals, or seven digits if it is small: a target may be of 1e-9."""
+    return round(value, 7) if abs(value) >= _SMALL or not math.isfinite(value) else float(f"{value:.7g}")
 
 
 def unused(path: Path) -> Path:

@@ -25,7 +25,9 @@ def agree(found: Sequence[tuple[Schema, int]], limit: int) -> Schema:
     agreed = [_filled(schema, kinds) for schema, _ in found if core(_filled(schema, kinds)) == most]
     limit = keys_of_each(limit, len(agreed[0].vocabularies))
     merged = {name: _union([schema.vocabularies.get(name, []) for schema in agreed], limit) for name in agreed[0].vocabularies}
-    return replace(agreed[0], vocabularies=merged, features={name: kind or NUMBER for name, kind in agreed[0].features.items()})
+    features = {name: kind or NUMBER for name, kind in agreed[0].features.items()}
+    # No node may bring scales with its file: they come from all of them, later.
+    return replace(agreed[0], vocabularies=merged, features=features, scales={}, target_scale=[])
 
 
 def core(schema: Schema) -> str:

@@ -5,7 +5,6 @@ In the second case the cells of another file are read as that kind, whatever the
 """
 
 import json
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +26,8 @@ NUMBER, DATE, TIME, TEXT, EMPTY = "number", "date", "time", "text", ""
 """Kinds of columns. `EMPTY`: no row holds anything, so the kind is that of the other nodes."""
 _KEY, MOST_KEYS = 16, 2**16
 """Characters of a category's key, and most keys of all columns together; each key is an input."""
+MOST_OF_A_SCALE = 1e300
+"""Largest mean and deviation of a scale: the deviation of a column without any number."""
 LARGEST_NUMBER = 1e30
 """Largest absolute value of a number in a column."""
 
@@ -130,7 +131,7 @@ class Schema:
 
 
 def _is_finite(number: object) -> bool:
-    return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+    return isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= MOST_OF_A_SCALE
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from loopback import Fault, LoopbackGrid
 
 from quickbloom.common.config.run import RunConfig, parse_run_config
 from quickbloom.common.datasets.own import Own, OwnOptions
+from quickbloom.common.datasets.own.agreement import agree
 from quickbloom.common.datasets.own.columns import Schema
 from quickbloom.common.datasets.own.scales import TARGET, Moments
-from quickbloom.common.errors import ConfigError, RunError
+from quickbloom.common.errors import ConfigError, DataError, RunError
 from quickbloom.common.wire.baselines import SCORES, SUMS
 from quickbloom.common.wire.messages import EVALUATE, KEEP, TRAIN
 from quickbloom.common.wire.roll_call import MOMENTS, MomentsReply, told_agreed
@@ -324,3 +325,18 @@ def test_a_metric_of_the_other_kind_is_refused_before_the_first_round(tmp_path: 
 
 def test_what_a_target_is_called_in_moments_is_no_column() -> None:
     assert TARGET == ""
+
+
+def test_no_node_brings_scales_with_its_file() -> None:
+    """A schema that a node announces may hold anything; what nodes agree on holds no scales of it."""
+    liar = Schema("y", [], {"x": "number"}, scales={"x": [0.0, 1e200]}, target_scale=[0.0, 1e200])
+    honest = Schema("y", [], {"x": "number"})
+    assert not agree([(liar, 1), (honest, 3)], 10).is_scaled
+    assert not agree([(liar, 3), (honest, 1)], 10).is_scaled
+
+
+@pytest.mark.parametrize("number", ["1e400", "1" + "0" * 400, "NaN", "true", '"1"'])
+def test_a_scale_that_is_no_number_is_refused_in_one_sentence(number: str) -> None:
+    text = Schema("y", [], {"x": "number"}, target_scale=[0.0, 1.0]).to_json().replace("[0.0, 1.0]", f"[{number}, 1.0]")
+    with pytest.raises(DataError, match="cannot read"):
+        Schema.from_json(text)

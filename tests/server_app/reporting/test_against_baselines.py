@@ -22,11 +22,12 @@ from quickbloom.common.baselines.scoring import CONTENDERS
 from quickbloom.common.config.run import RunConfig, parse_run_config
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths.intervals import t_quantile
-from quickbloom.common.metric import named
+from quickbloom.common.metric import ACCURACY, named
 from quickbloom.common.wire.baselines import SCORES, SUMS, ScoresReply, ScoresRequest, SumsReply
+from quickbloom.common.wire.checks import WireError
 from quickbloom.common.wire.messages import EVALUATE
 from quickbloom.server_app.app import run_federation
-from quickbloom.server_app.federation.baselines import TaskScores
+from quickbloom.server_app.federation.baselines import TaskScores, check_range
 from quickbloom.server_app.federation.roll_call import call_roll
 from quickbloom.server_app.messaging.in_process_grid import InlineGrid
 from quickbloom.server_app.reporting.against_baselines import against_baselines, rows_of, verdict
@@ -476,3 +477,21 @@ def test_scores_in_a_reply_are_one_for_each_task_contender_and_score(tmp_path: P
     values = ScoresReply.from_records(reply.content, tasks, len(scores.OF_CLASSES)).scores
     assert values.shape == (tasks, len(CONTENDERS), len(scores.OF_CLASSES))
     assert {key for record in reply.content.values() for key in record} == {"scores"}
+
+
+def test_tasks_on_which_the_model_diverged_are_told_and_not_counted_as_won() -> None:
+    values = np.full((10, len(CONTENDERS), 1), np.nan)
+    values[:, CONTENDERS.index("constant"), 0] = 0.4
+    values[:6, CONTENDERS.index("after"), 0] = 0.9
+    content = against_baselines(TaskScores([f"t{i}" for i in range(10)], values), ["accuracy"], ACCURACY)
+    assert content is not None
+    assert (content["pairs"], content["diverged"]) == (6, 4)
+    assert "predicts nothing usable on 4 of 10 tasks" in verdict(content)
+
+
+@pytest.mark.parametrize(("name", "value"), [("accuracy", 1e30), ("rmse", -1.0), ("auroc", 1.5), ("coverage_90", 2.0)])
+def test_a_score_that_cannot_be_is_refused(name: str, value: float) -> None:
+    with pytest.raises(WireError, match="what is no"):
+        check_range(np.array([[0.5, value]]), named(name))
+    check_range(np.array([[0.5, np.nan]]), named(name))
+    check_range(np.array([-12.5]), named("r2"))

@@ -149,6 +149,8 @@ def _targets(data: Own) -> Iterator[str]:
 
 
 def _without_spread(data: Own) -> Iterator[str]:
+    if data.options.scale != "task":
+        return  # a support without spread then has the scale of all tasks
     supports = {name: data.target.values[rows[0]] for name, rows in data.rows.items()}
     flat = sorted(name for name, numbers in supports.items() if not has_spread(numbers))
     if not flat:

@@ -106,7 +106,9 @@ def test_numbers_to_predict_are_never_clipped(tmp_path: Path) -> None:
     by_hand = data.target.values[data.rows["dry"][2]]  # mean 0, and the deviation is taken for 1
     np.testing.assert_allclose(test.y[:, 0].numpy(), by_hand)
     assert by_hand.min() >= 400
-    assert "(dry): their deviation is taken for `own.target-deviation` (1)" in said(data, "support part of 1 task")
+    of_each = rain(tmp_path, scale="task")
+    assert "(dry): their deviation is taken for `own.target-deviation` (1)" in said(of_each, "support part of 1 task")
+    assert not any("their deviation is taken" in one for one in data.remarks)  # all tasks share a scale that has spread
     scaled = rain(tmp_path, target_deviation=50.0)
     assert scaled.target_deviation("dry") == 50.0
     np.testing.assert_allclose(scaled.test_draws("dry")[0].test.y[:, 0].numpy(), by_hand / 50, rtol=1e-6)
