@@ -487,7 +487,7 @@ TEXTS: dict[str, Callable[[str], None]] = {
     "ward-7: accuracy 81.7 %": explained,
     "STATE/personal/TASK": files_of_a_node,
     "adaptation_path(meta, support)": idea,
-    "reptile on digits": result_table,
+    "ridge on digits": result_table,
     "$ make demo": recording,
     "what was tried: rmse": advice,
     "row,hospital,age": predictions,
