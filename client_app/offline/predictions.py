@@ -11,9 +11,10 @@ from torch import Tensor
 
 from quickbloom.common.datasets.own.preparation import Preparation
 from quickbloom.common.frames import frame, typed
+from quickbloom.common.scores import HALF_WIDTH_90
 from quickbloom.common.spreadsheets import write_csv
 
-_INTERVAL, _HALF_WIDTH = ("lower_90", "upper_90"), 1.6448536
+_INTERVAL = ("lower_90", "upper_90")
 """Columns of a prediction's interval, which holds 90 % of a normal distribution: so many deviations to each side."""
 _ADDED = ("task", "part", "target", "prediction")
 """Columns that predictions have after those of the file, whatever the data; "row" stands before them."""
@@ -133,7 +134,7 @@ def intervals(outputs: Tensor, deviations: Tensor, preparation: Preparation) -> 
     """Return the ends of each prediction's central interval, in the target's unit; "" if they are not finite."""
     digits, ends = _digits(preparation), []
     for sign in (-1, 1):
-        values = (outputs + sign * _HALF_WIDTH * deviations)[:, 0].double().numpy()
+        values = (outputs + sign * HALF_WIDTH_90 * deviations)[:, 0].double().numpy()
         values = preparation.target.undo(values) if preparation.target else values
         ends.append([f"{value:.{digits}g}" if math.isfinite(value) else "" for value in values])
     return [dict(zip(_INTERVAL, pair, strict=True)) for pair in zip(*ends, strict=True)]

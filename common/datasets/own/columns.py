@@ -120,11 +120,6 @@ class Schema:
         return {*kinds, *(name for found in places for name in found)}
 
     @property
-    def is_scaled(self) -> bool:
-        """Whether all tasks are standardised alike."""
-        return bool(self.scales or self.target_scale)
-
-    @property
     def has_numbers(self) -> bool:
         """Whether there is a column, or a target, to standardise."""
         return not self.classes or any(kind in (NUMBER, DATE, TIME) for name, kind in self.features.items() if name != PIXELS)

@@ -128,7 +128,8 @@ def test_a_task_by_itself_is_standardised_as_before(tmp_path: Path) -> None:
     grid, config = federation(tmp_path, **keys({"own.scale": "task"}))
     run_federation(grid, config)
     assert MOMENTS not in kinds_of(grid)
-    assert not Schema.from_json(checkpoints.load(tmp_path / "run").facts["schema"]).is_scaled
+    kept = Schema.from_json(checkpoints.load(tmp_path / "run").facts["schema"])
+    assert (kept.scales, kept.target_scale) == ({}, [])
     card = json.loads((tmp_path / "state-0" / "personal" / "A.json").read_text())
     own = Own(OwnOptions(path=str(tmp_path / "ABCD.csv"), task_column="ward", target_column="y"), Path())
     support = own.target.values[own.rows["A"][0]]
@@ -264,7 +265,7 @@ def test_whatever_a_node_answers_the_scales_are_finite_or_those_of_the_others(tm
         grid._faults = {1: fault}
         mine = replace(population)
         share_scales(grid, config, mine, lambda _: None)
-        assert Schema.from_json(mine.spec.schema).checked().is_scaled
+        assert Schema.from_json(mine.spec.schema).checked().scales
 
     check()
 
@@ -331,8 +332,9 @@ def test_no_node_brings_scales_with_its_file() -> None:
     """A schema that a node announces may hold anything; what nodes agree on holds no scales of it."""
     liar = Schema("y", [], {"x": "number"}, scales={"x": [0.0, 1e200]}, target_scale=[0.0, 1e200])
     honest = Schema("y", [], {"x": "number"})
-    assert not agree([(liar, 1), (honest, 3)], 10).is_scaled
-    assert not agree([(liar, 3), (honest, 1)], 10).is_scaled
+    for found in ([(liar, 1), (honest, 3)], [(liar, 3), (honest, 1)]):
+        agreed = agree(found, 10)
+        assert (agreed.scales, agreed.target_scale) == ({}, [])
 
 
 @pytest.mark.parametrize("number", ["1e400", "1" + "0" * 400, "NaN", "true", '"1"'])
