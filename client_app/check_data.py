@@ -10,10 +10,10 @@ from quickbloom.common.config.run import Scalar, parse_run_config
 from quickbloom.common.datasets.base import left_out_in_words
 from quickbloom.common.datasets.own import Own, OwnOptions, task_of_file
 from quickbloom.common.datasets.own.columns import categories
+from quickbloom.common.datasets.own.files.parquet_file import Unusable
+from quickbloom.common.datasets.own.files.tables import PIXELS
 from quickbloom.common.datasets.own.numbers import read_numbers
-from quickbloom.common.datasets.own.parquet_file import Unusable
 from quickbloom.common.datasets.own.remarks import variance_in_words
-from quickbloom.common.datasets.own.tables import PIXELS
 from quickbloom.common.datasets.own.text import Array, Text, as_text
 from quickbloom.common.datasets.own.vocabulary import Places, input_names
 from quickbloom.common.printable import one_line

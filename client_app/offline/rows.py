@@ -12,10 +12,10 @@ from torch import Tensor
 from quickbloom.common.datasets.own import Own, OwnOptions
 from quickbloom.common.datasets.own.columns import Inputs, Schema, make_inputs, usable
 from quickbloom.common.datasets.own.dataset import reading_of
-from quickbloom.common.datasets.own.image_arrays import choose_images, require_same_scale
-from quickbloom.common.datasets.own.parquet_file import Unusable
+from quickbloom.common.datasets.own.files.image_arrays import choose_images, require_same_scale
+from quickbloom.common.datasets.own.files.parquet_file import Unusable
+from quickbloom.common.datasets.own.files.tables import PIXELS, Table, read_table
 from quickbloom.common.datasets.own.preparation import Preparation
-from quickbloom.common.datasets.own.tables import PIXELS, Table, read_table
 from quickbloom.common.datasets.own.target import UnknownClassError, read_target
 from quickbloom.common.datasets.own.text import Array, Text, as_text, names
 from quickbloom.common.errors import DataError

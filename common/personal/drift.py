@@ -13,9 +13,9 @@ import numpy as np
 from quickbloom.common.datasets.own import Own
 from quickbloom.common.datasets.own.columns import TEXT, Inputs, Schema, categories, usable
 from quickbloom.common.datasets.own.dataset import reading_of
+from quickbloom.common.datasets.own.files.tables import Table
 from quickbloom.common.datasets.own.options import OwnOptions
 from quickbloom.common.datasets.own.preparation import Preparation
-from quickbloom.common.datasets.own.tables import Table
 from quickbloom.common.datasets.own.text import Array, Text
 from quickbloom.common.datasets.own.vocabulary import key
 

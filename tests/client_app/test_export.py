@@ -13,9 +13,9 @@ from quickbloom import predict
 from quickbloom.client_app.export import export
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.datasets.own.columns import Reading, Schema, make_inputs
-from quickbloom.common.datasets.own.image_arrays import choose_images
+from quickbloom.common.datasets.own.files.image_arrays import choose_images
+from quickbloom.common.datasets.own.files.tables import read_table
 from quickbloom.common.datasets.own.preparation import Preparation
-from quickbloom.common.datasets.own.tables import read_table
 from quickbloom.common.errors import ConfigError, DataError
 from quickbloom.common.personal import model as personal_model
 from quickbloom.server_app.app import run_federation

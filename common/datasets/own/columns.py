@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from quickbloom.common.datasets.own.dates import Order, cyclic, of_typed, read_moments
+from quickbloom.common.datasets.own.files.parquet_file import Unusable
+from quickbloom.common.datasets.own.files.tables import PIXELS, Table
 from quickbloom.common.datasets.own.numbers import Reading as Numbers
 from quickbloom.common.datasets.own.numbers import read_numbers
 from quickbloom.common.datasets.own.options import OwnOptions
-from quickbloom.common.datasets.own.parquet_file import Unusable
-from quickbloom.common.datasets.own.tables import PIXELS, Table
 from quickbloom.common.datasets.own.text import MISSING_IN_TEXT, Array, Text, as_text
 from quickbloom.common.datasets.own.vocabulary import Places, places, vocabulary
 from quickbloom.common.errors import DataError, as_told, did_you_mean

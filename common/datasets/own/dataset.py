@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from quickbloom.common.datasets import row_order, time_order
-from quickbloom.common.datasets.base import SPLITS, DataSpec, FixedSplitDataset, Pool, TaskInfo, left_out_in_words
+from quickbloom.common.datasets import row_order
+from quickbloom.common.datasets.base import DataSpec, FixedSplitDataset, Pool, TaskInfo, left_out_in_words
 from quickbloom.common.datasets.own import remarks
 from quickbloom.common.datasets.own.columns import (
     EMPTY,
@@ -34,22 +34,20 @@ from quickbloom.common.datasets.own.columns import (
     require,
     usable,
 )
-from quickbloom.common.datasets.own.image_arrays import NO_SCALE, choose_images, is_beyond_white, white_of
+from quickbloom.common.datasets.own.files.image_arrays import NO_SCALE, choose_images, is_beyond_white, white_of
+from quickbloom.common.datasets.own.files.tables import PIXELS, Table, read_table
 from quickbloom.common.datasets.own.options import OwnOptions, listed, quoted
+from quickbloom.common.datasets.own.parts import Cutting, read_splits
 from quickbloom.common.datasets.own.preparation import Preparation, Scale, measure
 from quickbloom.common.datasets.own.scales import TARGET, Moments
-from quickbloom.common.datasets.own.tables import PIXELS, Table, read_table
 from quickbloom.common.datasets.own.target import UnknownClassError, is_quantity, pick_target, read_target
 from quickbloom.common.datasets.own.text import Array, Text, names
 from quickbloom.common.datasets.own.vocabulary import Places
 from quickbloom.common.errors import DataError
-from quickbloom.common.formatting import counted
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.printable import flawed
 
 _Made = TypeVar("_Made")
-_PARTS = (0.4, 0.7)
-"""Shares of a task's rows at which the support and the query part end, if `own.shots` is 0."""
 
 
 class Own(FixedSplitDataset):
@@ -95,7 +93,6 @@ class Own(FixedSplitDataset):
         self.schema = replace(agreed, target=name) if agreed else self._find_schema(name)
         self.inputs = make_inputs(self.table, self.schema, self._reading)
         self._tasks = names(usable(self.table, options.task_column), self._reading.extra_missing)
-        self._published = self._read_splits()
         self.times = read_time(self.table, self.schema, options, self._reading)
         """The moment of every row, by which its task is cut: float64 [rows], NaN: unknown; None: rows are drawn by content."""
         self.resample = self.times is None  # a query drawn anew would come before its support
@@ -339,12 +336,9 @@ class Own(FixedSplitDataset):
                 f"{wrong[1]}",
                 wrong[0],
             )
+        cutting = Cutting(options, self.target, self.content, self.times, read_splits(self.table, options.split_column))
         for name, rows in sorted(_by_value(self._tasks)):
-            known = rows[~np.isnan(self.target.values[rows])]
-            if self.times is not None:
-                known = known[~np.isnan(self.times[known])]
-            forced, split = self._forced(known)
-            parts = self._all(known) if self.whole else self._cut(known, forced)
+            known, split, parts = cutting.of(rows, whole=self.whole)
             if not isinstance(parts, str) and PIXELS in self.inputs:
                 parts = self._check_pixels(name, known, parts[0]) or parts
             if isinstance(parts, str):
@@ -363,103 +357,6 @@ class Own(FixedSplitDataset):
         if white and is_beyond_white(self._pixels[rows], white):
             self.beyond_white.append(name)
         return "" if white else NO_SCALE
-
-    def _read_splits(self) -> Text | None:
-        name = self.options.split_column
-        if not name:
-            return None
-        said = names(usable(self.table, name))
-        held = {said.values[code] if code >= 0 else "" for code in np.unique(said.codes)}
-        if wrong := sorted(held - set(SPLITS)):
-            got = f"'{wrong[0]}'"
-            raise DataError(f"the column `{name}` must hold train, validation or test, got {got}", got)
-        return said
-
-    def _forced(self, rows: Array) -> tuple[Array, str]:
-        """Return which rows are test rows, and the split of the whole task, which exists if all its rows say the same."""
-        if self._published is None or not len(rows):
-            return np.zeros(len(rows), dtype=bool), ""
-        said = self._published.take(rows).cells()
-        if len(set(said)) == 1:
-            return np.zeros(len(rows), dtype=bool), str(said[0])
-        return np.array([value == "test" for value in said]), ""
-
-    def _all(self, rows: Array) -> list[Array] | str:
-        """Return the positions of all rows as support, and two empty parts; or the reason if there are none."""
-        every = np.arange(len(rows))
-        moment = f" and a moment (`{self.options.time_column}`)" if self.times is not None else ""
-        return [every, every[:0], every[:0]] if len(rows) else f"it has no row with a target{moment}"
-
-    def _cut(self, rows: Array, forced: Array) -> list[Array] | str:
-        """Return the positions of support, query and test, or a reason if the task has too few rows."""
-        if self.times is not None:
-            return self._cut_in_time(rows, forced, self.times[rows])
-        y, content = self.target.values[rows], self.content[rows]
-        strata = y if self.kind == "classification" else np.zeros(len(y))
-        shots, has_test = self.options.shots, bool(forced.any())
-        if reason := self._too_few(strata, forced):
-            return reason
-        parts: list[list[int]] = [[], [], []]
-        for stratum in np.unique(strata):
-            members = ((strata == stratum) & ~forced).nonzero()[0]
-            number = len(members)
-            if number:
-                first, second = self._ends(number, has_test=has_test)
-                for part, chosen in zip(parts, row_order.cut(content[members], first, second, exact=shots > 0), strict=True):
-                    part += members[chosen].tolist()
-        parts[2] += forced.nonzero()[0].tolist()
-        if not all(parts):
-            told = counted(len(y), "row")
-            return f"it has {told} with a target, too few for support, query and test: 3 of a class are the least"
-        return [np.array(sorted(part)) for part in parts]
-
-    def _too_few(self, strata: Array, forced: Array) -> str:
-        """Return the reason if a task has too few rows of a class for `own.shots`, else ""."""
-        shots, least = self.options.shots, 1 if forced.any() else 2
-        found = np.unique(strata)
-        if shots and self.kind == "classification" and len(found) < len(self.classes):
-            return f"it has examples of {len(found)} of {len(self.classes)} classes, `own.shots` needs {shots} + 2 of each"
-        for stratum in found if shots else ():
-            number = int(((strata == stratum) & ~forced).sum())
-            if number < shots + least:
-                return f"it has {number} rows of a class, `own.shots` needs {shots} for support and others to test"
-        return ""
-
-    def _cut_in_time(self, rows: Array, forced: Array, moments: Array) -> list[Array] | str:
-        """Return the same three parts, each before the next in time and in its order, or a reason.
-
-        Classes have no part in it, but for `own.shots`: a model is used on what comes, and of that nobody chooses
-        the classes.
-        """
-        y, name = self.target.values[rows], self.options.time_column
-        strata = y if self.kind == "classification" else np.zeros(len(y))
-        free, given = np.flatnonzero(~forced), np.flatnonzero(forced)
-        if reason := self._too_few(strata, forced):
-            return reason
-        if not time_order.is_before(moments[free], moments[given]):
-            return f"`{self.options.split_column}` calls rows test that do not come after all others in `{name}`"
-        if self.options.shots and len(free):
-            support, rest = (free[part] for part in time_order.first_of_each(moments[free], strata[free], self.options.shots))
-            later = [rest] if len(given) else [rest[part] for part in time_order.cut(moments[rest], (len(rest) + 1) // 2)]
-            parts = [support, *later] if len(rest) else []
-        else:
-            ends = self._ends(len(free), has_test=bool(len(given)))
-            parts = [free[part] for part in time_order.cut(moments[free], *ends[: 1 if len(given) else 2])]
-        if len(given):
-            parts.append(given[np.argsort(moments[given], kind="stable")])
-        if len(parts) < 3:
-            told, different = counted(len(y), "row"), counted(len(np.unique(moments)), "moment")
-            return f"it has {told} of {different} in `{name}`, too few for support, query and test, which share no moment"
-        return parts
-
-    def _ends(self, number: int, *, has_test: bool) -> tuple[int, int]:
-        """Return where the support and the query part of a class of `number` rows end."""
-        shots = self.options.shots
-        first = shots or max(1, round(_PARTS[0] * number))
-        if has_test:
-            return first, max(first + 1, number)
-        second = first + (number - first + 1) // 2 if shots else round(_PARTS[1] * number)
-        return first, max(first + 1, second)
 
 
 class _OnDemand(dict[str, _Made]):

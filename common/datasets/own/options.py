@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from quickbloom.common.datasets.own.csv_file import PACKED
+from quickbloom.common.datasets.own.files.csv_file import PACKED
 from quickbloom.common.datasets.own.text import as_name
 from quickbloom.common.options import Options, Text
 

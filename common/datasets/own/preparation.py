@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from quickbloom.common.datasets.own.columns import Inputs
-from quickbloom.common.datasets.own.image_arrays import inputs_of
-from quickbloom.common.datasets.own.tables import PIXELS
+from quickbloom.common.datasets.own.files.image_arrays import inputs_of
+from quickbloom.common.datasets.own.files.tables import PIXELS
 from quickbloom.common.datasets.own.text import Array
 from quickbloom.common.datasets.own.vocabulary import Places
 

@@ -18,8 +18,8 @@ from quickbloom.common.datasets.own.columns import (
     require,
     usable,
 )
+from quickbloom.common.datasets.own.files.tables import Table
 from quickbloom.common.datasets.own.options import OwnOptions, listed, quoted
-from quickbloom.common.datasets.own.tables import Table
 from quickbloom.common.datasets.own.text import MISSING_WORDS, Array, Text, as_text, names
 from quickbloom.common.errors import DataError
 

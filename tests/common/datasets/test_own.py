@@ -14,7 +14,7 @@ import pytest
 
 from quickbloom.common.datasets.own import Own, OwnOptions
 from quickbloom.common.datasets.own.columns import Reading, categories, of_kind, usable
-from quickbloom.common.datasets.own.tables import Table, read_table
+from quickbloom.common.datasets.own.files.tables import Table, read_table
 from quickbloom.common.errors import DataError
 
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from quickbloom.common.datasets.own.columns import EMPTY, NUMBER, TEXT, Schema, categories, usable
 from quickbloom.common.datasets.own.dates import read_moments
-from quickbloom.common.datasets.own.image_arrays import beyond_white
+from quickbloom.common.datasets.own.files.image_arrays import beyond_white
+from quickbloom.common.datasets.own.files.tables import PIXELS, Table
 from quickbloom.common.datasets.own.numbers import read_numbers
 from quickbloom.common.datasets.own.preparation import has_spread
-from quickbloom.common.datasets.own.tables import PIXELS, Table
 from quickbloom.common.datasets.own.text import MISSING_WORDS, Array, Text
 from quickbloom.common.errors import as_told
 from quickbloom.common.formatting import counted

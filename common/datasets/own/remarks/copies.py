@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quickbloom.common.datasets.own.columns import categories, usable
+from quickbloom.common.datasets.own.files.tables import PIXELS
 from quickbloom.common.datasets.own.remarks.grouped import Grouped
-from quickbloom.common.datasets.own.tables import PIXELS
 from quickbloom.common.datasets.own.text import Array
 from quickbloom.common.datasets.own.vocabulary import Places
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quickbloom.common.datasets.own.columns import DATE, NUMBER, TIME
-from quickbloom.common.datasets.own.tables import PIXELS
+from quickbloom.common.datasets.own.files.tables import PIXELS
 from quickbloom.common.datasets.own.text import Array
 from quickbloom.common.errors import as_told
 

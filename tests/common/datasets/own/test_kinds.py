@@ -10,8 +10,8 @@ import pytest
 from quickbloom.client_app.check_data import describe
 from quickbloom.common.datasets.own import Own, OwnOptions
 from quickbloom.common.datasets.own.columns import Reading, of_kind
+from quickbloom.common.datasets.own.files.tables import Table
 from quickbloom.common.datasets.own.preparation import measure
-from quickbloom.common.datasets.own.tables import Table
 from quickbloom.common.errors import DataError
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from quickbloom.common.datasets.own.csv_file import PACKED, read_csv
+from quickbloom.common.datasets.own.files.csv_file import PACKED, read_csv
+from quickbloom.common.datasets.own.files.parquet_file import Column, Unusable, not_usable, read_parquet
 from quickbloom.common.datasets.own.numbers import decimal_sign
-from quickbloom.common.datasets.own.parquet_file import Column, Unusable, not_usable, read_parquet
 from quickbloom.common.datasets.own.text import Array, Text, as_name, as_text
 from quickbloom.common.errors import DataError, QuickbloomError, as_told, in_one_line
 from quickbloom.common.system.extras import needs
@@ -242,7 +242,7 @@ def _json_column(name: str, values: list[Any]) -> Column:
 def _images(folder: Path, side: int) -> Table:
     """Read folder/TASK/CLASS/image, or folder/CLASS/image as a single task `all`."""
     _of_extra("PIL.Image")
-    found: Any = import_module("quickbloom.common.datasets.own.image_folder").read_images(folder, side, LIMIT)
+    found: Any = import_module("quickbloom.common.datasets.own.files.image_folder").read_images(folder, side, LIMIT)
     table = Table({PIXELS: found.pixels, "class": Text.of(found.classes), "task": Text.of(found.tasks)})
     table.remarks += found.remarks
     table.files = found.files

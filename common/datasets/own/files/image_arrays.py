@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from quickbloom.common.datasets.own.files.tables import LIMIT, PIXELS, Table
 from quickbloom.common.datasets.own.options import listed
-from quickbloom.common.datasets.own.tables import LIMIT, PIXELS, Table
 from quickbloom.common.datasets.own.text import Array
 from quickbloom.common.errors import DataError, as_told
 

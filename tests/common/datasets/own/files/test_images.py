@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from quickbloom.common.datasets.own import Own, OwnOptions
-from quickbloom.common.datasets.own.tables import read_table
+from quickbloom.common.datasets.own.files.tables import read_table
 from quickbloom.common.datasets.own.text import Text
 from quickbloom.common.errors import DataError
 
@@ -449,7 +449,7 @@ def test_remarks_on_images_reach_the_data_set(tmp_path: Path) -> None:
 
 
 def test_more_images_than_memory_is_taken_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quickbloom.common.datasets.own.tables.LIMIT", 1000)
+    monkeypatch.setattr("quickbloom.common.datasets.own.files.tables.LIMIT", 1000)
     folder = put(tmp_path, {f"c/{i}.png": saved(image_module.fromarray(SHADES), "PNG") for i in range(4)})
     with pytest.raises(DataError, match=r"the 4 images of .* at most 0.0 GB are read"):
         read(folder)

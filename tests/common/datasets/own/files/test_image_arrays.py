@@ -12,8 +12,8 @@ from loopback import LoopbackGrid
 from quickbloom import adapt, predict
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.datasets.own import Own, OwnOptions
-from quickbloom.common.datasets.own.image_arrays import inputs_of, read_array, white_of
-from quickbloom.common.datasets.own.tables import LIMIT
+from quickbloom.common.datasets.own.files.image_arrays import inputs_of, read_array, white_of
+from quickbloom.common.datasets.own.files.tables import LIMIT
 from quickbloom.common.errors import DataError
 from quickbloom.server_app.app import run_federation
 

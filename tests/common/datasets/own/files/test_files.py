@@ -13,9 +13,9 @@ import pytest
 
 from quickbloom.common.datasets.own import Own, OwnOptions
 from quickbloom.common.datasets.own.columns import Reading, categories, find_kind, of_kind, usable
+from quickbloom.common.datasets.own.files.parquet_file import Unusable
+from quickbloom.common.datasets.own.files.tables import LIMIT, Table, read_table
 from quickbloom.common.datasets.own.options import listed, quoted
-from quickbloom.common.datasets.own.parquet_file import Unusable
-from quickbloom.common.datasets.own.tables import LIMIT, Table, read_table
 from quickbloom.common.errors import DataError
 
 ROWS = [f"A,{i}.5,{'ab'[i % 2]}" for i in range(10)]

@@ -56,7 +56,7 @@ def test_damaged_ones_are_refused_in_one_sentence(tmp_path: Path, content: bytes
 def test_a_small_file_that_unpacks_to_too_much_is_refused_without_taking_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quickbloom.common.datasets.own.tables.LIMIT", 60_000_000)
+    monkeypatch.setattr("quickbloom.common.datasets.own.files.tables.LIMIT", 60_000_000)
     with gzip.open(tmp_path / "bomb.csv.gz", "wb") as file:
         for _ in range(100):
             file.write(b"0" * 2**20)

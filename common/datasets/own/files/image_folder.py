@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quickbloom.common.datasets.own.images import Notes, has_image_suffix, looks_like_image, read_image
+from quickbloom.common.datasets.own.files.images import Notes, has_image_suffix, looks_like_image, read_image
 from quickbloom.common.datasets.own.text import Array
 from quickbloom.common.errors import DataError, as_told
 from quickbloom.common.files import shown
