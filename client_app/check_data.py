@@ -10,8 +10,9 @@ from quickbloom.common.config.run import Scalar, parse_run_config
 from quickbloom.common.datasets.base import left_out_in_words
 from quickbloom.common.datasets.own import Own, OwnOptions, task_of_file
 from quickbloom.common.datasets.own.columns import categories
+from quickbloom.common.datasets.own.encoded import FEATURES, Encoded, parts
 from quickbloom.common.datasets.own.files.parquet_file import Unusable
-from quickbloom.common.datasets.own.files.tables import PIXELS
+from quickbloom.common.datasets.own.files.pictures import Pictures
 from quickbloom.common.datasets.own.numbers import read_numbers
 from quickbloom.common.datasets.own.remarks import variance_in_words
 from quickbloom.common.datasets.own.text import Array, Text, as_text
@@ -19,6 +20,8 @@ from quickbloom.common.datasets.own.vocabulary import Places, input_names
 from quickbloom.common.printable import one_line
 
 _MOST_TASKS = 50
+_MOST_SHOWN = 64
+"""Most inputs of a row to show."""
 """Most tasks with their own lines."""
 
 
@@ -69,6 +72,11 @@ def _column(own: Own, name: str) -> str:
     column, kind = own.table[name], own.schema.features.get(name, "")
     if isinstance(column, Unusable):
         return f"column {name}: neither numbers nor text, not used"
+    if kind == FEATURES:
+        number, size = own.features_of(name)
+        return f"column {name}: {number} different of {len(column)}, each encoded as {size} features of unit length"
+    if isinstance(column, Pictures):
+        return f"column {name}: {len(column)} pictures, not used"
     if isinstance(column, np.ndarray) and column.ndim > 1:
         return f"column {name}: numbers {column.min():g} .. {column.max():g}, 0 missing"
     if name == own.options.task_column:
@@ -128,11 +136,15 @@ def show_rows(own: Own, count: int) -> Iterator[str]:
 
 
 def _inputs_in_words(own: Own, x: Array) -> str:
-    if PIXELS in own.inputs:
+    if own.has_pixels:
         return f"pixels {x.shape}, {x.min():.3g} .. {x.max():.3g}, mean {x.mean():.3g}"
     names = []
     for name, column in own.inputs.items():
         held = own.table.get(name)
         text = categories(held) if isinstance(column, Places) and not isinstance(held, Unusable | None) else None
-        names += input_names(name, text, own.schema.vocabularies.get(name, [])) if isinstance(column, Places) else [name]
-    return ", ".join(f"{name} {value:.4g}" for name, value in zip(names, x, strict=True))
+        if isinstance(column, Encoded):
+            names += parts(name, column.size)
+        else:
+            names += input_names(name, text, own.schema.vocabularies.get(name, [])) if isinstance(column, Places) else [name]
+    shown = [f"{name} {value:.4g}" for name, value in zip(names, x, strict=True)]
+    return ", ".join(shown[:_MOST_SHOWN]) + (f" and {len(shown) - _MOST_SHOWN} more" if len(shown) > _MOST_SHOWN else "")

@@ -114,7 +114,7 @@ def _with_own_file(run: RunConfig, config: NodeConfig) -> Options:
     """Return the settings of the data set, in which the node's own file and columns take precedence."""
     options = run.table(run.dataset)
     named = {"path": config.data_path, "task_column": config.task_column, "target_column": config.target_column}
-    named["time_column"] = config.time_column
+    named |= {"time_column": config.time_column, "encoder": config.encoder}
     # A column that this node names must exist; the run's column may exist on other nodes only.
     name = config.task_name or (task_of_file(config.data_path) if config.data_path and not config.task_column else "")
     given = {key: value for key, value in {**named, "task_name": name}.items() if value}
@@ -122,8 +122,8 @@ def _with_own_file(run: RunConfig, config: NodeConfig) -> Options:
         given["task_name"] = ""
     if given and run.dataset != "own":
         raise ConfigError(
-            'node settings `data-path`, `task-column`, `task-name`, `target-column` and `time-column` need `dataset = "own"`, '
-            f"got {run.dataset!r}"
+            "node settings `data-path`, `task-column`, `task-name`, `target-column`, `time-column` and `encoder` need "
+            f'`dataset = "own"`, got {run.dataset!r}'
         )
     return options.model_copy(update=given)
 

@@ -18,7 +18,6 @@ from quickbloom.client_app.offline.rows import Rows, Sources, rows_of
 from quickbloom.client_app.offline.starting_point import StartingPoint
 from quickbloom.common.datasets.own.dates import cyclic
 from quickbloom.common.datasets.own.text import Array
-from quickbloom.common.datasets.own.vocabulary import Places
 from quickbloom.common.errors import ConfigError, DataError
 from quickbloom.common.formatting import counted
 from quickbloom.common.frames import as_file
@@ -177,7 +176,7 @@ def _places(rows: Rows) -> dict[str, Array]:
     at = 0
     for name in rows.model.preparation.features:
         column = rows.inputs[name]
-        width = column.size if isinstance(column, Places) else 1
+        width = 1 if isinstance(column, np.ndarray) else column.size
         found.setdefault(origin.get(name, name), []).extend(range(at, at + width))
         at += width
     return {name: np.array(places) for name, places in found.items()}

@@ -188,6 +188,7 @@ class NodeConfig(Options):
     )
     target_column: str = Field("", description='target column of that file; "": as the run says')
     time_column: str = Field("", description='column of that file that orders its rows; "": as the run says')
+    encoder: str = Field("", description='where the encoder is on this node, as `own.encoder` says it; "": as the run says')
     least_in_sum: int = Field(
         0, ge=0, description="send meta-gradients only as part of a secure sum of so many nodes or more; 0: as the run says"
     )

@@ -12,7 +12,7 @@ PACKAGES = ("common", "server_app", "client_app")
 ORDER = (
     ("common",),  # the modules that lie in no room
     ("common.system",),
-    ("common.maths", "common.models", "common.flower"),
+    ("common.maths", "common.models", "common.flower", "common.encoders"),
     ("common.algorithms", "common.datasets", "common.baselines"),
     ("common.config", "common.wire"),
     ("common.engine",),

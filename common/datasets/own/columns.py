@@ -5,20 +5,25 @@ In the second case the cells of another file are read as that kind, whatever the
 """
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from quickbloom.common.datasets.own import encoded
 from quickbloom.common.datasets.own.dates import Order, cyclic, of_typed, read_moments
+from quickbloom.common.datasets.own.encoded import FEATURES, Encoded
 from quickbloom.common.datasets.own.files.parquet_file import Unusable
+from quickbloom.common.datasets.own.files.pictures import Pictures
 from quickbloom.common.datasets.own.files.tables import PIXELS, Table
 from quickbloom.common.datasets.own.numbers import Reading as Numbers
 from quickbloom.common.datasets.own.numbers import read_numbers
 from quickbloom.common.datasets.own.options import OwnOptions
 from quickbloom.common.datasets.own.text import MISSING_IN_TEXT, Array, Text, as_text
 from quickbloom.common.datasets.own.vocabulary import Places, places, vocabulary
+from quickbloom.common.encoders import Encoder, load_encoder
 from quickbloom.common.errors import DataError, as_told, did_you_mean
 from quickbloom.common.files import is_text
 
@@ -34,8 +39,8 @@ LARGEST_NUMBER = 1e30
 _TYPED = {"M": DATE}
 """Kinds of columns with a typed content. Durations are numbers, of days."""
 
-Inputs = dict[str, Array | Places]
-"""Columns of a model's inputs: float64 numbers (NaN: missing), places among categories, or pixels."""
+Inputs = dict[str, Array | Places | Encoded]
+"""Columns of a model's inputs: float64 numbers (NaN: missing), places among categories, features of an encoder, or pixels."""
 
 
 class MixedColumnError(DataError):
@@ -60,7 +65,8 @@ class Schema:
     `features`: the kind of every input column; `vocabularies`: the keys of each text column.
     `classes`: those of the target, none for a number. `cyclic`: columns of dates or times that also
     give their place in the day. `scales`: mean and deviation of every numeric column over the rows of
-    the training tasks, and `target_scale` those of a number to predict; empty if each task has its own.
+    the training tasks, and `target_scale` those of a number to predict; empty if each task has its own. `encoder`: `digest`
+    and `size` of the encoder of all columns that are features; {} if there are none.
     """
 
     target: str
@@ -70,6 +76,7 @@ class Schema:
     cyclic: list[str] = field(default_factory=list)
     scales: dict[str, list[float]] = field(default_factory=dict)
     target_scale: list[float] = field(default_factory=list)
+    encoder: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the schema as JSON, equal for equal content."""
@@ -94,7 +101,10 @@ class Schema:
         texts = [self.target, *self.classes, *self.features, *self.features.values(), *self.cyclic, *self.vocabularies]
         if not all(isinstance(text, str) and is_text(text) for text in texts):
             raise TypeError("a schema is made of text")
-        if not set(self.features.values()) <= {NUMBER, DATE, TIME, TEXT, EMPTY} or not {*self.cyclic} <= self.features.keys():
+        if (
+            not set(self.features.values()) <= {NUMBER, DATE, TIME, TEXT, EMPTY, FEATURES}
+            or not {*self.cyclic} <= self.features.keys()
+        ):
             raise ValueError("every feature has a kind")
         if len(set(self.classes)) < len(self.classes) or any(self.features.get(name) != TEXT for name in self.vocabularies):
             raise ValueError("classes differ, and columns of text have vocabularies")
@@ -108,6 +118,8 @@ class Schema:
             isinstance(scale, list) and len(scale) == 2 and all(map(_is_finite, scale)) and scale[1] > 0 for scale in scales
         ):
             raise ValueError("a scale is a mean and a deviation above 0")
+        if not _is_encoder(self.encoder) or bool(self.encoder) != (FEATURES in self.features.values()):
+            raise ValueError("an encoder has a digest and a size, and belongs to columns of features")
         if not isinstance(self.scales, dict) or len(self.scales) > MOST_KEYS:
             raise TypeError("scales are by column")
         return self
@@ -115,27 +127,44 @@ class Schema:
     @property
     def numeric_inputs(self) -> set[str]:
         """Names of the inputs that are standardised."""
-        kinds = {name: kind for name, kind in self.features.items() if kind != TEXT and name != PIXELS}
+        kinds = {name: kind for name, kind in self.features.items() if kind not in (TEXT, FEATURES) and name != PIXELS}
         places = (cyclic(name, kinds[name], np.array([])) for name in self.cyclic)
-        return {*kinds, *(name for found in places for name in found)}
+        features = (encoded.parts(name, self.encoder["size"]) for name, kind in self.features.items() if kind == FEATURES)
+        return {*kinds, *(name for found in (*places, *features) for name in found)}
 
     @property
     def has_numbers(self) -> bool:
         """Whether there is a column, or a target, to standardise."""
-        return not self.classes or any(kind in (NUMBER, DATE, TIME) for name, kind in self.features.items() if name != PIXELS)
+        kinds = {kind for name, kind in self.features.items() if name != PIXELS}
+        return not self.classes or bool(self.encoder) or not kinds.isdisjoint((NUMBER, DATE, TIME))
 
 
 def _is_finite(number: object) -> bool:
     return isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= MOST_OF_A_SCALE
 
 
+def _is_encoder(found: object) -> bool:
+    if found == {}:
+        return True
+    if not isinstance(found, dict) or found.keys() != {"digest", "size"}:
+        return False
+    digest, size = found["digest"], found["size"]
+    is_size = isinstance(size, int) and not isinstance(size, bool) and 0 < size <= MOST_KEYS
+    return is_size and isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) is not None
+
+
 @dataclass(frozen=True)
 class Reading:
-    """How to read the cells of a file, from the settings. `extra_missing`: in lower case."""
+    """How to read the cells of a file, from the settings. `extra_missing`: in lower case.
+
+    `encoder`, `pooling`: those of `own.encoder` and `own.encoder-pooling`.
+    """
 
     path: str
     order: Order = "auto"
     extra_missing: Collection[str] = ()
+    encoder: str = ""
+    pooling: str = "auto"
 
 
 def find_kind(table: Table, name: str, reading: Reading, advice: str = "") -> str:
@@ -181,6 +210,8 @@ def usable(table: Table, name: str) -> Text | Array:
     column = table[name]
     if isinstance(column, Unusable):
         raise DataError(column.reason)
+    if isinstance(column, Pictures):
+        raise DataError(f"the column `{name}` holds pictures: name columns of text or numbers")
     return column
 
 
@@ -234,9 +265,11 @@ def _either(name: str, text: Text, place: int, *, number: bool) -> tuple[str, st
 
 def make_inputs(table: Table, schema: Schema, reading: Reading, rows: Array | None = None) -> Inputs:
     """Return the schema's features, of all rows or of `rows`. Raises DataError for cells that do not fit."""
-    result: Inputs = {}
+    result: Inputs = _encoded(table, schema, reading, rows)
     for name, kind in schema.features.items():
         require(table, name, reading.path, typed=False)
+        if kind == FEATURES:
+            continue
         column = _input(table, name, kind, reading)
         column = column if rows is None else column.take(rows) if isinstance(column, Text) else column[rows]
         if isinstance(column, Text):
@@ -247,6 +280,43 @@ def make_inputs(table: Table, schema: Schema, reading: Reading, rows: Array | No
         if name in schema.cyclic:
             result |= cyclic(name, kind, column)
     return result
+
+
+def _encoded(table: Table, schema: Schema, reading: Reading, rows: Array | None) -> Inputs:
+    """Return the features of all columns that are encoded: one for each of text or pictures, one for all numbers together."""
+    named = [name for name, kind in schema.features.items() if kind == FEATURES]
+    if not named:
+        return {}
+    encoder = find_encoder(reading, schema)
+    for name in named:
+        require(table, name, reading.path, typed=False)
+    setting = reading.encoder, reading.pooling
+    if encoder.kind == "numbers":
+        columns = {name: of_kind(table, name, NUMBER, reading) for name in named}
+        chosen = {name: column if rows is None else column[rows] for name, column in columns.items()}  # type: ignore[index]
+        return {named[0]: encoded.encode_numbers(*setting, chosen, reading.path)}  # type: ignore[arg-type]
+    found: Inputs = {}
+    for name in named:
+        if name == PIXELS:
+            found[name] = encoded.encode_pictures(*setting, table[name], rows)
+        else:
+            text = categories(usable(table, name), reading.extra_missing)
+            found[name] = encoded.encode_text(*setting, text if rows is None else text.take(rows).mapped(str))
+    return found
+
+
+def find_encoder(reading: Reading, schema: Schema | None = None) -> Encoder:
+    """Return the encoder of the settings. Raises DataError if the nodes agreed on another one."""
+    if not reading.encoder:
+        digest = schema.encoder["digest"] if schema else "?"
+        raise DataError(f"the inputs come from an encoder with the SHA-256 {digest}: say where it is with `--encoder`")
+    found = load_encoder(reading.encoder, reading.pooling)
+    if schema and schema.encoder and found.digest != schema.encoder["digest"]:
+        raise DataError(
+            f"the encoder '{reading.encoder}' has the SHA-256 {found.digest}, the other nodes' has {schema.encoder['digest']}: "
+            "all need the same files and the same `own.encoder-pooling`"
+        )
+    return found
 
 
 def _input(table: Table, name: str, kind: str, reading: Reading) -> Array | Text:

@@ -26,6 +26,7 @@ from quickbloom.common.datasets.own.columns import (
     Reading,
     Schema,
     categories,
+    find_encoder,
     find_kind,
     keys_of_each,
     make_inputs,
@@ -34,6 +35,7 @@ from quickbloom.common.datasets.own.columns import (
     require,
     usable,
 )
+from quickbloom.common.datasets.own.encoded import FEATURES, Encoded, facts_of
 from quickbloom.common.datasets.own.files.image_arrays import NO_SCALE, choose_images, is_beyond_white, white_of
 from quickbloom.common.datasets.own.files.tables import PIXELS, Table, read_table
 from quickbloom.common.datasets.own.options import OwnOptions, listed, quoted
@@ -69,7 +71,7 @@ class Own(FixedSplitDataset):
         if not options.path:
             raise DataError("the data set `own` needs a file: use `--data PATH`, or set `own.path` or the node's `data-path`")
         options = options.cleaned()
-        self.table = read_table(options.path, options.image_side)
+        self.table = read_table(options.path, 0 if options.encoder else options.image_side)
         self.one_task = bool(options.task_name) and options.task_column not in self.table
         if self.one_task:
             _refuse_nearly(self.table, options.task_column, options.path)
@@ -157,19 +159,48 @@ class Own(FixedSplitDataset):
         categorical = listed(options.categorical, table)
         for name in categorical:
             require(table, name, options.path)
+        self._encoded_columns = self._columns_to_encode(features)
         kinds = {name: self._kind_of(name, categorical) for name in features}
+        facts = facts_of(find_encoder(self._reading)) if FEATURES in kinds.values() else {}
         texts = [name for name, kind in kinds.items() if kind == TEXT]
         least, most = options.vocabulary_min_count, keys_of_each(options.vocabulary_limit, len(texts))
         vocabularies = {name: make_vocabulary(table, name, self._reading, least, most) for name in texts}
         cycles = listed(options.cyclic, table)
         if wrong := [name for name in cycles if kinds.get(name, "date") not in ("date", "time", EMPTY)]:
             raise DataError(f"`own.cyclic` must name columns of dates or times, `{wrong[0]}` holds {kinds[wrong[0]]}s")
-        return Schema(target, self.classes, kinds, vocabularies, [name for name in cycles if name in kinds])
+        return Schema(target, self.classes, kinds, vocabularies, [name for name in cycles if name in kinds], encoder=facts)
 
     def _kind_of(self, name: str, categorical: list[str]) -> str:
+        if name in self._encoded_columns:
+            return FEATURES
         if name == PIXELS:
             return NUMBER
         return TEXT if name in categorical else find_kind(self.table, name, self._reading)
+
+    def _columns_to_encode(self, features: list[str]) -> list[str]:
+        """Return the columns that the encoder reads: those of `own.text`, the pictures, or all numbers. Raises DataError."""
+        options = self.options
+        texts = listed(options.text, self.table)
+        for name in texts:
+            require(self.table, name, options.path)
+        if texts and not options.encoder:
+            raise DataError("`own.text` names columns of text, which need an encoder: set `own.encoder` to sentence:DIRECTORY")
+        if not options.encoder:
+            return []
+        if texts:
+            if foreign := [name for name in texts if name not in features]:
+                raise DataError(f"`own.text` must name columns to predict from, got `{foreign[0]}`")
+            return texts
+        kind = find_encoder(self._reading).kind
+        if kind == "text":
+            raise DataError(
+                f"`own.encoder={options.encoder}` reads text: name its column with `own.text`, one of {', '.join(features[:20])}"
+            )
+        if kind == "images":
+            if PIXELS not in features:
+                raise DataError(f"`own.encoder={options.encoder}` reads images, and '{options.path}' holds none")
+            return [PIXELS]
+        return [name for name in features if find_kind(self.table, name, self._reading) == NUMBER]
 
     def _pick_features(self, target: str) -> list[str]:
         options, reserved = self.options, self._reserved | {target}
@@ -187,11 +218,21 @@ class Own(FixedSplitDataset):
 
     @property
     def spec(self) -> DataSpec:
-        if list(self.inputs) == [PIXELS]:
+        if self.has_pixels:
             shape = tuple(self._pixels.shape[1:])
         else:
-            shape = (sum(column.size if isinstance(column, Places) else 1 for column in self.inputs.values()),)
+            shape = (sum(1 if isinstance(column, np.ndarray) else column.size for column in self.inputs.values()),)
         return DataSpec(self.kind, shape, len(self.classes) or 1, schema=self.schema.to_json())
+
+    def features_of(self, name: str) -> tuple[int, int]:
+        """Return of a column of features (different examples, features of each). All numbers that are encoded are one."""
+        column = next(column for at in (name, *self.inputs) if isinstance(column := self.inputs.get(at), Encoded))
+        return len(column.contents), column.size
+
+    @property
+    def has_pixels(self) -> bool:
+        """Whether the inputs are images as they are, and not an encoder's features of them."""
+        return isinstance(self.inputs.get(PIXELS), np.ndarray)
 
     @property
     def _pixels(self) -> Array:
@@ -270,7 +311,7 @@ class Own(FixedSplitDataset):
     def preparation_by(self, support: Array) -> Preparation:
         """Return the preparation that these rows of one task show, on the scales that all tasks share if they do."""
         numbers = self.target.values[support] if self.kind == "regression" else None
-        brightest = white_of(self._pixels[support]) if PIXELS in self.inputs else 1.0
+        brightest = white_of(self._pixels[support]) if self.has_pixels else 1.0
         found = measure(_of_rows(self.inputs, support), numbers, self.options.target_deviation, brightest)
         return found.on_shared(self.schema.scales, self.schema.target_scale)
 
@@ -302,7 +343,10 @@ class Own(FixedSplitDataset):
         }
         if self.kind == "regression":
             columns[TARGET] = self.target.values[rows]
-        return {name: Moments.of(column) for name, column in columns.items()}
+        found = {name: Moments.of(column) for name, column in columns.items()}
+        for name, column in self.inputs.items():
+            found |= column.moments(name, rows) if isinstance(column, Encoded) else {}
+        return found
 
     def class_counts(self, task_ids: Sequence[str]) -> list[int]:
         """Return how many support and query rows of these tasks are of each class; [] for numbers."""
@@ -317,8 +361,12 @@ class Own(FixedSplitDataset):
         """Return a hash of every row, from cells alone: what other nodes agreed on must not move a row."""
         columns: list[Text | Array] = [self.target.labels or self.target.values]
         for name in sorted(self.schema.features):
-            found = self.inputs[name]
-            if isinstance(found, Places):
+            found = self.inputs.get(name)
+            if found is None:  # the features of another column are those of this one as well
+                continue
+            if isinstance(found, Encoded):
+                columns.append(found.text)
+            elif isinstance(found, Places):
                 columns.append(categories(usable(self.table, name), self._reading.extra_missing))
             else:
                 columns.append(found)
@@ -339,7 +387,7 @@ class Own(FixedSplitDataset):
         cutting = Cutting(options, self.target, self.content, self.times, read_splits(self.table, options.split_column))
         for name, rows in sorted(_by_value(self._tasks)):
             known, split, parts = cutting.of(rows, whole=self.whole)
-            if not isinstance(parts, str) and PIXELS in self.inputs:
+            if not isinstance(parts, str) and self.has_pixels:
                 parts = self._check_pixels(name, known, parts[0]) or parts
             if isinstance(parts, str):
                 self.left_out[name] = parts
@@ -373,11 +421,12 @@ class _OnDemand(dict[str, _Made]):
 
 def reading_of(options: OwnOptions) -> Reading:
     """Return how to read the cells of a file under these settings."""
-    return Reading(options.path, options.date_order, {word.casefold() for word in listed(options.missing)})
+    missing = {word.casefold() for word in listed(options.missing)}
+    return Reading(options.path, options.date_order, missing, options.encoder, options.encoder_pooling)
 
 
 def _of_rows(inputs: Inputs, rows: Array) -> Inputs:
-    return {name: column.take(rows) if isinstance(column, Places) else column[rows] for name, column in inputs.items()}
+    return {name: column[rows] if isinstance(column, np.ndarray) else column.take(rows) for name, column in inputs.items()}
 
 
 def _by_value(text: Text) -> Iterator[tuple[str, Array]]:

@@ -26,6 +26,15 @@ class OwnOptions(Options):
     features: str = Field("", description='columns to predict from, with commas between them; "": all others')
     kind: Literal["auto", "classification", "regression"] = Field("auto", description="auto: by the values of the target")
     classes: Text = Field("", description='class labels in order, with commas between them; "": those of the file, sorted')
+    encoder: str = Field(
+        "",
+        description="frozen pretrained model that turns texts, images or rows into features: onnx:FILE, sentence:DIRECTORY, "
+        'timm:NAME or module:factory; "": none',
+    )
+    encoder_pooling: Literal["auto", "mean", "class", "last"] = Field(
+        "auto", description="how an encoder's states of a sequence become one example's features; auto: as its files say"
+    )
+    text: str = Field("", description='columns of text for the encoder, with commas between them; "": none')
     shots: int = Field(0, ge=0, description="support examples per class (regression: in all) of a task; 0: 40 % of its rows")
     missing: str = Field("", description="more words that mean a missing value, such as none, with commas between them")
     categorical: str = Field(

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from quickbloom.common.datasets.own.columns import Inputs
+from quickbloom.common.datasets.own.encoded import Encoded, mean_of
 from quickbloom.common.datasets.own.files.image_arrays import inputs_of
 from quickbloom.common.datasets.own.files.tables import PIXELS
+from quickbloom.common.datasets.own.scales import LEAST_SPREAD
 from quickbloom.common.datasets.own.text import Array
 from quickbloom.common.datasets.own.vocabulary import Places
 
@@ -16,8 +18,6 @@ _MOST = 10.0
 """Bound on standardised inputs: a column that hardly varies in a small support would have huge values elsewhere."""
 _ENDLESS = 1e300
 """A deviation so large that every number becomes 0."""
-LEAST_SPREAD = 1e-9
-"""Share of the largest number in a support part below which a deviation is only rounding."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,18 @@ class Preparation:
 
     `features`: input columns in order; `numbers`: scales of the numeric ones. `brightest`: divisor
     of decimal pixels (the type of integers determines it). `target`: scale of a regression target;
-    None for classes.
+    None for classes. `encoded`: of every column of features the mean by which they are moved; [] for none.
     """
 
     features: tuple[str, ...]
     numbers: Mapping[str, Scale] = field(default_factory=dict)
     brightest: float = 1.0
     target: Scale | None = None
+    encoded: Mapping[str, list[float]] = field(default_factory=dict)
 
     @property
     def images(self) -> bool:
-        return self.features == (PIXELS,)
+        return self.features == (PIXELS,) and not self.encoded
 
     def encode(self, inputs: Inputs) -> Array:
         """Return float32 inputs [rows, ...] of the columns `features`.
@@ -85,6 +86,8 @@ class Preparation:
         column = inputs[name]
         if isinstance(column, Places):
             return column.one_hot()
+        if isinstance(column, Encoded):
+            return column.inputs(self.encoded[name])
         scaled: Array = np.clip(self.numbers[name].apply(column), -_MOST, _MOST)
         return np.nan_to_num(scaled)[:, None]
 
@@ -96,7 +99,8 @@ class Preparation:
     def on_shared(self, numbers: Mapping[str, Sequence[float]], target: Sequence[float]) -> "Preparation":
         """Return this preparation with the given (mean, deviation) of columns and of the target in place of its own."""
         mine = {name: Scale(*numbers[name]) if name in numbers else scale for name, scale in self.numbers.items()}
-        return replace(self, numbers=mine, target=Scale(*target) if target and self.target else self.target)
+        means = {name: mean_of(name, numbers) for name in self.encoded}
+        return replace(self, numbers=mine, target=Scale(*target) if target and self.target else self.target, encoded=means)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain lists, dictionaries and numbers; `from_json` is the exact inverse."""
@@ -108,11 +112,13 @@ class Preparation:
             return cls(())
         numbers = {name: Scale(**scale) for name, scale in facts["numbers"].items()}
         target = Scale(**facts["target"]) if facts["target"] else None
-        return cls(tuple(facts["features"]), numbers, facts["brightest"], target)
+        means = {str(name): [float(one) for one in mean] for name, mean in facts.get("encoded", {}).items()}
+        return cls(tuple(facts["features"]), numbers, facts["brightest"], target, means)
 
 
 def measure(inputs: Inputs, target: Array | None, target_deviation: float = 1.0, brightest: float = 1.0) -> Preparation:
     """Return the preparation of one task from the columns of its support part. `target`: for regression only."""
     numbers = {name: _scale(column) for name, column in inputs.items() if name != PIXELS and isinstance(column, np.ndarray)}
     scale = Scale.of(target, target_deviation) if target is not None else None
-    return Preparation(tuple(inputs), numbers, brightest, scale)
+    means: dict[str, list[float]] = {name: [] for name, column in inputs.items() if isinstance(column, Encoded)}
+    return Preparation(tuple(inputs), numbers, brightest, scale, means)

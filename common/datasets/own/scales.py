@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quickbloom.common.datasets.own.preparation import LEAST_SPREAD
 from quickbloom.common.datasets.own.text import Array
 
 TARGET = ""
 """Name of the target among columns: on each node its own may differ, and no column is called so."""
+LEAST_SPREAD = 1e-9
+"""Share of the largest number of a column below which a deviation is only rounding."""
 NOTHING_KNOWN = 1e300
 """Deviation of a column without a number: whatever comes becomes 0."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from quickbloom.common.datasets.own.files.images import Notes, has_image_suffix, looks_like_image, read_image
+from quickbloom.common.datasets.own.files.pictures import PictureFiles, Pictures
 from quickbloom.common.datasets.own.text import Array
 from quickbloom.common.errors import DataError, as_told
 from quickbloom.common.files import shown
@@ -39,12 +40,12 @@ _DARK, _ALIKE = 0.1, 0.02
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Images of a folder. `pixels`: float32 [rows, 1, side, side] in 0..1. `remarks`: sentences for a person.
+    """Images of a folder. `pixels`: float32 [rows, 1, side, side] in 0..1, or pictures. `remarks`: sentences for a person.
 
     `files`: where each lies in the folder, such as "ward-7/ill/3.png".
     """
 
-    pixels: Array
+    pixels: Array | Pictures
     files: list[str]
     classes: list[str]
     tasks: list[str]
@@ -63,25 +64,32 @@ class _Found:
 
 
 def read_images(folder: Path, side: int, limit: int) -> ImageFolder:
-    """Return the images of a folder in the order of their paths. `limit`: most bytes of pixels. Raises DataError."""
+    """Return the images of a folder in the order of their paths. `limit`: most bytes of pixels. Raises DataError.
+
+    `side`: pixels each way; 0: pictures for an encoder, which are decoded only when they are encoded.
+    """
     with warnings.catch_warnings(action="ignore"):  # pillow's warnings; too large images are refused below
         found = _find(folder)
         passed = list(_passed_over(found))
         if not found.images:
             also = f"; {passed[0]}" if passed else ""
             raise DataError(f"the folder '{shown(folder)}' holds no images as CLASS/image or TASK/CLASS/image{also}")
-        _check_size(folder, len(found.images), side, limit)
-        pixels = np.empty((len(found.images), 1, side, side), dtype=np.float32)
-        notes = []
-        for row, file in enumerate(found.images):
-            pixels[row, 0], noted = read_image(file, side)
-            notes.append(noted)
+        pixels, noticed = _decoded(folder, found.images, side, limit) if side else (PictureFiles(found.images), [])
     places = [file.relative_to(folder) for file in found.images]
     names = [_names(place) for place in places]
     tasks, classes = [task for task, _ in names], [label for _, label in names]
-    return ImageFolder(
-        pixels, [shown(place.as_posix()) for place in places], classes, tasks, [*passed, *_changed(notes), *_shades(pixels)]
-    )
+    return ImageFolder(pixels, [shown(place.as_posix()) for place in places], classes, tasks, [*passed, *noticed])
+
+
+def _decoded(folder: Path, files: list[Path], side: int, limit: int) -> tuple[Array, list[str]]:
+    """Return (pixels [files, 1, side, side], remarks)."""
+    _check_size(folder, len(files), side, limit)
+    pixels = np.empty((len(files), 1, side, side), dtype=np.float32)
+    notes = []
+    for row, file in enumerate(files):
+        pixels[row, 0], noted = read_image(file, side)
+        notes.append(noted)
+    return pixels, [*_changed(notes), *_shades(pixels)]
 
 
 def _find(folder: Path) -> _Found:

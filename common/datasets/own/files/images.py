@@ -4,10 +4,11 @@ Pillow decodes it. This module adds what Pillow's conversion to grey leaves out:
 transparency, and the orientation in the EXIF data.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -16,6 +17,7 @@ from quickbloom.common.datasets.own.text import Array
 from quickbloom.common.errors import DataError, in_one_line
 from quickbloom.common.files import shown
 
+_Read = TypeVar("_Read")
 _MOST_PIXELS = 50_000_000
 _BY_CONTENT = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "QOI")
 """Formats that are recognised by the start of the file."""
@@ -70,12 +72,42 @@ def looks_like_image(file: Path) -> bool:
 
 def read_image(file: Path, side: int) -> tuple[Array, Notes]:
     """Return the image in `file` as float32 [side, side] in 0..1. Raises DataError if it is damaged, too large or ambiguous."""
+    return _opened(file, lambda image, told: _read(image, side, told))
+
+
+def read_picture(file: Path, shorter: int) -> Array:
+    """Return the image in `file` in colour: uint8 [height, width, 3], its shorter side at most `shorter` pixels.
+
+    It is upright and on white, as in `read_image`. Raises DataError like that.
+    """
+    return _opened(file, lambda image, told: _in_colour(image, shorter, told))
+
+
+def _in_colour(image: Any, shorter: int, told: str) -> Array:
+    raw = _raw_mode(image)
+    if image.format == "JPEG":
+        image.draft(None, (2 * shorter, 2 * shorter))  # decodes a large photo at a fraction of its size
+    image.load()
+    upright = ImageOps.exif_transpose(image) if _orientation(image) > 1 else image
+    if upright.mode in (*_WIDE, "I", "F"):
+        pixels, _, _ = _wide(image, upright, None, told)
+        upright = Image.fromarray((pixels * 255).round().astype(np.uint8))
+    elif _has_alpha(upright):
+        upright = _on_white(_with_alpha(upright, raw))[0]
+    picture = upright.convert("RGB")
+    if shorter and min(picture.size) > shorter:
+        scale = shorter / min(picture.size)
+        picture = picture.resize([max(1, round(length * scale)) for length in picture.size], Image.Resampling.BICUBIC)
+    return np.asarray(picture, dtype=np.uint8)
+
+
+def _opened(file: Path, read: Callable[[Any, str], _Read]) -> _Read:
     told = shown(file)
     try:
         with Image.open(file, formats=formats_of(file)) as image:
             if prod(image.size) > _MOST_PIXELS:
                 raise DataError(f"the image '{told}' claims {prod(image.size)} pixels, at most {_MOST_PIXELS} are read", told)
-            return _read(image, side, told)
+            return read(image, told)
     except DataError:
         raise
     except Exception as error:  # pillow raises a dozen types for damaged images
@@ -151,8 +183,11 @@ def _on_white(image: Any) -> tuple[Any, bool, bool]:
     return white, alpha[0] < 255, vanished
 
 
-def _wide(image: Any, upright: Any, side: int, told: str) -> tuple[Array, bool, bool]:
-    """Return pixels of 16 bits or decimal ones, scaled, with flags for transparency and for a vanished image."""
+def _wide(image: Any, upright: Any, side: int | None, told: str) -> tuple[Array, bool, bool]:
+    """Return pixels of 16 bits or decimal ones, scaled, with flags for transparency and for a vanished image.
+
+    `side`: pixels each way; None: as many as the image has.
+    """
     values = np.asarray(upright)
     clear = image.info.get("transparency")
     pixels = values.astype(np.float32) / np.float32(_white(image, upright.mode, told))
@@ -163,7 +198,7 @@ def _wide(image: Any, upright: Any, side: int, told: str) -> tuple[Array, bool, 
     transparent = values == clear if isinstance(clear, int) else np.zeros(values.shape, dtype=bool)
     pixels[transparent] = 1
     vanished = bool(transparent.any() and not transparent.all() and (pixels == 1).all())
-    scaled = np.asarray(Image.fromarray(pixels).resize((side, side)))
+    scaled = pixels if side is None else np.asarray(Image.fromarray(pixels).resize((side, side)))
     return scaled.clip(0, 1), bool(transparent.any()), vanished  # bicubic interpolation overshoots
 
 

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import numpy as np
 
+from quickbloom.common.datasets.own.files.pictures import Pictures
 from quickbloom.common.datasets.own.text import Array, Text, as_name, clean
 from quickbloom.common.errors import DataError
 
@@ -27,7 +28,7 @@ class Unusable:
         return self._rows
 
 
-Column = Array | Text | Unusable
+Column = Array | Text | Pictures | Unusable
 
 
 def not_usable(rows: int, name: str, kind: str) -> Unusable:

@@ -58,6 +58,8 @@ class Table(dict[str, Column]):
 def read_table(path: str, image_side: int = 28) -> Table:
     """Return the columns of `path`. Images become grey [1, side, side] in 0..1, with columns `class` and `task`.
 
+    `image_side`: pixels of images in a folder, each way; 0: `Pictures` for an encoder.
+
     Raises DataError.
     """
     try:

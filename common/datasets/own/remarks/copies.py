@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quickbloom.common.datasets.own.columns import categories, usable
+from quickbloom.common.datasets.own.encoded import Encoded
 from quickbloom.common.datasets.own.files.tables import PIXELS
 from quickbloom.common.datasets.own.remarks.grouped import Grouped
 from quickbloom.common.datasets.own.text import Array
@@ -78,8 +79,15 @@ def _holds_measurements(data: Own, grouped: Grouped) -> bool:
     if PIXELS in data.inputs:
         return len(np.unique(data.content[grouped.rows])) > len(grouped) / 2
     chosen = grouped.rows[:: len(grouped) // _SAMPLE + 1]
-    chances = [_chance(column.at[chosen] if isinstance(column, Places) else column[chosen]) for column in data.inputs.values()]
+    chances = [_chance(_cells(column)[chosen]) for column in data.inputs.values()]
     return min(chances) < _MEASUREMENT and float(np.prod(chances)) * len(grouped) < _SHARE
+
+
+def _cells(column: Array | Places | Encoded) -> Array:
+    """Return a number for every cell, equal for equal cells."""
+    if isinstance(column, Places):
+        return column.at
+    return column.codes if isinstance(column, Encoded) else column
 
 
 def _chance(cells: Array) -> float:
@@ -117,8 +125,12 @@ def _columns(data: Own) -> Iterator[tuple[Array, float]]:
     """
     found = [(data.target.values, _deviation(data.target.values) if data.kind == "regression" else 0.0)]
     for name in data.schema.features:
-        column = data.inputs[name]
-        if isinstance(column, Places):
+        column = data.inputs.get(name)
+        if column is None:  # the features of another column are those of this one as well
+            continue
+        if isinstance(column, Encoded):
+            found.append((column.codes.astype(np.float64), 0.0))
+        elif isinstance(column, Places):
             found.append((categories(usable(data.table, name)).codes.astype(np.float64), 0.0))
         else:
             found.append((column, _deviation(column)))

@@ -52,7 +52,7 @@ class Grouped:
         sizes = np.bincount(place[order], minlength=len(data.rows))
         columns = {}
         for name, kind in data.schema.features.items():
-            column = data.inputs[name]
+            column = data.inputs.get(name)
             if kind in ALL_KINDS and name != PIXELS and isinstance(column, np.ndarray):
                 columns[name] = (kind, column[order])
         return cls(list(data.rows), order, place[order], np.cumsum(sizes) - sizes, columns)

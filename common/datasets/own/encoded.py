@@ -1,0 +1,139 @@
+"""Columns that a frozen encoder turns into features: texts, pictures, or all numbers of a row.
+
+Features have unit length. With a scale that all tasks share they are moved by the mean of the training rows and brought to
+unit length again, which makes what all users' examples have in common vanish (a text's features say first of all that it is
+a sentence). They then get the length of a row of sixteen standardised numbers, so rates that suit tables suit them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from quickbloom.common.datasets.own.files.pictures import ArrayPictures, Pictures, Sized
+from quickbloom.common.datasets.own.scales import Moments
+from quickbloom.common.datasets.own.text import Array, Text
+from quickbloom.common.encoders import Encoder, load_encoder
+from quickbloom.common.encoders.encoding import Rows, Texts, encode_all
+from quickbloom.common.errors import DataError
+
+FEATURES = "features"
+"""Kind of a column that is encoded."""
+LENGTH = 4.0
+"""Length of an example's features as inputs: the square root of 16."""
+_LEAST = 1e-12
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A column of features. `features`: float32 [different, size], of unit length; `codes`: each row's, -1: an empty cell.
+
+    `contents`: a key of each different example, by which equal rows are known.
+    """
+
+    features: Array
+    codes: Array
+    contents: list[str]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def size(self) -> int:
+        return int(self.features.shape[1])
+
+    @property
+    def text(self) -> Text:
+        """The column as text, equal for equal examples."""
+        return Text(self.codes, self.contents)
+
+    def take(self, rows: Array) -> "Encoded":
+        """Return the column restricted to `rows`."""
+        return Encoded(self.features, self.codes[rows], self.contents)
+
+    def moments(self, name: str, rows: Array) -> dict[str, Moments]:
+        """Return what rows show of each feature, by `parts`."""
+        known = self.features[self.codes[rows][self.codes[rows] >= 0]].astype(np.float64)
+        if not len(known):
+            return dict.fromkeys(parts(name, self.size), Moments())
+        means = known.mean(axis=0)
+        squares = np.square(known - means).sum(axis=0)
+        every = zip(parts(name, self.size), means, squares, strict=True)
+        return {part: Moments(len(known), float(mean), float(square)) for part, mean, square in every}
+
+    def inputs(self, mean: Sequence[float]) -> Array:
+        """Return float32 inputs [rows, size]: moved by `mean` (empty: not moved), of `LENGTH`; 0 for an empty cell."""
+        there = self.codes >= 0
+        result = np.zeros((len(self.codes), self.size), dtype=np.float32)
+        found = self.features[self.codes[there]]
+        result[there] = LENGTH * (unit_length(found - np.asarray(mean, dtype=np.float32)) if len(mean) else found)
+        return result
+
+
+def facts_of(encoder: Encoder) -> dict[str, Any]:
+    """Return what all nodes must agree on about the encoder: `Schema.encoder`."""
+    return {"digest": encoder.digest, "size": encoder.size}
+
+
+def unit_length(features: Array) -> Array:
+    """Return every row at length 1; a row of nothing but zeros stays so."""
+    found: Array = features / np.linalg.norm(features, axis=1, keepdims=True).clip(min=_LEAST)
+    return found
+
+
+def parts(name: str, size: int) -> list[str]:
+    """Return the names of a column's features, by which their means are told."""
+    return [f"{name}[{place}]" for place in range(size)]
+
+
+def mean_of(name: str, scales: Mapping[str, Sequence[float]]) -> list[float]:
+    """Return the mean of a column's features among the scales that all tasks share; [] if there are none."""
+    found = []
+    while (part := f"{name}[{len(found)}]") in scales:
+        found.append(float(scales[part][0]))
+    return found
+
+
+def encode_text(setting: str, pooling: str, text: Text) -> Encoded:
+    """Return a column of texts as features; each different text is encoded once. Raises ConfigError or DataError."""
+    encoder = load_encoder(setting, pooling)
+    if encoder.kind != "text":
+        raise DataError(
+            f"`own.encoder={setting}` reads {encoder.kind}, and `own.text` names columns of text: choose an encoder of text"
+        )
+    return Encoded(unit_length(encode_all(encoder, Texts(text.values))), text.codes, text.values)
+
+
+def encode_pictures(setting: str, pooling: str, column: Any, rows: Array | None = None) -> Encoded:
+    """Return a column of pictures as features. `column`: `Pictures`, or an array of images. Raises ConfigError or DataError."""
+    encoder = load_encoder(setting, pooling)
+    if encoder.kind != "images":
+        raise DataError(f"`own.encoder={setting}` reads {encoder.kind}, and these data are images: choose an encoder of images")
+    pictures: Pictures = column if isinstance(column, Pictures) else ArrayPictures(column)
+    pictures = pictures if rows is None else pictures.take(rows)
+    found = encode_all(encoder, Sized(pictures, encoder.shorter_side))
+    keys = Text.of(pictures.key(at).hex() for at in range(len(pictures)))
+    first = np.unique(keys.codes, return_index=True)[1]
+    return Encoded(unit_length(found[first]), keys.codes, keys.values)
+
+
+def encode_numbers(setting: str, pooling: str, columns: Mapping[str, Array], path: str) -> Encoded:
+    """Return the numbers [rows] of all columns together as features. Raises ConfigError or DataError."""
+    encoder = load_encoder(setting, pooling)
+    wanted = getattr(encoder, "columns", 0)
+    if encoder.kind != "numbers" or wanted not in (0, len(columns)):
+        reads = f"{wanted} numbers" if encoder.kind == "numbers" else encoder.kind
+        raise DataError(
+            f"`own.encoder={setting}` reads {reads}, and the data '{path}' have {len(columns)} columns of numbers to encode: "
+            "name them in the encoder's order with `own.features`, or columns of text with `own.text`"
+        )
+    numbers = np.stack(list(columns.values()), axis=1).astype(np.float32)
+    if (missing := np.isnan(numbers)).any():
+        row, column = np.argwhere(missing)[0]
+        raise DataError(
+            f"the encoder needs a number in every cell, row {row + 1} has none in `{list(columns)[column]}`: fill it in"
+        )
+    different, codes = np.unique(numbers, axis=0, return_inverse=True)
+    keys = [row.tobytes().hex() for row in different]
+    return Encoded(unit_length(encode_all(encoder, Rows(different))), codes.reshape(-1), keys)
