@@ -83,6 +83,7 @@ def adapt(
     folds: Annotated[
         int, typer.Option(help="Folds, at most, of the cross-validation that scores the model; 0: no score.", min=0)
     ] = 5,
+    encoder: Annotated[str, typer.Option(help="Where the encoder is here, if the run has one and it is elsewhere.")] = "",
     trust: Trusted = None,
 ) -> None:
     """Make a trained model your own, offline: adapt it to all rows of your file. Exit code: 0 done, 2 wrong input.
@@ -92,7 +93,7 @@ def adapt(
     from quickbloom.client_app.offline.adapting import adapt as make_personal  # imports torch, which takes seconds
     from quickbloom.client_app.personal_models import in_words
 
-    for model in make_personal(checkpoint, data, output, task, target, say, trust or (), folds, time):
+    for model in make_personal(checkpoint, data, output, task, target, say, trust or (), folds, time, encoder):
         print(one_line(in_words(model)))
 
 
@@ -112,6 +113,7 @@ def predict(
         typer.Option(help="With --explain: what the model was adapted from, to say which columns moved it away from that."),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="With --explain: as JSON.")] = False,
+    encoder: Annotated[str, typer.Option(help="Where the model's encoder is, if it is elsewhere than when it was made.")] = "",
     trust: Trusted = None,
 ) -> None:
     """Predict with a personal model, offline; score it if the file holds targets. Exit code: 0 done, 2 wrong input.
@@ -123,10 +125,10 @@ def predict(
     if (checkpoint or json_) and not explain:
         raise ConfigError(f"`--{'checkpoint' if checkpoint else 'json'}` is for `--explain`: add that, or leave it out")
     if explain:
-        _explain(model, input_, checkpoint, json_, trust or ())
+        _explain(model, input_, checkpoint, json_, trust or (), encoder)
         if output is None:
             return
-    found = use(model, input_, trust or ())
+    found = use(model, input_, trust or (), encoder)
     if output is None:
         found.write_csv(sys.stdout)
     else:
@@ -150,10 +152,10 @@ def predict(
         say(f"{scored.task}: {scored.name} {named(scored.name).score(scored.value)}{unit} on {on}")
 
 
-def _explain(model: Path, data: str, checkpoint: Path | None, as_json: bool, trust: Collection[str]) -> None:
+def _explain(model: Path, data: str, checkpoint: Path | None, as_json: bool, trust: Collection[str], encoder: str) -> None:
     from quickbloom.client_app.offline.explaining import explain
 
-    found = explain(model, data, checkpoint, trust)
+    found = explain(model, data, checkpoint, trust, encoder=encoder)
     if as_json:
         print(json.dumps([one.to_json() for one in found], indent=2))
         return
@@ -190,6 +192,7 @@ def join(
     ] = "",
     target: Annotated[str, typer.Option(help="Its column to predict.")] = "",
     time: Annotated[str, typer.Option(help="Its column that orders each task's rows; by default as the run says.")] = "",
+    encoder: Annotated[str, typer.Option(help="Where the run's encoder is here, such as onnx:FILE.")] = "",
     state: Annotated[
         Path | None, typer.Option(help="Folder for what never leaves this device; by default one in ~/.local/state/quickbloom.")
     ] = None,
@@ -217,7 +220,7 @@ def join(
     file = str(Path(data).expanduser().absolute()) if data and Path(data).expanduser().exists() else data
     folder = str(state.expanduser().absolute()) if state else ""
     named = {"data-path": file, "task-column": task, "task-name": task_name, "target-column": target}
-    named["time-column"] = time
+    named |= {"time-column": time, "encoder": encoder}
     others = {"state-dir": folder, "threads": threads, "chunk-size": chunk_size}
     settings = {key: str(value) for key, value in {**named, **others}.items() if value}
     settings |= dict(map(split_assignment, set_ or []))

@@ -27,6 +27,7 @@ def adapt(
     trust: Collection[str] = (),
     folds: int = FOLDS,
     time: str = "",
+    encoder: str = "",
 ) -> list[Personal]:
     """Adapt a checkpoint to every task of one's own file, write a personal model for each, and return the models.
 
@@ -43,13 +44,14 @@ def adapt(
     are at least four different rows; with a column of time each fold is scored by a model of the rows before it. A
     model that adapting makes worse by it stays the shared one.
     With `protonet` and `ridge` the rows may have classes that training never saw: see `StartingPoint.own_of`.
+    `encoder`: where the encoder is on this machine, if the run has one and it is elsewhere.
     A task that no model can be made of is said, and left out. Raises DataError, also if that is every task, or ConfigError.
     """
     if folds < 0 or folds == 1:
         raise ConfigError(f"`--folds` must be 2 or more, or 0 for a model without a score, got {folds}")
     start = StartingPoint.load(checkpoint_path, trust, say)
     with as_file(data) as path:
-        own = start.own(str(path), task, target, time)
+        own = start.own(str(path), task, target, time, encoder)
     if own.left_out:
         say(left_out_in_words(own.left_out))
     for remark in [*own.remarks, *_on_new_classes(start.new_classes(own))]:

@@ -98,16 +98,17 @@ def explain(
     trust: Collection[str] = (),
     repeats: int = REPEATS,
     seed: int = 0,
+    encoder: str = "",
 ) -> list[Explanation]:
     """Return what a personal model, or each of a folder with rows in the data, goes by: permutation importance by column.
 
     `data`: as for `predict`, with targets: the rows that it would be scored on, or all that the model was adapted to.
     `checkpoint`: the one that the model was adapted from, to say which columns moved it away from the shared model.
-    `repeats`: shuffles of each column, 2 or more, drawn from `seed`. Raises DataError or ConfigError.
+    `repeats`: shuffles of each column, 2 or more, drawn from `seed`. `encoder`: see `adapt`. Raises DataError or ConfigError.
     """
     if repeats < 2:
         raise ConfigError(f"`repeats` must be 2 or more, got {repeats}")
-    models = for_files(Path(model).expanduser(), trust)
+    models = for_files(Path(model).expanduser(), trust, encoder)
     start = None if checkpoint is None else StartingPoint.load(checkpoint, trust, lambda sentence: None)
     found = []
     with as_file(data) as path:

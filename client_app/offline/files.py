@@ -7,6 +7,7 @@ from pathlib import Path
 from quickbloom.common.errors import DataError, in_one_line
 from quickbloom.common.personal import model as personal_model
 from quickbloom.common.personal.model import SUFFIX, Personal
+from quickbloom.common.personal.trust import check_encoder
 
 
 @contextmanager
@@ -38,9 +39,16 @@ def models_of(path: Path, trust: Collection[str]) -> list[Personal]:
     return [personal_model.load(file, trust) for file in files]
 
 
-def for_files(path: Path, trust: Collection[str]) -> list[Personal]:
-    """Return the personal models at `path`, which predict rows of files. Raises DataError or ConfigError."""
+def for_files(path: Path, trust: Collection[str], encoder: str = "") -> list[Personal]:
+    """Return the personal models at `path`, which predict rows of files. Raises DataError or ConfigError.
+
+    `encoder`: where their encoder is now; "": where they say.
+    """
     models = models_of(path, trust)
+    if encoder:
+        models = [one.with_encoder(encoder) for one in models]
+    for one in models if not encoder else ():
+        check_encoder(one.own_options.encoder, trust, f"the personal model of '{one.task}'")
     for one in models:
         if (name := one.card["config"].get("dataset")) != "own":
             raise DataError(f"the personal model of '{one.task}' is for the data set `{name}`, and no file fits it")

@@ -24,15 +24,15 @@ from quickbloom.common.personal.model import Personal
 _CHUNK = 1024
 
 
-def predict(model: str | Path, data: Any, trust: Collection[str] = ()) -> Predictions:
+def predict(model: str | Path, data: Any, trust: Collection[str] = (), encoder: str = "") -> Predictions:
     """Predict the rows of a file with a personal model, or with the models of a folder, each for the rows of its own task.
 
     `data`: a file, a pandas or polars DataFrame, or arrays by column. In data without the task
     column all rows belong to the task of the only model. If they hold targets, each model is
     scored: on the test part of the data that it was adapted to, as in the server's per_task.csv,
-    or on all rows of other data. `trust`: see `adapt`. Raises DataError or ConfigError.
+    or on all rows of other data. `trust`, `encoder`: see `adapt`. Raises DataError or ConfigError.
     """
-    models = for_files(Path(model).expanduser(), trust)
+    models = for_files(Path(model).expanduser(), trust, encoder)
     with as_file(data) as path:
         found = _predict_all(models, Sources(str(path)))
     return replace(found, index=data.index) if hasattr(data, "to_csv") else found

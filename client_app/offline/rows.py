@@ -14,6 +14,7 @@ from quickbloom.common.datasets.own.columns import Inputs, Schema, make_inputs, 
 from quickbloom.common.datasets.own.dataset import reading_of
 from quickbloom.common.datasets.own.files.image_arrays import choose_images, require_same_scale
 from quickbloom.common.datasets.own.files.parquet_file import Unusable
+from quickbloom.common.datasets.own.files.pictures import Pictures
 from quickbloom.common.datasets.own.files.tables import PIXELS, Table, read_table
 from quickbloom.common.datasets.own.preparation import Preparation
 from quickbloom.common.datasets.own.target import UnknownClassError, read_target
@@ -57,7 +58,7 @@ class Source:
     """A file to predict, for one model. Reading it may raise DataError."""
 
     def __init__(self, path: str, options: OwnOptions, schema: Schema) -> None:
-        self.table = read_table(path, options.image_side)
+        self.table = read_table(path, 0 if schema.encoder else options.image_side)
         choose_images(self.table, options.features, schema.features)
 
     @cached_property
@@ -65,7 +66,7 @@ class Source:
         """The cells of the file's own columns as text, without pixels and what cannot be used."""
         found = {"file": list(self.table.files)} if self.table.files else {}
         for name, column in self.table.items():
-            if not isinstance(column, Unusable) and column.ndim == 1:
+            if not isinstance(column, Unusable | Pictures) and column.ndim == 1:
                 text = column if isinstance(column, Text) else as_text(column)
                 found[name] = [cell or "" for cell in text.cells()]
         return found
@@ -86,7 +87,7 @@ class Sources:
     def of(self, model: Personal) -> Source:
         """Return the file as `model` reads it. Raises DataError."""
         options = model.own_options
-        key = (options.image_side, options.features, tuple(model.schema.features))
+        key = (options.image_side, options.features, tuple(model.schema.features), bool(model.schema.encoder))
         if key not in self._read:
             self._read[key] = Source(self._path, options, model.schema)
         return self._read[key]

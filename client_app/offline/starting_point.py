@@ -25,11 +25,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """What a checkpoint holds, with settings that are validated. `config`: resolved; `spec`: the form of its data."""
+    """What a checkpoint holds, with settings that are validated. `config`: resolved; `spec`: the form of its data.
+
+    `trust`: user code, as "module:factory", that may be imported if the checkpoint names it.
+    """
 
     found: checkpoint.Checkpoint
     config: RunConfig
     spec: DataSpec
+    trust: frozenset[str] = frozenset()
     _made: dict[tuple[str, ...], tuple[Algorithm, Params]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -45,17 +49,19 @@ class StartingPoint:
             raise DataError(
                 f"the checkpoint was trained on the data set `{config.dataset}`, and no file fits it: train with --data"
             )
-        return cls(found, config, spec)
+        return cls(found, config, spec, frozenset(trust))
 
-    def own(self, data: str, task: str, target: str, time: str = "") -> Own:
+    def own(self, data: str, task: str, target: str, time: str = "", encoder: str = "") -> Own:
         """Return the tasks of a file, read as in training but for the names of its columns. Raises DataError.
 
         Classes that training never saw follow the others, if the algorithm takes them.
         """
         options = self.config.table("own").model_copy(update={"path": data, "leave_out": ""})
         assert isinstance(options, OwnOptions)
+        if not encoder:
+            trusted.check_encoder(options.encoder, self.trust, f"the checkpoint '{self.found.path}'")
         # As on a device that takes part, a named column must exist.
-        named = {"task_column": task, "target_column": target, "time_column": time}
+        named = {"task_column": task, "target_column": target, "time_column": time, "encoder": encoder}
         named["task_name"] = "" if task else task_of_file(data)
         given = {key: name for key, name in named.items() if name or (task and key == "task_name")}
         with fits_together(f"the checkpoint '{self.found.path}'"):

@@ -15,6 +15,11 @@ KINDS = {"onnx": "onnx_file", "sentence": "sentence", "timm": "timm_model"}
 POOLINGS = ("auto", "mean", "class", "last")
 
 
+def is_code(setting: str) -> bool:
+    """Return whether an encoder is a user's own code, and not a file of weights or a published model."""
+    return setting.partition(":")[0] not in KINDS
+
+
 @lru_cache(maxsize=4)
 def load_encoder(setting: str, pooling: str = "auto") -> Encoder:
     """Return the encoder that a setting names: "onnx:FILE", "sentence:DIRECTORY", "timm:NAME" or "module:factory".
@@ -34,4 +39,4 @@ def load_encoder(setting: str, pooling: str = "auto") -> Encoder:
     return found
 
 
-__all__ = ["Encoder", "load_encoder"]
+__all__ = ["Encoder", "is_code", "load_encoder"]

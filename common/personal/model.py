@@ -10,7 +10,7 @@ part, or of a cross-validation if the model adapted to all rows.
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -100,6 +100,12 @@ class Personal:
     def own_options(self) -> OwnOptions:
         """How the user's own data are read, without their path."""
         return OwnOptions.model_validate(self.card["columns"]).cleaned()
+
+    def with_encoder(self, encoder: str) -> "Personal":
+        """Return the model with another place of its encoder. Raises DataError for a model without one."""
+        if not self.schema.encoder:
+            raise DataError(f"the personal model of '{self.task}' has no encoder: leave `--encoder` out")
+        return replace(self, card={**self.card, "columns": {**self.card["columns"], "encoder": encoder}})
 
     @property
     def temperature(self) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 
 from quickbloom.common.datasets import DATASETS
 from quickbloom.common.datasets.base import resolve_data_dir
+from quickbloom.common.encoders import is_code
 from quickbloom.common.errors import ConfigError, as_told
 from quickbloom.common.models import is_own_model
 
@@ -47,6 +48,10 @@ def _names_data(settings: Settings) -> bool:
     return settings.get("dataset") == "own" and bool(settings.get("own.path"))
 
 
+def _names_an_encoder(settings: Settings) -> bool:
+    return settings.get("dataset") == "own" and bool(settings.get("own.encoder"))
+
+
 def _names_a_folder(settings: Settings) -> bool:
     dataset, named = DATASETS.get(str(settings.get("dataset"))), str(settings.get("data-dir") or "")
     # The folder that would be used anyway needs no trust.
@@ -60,6 +65,7 @@ def _names_a_server(settings: Settings) -> bool:
 GUARDED = (
     Guarded("model", "--trust-model ", _names_a_model),
     Guarded("own.path", "--data ", _names_data),
+    Guarded("own.encoder", "--encoder ", _names_an_encoder),
     Guarded("data-dir", "--set data-dir=", _names_a_folder),
     Guarded("mlflow", "--set mlflow=", _names_a_server),
 )
@@ -86,6 +92,18 @@ def of_a_run(settings: Settings, given: Collection[str]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in NEVER}
 
 
+def check_encoder(encoder: str, trusted: Collection[str], what: str) -> None:
+    """Raise ConfigError if a file names an encoder that is code, and which is not trusted.
+
+    Files of weights may be named: they are only computed with, and their SHA-256 has to be that of the training.
+    """
+    if encoder and is_code(encoder) and encoder not in trusted:
+        raise ConfigError(
+            f"{what} needs the code '{as_told(encoder, 200)}' as its encoder, which is never run only because a file names it: "
+            f"if you trust that code, add --trust-model {as_told(shlex.quote(encoder), 200)}"
+        )
+
+
 def of_a_model(settings: Settings, trusted: Collection[str], what: str) -> dict[str, Any]:
     """Return the settings of a file whose model is used offline, without any place.
 
@@ -98,5 +116,5 @@ def of_a_model(settings: Settings, trusted: Collection[str], what: str) -> dict[
             f"{what} needs the code '{as_told(model, 200)}', which is never run only because a file names it: if you trust "
             f"that code, add {as_told(GUARDED[0].typed(settings), 200)}"
         )
-    dropped = {*NEVER, *(one.key for one in GUARDED if one.key != "model")}
+    dropped = {*NEVER, *(one.key for one in GUARDED if one.key not in ("model", "own.encoder"))}
     return {key: value for key, value in settings.items() if key not in dropped}

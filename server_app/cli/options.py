@@ -12,3 +12,12 @@ Time = Annotated[
     str | None, typer.Option("--time", help="Its column that orders each task's rows: they are cut in time, not shuffled.")
 ]
 """The column of one's own file by which rows are cut."""
+
+Encoder = Annotated[
+    str | None,
+    typer.Option(
+        help="A frozen pretrained model that turns its texts, images or rows into features: onnx:FILE, sentence:DIRECTORY, "
+        "timm:NAME or module:factory."
+    ),
+]
+TextColumns = Annotated[str | None, typer.Option("--text", help="Its columns of text for the encoder, with commas between.")]

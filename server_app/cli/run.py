@@ -13,7 +13,7 @@ from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.config.run import Scalar
 from quickbloom.common.errors import ConfigError, QuickbloomError
 from quickbloom.common.system.terminal import paper, say
-from quickbloom.server_app.cli.options import DATASETS, Time
+from quickbloom.server_app.cli.options import DATASETS, Encoder, TextColumns, Time
 from quickbloom.server_app.launch.follow import follow
 from quickbloom.server_app.launch.prepare import connection_for, own_data, settle
 from quickbloom.server_app.launch.settings import default_algorithm, parse_assignments
@@ -30,6 +30,8 @@ def run(
     task: Annotated[str | None, typer.Option(help="Its column that says whose row it is.")] = None,
     target: Annotated[str | None, typer.Option(help="Its column to predict.")] = None,
     time_column: Time = None,
+    encoder: Encoder = None,
+    text: TextColumns = None,
     rounds: Annotated[int | None, typer.Option(help="Training rounds.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides the initial model, the task split and every draw.")] = None,
     nodes: Annotated[int | None, typer.Option(help="Simulated nodes; by default 2, or 1 with --in-process.", min=1)] = None,
@@ -67,7 +69,7 @@ def run(
     """
     named: dict[str, Scalar | None] = {"algorithm": algorithm, "dataset": dataset, "rounds": rounds, "seed": seed}
     settings = {key: value for key, value in named.items() if value is not None}
-    settings |= own_data(data, task, target, dataset, time_column)
+    settings |= own_data(data, task, target, dataset, time_column, encoder, text)
     connection = connection_for(connection, in_process, nodes)
     settings |= parse_assignments(set_ or [], default_algorithm(settings))
     if resume is None and "resume-from" not in settings:

@@ -91,12 +91,20 @@ def connection_for(connection: str | None, in_process: bool, nodes: int | None) 
 
 
 def own_data(
-    data: str | None, task: str | None, target: str | None, dataset: str | None, time_column: str | None = None
+    data: str | None,
+    task: str | None,
+    target: str | None,
+    dataset: str | None,
+    time_column: str | None = None,
+    encoder: str | None = None,
+    text: str | None = None,
 ) -> dict[str, Scalar]:
-    """Return the settings of `--data`, `--task`, `--target` and `--time`."""
+    """Return the settings of `--data`, `--task`, `--target`, `--time`, `--encoder` and `--text`."""
     if data is None:
-        if task or target or time_column:
-            raise ConfigError("`--task`, `--target` and `--time` name columns of a file: use them with `--data`")
+        if task or target or time_column or text or encoder:
+            raise ConfigError(
+                "`--task`, `--target`, `--time`, `--text` and `--encoder` are about a file: use them with `--data`"
+            )
         return {}
     if dataset not in (None, "own"):
         raise ConfigError(f"`--data` means the data set `own`, got `--dataset {dataset}`: leave one of them out")
@@ -104,6 +112,7 @@ def own_data(
     # Flower's processes run elsewhere.
     settings: dict[str, Scalar] = {"dataset": "own", "own.path": str(path.absolute()) if path.exists() else data}
     named = {"own.task-column": task, "own.target-column": target, "own.time-column": time_column}
+    named |= {"own.encoder": encoder, "own.text": text}
     return settings | {key: value for key, value in named.items() if value}
 
 

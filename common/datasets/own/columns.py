@@ -265,10 +265,11 @@ def _either(name: str, text: Text, place: int, *, number: bool) -> tuple[str, st
 
 def make_inputs(table: Table, schema: Schema, reading: Reading, rows: Array | None = None) -> Inputs:
     """Return the schema's features, of all rows or of `rows`. Raises DataError for cells that do not fit."""
-    result: Inputs = _encoded(table, schema, reading, rows)
+    features, result = _encoded(table, schema, reading, rows), Inputs()
     for name, kind in schema.features.items():
         require(table, name, reading.path, typed=False)
         if kind == FEATURES:
+            result |= {name: features[name]} if name in features else {}
             continue
         column = _input(table, name, kind, reading)
         column = column if rows is None else column.take(rows) if isinstance(column, Text) else column[rows]

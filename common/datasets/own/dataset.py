@@ -194,7 +194,7 @@ class Own(FixedSplitDataset):
         kind = find_encoder(self._reading).kind
         if kind == "text":
             raise DataError(
-                f"`own.encoder={options.encoder}` reads text: name its column with `own.text`, one of {', '.join(features[:20])}"
+                f"`own.encoder={options.encoder}` reads text: name its column with `--text`, one of {', '.join(features[:20])}"
             )
         if kind == "images":
             if PIXELS not in features:

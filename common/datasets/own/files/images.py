@@ -98,7 +98,7 @@ def _in_colour(image: Any, shorter: int, told: str) -> Array:
     if shorter and min(picture.size) > shorter:
         scale = shorter / min(picture.size)
         picture = picture.resize([max(1, round(length * scale)) for length in picture.size], Image.Resampling.BICUBIC)
-    return np.asarray(picture, dtype=np.uint8)
+    return np.array(picture, dtype=np.uint8)  # a copy, since Pillow's own memory cannot be written to
 
 
 def _opened(file: Path, read: Callable[[Any, str], _Read]) -> _Read:

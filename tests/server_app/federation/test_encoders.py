@@ -1,0 +1,260 @@
+"""Whole runs on a user's own texts, pictures and rows behind a frozen encoder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_encoders
+from loopback import LoopbackGrid
+from PIL import Image
+
+from quickbloom.client_app.offline.adapting import adapt
+from quickbloom.client_app.offline.predicting import predict
+from quickbloom.common.config.run import RunConfig, parse_run_config
+from quickbloom.common.datasets.own import Own, OwnOptions
+from quickbloom.common.datasets.own.columns import Schema
+from quickbloom.common.encoders import load_encoder
+from quickbloom.common.errors import ConfigError, DataError
+from quickbloom.server_app.app import run_federation
+from quickbloom.server_app.runs import checkpoints
+
+SAID = {"light": ("lamp on", "the lamp on please", "a lamp off", "lamp off please"), "sound": ("play music", "stop the music")}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    load_encoder.cache_clear()
+    return tmp_path / "cache"
+
+
+def sentences(path: Path, users: str) -> Path:
+    """Twelve rows of each user: what was said, how loud, and what was meant; one cell is empty."""
+    rng = np.random.default_rng(list(users.encode()))
+    lines = ["user,said,loud,label"]
+    for user in users:
+        for row in range(12):
+            label = ("light", "sound")[row % 2]
+            lines.append(f"{user},{rng.choice(SAID[label]) if row else ''},{rng.normal():.2f},{label}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def run_config(folder: Path, encoder: str, **more: Any) -> RunConfig:
+    flat: dict[str, Any] = {"dataset": "own", "own.task-column": "user", "own.text": "said", "own.encoder": encoder}
+    flat |= {"min-nodes": 1, "rounds": 3, "algorithm": "ridge", "validation-tasks": 2, "test-tasks": 2, "adapt-steps": 1}
+    flat |= {"output-dir": str(folder / "run"), "node-deadline": 5.0, "round-deadline": 20.0, **more}
+    return parse_run_config(flat).resolved()
+
+
+def on_nodes(folder: Path, config: RunConfig, *nodes: str, encoders: tuple[str, ...] = ()) -> LoopbackGrid:
+    settings: dict[int, dict[str, Any]] = {}
+    for node, users in enumerate(nodes):
+        settings[node] = {
+            "data-path": str(sentences(folder / f"{users}.csv", users)),
+            "state-dir": str(folder / f"state-{users}"),
+        }
+        settings[node] |= {"encoder": encoders[node]} if encoders else {}
+    return LoopbackGrid(len(nodes), config.flat(), {}, settings)
+
+
+def test_features_are_centred_by_the_training_users_and_have_one_length(tmp_path: Path) -> None:
+    file, table = small_encoders.text_onnx(tmp_path / "words.onnx")
+    config = run_config(tmp_path, f"onnx:{file}")
+    summary = run_federation(on_nodes(tmp_path, config, "ABCD", "EFGH"), config)
+    facts = checkpoints.load(tmp_path / "run").facts
+    schema = Schema.from_json(facts["schema"])
+    assert summary["failures"] == 0
+    assert schema.features == {"loud": "number", "said": "features"}
+    # By hand, from the table of word vectors.
+    place = {word: at for at, word in enumerate(small_encoders.WORDS)}
+
+    def unit(vector: Any) -> Any:
+        return vector / np.linalg.norm(vector)
+
+    def by_hand(text: str) -> Any:
+        return unit(np.mean([table[place[word]] for word in text.split()], axis=0))
+
+    train = []
+    for users in ("ABCD", "EFGH"):
+        own = Own(
+            OwnOptions(path=str(tmp_path / f"{users}.csv"), task_column="user", text="said", encoder=f"onnx:{file}"), Path()
+        )
+        cells = own.table["said"].cells()  # type: ignore[union-attr]
+        rows = [row for task in users if task in facts["splits"]["train"] for part in own.rows[task][:2] for row in part]
+        train += [by_hand(cells[row]) for row in rows if cells[row]]
+    mean = np.mean(train, axis=0)
+    np.testing.assert_allclose([schema.scales[f"said[{at}]"][0] for at in range(6)], mean, rtol=1e-5)
+    card = json.loads((tmp_path / "state-ABCD" / "personal" / "A.json").read_text())
+    np.testing.assert_allclose(card["preparation"]["encoded"]["said"], mean, rtol=1e-5)
+    shared = own.on_scales(schema.scales, schema.target_scale)
+    batch = shared.test_draws("E")[0].support
+    row = int(shared.rows["E"][0][1])
+    np.testing.assert_allclose(batch.x[1, 1:].numpy(), 4 * unit(by_hand(str(cells[row])) - mean), rtol=1e-4)
+
+
+def test_an_empty_cell_is_zero_and_the_rest_of_the_row_counts(tmp_path: Path) -> None:
+    file, _ = small_encoders.text_onnx(tmp_path / "words.onnx")
+    path = sentences(tmp_path / "A.csv", "AB")
+    own = Own(OwnOptions(path=str(path), task_column="user", text="said", encoder=f"onnx:{file}"), Path(), whole=True)
+    x = own.test_draws("A")[0].support.x.numpy()
+    assert not x[0, 1:].any()
+    assert x[1:, 1:].any(axis=1).all()
+    np.testing.assert_allclose(np.linalg.norm(x[1:, 1:], axis=1), 4, rtol=1e-6)
+
+
+def test_the_spread_over_nodes_changes_nothing(tmp_path: Path) -> None:
+    file, _ = small_encoders.text_onnx(tmp_path / "words.onnx")
+    scores = []
+    for place, nodes in enumerate((("ABCDEFGH",), ("AB", "CD", "EF", "GH"))):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        config = run_config(folder, f"onnx:{file}")
+        # One generator per user, so that a user's rows do not depend on the file.
+        for user in "ABCDEFGH":
+            sentences(tmp_path / f"{user}.csv", user)
+        settings = {}
+        for node, users in enumerate(nodes):
+            lines = [(tmp_path / f"{user}.csv").read_text().splitlines()[1:] for user in users]
+            own = folder / f"{users}.csv"
+            own.write_text("\n".join(["user,said,loud,label", *(line for part in lines for line in part)]) + "\n")
+            settings[node] = {"data-path": str(own)}
+        summary = run_federation(LoopbackGrid(len(nodes), config.flat(), {}, settings), config)
+        scores.append(summary["test"]["loss"]["mean"])
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-6)
+
+
+def test_a_node_with_another_encoder_is_refused_with_both_hashes(tmp_path: Path) -> None:
+    files = [f"onnx:{small_encoders.text_onnx(tmp_path / str(seed) / 'words.onnx', seed=seed)[0]}" for seed in (0, 1)]
+    config = run_config(tmp_path, files[0], **{"validation-tasks": 0, "test-tasks": 1})
+    grid = on_nodes(tmp_path, config, "ABCD", "EFG", encoders=(files[0], files[1]))
+    summary = run_federation(grid, config)
+    (reason,) = [line for line in summary["warnings"] if "does not take part" in line] if "warnings" in summary else [""]
+    digests = [load_encoder(file).digest for file in files]
+    told = reason or (tmp_path / "run" / "events.jsonl").read_text()
+    assert all(digest in told for digest in digests)
+    assert sum(summary["tasks"].values()) == 4
+
+
+def test_each_text_is_encoded_once_also_over_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_encoder.py").write_text(
+        "import numpy as np\n"
+        "class Noted:\n"
+        "    def encode(self, texts):\n"
+        f"        open({str(tmp_path / 'asked')!r}, 'a').write(''.join(text + '\\n' for text in texts))\n"
+        "        return np.array([[len(text), text.count('lamp'), 1.0] for text in texts])\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = run_config(tmp_path, "my_encoder:Noted", **{"output-dir": str(tmp_path / "first")})
+    run_federation(on_nodes(tmp_path, config, "ABCD", "EFGH"), config)
+    asked = (tmp_path / "asked").read_text().splitlines()
+    real = [text for text in asked if " " in text]
+    assert len(real) == len(set(real)) > 3  # "a" and "b" try the encoder out
+    config = run_config(tmp_path, "my_encoder:Noted", **{"output-dir": str(tmp_path / "second"), "seed": 1})
+    run_federation(on_nodes(tmp_path, config, "ABCD", "EFGH"), config)
+    assert [text for text in (tmp_path / "asked").read_text().splitlines() if " " in text] == real
+
+
+def test_a_device_adapts_and_predicts_with_the_encoder_and_not_with_another(tmp_path: Path) -> None:
+    file, _ = small_encoders.text_onnx(tmp_path / "words.onnx")
+    other, _ = small_encoders.text_onnx(tmp_path / "other" / "words.onnx", seed=1)
+    config = run_config(tmp_path, f"onnx:{file}")
+    run_federation(on_nodes(tmp_path, config, "ABCD", "EFGH"), config)
+    mine = sentences(tmp_path / "Z.csv", "Z")
+    (model,) = adapt(tmp_path / "run", str(mine), tmp_path / "mine", task="user")
+    moved = tmp_path / "elsewhere" / "words.onnx"
+    small_encoders.text_onnx(moved)
+    file.unlink()
+    load_encoder.cache_clear()
+    with pytest.raises(ConfigError, match="say with `--encoder` where it is"):
+        predict(tmp_path / "mine", str(mine))
+    found = predict(tmp_path / "mine", str(mine), encoder=f"onnx:{moved}")
+    assert len(found.rows) == 12
+    with pytest.raises(DataError) as raised:
+        predict(tmp_path / "mine", str(mine), encoder=f"onnx:{other}")
+    assert load_encoder(f"onnx:{other}").digest in str(raised.value)
+    assert model.schema.encoder["digest"] in str(raised.value)
+
+
+def test_a_file_never_makes_a_device_run_code_as_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_code.py").write_text(
+        "import numpy as np\nclass E:\n    def encode(self, texts):\n        return np.ones((len(texts), 2))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = run_config(tmp_path, "my_code:E")
+    run_federation(on_nodes(tmp_path, config, "ABCD", "EFGH"), config)
+    mine = sentences(tmp_path / "Z.csv", "Z")
+    with pytest.raises(ConfigError, match="--trust-model my_code:E"):
+        adapt(tmp_path / "run", str(mine), tmp_path / "mine", task="user")
+    adapt(tmp_path / "run", str(mine), tmp_path / "mine", task="user", trust=["my_code:E"])
+    with pytest.raises(ConfigError, match="--trust-model my_code:E"):
+        predict(tmp_path / "mine", str(mine))
+    assert predict(tmp_path / "mine", str(mine), trust=["my_code:E"]).rows
+
+
+@pytest.mark.parametrize("kind", ["folder", "array"])
+def test_pictures_of_any_size_reach_the_encoder_in_colour(tmp_path: Path, kind: str) -> None:
+    encoder = f"onnx:{small_encoders.picture_onnx(tmp_path / 'colours.onnx')}"
+    colours = {"red": (255, 0, 0), "blue": (0, 0, 255)}
+    path = tmp_path / "pictures"
+    rows = []
+    for user in "AB":
+        for label, colour in colours.items():
+            for number in range(3):
+                size = (20 + number, 14)
+                made = path / user / label / f"{number}.png"
+                made.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", size, colour).save(made)
+                rows.append((user, label, colour))
+    if kind == "array":
+        pixels = np.array([np.broadcast_to(np.uint8(colour), (9, 9, 3)) for _, _, colour in rows])
+        path = tmp_path / "pictures.npz"
+        np.savez(path, image=pixels, task=[row[0] for row in rows], label=[row[1] for row in rows])
+    own = Own(OwnOptions(path=str(path), encoder=encoder), Path(), whole=True)
+    x, y = own.test_draws("A")[0].support.x.numpy(), own.test_draws("A")[0].support.y.numpy()
+    # (1, -1, -1) for red and (-1, -1, 1) for blue, each brought to the length 4.
+    blue, red = np.array([-1, -1, 1]) * 4 / np.sqrt(3), np.array([1, -1, -1]) * 4 / np.sqrt(3)
+    np.testing.assert_allclose(x, np.where(y[:, None] == own.classes.index("red"), red, blue), rtol=1e-5)
+
+
+def test_all_numbers_of_a_row_go_through_an_encoder_of_numbers(tmp_path: Path) -> None:
+    file, matrix = small_encoders.numbers_onnx(tmp_path / "sensors.onnx", columns=2)
+    rng = np.random.default_rng(0)
+    lines = ["task,x,y,class"] + [
+        f"{task},{rng.normal():.3f},{rng.normal():.3f},{row % 2}" for task in "AB" for row in range(8)
+    ]
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join(lines) + "\n")
+    own = Own(OwnOptions(path=str(path), encoder=f"onnx:{file}", target_column="class"), Path(), whole=True)
+    numbers = np.array([[float(cell) for cell in line.split(",")[1:3]] for line in lines[1:9]])
+    features = numbers @ matrix
+    expected = 4 * features / np.linalg.norm(features, axis=1, keepdims=True)
+    np.testing.assert_allclose(own.test_draws("A")[0].support.x.numpy(), expected, rtol=1e-4, atol=1e-5)
+    path.write_text("\n".join([*lines, "A,,1,0"]) + "\n")
+    with pytest.raises(DataError, match="needs a number in every cell, row 17 has none in `x`"):
+        Own(OwnOptions(path=str(path), encoder=f"onnx:{file}", target_column="class"), Path())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"text": "said"}, "need an encoder"),
+        ({"encoder": "text"}, "name its column with `--text`, one of loud, said"),
+        ({"encoder": "text", "text": "sayd"}, "did you mean `said`"),
+        ({"encoder": "pictures"}, "reads images, and"),
+        ({"encoder": "pictures", "text": "said"}, "choose an encoder of text"),
+        ({"encoder": "numbers"}, "reads 7 numbers, and"),
+    ],
+)
+def test_an_encoder_of_another_kind_than_the_data_is_refused(tmp_path: Path, options: dict[str, str], said: str) -> None:
+    made = {
+        "text": lambda: small_encoders.text_onnx(tmp_path / "words.onnx")[0],
+        "pictures": lambda: small_encoders.picture_onnx(tmp_path / "colours.onnx"),
+        "numbers": lambda: small_encoders.numbers_onnx(tmp_path / "sensors.onnx", columns=7)[0],
+    }
+    if "encoder" in options:
+        options = options | {"encoder": f"onnx:{made[options['encoder']]()}"}
+    with pytest.raises(DataError, match=said):
+        Own(OwnOptions(path=str(sentences(tmp_path / "A.csv", "AB")), task_column="user", **options), Path())
