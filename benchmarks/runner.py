@@ -63,7 +63,8 @@ class Plan:
 
     def setup(self, variant: Variant) -> Setup:
         """Return the command of a variant, for any seed."""
-        settings = (*self.settings, *variant.settings)
+        # The published figures are of a fixed number of steps.
+        settings = ("adapt-steps=10", *self.settings, *variant.settings)
         rounds = variant.rounds or self.rounds
         return Setup(variant.algorithm, self.dataset, rounds, settings, self.nodes, self.in_process)
 

@@ -86,13 +86,14 @@ class Asked:
         plan = json.dumps([run.evaluate_every, run.rounds, run.adapt_steps, sorted({*run.lrs, inner_lr}), run.shots])
         if self._fields.setdefault("plan", plan) != plan:
             raise WireError("the settings of this run that say when scores are asked for have changed since the first ones")
-        if not set(request.lrs) <= {*run.lrs, inner_lr} or request.steps != run.adapt_steps:
+        longer = request.steps in run.more_steps
+        if not set(request.lrs) <= {*run.lrs, inner_lr} or not (longer or request.steps == run.first_steps):
             raise WireError("scores are asked for at other rates or steps than `adapt-lrs` and `adapt-steps` of this run")
         if request.shots not in (0, *run.shots):
             raise WireError(f"scores are asked for with {request.shots} shots, which are not in `test-shots` of this run")
         # A privacy budget may end training early, which only the server knows: accepted once, with no scores after it.
         final = self._fields.get("final", run.rounds)
-        due = run.evaluate_every > 0 and number % run.evaluate_every == 0
+        due = run.evaluate_every > 0 and number % run.evaluate_every == 0 and not longer  # more steps end the training, too
         if not 1 <= number <= final or not (due or number == final or "final" not in self._fields):
             raise WireError(f"scores are asked for in round {number}, and this run has none then")
         models = dict(text.split(":") for text in self._fields.get("models", []))

@@ -43,7 +43,8 @@ def scores(message: Message, node: Node, state: RecordDict) -> RecordDict:
         raise WireError("no sums are sent in this run, so no model of them comes back")
     algorithm, meta = node.algorithm_for(request.meta)
     node.check_hosted(request.task_ids)
-    Asked(node, state, request.lineage).to_score(request.as_evaluation(node.run.adapt_steps), algorithm.options.inner_lr)
+    tried = (node.run.first_steps, *node.run.more_steps)
+    Asked(node, state, request.lineage).to_score(request.as_evaluation(tried), algorithm.options.inner_lr)
     draws = [node.dataset.test_draws(task_id) for task_id in request.task_ids]
     every = [draw for task in draws for draw in task]
     outputs = iter(predict_tests(algorithm, meta, every, request.lr, request.steps, node.chunk_size_scoring))

@@ -30,7 +30,7 @@ def own_scores(node: Node, algorithm: Algorithm, meta: Params, task_ids: list[st
     draws = [task for task in found if all(len(draw.support.x) and len(draw.test.x) for draw in task)]
     if not draws:
         return ""
-    _, metrics = evaluate(algorithm, meta, draws, [algorithm.options.inner_lr], node.run.adapt_steps, node.chunk_size_scoring)
+    _, metrics = evaluate(algorithm, meta, draws, [algorithm.options.inner_lr], node.run.first_steps, node.chunk_size_scoring)
     return in_words(node.dataset.spec.metric, metrics[:, 0, 0].mean(), metrics[:, 0, -1].mean())
 
 

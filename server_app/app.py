@@ -136,6 +136,8 @@ class _Run:
             if self.checkpoint is None and self.config.checkpoint_every:
                 keeper.save(0)  # so that the run can go on from its first moment
             strategy.start(grid, ArrayRecord(), num_rounds=self.config.rounds, timeout=self.config.round_deadline)
+            if strategy.score_again(grid):
+                keeper.save(self.config.rounds)  # a device adapts as its checkpoint says
             return conclude(grid, strategy, self.directory, self.clock.read, origin.resumed, live)
 
     def _begin(self, before: Iterable[Event]) -> None:

@@ -19,7 +19,7 @@ from quickbloom.common.metric import LOSS, Metric, named, of_kind
 from quickbloom.common.scores import names
 from quickbloom.server_app.events.kinds import Ended, finite
 from quickbloom.server_app.federation.baselines import TaskScores
-from quickbloom.server_app.federation.scores import Scores
+from quickbloom.server_app.federation.scores import Scores, gains_at_the_end
 from quickbloom.server_app.federation.strategy import MetaStrategy
 from quickbloom.server_app.messaging.population import Population
 from quickbloom.server_app.reporting.against_baselines import against_baselines, rows_of
@@ -52,7 +52,7 @@ def conclude(
     `seconds`: returns the duration of the run so far, "total" and "cpu". Returns the summary.
     Raises RunError.
     """
-    validation = _validation_scores(grid, strategy)
+    validation = _validation_scores(strategy)
     lr, steps = strategy.chosen_rate()
     test = _test_scores(grid, strategy, lr)
     shots = _score_shots(grid, strategy, lr, steps)
@@ -90,13 +90,11 @@ def _edge(strategy: MetaStrategy, validation: Scores | None, lr: float, steps: i
     """Return a sentence if the rate or the number of steps is at the end of what was tried: a better one may lie beyond."""
     if validation is None or not validation.task_ids or not ALGORITHMS[strategy.config.algorithm].uses_adapt_lr:
         return ""
-    lrs, most = validation.lrs, strategy.config.adapt_steps
-    at = lrs.index(lr)
+    lrs, at = validation.lrs, validation.lrs.index(lr)
     said = []
     if len(lrs) > 1 and at in (0, len(lrs) - 1):
         said.append(f"the rate {lr:g} is the {'lowest' if at == 0 else 'highest'} that was tried (`adapt-lrs`)")
-    means = validation.metrics[:, at].mean(axis=0)
-    if steps == most > 1 and strategy.evaluation.metric.is_better(means[most], means[most - 1]):
+    if validation.steps > 1 and gains_at_the_end(validation, strategy.evaluation.metric, lr, steps):
         said.append(f"{steps} steps are the most that were tried (`adapt-steps`)")
     return f"adaptation may gain beyond what was tried: {' and '.join(said)}" if said else ""
 
@@ -108,15 +106,11 @@ def _beside_baselines(strategy: MetaStrategy, found: TaskScores) -> dict[str, An
     return {**tested, "validation": validated} if tested else None
 
 
-def _validation_scores(grid: Grid, strategy: MetaStrategy) -> Scores | None:
-    """Return the scores of the validation tasks with the current settings; None if none was asked for."""
-    config, evaluation, tasks = strategy.config, strategy.evaluation, strategy.population.splits["validation"]
-    scores = evaluation.last
-    if scores is not None and (scores.lrs != evaluation.lrs or scores.metrics.shape[-1] != config.adapt_steps + 1):
-        # A finished training is continued with other rates or steps of adaptation.
-        scores = evaluation.last = strategy.score_tasks(grid, strategy.outer.leaves, tasks, evaluation.lrs)
-    if tasks and (scores is None or not scores.task_ids):
-        strategy.events.warn(f"No validation task could be scored: the inner rate and all {config.adapt_steps} steps are used")
+def _validation_scores(strategy: MetaStrategy) -> Scores | None:
+    """Return the last scores of the validation tasks; None if none was asked for."""
+    evaluation, scores = strategy.evaluation, strategy.evaluation.last
+    if strategy.population.splits["validation"] and (scores is None or not scores.task_ids):
+        strategy.events.warn(f"No validation task could be scored: the inner rate and all {evaluation.steps} steps are used")
     return scores
 
 

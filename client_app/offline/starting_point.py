@@ -134,6 +134,6 @@ class StartingPoint:
     def origin(self) -> Origin:
         """Return what a card says of the checkpoint, with the rate and the steps to adapt with."""
         held = self.found.facts
-        chosen = held.get("adapt") or {"lr": self._trained.options.inner_lr, "steps": self.config.adapt_steps}
+        chosen = held.get("adapt") or {"lr": self._trained.options.inner_lr, "steps": self.config.first_steps}
         run, lineage = str(held.get("run", self.found.path)), str(held.get("lineage", ""))
         return Origin(int(held["round"]), lineage, run, float(chosen["lr"]), int(chosen["steps"]))

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr
 
+from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.algorithms.base import AlgorithmOptions
 from quickbloom.common.config.checks import check
 from quickbloom.common.config.parts import PRIVACY, table_types
@@ -26,6 +27,9 @@ from quickbloom.common.options import Options, Text
 
 Scalar = bool | int | float | str
 Device = Literal["auto", "cpu", "cuda"]
+
+_FIRST_STEPS, _DOUBLINGS = 10, 4
+"""Steps of adaptation that are tried where `adapt-steps` is 0, and how often their number may double after training."""
 
 
 class RunConfig(Options):
@@ -64,7 +68,13 @@ class RunConfig(Options):
         "balanced_accuracy for own data with a class that has most rows",
     )
     evaluate_every: int = Field(10, ge=0, description="rounds between two evaluations on the validation tasks; 0: never")
-    adapt_steps: int = Field(10, ge=1, le=10_000, description="K: held-out tasks are scored after 0, 1, .. K steps")
+    adapt_steps: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="K: held-out tasks are scored after 0, 1, .. K steps; 0: 10, and after training twice as many, "
+        "up to 160, as long as the validation tasks gain",
+    )
     adapt_lrs: Text = Field(
         "0.01,0.03,0.1,0.3,1", description="learning rates for adapting held-out tasks; the validation tasks choose one"
     )
@@ -126,6 +136,18 @@ class RunConfig(Options):
     def lrs(self) -> tuple[float, ...]:
         """`adapt-lrs` as numbers. Raises ValueError."""
         return tuple(float(part) for part in self.adapt_lrs.split(","))
+
+    @property
+    def first_steps(self) -> int:
+        """The K of `adapt-steps` while the run trains."""
+        return self.adapt_steps or _FIRST_STEPS
+
+    @property
+    def more_steps(self) -> tuple[int, ...]:
+        """What K may grow to after training, ascending: nothing if it was set, or if further steps change nothing."""
+        if self.adapt_steps or not ALGORITHMS[self.algorithm].uses_adapt_lr:
+            return ()
+        return tuple(_FIRST_STEPS * 2**doubling for doubling in range(1, _DOUBLINGS + 1))
 
     @property
     def shots(self) -> tuple[int, ...]:

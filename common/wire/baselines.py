@@ -3,6 +3,7 @@
 As in `common.wire.messages`, reading checks everything, and any flaw raises WireError.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,11 +81,15 @@ class ScoresRequest:
     round: int = 0
     lineage: str = ""
 
-    def as_evaluation(self, most_steps: int) -> EvaluateRequest:
-        """Return the request for scores that tells as much of this model. Raises WireError for more steps than `most_steps`."""
-        if self.steps > most_steps:
-            raise WireError(f"`steps` must be at most `adapt-steps` ({most_steps}), got {self.steps}")
-        return EvaluateRequest(self.meta, [self.lr], most_steps, self.task_ids, 0, self.round, self.lineage)
+    def as_evaluation(self, tried: Sequence[int]) -> EvaluateRequest:
+        """Return the request for scores that tells as much of this model.
+
+        `tried`: the numbers of steps for which scores may be asked, ascending. Raises WireError for more than the last.
+        """
+        if self.steps > tried[-1]:
+            raise WireError(f"`steps` must be at most `adapt-steps` ({tried[-1]}), got {self.steps}")
+        steps = next(number for number in tried if number >= self.steps)
+        return EvaluateRequest(self.meta, [self.lr], steps, self.task_ids, 0, self.round, self.lineage)
 
     def to_records(self, encoded: ArrayRecord | None = None) -> RecordDict:
         fields: dict[str, Any] = {"lr": self.lr, "steps": self.steps, "task-ids": self.task_ids}

@@ -19,7 +19,7 @@ from quickbloom.common.metric import named
 from quickbloom.common.wire.messages import EVALUATE, EvaluateReply, EvaluateRequest, to_arrays
 from quickbloom.server_app.events.kinds import Scored
 from quickbloom.server_app.federation.reply_checks import check_scores
-from quickbloom.server_app.federation.scores import Scores, best_rate
+from quickbloom.server_app.federation.scores import Scores, best_rate, gains_at_the_end
 from quickbloom.server_app.messaging.exchange import Exchange
 from quickbloom.server_app.messaging.population import Population
 
@@ -27,9 +27,9 @@ from quickbloom.server_app.messaging.population import Population
 class Evaluation:
     """The held-out tasks of one run. `lineage` names the training, as in the strategy.
 
-    `metric`: what the nodes measure; `lrs`: the rates of adaptation to choose from; `last`: the newest scores of the
-    validation tasks; `best`: the evaluation with the best of them so far, as in summary.json; `without`: tasks of the last
-    `score` whose rows cannot be scored by the metric.
+    `metric`: what the nodes measure; `lrs`: the rates of adaptation to choose from; `steps`: the number of steps to score,
+    which may grow after training; `last`: the newest scores of the validation tasks; `best`: the evaluation with the best of
+    them so far, as in summary.json; `without`: tasks of the last `score` whose rows cannot be scored by the metric.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Evaluation:
         self.metric = population.spec.metric if config.metric == "auto" else named(config.metric)
         # The algorithm's own inner rate is a candidate too: the meta-parameters were trained for it.
         self.lrs = sorted({*config.lrs, inner_lr}) if ALGORITHMS[config.algorithm].uses_adapt_lr else [inner_lr]
+        self.steps = config.first_steps
         self.last: Scores | None = None
         self.without: list[str] = []
         self.best: dict[str, Any] | None = None
@@ -62,8 +63,7 @@ class Evaluation:
         """
 
         def request(_: int, part: list[str]) -> RecordDict:
-            steps, metric = self._config.adapt_steps, self.metric.name
-            request = EvaluateRequest({}, lrs, steps, part, shots, number, self._lineage, metric)
+            request = EvaluateRequest({}, lrs, self.steps, part, shots, number, self._lineage, self.metric.name)
             return request.to_records(arrays)
 
         return self._messages.address(self._messages.hosts(task_ids, final=final), EVALUATE, number, request)
@@ -73,14 +73,14 @@ class Evaluation:
         rows: dict[str, tuple[Any, ...]] = {}
 
         def read(_: int, records: RecordDict, task_ids: list[str]) -> None:
-            reply = EvaluateReply.from_records(records, len(task_ids), len(lrs), self._config.adapt_steps)
+            reply = EvaluateReply.from_records(records, len(task_ids), len(lrs), self.steps)
             check_scores(reply, self._population.spec, self.metric)
             more = [None] * len(task_ids) if reply.second is None else reply.second
             rows.update(zip(task_ids, zip(reply.losses, reply.metrics, more, strict=True), strict=True))
 
         self._messages.receive(replies, read)
         ids = sorted(rows)
-        shape = (len(ids), len(lrs), self._config.adapt_steps + 1)
+        shape = (len(ids), len(lrs), self.steps + 1)
         losses, metrics = (np.array([rows[i][part] for i in ids]).reshape(shape) for part in (0, 1))
         known = bool(ids) and all(rows[i][2] is not None for i in ids)
         second = np.array([rows[i][2] for i in ids]).reshape(shape) if known else None
@@ -119,6 +119,37 @@ class Evaluation:
                 scores = scores.joined(self.read(replies, scores.lrs))
         return scores
 
+    def grown(self, grid: Grid, scores: Scores, meta: Params, number: int) -> Scores:
+        """Ask again for these tasks with more steps, as long as they gain from the last ones and `adapt-steps` may grow.
+
+        `number`: the round after which they are scored, the last one. Returns the scores with the most steps,
+        which `steps` then is. A task that is missing among the new scores ends it: means would be of other tasks.
+        """
+        for steps in self._config.more_steps:
+            known = scores.known(self.metric)
+            if not known.task_ids or not gains_at_the_end(known, self.metric, *self.choose_rate(known)):
+                break
+            before, self.steps = self.steps, steps
+            messages = self.ask(to_arrays(meta), scores.task_ids, scores.lrs, number, final=True)
+            longer = self.read(grid.send_and_receive(messages, timeout=self._config.round_deadline), scores.lrs)
+            longer = self.wait_for(grid, longer, meta, scores.task_ids, number)
+            if longer.task_ids != scores.task_ids:
+                self.steps = before
+                break
+            scores = longer
+        return scores
+
+    def take_over(self, scores: Scores | None) -> None:
+        """Take over the scores of the validation tasks from the run to go on from, with their number of steps."""
+        self.last = scores
+        if scores is not None and scores.steps in self._config.more_steps:
+            self.steps = scores.steps
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the last scores are of the rates and the number of steps that the settings ask for; so if there are none."""
+        return self.last is None or (self.last.lrs, self.last.steps) == (self.lrs, self.steps)
+
     def take(self, server_round: int, scores: Scores) -> tuple[dict[str, Any], Scored] | None:
         """Take in the scores of the validation tasks, and return (their entry in the history, the event).
 
@@ -151,7 +182,7 @@ class Evaluation:
         """Return (learning rate, steps) by the last scores of the validation tasks; without any, inner rate and all steps."""
         scores = self.last
         if scores is None or not scores.task_ids:
-            return self._inner_lr, self._config.adapt_steps
+            return self._inner_lr, self.steps
         if self._chosen is None or self._chosen[0] is not scores:  # every checkpoint asks, and there may be thousands of steps
             self._chosen = scores, self.choose_rate(scores)
         return self._chosen[1]

@@ -21,6 +21,11 @@ class Scores:
     metrics: np.ndarray[Any, Any]
     second: np.ndarray[Any, Any] | None = None
 
+    @property
+    def steps(self) -> int:
+        """K."""
+        return int(self.metrics.shape[2]) - 1
+
     def known(self, metric: Metric) -> "Scores":
         """Return these without tasks whose rows cannot have such a score, as the AUROC of rows of one class.
 
@@ -43,6 +48,15 @@ class Scores:
         both = self.second is not None and other.second is not None
         second = np.concatenate([self.second, other.second])[order] if both else None
         return Scores([ids[i] for i in order], self.lrs, losses[order], metrics[order], second)
+
+
+def gains_at_the_end(scores: Scores, metric: Metric, lr: float, step: int) -> bool:
+    """Return whether the chosen `step` is the last one, and better than half as many steps at the same rate.
+
+    Not than the step before: of a share of few rows a single step often changes nothing.
+    """
+    curve = scores.metrics[:, scores.lrs.index(lr)].mean(axis=0)
+    return step == scores.steps and metric.is_better(curve[step], curve[step // 2])
 
 
 def best_rate(scores: Scores, metric: Metric) -> tuple[float, int]:

@@ -163,6 +163,8 @@ class MetaStrategy(Strategy):
             if self._grid is not None:
                 wanted = self.population.splits["validation"]
                 scores = self.evaluation.wait_for(self._grid, scores, self.outer.leaves, wanted, server_round)
+                if server_round == self.config.rounds:
+                    scores = self.evaluation.grown(self._grid, scores, self.outer.leaves, server_round)
             if told := self.evaluation.take(server_round, scores):
                 self._messages.round.record["validation"], scored = told
                 self.events.tell(scored)
@@ -177,6 +179,18 @@ class MetaStrategy(Strategy):
         scores = self.evaluation.score(grid, meta, task_ids, lrs, shots)
         self._count()
         return scores
+
+    def score_again(self, grid: Grid) -> bool:
+        """Score the validation tasks if a finished training goes on with other rates or steps; return whether it was so."""
+        evaluation, tasks, meta = self.evaluation, self.population.splits["validation"], self.outer.leaves
+        if evaluation.is_current:
+            return False
+        self._messages.begin()
+        self.nodes.refresh(grid)
+        scores = evaluation.score(grid, meta, tasks, evaluation.lrs)
+        evaluation.last = evaluation.grown(grid, scores, meta, self.config.rounds)
+        self._count()
+        return True
 
     def score_baselines(self, grid: Grid, lr: float, steps: int) -> TaskScores:
         """Scores of the held-out tasks by the model and by the baselines, as `baselines.score_baselines`."""

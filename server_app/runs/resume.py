@@ -183,7 +183,7 @@ def restore_counts(checkpoint: Checkpoint, strategy: MetaStrategy) -> None:
         if not isinstance(clip, float) or not LEAST_CLIP <= clip <= MOST_CLIP:
             raise ConfigError(f"`resume-from` names a checkpoint whose clipping norm is none: {clip!r}")
         strategy.privacy.clip = clip
-    strategy.evaluation.last = _scores(checkpoint)
+    strategy.evaluation.take_over(_scores(checkpoint))
 
 
 def score_tensors(scores: Scores | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -202,6 +202,8 @@ def _scores(checkpoint: Checkpoint) -> Scores | None:
     if any(value is None or value.ndim != 3 or value.shape[:2] != shape for value in tensors):
         return None  # they are computed again
     losses, metrics = (value.numpy() for value in tensors if value is not None)
+    if losses.shape != metrics.shape:
+        return None
     return Scores(list(said["tasks"]), list(said["lrs"]), losses, metrics)
 
 

@@ -208,6 +208,19 @@ def test_a_training_may_end_early_once() -> None:
     assert node.score(A, number=2) == ""
 
 
+def test_more_steps_end_the_training_and_are_those_that_the_run_may_grow_to() -> None:
+    grows = config(adapt_steps=0, **SECURE)
+    node = OneNode(grows)
+    assert node.score(A, steps=10) == ""
+    assert "at other rates or steps" in node.score(A, steps=30, number=6)
+    assert node.score(A, steps=20, number=4, change=1.0) == ""
+    assert node.score(A, steps=40, number=4, change=1.0) == ""
+    assert node.score(A, steps=80, number=4, change=2.0) == "this node has scored another model in round 4"
+    for steps in (10, 20):  # nor can the schedule go on afterwards
+        assert "round 6, and this run has none then" in node.score(A, steps=steps, number=6, change=3.0)
+    assert "at other rates or steps" in OneNode(config(adapt_steps=10, **SECURE)).score(A, steps=20, number=6)
+
+
 @pytest.mark.parametrize("run", [config(), config(**SECURE)], ids=["plain", "secure"])
 def test_a_task_cannot_be_given_another_name_on_the_way(tmp_path: Path, run: RunConfig) -> None:
     """Rows of a ward that trains are those of a year, too: a server that tells another task column would score them."""

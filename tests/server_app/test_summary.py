@@ -17,7 +17,7 @@ def said(scores: Any, lr: float, steps: int, *, lrs: list[float] = LRS, algorith
     """The sentence where validation tasks have these accuracies [tasks, rates, steps + 1]."""
     values = np.array(scores, dtype=np.float64)
     strategy: Any = SimpleNamespace(
-        config=SimpleNamespace(algorithm=algorithm, adapt_steps=values.shape[2] - 1),
+        config=SimpleNamespace(algorithm=algorithm),
         evaluation=SimpleNamespace(metric=ACCURACY),
     )
     tasks = [f"t{place}" for place in range(len(values))]

@@ -78,11 +78,13 @@ def test_a_request_for_scores_arrives_as_it_was(classes: bool, shared: bool) -> 
 
 
 def test_as_an_evaluation_it_asks_for_all_steps_of_the_run_at_the_same_rate() -> None:
-    asked = ScoresRequest(META, 0.3, 4, ["A"], None, 9, "line").as_evaluation(10)
+    asked = ScoresRequest(META, 0.3, 4, ["A"], None, 9, "line").as_evaluation([10])
     assert (asked.lrs, asked.steps, asked.task_ids, asked.shots, asked.round) == ([0.3], 10, ["A"], 0, 9)
     assert asked.lineage == "line"
     with pytest.raises(WireError, match=r"`steps` must be at most `adapt-steps` \(3\), got 4"):
-        ScoresRequest(META, 0.3, 4, ["A"]).as_evaluation(3)
+        ScoresRequest(META, 0.3, 4, ["A"]).as_evaluation([3])
+    # Where their number grows, the fewest that were tried and show it.
+    assert [ScoresRequest(META, 0.3, steps, ["A"]).as_evaluation([10, 20, 40]).steps for steps in (10, 11, 40)] == [10, 20, 40]
 
 
 def test_scores_arrive_and_what_is_not_known_stays_so() -> None:

@@ -102,7 +102,7 @@ def test_a_change_of_a_users_own_model_is_another_run(tmp_path: Path, monkeypatc
 
 
 def test_spelling_a_default_out_is_the_same_run(tmp_path: Path) -> None:
-    spelt = replace(SETUP, settings=("maml.inner-lr=0.1", "adapt-steps=10"))
+    spelt = replace(SETUP, settings=("maml.inner-lr=0.1", "adapt-steps=0"))
     assert Run(spelt, 0, tmp_path).directory == Run(SETUP, 0, tmp_path).directory
 
 
