@@ -39,11 +39,10 @@ def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _C
     chosen, options = ALGORITHMS[config.algorithm], config.table(config.algorithm)
     outputs = chosen.model_outputs(options, spec.outputs)
     _check_inputs(model, spec)
-    tokens = spec.outputs if spec.tokens else 0
     ours = model in MODELS and not registries.is_users(chosen)
     # On the device "meta" tensors have shapes and no numbers.
     with torch.device("meta") if tried and ours and chosen.starts_from_meta else nullcontext():
-        module = build_model(model, config.table(model), spec.input_shape, outputs, config.seed, tokens)
+        module = build_model(model, config.table(model), spec.input_shape, outputs, config.seed, spec.tokens)
         learner = Learner(module, spec.kind, spec.outputs)
         try_out(learner, model, spec, outputs)
     if learner.device.type == "meta":
@@ -69,7 +68,7 @@ def model_for(spec: DataSpec, algorithm: str) -> str:
 
 def _check_inputs(model: str, spec: DataSpec) -> None:
     """Raise ConfigError if one side has tokens and the other numbers. A user's model is checked by trying it."""
-    if model in MODELS and MODELS[model].tokens != spec.tokens:
+    if model in MODELS and MODELS[model].tokens != bool(spec.tokens):
         reads, come = ("token ids", "numbers") if MODELS[model].tokens else ("numbers", "token ids")
         raise ConfigError(
             f'`model = "{model}"` reads {reads}, but the inputs of these data, of shape {spec.input_shape}, are {come}: choose '
@@ -158,7 +157,7 @@ def _where(error: Exception) -> str:
 def _made_up(spec: DataSpec) -> Tensor:
     shape = (2, *spec.input_shape)
     # The largest id finds an embedding that is too small.
-    return torch.full(shape, spec.outputs - 1) if spec.tokens else torch.zeros(shape)
+    return torch.full(shape, spec.tokens - 1) if spec.tokens else torch.zeros(shape)
 
 
 def _few_steps(options: Options) -> Options:

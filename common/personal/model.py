@@ -232,7 +232,9 @@ def spec_of(facts: Mapping[str, Any]) -> DataSpec:
     """Return the form of the data that a checkpoint or a card describes. Raises DataError if it describes none."""
     try:
         kind, shape, outputs = facts["spec"]
-        return DataSpec(kind, tuple(shape), outputs, bool(facts.get("tokens")), str(facts.get("schema", "")))
+        said = facts.get("tokens", 0)
+        tokens = (outputs if said else 0) if isinstance(said, bool) else int(said)  # earlier files only say whether
+        return DataSpec(kind, tuple(shape), outputs, tokens, str(facts.get("schema", "")))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"the file does not describe the form of its data ({in_one_line(error)}): make it anew") from None
 

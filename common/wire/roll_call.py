@@ -15,7 +15,7 @@ from quickbloom.common.datasets.own.scales import Moments
 from quickbloom.common.printable import as_told, flawed, one_line
 from quickbloom.common.wire.checks import WireError, config_of, floats, ints, nothing_else, reads, short, strings
 
-PROTOCOL = 9
+PROTOCOL = 10
 """Version of the protocol, raised whenever an old node could not work with a new server."""
 
 ROLL_CALL = "query.roll_call"
@@ -90,9 +90,7 @@ class RollCallReply:
             raise WireError(f"`kind` must be classification or regression, got {kind!r}")
         shape = tuple(ints(fields["input-shape"], "input-shape", least=1))
         (outputs,) = ints([fields["outputs"]], "outputs", least=1)
-        tokens = fields["tokens"]
-        if not isinstance(tokens, bool):
-            raise WireError(f"`tokens` must be true or false, got {short(tokens)}")
+        (tokens,) = ints([fields["tokens"]], "tokens")
         keeps = fields["keeps"]
         if not isinstance(keeps, bool):
             raise WireError(f"`keeps` must be true or false, got {short(keeps)}")

@@ -235,4 +235,4 @@ def _other_columns(odd: Schema, agreed: Schema) -> str:
 def _describe(spec: DataSpec | None) -> str:
     if spec is None:
         return "missing"
-    return as_told(f"{spec.kind} of {'tokens' if spec.tokens else 'inputs'} {spec.input_shape} into {spec.outputs}")
+    return as_told(f"{spec.kind} of {f'{spec.tokens} tokens' if spec.tokens else 'inputs'} {spec.input_shape} into {spec.outputs}")
