@@ -36,7 +36,8 @@ class PersonalModule(nn.Module):
         self._algorithm = deepcopy(model.algorithm)
         self.module = self._algorithm.learner.module
         own = dict(self.module.named_parameters())
-        self.module.load_state_dict({name: value for name, value in model.tensors.items() if name in own})
+        # What is not in the personal model, frozen parameters and buffers, is in the module.
+        self.module.load_state_dict({name: value for name, value in model.tensors.items() if name in own}, strict=False)
         # Tensors of a personal model that are not in the module, such as prototypes.
         self._extra = [name for name in model.tensors if name not in own]
         for name in self._extra:

@@ -61,6 +61,7 @@ class _Described(_Facts):
     config: Settings
     spec: list[Any]
     tokens: bool | Annotated[int, Field(ge=0, le=MOST_IDS)] = 0
+    constants: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
     columns_and_classes: Annotated[str, Field(max_length=50_000_000)] = Field("", alias="schema")
 
     @field_validator("config")
@@ -215,6 +216,16 @@ def check(facts: Mapping[str, Any], form: type[_Facts], what: str) -> None:
         ) from None
 
 
+def check_constants(facts: Mapping[str, Any], digest: str, what: str) -> None:
+    """Raise DataError unless a model made here has the constants of the one that was trained. `digest`: `Learner.digest`."""
+    expected = str(facts.get("constants", ""))
+    if digest != expected:
+        raise DataError(
+            f"{what} was trained with constants (frozen weights) of SHA-256 {expected or '(none)'}, and those of the model here "
+            f"have {digest or '(none)'}: name the file of the training, with `--set weights=FILE` or the model's own setting"
+        )
+
+
 def check_size(config: RunConfig, spec: DataSpec, tensors: Mapping[str, Tensor], what: str) -> None:
     """Raise DataError for a built-in model that is much larger than its file. Nothing of that size is allocated.
 
@@ -223,8 +234,8 @@ def check_size(config: RunConfig, spec: DataSpec, tensors: Mapping[str, Tensor],
     from quickbloom.common.engine.build import model_for
 
     name = config.model if config.model != "auto" else model_for(spec, config.algorithm)
-    if name not in MODELS:
-        return
+    if name not in MODELS or MODELS[name].pretrained or config.weights:
+        return  # code or files that the user has named
     if MODELS[name].tokens != bool(spec.tokens):
         raise DataError(f"{what} cannot be used: its model `{name}` is not for such data")
     outputs = ALGORITHMS[config.algorithm].model_outputs(config.table(config.algorithm), spec.outputs)
