@@ -51,6 +51,7 @@ from quickbloom.common.wire.messages import (
     told_settings,
 )
 from quickbloom.common.wire.roll_call import (
+    ConstantsReply,
     MomentsReply,
     MomentsRequest,
     RollCallReply,
@@ -104,6 +105,13 @@ def roll_call(message: Message, node: Node, state: RecordDict) -> RecordDict:
     }
     left_out, keeps = node.dataset.left_out, bool(node.state_dir)
     return RollCallReply(node.dataset.spec, node.tasks, versions, left_out=left_out, keeps=keeps).to_records()
+
+
+@app.query("constants")
+@_replies
+def constants(message: Message, node: Node, state: RecordDict) -> RecordDict:
+    """Reply with the hash of what this node's model has besides what is trained."""
+    return ConstantsReply(node.algorithm.learner.digest).to_records()
 
 
 @app.query("moments")

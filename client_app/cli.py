@@ -24,6 +24,21 @@ Trusted = Annotated[
     typer.Option("--trust-model", metavar="MODULE:FACTORY", help="Your own code that the file may import and run; repeat."),
 ]
 
+Places = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Where files of a pretrained model are, such as weights=FILE; repeat.",
+        show_default=False,
+    ),
+]
+
+
+def _named(trust: list[str] | None, places: list[str] | None) -> list[str]:
+    """Return what the user lets a file use: code, and the places of a model's files."""
+    return [*(trust or []), *("=".join(split_assignment(one)) for one in places or [])]
+
 
 _WHICH = {
     "test": ("test row", "of the data that it was adapted to"),
@@ -85,6 +100,7 @@ def adapt(
     ] = 5,
     encoder: Annotated[str, typer.Option(help="Where the encoder is here, if the run has one and it is elsewhere.")] = "",
     trust: Trusted = None,
+    set_: Places = None,
 ) -> None:
     """Make a trained model your own, offline: adapt it to all rows of your file. Exit code: 0 done, 2 wrong input.
 
@@ -93,7 +109,7 @@ def adapt(
     from quickbloom.client_app.offline.adapting import adapt as make_personal  # imports torch, which takes seconds
     from quickbloom.client_app.personal_models import in_words
 
-    for model in make_personal(checkpoint, data, output, task, target, say, trust or (), folds, time, encoder):
+    for model in make_personal(checkpoint, data, output, task, target, say, _named(trust, set_), folds, time, encoder):
         print(one_line(in_words(model)))
 
 
@@ -115,6 +131,7 @@ def predict(
     json_: Annotated[bool, typer.Option("--json", help="With --explain: as JSON.")] = False,
     encoder: Annotated[str, typer.Option(help="Where the model's encoder is, if it is elsewhere than when it was made.")] = "",
     trust: Trusted = None,
+    set_: Places = None,
 ) -> None:
     """Predict with a personal model, offline; score it if the file holds targets. Exit code: 0 done, 2 wrong input.
 
@@ -125,10 +142,10 @@ def predict(
     if (checkpoint or json_) and not explain:
         raise ConfigError(f"`--{'checkpoint' if checkpoint else 'json'}` is for `--explain`: add that, or leave it out")
     if explain:
-        _explain(model, input_, checkpoint, json_, trust or (), encoder)
+        _explain(model, input_, checkpoint, json_, _named(trust, set_), encoder)
         if output is None:
             return
-    found = use(model, input_, trust or (), encoder)
+    found = use(model, input_, _named(trust, set_), encoder)
     if output is None:
         found.write_csv(sys.stdout)
     else:
@@ -171,6 +188,7 @@ def export(
     output: Annotated[Path, typer.Option(help="The file to write, such as mine.onnx or mine.pt2.")],
     format_: Annotated[str, typer.Option("--format", help="onnx, or torch (torch.export).")] = "onnx",
     trust: Trusted = None,
+    set_: Places = None,
 ) -> None:
     """Write a personal model for other programs, and check the copy's outputs. Exit code: 0 done, 2 wrong input.
 
@@ -178,7 +196,7 @@ def export(
     """
     from quickbloom.client_app.export import export as write
 
-    print(write(model, output, format_, trust or ()))
+    print(write(model, output, format_, _named(trust, set_)))
 
 
 @cli.command()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from quickbloom.client_app.offline.files import fits_together, one_model
 from quickbloom.common.datasets.own.preparation import Preparation
 from quickbloom.common.errors import ConfigError, DataError, in_one_line
-from quickbloom.common.personal.model import Personal
+from quickbloom.common.personal.model import Personal, spec_of
 from quickbloom.common.system.extras import needs
 
 TOLERANCE = 1e-5
@@ -36,7 +36,8 @@ class PersonalModule(nn.Module):
         self._algorithm = deepcopy(model.algorithm)
         self.module = self._algorithm.learner.module
         own = dict(self.module.named_parameters())
-        self.module.load_state_dict({name: value for name, value in model.tensors.items() if name in own})
+        # What is not in the personal model, frozen parameters and buffers, is in the module.
+        self.module.load_state_dict({name: value for name, value in model.tensors.items() if name in own}, strict=False)
         # Tensors of a personal model that are not in the module, such as prototypes.
         self._extra = [name for name in model.tensors if name not in own]
         for name in self._extra:
@@ -69,11 +70,11 @@ def export(model: str | Path, output: str | Path, form: str, trust: Collection[s
     path, write, read = Path(output).expanduser(), *_WRITERS[form]
     with fits_together(f"the personal model of '{personal.task}'"):
         module = PersonalModule(personal).eval()
-    spec = personal.card["spec"]
+    spec = spec_of(personal.card)
     draw = torch.Generator().manual_seed(0)
-    x = torch.randn(5, *spec[1], generator=draw)
-    if personal.card["tokens"]:
-        x = torch.randint(spec[2], (5, *spec[1]), generator=draw)
+    x = torch.randn(5, *spec.input_shape, generator=draw)
+    if spec.tokens:
+        x = torch.randint(spec.tokens, (5, *spec.input_shape), generator=draw)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _silence(), tempfile.TemporaryDirectory(dir=path.parent) as folder:
         partial = Path(folder) / "model.pt2"  # the only suffix that PyTorch accepts

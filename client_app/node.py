@@ -49,11 +49,16 @@ class Node:
         if wrong := flawed([*(task.task_id for task in tasks), *self.dataset.left_out]):
             raise DataError(f"the data have a task '{wrong[0]}', which cannot be used: {wrong[1]}", wrong[0])
         self._hosted = {task.task_id for task in self.tasks}
-        self.run = run
+        self.run = _with_own_places(run, config)
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The run's algorithm on this node's device. Raises ConfigError."""
+        return _algorithm(self.run, self.dataset.spec, self.device)
 
     def algorithm_for(self, meta: Params) -> tuple[Algorithm, Params]:
         """Return the run's algorithm on this node's device, and `meta` there. Raises WireError if `meta` does not fit."""
-        algorithm = _algorithm(self.run, self.dataset.spec, self.device)
+        algorithm = self.algorithm
         if reason := mismatch(meta, algorithm.init()):
             raise WireError(f"the model that the server sent does not fit this node's data: {reason}")
         return algorithm, {name: value.to(self.device) for name, value in meta.items()}
@@ -108,6 +113,11 @@ def _run(text: str) -> RunConfig:
 def _algorithm(run: RunConfig, spec: DataSpec, device: torch.device) -> Algorithm:
     """Return the algorithm, shared by all nodes of a process with data of the same form, since it holds no state of a task."""
     return build_algorithm(run, spec, device, tried=True)  # the server has tried it
+
+
+def _with_own_places(run: RunConfig, config: NodeConfig) -> RunConfig:
+    """Return the settings of the run, in which the node's own places of the model's files take precedence."""
+    return run.model_copy(update={"weights": config.weights}) if config.weights else run
 
 
 def _with_own_file(run: RunConfig, config: NodeConfig) -> Options:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from logging import INFO
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from quickbloom.common.config.run import RunConfig, parse_run_config
-from quickbloom.common.engine.build import build_algorithm
+from quickbloom.common.engine.build import build_algorithm, constants_of
 from quickbloom.common.errors import ConfigError, QuickbloomError
 from quickbloom.common.files import shown
 from quickbloom.common.flower import registry
 from quickbloom.common.flower.names import log
 from quickbloom.common.formatting import data_name
+from quickbloom.common.personal import facts
 from quickbloom.common.personal.model import description
 from quickbloom.common.printable import keep_log_to_lines
 from quickbloom.server_app.events.channel import Events, Warn, into_log
@@ -114,18 +116,21 @@ class _Run:
         """From the roll call to the summary."""
         if self.checkpoint is None:
             self._begin([])
-        population = call_roll(grid, self.config, self._schema(), self.events)
+        population = call_roll(grid, self.config, self._schema(), self.events, partial(constants_of, self.config))
         if self.checkpoint is None:
             self._agree(grid, population)
         self._count_earlier_noise()
         privacy, self.config = _with_privacy(self.config, population, self.directory, self.done, self.events.warn)
         algorithm = build_algorithm(self.config, population.spec)
+        for remark in algorithm.learner.remarks:
+            self.events.warn(remark)
         outer = OuterOptimizer(algorithm.options, algorithm.init(), self.config.rounds)
         algorithm.learner.drop_numbers()  # they are the outer optimizer's now
         origin = resume.origin_of(self.checkpoint, self.config)
         if self.checkpoint is not None:
+            facts.check_constants(self.checkpoint.facts, algorithm.learner.digest, "the run to go on from")
             self._take_up(self.checkpoint, population, outer, on_nodes=bool(algorithm.fresh()))
-        keeper = _Keeper(self, outer, origin, self._writer(grid, population, origin))
+        keeper = _Keeper(self, outer, origin, self._writer(grid, population, origin, algorithm.learner.digest))
         strategy = keeper.strategy = MetaStrategy(
             self.config, population, algorithm, outer, keeper.on_round, self.done + 1, origin.lineage, privacy, self.events
         )
@@ -176,9 +181,9 @@ class _Run:
                 "Task state is on the nodes: it goes on where `state-dir` has kept it, and starts afresh on other nodes"
             )
 
-    def _writer(self, grid: Grid, population: Population, origin: resume.Origin) -> CheckpointWriter:
-        facts = {
-            **description(self.config, population.spec),
+    def _writer(self, grid: Grid, population: Population, origin: resume.Origin, constants: str) -> CheckpointWriter:
+        said = {
+            **description(self.config, population.spec, constants),
             "config": self.config.flat(),
             "splits": population.splits,
             "lineage": origin.lineage,
@@ -186,7 +191,7 @@ class _Run:
             "nodes": len(set(population.homes.values())),
             "in-process": isinstance(grid, InlineGrid),
         }
-        return CheckpointWriter(self.directory.checkpoints, facts)
+        return CheckpointWriter(self.directory.checkpoints, said)
 
 
 class _Keeper:

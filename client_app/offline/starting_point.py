@@ -127,6 +127,7 @@ class StartingPoint:
         """The algorithm on a model that the meta-parameters fit. Raises DataError or ConfigError."""
         facts.check_size(self.config, self.spec, self.found.tensors, f"the checkpoint '{self.found.path}'")
         algorithm = build_algorithm(self.config, self.spec)
+        facts.check_constants(self.found.facts, algorithm.learner.digest, f"the checkpoint '{self.found.path}'")
         if reason := mismatch(self.found.meta, algorithm.init()):
             raise DataError(f"the checkpoint '{self.found.path}' does not fit its own settings: {reason}")
         return algorithm

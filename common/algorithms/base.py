@@ -97,6 +97,9 @@ class Algorithm(ABC):
     starts_from_meta: ClassVar[bool] = True
     """True if a node needs only `meta`; False if it also needs the numbers of the freshly initialised model."""
 
+    embeds: ClassVar[bool] = False
+    """True if the model is to give an embedding, of its own size if it has one, see `Model.embedding`."""
+
     first_order: bool = False
     """True if the inner loop of training is `fast_paths.end_of_descent`. On known models torch.compile then brings no gain."""
 

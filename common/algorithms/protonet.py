@@ -33,7 +33,12 @@ With `refine` also the number of support examples per class, repeated for every 
 
 
 class ProtoNetOptions(AlgorithmOptions):
-    embedding: int = Field(64, ge=1, le=65_536, description="dimension of the embedding: the number of outputs of the model")
+    embedding: int = Field(
+        64,
+        ge=1,
+        le=65_536,
+        description="dimension of the embedding: the number of outputs of the model, unless that has an embedding of its own",
+    )
     temperature: float = Field(1.0, gt=0, description="divides the squared distances; above 1 predictions are less confident")
     refine: bool = Field(
         False,
@@ -55,6 +60,7 @@ class ProtoNet(ObjectiveAlgorithm):
     tunes_inner_lr = False
     uses_adapt_lr = False
     takes_new_classes = True
+    embeds = True
     per_step = (MOVES,)
 
     @classmethod

@@ -40,6 +40,14 @@ class RunConfig(Options):
     model: str = Field(
         "auto", description='a name in MODELS; "auto": the data set\'s recommendation; "module:factory": your own'
     )
+    trainable: Text = Field(
+        "all",
+        description="parameters that are trained: all (that the model does not freeze), head, norm, bias, or patterns of names, "
+        "with commas between them; the others are constants, which never travel",
+    )
+    weights: str = Field(
+        "", description='file with the weights that the model starts from, .safetensors or torch\'s; "": drawn by the seed'
+    )
     seed: int = Field(0, ge=0, description="determines the initial model, the task split and every draw")
     rounds: int = Field(100, ge=1, description="training rounds")
     fraction: float = Field(1.0, gt=0, le=1, description="share of the training tasks in a round")
@@ -214,6 +222,7 @@ class NodeConfig(Options):
     least_in_sum: int = Field(
         0, ge=0, description="send meta-gradients only as part of a secure sum of so many nodes or more; 0: as the run says"
     )
+    weights: str = Field("", description='where the file of `weights` is on this node; "": as the run says')
     state_dir: str = Field("", description='where this node keeps what never leaves it (heads); "": only during the run')
     device: Literal["", "auto", "cpu", "cuda"] = Field("", description='where this node computes; "": as the run says')
     chunk_size: int = Field(0, ge=0, description="tasks computed at once on this node; 0: as the run says")

@@ -49,15 +49,15 @@ class TaskInfo:
 class DataSpec:
     """Form of a data set's examples. `outputs`: number of classes, or of regression targets.
 
-    `tokens`: the inputs are int64 ids 0..outputs-1 instead of numbers, as for predicting the next
-    character. `schema`: JSON of everything else that all nodes must agree on, such as columns and
-    class labels; "": nothing.
+    `tokens`: number of token ids if the inputs are int64 ids 0..tokens-1; 0: the inputs are numbers.
+    `schema`: JSON of everything else that all nodes must agree on, such as columns and class labels;
+    "": nothing.
     """
 
     kind: Kind
     input_shape: tuple[int, ...]
     outputs: int
-    tokens: bool = False
+    tokens: int = 0
     schema: str = ""
 
     @property

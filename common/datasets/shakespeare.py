@@ -84,7 +84,7 @@ class Shakespeare(Dataset):
 
     @property
     def spec(self) -> DataSpec:
-        return DataSpec("classification", (self._options.context,), TOKENS, tokens=True)
+        return DataSpec("classification", (self._options.context,), TOKENS, tokens=TOKENS)
 
     def tasks(self) -> list[TaskInfo]:
         options = self._options

@@ -2,8 +2,10 @@
 
 import sysconfig
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import LARGE
 from quickbloom.common.models import MODELS, build_model
 from quickbloom.common.models.conv4 import SMALLEST_SIDE
+from quickbloom.common.models.pretrained import ALL, load_weights
+from quickbloom.common.models.pretrained import chosen as to_train
 from quickbloom.common.options import Options
 from quickbloom.common.randomness import generator
 
@@ -32,26 +36,69 @@ def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _C
     """Return the algorithm of `config` (resolved) on its freshly initialised model. Raises ConfigError for a misfit.
 
     `tried`: the model was already tested in training and scoring, which takes several times its
-    memory, and its parameters will come from elsewhere. The model then holds no numbers where the
-    algorithm allows that.
+    memory, and its parameters will come from elsewhere. What is trained then holds no numbers where the
+    algorithm allows that. A user's model is tested in any case, to find how it is to be computed.
     """
-    model = config.model if config.model != "auto" else model_for(spec, config.algorithm)
     chosen, options = ALGORITHMS[config.algorithm], config.table(config.algorithm)
-    outputs = chosen.model_outputs(options, spec.outputs)
-    _check_inputs(model, spec)
-    tokens = spec.outputs if spec.tokens else 0
+    model = _model_of(config, spec)
     ours = model in MODELS and not registries.is_users(chosen)
-    # On the device "meta" tensors have shapes and no numbers.
-    with torch.device("meta") if tried and ours and chosen.starts_from_meta else nullcontext():
-        module = build_model(model, config.table(model), spec.input_shape, outputs, config.seed, tokens)
-        learner = Learner(module, spec.kind, spec.outputs)
-        try_out(learner, model, spec, outputs)
+    learner, own_size = _build_learner(config, spec, bare=tried and ours and chosen.starts_from_meta)
+    if own_size:
+        options = options.model_copy(update={"embedding": own_size})
     if learner.device.type == "meta":
         learner.drop_numbers()
-    if not tried and not (ours and _size(learner) >= LARGE):  # the tests cover the large ones by small ones
+    foreign = model not in MODELS or registries.is_users(MODELS[model])
+    if foreign if tried else not (ours and _size(learner) >= LARGE):  # the tests cover the large ones by small ones
         try_out_with(chosen(_few_steps(options), learner), model, spec)
     learner.to(device)
+    if tried and learner.constants and chosen.starts_from_meta:
+        learner.drop_numbers()
     return chosen(options, learner)
+
+
+def constants_of(config: RunConfig, spec: DataSpec) -> str:
+    """Return the SHA-256 of the constants of the model of `config` (resolved), see `Learner.digest`; "" if it has none.
+
+    Raises ConfigError as `build_algorithm` does.
+    """
+    model = _model_of(config, spec)
+    if model in MODELS and not MODELS[model].pretrained and not registries.is_users(MODELS[model]) and config.trainable == ALL:
+        return ""
+    return _build_learner(config, spec, bare=False)[0].digest
+
+
+def _model_of(config: RunConfig, spec: DataSpec) -> str:
+    return config.model if config.model != "auto" else model_for(spec, config.algorithm)
+
+
+def _build_learner(config: RunConfig, spec: DataSpec, *, bare: bool) -> tuple[Learner, int]:
+    """Return the model with its weights, after one forward pass, and the size of its own embedding, 0 if it makes none.
+
+    `bare`: as a structure without numbers, on the device "meta", if it has nothing but what is trained.
+    """
+    chosen, model = ALGORITHMS[config.algorithm], _model_of(config, spec)
+    outputs = chosen.model_outputs(config.table(config.algorithm), spec.outputs)
+    _check_inputs(model, spec)
+    own_size = MODELS[model].embedding(config.table(model)) if chosen.embeds and model in MODELS else 0
+    bare = bare and config.trainable == ALL and not MODELS[model].pretrained
+    # On the device "meta" tensors have shapes and no numbers.
+    with torch.device("meta") if bare else nullcontext():
+        made = 0 if own_size else outputs
+        module = build_model(model, config.table(model), spec.input_shape, made, config.seed, spec.tokens)
+        learner = Learner(module, spec.kind, spec.outputs)
+        try_out(learner, model, spec, own_size or outputs)
+    if bare and learner.constants:
+        return _build_learner(config, spec, bare=False)
+    if config.weights and not bare and (said := load_weights(module, config.weights, learner.ran[-1])):
+        learner.remarks.append(said)
+    if config.trainable != ALL:
+        learner.freeze(to_train(module, config.trainable, learner.ran[-1]))
+    if not learner.trained:
+        raise ConfigError(
+            f'`model = "{model}"` must have parameters to train, got a module that is frozen as a whole: let it train some of '
+            "them (`requires_grad`), or name them with `trainable`"
+        )
+    return learner, own_size
 
 
 def _size(learner: Learner) -> int:
@@ -69,7 +116,7 @@ def model_for(spec: DataSpec, algorithm: str) -> str:
 
 def _check_inputs(model: str, spec: DataSpec) -> None:
     """Raise ConfigError if one side has tokens and the other numbers. A user's model is checked by trying it."""
-    if model in MODELS and MODELS[model].tokens != spec.tokens:
+    if model in MODELS and MODELS[model].tokens != bool(spec.tokens):
         reads, come = ("token ids", "numbers") if MODELS[model].tokens else ("numbers", "token ids")
         raise ConfigError(
             f'`model = "{model}"` reads {reads}, but the inputs of these data, of shape {spec.input_shape}, are {come}: choose '
@@ -94,23 +141,35 @@ def try_out(learner: Learner, model: str, spec: DataSpec, outputs: int) -> None:
     params = learner.initial()
     with torch.random.fork_rng(devices=[]):
         try:
+            learner.apply(params, x)  # once for what a module may prepare when it first runs
+            before = _versions(learner)
             with _watching(learner):
                 result: object = learner.apply(params, x)
         except Exception as error:  # the user's code may raise anything
             raise ConfigError(f"{expected}, but it raised {in_one_line(error)}") from error
+        if changed := [name for name, version in _versions(learner).items() if before.get(name) != version]:
+            raise ConfigError(
+                f"{subject} must leave its buffers as they are in evaluation mode, since all tasks share them, and it changes "
+                f"`{changed[0]}`: leave that out"
+            )
         if not isinstance(result, Tensor):
             raise ConfigError(f"{expected}, got a {type(result).__name__}")
         if result.shape != (2, outputs) or not result.is_floating_point():
             raise ConfigError(f"{expected}, got {result.dtype} of shape {tuple(result.shape)}")
 
 
+def _versions(learner: Learner) -> dict[str, tuple[int, int]]:
+    """Return for every constant what changes when another tensor takes its place, or it is written to."""
+    return {name: (id(value), value._version) for name, value in learner.module.named_buffers()}
+
+
 @contextmanager
 def _watching(learner: Learner) -> Iterator[None]:
-    """Record which layer with parameters runs last; that need not be the layer made last."""
+    """Record in which order layers with parameters run; the last one need not be the one made last."""
 
     def note(name: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
-            learner.last_layer = name
+            learner.ran = [*(other for other in learner.ran if other != name), name]
 
         return hook
 
@@ -124,26 +183,65 @@ def _watching(learner: Learner) -> Iterator[None]:
 
 
 def try_out_with(algorithm: Algorithm, model: str, spec: DataSpec) -> None:
-    """Run training and scoring once, as a node does, on two made-up examples. Raises ConfigError."""
+    """Run training and scoring once, as a node does, on two made-up examples, and note how the model is to be computed.
+
+    A model that `torch.func.vmap` cannot map goes task by task, and one whose fused attention lacks a derivative takes
+    torch's plain one. Raises ConfigError if nothing helps.
+    """
+    learner, users = algorithm.learner, registries.is_users(type(algorithm))
+    reasons: list[Exception] = []
+    unmapped = ""
+    for ways in _WAYS[:1] if users and model in MODELS else _WAYS:
+        learner.maps, learner.plain_attention = ways.maps, ways.plain_attention
+        try:
+            _try_once(algorithm, spec, slow=ways.slow)
+        except Exception as error:  # the user's code may raise anything
+            reasons.append(error)
+            unmapped = in_one_line(error) if ways.maps else unmapped
+        else:
+            if not learner.maps:
+                learner.remarks.append(
+                    f'`model = "{model}"` cannot be mapped over tasks by torch.func.vmap ({unmapped}), so every node '
+                    "computes its tasks one after the other, which takes longer"
+                )
+            return
+    learner.maps, learner.plain_attention = True, False
+    if users and model in MODELS:
+        raise ConfigError(
+            f'`algorithm = "{algorithm.name}"` must work under torch.func.vmap, without `if`, `float()` or `.item()` '
+            f"on a tensor and without changes in place, but it raised {in_one_line(reasons[0])}{_where(reasons[0])}"
+        ) from reasons[0]
+    raise ConfigError(
+        f'`model = "{model}"` must be differentiable by torch.func as often as `algorithm = "{algorithm.name}"` needs it, but it '
+        f"raised {in_one_line(reasons[-1])}: leave out random operations, and changes in place of what depends on parameters"
+    ) from reasons[-1]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A way to compute a model. `slow`: also if vmap maps some operation of it by a loop of its own."""
+
+    maps: bool
+    plain_attention: bool
+    slow: bool = True
+
+
+_WAYS = (_Way(True, False, False), _Way(True, True, False), _Way(True, False), _Way(False, False), _Way(False, True))
+"""The fastest first."""
+_NO_RULE = "There is a performance drop"
+
+
+def _try_once(algorithm: Algorithm, spec: DataSpec, *, slow: bool) -> None:
     y = torch.zeros(2, dtype=torch.int64) if spec.kind == "classification" else torch.zeros(2, spec.outputs)
     batch = Batch.of(_made_up(spec), y)
     data = TaskData(batch, batch, batch)
-    meta = algorithm.init()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            run_round(algorithm, meta, [TaskWork(data, generator(0, "try"))], chunk_size=1)
-            evaluate(algorithm, meta, [[data]], [algorithm.options.inner_lr], steps=1, chunk_size=1)
-        except Exception as error:  # the user's code may raise anything
-            if model in MODELS and registries.is_users(type(algorithm)):
-                raise ConfigError(
-                    f'`algorithm = "{algorithm.name}"` must work under torch.func.vmap, without `if`, `float()` or `.item()` '
-                    f"on a tensor and without changes in place, but it raised {in_one_line(error)}{_where(error)}"
-                ) from error
-            raise ConfigError(
-                f'`model = "{model}"` must work under torch.func.vmap and be differentiable as often as '
-                f'`algorithm = "{algorithm.name}"` needs it, but it raised {in_one_line(error)}: leave out dropout, changes in '
-                "place, torch's own recurrent layers and fused attention"
-            ) from error
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore" if slow else "error", message=_NO_RULE)
+        meta, state = algorithm.init(), torch.random.get_rng_state()
+        run_round(algorithm, meta, [TaskWork(data, generator(0, "try"))], chunk_size=1)
+        evaluate(algorithm, meta, [[data]], [algorithm.options.inner_lr], steps=1, chunk_size=1)
+        if not torch.equal(torch.random.get_rng_state(), state):
+            raise RuntimeError("it called a random operation")
 
 
 def _where(error: Exception) -> str:
@@ -158,7 +256,7 @@ def _where(error: Exception) -> str:
 def _made_up(spec: DataSpec) -> Tensor:
     shape = (2, *spec.input_shape)
     # The largest id finds an embedding that is too small.
-    return torch.full(shape, spec.outputs - 1) if spec.tokens else torch.zeros(shape)
+    return torch.full(shape, spec.tokens - 1) if spec.tokens else torch.zeros(shape)
 
 
 def _few_steps(options: Options) -> Options:

@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from quickbloom.common.algorithms.base import Algorithm
+from quickbloom.common.engine.mapping import over_tasks
 from quickbloom.common.errors import ConfigError, in_one_line
 from quickbloom.common.maths.batch import Episode, Minibatches
 from quickbloom.common.maths.fast_paths import has_kernels, is_written_out
@@ -47,7 +47,7 @@ _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 def mapped(algorithm: Algorithm) -> Contribute:
     """Return `algorithm.contribute` mapped over tasks: every argument but the meta-parameters has a leading task axis."""
-    return vmap(algorithm.contribute, in_dims=(None, 0, 0, 0), randomness="error")
+    return over_tasks(algorithm.learner, algorithm.contribute, (None, 0, 0, 0))
 
 
 @lru_cache(maxsize=8)  # torch keeps compiled code per function object, so a new function in every round would recompile
@@ -72,11 +72,12 @@ def use_private_cache() -> None:
 
 
 def compiled(algorithm: Algorithm) -> Contribute:
-    """Return `mapped(algorithm)` compiled by torch.compile from the first call on; uncompiled if the kernels do the work.
+    """Return `mapped(algorithm)` compiled by torch.compile from the first call on; uncompiled if the kernels do the work,
+    and for a model that is computed task by task.
 
     A call raises ConfigError if compiling fails.
     """
-    if algorithm.first_order and has_kernels(algorithm.learner):
+    if not algorithm.learner.maps or (algorithm.first_order and has_kernels(algorithm.learner)):
         return mapped(algorithm)
 
     def checked(*args: Any) -> tuple[Params, Tensor, Params]:
@@ -113,7 +114,7 @@ class Auto:
 
     def mapped(self, algorithm: Algorithm) -> Contribute:
         """Return `mapped(algorithm)`, which switches to compiled code once that is ready."""
-        if algorithm.first_order and is_written_out(algorithm.learner):
+        if not algorithm.learner.maps or (algorithm.first_order and is_written_out(algorithm.learner)):
             return mapped(algorithm)  # written out, and faster than the compiled general path
 
         def call(*args: Any) -> tuple[Params, Tensor, Params]:

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from quickbloom.common.algorithms.base import Algorithm
 from quickbloom.common.baselines.scoring import Outputs
 from quickbloom.common.engine.chunking import AutoChunks, chunks
+from quickbloom.common.engine.mapping import over_tasks
 from quickbloom.common.engine.round import stack
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.maths.params import Params
@@ -63,10 +63,11 @@ def _mapped(
     found: list[list[Numbers]] = [[] for _ in draws]
     sizes = [(len(draw.support.x), len(draw.test.x)) for draw in draws]
     with torch.no_grad():
+        mapped = over_tasks(algorithm.learner, outputs, (None, 0, 0))
         for positions in chunks(sizes, chunk_size, exact=algorithm.learner.mixes_examples):
             support = stack([draws[i].support for i in positions], device)
             test = stack([draws[i].test for i in positions], device)
-            parts = [part.double().cpu().numpy() for part in vmap(outputs, in_dims=(None, 0, 0))(meta, support, test.x)]
+            parts = [part.double().cpu().numpy() for part in mapped(meta, support, test.x)]
             for place, i in enumerate(positions):
                 found[i] = [part[place, : sizes[i][1]] for part in parts]
     return found

@@ -1,7 +1,7 @@
 """One node's computation in a round, without Flower: stack the tasks, map the algorithm over them, average.
 
 Tasks of different sizes are padded with examples of weight 0. `torch.func.vmap` maps over them in
-chunks that bound the memory. A model that mixes the examples of a batch (batch norm) would see the
+chunks that bound the memory (`common.engine.mapping`). A model that mixes the examples of a batch (batch norm) would see the
 padding, so its tasks are grouped by exact size instead.
 """
 
@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vmap
 from torch.nn.utils.rnn import pad_sequence
 
 from quickbloom.common.algorithms.base import Algorithm
 from quickbloom.common.engine.chunking import AutoChunks, chunks
 from quickbloom.common.engine.compiling import Auto, Contribute, compiled, mapped
+from quickbloom.common.engine.mapping import over_tasks
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches, TaskData
 from quickbloom.common.maths.params import Params, add_weighted, weighted_quotient, zeros
 
@@ -224,8 +224,8 @@ def evaluate(
         losses, metrics = zip(*results, strict=True)
         return torch.stack(losses), torch.stack(metrics)
 
-    over_rates = vmap(scores, in_dims=(None, 0, None, None))
-    over_tasks = vmap(over_rates, in_dims=(None, None, 0, 0))
+    over_rates = over_tasks(algorithm.learner, scores, (None, 0, None, None))
+    of_all = over_tasks(algorithm.learner, over_rates, (None, None, 0, 0))
     rates = torch.tensor(list(lrs), dtype=algorithm.learner.dtype, device=device)
     result = np.full((2, len(draws), len(lrs), steps + 1), np.nan)
     sizes = [(len(d.support.x), len(d.test.x)) for d in draws]
@@ -238,7 +238,7 @@ def evaluate(
             test = stack([draws[i].test for i in positions], device)
             for i in range(0, len(lrs), rates_at_once):
                 some = slice(i, i + rates_at_once)
-                for part, values in enumerate(over_tasks(meta, rates[some], support, test)):
+                for part, values in enumerate(of_all(meta, rates[some], support, test)):
                     result[part, positions, some] = values.double().cpu().numpy()
     means = np.stack([result[:, owner == task].mean(axis=1) for task in range(len(tasks))], axis=1)
     return means[0], means[1]

@@ -23,12 +23,14 @@ from quickbloom.common.maths.perceptron import descend_perceptron, layer_names
 
 def is_written_out(learner: Learner) -> bool:
     """Return whether there is a path that a compiler would not make faster."""
-    return layer_names(learner.module) is not None or has_kernels(learner)
+    names = layer_names(learner.module)
+    return (names is not None and set(names) == learner.trained.keys()) or has_kernels(learner)
 
 
 def has_kernels(learner: Learner) -> bool:
     """Return whether the kernels do the work."""
-    return learner.device.type == "cpu" and known(learner.module) is not None
+    network = known(learner.module) if learner.device.type == "cpu" else None
+    return network is not None and network.shapes.keys() == learner.trained.keys()
 
 
 def end_of_descent(learner: Learner, start: Params, batches: Batch | Draws, lr: float) -> Params:

@@ -1,8 +1,13 @@
 """A torch module as pure functions of its parameters."""
 
+import hashlib
+from collections.abc import Callable, Collection
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths.batch import Batch
@@ -12,68 +17,134 @@ from quickbloom.common.maths.params import Params
 class Learner:
     """A model and its loss, as pure functions of named parameters.
 
-    Losses are means over the examples of positive weight. Works under `torch.func.vmap` and to any order of differentiation.
+    Parameters with `requires_grad` are what is trained. All others, and all buffers, are constants: they stay in the module,
+    which all tasks share, and nothing moves them. The module computes in evaluation mode, so dropout is off and batch norm
+    takes its running statistics where it has them. Losses are means over the examples of positive weight. Works under
+    `torch.func.vmap` and to any order of differentiation.
     """
 
     def __init__(self, module: nn.Module, kind: str, outputs: int = 0) -> None:
-        """Raise ConfigError if the module keeps running state.
+        """Put `module` into evaluation mode.
 
         `outputs`: classes or targets of the data; needed only by an algorithm that builds its own
         classifier.
         """
-        if running := [name for name, _ in module.named_buffers()]:
-            raise ConfigError(
-                f"`model` keeps running state in the buffer `{running[0]}`, which cannot be averaged over tasks: use group "
-                "norm, or batch norm with track_running_stats=False"
-            )
-        self.module = module
+        self.module = module.eval()
         self.structure_on: torch.device | None = None
-        """Device to compute on, for a module on the "meta" device, whose parameters have shapes but no numbers."""
+        """Device to compute on, if what is trained is on the "meta" device, where it has shapes but no numbers."""
         self.kind = kind
         self.outputs = outputs
-        self.last_layer: str | None = None
-        """The layer that runs last, once a forward pass was observed. Until then the layer made last counts as it."""
-        # BatchNorm without running state uses batch statistics, which padding would change.
-        self.mixes_examples = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+        self.ran: list[str] = []
+        """The layers with parameters in the order in which they last ran, once a forward pass was observed."""
+        self.maps = True
+        """False for a model that `torch.func.vmap` cannot map, whose tasks are computed one after the other."""
+        self.plain_attention = False
+        """True for a model whose attention has to be computed without fused kernels, which lack a derivative."""
+        self.remarks = _in_evaluation_mode(module)
+        """What a person should know of how the model is computed, one sentence each."""
+        self._digest: str | None = None
+        # Batch norm without running statistics uses those of the batch, which padding would change.
+        self.mixes_examples = any(
+            isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in module.modules()
+        )
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The module's parameters that are trained, by name."""
+        return {name: value for name, value in self.module.named_parameters() if value.requires_grad}
+
+    @property
+    def constants(self) -> Params:
+        """The module's tensors that are not trained, by name: frozen parameters and buffers."""
+        frozen = {name: value.detach() for name, value in self.module.named_parameters() if not value.requires_grad}
+        return {**frozen, **dict(self.module.named_buffers())}
+
+    def freeze(self, keep: Collection[str]) -> None:
+        """Train the parameters in `keep` alone."""
+        for name, value in self.module.named_parameters():
+            value.requires_grad_(name in keep)
+        self._digest = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all constants and their names, in hexadecimal; "" for a model without any.
+
+        Of a buffer of fractions that is no part of the module's state (`persistent=False`) only name and form count: code
+        computes it, such as the angles of positions, and its last digit may differ from one processor to the next.
+        """
+        if self._digest is None:
+            self._digest = self._computed_digest()
+        return self._digest
+
+    def _computed_digest(self) -> str:
+        constants, total = self.constants, hashlib.sha256()
+        computed = _not_persistent(self.module)
+        for name in sorted(constants):
+            value = constants[name]
+            total.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+            if not (name in computed and value.is_floating_point()):
+                total.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return total.hexdigest() if constants else ""
 
     def initial(self) -> Params:
-        """Return a copy of the module's own parameters."""
-        return {name: value.detach().clone() for name, value in self.module.named_parameters()}
+        """Return a copy of the module's own parameters that are trained."""
+        return {name: value.detach().clone() for name, value in self.trained.items()}
 
     @property
     def device(self) -> torch.device:
         """The device of the module's parameters, or the one to compute on if they have no numbers."""
-        return self.structure_on or next(self.module.parameters()).device
+        return self.structure_on or self._any_trained.device
 
     def to(self, device: torch.device) -> None:
         """Move the computation to `device`."""
         if self.structure_on is None:
             self.module.to(device)
-        else:
-            self.structure_on = device
+            return
+        self.structure_on = device
+        self._change(lambda value, trained: value if trained else value.to(device))
 
     def drop_numbers(self) -> None:
-        """Keep the structure of the module alone, which suffices if the parameters come from elsewhere."""
+        """Keep only shapes of what is trained, which suffices if its numbers come from elsewhere. Constants stay."""
         self.structure_on = self.device
-        self.module.to("meta")
+        self._change(lambda value, trained: value.to("meta") if trained else value)
+
+    def _change(self, change: Callable[[Tensor, bool], Tensor]) -> None:
+        """Replace every tensor of the module by `change` of it and of whether it is trained. Shared ones stay shared."""
+        made: dict[int, Any] = {}
+        for module in self.module.modules():
+            for name, value in module._parameters.items():
+                if value is not None:
+                    if id(value) not in made:
+                        made[id(value)] = nn.Parameter(change(value.detach(), value.requires_grad), value.requires_grad)
+                    module._parameters[name] = made[id(value)]
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = made.setdefault(id(buffer), change(buffer, False))
 
     @property
     def dtype(self) -> torch.dtype:
-        """The number type of the module's parameters."""
-        return next(self.module.parameters()).dtype
+        """The number type of what is trained."""
+        return self._any_trained.dtype
+
+    @property
+    def _any_trained(self) -> Tensor:
+        for value in self.module.parameters():
+            if value.requires_grad:
+                return value
+        return next(self.module.parameters())
 
     def last(self) -> str:
-        """Return the name of the layer with parameters that runs last, or before that is known was made last."""
-        layers = [name for name, module in self.module.named_modules() if list(module.parameters(recurse=False))]
-        return layers[-1] if self.last_layer is None else self.last_layer
+        """Return the name of the layer that runs last of those that are trained, or before that is known was made last."""
+        layers = self.ran or [name for name, _ in self.module.named_modules()]
+        return [name for name in layers if is_trained(self.module.get_submodule(name))][-1]
 
     def head(self, setting: str, names: str) -> list[str]:
         """Return the names of the head's parameters.
 
-        `names`: comma-separated name prefixes, or "auto" for the parameters of `last_layer`. Raises
+        `names`: comma-separated name prefixes, or "auto" for the parameters of `last()`. Raises
         ConfigError, which names `setting`, if that is none or all of the model's parameters.
         """
-        parameters = [name for name, _ in self.module.named_parameters()]
+        parameters = list(self.trained)
         starts = tuple(part.strip() for part in names.split(",") if part.strip())
         if names == "auto":
             last = self.last()
@@ -81,13 +152,19 @@ class Learner:
         head = [name for name in parameters if name.startswith(starts)]
         if not 0 < len(head) < len(parameters):
             raise ConfigError(
-                f"`{setting}` must name some but not all parameters by how their names begin ({', '.join(parameters)}), got "
+                f"`{setting}` must name some but not all parameters by how their names begin ({_listed(parameters)}), got "
                 f"'{names}', which fits {len(head)} of {len(parameters)}"
             )
         return head
 
     def apply(self, params: Params, x: Tensor) -> Tensor:
-        """Return the model's outputs [n, outputs] for the inputs `x` [n, ...]."""
+        """Return the model's outputs [n, outputs] for the inputs `x` [n, ...]; `params` are those that are trained."""
+        if self.plain_attention:
+            with sdpa_kernel(SDPBackend.MATH):
+                return self._apply(params, x)
+        return self._apply(params, x)
+
+    def _apply(self, params: Params, x: Tensor) -> Tensor:
         result: Tensor = functional_call(self.module, params, (x,))
         return result
 
@@ -126,3 +203,33 @@ def mean_over_examples(values: Tensor, weight: Tensor) -> Tensor:
     """Return the weighted mean of one value per example; a scalar."""
     # where(), because a product alone would turn an infinite loss on a padded row into NaN.
     return (torch.where(weight > 0, values, 0.0) * weight).sum() / weight.sum()
+
+
+def is_trained(module: nn.Module) -> bool:
+    """Return whether a layer has parameters of its own that are trained."""
+    return any(value.requires_grad for value in module.parameters(recurse=False))
+
+
+def _in_evaluation_mode(module: nn.Module) -> list[str]:
+    """Return a sentence on each kind of layer that does something else in evaluation mode than in usual training."""
+    modules, found = list(module.modules()), []
+    if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in modules):
+        found.append(
+            "The model's dropout is off, in training too: all tasks of a node share one computation without random draws"
+        )
+    if any(isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None for m in modules):
+        found.append("The model's batch norm takes its running statistics as they are, and they are never updated")
+    return found
+
+
+def _not_persistent(module: nn.Module) -> set[str]:
+    """Return the names of buffers that are no part of the module's state."""
+    return {
+        f"{prefix}{'.' if prefix else ''}{name}"
+        for prefix, one in module.named_modules()
+        for name in one._non_persistent_buffers_set
+    }
+
+
+def _listed(names: list[str], most: int = 20) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

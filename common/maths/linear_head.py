@@ -26,25 +26,29 @@ class LinearHead:
         """Raise ConfigError, which names `algorithm`, if the last layer is no linear layer with a bias."""
         name = learner.last()
         layer = learner.module.get_submodule(name)
-        if type(layer) is not nn.Linear or layer.bias is None:
+        is_last = learner.ran[-1:] in ([], [name]) and all(value.requires_grad for value in layer.parameters())
+        if type(layer) is not nn.Linear or layer.bias is None or not is_last:
+            frozen = "" if is_last else ", of which not all is trained"
             raise ConfigError(
                 f'`algorithm = "{algorithm}"` solves for the last layer of the model, which must be a torch.nn.Linear '
-                f"with a bias, got {type(layer).__name__}: choose another `model` or `algorithm`"
+                f"with a bias, got {type(layer).__name__}{frozen}: choose another `model` or `algorithm`"
             )
         dot = "." if name else ""
         self.weight, self.bias = f"{name}{dot}weight", f"{name}{dot}bias"
         self.size, self.outputs = layer.in_features + 1, layer.out_features
         self._body: nn.Module = nn.Identity()
         if name:
-            self._body = deepcopy(learner.module)
+            # Constants are shared, since those of a pretrained model take most of its memory.
+            self._body = deepcopy(learner.module, {id(value): value for value in _constants(learner.module)})
             parent, _, last = name.rpartition(".")
             setattr(self._body.get_submodule(parent), last, nn.Identity())
-        self.is_all = not any(True for _ in self._body.parameters())
+        self._names = [name for name, value in self._body.named_parameters() if value.requires_grad]
+        self.is_all = not self._names
         """Whether the model has nothing to learn before its head."""
 
     def features(self, params: Params, x: Tensor) -> Tensor:
         """Return the inputs of the last layer for `x` [n, ...], and a column of ones: [n, features + 1]."""
-        body = {name: params[name] for name, _ in self._body.named_parameters()}
+        body = {name: params[name] for name in self._names}
         found: Tensor = functional_call(self._body, body, (x,))
         return torch.cat([found, found.new_ones(found.shape[0], 1)], dim=1)
 
@@ -59,6 +63,10 @@ class LinearHead:
     def replaced(self, params: Params, matrix: Tensor) -> Params:
         """Return `params` with the head A."""
         return {**params, self.weight: matrix[:-1].T.contiguous(), self.bias: matrix[-1]}
+
+
+def _constants(module: nn.Module) -> list[Tensor]:
+    return [*(value for value in module.parameters() if not value.requires_grad), *module.buffers()]
 
 
 def shrunk_fit(features: Tensor, targets: Tensor, weight: Tensor, precision: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ class Model(ABC):
     Options: ClassVar[type[Options]]
     tokens: ClassVar[bool] = False
     """True if the model reads int64 token ids instead of numbers."""
+    pretrained: ClassVar[bool] = False
+    """True if the model has constants, which it reads from files of its own."""
 
     @classmethod
     @abstractmethod
@@ -23,8 +25,17 @@ class Model(ABC):
         """Return a freshly initialised module from inputs [n, *input_shape] to outputs [n, outputs].
 
         `tokens` is the number of token ids, for a model that reads tokens; 0 means as many as
-        outputs. Raises ConfigError if the model does not fit these shapes.
+        outputs. `outputs` is 0 for the embedding of `embedding`, without a layer after it. Raises
+        ConfigError if the model does not fit these shapes.
         """
+
+    @classmethod
+    def embedding(cls, options: Any) -> int:
+        """Return the size of the embedding that the model gives without a layer to its outputs; 0: it gives none.
+
+        Raises ConfigError if the model's files cannot be used.
+        """
+        return 0
 
 
 def parse_sizes(setting: str, text: str) -> tuple[int, ...]:

@@ -21,8 +21,8 @@ from quickbloom.common.metric import CHOSEN_BY, of_kind
 from quickbloom.common.models import MODELS, build_model
 from quickbloom.common.printable import flaw_of
 
-MOST_INPUTS, MOST_TOKENS, MOST_OUTPUTS = 2**22, 4096, 2**20
-"""Limits of one example: numbers, token ids, and classes or targets."""
+MOST_INPUTS, MOST_TOKENS, MOST_IDS, MOST_OUTPUTS = 2**22, 4096, 2**20, 2**20
+"""Limits of one example: numbers, tokens, ids that a token may be, and classes or targets."""
 MOST_PARAMETERS, MOST_ACTIVATIONS = 2**22, 2**27
 """Limits of a model: parameters, and activations for two examples, both beyond four times the numbers in its file.
 
@@ -60,7 +60,8 @@ class _Described(_Facts):
 
     config: Settings
     spec: list[Any]
-    tokens: bool = False
+    tokens: bool | Annotated[int, Field(ge=0, le=MOST_IDS)] = 0
+    constants: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
     columns_and_classes: Annotated[str, Field(max_length=50_000_000)] = Field("", alias="schema")
 
     @field_validator("config")
@@ -89,7 +90,7 @@ class _Described(_Facts):
     @model_validator(mode="after")
     def _tokens(self) -> "_Described":
         if self.tokens and prod(self.spec[1]) > MOST_TOKENS:
-            raise ValueError(f"`spec` must have at most {MOST_TOKENS} token ids")
+            raise ValueError(f"`spec` must have at most {MOST_TOKENS} tokens")
         return self
 
 
@@ -215,6 +216,16 @@ def check(facts: Mapping[str, Any], form: type[_Facts], what: str) -> None:
         ) from None
 
 
+def check_constants(facts: Mapping[str, Any], digest: str, what: str) -> None:
+    """Raise DataError unless a model made here has the constants of the one that was trained. `digest`: `Learner.digest`."""
+    expected = str(facts.get("constants", ""))
+    if digest != expected:
+        raise DataError(
+            f"{what} was trained with constants (frozen weights) of SHA-256 {expected or '(none)'}, and those of the model here "
+            f"have {digest or '(none)'}: name the file of the training, with `--set weights=FILE` or the model's own setting"
+        )
+
+
 def check_size(config: RunConfig, spec: DataSpec, tensors: Mapping[str, Tensor], what: str) -> None:
     """Raise DataError for a built-in model that is much larger than its file. Nothing of that size is allocated.
 
@@ -223,9 +234,9 @@ def check_size(config: RunConfig, spec: DataSpec, tensors: Mapping[str, Tensor],
     from quickbloom.common.engine.build import model_for
 
     name = config.model if config.model != "auto" else model_for(spec, config.algorithm)
-    if name not in MODELS:
-        return
-    if MODELS[name].tokens != spec.tokens:
+    if name not in MODELS or MODELS[name].pretrained or config.weights:
+        return  # code or files that the user has named
+    if MODELS[name].tokens != bool(spec.tokens):
         raise DataError(f"{what} cannot be used: its model `{name}` is not for such data")
     outputs = ALGORITHMS[config.algorithm].model_outputs(config.table(config.algorithm), spec.outputs)
     parameters, activations = _sizes(config, name, spec, outputs)
@@ -242,8 +253,7 @@ def _sizes(config: RunConfig, name: str, spec: DataSpec, outputs: int) -> tuple[
     made: list[int] = []
     try:
         with torch.device("meta"), torch.no_grad():
-            tokens = spec.outputs if spec.tokens else 0
-            module = build_model(name, config.table(name), spec.input_shape, outputs, config.seed, tokens)
+            module = build_model(name, config.table(name), spec.input_shape, outputs, config.seed, spec.tokens)
             for layer in module.modules():
                 layer.register_forward_hook(lambda _, __, output: made.append(output.numel()))
             x = torch.zeros(2, *spec.input_shape, dtype=torch.int64 if spec.tokens else torch.float32)

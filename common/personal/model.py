@@ -47,6 +47,7 @@ from quickbloom.common.personal.cross_validation import (
     on_device,
 )
 from quickbloom.common.personal.drift import seen
+from quickbloom.common.personal.trust import PLACES
 from quickbloom.common.system.whole_files import write_private
 
 PERSONAL = "quickbloom-personal-1"
@@ -141,7 +142,7 @@ def adapt(
     with torch.no_grad():
         before, after = (float(algorithm.score(phi, on_device(data.test, algorithm))[1]) for phi in (first, last))
     personal = _finite(last, task_id)
-    card = make_card(dataset, task_id, config, origin)
+    card = make_card(dataset, task_id, config, origin, algorithm.learner.digest)
     scores = {"before": known(before), "after": known(after)}
     card["score"] = {"name": dataset.spec.metric.name, **scores, "test": len(data.test.x)}
     return Personal(personal, card)
@@ -167,7 +168,7 @@ def adapt_to_all(
     stays = scores is not None and is_worse(known(scores.value(BEFORE)), known(scores.value(AFTER)), metric)
     stays = stays and _tells_classes_apart(algorithm, first, on_device(support, algorithm))
     personal = _finite(first if stays else last, task_id)
-    card = make_card(own, task_id, config, origin)
+    card = make_card(own, task_id, config, origin, algorithm.learner.digest)
     card["adapted"] |= {"steps": 0 if stays else origin.steps, "tried": origin.steps, "whole": True}
     keeps = BEFORE if stays else AFTER
     card["score"] = {"name": metric.name, **_in_json(scores, metric), "kept": keeps, "asked": folds}
@@ -204,8 +205,8 @@ def _finite(params: Params, task_id: str) -> Params:
     return personal
 
 
-def make_card(dataset: Dataset, task_id: str, config: RunConfig, origin: Origin) -> dict[str, Any]:
-    """Return the card of a personal model, without its score."""
+def make_card(dataset: Dataset, task_id: str, config: RunConfig, origin: Origin, constants: str = "") -> dict[str, Any]:
+    """Return the card of a personal model, without its score. `constants`: hash of those of the model."""
     data = dataset.test_draws(task_id)[0]
     return {
         "task": task_id,
@@ -217,20 +218,24 @@ def make_card(dataset: Dataset, task_id: str, config: RunConfig, origin: Origin)
         "data": digest(data),
         "seen": seen(dataset, task_id) if isinstance(dataset, Own) else {},
         "version": __version__,
-        **description(config, dataset.spec),
+        **description(config, dataset.spec, constants),
     }
 
 
-def description(config: RunConfig, spec: DataSpec) -> dict[str, Any]:
-    """Return the part of a file's facts from which its model can be built and fed again: settings and the form of the data."""
+def description(config: RunConfig, spec: DataSpec, constants: str) -> dict[str, Any]:
+    """Return the part of a file's facts from which its model can be built and fed again: settings and the form of the data.
+
+    `constants`: the hash of what the model has besides what is trained, which the file does not hold.
+    """
     models = MODELS if config.model == "auto" else [config.model]
     tables = ("", config.algorithm, config.dataset, *models)
     flat = {key: value for key, value in config.flat().items() if key.rpartition(".")[0] in tables}
     return {
-        "config": {key: value for key, value in flat.items() if key not in _MACHINES},
+        "config": {key: value for key, value in flat.items() if key not in (*_MACHINES, *PLACES)},
         "spec": [spec.kind, list(spec.input_shape), spec.outputs],
         "tokens": spec.tokens,
         "schema": spec.schema,
+        "constants": constants,
     }
 
 
@@ -238,7 +243,9 @@ def spec_of(facts: Mapping[str, Any]) -> DataSpec:
     """Return the form of the data that a checkpoint or a card describes. Raises DataError if it describes none."""
     try:
         kind, shape, outputs = facts["spec"]
-        return DataSpec(kind, tuple(shape), outputs, bool(facts.get("tokens")), str(facts.get("schema", "")))
+        said = facts.get("tokens", 0)
+        tokens = (outputs if said else 0) if isinstance(said, bool) else int(said)  # earlier files only say whether
+        return DataSpec(kind, tuple(shape), outputs, tokens, str(facts.get("schema", "")))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"the file does not describe the form of its data ({in_one_line(error)}): make it anew") from None
 
@@ -285,6 +292,7 @@ def load(path: Path, trust: Collection[str] = ()) -> Personal:
         facts.check_size(parse_run_config(settings).resolved(), spec_of(found.facts), found.tensors, what)
         wanted = next(iter(personal.algorithm.adaptation_path(personal.algorithm.init(), no_rows(personal), 0.1, 0)))
         algorithm = personal.algorithm
+        facts.check_constants(found.facts, algorithm.learner.digest, what)
         row = (algorithm.learner.outputs,)
         fit = [name for name in algorithm.per_step if name in personal.tensors and personal.tensors[name].shape[1:] == row]
         reason = mismatch({name: value for name, value in personal.tensors.items() if name not in fit}, wanted)

@@ -10,8 +10,10 @@ is written.
 import shlex
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from quickbloom.common.config.key_value import split_assignment
 from quickbloom.common.datasets import DATASETS
 from quickbloom.common.datasets.base import resolve_data_dir
 from quickbloom.common.encoders import is_code
@@ -20,6 +22,8 @@ from quickbloom.common.models import is_own_model
 
 Settings = Mapping[str, Any]
 
+PLACES = ("weights", "transformer.directory", "intents.tokenizer")
+"""Settings that say where files of a model are on this machine."""
 NEVER = ("output-dir", "resume-from")
 """Settings that are never taken from a file."""
 
@@ -62,12 +66,18 @@ def _names_a_server(settings: Settings) -> bool:
     return bool(settings.get("mlflow"))
 
 
+def _is_used(place: str, settings: Settings) -> bool:
+    table = place.rpartition(".")[0]
+    return bool(settings.get(place)) and table in ("", settings.get("model"), settings.get("dataset"))
+
+
 GUARDED = (
     Guarded("model", "--trust-model ", _names_a_model),
     Guarded("own.path", "--data ", _names_data),
     Guarded("own.encoder", "--encoder ", _names_an_encoder),
     Guarded("data-dir", "--set data-dir=", _names_a_folder),
     Guarded("mlflow", "--set mlflow=", _names_a_server),
+    *(Guarded(place, f"--set {place}=", partial(_is_used, place)) for place in PLACES),
 )
 
 
@@ -105,11 +115,14 @@ def check_encoder(encoder: str, trusted: Collection[str], what: str) -> None:
 
 
 def of_a_model(settings: Settings, trusted: Collection[str], what: str) -> dict[str, Any]:
-    """Return the settings of a file whose model is used offline, without any place.
+    """Return the settings of a file whose model is used offline, without any place but those that the user names.
 
-    `trusted`: user models, as "module:factory", that may be imported. `what`: "the personal model
-    'a.safetensors'". Raises ConfigError for a user model that is not trusted.
+    `trusted`: user models, as "module:factory", that may be imported, and `PLACES`, as "weights=FILE". `what`: "the
+    personal model 'a.safetensors'". Raises ConfigError for a user model that is not trusted.
     """
+    named = dict(split_assignment(one) for one in trusted if "=" in one)
+    if unknown := sorted(named.keys() - set(PLACES)):
+        raise ConfigError(f"`--set` must be one of {', '.join(PLACES)} here, got '{unknown[0]}': {what} says everything else")
     model = str(settings.get("model", ""))
     if _names_a_model(settings) and model not in trusted:
         raise ConfigError(
@@ -117,4 +130,4 @@ def of_a_model(settings: Settings, trusted: Collection[str], what: str) -> dict[
             f"that code, add {as_told(GUARDED[0].typed(settings), 200)}"
         )
     dropped = {*NEVER, *(one.key for one in GUARDED if one.key not in ("model", "own.encoder"))}
-    return {key: value for key, value in settings.items() if key not in dropped}
+    return {**{key: value for key, value in settings.items() if key not in dropped}, **named}

@@ -3,6 +3,7 @@
 As in `common.wire.messages`, reading checks everything, and any flaw raises WireError.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +16,12 @@ from quickbloom.common.datasets.own.scales import Moments
 from quickbloom.common.printable import as_told, flawed, one_line
 from quickbloom.common.wire.checks import WireError, config_of, floats, ints, nothing_else, reads, short, strings
 
-PROTOCOL = 9
+PROTOCOL = 10
 """Version of the protocol, raised whenever an old node could not work with a new server."""
 
 ROLL_CALL = "query.roll_call"
 MOMENTS = "query.moments"
+CONSTANTS = "query.constants"
 
 _LONGEST_SCHEMA = 5_000_000
 """Limit in characters; 65,536 category keys take a quarter of it."""
@@ -90,9 +92,7 @@ class RollCallReply:
             raise WireError(f"`kind` must be classification or regression, got {kind!r}")
         shape = tuple(ints(fields["input-shape"], "input-shape", least=1))
         (outputs,) = ints([fields["outputs"]], "outputs", least=1)
-        tokens = fields["tokens"]
-        if not isinstance(tokens, bool):
-            raise WireError(f"`tokens` must be true or false, got {short(tokens)}")
+        (tokens,) = ints([fields["tokens"]], "tokens")
         keeps = fields["keeps"]
         if not isinstance(keeps, bool):
             raise WireError(f"`keeps` must be true or false, got {short(keeps)}")
@@ -140,6 +140,29 @@ def told_agreed(records: RecordDict) -> tuple[str, str]:
     fields = config_of(records, "agreed")
     schema, scales = strings([fields["schema"], fields["scales"]], "schema and scales")
     return schema, scales
+
+
+@dataclass(frozen=True)
+class ConstantsReply:
+    """A node's answer to the question for what its model has besides what is trained.
+
+    `digest`: SHA-256 of these constants in hexadecimal, see `Learner.digest`; "" for none.
+    """
+
+    digest: str
+
+    def to_records(self) -> RecordDict:
+        return RecordDict({"constants": ConfigRecord({"digest": self.digest})})
+
+    @classmethod
+    @reads
+    def from_records(cls, records: RecordDict) -> "ConstantsReply":
+        fields = config_of(records, "constants")
+        nothing_else(fields, {"digest"})
+        (digest,) = strings([fields["digest"]], "digest")
+        if not re.fullmatch("([0-9a-f]{64})?", digest):
+            raise WireError(f"`digest` must be a SHA-256 in hexadecimal, got {short(digest)}")
+        return cls(digest)
 
 
 @dataclass(frozen=True)

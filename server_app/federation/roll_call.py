@@ -7,10 +7,10 @@ sentence.
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import INFO
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from quickbloom.common.config.run import RunConfig
@@ -22,7 +22,14 @@ from quickbloom.common.errors import ConfigError, DataError, as_told
 from quickbloom.common.flower import names
 from quickbloom.common.flower.names import log
 from quickbloom.common.wire.messages import WireError
-from quickbloom.common.wire.roll_call import ROLL_CALL, RollCallReply, roll_call_request
+from quickbloom.common.wire.roll_call import (
+    CONSTANTS,
+    ROLL_CALL,
+    ConstantsReply,
+    RollCallReply,
+    roll_call_request,
+    tell_agreed,
+)
 from quickbloom.server_app.events.channel import Events, Warn
 from quickbloom.server_app.events.kinds import RollCalled
 from quickbloom.server_app.federation.splits import split_tasks
@@ -37,10 +44,17 @@ _GONE = f"error {names.NODE_UNAVAILABLE}:"
 """Beginning of the reason for a node that Flower does not reach."""
 
 
-def call_roll(grid: Grid, config: RunConfig, agreed: str = "", events: Events | None = None) -> Population:
+def call_roll(
+    grid: Grid,
+    config: RunConfig,
+    agreed: str = "",
+    events: Events | None = None,
+    constants_of: Callable[[DataSpec], str] = lambda spec: "",
+) -> Population:
     """Wait for `min-nodes` nodes, ask all connected ones, and split their tasks. Raises ConfigError if that cannot work.
 
-    `agreed`: the schema of a continued run, which the nodes are given; "": they agree on one.
+    `agreed`: the schema of a continued run, which the nodes are given; "": they agree on one. `constants_of`: returns the
+    hash of what the model for such data has besides what is trained, "" for nothing; a node with something else is refused.
     """
     events = events or Events()
     answers, refused = _ask_until_enough(grid, config, agreed)
@@ -50,6 +64,10 @@ def call_roll(grid: Grid, config: RunConfig, agreed: str = "", events: Events | 
     spec, odd = _majority(answers)
     refused |= odd
     answers = {node_id: answer for node_id, answer in answers.items() if node_id not in odd}
+    if spec is not None and (constants := constants_of(spec)):
+        others = _other_constants(grid, list(answers), config.node_deadline, agreed, constants)
+        refused |= others
+        answers = {node_id: answer for node_id, answer in answers.items() if node_id not in others}
     for node_id, reason in refused.items():
         events.warn(f"Node {node_id} does not take part: {reason}")
     _name_left_out(events.warn, {name: why for answer in answers.values() for name, why in answer.left_out.items()})
@@ -131,6 +149,36 @@ def _ask_until_enough(grid: Grid, config: RunConfig, agreed: str) -> tuple[dict[
             return answers, refused
         time.sleep(_PAUSE)
         node_ids = list(grid.get_node_ids())
+
+
+def _other_constants(grid: Grid, node_ids: Sequence[int], deadline: float, agreed: str, expected: str) -> dict[int, str]:
+    """Return by node why it cannot train the model whose constants have the hash `expected`."""
+    messages = []
+    for node_id in node_ids:
+        records = RecordDict({})
+        tell_agreed(records, agreed)
+        messages.append(Message(records, node_id, CONSTANTS))
+    sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+    reasons = dict.fromkeys(node_ids, f"it did not tell the hash of its model's constants within {deadline:g} s")
+    for reply in grid.send_and_receive(messages, timeout=deadline):
+        node_id = sent.get(reply.metadata.reply_to_message_id)
+        if node_id is None:
+            continue
+        try:
+            reasons[node_id] = failure(reply) or _difference_of(ConstantsReply.from_records(reply.content).digest, expected)
+        except WireError as error:
+            reasons[node_id] = as_told(f"its answer on its model's constants is of no use: {error}", 600)
+    return {node_id: reason for node_id, reason in reasons.items() if reason}
+
+
+def _difference_of(digest: str, expected: str) -> str:
+    """Return why a node with such constants is refused, or ""."""
+    if digest == expected:
+        return ""
+    return (
+        f"the constants of its model have the SHA-256 {digest or '(it has none)'}, the server's {expected}: give it the same "
+        "file of weights and the same release of what builds the model"
+    )
 
 
 def ask(
@@ -241,4 +289,6 @@ def _other_columns(odd: Schema, agreed: Schema) -> str:
 def _describe(spec: DataSpec | None) -> str:
     if spec is None:
         return "missing"
-    return as_told(f"{spec.kind} of {'tokens' if spec.tokens else 'inputs'} {spec.input_shape} into {spec.outputs}")
+    return as_told(
+        f"{spec.kind} of {f'{spec.tokens} tokens' if spec.tokens else 'inputs'} {spec.input_shape} into {spec.outputs}"
+    )

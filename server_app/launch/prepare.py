@@ -15,6 +15,7 @@ from quickbloom.common.errors import ConfigError
 from quickbloom.common.files import check_name
 from quickbloom.common.maths.kernels.compiler import find_compiler
 from quickbloom.common.maths.kernels.compiler import remark as kernel_remark
+from quickbloom.common.personal.trust import PLACES
 from quickbloom.common.system import loopback, temporary
 from quickbloom.common.system.extras import needs
 from quickbloom.common.system.terminal import say
@@ -139,6 +140,9 @@ def check_locally(config: RunConfig, settings: dict[str, Scalar], nodes: int) ->
     """
     if config.min_nodes > nodes:
         raise ConfigError(f"`min-nodes` must be at most `--nodes` ({nodes}), got {config.min_nodes}")
+    for place in PLACES:
+        if named := settings.get(place):  # Flower's processes run elsewhere
+            settings[place] = str(Path(str(named)).expanduser().absolute())
     data_dir = resolve_data_dir(config.data_dir).absolute()
     settings["data-dir"] = str(data_dir)
     _, remarks = check_with_data(config, data_dir)

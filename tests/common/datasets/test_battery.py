@@ -80,7 +80,7 @@ def test_shapes_and_types_agree_with_the_spec(dataset: Dataset) -> None:
     for task in some_tasks(dataset):
         for part in (part for draw in all_draws(dataset, task) for part in parts(draw)):
             assert (part.x.dtype, part.x.shape[1:]) == (torch.int64 if spec.tokens else torch.float32, spec.input_shape)
-            assert ((part.x >= 0) & (part.x < spec.outputs)).all() if spec.tokens else torch.isfinite(part.x).all()
+            assert ((part.x >= 0) & (part.x < spec.tokens)).all() if spec.tokens else torch.isfinite(part.x).all()
             assert part.weight.dtype == torch.float32
             assert torch.equal(part.weight, torch.ones(len(part.x)))
             if spec.kind == "regression":

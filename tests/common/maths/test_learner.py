@@ -67,13 +67,37 @@ def test_initial_hands_out_copies_of_the_modules_parameters() -> None:
     assert not learner.initial()["weight"].requires_grad
 
 
-def test_a_module_with_running_buffers_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match=r"buffer `1\.running_mean`.*group norm"):
-        Learner(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), "classification")
+def test_running_statistics_are_used_and_never_updated() -> None:
+    norm = nn.BatchNorm1d(1, affine=False)
+    norm.running_mean, norm.running_var = torch.tensor([2.0]), torch.tensor([4.0 - norm.eps])
+    learner = Learner(nn.Sequential(nn.Linear(1, 1, bias=False), norm), "regression")
+    x = torch.tensor([[2.0], [6.0]])
+    for _ in range(2):  # ((1 * x) - 2) / 2
+        assert torch.allclose(learner.apply({"0.weight": torch.ones(1, 1)}, x), torch.tensor([[0.0], [2.0]]))
+    assert norm.num_batches_tracked == 0
+
+
+def test_what_is_frozen_is_no_parameter() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)).requires_grad_(False)
+    module[1].bias.requires_grad_(True)
+    learner = Learner(module, "regression")
+    assert set(learner.initial()) == {"1.bias"}
+    assert sorted(learner.constants) == ["0.bias", "0.weight", "1.weight"]
+    learner.drop_numbers()
+    assert module[1].bias.is_meta
+    assert not module[1].weight.is_meta
+    expected = module[0](torch.ones(1, 2)) @ module[1].weight.T + 3
+    assert torch.equal(learner.apply({"1.bias": torch.tensor([3.0])}, torch.ones(1, 2)), expected)
 
 
 @pytest.mark.parametrize(
-    ("norm", "mixes"), [(nn.BatchNorm1d(4, track_running_stats=False), True), (nn.GroupNorm(2, 4), False), (nn.ReLU(), False)]
+    ("norm", "mixes"),
+    [
+        (nn.BatchNorm1d(4), False),
+        (nn.BatchNorm1d(4, track_running_stats=False), True),
+        (nn.GroupNorm(2, 4), False),
+        (nn.ReLU(), False),
+    ],
 )
 def test_only_batch_norm_mixes_the_examples_of_a_batch(norm: nn.Module, mixes: bool) -> None:
     assert Learner(nn.Sequential(nn.Linear(4, 4), norm), "regression").mixes_examples is mixes

@@ -47,7 +47,7 @@ SPECS = st.builds(
     kind=st.sampled_from(["classification", "regression"]),
     input_shape=st.lists(st.integers(1, 99), max_size=4).map(tuple),
     outputs=st.integers(1, 99),
-    tokens=st.booleans(),
+    tokens=st.integers(0, 99),
 )
 SPLIT = st.sampled_from(["", "train", "validation", "test"])
 TASKS = st.lists(
@@ -229,7 +229,7 @@ def test_every_record_and_every_field_is_needed(kind: str) -> None:
         ("roll call", "roll-call", "protocol", 99, f"it speaks protocol 99, this server speaks {PROTOCOL}"),
         ("roll call", "roll-call", "kind", "ranking", "`kind` must be classification or regression"),
         ("roll call", "roll-call", "outputs", 0, "`outputs` must be whole numbers of at least 1"),
-        ("roll call", "roll-call", "tokens", 1, "`tokens` must be true or false, got 1"),
+        ("roll call", "roll-call", "tokens", True, "`tokens` must be whole numbers of at least 0, got [True]"),
         ("roll call", "roll-call", "input-shape", [0], "`input-shape` must be whole numbers of at least 1"),
         ("roll call", "roll-call", "splits", ["dev"], "`splits` must be empty or one of"),
         ("roll call", "roll-call", "num-test", [], "cannot be read"),

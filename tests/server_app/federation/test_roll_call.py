@@ -108,8 +108,8 @@ BAD: dict[str, tuple[Fault, str]] = {
     "garbage": (lambda message, _: Message(RecordDict(), reply_to=message), "is of no use: the field 'roll-call' is missing"),
     "other release": (says(tasks(3), protocol=PROTOCOL + 1), f"it speaks protocol {PROTOCOL + 1}"),
     "tokens": (
-        says(tasks(3), DataSpec("classification", (1, 8, 8), 5, tokens=True)),
-        "the form classification of tokens (1, 8, 8) into 5, the other nodes' classification of inputs (1, 8, 8) into 5",
+        says(tasks(3), DataSpec("classification", (1, 8, 8), 5, tokens=30)),
+        "the form classification of 30 tokens (1, 8, 8) into 5, the other nodes' classification of inputs (1, 8, 8) into 5",
     ),
     "other data": (
         says(tasks(3), DataSpec("classification", (1, 9, 9), 5)),
