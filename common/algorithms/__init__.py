@@ -15,6 +15,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = registries.load(
     "imaml",
     "pfedme",
     "protonet",
+    "protomaml",
     "heads",
     "local",
     "ridge",

@@ -17,6 +17,7 @@ from quickbloom.common import registries
 from quickbloom.common.algorithms import ALGORITHMS, Algorithm
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.datasets.base import DataSpec
+from quickbloom.common.datasets.own import is_encoded
 from quickbloom.common.engine.round import TaskWork, evaluate, run_round
 from quickbloom.common.errors import ConfigError, in_one_line
 from quickbloom.common.maths.batch import Batch, TaskData
@@ -79,7 +80,7 @@ def _build_learner(config: RunConfig, spec: DataSpec, *, bare: bool) -> tuple[Le
     chosen, model = ALGORITHMS[config.algorithm], _model_of(config, spec)
     outputs = chosen.model_outputs(config.table(config.algorithm), spec.outputs)
     _check_inputs(model, spec)
-    own_size = MODELS[model].embedding(config.table(model)) if chosen.embeds and model in MODELS else 0
+    own_size = MODELS[model].embedding(config.table(model), spec.input_shape) if chosen.embeds and model in MODELS else 0
     bare = bare and config.trainable == ALL and not MODELS[model].pretrained
     # On the device "meta" tensors have shapes and no numbers.
     with torch.device("meta") if bare else nullcontext():
@@ -108,8 +109,11 @@ def _size(learner: Learner) -> int:
 def model_for(spec: DataSpec, algorithm: str) -> str:
     """Return the model recommended for inputs of this shape: conv4 for images that are large enough, else the algorithm's own.
 
-    It depends on what server and nodes both know.
+    For the features of a frozen encoder it is a linear one, or starts from them as they are: fresh layers lose to that. It
+    depends on what server and nodes both know.
     """
+    if is_encoded(spec) and ALGORITHMS[algorithm].model_for_tables != "linear":
+        return "residual"
     images = len(spec.input_shape) == 3 and min(spec.input_shape[1:]) >= SMALLEST_SIDE
     return "conv4" if images else ALGORITHMS[algorithm].model_for_tables
 

@@ -18,6 +18,7 @@ MODELS: dict[str, type[Model]] = registries.load(
     "resnet",
     "sine",
     "linear",
+    "residual",
     "lstm",
 )
 

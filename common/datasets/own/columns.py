@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from quickbloom.common.datasets.base import DataSpec
 from quickbloom.common.datasets.own import encoded
 from quickbloom.common.datasets.own.dates import Order, cyclic, of_typed, read_moments
 from quickbloom.common.datasets.own.encoded import FEATURES, Encoded
@@ -137,6 +138,14 @@ class Schema:
         """Whether there is a column, or a target, to standardise."""
         kinds = {kind for name, kind in self.features.items() if name != PIXELS}
         return not self.classes or bool(self.encoder) or not kinds.isdisjoint((NUMBER, DATE, TIME))
+
+
+def is_encoded(spec: DataSpec) -> bool:
+    """Return whether the inputs of these data are features of a frozen encoder."""
+    try:
+        return bool(spec.schema) and bool(Schema.from_json(spec.schema).encoder)
+    except DataError:  # a data set of other origin has a schema of its own
+        return False
 
 
 def _is_finite(number: object) -> bool:
