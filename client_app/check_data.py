@@ -10,7 +10,7 @@ from quickbloom.common.config.run import Scalar, parse_run_config
 from quickbloom.common.datasets.base import left_out_in_words
 from quickbloom.common.datasets.own import Own, OwnOptions, task_of_file
 from quickbloom.common.datasets.own.columns import categories
-from quickbloom.common.datasets.own.encoded import FEATURES, Encoded, parts
+from quickbloom.common.datasets.own.encoded import FEATURES, TOKENS, Encoded, parts
 from quickbloom.common.datasets.own.files.parquet_file import Unusable
 from quickbloom.common.datasets.own.files.pictures import Pictures
 from quickbloom.common.datasets.own.numbers import read_numbers
@@ -72,6 +72,8 @@ def _column(own: Own, name: str) -> str:
     column, kind = own.table[name], own.schema.features.get(name, "")
     if isinstance(column, Unusable):
         return f"column {name}: neither numbers nor text, not used"
+    if kind == TOKENS:
+        return f"column {name}: text, as at most {own.spec.input_shape[0]} of {own.spec.tokens} token ids"
     if kind == FEATURES:
         number, size = own.features_of(name)
         return f"column {name}: {number} different of {len(column)}, each encoded as {size} features of unit length"
@@ -136,6 +138,8 @@ def show_rows(own: Own, count: int) -> Iterator[str]:
 
 
 def _inputs_in_words(own: Own, x: Array) -> str:
+    if own.spec.tokens:
+        return "token ids " + " ".join(str(int(one)) for one in x)
     if own.has_pixels:
         return f"pixels {x.shape}, {x.min():.3g} .. {x.max():.3g}, mean {x.mean():.3g}"
     names = []

@@ -9,18 +9,19 @@ from numpy.typing import NDArray
 from quickbloom.common import scores
 from quickbloom.common.baselines import own_ridge
 from quickbloom.common.baselines.global_ridge import GlobalModel
-from quickbloom.common.baselines.simple import class_shares, nearest, sure
+from quickbloom.common.baselines.simple import class_shares, nearest, nearest_mean, sure
 from quickbloom.common.maths.batch import Batch, TaskData
 
 Array = NDArray[np.float64]
 
-BASELINES = ("constant", "last", "nearest", "own", "global", "global_offset")
+BASELINES = ("constant", "last", "nearest", "prototypes", "own", "global", "global_offset")
 CONTENDERS = ("before", "after", *BASELINES)
 """In the order of the rows of `scores_of_draw`. `before`, `after`: the trained model, without and with adaptation."""
 
 TITLES = {
     "last": "last own value",
     "nearest": "nearest own row",
+    "prototypes": "nearest own class mean",
     "own": "ridge, own rows",
     "global": "ridge, all users",
     "global_offset": "... plus own offset",
@@ -29,6 +30,7 @@ TITLES = {
 IN_WORDS = {
     "last": "the user's last value",
     "nearest": "the user's nearest row",
+    "prototypes": "the nearest mean of the user's own rows of each class",
     "own": "ridge regression on the user's own rows alone",
     "global": "one ridge regression for all users",
     "global_offset": "one ridge regression for all users, with an offset for each",
@@ -78,6 +80,7 @@ def _with_classes(
     if draw.support.x.is_floating_point():
         support, x = inputs_of(draw.support), inputs_of(draw.test)
         yield "nearest", sure(labels[nearest(support, x)], classes, len(labels)), None
+        yield "prototypes", sure(nearest_mean(support, labels, x), classes, len(labels)), None
         yield "own", softmax(own_ridge.fit_classes(support, labels, classes).outputs(x)), None
         if shared is not None:
             logits = shared.outputs(x)

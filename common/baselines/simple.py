@@ -1,4 +1,4 @@
-"""Baselines without a fit: a constant, the last value, the nearest example of the task's own support."""
+"""Baselines without a fit: a constant, the last value, the nearest example or class mean of the task's own support."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,14 @@ def nearest(support: Array, x: Array) -> NDArray[np.int64]:
     step = max(1, _PIECE // max(1, len(support)))
     found = [(squares - 2 * x[at : at + step] @ support.T).argmin(axis=1) for at in range(0, len(x), step)]
     return np.concatenate(found) if found else np.array([], dtype=np.int64)
+
+
+def nearest_mean(support: Array, labels: NDArray[np.int64], x: Array) -> NDArray[np.int64]:
+    """Return the class whose mean of `support` [m, d] is nearest, for every row of `x` [n, d]: prototypes of plain inputs."""
+    shown = np.unique(labels)
+    means = np.stack([support[labels == label].mean(axis=0) for label in shown])
+    found: NDArray[np.int64] = shown[nearest(means, x)]
+    return found
 
 
 def sure(labels: NDArray[np.int64], classes: int, examples: int) -> Array:

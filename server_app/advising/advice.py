@@ -12,7 +12,7 @@ from quickbloom.common.metric import Metric
 from quickbloom.server_app.advising.trials import Trial
 from quickbloom.server_app.reporting.against_baselines import in_words
 
-OWN_ROWS = ("constant", "last", "nearest", "own")
+OWN_ROWS = ("constant", "last", "nearest", "prototypes", "own")
 """Baselines that need no federation."""
 ONE_MODEL = ("global", "global_offset")
 _HARDLY = 0.005

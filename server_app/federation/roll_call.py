@@ -269,9 +269,10 @@ def _difference(odd: DataSpec, spec: DataSpec) -> str:
 def _other_columns(odd: Schema, agreed: Schema) -> str:
     """Return why a node with these columns or classes is refused, and how to mend it."""
     if odd.encoder and agreed.encoder and odd.encoder != agreed.encoder:
+        hashes = odd.encoder["digest"], agreed.encoder["digest"]
         return as_told(
-            f"its encoder has the SHA-256 {odd.encoder['digest']}, the other nodes' {agreed.encoder['digest']}: all need the "
-            "same files of weights, tokenizer and configuration, and the same `own.encoder-pooling`",
+            f"its encoder or tokenizer has the SHA-256 {hashes[0]}, the other nodes' {hashes[1]}: all need the same files of "
+            "weights, tokenizer and configuration, and the same `own.encoder-pooling`",
             600,
         )
     kinds = [name for name, kind in agreed.features.items() if odd.features.get(name, kind) not in ("", kind)]

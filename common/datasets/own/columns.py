@@ -15,7 +15,7 @@ import numpy as np
 from quickbloom.common.datasets.base import DataSpec
 from quickbloom.common.datasets.own import encoded
 from quickbloom.common.datasets.own.dates import Order, cyclic, of_typed, read_moments
-from quickbloom.common.datasets.own.encoded import FEATURES, Encoded
+from quickbloom.common.datasets.own.encoded import FEATURES, TOKENS, Encoded, Tokens
 from quickbloom.common.datasets.own.files.parquet_file import Unusable
 from quickbloom.common.datasets.own.files.pictures import Pictures
 from quickbloom.common.datasets.own.files.tables import PIXELS, Table
@@ -40,8 +40,9 @@ LARGEST_NUMBER = 1e30
 _TYPED = {"M": DATE}
 """Kinds of columns with a typed content. Durations are numbers, of days."""
 
-Inputs = dict[str, Array | Places | Encoded]
-"""Columns of a model's inputs: float64 numbers (NaN: missing), places among categories, features of an encoder, or pixels."""
+Inputs = dict[str, Array | Places | Encoded | Tokens]
+"""Columns of a model's inputs: float64 numbers (NaN: missing), places among categories, features of an encoder, token
+ids, or pixels."""
 
 
 class MixedColumnError(DataError):
@@ -103,7 +104,7 @@ class Schema:
         if not all(isinstance(text, str) and is_text(text) for text in texts):
             raise TypeError("a schema is made of text")
         if (
-            not set(self.features.values()) <= {NUMBER, DATE, TIME, TEXT, EMPTY, FEATURES}
+            not set(self.features.values()) <= {NUMBER, DATE, TIME, TEXT, EMPTY, FEATURES, TOKENS}
             or not {*self.cyclic} <= self.features.keys()
         ):
             raise ValueError("every feature has a kind")
@@ -119,8 +120,10 @@ class Schema:
             isinstance(scale, list) and len(scale) == 2 and all(map(_is_finite, scale)) and scale[1] > 0 for scale in scales
         ):
             raise ValueError("a scale is a mean and a deviation above 0")
-        if not _is_encoder(self.encoder) or bool(self.encoder) != (FEATURES in self.features.values()):
-            raise ValueError("an encoder has a digest and a size, and belongs to columns of features")
+        if not _is_encoder(self.encoder) or bool(self.encoder) != bool({FEATURES, TOKENS} & {*self.features.values()}):
+            raise ValueError("an encoder has a digest and a size, and belongs to columns of features or tokens")
+        if TOKENS in self.features.values() and len(self.features) > 1:
+            raise ValueError("token ids are the only input")
         if not isinstance(self.scales, dict) or len(self.scales) > MOST_KEYS:
             raise TypeError("scales are by column")
         return self
@@ -128,7 +131,7 @@ class Schema:
     @property
     def numeric_inputs(self) -> set[str]:
         """Names of the inputs that are standardised."""
-        kinds = {name: kind for name, kind in self.features.items() if kind not in (TEXT, FEATURES) and name != PIXELS}
+        kinds = {name: kind for name, kind in self.features.items() if kind not in (TEXT, FEATURES, TOKENS) and name != PIXELS}
         places = (cyclic(name, kinds[name], np.array([])) for name in self.cyclic)
         features = (encoded.parts(name, self.encoder["size"]) for name, kind in self.features.items() if kind == FEATURES)
         return {*kinds, *(name for found in (*places, *features) for name in found)}
@@ -137,13 +140,13 @@ class Schema:
     def has_numbers(self) -> bool:
         """Whether there is a column, or a target, to standardise."""
         kinds = {kind for name, kind in self.features.items() if name != PIXELS}
-        return not self.classes or bool(self.encoder) or not kinds.isdisjoint((NUMBER, DATE, TIME))
+        return not self.classes or FEATURES in kinds or not kinds.isdisjoint((NUMBER, DATE, TIME))
 
 
 def is_encoded(spec: DataSpec) -> bool:
     """Return whether the inputs of these data are features of a frozen encoder."""
     try:
-        return bool(spec.schema) and bool(Schema.from_json(spec.schema).encoder)
+        return bool(spec.schema) and FEATURES in Schema.from_json(spec.schema).features.values()
     except DataError:  # a data set of other origin has a schema of its own
         return False
 
@@ -166,7 +169,7 @@ def _is_encoder(found: object) -> bool:
 class Reading:
     """How to read the cells of a file, from the settings. `extra_missing`: in lower case.
 
-    `encoder`, `pooling`: those of `own.encoder` and `own.encoder-pooling`.
+    `encoder`, `pooling`, `tokenizer`: those of `own.encoder`, `own.encoder-pooling` and `own.tokenizer`.
     """
 
     path: str
@@ -174,6 +177,7 @@ class Reading:
     extra_missing: Collection[str] = ()
     encoder: str = ""
     pooling: str = "auto"
+    tokenizer: str = ""
 
 
 def find_kind(table: Table, name: str, reading: Reading, advice: str = "") -> str:
@@ -277,6 +281,9 @@ def make_inputs(table: Table, schema: Schema, reading: Reading, rows: Array | No
     features, result = _encoded(table, schema, reading, rows), Inputs()
     for name, kind in schema.features.items():
         require(table, name, reading.path, typed=False)
+        if kind == TOKENS:
+            result[name] = _tokens(table, name, schema, reading, rows)
+            continue
         if kind == FEATURES:
             result |= {name: features[name]} if name in features else {}
             continue
@@ -290,6 +297,18 @@ def make_inputs(table: Table, schema: Schema, reading: Reading, rows: Array | No
         if name in schema.cyclic:
             result |= cyclic(name, kind, column)
     return result
+
+
+def _tokens(table: Table, name: str, schema: Schema, reading: Reading, rows: Array | None) -> Tokens:
+    digest, length = schema.encoder["digest"], schema.encoder["size"]
+    if not reading.tokenizer:
+        raise DataError(f"the inputs come from a tokenizer with the SHA-256 {digest}: set `own.tokenizer` to its directory")
+    if (found := encoded.token_facts(reading.tokenizer, length)["digest"]) != digest:
+        raise DataError(
+            f"the tokenizer in '{reading.tokenizer}' has the SHA-256 {found}, the other nodes' has {digest}: all need the same file"
+        )
+    text = categories(usable(table, name), reading.extra_missing)
+    return encoded.tokenized(reading.tokenizer, length, text if rows is None else text.take(rows).mapped(str))
 
 
 def _encoded(table: Table, schema: Schema, reading: Reading, rows: Array | None) -> Inputs:

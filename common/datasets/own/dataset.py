@@ -35,7 +35,7 @@ from quickbloom.common.datasets.own.columns import (
     require,
     usable,
 )
-from quickbloom.common.datasets.own.encoded import FEATURES, Encoded, facts_of
+from quickbloom.common.datasets.own.encoded import FEATURES, TOKENS, Encoded, Tokens, facts_of, token_facts
 from quickbloom.common.datasets.own.files.image_arrays import NO_SCALE, choose_images, is_beyond_white, white_of
 from quickbloom.common.datasets.own.files.tables import PIXELS, Table, read_table
 from quickbloom.common.datasets.own.options import OwnOptions, listed, quoted
@@ -161,7 +161,7 @@ class Own(FixedSplitDataset):
             require(table, name, options.path)
         self._encoded_columns = self._columns_to_encode(features)
         kinds = {name: self._kind_of(name, categorical) for name in features}
-        facts = facts_of(find_encoder(self._reading)) if FEATURES in kinds.values() else {}
+        facts = self._facts(set(kinds.values()))
         texts = [name for name, kind in kinds.items() if kind == TEXT]
         least, most = options.vocabulary_min_count, keys_of_each(options.vocabulary_limit, len(texts))
         vocabularies = {name: make_vocabulary(table, name, self._reading, least, most) for name in texts}
@@ -172,7 +172,7 @@ class Own(FixedSplitDataset):
 
     def _kind_of(self, name: str, categorical: list[str]) -> str:
         if name in self._encoded_columns:
-            return FEATURES
+            return FEATURES if self.options.encoder else TOKENS
         if name == PIXELS:
             return NUMBER
         return TEXT if name in categorical else find_kind(self.table, name, self._reading)
@@ -183,10 +183,18 @@ class Own(FixedSplitDataset):
         texts = listed(options.text, self.table)
         for name in texts:
             require(self.table, name, options.path)
-        if texts and not options.encoder:
-            raise DataError("`own.text` names columns of text, which need an encoder: set `own.encoder` to sentence:DIRECTORY")
+        if texts and not options.encoder and not options.tokenizer:
+            raise DataError(
+                "`own.text` names columns of text, which need an encoder, such as `own.encoder=sentence:DIRECTORY`, or, for a "
+                "model that reads text itself, `own.tokenizer=DIRECTORY`"
+            )
+        if options.tokenizer and (options.encoder or texts != features):
+            raise DataError(
+                "`own.tokenizer` is for a model that reads one column of text and nothing else: name it with `own.text` and with "
+                "`own.features`, and no `own.encoder`"
+            )
         if not options.encoder:
-            return []
+            return texts
         if texts:
             if foreign := [name for name in texts if name not in features]:
                 raise DataError(f"`own.text` must name columns to predict from, got `{foreign[0]}`")
@@ -201,6 +209,12 @@ class Own(FixedSplitDataset):
                 raise DataError(f"`own.encoder={options.encoder}` reads images, and '{options.path}' holds none")
             return [PIXELS]
         return [name for name in features if find_kind(self.table, name, self._reading) == NUMBER]
+
+    def _facts(self, kinds: set[str]) -> dict[str, Any]:
+        """Return `Schema.encoder`."""
+        if TOKENS in kinds:
+            return token_facts(self.options.tokenizer, self.options.tokens)
+        return facts_of(find_encoder(self._reading)) if FEATURES in kinds else {}
 
     def _pick_features(self, target: str) -> list[str]:
         options, reserved = self.options, self._reserved | {target}
@@ -222,7 +236,8 @@ class Own(FixedSplitDataset):
             shape = tuple(self._pixels.shape[1:])
         else:
             shape = (sum(1 if isinstance(column, np.ndarray) else column.size for column in self.inputs.values()),)
-        return DataSpec(self.kind, shape, len(self.classes) or 1, schema=self.schema.to_json())
+        tokens = next((column.vocabulary for column in self.inputs.values() if isinstance(column, Tokens)), 0)
+        return DataSpec(self.kind, shape, len(self.classes) or 1, tokens, self.schema.to_json())
 
     def features_of(self, name: str) -> tuple[int, int]:
         """Return of a column of features (different examples, features of each). All numbers that are encoded are one."""
@@ -364,7 +379,7 @@ class Own(FixedSplitDataset):
             found = self.inputs.get(name)
             if found is None:  # the features of another column are those of this one as well
                 continue
-            if isinstance(found, Encoded):
+            if isinstance(found, Encoded | Tokens):
                 columns.append(found.text)
             elif isinstance(found, Places):
                 columns.append(categories(usable(self.table, name), self._reading.extra_missing))
@@ -422,7 +437,7 @@ class _OnDemand(dict[str, _Made]):
 def reading_of(options: OwnOptions) -> Reading:
     """Return how to read the cells of a file under these settings."""
     missing = {word.casefold() for word in listed(options.missing)}
-    return Reading(options.path, options.date_order, missing, options.encoder, options.encoder_pooling)
+    return Reading(options.path, options.date_order, missing, options.encoder, options.encoder_pooling, options.tokenizer)
 
 
 def _of_rows(inputs: Inputs, rows: Array) -> Inputs:

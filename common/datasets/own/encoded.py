@@ -7,6 +7,7 @@ a sentence). They then get the length of a row of sixteen standardised numbers, 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,13 @@ from quickbloom.common.datasets.own.files.pictures import ArrayPictures, Picture
 from quickbloom.common.datasets.own.scales import Moments
 from quickbloom.common.datasets.own.text import Array, Text
 from quickbloom.common.encoders import Encoder, load_encoder
+from quickbloom.common.encoders.base import digest_of, existing
 from quickbloom.common.encoders.encoding import Rows, Texts, encode_all
+from quickbloom.common.encoders.tokens import FILE, Tokenizer
 from quickbloom.common.errors import DataError
 
-FEATURES = "features"
-"""Kind of a column that is encoded."""
+FEATURES, TOKENS = "features", "tokens"
+"""Kinds of a column that is encoded, and of a text as token ids."""
 LENGTH = 4.0
 """Length of an example's features as inputs: the square root of 16."""
 _LEAST = 1e-12
@@ -69,6 +72,59 @@ class Encoded:
         found = self.features[self.codes[there]]
         result[there] = LENGTH * (unit_length(found - np.asarray(mean, dtype=np.float32)) if len(mean) else found)
         return result
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A column of texts as token ids, for a model that reads text itself. `ids`: int64 [different, length]; `codes`: as above.
+
+    `contents`: the different texts; `vocabulary`: how many ids there are.
+    """
+
+    ids: Array
+    codes: Array
+    contents: list[str]
+    vocabulary: int
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def size(self) -> int:
+        return int(self.ids.shape[1])
+
+    @property
+    def text(self) -> Text:
+        """The column as text, equal for equal texts."""
+        return Text(self.codes, self.contents)
+
+    def take(self, rows: Array) -> "Tokens":
+        """Return the column restricted to `rows`."""
+        return Tokens(self.ids, self.codes[rows], self.contents, self.vocabulary)
+
+    def inputs(self) -> Array:
+        """Return int64 [rows, length]; an empty cell is the empty text, the last of `ids`."""
+        found: Array = self.ids[self.codes]
+        return found
+
+
+@lru_cache(maxsize=4)
+def find_tokenizer(directory: str) -> Tokenizer:
+    """Return the tokenizer in a directory. Raises ConfigError."""
+    return Tokenizer(existing(directory, directory) / FILE)
+
+
+def token_facts(directory: str, length: int) -> dict[str, Any]:
+    """Return what all nodes must agree on about a tokenizer: `Schema.encoder`."""
+    tokenizer = find_tokenizer(directory)
+    return {"digest": digest_of({"vocabulary": tokenizer.vocabulary}, tokenizer.file), "size": length}
+
+
+def tokenized(directory: str, length: int, text: Text) -> Tokens:
+    """Return a column of texts as token ids, each cut at `length`. Raises ConfigError."""
+    tokenizer = find_tokenizer(directory)
+    ids, _ = tokenizer.padded([*text.values, ""], length)
+    return Tokens(ids, text.codes, text.values, tokenizer.vocabulary)
 
 
 def facts_of(encoder: Encoder) -> dict[str, Any]:

@@ -34,7 +34,12 @@ class OwnOptions(Options):
     encoder_pooling: Literal["auto", "mean", "class", "last"] = Field(
         "auto", description="how an encoder's states of a sequence become one example's features; auto: as its files say"
     )
-    text: str = Field("", description='columns of text for the encoder, with commas between them; "": none')
+    text: str = Field("", description='columns of text for the encoder, or the tokenizer, with commas between them; "": none')
+    tokenizer: str = Field(
+        "",
+        description='directory whose tokenizer.json makes token ids of a column, for a model that reads text itself; "": none',
+    )
+    tokens: int = Field(32, ge=1, le=512, description="most tokens of a text, for a model that reads text itself")
     shots: int = Field(0, ge=0, description="support examples per class (regression: in all) of a task; 0: 40 % of its rows")
     missing: str = Field("", description="more words that mean a missing value, such as none, with commas between them")
     categorical: str = Field(

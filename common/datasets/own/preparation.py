@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from quickbloom.common.datasets.own.columns import Inputs
-from quickbloom.common.datasets.own.encoded import Encoded, mean_of
+from quickbloom.common.datasets.own.encoded import Encoded, Tokens, mean_of
 from quickbloom.common.datasets.own.files.image_arrays import inputs_of
 from quickbloom.common.datasets.own.files.tables import PIXELS
 from quickbloom.common.datasets.own.scales import LEAST_SPREAD
@@ -73,12 +73,14 @@ class Preparation:
         return self.features == (PIXELS,) and not self.encoded
 
     def encode(self, inputs: Inputs) -> Array:
-        """Return float32 inputs [rows, ...] of the columns `features`.
+        """Return float32 inputs [rows, ...] of the columns `features`, or int64 token ids [rows, length].
 
         A missing number becomes the support's mean, which is 0.
         """
         if self.images:
             return inputs_of(self._numbers(inputs, PIXELS), self.brightest)
+        if isinstance(only := inputs[self.features[0]], Tokens):
+            return only.inputs()
         blocks = [self._block(inputs, name) for name in self.features]
         return np.concatenate(blocks, axis=1).astype(np.float32)
 
@@ -86,6 +88,7 @@ class Preparation:
         column = inputs[name]
         if isinstance(column, Places):
             return column.one_hot()
+        assert not isinstance(column, Tokens)
         if isinstance(column, Encoded):
             return column.inputs(self.encoded[name])
         scaled: Array = np.clip(self.numbers[name].apply(column), -_MOST, _MOST)

@@ -33,7 +33,8 @@ def plain_loss(weights: Weights, batch: Batch) -> Tensor:
 def plain_objective(theta: Weights, episode: Episode, *, through: bool) -> Tensor:
     phi: Weights = [*theta, *plain_head(theta, episode.support)]
     for _ in range(STEPS):
-        at = phi if through else [value.detach().requires_grad_() for value in phi]
+        # Copies, since the inner gradient is by embedding and head apart, although the head was made from the embedding.
+        at = [value + 0 for value in phi] if through else [value.detach().requires_grad_() for value in phi]
         slopes = torch.autograd.grad(plain_loss(at, episode.support), at, create_graph=through)
         phi = [value - LR * slope for value, slope in zip(phi, slopes, strict=True)]
     return plain_loss(phi, episode.query)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quickbloom.common.datasets.own.columns import categories, usable
-from quickbloom.common.datasets.own.encoded import Encoded
+from quickbloom.common.datasets.own.encoded import Encoded, Tokens
 from quickbloom.common.datasets.own.files.tables import PIXELS
 from quickbloom.common.datasets.own.remarks.grouped import Grouped
 from quickbloom.common.datasets.own.text import Array
@@ -83,11 +83,11 @@ def _holds_measurements(data: Own, grouped: Grouped) -> bool:
     return min(chances) < _MEASUREMENT and float(np.prod(chances)) * len(grouped) < _SHARE
 
 
-def _cells(column: Array | Places | Encoded) -> Array:
+def _cells(column: Array | Places | Encoded | Tokens) -> Array:
     """Return a number for every cell, equal for equal cells."""
     if isinstance(column, Places):
         return column.at
-    return column.codes if isinstance(column, Encoded) else column
+    return column.codes if isinstance(column, Encoded | Tokens) else column
 
 
 def _chance(cells: Array) -> float:
@@ -128,7 +128,7 @@ def _columns(data: Own) -> Iterator[tuple[Array, float]]:
         column = data.inputs.get(name)
         if column is None:  # the features of another column are those of this one as well
             continue
-        if isinstance(column, Encoded):
+        if isinstance(column, Encoded | Tokens):
             found.append((column.codes.astype(np.float64), 0.0))
         elif isinstance(column, Places):
             found.append((categories(usable(data.table, name)).codes.astype(np.float64), 0.0))
