@@ -79,7 +79,14 @@ def bert(folder: Path, seed: int = 0) -> Path:
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        settings = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-        BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=32, **settings)).save_pretrained(folder)
+        config = BertConfig(
+            vocab_size=len(WORDS),
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=32,
+        )
+        BertModel(config).save_pretrained(folder)
     tokenizer(folder)
     return folder

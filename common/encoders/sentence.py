@@ -4,7 +4,9 @@ Weights are read from safetensors alone. A directory of sentence-transformers sa
 features of a sentence: by pooling, and perhaps at unit length.
 """
 
+import json
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +60,6 @@ def _modules(directory: Path) -> list[str]:
     file = directory / "modules.json"
     if not file.is_file():
         return []
-    import json
-
     try:
         parts = [str(part["type"]).rpartition(".")[2] for part in json.loads(file.read_text(encoding="utf-8"))]
     except (ValueError, KeyError, TypeError, OSError) as error:
@@ -73,7 +73,7 @@ def _modules(directory: Path) -> list[str]:
 
 
 def _model(transformers: Any, directory: Path) -> Any:
-    from transformers.utils import logging
+    logging: Any = import_module("transformers.utils.logging")
 
     shows = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

@@ -31,7 +31,7 @@ class Model(ABC):
 
     @classmethod
     def embedding(cls, options: Any, input_shape: tuple[int, ...]) -> int:
-        """Return the size of the embedding that the model gives of such inputs without a layer to its outputs; 0: it gives none.
+        """Return the size of the embedding that the model gives without a layer to its outputs; 0: it gives none.
 
         Raises ConfigError if the model's files cannot be used.
         """

@@ -305,7 +305,8 @@ def _tokens(table: Table, name: str, schema: Schema, reading: Reading, rows: Arr
         raise DataError(f"the inputs come from a tokenizer with the SHA-256 {digest}: set `own.tokenizer` to its directory")
     if (found := encoded.token_facts(reading.tokenizer, length)["digest"]) != digest:
         raise DataError(
-            f"the tokenizer in '{reading.tokenizer}' has the SHA-256 {found}, the other nodes' has {digest}: all need the same file"
+            f"the tokenizer in '{reading.tokenizer}' has the SHA-256 {found}, the other nodes' has {digest}: all need "
+            "the same file"
         )
     text = categories(usable(table, name), reading.extra_missing)
     return encoded.tokenized(reading.tokenizer, length, text if rows is None else text.take(rows).mapped(str))

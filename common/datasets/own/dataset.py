@@ -190,8 +190,8 @@ class Own(FixedSplitDataset):
             )
         if options.tokenizer and (options.encoder or texts != features):
             raise DataError(
-                "`own.tokenizer` is for a model that reads one column of text and nothing else: name it with `own.text` and with "
-                "`own.features`, and no `own.encoder`"
+                "`own.tokenizer` is for a model that reads one column of text and nothing else: name it with `own.text` and "
+                "with `own.features`, and no `own.encoder`"
             )
         if not options.encoder:
             return texts

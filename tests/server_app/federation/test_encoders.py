@@ -209,7 +209,7 @@ def test_pictures_of_any_size_reach_the_encoder_in_colour(tmp_path: Path, kind: 
                 Image.new("RGB", size, colour).save(made)
                 rows.append((user, label, colour))
     if kind == "array":
-        pixels = np.array([np.broadcast_to(np.uint8(colour), (9, 9, 3)) for _, _, colour in rows])
+        pixels = np.array([np.broadcast_to(np.array(colour, dtype=np.uint8), (9, 9, 3)) for _, _, colour in rows])
         path = tmp_path / "pictures.npz"
         np.savez(path, image=pixels, task=[row[0] for row in rows], label=[row[1] for row in rows])
     own = Own(OwnOptions(path=str(path), encoder=encoder), Path(), whole=True)
@@ -257,4 +257,5 @@ def test_an_encoder_of_another_kind_than_the_data_is_refused(tmp_path: Path, opt
     if "encoder" in options:
         options = options | {"encoder": f"onnx:{made[options['encoder']]()}"}
     with pytest.raises(DataError, match=said):
-        Own(OwnOptions(path=str(sentences(tmp_path / "A.csv", "AB")), task_column="user", **options), Path())
+        settings = {"path": str(sentences(tmp_path / "A.csv", "AB")), "task-column": "user", **options}
+        Own(OwnOptions.model_validate(settings), Path())
