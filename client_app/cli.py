@@ -83,6 +83,9 @@ def adapt(
     folds: Annotated[
         int, typer.Option(help="Folds, at most, of the cross-validation that scores the model; 0: no score.", min=0)
     ] = 5,
+    own_rows: Annotated[
+        bool, typer.Option(help="Let ridge or a constant on these rows alone be the model, where that is clearly better.")
+    ] = True,
     trust: Trusted = None,
 ) -> None:
     """Make a trained model your own, offline: adapt it to all rows of your file. Exit code: 0 done, 2 wrong input.
@@ -92,7 +95,7 @@ def adapt(
     from quickbloom.client_app.offline.adapting import adapt as make_personal  # imports torch, which takes seconds
     from quickbloom.client_app.personal_models import in_words
 
-    for model in make_personal(checkpoint, data, output, task, target, say, trust or (), folds, time):
+    for model in make_personal(checkpoint, data, output, task, target, say, trust or (), folds, time, own_rows):
         print(one_line(in_words(model)))
 
 
