@@ -10,7 +10,7 @@ from quickbloom.client_app import secure
 from quickbloom.client_app.asked import Asked
 from quickbloom.client_app.node import Node
 from quickbloom.common.baselines.global_ridge import MOST_FEATURES, Sums
-from quickbloom.common.baselines.scoring import inputs_of, scores_of_draw
+from quickbloom.common.baselines.scoring import rows_of, scores_of_draw
 from quickbloom.common.datasets.own import Own
 from quickbloom.common.engine.predicting import predict_tests
 from quickbloom.common.maths.batch import Batch
@@ -29,7 +29,7 @@ def sums(message: Message, node: Node, state: RecordDict) -> RecordDict:
         raise WireError("no sums are sent in this run")
     draws = [node.dataset.test_draws(task_id)[0] for task_id in node.check_hosted(request.task_ids)]
     batches = [part for draw in draws for part in (draw.support, draw.query)]
-    x = np.concatenate([inputs_of(batch) for batch in batches])
+    x = np.concatenate([rows_of(batch.x) for batch in batches])
     return SumsReply(Sums.of(x, np.concatenate([_targets(batch, spec.outputs) for batch in batches]))).to_records()
 
 

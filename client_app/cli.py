@@ -99,6 +99,9 @@ def adapt(
         int, typer.Option(help="Folds, at most, of the cross-validation that scores the model; 0: no score.", min=0)
     ] = 5,
     encoder: Annotated[str, typer.Option(help="Where the encoder is here, if the run has one and it is elsewhere.")] = "",
+    own_rows: Annotated[
+        bool, typer.Option(help="Let ridge or a constant on these rows alone be the model, where that is clearly better.")
+    ] = True,
     trust: Trusted = None,
     set_: Places = None,
 ) -> None:
@@ -109,7 +112,9 @@ def adapt(
     from quickbloom.client_app.offline.adapting import adapt as make_personal  # imports torch, which takes seconds
     from quickbloom.client_app.personal_models import in_words
 
-    for model in make_personal(checkpoint, data, output, task, target, say, _named(trust, set_), folds, time, encoder):
+    for model in make_personal(
+        checkpoint, data, output, task, target, say, _named(trust, set_), folds, time, own_rows, encoder
+    ):
         print(one_line(in_words(model)))
 
 

@@ -8,11 +8,11 @@ import numpy as np
 from quickbloom.client_app.node import Node
 from quickbloom.common import scores
 from quickbloom.common.algorithms import Algorithm
-from quickbloom.common.baselines.scoring import softmax
 from quickbloom.common.datasets.own import Own
 from quickbloom.common.engine.predicting import predict_path
 from quickbloom.common.engine.round import evaluate
 from quickbloom.common.maths.batch import TaskData
+from quickbloom.common.maths.calibration import softmax
 from quickbloom.common.maths.params import Params
 from quickbloom.common.metric import Metric
 from quickbloom.common.wire.checks import WireError

@@ -21,7 +21,7 @@ from quickbloom.common.flower.names import log
 from quickbloom.common.formatting import counted
 from quickbloom.common.metric import MSE, RMSE, Metric, named
 from quickbloom.common.personal import checkpoint
-from quickbloom.common.personal.cross_validation import as_told
+from quickbloom.common.personal.cross_validation import AFTER, BEFORE, CONSTANT, OWN, as_told
 from quickbloom.common.personal.model import SUFFIX, Origin, Personal, adapt, description, is_worse, save
 from quickbloom.common.wire.messages import KeepRequest
 
@@ -94,6 +94,7 @@ def in_words(personal: Personal) -> str:
     )
 
 
+_WITHIN = ", but not by more than chance may explain: the run's model stays"
 _MAY_HELP = "more rows of this task, or more tasks in training, may help"
 
 
@@ -111,16 +112,16 @@ def _of_all_rows(personal: Personal) -> str:
         why = _TOO_FEW_IN_ORDER if forward else _TOO_FEW
         return f"{begin}: adapted in {steps}, not scored{why if found['asked'] else ''}"
     metric = named(found["name"])
-    before, after, constant = (metric.score(found[name]) for name in ("before", "after", "constant"))
     ends = {found["kept"]: _interval(found, metric)}
-    own = "" if found.get("own") is None else f"{metric.score(found['own'])} by {_RIDGE}, "
+    before, after, own, constant = (metric.score(found.get(name)) for name in (BEFORE, AFTER, OWN, CONSTANT))
     guess = "the mean of its own targets" if metric is MSE else "its most frequent class alone"
     held_out = f"cross-validated on {counted(found['test'], 'row')} in {counted(found['folds'], 'fold')}"
     held_out += _FORWARD if forward else ""
-    return (
-        f"{begin}: {metric.name} {before} before{ends.get('before', '')}, {after} after {steps}{ends.get('after', '')}, "
-        f"{own}{constant} by {guess}; {held_out}{_in_unit_of_all(found, personal)}{_verdict(found, metric, guess)}"
-    )
+    told = [f"{metric.name} {before} before{ends.get(BEFORE, '')}", f"{after} after {steps}{ends.get(AFTER, '')}"]
+    if found.get(OWN) is not None:
+        told.append(f"{own} by {_RIDGE}{ends.get(OWN, '')}")
+    told.append(f"{constant} by {guess}{ends.get(CONSTANT, '')}")
+    return f"{begin}: {', '.join(told)}; {held_out}{_in_unit_of_all(found, personal)}{_verdict(found, metric, guess)}"
 
 
 _RIDGE = "ridge on its own rows alone"
@@ -140,13 +141,15 @@ _FORWARD = ", each by a model of the rows before it"
 def _verdict(found: Mapping[str, Any], metric: Metric, guess: str) -> str:
     """Return what is to be said of the scores of a cross-validation, or ""."""
     said = ""
+    if found["kept"] in (OWN, CONSTANT):
+        return f"; {_RIDGE if found['kept'] == OWN else guess} does better, and is the personal model"
     if found["kept"] == "before":
         said = f"; adapting made it worse, so the shared model stays as it was: {_MAY_HELP}"
     elif is_worse(found["before"], found["after"], metric):
         said = f"; adapting made it worse: {_MAY_HELP}"
     score, constant, own = found[found["kept"]], found["constant"], found.get("own")
     if own is not None and _beats(own, score, metric) and _beats(own, constant, metric):
-        return f"{said}; {_RIDGE} does better"
+        return f"{said}; {_RIDGE} does better{_WITHIN if found.get('own_rows') else ''}"
     alike = score is None or (constant is not None and metric.reaches(constant, score))
     return f"{said}; {guess} does as well" if alike else said
 

@@ -27,6 +27,7 @@ def adapt(
     trust: Collection[str] = (),
     folds: int = FOLDS,
     time: str = "",
+    own_rows: bool = True,
     encoder: str = "",
 ) -> list[Personal]:
     """Adapt a checkpoint to every task of one's own file, write a personal model for each, and return the models.
@@ -42,7 +43,8 @@ def adapt(
     A model adapts to all rows of its task that have a target, one of each class being enough. What
     that is worth is estimated by cross-validation in at most `folds` folds (0: not at all), if there
     are at least four different rows; with a column of time each fold is scored by a model of the rows before it. A
-    model that adapting makes worse by it stays the shared one.
+    model that adapting makes worse by it stays the shared one, and where ridge or a constant on these rows alone is
+    better by more than a standard error, that is the personal model, unless `own_rows` is false.
     With `protonet` and `ridge` the rows may have classes that training never saw: see `StartingPoint.own_of`.
     `encoder`: where the encoder is on this machine, if the run has one and it is elsewhere.
     A task that no model can be made of is said, and left out. Raises DataError, also if that is every task, or ConfigError.
@@ -56,7 +58,7 @@ def adapt(
         say(left_out_in_words(own.left_out))
     for remark in [*own.remarks, *_on_new_classes(start.new_classes(own))]:
         say(f"Remark: {remark}")
-    models = _adapted(start, own, folds, say)
+    models = _adapted(start, own, folds, say, own_rows=own_rows)
     _write(models, Path(output).expanduser())
     return models
 
@@ -68,15 +70,15 @@ def _on_new_classes(new: list[str]) -> list[str]:
     return [f"training never saw the {said}: what the model knows of {them} is from the rows of this file alone"]
 
 
-def _adapted(start: StartingPoint, own: Own, folds: int, say: Say) -> list[Personal]:
+def _adapted(start: StartingPoint, own: Own, folds: int, say: Say, *, own_rows: bool) -> list[Personal]:
     """Return a model for every task that one can be made of, and say of which none. Raises DataError if that is every task."""
     models, failed = [], []
     for info in own.tasks():
         try:
             own_of_task = start.own_of(own, info.task_id)
             algorithm, meta = start.model_for(own_of_task.classes)
-            adapted = adapt_to_all(algorithm, meta, own_of_task, info.task_id, start.config, start.origin(), folds)
-            models.append(adapted)
+            origin, config = start.origin(), start.config
+            models.append(adapt_to_all(algorithm, meta, own_of_task, info.task_id, config, origin, folds, own_rows=own_rows))
         except DataError as error:
             failed.append(error)
     for one in failed if models else failed[:-1]:

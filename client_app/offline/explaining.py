@@ -16,6 +16,7 @@ import torch
 from quickbloom.client_app.offline.files import fits_together, for_files
 from quickbloom.client_app.offline.rows import Rows, Sources, rows_of
 from quickbloom.client_app.offline.starting_point import StartingPoint
+from quickbloom.common.algorithms import Algorithm
 from quickbloom.common.datasets.own.dates import cyclic
 from quickbloom.common.datasets.own.text import Array
 from quickbloom.common.errors import ConfigError, DataError
@@ -127,7 +128,11 @@ def explain(
     return found
 
 
-def _shared(model: Personal, start: StartingPoint) -> Params:
+_Scored = tuple[Algorithm, Params]
+"""An algorithm with personal parameters. That of a model from the own rows alone is another than that of the shared model."""
+
+
+def _shared(model: Personal, start: StartingPoint) -> _Scored:
     """Return the shared model that a personal model was adapted from. Raises DataError for the checkpoint of another."""
     origin, held = model.card["run"], start.found.facts
     if (origin["round"], origin["lineage"]) != (held["round"], held.get("lineage", "")):
@@ -137,7 +142,7 @@ def _shared(model: Personal, start: StartingPoint) -> Params:
             "`--checkpoint` out"
         )
     algorithm, meta = start.model_for(model.classes)
-    return ends_of_path(algorithm, meta, algorithm.fresh(), no_rows(model), 0.0, 0)[0]
+    return algorithm, ends_of_path(algorithm, meta, algorithm.fresh(), no_rows(model), 0.0, 0)[0]
 
 
 def _chosen(rows: Rows) -> Array:
@@ -148,11 +153,11 @@ def _chosen(rows: Rows) -> Array:
     return known
 
 
-def _explained(rows: Rows, chosen: Array, shared: Params | None, repeats: int, seed: int) -> Explanation:
+def _explained(rows: Rows, chosen: Array, shared: _Scored | None, repeats: int, seed: int) -> Explanation:
     model, batch = rows.model, rows.labelled(chosen)
     if model.preparation.images:
         raise DataError(f"the inputs of '{rows.table.path}' are images, which have no columns: predict without `--explain`")
-    both = [dict(model.tensors)] + ([] if shared is None else [shared])
+    both = [(model.algorithm, dict(model.tensors))] + ([] if shared is None else [shared])
     as_it_is = np.array([_score(model, one, batch) for one in both])
     sign = 1 if model.classes else -1
     found = []
@@ -189,9 +194,10 @@ def _shuffled(batch: Batch, places: Array, draw: np.random.Generator) -> Batch:
     return Batch(x, batch.y, batch.weight)
 
 
-def _score(model: Personal, tensors: Params, batch: Batch) -> float:
-    """Return the accuracy, or the rmse in the unit of the target."""
+def _score(model: Personal, scored: _Scored, batch: Batch) -> float:
+    """Return the accuracy, or the rmse in the unit of the target of `model`."""
+    algorithm, tensors = scored
     with torch.no_grad():
-        value = float(model.algorithm.score(tensors, batch)[1])
+        value = float(algorithm.score(tensors, batch)[1])
     target = model.preparation.target
     return math.sqrt(value) * target.deviation if target else value

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from quickbloom.common import scores
 from quickbloom.common.baselines import own_ridge
 from quickbloom.common.baselines.global_ridge import GlobalModel
 from quickbloom.common.baselines.simple import class_shares, nearest, nearest_mean, sure
-from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.maths.batch import TaskData
+from quickbloom.common.maths.calibration import softmax
 
 Array = NDArray[np.float64]
 
@@ -78,7 +80,7 @@ def _with_classes(
     yield "constant", np.tile(shares, (n, 1)), None
     yield "last", sure(np.repeat(labels[-1:], n), classes, len(labels)), None
     if draw.support.x.is_floating_point():
-        support, x = inputs_of(draw.support), inputs_of(draw.test)
+        support, x = rows_of(draw.support.x), rows_of(draw.test.x)
         yield "nearest", sure(labels[nearest(support, x)], classes, len(labels)), None
         yield "prototypes", sure(nearest_mean(support, labels, x), classes, len(labels)), None
         yield "own", softmax(own_ridge.fit_classes(support, labels, classes).outputs(x)), None
@@ -96,7 +98,7 @@ def _with_numbers(draw: TaskData, model: Outputs, shared: GlobalModel | None) ->
     yield "constant", np.full(n, numbers.mean()), None
     yield "last", np.full(n, numbers[-1]), None
     if draw.support.x.is_floating_point():
-        support, x = inputs_of(draw.support), inputs_of(draw.test)
+        support, x = rows_of(draw.support.x), rows_of(draw.test.x)
         yield "nearest", numbers[nearest(support, x)], None
         yield "own", _flat(own_ridge.fit_numbers(support, numbers).outputs(x)), None
         if shared is not None:
@@ -105,18 +107,10 @@ def _with_numbers(draw: TaskData, model: Outputs, shared: GlobalModel | None) ->
             yield "global_offset", values + (numbers - _flat(shared.outputs(support))).mean(), None
 
 
-def inputs_of(batch: Batch) -> Array:
-    """Return the inputs of a batch as rows [n, d] of float64."""
-    found: Array = batch.x.cpu().reshape(len(batch.x), -1).double().numpy()
+def rows_of(x: Tensor) -> Array:
+    """Return inputs [n, ...] as rows [n, d] of float64."""
+    found: Array = x.cpu().reshape(len(x), -1).double().numpy()
     return found
-
-
-def softmax(logits: Array) -> Array:
-    """Return probabilities [n, classes]; NaN where a row of logits is not finite above."""
-    with np.errstate(invalid="ignore"):
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        shares: Array = powers / powers.sum(axis=1, keepdims=True)
-    return shares
 
 
 def _shift(labels: NDArray[np.int64], shares: Array) -> Array:

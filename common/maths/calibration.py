@@ -14,6 +14,14 @@ UNREACHABLE = -1e20
 _HALVINGS = 60
 
 
+def softmax(logits: Array) -> Array:
+    """Return probabilities [n, classes]; NaN where a row of logits is not finite above."""
+    with np.errstate(invalid="ignore"):
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares: Array = powers / powers.sum(axis=1, keepdims=True)
+    return shares
+
+
 def smoothed(labels: NDArray[np.int64], reachable: NDArray[np.bool_]) -> Array:
     """Return what n rows allow to be sure of: (n + 1) / (n + 2) for a row's class, the rest for the others [n, classes].
 

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from quickbloom.common.algorithms import Algorithm
 from quickbloom.common.baselines.own_ridge import OwnRidge, fit_classes, fit_numbers
+from quickbloom.common.baselines.scoring import rows_of
+from quickbloom.common.baselines.simple import class_shares
 from quickbloom.common.datasets.own import Own
 from quickbloom.common.datasets.own.text import Array
 from quickbloom.common.datasets.row_order import folds as deal
 from quickbloom.common.datasets.time_order import folds as forward
 from quickbloom.common.maths.batch import Batch
-from quickbloom.common.maths.calibration import UNREACHABLE, log_loss, softmax_scale
+from quickbloom.common.maths.calibration import UNREACHABLE, log_loss, softmax, softmax_scale
 from quickbloom.common.maths.intervals import half_width, wilson
 from quickbloom.common.maths.learner import hits
 from quickbloom.common.maths.params import Params
@@ -45,8 +47,8 @@ class Scores:
     """Scores of each of `SCORED` on the rows that were held out once.
 
     `each`: by name, float64 [rows]: 1 for a right class and 0 for a wrong one, or the squared error in variances of the target
-    of all rows; infinite or NaN where a model diverged, and for ridge on very large data. For classes `outputs` are those
-    of the shared and of the adapted model, float64 [rows, classes], and `labels` [rows] what they should have said.
+    of all rows; infinite or NaN where a model diverged, and for ridge on very large data. For classes `outputs` are by name
+    the logits, float64 [rows, classes], and `labels` [rows] what they should have said.
     """
 
     each: dict[str, Array]
@@ -81,6 +83,29 @@ class Scores:
     def best(self, metric: Metric) -> str:
         """Return which of `SCORED` is the best; of those that are equal as they are told the simplest."""
         return min(SCORED, key=lambda name: metric.cost(as_told(self.value(name))))
+
+    def kept(self, metric: Metric, model: str) -> str:
+        """Return what is to be the personal model: `model`, "before" or "after", or the better of ridge and the constant.
+
+        Of these two the constant, if they are equal as they are told. It has to be better than the model by more than one
+        standard error of the mean difference over rows: with ten rows the least of several errors is often so by chance, and
+        the model of the run has seen more than these rows (the rule of Breiman, Friedman, Olshen, Stone 1984,
+        "Classification and Regression Trees", section 3.4.3). For classes its log loss must be better, too: where most rows are
+        of one class, a constant is right more often than a model that tells more.
+        """
+        simple = min((CONSTANT, OWN), key=lambda name: metric.cost(as_told(self.value(name))))
+        if not math.isfinite(self.value(simple)) or (self.outputs and self.log_loss(simple) >= self.log_loss(model)):
+            return model
+        with np.errstate(invalid="ignore"):
+            gains = (self.each[simple] - self.each[model]) * (1 if metric.higher_is_better else -1)
+        error = float(gains.std(ddof=1)) / math.sqrt(self.rows) if np.isfinite(gains).all() else 0.0
+        return simple if not math.isfinite(self.value(model)) or gains.mean() > error else model
+
+    def log_loss(self, name: str) -> float:
+        """Return the mean log loss of classes, of "before" and "after" at their `temperature`; infinity if one diverged."""
+        temperature = self.temperature(name) if name in (BEFORE, AFTER) else None
+        shares = softmax(self.outputs[name] / (temperature or 1.0))[np.arange(self.rows), self.labels.astype(np.int64)]
+        return float(-np.log(shares).mean()) if (shares > 0).all() else math.inf
 
     def temperature(self, name: str) -> float | None:
         """Return what the outputs of "before" or "after" are divided by before the softmax for the least log loss.
@@ -117,7 +142,7 @@ def cross_validate(
     if not number:
         return None
     each = {name: np.full(len(rows), np.nan) for name in SCORED}
-    outputs = {name: np.full((len(rows), len(own.classes)), np.nan) for name in (BEFORE, AFTER) if classes}
+    outputs = {name: np.full((len(rows), len(own.classes)), np.nan) for name in SCORED if classes}
     for one in range(number):
         held = np.flatnonzero(fold == one)
         learned = rows[fold != one if own.times is None else fold < one]
@@ -154,29 +179,23 @@ def _predictions(
     there = x.to(algorithm.learner.device)
     with torch.no_grad():
         before, after = (algorithm.predict(phi, there).cpu().double().numpy() for phi in (first, last))
-    found = {BEFORE: before, AFTER: after, CONSTANT: _constant(support.y, len(x), classes)}
+    found = {BEFORE: before, AFTER: after, CONSTANT: np.tile(constant(support.y, classes), (len(x), 1))}
     if ridge := own_ridge(support, classes):
-        found[OWN] = ridge.outputs(_flat(x))
+        found[OWN] = ridge.outputs(rows_of(x))
     return found
 
 
 def own_ridge(support: Batch, classes: int) -> OwnRidge | None:
     """Return ridge regression on these rows alone, or None where that would take long. `classes`: 0 for numbers."""
-    x = _flat(support.x)
+    x = rows_of(support.x)
     if x.size * min(x.shape) > _MOST_WORK:
         return None
     return fit_classes(x, support.y, classes) if classes else fit_numbers(x, support.y)
 
 
-def _flat(x: Tensor) -> Array:
-    return x.double().numpy().reshape(len(x), -1)
-
-
-def _constant(y: Tensor, rows: int, classes: int) -> Array:
-    """Return outputs that always say the most frequent class, or the mean."""
-    if not classes:
-        return np.tile(y.double().mean(dim=0).numpy(), (rows, 1))
-    return np.tile(np.eye(classes)[int(y.bincount().argmax())], (rows, 1))
+def constant(y: Tensor, classes: int) -> Array:
+    """Return the outputs [outputs] of the constant: the mean, or logits that are largest for the most frequent class."""
+    return np.log(class_shares(y.numpy(), classes)) if classes else y.double().mean(dim=0).numpy()
 
 
 def _right(outputs: Array, y: Tensor) -> Array:

@@ -109,7 +109,8 @@ class _Score(_Facts):
     interval: dict[Name, Annotated[list[float], Field(min_length=2, max_length=2)] | None] = {}
     test: Count
     folds: Count = 0
-    kept: Annotated[str, Field(pattern="^(before|after)$")] = "after"
+    own_rows: bool = False
+    kept: Annotated[str, Field(pattern="^(before|after|own|constant)$")] = "after"
 
 
 class _Seen(_Facts):
@@ -129,6 +130,7 @@ class CardFacts(_Described):
     score: _Score
     seen: _Seen | None = None
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None
+    deviation: Number | None = None
 
     @field_validator("preparation")
     @classmethod

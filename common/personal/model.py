@@ -9,6 +9,7 @@ part, or of a cross-validation if the model adapted to all rows.
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -34,11 +35,14 @@ from quickbloom.common.maths.params import Params, all_finite, mismatch
 from quickbloom.common.metric import Metric
 from quickbloom.common.models import MODELS
 from quickbloom.common.personal import checkpoint, facts
+from quickbloom.common.personal import own_rows as linear
 from quickbloom.common.personal import trust as trusted
 from quickbloom.common.personal.cross_validation import (
     AFTER,
     BEFORE,
+    CONSTANT,
     FOLDS,
+    OWN,
     SCORED,
     Scores,
     cross_validate,
@@ -124,7 +128,12 @@ class Personal:
             return self.algorithm.predict(dict(self.tensors), x)
 
     def deviations(self, x: Tensor) -> Tensor | None:
-        """Return the standard deviations of the outputs [n, outputs] for such inputs; None if the algorithm knows none."""
+        """Return the standard deviations of the outputs [n, outputs] for such inputs; None if they are not known.
+
+        Of a model from the task's own rows alone it is the root of its cross-validated squared error.
+        """
+        if deviation := self.card.get("deviation"):
+            return torch.full((len(x), self.card["spec"][2]), float(deviation))
         with torch.no_grad():
             return self.algorithm.deviation(dict(self.tensors), x)
 
@@ -149,13 +158,22 @@ def adapt(
 
 
 def adapt_to_all(
-    algorithm: Algorithm, meta: Params, own: Own, task_id: str, config: RunConfig, origin: Origin, folds: int = FOLDS
+    algorithm: Algorithm,
+    meta: Params,
+    own: Own,
+    task_id: str,
+    config: RunConfig,
+    origin: Origin,
+    folds: int = FOLDS,
+    *,
+    own_rows: bool = True,
 ) -> Personal:
     """Adapt `meta` to all rows of a task, and score it by cross-validation in at most `folds` folds; 0: no score.
 
     `own`: read with `whole`. If the adapted model scores worse than the shared one, the shared one is the
-    personal model. Raises DataError if the result is not finite, and for one row alone if the model needs
-    several to compare.
+    personal model. With `own_rows`, ridge or the constant on the rows of the task alone is, if it is better than
+    that by more than chance, see `Scores.kept`. Raises DataError if the result is not finite, and for one row alone
+    if the model needs several to compare.
     """
     kept, support = algorithm.fresh(), own.test_draws(task_id)[0].support
     if algorithm.learner.mixes_examples and len(support.x) < 2:
@@ -167,13 +185,23 @@ def adapt_to_all(
     metric = own.spec.metric
     stays = scores is not None and is_worse(known(scores.value(BEFORE)), known(scores.value(AFTER)), metric)
     stays = stays and _tells_classes_apart(algorithm, first, on_device(support, algorithm))
-    personal = _finite(first if stays else last, task_id)
-    card = make_card(own, task_id, config, origin, algorithm.learner.digest)
-    card["adapted"] |= {"steps": 0 if stays else origin.steps, "tried": origin.steps, "whole": True}
     keeps = BEFORE if stays else AFTER
-    card["score"] = {"name": metric.name, **_in_json(scores, metric), "kept": keeps, "asked": folds}
-    card["temperature"] = scores.temperature(keeps) if scores else None
-    return Personal(personal, card)
+    keeps = scores.kept(metric, keeps) if scores and own_rows else keeps
+    if keeps in (OWN, CONSTANT):
+        config = linear.config_of(config)
+        personal = linear.tensors_of(keeps, support, own.spec, config)
+    else:
+        personal = first if stays else last
+    digest = "" if keeps in (OWN, CONSTANT) else algorithm.learner.digest
+    card = make_card(own, task_id, config, origin, digest)
+    card["adapted"] |= {"steps": origin.steps if keeps == AFTER else 0, "tried": origin.steps, "whole": True}
+    card["score"] = {"name": metric.name, **_in_json(scores, metric), "kept": keeps, "asked": folds, "own_rows": own_rows}
+    card |= {"temperature": None, "deviation": None}
+    if scores and keeps in (BEFORE, AFTER):
+        card["temperature"] = scores.temperature(keeps)
+    elif scores and own.kind == "regression":
+        card["deviation"] = math.sqrt(scores.value(keeps))
+    return Personal(_finite(personal, task_id), card)
 
 
 def _in_json(scores: Scores | None, metric: Metric) -> dict[str, Any]:

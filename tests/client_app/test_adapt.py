@@ -147,14 +147,17 @@ def test_what_the_own_rows_or_a_constant_do_better_is_said(tmp_path: Path) -> No
     folder = trained(tmp_path, dose=True)
     line = [f"{i / 3:.3f},{'mf'[i % 2]},{7 * i}" for i in range(30)]  # which ridge has without error, and five steps have not
     (model,) = adapt(folder, written(tmp_path / "line.csv", line), tmp_path / "mine")
-    assert in_words(model).endswith("; ridge on its own rows alone does better")
-    assert model.card["score"]["best"] == "own"
+    assert in_words(model).endswith("; ridge on its own rows alone does better, and is the personal model")
+    assert model.card["score"]["best"] == model.card["score"]["kept"] == "own"
     assert model.card["score"]["own"] < 0.01 * model.card["score"]["after"]
+    (other,) = adapt(folder, tmp_path / "line.csv", tmp_path / "mine", own_rows=False)
+    assert in_words(other).endswith("; ridge on its own rows alone does better")
+    assert other.card["score"] == {**model.card["score"], "kept": "after", "own_rows": False}
     rng = np.random.default_rng(4)
     noise = [f"{rng.normal():.3f},{'mf'[i % 2]},{rng.normal():.3f}" for i in range(12)]
     (model,) = adapt(folder, written(tmp_path / "noise.csv", noise), tmp_path / "mine")
     assert in_words(model).endswith("; the mean of its own targets does as well")
-    assert model.card["score"]["best"] == "constant"
+    assert (model.card["score"]["best"], model.card["score"]["kept"]) == ("constant", "before")  # within chance
     # Far more rows than a device has: no ridge, and all else as before.
     few = cross_validation.own_ridge(Batch.of(torch.zeros(10, 4), torch.zeros(10, 1)), 0)
     many = cross_validation.own_ridge(Batch.of(torch.zeros(1, 1).expand(40_000, 600), torch.zeros(40_000, 1)), 0)
@@ -211,7 +214,7 @@ def test_a_temperature_takes_twenty_rows_and_a_gain_beyond_chance(tmp_path: Path
     coin = [f"{i % 5},{'mf'[i % 2]},{'ill' if i % 3 else 'well'}" for i in range(60)]
     temperatures = []
     for number in (18, 60):
-        (model,) = adapt(source, written(tmp_path / "mine.csv", coin[:number]), tmp_path / "mine")
+        (model,) = adapt(source, written(tmp_path / "mine.csv", coin[:number]), tmp_path / "mine", own_rows=False)
         temperatures.append(model.card["temperature"])
     assert temperatures[0] is None
     assert temperatures[1] > 5
@@ -291,7 +294,7 @@ def test_a_model_that_adapting_makes_worse_stays_the_shared_one(tmp_path: Path) 
     folder = trained(tmp_path, dose=True)
     source = with_rate(folder, tmp_path / "fast.safetensors", 300.0)
     data = written(tmp_path / "mine.csv", rows_of(99, 20, dose=True))
-    (model,) = adapt(source, data, tmp_path / "mine")
+    (model,) = adapt(source, data, tmp_path / "mine", own_rows=False)
     score = model.card["score"]
     assert score["kept"] == "before"
     assert score["after"] is None or score["after"] > score["before"]
@@ -328,7 +331,7 @@ def test_a_starting_point_that_gives_all_classes_alike_is_no_model_to_keep(tmp_p
     """Without prototypes every class is as near: were that kept, 18 of 20 right would be all it ever says."""
     folder = trained(tmp_path, algorithm="protonet")
     noise = [f"{i % 7},{'mf'[i % 2]},{'ill' if i % 10 else 'well'}" for i in range(20)]
-    (model,) = adapt(folder, written(tmp_path / "mine.csv", noise), tmp_path / "mine")
+    (model,) = adapt(folder, written(tmp_path / "mine.csv", noise), tmp_path / "mine", own_rows=False)
     score = model.card["score"]
     assert (score["before"], score["constant"], score["kept"]) == (0.9, 0.9, "after")
     assert score["after"] < 0.9

@@ -67,7 +67,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def test_the_own_columns_come_first_and_then_a_probability_for_each_class(state: Path, tmp_path: Path) -> None:
     data = written(tmp_path / "new.csv", [*rows_of("Z"), "Z,=1+1,0.5,,1.0"])
-    (model,) = adapt(state, data, tmp_path / "mine")
+    (model,) = adapt(state, data, tmp_path / "mine", own_rows=False)
     output = tmp_path / "out.csv"
     done = CliRunner().invoke(
         cli, ["predict", "--model", str(tmp_path / "mine"), "--input", str(data), "--output", str(output)]
@@ -200,7 +200,7 @@ def test_columns_called_task_and_target_stand_once(tmp_path: Path) -> None:
     rows = [f"{ward},{i / 7:.3f},{200 + i + ord(ward):.1f}" for ward in "ABCDEFGH" for i in range(20)]
     data = written(tmp_path / "wards.csv", rows, "task,dose,target")
     state = trained(tmp_path, data)
-    adapt(state, data, tmp_path / "mine")
+    adapt(state, data, tmp_path / "mine", own_rows=False)
     found = predict(tmp_path / "mine", data)
     assert found.columns == ["row", "dose", "task", "part", "target", "prediction"]
     assert found.rows[0] | {"prediction": ""} == {

@@ -440,8 +440,8 @@ def said_by_adapt(text: str) -> None:
     from quickbloom.common.maths.intervals import wilson
     from quickbloom.common.personal.model import Personal
 
-    score = {"name": "accuracy", "before": 0.6833, "after": 0.7833, "constant": 0.5333, "test": 60, "folds": 5, "kept": "after"}
-    score |= {"own": 0.8833, "interval": {"after": wilson(47 / 60, 60)}}
+    score = {"name": "accuracy", "before": 0.6833, "after": 0.7833, "constant": 0.5333, "test": 60, "folds": 5, "kept": "own"}
+    score |= {"own": 0.8833, "interval": {"own": wilson(53 / 60, 60)}}
     adapted = {"support": 60, "steps": 2, "tried": 2, "whole": True}
     card = {"task": "ward-7", "run": {"round": 50}, "adapted": adapted, "score": score, "preparation": {}}
     assert " ".join(text.split()) == in_words(Personal({}, card))
