@@ -27,7 +27,10 @@ Trusted = Annotated[
 Places = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Where files of a pretrained model are, such as weights=FILE; repeat.", show_default=False
+        "--set",
+        metavar="KEY=VALUE",
+        help="Where files of a pretrained model are, such as weights=FILE; repeat.",
+        show_default=False,
     ),
 ]
 

@@ -39,7 +39,11 @@ def keep_all(node: Node, request: KeepRequest, store: KeptState) -> int:
     fresh, count = algorithm.fresh(), 0
     origin = Origin(request.round, request.lineage, request.run, request.lr, request.steps)
     directory = Path(node.state_dir).expanduser()
-    facts = {**description(node.run, node.dataset.spec, algorithm.learner.digest), "round": request.round, "lineage": request.lineage}
+    facts = {
+        **description(node.run, node.dataset.spec, algorithm.learner.digest),
+        "round": request.round,
+        "lineage": request.lineage,
+    }
     facts |= {"run": request.run, "adapt": {"lr": request.lr, "steps": request.steps}}
     try:
         (directory / FOLDER).mkdir(parents=True, exist_ok=True)

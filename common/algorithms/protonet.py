@@ -33,7 +33,12 @@ With `refine` also the number of support examples per class, repeated for every 
 
 
 class ProtoNetOptions(AlgorithmOptions):
-    embedding: int = Field(64, ge=1, le=65_536, description="dimension of the embedding: the number of outputs of the model, unless that has an embedding of its own")
+    embedding: int = Field(
+        64,
+        ge=1,
+        le=65_536,
+        description="dimension of the embedding: the number of outputs of the model, unless that has an embedding of its own",
+    )
     temperature: float = Field(1.0, gt=0, description="divides the squared distances; above 1 predictions are less confident")
     refine: bool = Field(
         False,

@@ -214,7 +214,9 @@ def _in_evaluation_mode(module: nn.Module) -> list[str]:
     """Return a sentence on each kind of layer that does something else in evaluation mode than in usual training."""
     modules, found = list(module.modules()), []
     if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in modules):
-        found.append("The model's dropout is off, in training too: all tasks of a node share one computation without random draws")
+        found.append(
+            "The model's dropout is off, in training too: all tasks of a node share one computation without random draws"
+        )
     if any(isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None for m in modules):
         found.append("The model's batch norm takes its running statistics as they are, and they are never updated")
     return found
@@ -223,7 +225,9 @@ def _in_evaluation_mode(module: nn.Module) -> list[str]:
 def _not_persistent(module: nn.Module) -> set[str]:
     """Return the names of buffers that are no part of the module's state."""
     return {
-        f"{prefix}{'.' if prefix else ''}{name}" for prefix, one in module.named_modules() for name in one._non_persistent_buffers_set
+        f"{prefix}{'.' if prefix else ''}{name}"
+        for prefix, one in module.named_modules()
+        for name in one._non_persistent_buffers_set
     }
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths.batch import Batch
 from quickbloom.common.maths.learner import Learner, hits
 
@@ -91,7 +90,13 @@ def test_what_is_frozen_is_no_parameter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("norm", "mixes"), [(nn.BatchNorm1d(4), False), (nn.BatchNorm1d(4, track_running_stats=False), True), (nn.GroupNorm(2, 4), False), (nn.ReLU(), False)]
+    ("norm", "mixes"),
+    [
+        (nn.BatchNorm1d(4), False),
+        (nn.BatchNorm1d(4, track_running_stats=False), True),
+        (nn.GroupNorm(2, 4), False),
+        (nn.ReLU(), False),
+    ],
 )
 def test_only_batch_norm_mixes_the_examples_of_a_batch(norm: nn.Module, mixes: bool) -> None:
     assert Learner(nn.Sequential(nn.Linear(4, 4), norm), "regression").mixes_examples is mixes
