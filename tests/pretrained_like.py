@@ -43,7 +43,8 @@ def _pretrained(body: nn.Sequential, features: int, outputs: int) -> nn.Module:
     draw = torch.Generator().manual_seed(5)
     for layer in body.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            assert layer.running_mean is not None and layer.running_var is not None
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
             layer.running_mean.normal_(0, 0.3, generator=draw)
             layer.running_var.uniform_(0.5, 1.5, generator=draw)
     body.requires_grad_(False)

@@ -42,8 +42,8 @@ class RunConfig(Options):
     )
     trainable: Text = Field(
         "all",
-        description="parameters that are trained: all (that the model does not freeze), head, norm, bias, or patterns of names, "
-        "with commas between them; the others are constants, which never travel",
+        description="parameters that are trained: all (that the model does not freeze), head, norm, bias, or patterns of "
+        "names, with commas between them; the others are constants, which never travel",
     )
     weights: str = Field(
         "", description='file with the weights that the model starts from, .safetensors or torch\'s; "": drawn by the seed'

@@ -216,8 +216,8 @@ def try_out_with(algorithm: Algorithm, model: str, spec: DataSpec) -> None:
             f"on a tensor and without changes in place, but it raised {in_one_line(reasons[0])}{_where(reasons[0])}"
         ) from reasons[0]
     raise ConfigError(
-        f'`model = "{model}"` must be differentiable by torch.func as often as `algorithm = "{algorithm.name}"` needs it, but it '
-        f"raised {in_one_line(reasons[-1])}: leave out random operations, and changes in place of what depends on parameters"
+        f'`model = "{model}"` must be differentiable by torch.func as often as `algorithm = "{algorithm.name}"` needs it, but '
+        f"it raised {in_one_line(reasons[-1])}: leave out random operations, and changes in place of what depends on parameters"
     ) from reasons[-1]
 
 

@@ -1,4 +1,4 @@
-"""A model that starts from weights in a file, and which of its parameters are trained: the settings `weights` and `trainable`."""
+"""Weights from a file to start from, and which parameters are trained: the settings `weights` and `trainable`."""
 
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
@@ -44,8 +44,8 @@ def load_weights(module: nn.Module, path: str, last: str) -> str:
     for name, value in used.items():
         if _shape(value) != _shape(wanted[name]):
             raise ConfigError(
-                f"{said} has `{as_told(name, 100)}` in the shape {_shape(value)}, expected {_shape(wanted[name])}: use the file "
-                "of the same model"
+                f"{said} has `{as_told(name, 100)}` in the shape {_shape(value)}, expected {_shape(wanted[name])}: use the "
+                "file of the same model"
             )
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ConfigError(f"{said} has numbers in `{as_told(name, 100)}` that are not finite: train it again")
@@ -70,8 +70,8 @@ def _read(path: str) -> Mapping[str, Tensor]:
         ) from None
     except Exception as error:  # torch raises a dozen types for what is no file of tensors
         raise ConfigError(
-            f"`weights` must be a file of tensors alone, and '{as_told(path, 200)}' is not ({type(error).__name__}): nothing is "
-            "unpickled, so save the model's state_dict(), best with safetensors.torch.save_file"
+            f"`weights` must be a file of tensors alone, and '{as_told(path, 200)}' is not ({type(error).__name__}): nothing "
+            "is unpickled, so save the model's state_dict(), best with safetensors.torch.save_file"
         ) from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]

@@ -223,8 +223,8 @@ def check_constants(facts: Mapping[str, Any], digest: str, what: str) -> None:
     expected = str(facts.get("constants", ""))
     if digest != expected:
         raise DataError(
-            f"{what} was trained with constants (frozen weights) of SHA-256 {expected or '(none)'}, and those of the model here "
-            f"have {digest or '(none)'}: name the file of the training, with `--set weights=FILE` or the model's own setting"
+            f"{what} was trained with constants (frozen weights) of SHA-256 {expected or '(none)'}, and those of the model "
+            f"here have {digest or '(none)'}: name the file of the training, with `--set weights=FILE` or the model's own setting"
         )
 
 

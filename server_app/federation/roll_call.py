@@ -158,9 +158,10 @@ def _other_constants(grid: Grid, node_ids: Sequence[int], deadline: float, agree
         records = RecordDict({})
         tell_agreed(records, agreed)
         messages.append(Message(records, node_id, CONSTANTS))
+    replies = list(grid.send_and_receive(messages, timeout=deadline))
     sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
     reasons = dict.fromkeys(node_ids, f"it did not tell the hash of its model's constants within {deadline:g} s")
-    for reply in grid.send_and_receive(messages, timeout=deadline):
+    for reply in replies:
         node_id = sent.get(reply.metadata.reply_to_message_id)
         if node_id is None:
             continue

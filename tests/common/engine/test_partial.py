@@ -52,7 +52,8 @@ def test_a_pretrained_network_runs_without_a_change_of_the_module(name: str, mod
     assert result.gradient.keys() == meta.keys()
     assert all(value.abs().sum() > 0 for value in result.gradient.values())
     losses, scores = evaluate(algorithm, meta, [[work(1).data]], [0.1], 2, 128)
-    assert np.isfinite(losses).all() and np.isfinite(scores).all()
+    assert np.isfinite(losses).all()
+    assert np.isfinite(scores).all()
     after = learner.constants
     assert before.keys() == after.keys()
     assert {key.rpartition(".")[2] for key in before} >= {"running_mean", "running_var", "num_batches_tracked"}

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths.batch import Batch
 from quickbloom.common.maths.learner import Learner, hits
 
