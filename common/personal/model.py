@@ -186,7 +186,8 @@ def adapt_to_all(
     stays = scores is not None and is_worse(known(scores.value(BEFORE)), known(scores.value(AFTER)), metric)
     stays = stays and _tells_classes_apart(algorithm, first, on_device(support, algorithm))
     keeps = BEFORE if stays else AFTER
-    keeps = scores.kept(metric, keeps) if scores and own_rows else keeps
+    if scores and own_rows and support.x.is_floating_point():  # nothing is linear in token ids
+        keeps = scores.kept(metric, keeps)
     if keeps in (OWN, CONSTANT):
         config = linear.config_of(config)
         personal = linear.tensors_of(keeps, support, own.spec, config)
