@@ -143,7 +143,8 @@ def test_each_text_is_encoded_once_also_over_restarts(tmp_path: Path, monkeypatc
         "import numpy as np\n"
         "class Noted:\n"
         "    def encode(self, texts):\n"
-        f"        open({str(tmp_path / 'asked')!r}, 'a').write(''.join(text + '\\n' for text in texts))\n"
+        f"        with open({str(tmp_path / 'asked')!r}, 'a') as file:\n"
+        "            file.write(''.join(text + '\\n' for text in texts))\n"
         "        return np.array([[len(text), text.count('lamp'), 1.0] for text in texts])\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
