@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import small_encoders
 import typer
 import yaml
 from documents import PAGES, ROOT, Block, blocks, prose
@@ -47,6 +48,9 @@ from quickbloom.server_app.reporting.progress import round_line
 HOSPITALS = ROOT / "examples" / "hospitals.py"
 hospitals = ModuleType("hospitals")
 exec(compile(HOSPITALS.read_text(), HOSPITALS, "exec"), hospitals.__dict__)
+
+commands_of_users = ModuleType("commands")
+exec(compile((ROOT / "examples" / "commands.py").read_text(), "commands.py", "exec"), commands_of_users.__dict__)
 
 SHORTER = [
     # On what a reader types, in this order.
@@ -125,7 +129,9 @@ class Reader:
     def _python(self, script: Path, arguments: list[str]) -> str:
         """The examples that pages name; test_examples.py runs them in processes of their own."""
         assert (ROOT / script).is_file(), script
-        if script.name == "hospitals.py":
+        if script.name == "commands.py":
+            commands_of_users.write_all(self.folder)
+        elif script.name == "hospitals.py":
             hospitals.write_all(self.folder)
         else:
             assert script.name in ("own_algorithm.py", "own_dataset.py"), script
@@ -269,7 +275,13 @@ def of_report(reader: Reader) -> None:
         reader.run(f"quickbloom run --algorithm {algorithm} --output runs/digits-{name}")
 
 
-PREPARED = {"report.md": of_report, "own-data.md": of_own_data, "edge.md": of_edge}
+def of_pretrained(reader: Reader) -> None:
+    """Sentences, and a small encoder of random weights in place of the one that is named."""
+    commands_of_users.write_all(reader.folder)
+    small_encoders.bert(reader.folder / "all-MiniLM-L6-v2")
+
+
+PREPARED = {"pretrained.md": of_pretrained, "report.md": of_report, "own-data.md": of_own_data, "edge.md": of_edge}
 
 
 def is_shell(block: Block) -> bool:
