@@ -3,7 +3,7 @@
     python examples/commands.py [FOLDER]
 
 Each of 24 users has five commands of their own, called c1 to c5, so a label of one user is not that of another. commands.csv
-has the columns user, said and command. my-commands.csv is a device that comes later: five sentences of each of its commands, and
+has the columns user, said and command. my-commands.csv is a device that comes later, with five sentences of each command;
 new-sentences.csv is what its user says next.
 """
 
