@@ -71,7 +71,10 @@ def test_settings_that_are_named_exist(page: Path) -> None:
 def flags(app: typer.Typer) -> dict[str, set[str]]:
     """The options of every command of one of the two programs."""
     group: Any = typer.main.get_command(app)
-    return {name: {option for part in command.params for option in [*part.opts, *part.secondary_opts]} for name, command in group.commands.items()}
+    return {
+        name: {option for part in command.params for option in (*part.opts, *part.secondary_opts)}
+        for name, command in group.commands.items()
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
