@@ -47,8 +47,9 @@ def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _C
         options = options.model_copy(update={"embedding": own_size})
     if learner.device.type == "meta":
         learner.drop_numbers()
-    foreign = model not in MODELS or registries.is_users(MODELS[model])
-    if foreign if tried else not (ours and _size(learner) >= LARGE):  # the tests cover the large ones by small ones
+    foreign = model not in MODELS or registries.is_users(MODELS[model]) or MODELS[model].pretrained
+    # The tests cover large built-in models by small ones.
+    if foreign or not (tried or (ours and _size(learner) >= LARGE)):
         try_out_with(chosen(_few_steps(options), learner), model, spec)
     learner.to(device)
     if tried and learner.constants and chosen.starts_from_meta:

@@ -19,6 +19,7 @@ MODELS: dict[str, type[Model]] = registries.load(
     "sine",
     "linear",
     "lstm",
+    "transformer",
 )
 
 
