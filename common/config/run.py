@@ -223,6 +223,9 @@ class NodeConfig(Options):
         0, ge=0, description="send meta-gradients only as part of a secure sum of so many nodes or more; 0: as the run says"
     )
     weights: str = Field("", description='where the file of `weights` is on this node; "": as the run says')
+    model_directory: str = Field(
+        "", description='where the directory of a pretrained model and its tokenizer is on this node; "": as the run says'
+    )
     state_dir: str = Field("", description='where this node keeps what never leaves it (heads); "": only during the run')
     device: Literal["", "auto", "cpu", "cuda"] = Field("", description='where this node computes; "": as the run says')
     chunk_size: int = Field(0, ge=0, description="tasks computed at once on this node; 0: as the run says")

@@ -186,7 +186,10 @@ def _predictions(
 
 
 def own_ridge(support: Batch, classes: int) -> OwnRidge | None:
-    """Return ridge regression on these rows alone, or None where that would take long, and for tokens. `classes`: 0 for numbers."""
+    """Return ridge regression on these rows alone, or None where that would take long, and for tokens.
+
+    `classes`: 0 for numbers.
+    """
     if not support.x.is_floating_point():
         return None
     x = rows_of(support.x)
