@@ -49,7 +49,7 @@ def measure(
     if metric.name == "rmse" and by_first is not None:
         return _at_most(np.sqrt(by_first) * np.array(units)[:, None, None])
     classes = spec.kind == "classification"
-    found = []
+    found: list[Numbers] = []
     for some in _pieces(tasks, len(lrs) * (steps + 1) * spec.outputs):
         paths = iter(predict_path(algorithm, meta, [draw for task in some for draw in task], lrs, steps, chunk))
         for task in some:

@@ -9,6 +9,7 @@ from loopback import LoopbackGrid
 
 from quickbloom.client_app import measuring
 from quickbloom.common.config.run import parse_run_config
+from quickbloom.common.engine.predicting import predict_path
 from quickbloom.server_app.app import run_federation
 
 
@@ -33,11 +34,10 @@ def test_scores_do_not_depend_on_how_many_tasks_are_held_at_once(
 ) -> None:
     at_once: list[int] = []
     whole = losses(tmp_path / "whole")
-    theirs = measuring.predict_path
 
     def counted(algorithm: Any, meta: Any, draws: Any, *rest: Any) -> Any:
         at_once.append(len(draws))
-        return theirs(algorithm, meta, draws, *rest)
+        return predict_path(algorithm, meta, draws, *rest)
 
     monkeypatch.setattr(measuring, "predict_path", counted)
     monkeypatch.setattr(measuring, "_MOST_OUTPUTS", most)
