@@ -42,7 +42,7 @@ def directory(kind: str = "bert", seed: int = 0) -> str:
         warnings.simplefilter("ignore")
         import transformers
 
-        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             _KINDS[kind](transformers).save_pretrained(folder)
@@ -53,7 +53,7 @@ def directory(kind: str = "bert", seed: int = 0) -> str:
 
 @lru_cache(maxsize=1)
 def characters() -> str:
-    """Return a directory with a tokenizer alone, which gives every sentence of plain text other ids: those of its characters."""
+    """Return a directory with a tokenizer alone, whose ids are the characters of a sentence."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     vocabulary = {"[PAD]": 0, "[UNK]": 1, **{chr(code): 2 + code - 32 for code in range(32, 127)}}

@@ -232,7 +232,9 @@ def _read(path: Path) -> tuple[dict[str, list[str]], list[str]]:
         raise DataError(f"the data file '{path}' is not readable JSON packed by gzip ({error}): fetch it again") from error
     match content:
         case {"intents": dict(intents), "out_of_scope": list(beside)}:
-            found = {name: one.get("sentences") if isinstance(one, dict) else None for name, one in intents.items()}
+            found: dict[str, Any] = {
+                name: one.get("sentences") if isinstance(one, dict) else 0 for name, one in intents.items()
+            }
         case _:
             found, beside = {}, []
     lists = [*found.values(), beside]

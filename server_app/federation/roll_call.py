@@ -163,13 +163,13 @@ def _other_constants(grid: Grid, node_ids: Sequence[int], deadline: float, agree
     sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
     reasons = dict.fromkeys(node_ids, f"it did not tell the hash of its model's constants within {deadline:g} s")
     for reply in replies:
-        node_id = sent.get(reply.metadata.reply_to_message_id)
-        if node_id is None:
+        place = sent.get(reply.metadata.reply_to_message_id)
+        if place is None:
             continue
         try:
-            reasons[node_id] = failure(reply) or _difference_of(ConstantsReply.from_records(reply.content).digest, expected)
+            reasons[place] = failure(reply) or _difference_of(ConstantsReply.from_records(reply.content).digest, expected)
         except WireError as error:
-            reasons[node_id] = as_told(f"its answer on its model's constants is of no use: {error}", 600)
+            reasons[place] = as_told(f"its answer on its model's constants is of no use: {error}", 600)
     return {node_id: reason for node_id, reason in reasons.items() if reason}
 
 

@@ -242,11 +242,13 @@ def test_a_model_that_cannot_be_differentiated_is_refused_in_one_sentence() -> N
         def backward(ctx: Any, slope: Tensor) -> Any:
             raise RuntimeError("no derivative")
 
-    assert "must be differentiable by torch.func" in refusal(Through(lambda x: Once.apply(x)))
+    assert "must be differentiable by torch.func" in refusal(Through(lambda x: Once.apply(x)))  # type: ignore[no-untyped-call]
 
 
 def test_a_buffer_that_changes_while_the_model_computes_is_refused() -> None:
     class Counting(nn.Module):
+        seen: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(6, 2)
