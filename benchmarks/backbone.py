@@ -1,7 +1,7 @@
 """Characters as personal vocabularies over EfficientNet-Lite0 (ImageNet): features of photos for handwritten characters.
 
-A user has ten characters of one alphabet of Omniglot under labels of their own, five drawings of each to learn from. Alphabets of
-the users of the test are in no other part. The features of the frozen encoder (112 pixels) are compared with a small
+A user has ten characters of one alphabet of Omniglot under labels of their own, five drawings of each to learn from. The
+alphabets of the users of the test are in no other part. The features of the frozen encoder (112 pixels) are compared with a small
 network that is trained on the pixels from nothing. Everything is own data: an .npz of images and `--encoder`.
 
     python -m benchmarks.backbone
@@ -16,10 +16,12 @@ import numpy as np
 
 from benchmarks.runner import RAW, Plan, Variant, by_label, finish, goal, parser, run_all, table
 from quickbloom.common.datasets.base import generator, read_npz, resolve_data_dir
-from quickbloom.common.system.whole_files import whole
+from quickbloom.common.system.whole_files import replacing
 
 USERS, CHARACTERS = {"train": 60, "validation": 10, "test": 30}, 10
 """Users of each part, and characters of each."""
+DRAWINGS = 10
+"""Of each character: five to learn from, five to train and test on."""
 FILE = "omniglot_28.npz"
 ENCODER = "own.encoder=benchmarks.pretrained:EfficientNetLite0"
 
@@ -39,7 +41,7 @@ def vocabularies(seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
             alphabet = alphabets[int(rng.choice(parts[split]))]
             characters = np.flatnonzero(data["alphabet"] == alphabet)
             for place, character in enumerate(rng.permutation(characters)[:CHARACTERS]):
-                drawings = data["images"][character]
+                drawings = data["images"][character, :DRAWINGS]
                 found["image"] += list(drawings)
                 for column, value in (("task", f"{split}-{user:02}"), ("label", f"c{place}"), ("split", split)):
                     found[column] += [value] * len(drawings)
@@ -51,7 +53,7 @@ def prepared(seed: int = 0) -> Path:
     path = RAW / f"backbone-{seed}.npz"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path, "wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, **vocabularies(seed))
     return path
 

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import small_encoders
 from loopback import LoopbackGrid
 from PIL import Image
 
+from quickbloom.client_app.export import export
 from quickbloom.client_app.offline.adapting import adapt
 from quickbloom.client_app.offline.predicting import predict
 from quickbloom.common.config.run import RunConfig, parse_run_config
@@ -257,6 +259,37 @@ def test_an_encoder_of_another_kind_than_the_data_is_refused(tmp_path: Path, opt
     }
     if "encoder" in options:
         options = options | {"encoder": f"onnx:{made[options['encoder']]()}"}
+    settings = {"path": str(sentences(tmp_path / "A.csv", "AB")), "task-column": "user", **options}
     with pytest.raises(DataError, match=said):
-        settings = {"path": str(sentences(tmp_path / "A.csv", "AB")), "task-column": "user", **options}
         Own(OwnOptions.model_validate(settings), Path())
+
+
+@pytest.mark.parametrize("algorithm", ["ridge", "protonet"])
+def test_encoder_and_model_are_written_as_one_file_that_needs_nothing_else(tmp_path: Path, algorithm: str) -> None:
+    file, _ = small_encoders.text_onnx(tmp_path / "words.onnx")
+    config = run_config(tmp_path, f"onnx:{file}", **{"own.features": "said", "algorithm": algorithm})
+    run_federation(on_nodes(tmp_path, config, "ABCD", "EFGH"), config)
+    mine = sentences(tmp_path / "Z.csv", "Z")
+    adapt(tmp_path / "run", str(mine), tmp_path / "mine", task="user", own_rows=False)
+    whole = export(tmp_path / "mine", tmp_path / "whole.onnx", "onnx", with_encoder=True)
+    rows = [row for row in predict(tmp_path / "mine", str(mine)).rows if row["said"]]
+    place = {word: at for at, word in enumerate(small_encoders.WORDS)}
+    session = onnxruntime.InferenceSession(whole.read_bytes(), providers=["CPUExecutionProvider"])
+    for row in rows:
+        ids = np.array([[place[word] for word in row["said"].split()] + [0]])
+        given = {"input_ids": ids, "attention_mask": np.array([[1] * (ids.shape[1] - 1) + [0]])}
+        (outputs,) = session.run(["outputs"], given)
+        expected = [float(row["probability_light"]), float(row["probability_sound"])]
+        assert outputs[0].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_cannot_be_one_file_is_said(tmp_path: Path) -> None:
+    file, _ = small_encoders.text_onnx(tmp_path / "words.onnx")
+    config = run_config(tmp_path, f"onnx:{file}")
+    run_federation(on_nodes(tmp_path, config, "ABCD", "EFGH"), config)
+    adapt(tmp_path / "run", str(sentences(tmp_path / "Z.csv", "Z")), tmp_path / "mine", task="user", own_rows=False)
+    with pytest.raises(DataError, match="reads 2 columns"):
+        export(tmp_path / "mine", tmp_path / "whole.onnx", "onnx", with_encoder=True)
+    with pytest.raises(ConfigError, match="is for `--format onnx`"):
+        export(tmp_path / "mine", tmp_path / "whole.pt2", "torch", with_encoder=True)
+    assert not (tmp_path / "whole.onnx").exists()
