@@ -26,7 +26,7 @@ FILE = "omniglot_28.npz"
 ENCODER = "own.encoder=benchmarks.pretrained:EfficientNetLite0"
 
 
-def vocabularies(seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+def vocabularies(seed: int = 0) -> dict[str, Any]:
     """Return rows of drawings: image uint8 [rows, 28, 28], with the columns task, label and split."""
     byte = np.dtype(np.uint8)
     data = read_npz(resolve_data_dir("") / FILE, {"images": (byte, (-1, -1, 28, 28)), "alphabet": (byte, (-1,))})

@@ -30,12 +30,13 @@ class AfterEncoder(nn.Module):
     def __init__(self, model: nn.Module, mean: list[float], size: int, pooling: str) -> None:
         super().__init__()
         self.model, self._pooling, self._moves = model, pooling, bool(mean)
-        self.register_buffer("mean", torch.tensor(mean or [0.0] * size))
+        self.centre: Tensor  # not `mean`, a name that the exporter gives an operation of its own
+        self.register_buffer("centre", torch.tensor(mean or [0.0] * size))
 
     def forward(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
         x = nn.functional.normalize(pooled(states, mask, self._pooling), dim=1)
         if self._moves:
-            x = nn.functional.normalize(x - self.mean, dim=1)
+            x = nn.functional.normalize(x - self.centre, dim=1)
         found: Tensor = self.model(LENGTH * x)
         return found
 

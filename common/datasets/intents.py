@@ -144,6 +144,7 @@ class Intents(Dataset):
     def _mean(self) -> Array:
         """The mean of the features of all sentences of the training intents."""
         sentences = [sentence for name in self.names[: IN_PART["train"]] for sentence in self._intents[name]]
+        assert self._encoder is not None
         found: Array = unit_length(encode_all(self._encoder, Texts(sentences))).mean(axis=0)
         return found
 

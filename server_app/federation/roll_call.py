@@ -159,18 +159,13 @@ def _other_constants(grid: Grid, node_ids: Sequence[int], deadline: float, agree
         records = RecordDict({})
         tell_agreed(records, agreed)
         messages.append(Message(records, node_id, CONSTANTS))
-    replies = list(grid.send_and_receive(messages, timeout=deadline))
-    sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-    reasons = dict.fromkeys(node_ids, f"it did not tell the hash of its model's constants within {deadline:g} s")
-    for reply in replies:
-        place = sent.get(reply.metadata.reply_to_message_id)
-        if place is None:
-            continue
-        try:
-            reasons[place] = failure(reply) or _difference_of(ConstantsReply.from_records(reply.content).digest, expected)
-        except WireError as error:
-            reasons[place] = as_told(f"its answer on its model's constants is of no use: {error}", 600)
-    return {node_id: reason for node_id, reason in reasons.items() if reason}
+
+    def read(_: int, records: RecordDict) -> str:
+        return ConstantsReply.from_records(records).digest
+
+    told, reasons = answers(grid, messages, deadline, read, "with the hash of its model's constants")
+    differences = {node_id: _difference_of(digest, expected) for node_id, digest in told.items()}
+    return reasons | {node_id: reason for node_id, reason in differences.items() if reason}
 
 
 def _difference_of(digest: str, expected: str) -> str:
