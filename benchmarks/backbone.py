@@ -1,7 +1,7 @@
 """Characters as personal vocabularies over EfficientNet-Lite0 (ImageNet): features of photos for handwritten characters.
 
 A user has ten characters of one alphabet of Omniglot under labels of their own, five drawings of each to learn from. The
-alphabets of the users of the test are in no other part. The features of the frozen encoder (112 pixels) are compared with a small
+alphabets of the test users are in no other part. The features of the frozen encoder (112 pixels) are compared with a small
 network that is trained on the pixels from nothing. Everything is own data: an .npz of images and `--encoder`.
 
     python -m benchmarks.backbone

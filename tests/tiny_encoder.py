@@ -42,7 +42,7 @@ def directory(kind: str = "bert", seed: int = 0) -> str:
         warnings.simplefilter("ignore")
         import transformers
 
-        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        transformers.utils.logging.disable_progress_bar()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             _KINDS[kind](transformers).save_pretrained(folder)

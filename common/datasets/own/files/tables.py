@@ -18,8 +18,8 @@ import numpy as np
 
 from quickbloom.common.datasets.own.files.csv_file import PACKED, read_csv
 from quickbloom.common.datasets.own.files.parquet_file import Column, Unusable, not_usable, read_parquet
-from quickbloom.common.datasets.own.numbers import decimal_sign
 from quickbloom.common.datasets.own.files.pictures import Pictures
+from quickbloom.common.datasets.own.numbers import decimal_sign
 from quickbloom.common.datasets.own.text import Array, Text, as_name, as_text
 from quickbloom.common.errors import DataError, QuickbloomError, as_told, in_one_line
 from quickbloom.common.system.extras import needs
