@@ -3,11 +3,11 @@
 A score is an exact loss at weights chosen by the server; from differences of many scores it could
 derive the gradient of a task. A task that trains in a run is therefore never scored in it, and vice
 versa. If the node's meta-gradients travel only in secure sums, it scores one model in each round in
-which the run's own settings ask for scores, at their rates, steps and shots. Unless the run keeps
-the model of its last round (`keep`), the initial model is scored as well, as that of round 0, and
-after training one of the models that were scored before may be scored with more steps. This memory
-lasts as long as the run. With a `state-dir`, the lists of trained and scored tasks last as long as
-the training.
+which the run's own settings ask for scores, at their rates, steps and shots. If the run
+keeps its best model (`keep`), the initial one is scored as well, as that of round 0, and after
+training one of the models that were scored before may be scored with more steps. This memory lasts
+as long as the run. With a `state-dir`, the lists of trained and scored tasks last as long as the
+training.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from quickbloom.client_app.node import Node
 from quickbloom.client_app.task_state import as_name
+from quickbloom.common.config.keep import wants_best
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths.params import Params
 from quickbloom.common.system.whole_files import write_private
@@ -98,7 +99,7 @@ class Asked:
         final = self._fields.get("final", run.rounds)
         due = run.evaluate_every > 0 and number % run.evaluate_every == 0 and not longer  # more steps end the training, too
         models = dict(text.split(":") for text in self._fields.get("models", []))
-        keeps_best = run.keep != "last"
+        keeps_best = wants_best(run, self._node.dataset.spec)
         again = keeps_best and longer and "final" in self._fields and number != final and str(number) in models
         again = again and self._fields.get("kept", number) == number
         first = 0 if keeps_best else 1

@@ -3,11 +3,9 @@
 import numpy as np
 
 from quickbloom.common.algorithms import Algorithm
+from quickbloom.common.config.keep import wants_best
 from quickbloom.common.config.run import RunConfig
-from quickbloom.common.datasets.base import DataSpec
-from quickbloom.common.datasets.own import is_encoded
 from quickbloom.common.metric import Metric
-from quickbloom.common.models import MODELS
 from quickbloom.server_app.events.channel import Warn
 from quickbloom.server_app.federation.scores import Scores, best_rate
 from quickbloom.server_app.messaging.population import Population
@@ -15,18 +13,12 @@ from quickbloom.server_app.messaging.population import Population
 
 def keeps_best(config: RunConfig, population: Population, algorithm: Algorithm, warn: Warn) -> bool:
     """Return whether the run ends with its best model. `warn`: is told if the settings ask for it and it cannot be."""
-    if config.keep == "last" or (config.keep == "auto" and not starts_pretrained(config, population.spec)):
+    if not wants_best(config, population.spec):
         return False
     reason = _why_not(config, population, algorithm)
     if reason and config.keep == "best":
         warn(f'`keep` is "best", and the model of the last round is kept all the same, because {reason}')
     return not reason
-
-
-def starts_pretrained(config: RunConfig, spec: DataSpec) -> bool:
-    """Return whether the model before the first round can do something already, so that training may make it worse."""
-    model = MODELS.get(config.model)
-    return is_encoded(spec) or bool(config.weights) or (model is not None and model.pretrained)
 
 
 def _why_not(config: RunConfig, population: Population, algorithm: Algorithm) -> str:
