@@ -1,5 +1,7 @@
 """The best model of a run so far, in a file beside the checkpoints: written when it is found, read at the end."""
 
+from pathlib import Path
+
 from flwr.serverapp import Grid
 
 from quickbloom.common.errors import DataError
@@ -49,7 +51,7 @@ class BestModel:
             return
         self._best.round, self._best.scores = number, resume.scores_in(found)
         if folder.resolve() == self._writer.directory.resolve():
-            self._writer.remember(checkpoint.path, number)
+            self._remember(folder)
         else:
             said = {key: found.facts[key] for key in ("validation", "adapt") if key in found.facts}
             self._writer.write_best(number, found.tensors, said)
@@ -66,6 +68,16 @@ class BestModel:
             return False
         strategy.keep_if_better(grid, best.round, found.meta, best.scores)
         return True
+
+    def _remember(self, folder: Path) -> None:
+        """Let each checkpoint of the process before keep its best model."""
+        for path in folder.glob("round-*.safetensors"):
+            try:
+                best = load(path, self._warn).facts["so-far"].get("best-model")
+            except (DataError, KeyError, TypeError, AttributeError):
+                continue  # a damaged one is of no use anyway
+            if isinstance(best, int):
+                self._writer.remember(path, best)
 
     def _read(self, checkpoint: Checkpoint, number: int) -> Checkpoint | None:
         path = best_file(checkpoint.path.parent, number)
