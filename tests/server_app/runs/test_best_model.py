@@ -15,7 +15,8 @@ from loopback import LoopbackGrid
 from quickbloom.common.config.keep import wants_best
 from quickbloom.common.config.run import RunConfig, parse_run_config
 from quickbloom.common.datasets import load_dataset
-from quickbloom.common.datasets.own.columns import FEATURES, Schema
+from quickbloom.common.datasets.own.columns import Schema
+from quickbloom.common.datasets.own.encoded import FEATURES
 from quickbloom.common.engine.build import build_algorithm
 from quickbloom.common.engine.round import evaluate
 from quickbloom.common.errors import DataError
@@ -107,7 +108,8 @@ def test_without_it_the_last_model_is_tested(tmp_path: Path) -> None:
 
 
 def test_the_best_model_may_be_in_the_middle(tmp_path: Path) -> None:
-    summary, plain = run(tmp_path / "best", **UNEVEN), run(tmp_path / "last", keep="last", **UNEVEN)
+    summary = run(tmp_path / "best", **UNEVEN)
+    run(tmp_path / "last", keep="last", **UNEVEN)
     curve = validation_curve(tmp_path / "best")
     assert int(np.argmax(curve)) == 3
     assert summary["kept"] == pytest.approx({"round": 3, "accuracy": max(curve), "last": curve[-1]})
