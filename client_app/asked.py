@@ -3,8 +3,10 @@
 A score is an exact loss at weights chosen by the server; from differences of many scores it could
 derive the gradient of a task. A task that trains in a run is therefore never scored in it, and vice
 versa. If the node's meta-gradients travel only in secure sums, it scores one model in each round in
-which the run's own settings ask for scores, at their rates, steps and shots. This memory lasts as
-long as the run. With a `state-dir`, the lists of trained and scored tasks last as long as the
+which the run's own settings ask for scores, at their rates, steps and shots. If the run
+keeps its best model (`keep`), the initial one is scored as well, as that of round 0, and after
+training one of the models that were scored before may be scored with more steps. This memory lasts
+as long as the run. With a `state-dir`, the lists of trained and scored tasks last as long as the
 training.
 """
 
@@ -19,6 +21,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from quickbloom.client_app.node import Node
 from quickbloom.client_app.task_state import as_name
+from quickbloom.common.config.keep import wants_best
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths.params import Params
 from quickbloom.common.system.whole_files import write_private
@@ -83,7 +86,8 @@ class Asked:
 
     def _by_schedule(self, request: EvaluateRequest, inner_lr: float) -> None:
         run, number = self._node.run, request.round
-        plan = json.dumps([run.evaluate_every, run.rounds, run.adapt_steps, sorted({*run.lrs, inner_lr}), run.shots])
+        lrs = sorted({*run.lrs, inner_lr})
+        plan = json.dumps([run.evaluate_every, run.rounds, run.adapt_steps, lrs, run.shots, run.keep])
         if self._fields.setdefault("plan", plan) != plan:
             raise WireError("the settings of this run that say when scores are asked for have changed since the first ones")
         longer = request.steps in run.more_steps
@@ -94,13 +98,20 @@ class Asked:
         # A privacy budget may end training early, which only the server knows: accepted once, with no scores after it.
         final = self._fields.get("final", run.rounds)
         due = run.evaluate_every > 0 and number % run.evaluate_every == 0 and not longer  # more steps end the training, too
-        if not 1 <= number <= final or not (due or number == final or "final" not in self._fields):
-            raise WireError(f"scores are asked for in round {number}, and this run has none then")
         models = dict(text.split(":") for text in self._fields.get("models", []))
+        keeps_best = wants_best(run, self._node.dataset.spec)
+        again = keeps_best and longer and "final" in self._fields and number != final and str(number) in models
+        again = again and self._fields.get("kept", number) == number
+        first = 0 if keeps_best else 1
+        if not first <= number <= final or not (due or number == final or again or "final" not in self._fields):
+            raise WireError(f"scores are asked for in round {number}, and this run has none then")
         if models.setdefault(str(number), digest := _digest(request.meta)) != digest:
             raise WireError(f"this node has scored another model in round {number}")
         self._fields |= {"models": [":".join(item) for item in models.items()]}
-        self._fields |= {} if due and number != run.rounds else {"final": number}
+        if again:
+            self._fields["kept"] = number
+        elif not due or number == run.rounds:
+            self._fields["final"] = number
         self._remember()
 
     def _remember(self) -> None:

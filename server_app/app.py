@@ -30,6 +30,7 @@ from quickbloom.server_app.events.channel import Events, Warn, into_log
 from quickbloom.server_app.events.file import written
 from quickbloom.server_app.events.kinds import Event, Saved, Started
 from quickbloom.server_app.federation.agreeing import metric_for, share_scales
+from quickbloom.server_app.federation.best import keeps_best
 from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.privacy import Ledger, TaskPrivacy
 from quickbloom.server_app.federation.roll_call import call_roll
@@ -38,6 +39,7 @@ from quickbloom.server_app.messaging.in_process_grid import InlineGrid
 from quickbloom.server_app.messaging.polling_grid import PollingGrid, hands_over
 from quickbloom.server_app.messaging.population import Population
 from quickbloom.server_app.runs import resume, trackers
+from quickbloom.server_app.runs.best_model import BestModel
 from quickbloom.server_app.runs.checkpoints import Checkpoint, CheckpointWriter
 from quickbloom.server_app.runs.directory import RunDirectory
 from quickbloom.server_app.summary import clients_of, conclude
@@ -130,19 +132,22 @@ class _Run:
         if self.checkpoint is not None:
             facts.check_constants(self.checkpoint.facts, algorithm.learner.digest, "the run to go on from")
             self._take_up(self.checkpoint, population, outer, on_nodes=bool(algorithm.fresh()))
-        keeper = _Keeper(self, outer, origin, self._writer(grid, population, origin, algorithm.learner.digest))
+        writer = self._writer(grid, population, origin, algorithm.learner.digest)
+        keeper = _Keeper(self, outer, origin, writer)
         strategy = keeper.strategy = MetaStrategy(
             self.config, population, algorithm, outer, keeper.on_round, self.done + 1, origin.lineage, privacy, self.events
         )
+        if keeps_best(self.config, population, algorithm, self.events.warn):
+            keeper.best = BestModel(strategy, writer, self.events.warn)
         if self.checkpoint is not None:
             resume.restore_counts(self.checkpoint, strategy)
+            if keeper.best:
+                keeper.best.restore(self.checkpoint)
         with trackers.tracked(self.config, self.directory.path, self.done, origin.branch, self.events.warn) as live:
             keeper.live = live
-            if self.checkpoint is None and self.config.checkpoint_every:
-                keeper.save(0)  # so that the run can go on from its first moment
+            keeper.begin(grid)
             strategy.start(grid, ArrayRecord(), num_rounds=self.config.rounds, timeout=self.config.round_deadline)
-            if strategy.score_again(grid):
-                keeper.save(self.config.rounds)  # a device adapts as its checkpoint says
+            keeper.end(grid)
             return conclude(grid, strategy, self.directory, self.clock.read, origin.resumed, live)
 
     def _begin(self, before: Iterable[Event]) -> None:
@@ -197,19 +202,38 @@ class _Run:
 class _Keeper:
     """Keeps what a run has after every round: its history, checkpoints, and what trackers show.
 
-    `strategy` and `live` are set before the first round.
+    `strategy` and `live` are set before the first round, and `best` if the run ends with its best model.
     """
 
     strategy: MetaStrategy
     live: trackers.Trackers
+    best: BestModel | None = None
 
     def __init__(self, run: _Run, outer: OuterOptimizer, origin: resume.Origin, writer: CheckpointWriter) -> None:
         self._run, self._outer, self._origin, self._writer = run, outer, origin, writer
+
+    def begin(self, grid: Grid) -> None:
+        """Before the first round: write a checkpoint, and score the initial model if it may be the best one."""
+        every = self._run.config.checkpoint_every
+        if self._run.checkpoint is None and every:
+            self.save(0)  # so that the run can go on from its first moment
+        if self.best and self.best.round is None and not self._run.done:
+            self.best.score_initial(grid)
+            if every:
+                self.save(0)
+
+    def end(self, grid: Grid) -> None:
+        """After the last round: find which model the run ends with, and write it as the last checkpoint."""
+        again = self.strategy.score_again(grid)
+        if (self.best and self.best.decide(grid)) or again:
+            self.save(self._run.config.rounds)  # a device adapts this model, as its checkpoint says
 
     def on_round(self, record: dict[str, Any]) -> None:
         config, number = self._run.config, record["round"]
         self._run.directory.append_round(record)
         self.live.round(record, _clients_of_round(self.strategy, record))
+        if self.best and "validation" in record and number != config.rounds:
+            self.best.take(number)
         if number == config.rounds or (config.checkpoint_every and number % config.checkpoint_every == 0):
             self.save(number)
 
@@ -221,7 +245,11 @@ class _Keeper:
         lr, steps = strategy.chosen_rate()
         said["adapt"] = {"lr": lr, "steps": steps}
         counts = resume.counts(strategy, run.clock.read(), self._origin.resumed)
-        path = self._writer.write(number, self._outer.state() | scores, counts | said, last=last)
+        best = self.best.round if self.best else None
+        if best is not None:
+            counts["so-far"]["best-model"] = best
+        tensors, kept = resume.model_tensors(strategy)
+        path = self._writer.write(number, tensors | scores, counts | said | kept, last=last, best=best)
         run.events.tell(Saved(number, str(path.relative_to(run.directory.path))))
 
 

@@ -58,12 +58,13 @@ def conclude(
     shots = _score_shots(grid, strategy, lr, steps)
     beside = strategy.score_baselines(grid, lr, steps) if strategy.config.baselines and test.task_ids else None
     kind = strategy.population.spec.kind
-    strategy.let_keep(grid, strategy.outer.leaves, lr, steps, directory.path.name)
+    strategy.let_keep(grid, strategy.meta, lr, steps, directory.path.name)
     pace = float(np.median([record["seconds"] for record in read_history(directory.path)]))
     content = {
         **_facts(strategy),
         "run_dir": str(directory.path),
         "chosen": {"adapt_lr": lr, "adapt_steps": steps},
+        "kept": _kept(strategy, validation, lr, steps),
         "edge": _edge(strategy, validation, lr, steps),
         "test": _describe(strategy, test, lr),
         "validation": _describe(strategy, validation, lr),
@@ -99,6 +100,14 @@ def _edge(strategy: MetaStrategy, validation: Scores | None, lr: float, steps: i
     return f"adaptation may gain beyond what was tried: {' and '.join(said)}" if said else ""
 
 
+def _kept(strategy: MetaStrategy, validation: Scores | None, lr: float, steps: int) -> dict[str, Any]:
+    """Return the round whose model the run ends with, its validation score, and that of the model of the last round."""
+    metric, number = strategy.evaluation.metric, strategy.evaluation.of_round
+    known = validation is not None and bool(validation.task_ids)
+    score = float(validation.metrics[:, validation.lrs.index(lr), steps].mean()) if validation and known else None
+    return {"round": number, metric.name: score, "last": score if number == strategy.config.rounds else strategy.last_score}
+
+
 def _beside_baselines(strategy: MetaStrategy, found: TaskScores) -> dict[str, Any] | None:
     """Return the comparison with the baselines on the test tasks, and as "validation" the same on the validation tasks."""
     splits, kind, metric = strategy.population.splits, strategy.population.spec.kind, strategy.evaluation.metric
@@ -116,7 +125,7 @@ def _validation_scores(strategy: MetaStrategy) -> Scores | None:
 
 def _test_scores(grid: Grid, strategy: MetaStrategy, lr: float) -> Scores:
     tasks = strategy.population.splits["test"]
-    scores = strategy.score_tasks(grid, strategy.outer.leaves, tasks, [lr])
+    scores = strategy.score_tasks(grid, strategy.meta, tasks, [lr])
     if without := strategy.evaluation.without:
         some = ", ".join(as_told(task, 60) for task in without[:_MOST_NAMED])
         said = f"the test rows of {counted(len(without), 'task')} ({some}) are of one class, which has no"
@@ -181,7 +190,7 @@ def _score_shots(grid: Grid, strategy: MetaStrategy, lr: float, steps: int) -> d
     scored: dict[int, Scores] = {}
     for shots in strategy.config.shots:
         if shots <= most:
-            scores = strategy.score_tasks(grid, strategy.outer.leaves, test, [lr], shots)
+            scores = strategy.score_tasks(grid, strategy.meta, test, [lr], shots)
             scored |= {shots: scores} if scores.task_ids else {}
     if not scored:
         return None

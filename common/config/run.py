@@ -90,6 +90,11 @@ class RunConfig(Options):
     on_too_few: Literal["repeat", "skip", "stop"] = Field(
         "stop", description="what to do if fewer than `min-replies` contribute"
     )
+    keep: Literal["auto", "last", "best"] = Field(
+        "auto",
+        description="the model that a run ends with: of the last round, or the best by the validation tasks, the one before "
+        "training included; auto: best behind a frozen encoder, with a pretrained model or with `weights`, else last",
+    )
     personal: bool = Field(
         True, description="at the end, nodes with a `state-dir` adapt the model to their own tasks and keep it there"
     )

@@ -173,6 +173,7 @@ class _SoFar(_Facts):
     failures: Count
     late: Count
     best: dict[Name, int | float] | None
+    best_model: Count | None = Field(None, alias="best-model")
     seconds: _Seconds
     resumed: Annotated[int, Field(ge=0, le=10**6)]
     clip: Number
@@ -181,6 +182,18 @@ class _SoFar(_Facts):
 class _Validation(_Facts):
     tasks: list[Name]
     lrs: list[Number]
+
+
+class _Kept(_Facts):
+    round: Count
+    last: Annotated[float, Field(ge=-1, le=1e300)] | None
+
+
+class BestFacts(CheckpointFacts):
+    """Facts of the best model of a run so far."""
+
+    lineage: Name
+    validation: _Validation
 
 
 class RunFacts(CheckpointFacts):
@@ -193,6 +206,7 @@ class RunFacts(CheckpointFacts):
     in_process: bool = Field(alias="in-process")
     so_far: _SoFar = Field(alias="so-far")
     validation: _Validation | None = None
+    kept: _Kept | None = None
 
     @model_validator(mode="after")
     def _best(self) -> "RunFacts":

@@ -42,11 +42,12 @@ class TaskScores:
 
 @dataclass(frozen=True)
 class Final:
-    """What is scored: the trained model `meta`, adapted in `steps` steps with rate `lr`. `lineage` names the training."""
+    """What is scored: the model `meta` after `round`, adapted in `steps` steps with rate `lr`. `lineage` names the training."""
 
     meta: Params
     lr: float
     steps: int
+    round: int
     lineage: str = ""
 
 
@@ -62,7 +63,7 @@ def score_baselines(
     encoded, names = to_arrays(final.meta), scores.names(spec.kind)
 
     def request(_: int, task_ids: list[str]) -> RecordDict:
-        asked = ScoresRequest({}, final.lr, final.steps, task_ids, shared, config.rounds, final.lineage)
+        asked = ScoresRequest({}, final.lr, final.steps, task_ids, shared, final.round, final.lineage)
         return asked.to_records(encoded)
 
     found: dict[str, np.ndarray[Any, Any]] = {}

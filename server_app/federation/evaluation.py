@@ -29,7 +29,8 @@ class Evaluation:
 
     `metric`: what the nodes measure; `lrs`: the rates of adaptation to choose from; `steps`: the number of steps to score,
     which may grow after training; `last`: the newest scores of the validation tasks; `best`: the evaluation with the best of
-    them so far, as in summary.json; `without`: tasks of the last `score` whose rows cannot be scored by the metric.
+    them so far, as in summary.json; `without`: tasks of the last `score` whose rows cannot be scored by the metric;
+    `of_round`: the round after which the model was what it is when it is scored outside the rounds.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Evaluation:
         # The algorithm's own inner rate is a candidate too: the meta-parameters were trained for it.
         self.lrs = sorted({*config.lrs, inner_lr}) if ALGORITHMS[config.algorithm].uses_adapt_lr else [inner_lr]
         self.steps = config.first_steps
+        self.of_round = config.rounds
         self.last: Scores | None = None
         self.without: list[str] = []
         self.best: dict[str, Any] | None = None
@@ -89,9 +91,10 @@ class Evaluation:
     def score(self, grid: Grid, meta: Params, task_ids: list[str], lrs: list[float], shots: int = 0) -> Scores:
         """Ask for the scores of these tasks, outside the rounds. Tasks of nodes that fail are missing, and are named.
 
-        `shots`: adapt only on the first so many support examples of each class; 0: on all.
+        `meta`: the model after round `of_round`; `shots`: adapt only on the first so many support examples of
+        each class; 0: on all.
         """
-        number = self._config.rounds
+        number = self.of_round
         messages = self.ask(to_arrays(meta), task_ids, lrs, number, shots, final=True)
         scores = self.read(grid.send_and_receive(messages, timeout=self._config.round_deadline), lrs)
         every = self.wait_for(grid, scores, meta, task_ids, number, shots)
@@ -122,7 +125,7 @@ class Evaluation:
     def grown(self, grid: Grid, scores: Scores, meta: Params, number: int) -> Scores:
         """Ask again for these tasks with more steps, as long as they gain from the last ones and `adapt-steps` may grow.
 
-        `number`: the round after which they are scored, the last one. Returns the scores with the most steps,
+        `number`: the round after which the model was `meta`. Returns the scores with the most steps,
         which `steps` then is. A task that is missing among the new scores ends it: means would be of other tasks.
         """
         for steps in (more for more in self._config.more_steps if more > self.steps):

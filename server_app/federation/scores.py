@@ -1,5 +1,6 @@
 """Scores of held-out tasks, and the choice of the rate and number of steps of adaptation by them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,13 @@ class Scores:
         """
         if not metric.bounded or not self.task_ids:
             return self
-        kept = ~np.isnan(self.metrics).any(axis=(1, 2))
+        return self._where(~np.isnan(self.metrics).any(axis=(1, 2)))
+
+    def of(self, task_ids: Collection[str]) -> "Scores":
+        """Return those of some tasks."""
+        return self._where(np.isin(self.task_ids, list(task_ids)))
+
+    def _where(self, kept: np.ndarray[Any, Any]) -> "Scores":
         if kept.all():
             return self
         ids = [task_id for task_id, known in zip(self.task_ids, kept, strict=True) if known]

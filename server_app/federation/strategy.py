@@ -5,6 +5,7 @@ meta-gradients, take one outer step. Every few rounds held-out validation tasks 
 contribute a gradient.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -24,6 +25,7 @@ from quickbloom.common.wire.messages import KeepRequest, to_arrays
 from quickbloom.server_app.events.channel import Events
 from quickbloom.server_app.events.kinds import RoundEnded
 from quickbloom.server_app.federation.baselines import Final, TaskScores, score_baselines
+from quickbloom.server_app.federation.best import is_better, score_of
 from quickbloom.server_app.federation.evaluation import Evaluation
 from quickbloom.server_app.federation.keeping import keep_on_nodes
 from quickbloom.server_app.federation.outer import OuterOptimizer
@@ -42,6 +44,7 @@ class MetaStrategy(Strategy):
     `on_round` gets one dictionary per round: what history.jsonl holds. `first_round` is the round that follows a checkpoint.
     `lineage` names the training, so that nodes know what their tasks keep of it. With `privacy` the tasks of a round are a
     secret sample, all weigh the same, and their mean is noisy. `events` is told of rounds, scores, warnings and failures.
+    `decided`: it is known which model the run ends with; `last_score`: then that of the last round, None if it is not known.
     """
 
     def __init__(
@@ -73,6 +76,9 @@ class MetaStrategy(Strategy):
         self.training = Training(config, population, algorithm, outer, self._messages, self.events, lineage, privacy)
         self._grid: Grid | None = None
         self.late = 0
+        self.decided = False
+        self.last_score: float | None = None
+        self._kept: Params | None = None
         self.training.sampling.check(first_round)
 
     def start(
@@ -113,6 +119,17 @@ class MetaStrategy(Strategy):
         log(INFO, "")
         log(INFO, "Strategy execution finished in %.2fs", time.monotonic() - started)
         return result
+
+    @property
+    def meta(self) -> Params:
+        """The meta-parameters that the run ends with, read-only: those of the last round, unless an earlier model is kept."""
+        return self.outer.leaves if self._kept is None else self._kept
+
+    def keep(self, meta: Params, number: int, last_score: float | None) -> None:
+        """End with `meta`, the model after round `number`. `last_score`: of the validation tasks after the last round."""
+        self.decided, self.last_score = True, last_score
+        if number != self.config.rounds:
+            self._kept, self.evaluation.of_round = meta, number
 
     def _encoded(self) -> ArrayRecord:
         """The meta-parameters now, as they are sent."""
@@ -182,21 +199,55 @@ class MetaStrategy(Strategy):
 
     def score_again(self, grid: Grid) -> bool:
         """Score the validation tasks if a finished training goes on with other rates or steps; return whether it was so."""
-        evaluation, tasks, meta = self.evaluation, self.population.splits["validation"], self.outer.leaves
+        evaluation, tasks, meta = self.evaluation, self.population.splits["validation"], self.meta
         if evaluation.is_current:
             return False
         self._messages.begin()
         self.nodes.refresh(grid)
         scores = evaluation.score(grid, meta, tasks, evaluation.lrs)
-        evaluation.last = evaluation.grown(grid, scores, meta, self.config.rounds)
+        evaluation.last = evaluation.grown(grid, scores, meta, evaluation.of_round)
         self._count()
         return True
+
+    def score_initial(self, grid: Grid) -> Scores | None:
+        """Score the validation tasks by the model before the first round; None if no task could be scored."""
+        evaluation = self.evaluation
+        evaluation.of_round = 0
+        scores = self.score_tasks(grid, self.outer.leaves, self.population.splits["validation"], evaluation.lrs)
+        evaluation.of_round = self.config.rounds
+        if (told := evaluation.take(0, scores)) is None:
+            return None
+        self.events.tell(told[1])
+        return evaluation.last
+
+    def keep_if_better(self, grid: Grid, number: int, meta: Params, scores: Scores) -> None:
+        """End with `meta`, the best model before the last round, unless that of the last round is better.
+
+        `scores`: of the validation tasks after round `number`, when the model was `meta`. Where `adapt-steps` may grow, it
+        grows for both before they are compared.
+        """
+        evaluation, last, steps = self.evaluation, self.evaluation.last, self.evaluation.steps
+        self._messages.begin()
+        self.nodes.refresh(grid)
+        evaluation.of_round, evaluation.steps = number, self.config.first_steps
+        if (scores.lrs, scores.steps) != (evaluation.lrs, evaluation.steps):  # a continued run may ask for others
+            scores = evaluation.score(grid, meta, self.population.splits["validation"], evaluation.lrs)
+        early = evaluation.grown(grid, scores, meta, number).known(evaluation.metric)
+        self._count()
+        last_score = score_of(last, evaluation.metric) if last is not None else math.nan
+        known = last_score if math.isfinite(last_score) else None
+        if last is not None and is_better(last, early, evaluation.metric):
+            evaluation.of_round, evaluation.steps = self.config.rounds, steps
+            self.keep(self.outer.leaves, self.config.rounds, known)
+        else:
+            evaluation.last = early
+            self.keep(meta, number, known)
 
     def score_baselines(self, grid: Grid, lr: float, steps: int) -> TaskScores:
         """Scores of the held-out tasks by the model and by the baselines, as `baselines.score_baselines`."""
         self._messages.begin()
         self.nodes.refresh(grid)
-        model = Final(self.outer.leaves, lr, steps, self._lineage)
+        model = Final(self.meta, lr, steps, self.evaluation.of_round, self._lineage)
         found = score_baselines(grid, self.config, self.population, self._messages, model, self.events.warn)
         self._count()
         return found

@@ -68,6 +68,8 @@ class Shown:
                 self._advance()
             case Scored():
                 self._scored = event
+                if event.round == 0 and self._rounds and not self._in_bar:
+                    self._say(f"before training   validation {change(event)}")
             case RoundEnded():
                 self._end_round(event)
             case Warned() | Failed():

@@ -30,7 +30,7 @@ from quickbloom.server_app.reporting.page import (
     require_packages,
     write_page,
 )
-from quickbloom.server_app.reporting.result_table import ONE_TASK, own_unit, privacy_line
+from quickbloom.server_app.reporting.result_table import ONE_TASK, kept_line, own_unit, privacy_line
 from quickbloom.server_app.reporting.run_record import RunFacts
 
 if TYPE_CHECKING:
@@ -143,6 +143,8 @@ def _result(run: RunFacts) -> list[Part]:
     chosen = "chosen on the validation clients" if summary["validation"] else "there were no validation clients to choose on"
     adapted = "Every client adapted the model on its support examples and was scored on its test examples, "
     parts.append(Text(f"{adapted}with rate {summary['chosen']['adapt_lr']:g} ({chosen})."))
+    if kept := kept_line(summary):
+        parts.append(Text(f"{kept[0].upper()}{kept[1:]}."))
     if edge := summary.get("edge"):
         parts.append(Text(f"{edge[0].upper()}{edge[1:]}."))
     parts.append(

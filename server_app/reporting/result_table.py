@@ -37,6 +37,7 @@ def result_table(summary: dict[str, Any]) -> Table:
     chosen_on = "chosen on validation tasks" if summary["validation"] else "no validation tasks to choose on"
     notes = [
         f"adapted with {_rate(summary)}{counted(chosen['adapt_steps'], 'step')} ({chosen_on})",
+        kept_line(summary),
         summary.get("edge", ""),
         f"{duration(seconds['total'])} in all, {seconds['round_median']:.2f} s a round; {size(sent['up'])} up, "
         f"{size(sent['down'])} down; {counted(summary['failures'], 'failure')}",
@@ -127,11 +128,22 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
             f"{counted(tasks, f'{split} task')}: {metric.title} {before} before, {after} after "
             f"{counted(summary['chosen']['adapt_steps'], 'step')}, worst 10 % {worst}"
         )
-    if said := verdict(summary.get("baselines")):
-        lines.append(said)
+    lines += filter(None, (kept_line(summary), verdict(summary.get("baselines"))))
     if privacy := summary.get("privacy"):
         lines.append(privacy_line(privacy))
     return lines
+
+
+def kept_line(summary: dict[str, Any]) -> str:
+    """Which model the run ended with, "" if it is that of the last round."""
+    kept = summary.get("kept")
+    if not kept or kept["round"] == summary["rounds"] or not summary["validation"]:
+        return ""
+    metric = metric_of(summary["validation"])
+    scores = f"validation {metric.title} {metric.score(kept[metric.name])}, {metric.score(kept['last'])} after the last round"
+    if not kept["round"]:
+        return f"the initial model is kept, training did not help: {scores}"
+    return f"the model of round {kept['round']} is kept: {scores}"
 
 
 def own_unit(metric: Metric, dataset: str) -> str:

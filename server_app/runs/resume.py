@@ -18,7 +18,7 @@ from torch import Tensor
 from quickbloom.common.config.privacy import LEAST_CLIP, MOST_CLIP
 from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
 from quickbloom.common.datasets.own import Own
-from quickbloom.common.errors import ConfigError, as_told
+from quickbloom.common.errors import ConfigError, DataError, as_told
 from quickbloom.common.flower.names import log
 from quickbloom.common.maths.params import mismatch
 from quickbloom.common.personal import facts, trust
@@ -30,7 +30,7 @@ from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.scores import Scores
 from quickbloom.server_app.federation.strategy import MetaStrategy
 from quickbloom.server_app.messaging.population import Population
-from quickbloom.server_app.runs.checkpoints import Checkpoint, OnDamage, load
+from quickbloom.server_app.runs.checkpoints import ONLY_MODEL, Checkpoint, OnDamage, load
 from quickbloom.server_app.runs.directory import RunDirectory, history_until
 
 # Settings that do not determine what is learned, so that a continued run may change them.
@@ -75,6 +75,11 @@ def open_checkpoint(config: RunConfig, on_damage: OnDamage = warn_in_log) -> Che
 def load_checked(path: Path, on_damage: OnDamage = warn_in_log) -> Checkpoint:
     """Load a checkpoint whose facts have the form of a run's. Raises DataError."""
     checkpoint = load(path, on_damage)
+    if ONLY_MODEL in checkpoint.facts:
+        raise DataError(
+            f"the file '{checkpoint.path}' is a model without its optimizer: name its run directory, or one of its checkpoints "
+            "round-NNNNNN"
+        )
     facts.check(checkpoint.facts, facts.RunFacts, f"the checkpoint '{checkpoint.path}'")
     return checkpoint
 
@@ -132,6 +137,8 @@ def restore_model(checkpoint: Checkpoint, population: Population, outer: OuterOp
         # Otherwise training tasks could end up among the test tasks.
         raise ConfigError("`resume-from` needs the tasks of the run to go on from: connect the same nodes with the same data")
     tensors = {name: value for name, value in checkpoint.tensors.items() if name.startswith(("meta/", "outer/"))}
+    # A finished training may have an earlier model in the place of the last one.
+    tensors |= {f"meta/{k.removeprefix('last/')}": v for k, v in checkpoint.tensors.items() if k.startswith("last/")}
     if reason := mismatch({k.removeprefix("meta/"): v for k, v in tensors.items() if k.startswith("meta/")}, outer.meta):
         raise ConfigError(f"`resume-from` names a checkpoint of another model: {reason}")
     if strange := [name for name in tensors if not _of_the_optimizer(name, tensors[name], outer.meta)]:
@@ -183,7 +190,24 @@ def restore_counts(checkpoint: Checkpoint, strategy: MetaStrategy) -> None:
         if not isinstance(clip, float) or not LEAST_CLIP <= clip <= MOST_CLIP:
             raise ConfigError(f"`resume-from` names a checkpoint whose clipping norm is none: {clip!r}")
         strategy.privacy.clip = clip
-    strategy.evaluation.take_over(_scores(checkpoint))
+    strategy.evaluation.take_over(scores_in(checkpoint))
+    kept = checkpoint.facts.get("kept")
+    if kept and checkpoint.facts["round"] == strategy.config.rounds:
+        if reason := mismatch(checkpoint.meta, strategy.outer.leaves):
+            raise ConfigError(f"`resume-from` names a checkpoint of another model: {reason}")
+        strategy.keep(checkpoint.meta, int(kept["round"]), kept["last"])
+
+
+def model_tensors(strategy: MetaStrategy) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the (tensors, facts) of a checkpoint for the model and its optimizer, as the module `checkpoints` lists them."""
+    tensors = strategy.outer.state()
+    if not strategy.decided:
+        return tensors, {}
+    number = strategy.evaluation.of_round
+    if number != strategy.config.rounds:  # devices adapt this one, and a run goes on from the last one
+        tensors = {f"last/{k.removeprefix('meta/')}" if k.startswith("meta/") else k: v for k, v in tensors.items()}
+        tensors |= {f"meta/{name}": value for name, value in strategy.meta.items()}
+    return tensors, {"kept": {"round": number, "last": strategy.last_score}}
 
 
 def score_tensors(scores: Scores | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -194,7 +218,8 @@ def score_tensors(scores: Scores | None) -> tuple[dict[str, Tensor], dict[str, A
     return tensors, {"validation": {"tasks": scores.task_ids, "lrs": scores.lrs}}
 
 
-def _scores(checkpoint: Checkpoint) -> Scores | None:
+def scores_in(checkpoint: Checkpoint) -> Scores | None:
+    """Return the scores of validation tasks in a checkpoint; None if there are none."""
     if not (said := checkpoint.facts.get("validation")):
         return None
     tensors = [checkpoint.tensors.get(f"validation/{part}") for part in ("losses", "metrics")]
@@ -210,11 +235,11 @@ def _scores(checkpoint: Checkpoint) -> Scores | None:
 def _settings(checkpoint: Checkpoint) -> dict[str, Scalar]:
     """Return its settings. Those newer than the checkpoint have their defaults, which change nothing.
 
-    Except for `split`, which was always exact, and `own.scale`, which was each task's own.
+    Except for `split`, which was always exact, `keep`, which was always the last, and `own.scale`, which was each task's own.
     """
     found = checkpoint.facts["config"]
     scale = {"own.scale": "task"} if found.get("dataset") == Own.name else {}
-    return parse_run_config({"split": "exact", **scale, **found}).resolved().flat()
+    return parse_run_config({"split": "exact", "keep": "last", **scale, **found}).resolved().flat()
 
 
 def metric_of(checkpoint: Checkpoint) -> str:
