@@ -221,6 +221,33 @@ def test_more_steps_end_the_training_and_are_those_that_the_run_may_grow_to() ->
     assert "at other rates or steps" in OneNode(config(adapt_steps=10, **SECURE)).score(A, steps=20, number=6)
 
 
+def test_a_run_that_keeps_its_best_model_has_the_initial_one_scored_as_well() -> None:
+    node = OneNode(config(keep="best", **SECURE))
+    assert node.score(A, number=0) == ""
+    assert node.score(A, number=0, change=1.0) == "this node has scored another model in round 0"
+    assert node.score(A, number=2, change=1.0) == ""
+    assert "round 0, and this run has none then" in OneNode(config(keep="last", **SECURE)).score(A, number=0)
+
+
+def test_after_training_one_of_the_scored_models_may_be_scored_with_more_steps() -> None:
+    node = OneNode(config(adapt_steps=0, keep="best", **SECURE))
+    for number in (0, 2, 4):
+        assert node.score(A, number=number, steps=10, change=number) == ""
+    assert node.score(A, number=6, steps=10, change=6) == ""
+    assert node.score(A, number=6, steps=20, change=6) == ""
+    assert node.score(A, number=2, steps=20, change=3) == "this node has scored another model in round 2"
+    assert node.score(A, number=2, steps=20, change=2) == ""
+    assert node.score(A, number=2, steps=40, change=2) == ""
+    assert "round 4, and this run has none then" in node.score(A, number=4, steps=20, change=4)
+    assert "round 3, and this run has none then" in node.score(A, number=3, steps=20, change=2)
+    # The last one is kept all the same, and test tasks are scored as always.
+    assert node.score(B, number=6, steps=40, change=6) == ""
+    last = OneNode(config(adapt_steps=0, keep="last", **SECURE))
+    for number in (2, 6):
+        assert last.score(A, number=number, steps=10, change=number) == ""
+    assert "round 2, and this run has none then" in last.score(A, number=2, steps=20, change=2)
+
+
 @pytest.mark.parametrize("run", [config(), config(**SECURE)], ids=["plain", "secure"])
 def test_a_task_cannot_be_given_another_name_on_the_way(tmp_path: Path, run: RunConfig) -> None:
     """Rows of a ward that trains are those of a year, too: a server that tells another task column would score them."""

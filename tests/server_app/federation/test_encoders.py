@@ -10,6 +10,7 @@ import pytest
 import small_encoders
 from loopback import LoopbackGrid
 from PIL import Image
+from safetensors.torch import load_file
 
 from quickbloom.client_app.export import export
 from quickbloom.client_app.offline.adapting import adapt
@@ -20,6 +21,8 @@ from quickbloom.common.datasets.own.columns import Schema
 from quickbloom.common.encoders import load_encoder
 from quickbloom.common.errors import ConfigError, DataError
 from quickbloom.server_app.app import run_federation
+from quickbloom.server_app.events.file import read_events
+from quickbloom.server_app.events.kinds import Scored
 from quickbloom.server_app.runs import checkpoints
 
 SAID = {"light": ("lamp on", "the lamp on please", "a lamp off", "lamp off please"), "sound": ("play music", "stop the music")}
@@ -95,6 +98,22 @@ def test_features_are_centred_by_the_training_users_and_have_one_length(tmp_path
     batch = shared.test_draws("E")[0].support
     row = int(shared.rows["E"][0][1])
     np.testing.assert_allclose(batch.x[1, 1:].numpy(), 4 * unit(by_hand(str(cells[row])) - mean), rtol=1e-4)
+
+
+def test_behind_an_encoder_training_cannot_make_it_worse(tmp_path: Path) -> None:
+    file, _ = small_encoders.text_onnx(tmp_path / "words.onnx")
+    harmful = {"algorithm": "protonet", "protonet.outer-lr": 1e4, "protonet.outer-optimizer": "sgd", "evaluate-every": 1}
+    config = run_config(tmp_path, f"onnx:{file}", **harmful)
+    summary = run_federation(on_nodes(tmp_path, config, "ABCD", "EFGH"), config)
+    scored = [(event.round, event.after) for event in read_events(tmp_path / "run") if isinstance(event, Scored)]
+    assert scored == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 1.0)]  # of equal ones the first
+    assert summary["kept"] == {"round": 0, "accuracy": 1.0, "last": 1.0}
+    # The part that is trained starts at 0: so it is on the nodes that keep personal models, and in what a device adapts.
+    tensors = checkpoints.load(tmp_path / "run").tensors
+    personal = load_file(tmp_path / "state-ABCD" / "personal" / "A.safetensors")
+    assert not tensors["meta/1.up.weight"].any()
+    assert not personal["1.up.weight"].any()
+    assert tensors["last/1.up.weight"].abs().max() > 1
 
 
 def test_an_empty_cell_is_zero_and_the_rest_of_the_row_counts(tmp_path: Path) -> None:
