@@ -45,7 +45,7 @@ def plan(cell: str) -> Plan:
         (f"intents.encoder=sentence:{directory}",),
         (
             *(f"intents.tokenizer={directory}", f"transformer.directory={directory}", "intents.max-length=16"),
-            *("model=transformer", "transformer.lora-rank=8", "transformer.unit=true"),
+            *("model=transformer", "transformer.lora-rank=8", "transformer.unit=true", "baselines=false"),
         ),
     )
     # One episode of 20 intents in a round, whatever is tested.
@@ -81,7 +81,7 @@ def plan(cell: str) -> Plan:
         ),
         settings=(
             *(f"intents.ways={ways}", f"intents.shots={shots}", "intents.query-shots=2", "adapt-steps=1"),
-            *("intents.test-episodes=5", "chunk-size=1", "checkpoint-every=0"),
+            *("intents.test-episodes=2", "chunk-size=1", "checkpoint-every=0"),
         ),
         nodes=1,
         in_process=True,
