@@ -312,3 +312,68 @@ def test_what_cannot_be_one_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is for `--format onnx`"):
         export(tmp_path / "mine", tmp_path / "whole.pt2", "torch", with_encoder=True)
     assert not (tmp_path / "whole.onnx").exists()
+
+
+def of_tokens(folder: Path, directory: Path, **more: Any) -> RunConfig:
+    flat = {
+        "own.features": "said",
+        "own.tokenizer": str(directory),
+        "own.tokens": 8,
+        "algorithm": "protonet",
+        "model": "transformer",
+    }
+    flat |= {"transformer.directory": str(directory), "transformer.lora-rank": 2, "transformer.lora-targets": "query,value"}
+    return run_config(folder, "", **{**flat, **more})
+
+
+def test_a_model_that_reads_text_itself_is_trained_adapted_and_used(tmp_path: Path) -> None:
+    directory = small_encoders.bert(tmp_path / "bert")
+    config = of_tokens(tmp_path, directory)
+    grid = on_nodes(tmp_path, config, "ABCD", "EFGH")
+    summary = run_federation(grid, config)
+    assert summary["failures"] == 0
+    found = checkpoints.load(tmp_path / "run")
+    assert found.facts["tokens"] == len(small_encoders.WORDS)
+    own = Own(config.table("own").model_copy(update={"path": str(tmp_path / "ABCD.csv")}), Path())  # type: ignore[arg-type]
+    ids = own.test_draws("A")[0].support.x
+    words = str(own.table["said"].cells()[own.rows["A"][0][1]]).split()  # type: ignore[union-attr]
+    assert ids[1].tolist() == [small_encoders.WORDS.index(word) for word in words] + [0] * (8 - len(words))
+    mine = sentences(tmp_path / "Z.csv", "Z")
+    adapt(tmp_path / "run", str(mine), tmp_path / "mine", task="user", trust=[f"transformer.directory={directory}"])
+    rows = predict(tmp_path / "mine", str(mine), trust=[f"transformer.directory={directory}"]).rows
+    assert {row["prediction"] for row in rows} <= {"light", "sound"}
+    assert len(rows) == 12
+
+
+def test_a_node_with_another_tokenizer_is_refused_with_both_hashes(tmp_path: Path) -> None:
+    directory, other = small_encoders.bert(tmp_path / "bert"), tmp_path / "other"
+    small_encoders.tokenizer(other, [*small_encoders.WORDS[1:], "[PAD]"])
+    path = sentences(tmp_path / "A.csv", "AB")
+    settings = {"path": str(path), "task-column": "user", "text": "said", "features": "said", "tokenizer": str(directory)}
+    schema = Own(OwnOptions.model_validate(settings), Path()).spec.schema
+    options = OwnOptions.model_validate({**settings, "tokenizer": str(other)})
+    with pytest.raises(DataError) as raised:
+        Own(options, Path(), schema)
+    assert Schema.from_json(schema).encoder["digest"] in str(raised.value)
+    with pytest.raises(DataError, match=r"set `own\.tokenizer` to its directory"):
+        Own(OwnOptions.model_validate({**settings, "tokenizer": ""}), Path(), schema)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, "reads one column of text and nothing else"),
+        ({"encoder": "onnx:a.onnx", "features": "said"}, "and no `own.encoder`"),
+    ],
+)
+def test_token_ids_are_the_only_input(tmp_path: Path, more: dict[str, str], said: str) -> None:
+    directory = small_encoders.bert(tmp_path / "bert")
+    settings = {
+        "path": str(sentences(tmp_path / "A.csv", "AB")),
+        "task-column": "user",
+        "text": "said",
+        "tokenizer": str(directory),
+    }
+    options = OwnOptions.model_validate({**settings, **more})
+    with pytest.raises(DataError, match=said):
+        Own(options, Path())
