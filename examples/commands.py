@@ -97,6 +97,11 @@ def write(path: Path, header: Sequence[str], lines: Sequence[Sequence[str]]) -> 
         csv.writer(file).writerows([header, *lines])
 
 
+def rows_of_me() -> list[tuple[str, str, str]]:
+    """Return the sentences of the device that comes later."""
+    return rows("me", random.Random(1))
+
+
 def write_all(folder: Path) -> None:
     """Write the three files. They are the same every time."""
     rng = random.Random(0)
@@ -105,7 +110,7 @@ def write_all(folder: Path) -> None:
     )
     mine: list[tuple[str, str, str]] = []
     later: list[tuple[str, str, str]] = []
-    for row in rows("me", rng):
+    for row in rows_of_me():
         enough = sum(one[2] == row[2] for one in mine) >= LATER
         (later if enough else mine).append(row)
     write(folder / "my-commands.csv", ("user", "said", "command"), mine)
