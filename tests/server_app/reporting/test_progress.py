@@ -116,6 +116,12 @@ def test_who_sees_the_log_needs_no_lines_beside_it() -> None:
     assert (lines, what.round, task.completed) == ([], 2, 2)
 
 
+def test_the_scores_before_training_have_a_line_of_their_own() -> None:
+    initial = Scored(0, "accuracy", 0.2, 0.5, 0.3, 10, 8)
+    assert shown([initial])[0] == ["before training   validation accuracy 20.0 % -> 50.0 %"]
+    assert shown([initial], rounds=False)[0] == []
+
+
 def test_of_many_rounds_only_those_with_an_evaluation_are_told() -> None:
     scored = Scored(7, "mse", 4.0, 0.5, 0.3, 10, 8)
     for rounds, told in ((200, True), (201, False)):

@@ -36,9 +36,9 @@ from quickbloom.server_app.runs.directory import read_history
 
 DIGITS: dict[str, Any] = {"dataset": "digits", "algorithm": "fomaml", "min-nodes": 1, "rounds": 4, "evaluate-every": 1}
 DIGITS |= {"adapt-steps": 3, "seed": 1, "keep": "best", "fomaml.outer-optimizer": "sgd"}
-HARMFUL = {"fomaml__outer_lr": 1000.0}
+HARMFUL: dict[str, Any] = {"fomaml__outer_lr": 1000.0}
 """A rate that throws the model away."""
-UNEVEN = {"fomaml__outer_lr": 1.0}
+UNEVEN: dict[str, Any] = {"fomaml__outer_lr": 1.0}
 """A rate with which round 3 of 4 is the best."""
 
 
@@ -187,12 +187,8 @@ def result(folder: Path, summary: dict[str, Any]) -> Any:
     return kept, rounds, (folder / "per_task.csv").read_bytes(), files(folder), load(folder).facts["so-far"]["best-model"]
 
 
-@pytest.mark.parametrize("rate", [HARMFUL, UNEVEN], ids=["initial", "middle"])
-@pytest.mark.parametrize("every", [1, 3])
-@pytest.mark.parametrize(
-    ("kind", "number"),
-    [(EVALUATE, 0), (TRAIN, 1), (EVALUATE, 1), (TRAIN, 3), (EVALUATE, 3), (TRAIN, 4), (EVALUATE, 4), ("test", 4)],
-)
+@pytest.mark.parametrize(("rate", "every"), [(HARMFUL, 1), (UNEVEN, 1), (UNEVEN, 3)], ids=["initial", "middle", "seldom"])
+@pytest.mark.parametrize(("kind", "number"), [(EVALUATE, 0), (TRAIN, 1), (EVALUATE, 3), (TRAIN, 4), (EVALUATE, 4), ("test", 4)])
 def test_a_run_that_was_cut_off_ends_like_one_that_was_not(
     tmp_path: Path, kind: str, number: int, every: int, rate: dict[str, Any]
 ) -> None:
