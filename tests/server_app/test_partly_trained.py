@@ -254,7 +254,7 @@ def test_a_node_may_have_the_directory_elsewhere(tmp_path: Path, data_dir: Path)
     from quickbloom.client_app import node
 
     asked: list[str] = []
-    seen = node.build_algorithm
+    seen = node.build_algorithm  # type: ignore[attr-defined]
 
     def noted(run: Any, *args: Any, **more: Any) -> Any:
         asked.append(run.table("transformer").directory)
