@@ -145,7 +145,7 @@ def _inputs_in_words(own: Own, x: Array) -> str:
     names = []
     for name, column in own.inputs.items():
         held = own.table.get(name)
-        text = categories(held) if isinstance(column, Places) and not isinstance(held, Unusable | None) else None
+        text = categories(held) if isinstance(column, Places) and not isinstance(held, Unusable | Pictures | None) else None
         if isinstance(column, Encoded):
             names += parts(name, column.size)
         else:

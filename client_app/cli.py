@@ -192,6 +192,10 @@ def export(
     model: Annotated[Path, typer.Option(help="A personal model.")],
     output: Annotated[Path, typer.Option(help="The file to write, such as mine.onnx or mine.pt2.")],
     format_: Annotated[str, typer.Option("--format", help="onnx, or torch (torch.export).")] = "onnx",
+    with_encoder: Annotated[
+        bool, typer.Option("--with-encoder", help="Write the model's frozen encoder into the same file; for ONNX.")
+    ] = False,
+    encoder: Annotated[str, typer.Option(help="Where the model's encoder is, if it is elsewhere than when it was made.")] = "",
     trust: Trusted = None,
     set_: Places = None,
 ) -> None:
@@ -201,7 +205,7 @@ def export(
     """
     from quickbloom.client_app.export import export as write
 
-    print(write(model, output, format_, _named(trust, set_)))
+    print(write(model, output, format_, _named(trust, set_), with_encoder=with_encoder, encoder=encoder))
 
 
 @cli.command()

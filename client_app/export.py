@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quickbloom.client_app.export_whole import write_with_encoder
 from quickbloom.client_app.offline.files import fits_together, one_model
 from quickbloom.common.datasets.own.preparation import Preparation
 from quickbloom.common.errors import ConfigError, DataError, in_one_line
@@ -56,17 +57,29 @@ class PersonalModule(nn.Module):
         return outputs if self._scale is None else outputs * self._scale[1] + self._scale[0]
 
 
-def export(model: str | Path, output: str | Path, form: str, trust: Collection[str] = ()) -> Path:
+def export(
+    model: str | Path,
+    output: str | Path,
+    form: str,
+    trust: Collection[str] = (),
+    *,
+    with_encoder: bool = False,
+    encoder: str = "",
+) -> Path:
     """Write the personal model `model` to `output` as "onnx" or "torch" (torch.export); return the path.
 
-    `trust`: see `client_app.offline.adapting.adapt`. Raises ConfigError or DataError, also if the outputs of
+    `trust`, `encoder`: see `client_app.offline.adapting.adapt`. `with_encoder`: write the frozen encoder into the same file,
+    see `client_app.export_whole`. Raises ConfigError or DataError, also if the outputs of
     the copy differ from the model's by more than 1e-5.
     """
     if form not in _WRITERS:
         raise ConfigError(f"`--format` must be {' or '.join(_WRITERS)}, got '{form}'")
     for needed in _MODULES[form]:
         needs("export", needed, f"`--format {form}`")
+    if with_encoder and form != "onnx":
+        raise ConfigError(f"`--with-encoder` is for `--format onnx`, got '{form}'")
     personal = one_model(Path(model).expanduser(), trust)
+    personal = personal.with_encoder(encoder) if encoder else personal
     path, write, read = Path(output).expanduser(), *_WRITERS[form]
     with fits_together(f"the personal model of '{personal.task}'"):
         module = PersonalModule(personal).eval()
@@ -78,6 +91,10 @@ def export(model: str | Path, output: str | Path, form: str, trust: Collection[s
     path.parent.mkdir(parents=True, exist_ok=True)
     with _silence(), tempfile.TemporaryDirectory(dir=path.parent) as folder:
         partial = Path(folder) / "model.pt2"  # the only suffix that PyTorch accepts
+        if with_encoder:
+            write_with_encoder(module, personal, partial)
+            partial.replace(path)
+            return path
         try:
             write(module, x, partial)
         except ConfigError:

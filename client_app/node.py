@@ -41,6 +41,7 @@ class Node:
         # Training and scoring need different amounts of memory.
         self.chunk_size = config.chunk_size or run.chunk_size or AutoChunks(self.device)
         self.chunk_size_scoring = config.chunk_size or run.chunk_size or AutoChunks(self.device)
+        run = self.run = _with_own_places(run, config)
         data_dir = resolve_data_dir(config.data_dir or run.data_dir)
         self.dataset = load_dataset(run.dataset, _with_own_file(run, config), data_dir, agreed)
         tasks = self.dataset.tasks()
@@ -49,7 +50,6 @@ class Node:
         if wrong := flawed([*(task.task_id for task in tasks), *self.dataset.left_out]):
             raise DataError(f"the data have a task '{wrong[0]}', which cannot be used: {wrong[1]}", wrong[0])
         self._hosted = {task.task_id for task in self.tasks}
-        self.run = _with_own_places(run, config)
 
     @property
     def algorithm(self) -> Algorithm:
@@ -117,7 +117,13 @@ def _algorithm(run: RunConfig, spec: DataSpec, device: torch.device) -> Algorith
 
 def _with_own_places(run: RunConfig, config: NodeConfig) -> RunConfig:
     """Return the settings of the run, in which the node's own places of the model's files take precedence."""
-    return run.model_copy(update={"weights": config.weights}) if config.weights else run
+    if not config.weights and not config.model_directory:
+        return run
+    own = run.model_copy(update={"weights": config.weights or run.weights})
+    places = {"transformer": "directory", "intents": "tokenizer"} if config.model_directory else {}
+    moved = {name: run.table(name).model_copy(update={place: config.model_directory}) for name, place in places.items()}
+    own._tables = {**run._tables, **moved}
+    return own
 
 
 def _with_own_file(run: RunConfig, config: NodeConfig) -> Options:

@@ -7,7 +7,7 @@ Files, events and messages hold the name alone; `named` finds the rest. A new me
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from quickbloom.common.errors import DataError
 from quickbloom.common.printable import as_told
@@ -166,9 +166,10 @@ ACCURACY, MSE, RMSE, LOSS = map(named, ("accuracy", "mse", "rmse", "loss"))
 CHOSEN_BY = (ACCURACY, MSE)
 """Those by which rates are chosen and runs are compared unless `metric` names another: one for each kind of data."""
 
-TO_CHOOSE_BY = (
-    "accuracy", "balanced_accuracy", "macro_f1", "auroc", "average_precision", "log_loss", "brier", "mse", "rmse", "mae",
-)  # fmt: skip
+Chosen = Literal[
+    "accuracy", "balanced_accuracy", "macro_f1", "auroc", "average_precision", "log_loss", "brier", "mse", "rmse", "mae"
+]
+TO_CHOOSE_BY: tuple[Chosen, ...] = get_args(Chosen)
 """Those that the setting `metric` may name."""
 
 

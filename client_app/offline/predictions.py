@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TextIO
 
-import torch
 from torch import Tensor
 
 from quickbloom.common.datasets.own.preparation import Preparation
 from quickbloom.common.frames import frame, typed
+from quickbloom.common.maths.calibration import softmax
 from quickbloom.common.scores import HALF_WIDTH_90
 from quickbloom.common.spreadsheets import write_csv
 
@@ -117,7 +117,7 @@ def in_words(
         values = preparation.target.undo(values) if preparation.target else values
         digits = _digits(preparation)
         return [{"prediction": f"{value:.{digits}g}" if known else ""} for value, known in zip(values, finite, strict=True)]
-    probabilities = torch.softmax(outputs.double() / temperature, dim=1).tolist()
+    probabilities = softmax(outputs.double().numpy() / temperature).tolist()
     best = outputs.argmax(dim=1).tolist()  # ties go to the first, as in the score
     kept = [place for place in range(len(classes)) if offered is None or offered[place]]
     nothing = dict.fromkeys(("prediction", "probability", *(_probability_of(classes[place]) for place in kept)), "")

@@ -22,6 +22,7 @@ from quickbloom.common.config.validation import keys, validated
 from quickbloom.common.datasets import DATASETS
 from quickbloom.common.datasets.own import Own, OwnOptions
 from quickbloom.common.errors import ConfigError, did_you_mean
+from quickbloom.common.metric import Chosen
 from quickbloom.common.models import is_own_model
 from quickbloom.common.options import Options, Text
 
@@ -58,19 +59,7 @@ class RunConfig(Options):
     split: Literal["auto", "hashed", "exact"] = Field(
         "auto", description="hashed: each task by its own hash; exact: exact shares; auto: hashed for own data and with privacy"
     )
-    metric: Literal[
-        "auto",
-        "accuracy",
-        "balanced_accuracy",
-        "macro_f1",
-        "auroc",
-        "average_precision",
-        "log_loss",
-        "brier",
-        "mse",
-        "rmse",
-        "mae",
-    ] = Field(
+    metric: Literal["auto", Chosen] = Field(
         "auto",
         description="the score that validation chooses by and tables show first; auto: mse, or accuracy, but "
         "balanced_accuracy for own data with a class that has most rows",
@@ -228,6 +217,9 @@ class NodeConfig(Options):
         0, ge=0, description="send meta-gradients only as part of a secure sum of so many nodes or more; 0: as the run says"
     )
     weights: str = Field("", description='where the file of `weights` is on this node; "": as the run says')
+    model_directory: str = Field(
+        "", description='where the directory of a pretrained model and its tokenizer is on this node; "": as the run says'
+    )
     state_dir: str = Field("", description='where this node keeps what never leaves it (heads); "": only during the run')
     device: Literal["", "auto", "cpu", "cuda"] = Field("", description='where this node computes; "": as the run says')
     chunk_size: int = Field(0, ge=0, description="tasks computed at once on this node; 0: as the run says")

@@ -13,6 +13,7 @@ DATASETS: dict[str, type[Dataset]] = registries.load(
     __name__,
     "digits",
     "gaussian",
+    "intents",
     "omniglot",
     "own",
     "shakespeare",

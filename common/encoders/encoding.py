@@ -85,7 +85,8 @@ class Rows(Examples):
         return hash_of(self._numbers[at].tobytes())
 
     def get(self, at: int) -> NDArray[np.float32]:
-        return self._numbers[at]
+        found: NDArray[np.float32] = self._numbers[at]
+        return found
 
 
 def hash_of(content: bytes) -> bytes:

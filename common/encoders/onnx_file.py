@@ -6,7 +6,7 @@ lies beside the file or in the folder above; [n, 3, height, width] or [n, height
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,21 @@ _EMBEDDINGS = ("sentence_embedding", "embeddings", "embedding", "features", "ima
 
 
 class OnnxEncoder(Encoder):
-    """An ONNX file as an encoder."""
+    """An ONNX file as an encoder. `file`: its place; `output`: the name of the output that is pooled as `pooling` says."""
 
     def __init__(self, path: str, pooling: str) -> None:
         """Raise ConfigError if the file cannot be used."""
         runtime: Any = needs("onnx", "onnxruntime", f"`encoder=onnx:{path}`")
-        self._file = existing(f"onnx:{path}", path)
-        self._session = _session(runtime, self._file)
+        self.file = existing(f"onnx:{path}", path)
+        self._session = _session(runtime, self.file)
         self._inputs = {one.name: one for one in self._session.get_inputs()}
-        self._output = _chosen(self._session.get_outputs())
+        self.output = _chosen(self._session.get_outputs())
         self.kind = self._kind()
-        self._pooling = self._pooling_of(pooling)
-        files = [self._file]
-        facts: dict[str, Any] = {"pooling": self._pooling, "output": self._output}
+        self.pooling = self._pooling_of(pooling)
+        files = [self.file]
+        facts: dict[str, Any] = {"pooling": self.pooling, "output": self.output}
         if self.kind == "text":
-            self._tokenizer = Tokenizer(_beside(self._file, FILE))
+            self._tokenizer = Tokenizer(_beside(self.file, FILE))
             files.append(self._tokenizer.file)
             facts["longest"] = self._tokenizer.longest
         elif self.kind == "images":
@@ -57,12 +57,16 @@ class OnnxEncoder(Encoder):
         return found if isinstance(found, int) else 0
 
     def encode(self, examples: Sequence[Any]) -> Features:
-        feed, mask = self._feed(examples)
-        (states,) = self._session.run([self._output], feed)
-        found = pooled(torch.from_numpy(np.asarray(states, dtype=np.float32)), mask, self._pooling)
-        return found.numpy()
+        feed, mask = self.feed(examples)
+        return pooled(torch.from_numpy(self.states(feed)), mask, self.pooling).numpy()
 
-    def _feed(self, examples: Sequence[Any]) -> tuple[dict[str, Any], torch.Tensor | None]:
+    def states(self, feed: Mapping[str, Any]) -> Features:
+        """Return the output that is pooled, for inputs by name."""
+        (found,) = self._session.run([self.output], dict(feed))
+        return np.asarray(found, dtype=np.float32)
+
+    def feed(self, examples: Sequence[Any]) -> tuple[dict[str, Any], torch.Tensor | None]:
+        """Return (the inputs of the file by name, the mask of the tokens [n, length] or None)."""
         if self.kind == "text":
             ids, mask = self._tokenizer.padded(examples)
             every = {_IDS: ids, _MASK: mask, _TYPES: np.zeros_like(ids)}
@@ -84,21 +88,21 @@ class OnnxEncoder(Encoder):
             if one.type == "tensor(float)" and len(one.shape) == 4 and {1, 3} & {one.shape[1], one.shape[3]}:
                 return "images"
         raise ConfigError(
-            f"the encoder '{self._file}' must read `input_ids`, pictures [n, 3, height, width] or numbers [n, columns], got "
+            f"the encoder '{self.file}' must read `input_ids`, pictures [n, 3, height, width] or numbers [n, columns], got "
             f"{shapes}: export it with one of these as its only input"
         )
 
     def _pooling_of(self, asked: str) -> str:
         if asked != "auto":
             return asked
-        said = read_json(_beside(self._file, "1_Pooling/config.json"))
+        said = read_json(_beside(self.file, "1_Pooling/config.json"))
         return of_sentence_transformers(said) or "mean" if self.kind == "text" else "mean"
 
     def _normalising_of(self) -> Normalising:
         (one,) = self._inputs.values()
         first = one.shape[1] in (1, 3)
         channels, side = (one.shape[1], one.shape[2]) if first else (one.shape[3], one.shape[1])
-        config = read_json(_beside(self._file, "preprocessor_config.json"))
+        config = read_json(_beside(self.file, "preprocessor_config.json"))
         return Normalising.of_config(config, side if isinstance(side, int) else 0, channels)
 
     def _tried(self) -> int:
@@ -109,10 +113,10 @@ class OnnxEncoder(Encoder):
             found = self.encode([made_up[self.kind]])
         except Exception as error:  # the runtime raises its own types
             raise ConfigError(
-                f"the encoder '{self._file}' cannot compute the output `{self._output}` ({in_one_line(error)}): export it anew"
+                f"the encoder '{self.file}' cannot compute the output `{self.output}` ({in_one_line(error)}): export it anew"
             ) from None
         if found.ndim != 2 or found.shape[0] != 1:
-            raise ConfigError(f"the encoder '{self._file}' must give features [n, size], got the shape {found.shape}")
+            raise ConfigError(f"the encoder '{self.file}' must give features [n, size], got the shape {found.shape}")
         return int(found.shape[1])
 
 

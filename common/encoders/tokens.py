@@ -31,6 +31,10 @@ class Tokenizer:
             raise ConfigError(f"the tokenizer '{file}' cannot be read ({in_one_line(error)}): fetch it again") from None
         self.file, self.longest = file, longest or _longest(file.parent)
         self._of.enable_truncation(self.longest)
+        said = (self._of.padding or {}).get("pad_id")
+        known = [self._of.token_to_id(word) for word in ("[PAD]", "<pad>", "<|endoftext|>")]
+        self.padding = int(next((one for one in (said, *known) if one is not None), 0))
+        """The id that fills up short texts."""
         self._of.no_padding()
 
     @cached_property
@@ -38,15 +42,10 @@ class Tokenizer:
         """Number of token ids."""
         return int(self._of.get_vocab_size())
 
-    @cached_property
-    def padding(self) -> int:
-        """The id that fills up short texts."""
-        ids = (self._of.token_to_id(word) for word in ("[PAD]", "<pad>", "<|endoftext|>"))
-        return next((one for one in ids if one is not None), 0)
-
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of every text; one id at least."""
-        return [found.ids or [self.padding] for found in self._of.encode_batch(list(texts))]
+        # One by one: batches are computed by threads, which a process that was forked since must not have.
+        return [self._of.encode(text).ids or [self.padding] for text in texts]
 
     def padded(self, texts: Sequence[str], length: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return (ids, mask), each [n, length], padded at the end; 0: as long as the longest text."""

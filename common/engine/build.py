@@ -48,8 +48,9 @@ def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _C
         options = options.model_copy(update={"embedding": own_size})
     if learner.device.type == "meta":
         learner.drop_numbers()
-    foreign = model not in MODELS or registries.is_users(MODELS[model])
-    if foreign if tried else not (ours and _size(learner) >= LARGE):  # the tests cover the large ones by small ones
+    foreign = model not in MODELS or registries.is_users(MODELS[model]) or MODELS[model].pretrained
+    # The tests cover large built-in models by small ones.
+    if foreign or not (tried or (ours and _size(learner) >= LARGE)):
         try_out_with(chosen(_few_steps(options), learner), model, spec)
     learner.to(device)
     if tried and learner.constants and chosen.starts_from_meta:
@@ -109,9 +110,11 @@ def _size(learner: Learner) -> int:
 def model_for(spec: DataSpec, algorithm: str) -> str:
     """Return the model recommended for inputs of this shape: conv4 for images that are large enough, else the algorithm's own.
 
-    For the features of a frozen encoder it is a linear one, or starts from them as they are: fresh layers lose to that. It
-    depends on what server and nodes both know.
+    For the features of a frozen encoder it is a linear one, or starts from them as they are: fresh layers lose to that. Token
+    ids need a pretrained transformer. It depends on what server and nodes both know.
     """
+    if spec.tokens:
+        return "transformer"
     if is_encoded(spec) and ALGORITHMS[algorithm].model_for_tables != "linear":
         return "residual"
     images = len(spec.input_shape) == 3 and min(spec.input_shape[1:]) >= SMALLEST_SIDE

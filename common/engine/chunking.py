@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+from quickbloom.common.maths.learner import Learner
+from quickbloom.common.maths.params import LARGE
+
 MOST = 128
 """Most tasks at once; more are not faster."""
 FIRST = 8
@@ -16,6 +19,17 @@ SHARE = 0.25
 
 _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+HEAVY = 2
+"""Most tasks at once of a model with constants of LARGE bytes: one of them fills a processor, and takes much memory."""
+
+
+def at_once(learner: Learner, chunk_size: "int | AutoChunks") -> "int | AutoChunks":
+    """Return the number of tasks to compute at once for a model: `chunk_size`, but few for one with large constants."""
+    if sum(value.nbytes for value in learner.constants.values()) < LARGE:
+        return chunk_size
+    return min(chunk_size, HEAVY) if isinstance(chunk_size, int) else HEAVY
 
 
 def chunks(sizes: Sequence[Any], chunk_size: "int | AutoChunks", *, exact: bool) -> Iterator[list[int]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quickbloom.common.algorithms.base import Algorithm
 from quickbloom.common.baselines.scoring import Outputs
-from quickbloom.common.engine.chunking import AutoChunks, chunks
+from quickbloom.common.engine.chunking import AutoChunks, at_once, chunks
 from quickbloom.common.engine.mapping import over_tasks
 from quickbloom.common.engine.round import stack
 from quickbloom.common.maths.batch import Batch, TaskData
@@ -64,7 +64,7 @@ def _mapped(
     sizes = [(len(draw.support.x), len(draw.test.x)) for draw in draws]
     with torch.no_grad():
         mapped = over_tasks(algorithm.learner, outputs, (None, 0, 0))
-        for positions in chunks(sizes, chunk_size, exact=algorithm.learner.mixes_examples):
+        for positions in chunks(sizes, at_once(algorithm.learner, chunk_size), exact=algorithm.learner.mixes_examples):
             support = stack([draws[i].support for i in positions], device)
             test = stack([draws[i].test for i in positions], device)
             parts = [part.double().cpu().numpy() for part in mapped(meta, support, test.x)]

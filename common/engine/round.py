@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from quickbloom.common.algorithms.base import Algorithm
-from quickbloom.common.engine.chunking import AutoChunks, chunks
+from quickbloom.common.engine.chunking import AutoChunks, at_once, chunks
 from quickbloom.common.engine.compiling import Auto, Contribute, compiled, mapped
 from quickbloom.common.engine.mapping import over_tasks
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches, TaskData
@@ -135,7 +135,9 @@ def _stacks(algorithm: Algorithm, work: Sequence[TaskWork], chunk_size: int | Au
     whole = [i for i, w in enumerate(work) if all(_sizes(w.data))]
     # State comes from a record or a file, hence on the CPU; a fresh state is already on the model's device.
     kept = [algorithm.fresh() if w.kept is None else {name: value.to(device) for name, value in w.kept.items()} for w in work]
-    for found in chunks([_sizes(work[i].data) for i in whole], chunk_size, exact=algorithm.learner.mixes_examples):
+    for found in chunks(
+        [_sizes(work[i].data) for i in whole], at_once(algorithm.learner, chunk_size), exact=algorithm.learner.mixes_examples
+    ):
         positions = [whole[i] for i in found]
         chosen = [work[i] for i in positions]
         episode = Episode(stack([w.data.support for w in chosen], device), stack([w.data.query for w in chosen], device))
@@ -212,7 +214,7 @@ def evaluate(
     """
     draws = [draw for task in tasks for draw in task]
     owner = np.repeat(np.arange(len(tasks)), [len(task) for task in tasks])
-    device = algorithm.learner.device
+    device, chunk_size = algorithm.learner.device, at_once(algorithm.learner, chunk_size)
 
     def scores(theta: Params, lr: Tensor, support: Batch, test: Batch) -> tuple[Tensor, Tensor]:
         before, results = None, []

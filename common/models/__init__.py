@@ -20,6 +20,7 @@ MODELS: dict[str, type[Model]] = registries.load(
     "linear",
     "residual",
     "lstm",
+    "transformer",
 )
 
 

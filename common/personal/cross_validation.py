@@ -186,12 +186,19 @@ def _predictions(
 
 
 def own_ridge(support: Batch, classes: int) -> OwnRidge | None:
-    """Return ridge regression on these rows alone, or None where that would take long, and for tokens. `classes`: 0 for numbers."""
+    """Return ridge regression on these rows alone, or None where that would take long, and for tokens.
+
+    `classes`: 0 for numbers.
+    """
     if not support.x.is_floating_point():
         return None
+    size = support.x[0].numel(), len(support.x)
+    return None if math.prod(size) * min(size) > _MOST_WORK else fitted(support, classes)
+
+
+def fitted(support: Batch, classes: int) -> OwnRidge:
+    """Return ridge regression on these rows alone, however long that takes. `classes`: 0 for numbers."""
     x = rows_of(support.x)
-    if x.size * min(x.shape) > _MOST_WORK:
-        return None
     return fit_classes(x, support.y, classes) if classes else fit_numbers(x, support.y)
 
 

@@ -238,7 +238,7 @@ def check_constants(facts: Mapping[str, Any], digest: str, what: str) -> None:
     if digest != expected:
         raise DataError(
             f"{what} was trained with constants (frozen weights) of SHA-256 {expected or '(none)'}, and those of the model "
-            f"here have {digest or '(none)'}: name the file of the training, with `--set weights=FILE` or the model's own setting"
+            f"here have {digest or '(none)'}: name the files of the training, such as `--set weights=FILE`"
         )
 
 

@@ -14,7 +14,7 @@ from quickbloom.common.engine.build import build_algorithm
 from quickbloom.common.maths.batch import Batch
 from quickbloom.common.maths.linear_head import LinearHead
 from quickbloom.common.maths.params import Params
-from quickbloom.common.personal.cross_validation import CONSTANT, constant, own_ridge
+from quickbloom.common.personal.cross_validation import CONSTANT, constant, fitted
 
 
 def config_of(config: RunConfig) -> RunConfig:
@@ -23,7 +23,7 @@ def config_of(config: RunConfig) -> RunConfig:
 
 
 def tensors_of(name: str, support: Batch, spec: DataSpec, config: RunConfig) -> Params:
-    """Return the tensors of "own" or "constant" for the rows of a task, which `own_ridge` is not too slow for.
+    """Return the tensors of "own" or "constant" for the rows of a task.
 
     `config`: see `config_of`. The outputs are values, or logits of the classes.
     """
@@ -34,8 +34,8 @@ def tensors_of(name: str, support: Batch, spec: DataSpec, config: RunConfig) -> 
 def _matrix(name: str, support: Batch, spec: DataSpec, size: int) -> Array:
     """Return A [inputs + 1, outputs]: the last row is the intercept."""
     classes = spec.outputs if spec.kind == "classification" else 0
-    ridge = None if name == CONSTANT else own_ridge(support, classes)
-    if ridge is None:
+    if name == CONSTANT:
         intercept = constant(support.y, classes)
         return np.concatenate([np.zeros((size - 1, len(intercept))), intercept[None]])
+    ridge = fitted(support, classes)
     return ridge.scale * np.concatenate([ridge.coefficients, ridge.intercept[None]])

@@ -18,7 +18,7 @@ from quickbloom.server_app.advising.advice import advise
 from quickbloom.server_app.advising.candidates import Candidate, candidates_for
 from quickbloom.server_app.advising.trials import FEW_USERS, Say, halve
 from quickbloom.server_app.events.kinds import finite
-from quickbloom.server_app.launch.prepare import own_data
+from quickbloom.server_app.launch.prepare import own_data, scored_one_by_one
 from quickbloom.server_app.launch.settings import parse_assignments
 from quickbloom.server_app.runs.directory import RunDirectory
 
@@ -65,13 +65,18 @@ def advise_on(
             f"`quickbloom advise` needs at least two users, the data have {len(tasks)}: name their column with `--task`"
         )
     settings = _with_metric(settings, own, tasks)
+    few = len(tasks) < FEW_USERS
+    if few and isinstance(own, Own):  # each is left out once
+        tasks, unscored = scored_one_by_one(own, tasks, str(settings.get("metric", "")))
+        if unscored:
+            say(f"Remark: {unscored}")
     runs = _claimed(directory)
     try:
         trials = halve(settings, candidates_for(own.spec), tasks, runs, say)
     except (ConfigError, DataError):
         shutil.rmtree(runs, ignore_errors=True)  # so that the same directory will do once the mistake is mended
         raise
-    found = {**advise(trials, few=len(tasks) < FEW_USERS), "data": data_name(config.flat()), "command": ""}
+    found = {**advise(trials, few=few), "data": data_name(config.flat()), "command": ""}
     if found["kind"] == "model" and lasting:
         found["command"] = _command({"data": data, "task": task, "target": target, "time": time}, found, settings, assignments)
     content: dict[str, Any] = finite(found)

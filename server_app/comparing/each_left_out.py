@@ -5,7 +5,7 @@ is that of the task that was left out, the mean over seeds. All algorithms have 
 their differences task by task: the interval of the mean difference is Student's t over tasks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,21 @@ from quickbloom.common.maths.intervals import half_width
 from quickbloom.common.metric import ACCURACY, Metric, named
 from quickbloom.common.spreadsheets import write_csv
 from quickbloom.common.system.whole_files import whole
-from quickbloom.server_app.comparing.leave_one_out import FILE, metric_for_all, tasks_of
+from quickbloom.server_app.comparing.leave_one_out import FILE, metric_for_all, own_of, tasks_of
 from quickbloom.server_app.comparing.plan import Entry, Plan, compare_all
 from quickbloom.server_app.comparing.result import Figures, failure, figures
+from quickbloom.server_app.launch.prepare import scored_one_by_one
 from quickbloom.server_app.runs.directory import RunDirectory
 
 _LEAST = 3
 """Fewest tasks: one is left out, one chooses the rates, and one trains."""
 
 
-def folds(plan: Plan) -> dict[str, Plan]:
-    """The comparison of every fold, by the task that it leaves out. Raises ConfigError if there is nothing to leave out."""
+def folds(plan: Plan, say: Callable[[str], None] = lambda sentence: None) -> dict[str, Plan]:
+    """The comparison of every fold, by the task that it leaves out. Raises ConfigError if there is nothing to leave out.
+
+    `say`: called with a sentence on tasks that the metric cannot score.
+    """
     config = plan.candidates(plan.algorithms[0])[0].config()
     if config.flat().get("own.leave-out"):
         raise ConfigError("`--leave-one-out` excludes `own.leave-out`: it leaves every task out once")
@@ -44,13 +48,17 @@ def folds(plan: Plan) -> dict[str, Plan]:
             f"{len(tasks)}: for two use `quickbloom run --leave-one-out`"
         )
     # Folds with other classes left out must not be scored by other metrics.
-    shared = (*plan.settings, assignment("metric", metric_for_all(config)))
+    metric = metric_for_all(config)
+    tasks, unscored = scored_one_by_one(own_of(config), tasks, metric)
+    if unscored:
+        say(f"Remark: {unscored}")
+    shared = (*plan.settings, assignment("metric", metric))
     return {task: replace(plan, settings=(*shared, assignment("own.leave-out", task))) for task in tasks}
 
 
 def carry_out(plan: Plan, directory: Path, jobs: int, console: Console) -> dict[str, Any]:
     """Do what is not finished in `directory`, write the result there and return it. Raises CompareError."""
-    parts = folds(plan)
+    parts = folds(plan, lambda sentence: console.print(escape(sentence)))
     entries = compare_all(list(parts.values()), directory, jobs, console)
     result = assemble(plan, dict(zip(parts, entries, strict=True)))
     write(result, directory)

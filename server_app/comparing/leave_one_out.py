@@ -31,7 +31,7 @@ from quickbloom.server_app.comparing.batch import Run, Setup
 from quickbloom.server_app.comparing.plan import locked
 from quickbloom.server_app.federation.baselines import TaskScores
 from quickbloom.server_app.launch.follow import follow_here
-from quickbloom.server_app.launch.prepare import check_locally
+from quickbloom.server_app.launch.prepare import check_locally, scored_one_by_one
 from quickbloom.server_app.reporting.against_baselines import against_baselines, title_of, verdict
 from quickbloom.server_app.runs.directory import RunDirectory, spread
 
@@ -49,12 +49,16 @@ def run_all(settings: Mapping[str, Scalar], directory: Path, verbose: bool) -> t
     tasks = tasks_of(parse_run_config(settings))
     # Folds with other classes left out must not be scored by other metrics.
     settings = {**settings, "metric": metric_for_all(parse_run_config(settings))}
+    number = len(tasks)
+    tasks, unscored = scored_one_by_one(own_of(parse_run_config(settings)), tasks, str(settings["metric"]))
+    if unscored:
+        say(f"Remark: {unscored}")
     with locked(directory):
         begun = _begun(settings, directory)
         summaries: list[dict[str, Any]] = []
         warned: set[str] = set()
         for task in tasks:
-            own = fold(settings, task, len(tasks), directory)
+            own = fold(settings, task, number, directory)
             kept = _finished(Path(str(own["output-dir"]))) if task in begun["folds"] else None
             code, summary = OK, kept
             if kept is None:
@@ -109,19 +113,26 @@ def _finished(directory: Path) -> dict[str, Any] | None:
 
 def metric_for_all(config: RunConfig) -> str:
     """The name of what all folds are scored by: that of the settings, or the one for the rows of all tasks."""
-    own = load_dataset("own", config.table("own"), resolve_data_dir(config.data_dir))
-    if config.metric != "auto" or not isinstance(own, Own):
+    if config.metric != "auto":
         return config.metric
+    own = own_of(config)
     if own.kind == "regression":
         return RMSE.name  # each fold standardises by its own rows, so their mean squared errors have no common unit
     return chosen_for(own.kind, own.class_counts([task.task_id for task in own.tasks()])).name
+
+
+def own_of(config: RunConfig) -> Own:
+    """The data of the settings, which `tasks_of` has seen to be a user's own."""
+    own = load_dataset("own", config.table("own"), resolve_data_dir(config.data_dir))
+    assert isinstance(own, Own)
+    return own
 
 
 def tasks_of(config: RunConfig) -> list[str]:
     """The tasks to leave out, one after the other. Raises ConfigError if there is nothing to leave out."""
     if config.dataset != "own":
         raise ConfigError(f'`--leave-one-out` is for data of your own (`--data`), got `dataset = "{config.dataset}"`')
-    tasks = load_dataset("own", config.table("own"), resolve_data_dir(config.data_dir)).tasks()
+    tasks = own_of(config).tasks()
     if len(tasks) < 2:
         raise ConfigError(
             f"`--leave-one-out` needs at least two tasks, the data have {len(tasks)}: name the column that tells them "

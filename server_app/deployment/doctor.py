@@ -52,7 +52,7 @@ def _flower() -> Iterator[Finding]:
 
 
 def _patches() -> Iterator[Finding]:
-    for patch in registry.PATCHES:
+    for patch in registry.BY_NAME.values():
         reason = registry.why_not(patch.name)
         chosen = registry.turned_off() or registry.needless(patch) or "fork server" in reason
         mend = f"costs {patch.gain}; a release that this was tested with has it" if reason and not chosen else ""

@@ -7,19 +7,19 @@ tasks together; no row leaves it. All tasks are standardised by the means and de
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.datasets.own import OwnOptions
 from quickbloom.common.datasets.own.columns import Schema
 from quickbloom.common.datasets.own.scales import TARGET, Moments, scales_of, scales_to_json
-from quickbloom.common.errors import ConfigError, DataError, RunError, as_told
+from quickbloom.common.errors import ConfigError, DataError, RunError
 from quickbloom.common.metric import TO_CHOOSE_BY, chosen_for, named
 from quickbloom.common.wire.messages import WireError
 from quickbloom.common.wire.roll_call import MOMENTS, MomentsReply, MomentsRequest, tell_agreed
 from quickbloom.server_app.events.channel import Warn
-from quickbloom.server_app.messaging.failures import failure
+from quickbloom.server_app.messaging.answers import answers
 from quickbloom.server_app.messaging.population import Population
 
 
@@ -94,24 +94,14 @@ def _ask(grid: Grid, config: RunConfig, population: Population, schema: Schema, 
         records = MomentsRequest(task_ids).to_records()
         tell_agreed(records, population.agreed)
         messages.append(Message(records, node_id, MOMENTS))
-    replies = list(grid.send_and_receive(messages, timeout=config.node_deadline))
-    sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-    found: dict[int, MomentsReply] = {}
-    reasons = dict.fromkeys(by_node, f"it did not answer within {config.node_deadline:g} s")
-    for reply in replies:
-        place = sent.get(reply.metadata.reply_to_message_id)
-        if place is None:
-            continue
-        try:
-            reasons[place] = failure(reply) or ""
-            if not reasons[place]:
-                said = MomentsReply.from_records(reply.content)
-                tasks = [population.tasks[task_id] for task_id in by_node[place]]
-                _check(said, schema, sum(task.num_support + task.num_query for task in tasks))
-                found[place] = said
-        except WireError as error:
-            reasons[place] = as_told(str(error), 600)
+
+    def read(node_id: int, records: RecordDict) -> MomentsReply:
+        said = MomentsReply.from_records(records)
+        tasks = [population.tasks[task_id] for task_id in by_node[node_id]]
+        _check(said, schema, sum(task.num_support + task.num_query for task in tasks))
+        return said
+
+    found, reasons = answers(grid, messages, config.node_deadline, read)
     for node_id, reason in reasons.items():
-        if reason:
-            warn(f"Node {node_id} does not count in the means of the columns: {reason}")
+        warn(f"Node {node_id} does not count in the means of the columns: {reason}")
     return [found[node_id] for node_id in sorted(found)]

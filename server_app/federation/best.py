@@ -32,7 +32,7 @@ def _why_not(config: RunConfig, population: Population, algorithm: Algorithm) ->
 
 
 class BestSoFar:
-    """The evaluation of the validation tasks with the best scores so far, the first of equal ones.
+    """The evaluation of the validation tasks with the best scores so far; of equal ones that of the lowest loss, and then the first.
 
     `round`: of this evaluation, 0 before the first round, None as long as there is none; `scores`: its scores.
     """
@@ -56,12 +56,18 @@ def score_of(scores: Scores, metric: Metric) -> float:
     """Return the mean score at the best rate and number of steps; NaN without a task."""
     if not scores.task_ids:
         return float("nan")
+    return _at_best(scores, metric)[0]
+
+
+def _at_best(scores: Scores, metric: Metric) -> tuple[float, float]:
+    """Return the mean score and the mean loss at the best rate and number of steps."""
     lr, step = best_rate(scores, metric)
-    return float(scores.metrics[:, scores.lrs.index(lr), step].mean())
+    at = slice(None), scores.lrs.index(lr), step
+    return float(scores.metrics[at].mean()), float(scores.losses[at].mean())
 
 
 def is_better(scores: Scores, than: Scores, metric: Metric) -> bool:
-    """Return whether `scores` are strictly better, each at its own best rate and steps.
+    """Return whether `scores` are strictly better, each at its own best rate and steps; of equal ones the lower loss is.
 
     Only tasks that both have count, else a round would look well whose difficult tasks were away. Of two without a task in
     common the one with more tasks is better.
@@ -69,5 +75,5 @@ def is_better(scores: Scores, than: Scores, metric: Metric) -> bool:
     both = set(scores.task_ids) & set(than.task_ids)
     if not both:
         return len(scores.task_ids) > len(than.task_ids)
-    new, old = (metric.cost(score_of(one.of(both), metric)) for one in (scores, than))
-    return new < old
+    (new, new_loss), (old, old_loss) = (_at_best(one.of(both), metric) for one in (scores, than))
+    return (metric.cost(new), new_loss) < (metric.cost(old), old_loss)

@@ -128,7 +128,7 @@ class Evaluation:
         `number`: the round after which the model was `meta`. Returns the scores with the most steps,
         which `steps` then is. A task that is missing among the new scores ends it: means would be of other tasks.
         """
-        for steps in self._config.more_steps:
+        for steps in (more for more in self._config.more_steps if more > self.steps):
             known = scores.known(self.metric)
             if not known.task_ids or not gains_at_the_end(known, self.metric, *self.choose_rate(known)):
                 break

@@ -33,7 +33,8 @@ from quickbloom.common.wire.roll_call import (
 from quickbloom.server_app.events.channel import Events, Warn
 from quickbloom.server_app.events.kinds import RollCalled
 from quickbloom.server_app.federation.splits import split_tasks
-from quickbloom.server_app.messaging.failures import UNFINISHED, failure
+from quickbloom.server_app.messaging.answers import answers
+from quickbloom.server_app.messaging.failures import UNFINISHED
 from quickbloom.server_app.messaging.population import Population
 
 _PAUSE = 1.0
@@ -158,18 +159,13 @@ def _other_constants(grid: Grid, node_ids: Sequence[int], deadline: float, agree
         records = RecordDict({})
         tell_agreed(records, agreed)
         messages.append(Message(records, node_id, CONSTANTS))
-    replies = list(grid.send_and_receive(messages, timeout=deadline))
-    sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-    reasons = dict.fromkeys(node_ids, f"it did not tell the hash of its model's constants within {deadline:g} s")
-    for reply in replies:
-        node_id = sent.get(reply.metadata.reply_to_message_id)
-        if node_id is None:
-            continue
-        try:
-            reasons[node_id] = failure(reply) or _difference_of(ConstantsReply.from_records(reply.content).digest, expected)
-        except WireError as error:
-            reasons[node_id] = as_told(f"its answer on its model's constants is of no use: {error}", 600)
-    return {node_id: reason for node_id, reason in reasons.items() if reason}
+
+    def read(_: int, records: RecordDict) -> str:
+        return ConstantsReply.from_records(records).digest
+
+    told, reasons = answers(grid, messages, deadline, read, "with the hash of its model's constants")
+    differences = {node_id: _difference_of(digest, expected) for node_id, digest in told.items()}
+    return reasons | {node_id: reason for node_id, reason in differences.items() if reason}
 
 
 def _difference_of(digest: str, expected: str) -> str:
@@ -186,25 +182,15 @@ def ask(
     grid: Grid, node_ids: Sequence[int], deadline: float, agreed: str = ""
 ) -> tuple[dict[int, RollCallReply], dict[int, str]]:
     """Send the roll call to `node_ids`, and return (answers, reasons of nodes without a valid one), both by node id."""
-    messages = [Message(roll_call_request(agreed), node_id, ROLL_CALL) for node_id in node_ids]
-    replies = list(grid.send_and_receive(messages, timeout=deadline))
-    sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-    answers: dict[int, RollCallReply] = {}
-    reasons = dict.fromkeys(node_ids, f"it did not answer the roll call within {deadline:g} s")
-    for reply in replies:
-        node_id = sent.get(reply.metadata.reply_to_message_id)
-        if node_id is None:
-            continue
-        if (reason := failure(reply)) is not None:
-            reasons[node_id] = reason
-            continue
+
+    def read(_: int, records: RecordDict) -> RollCallReply:
         try:
-            answers[node_id] = RollCallReply.from_records(reply.content)
+            return RollCallReply.from_records(records)
         except WireError as error:
-            reasons[node_id] = as_told(f"its answer to the roll call is of no use: {error}", 600)
-        else:
-            del reasons[node_id]
-    return answers, reasons
+            raise WireError(f"its answer to the roll call is of no use: {error}") from None
+
+    messages = [Message(roll_call_request(agreed), node_id, ROLL_CALL) for node_id in node_ids]
+    return answers(grid, messages, deadline, read, "the roll call")
 
 
 def _is_gone(reason: str) -> bool:

@@ -11,10 +11,13 @@ import torch
 from quickbloom.common.config.parts import own_parts
 from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
 from quickbloom.common.datasets.base import resolve_data_dir
-from quickbloom.common.errors import ConfigError
+from quickbloom.common.datasets.own import Own
+from quickbloom.common.errors import ConfigError, as_told
 from quickbloom.common.files import check_name
+from quickbloom.common.formatting import counted
 from quickbloom.common.maths.kernels.compiler import find_compiler
 from quickbloom.common.maths.kernels.compiler import remark as kernel_remark
+from quickbloom.common.metric import named
 from quickbloom.common.personal.trust import PLACES
 from quickbloom.common.system import loopback, temporary
 from quickbloom.common.system.extras import needs
@@ -131,6 +134,21 @@ def _go_on(settings: dict[str, Scalar], nodes: int | None, in_process: bool) -> 
         settings = {"min-nodes": nodes, **settings}
     merged = with_settings_of(found, settings | {"resume-from": str(path)})
     return merged, nodes or int(found.facts["nodes"]), in_process or bool(found.facts["in-process"])
+
+
+def scored_one_by_one(own: Own, tasks: Sequence[str], metric: str) -> tuple[list[str], str]:
+    """Return those of the tasks that `metric` can score when each is left out, and a sentence on the others or "".
+
+    Raises ConfigError if it can score none.
+    """
+    alike = [task for task in tasks if metric == "auroc" and own.tested_on_one_class(task)]
+    if not alike:
+        return list(tasks), ""
+    some = ", ".join(as_told(task, 60) for task in alike[:5]) + ", ..." * (len(alike) > 5)
+    said = f"the test rows of {counted(len(alike), 'task')} ({some}) are of one class, which has no {named(metric).title}"
+    if len(alike) == len(tasks):
+        raise ConfigError(f"{said}: choose another `metric`, such as log_loss or accuracy")
+    return [task for task in tasks if task not in alike], f"{said}: they only train, and the means are over the other tasks"
 
 
 def check_locally(config: RunConfig, settings: dict[str, Scalar], nodes: int) -> Sequence[str]:

@@ -323,7 +323,7 @@ def do(block: Block, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
             assert program == "jq", command
             for name in path.strip(".").split("."):
                 value = value[name]
-            assert len(value) == 11, command
+            assert len(value) in {10 * 2**doubled + 1 for doubled in range(5)}, command  # as `adapt-steps` may grow
 
 
 def other(block: Block) -> None:
@@ -452,9 +452,9 @@ def said_by_adapt(text: str) -> None:
     from quickbloom.common.maths.intervals import wilson
     from quickbloom.common.personal.model import Personal
 
-    score = {"name": "accuracy", "before": 0.6833, "after": 0.7833, "constant": 0.5333, "test": 60, "folds": 5, "kept": "own"}
-    score |= {"own": 0.8833, "interval": {"own": wilson(53 / 60, 60)}}
-    adapted = {"support": 60, "steps": 2, "tried": 2, "whole": True}
+    score = {"name": "accuracy", "before": 0.7167, "after": 0.8667, "constant": 0.5333, "test": 60, "folds": 5, "kept": "after"}
+    score |= {"own": 0.8667, "interval": {"after": wilson(52 / 60, 60)}}
+    adapted = {"support": 60, "steps": 1, "tried": 1, "whole": True}
     card = {"task": "ward-7", "run": {"round": 50}, "adapted": adapted, "score": score, "preparation": {}}
     assert " ".join(text.split()) == in_words(Personal({}, card))
 
@@ -468,9 +468,9 @@ def explained(text: str) -> None:
     columns = [
         Importance(row.split()[0], *(float(one) / 100 for one in found)) for row, found in zip(rows, numbers, strict=True)
     ]
-    expected = Explanation("ward-7", "accuracy", 49 / 60, 0.7, 60, 10, True, columns)
+    expected = Explanation("ward-7", "accuracy", 55 / 60, 43 / 60, 60, 10, True, columns)
     assert [line.strip() for line in text.strip().splitlines()] == list(expected.lines())
-    assert first.startswith("ward-7: accuracy 81.7 %")
+    assert first.startswith("ward-7: accuracy 91.7 %")
 
 
 def in_another_test(text: str) -> None:
@@ -496,7 +496,7 @@ TEXTS: dict[str, Callable[[str], None]] = {
     "[Unit]": unit_file,
     "Round 7, training": said_by_a_node,
     "Personal model of ward-7 (round 50)": said_by_adapt,
-    "ward-7: accuracy 81.7 %": explained,
+    "ward-7: accuracy 91.7 %": explained,
     "STATE/personal/TASK": files_of_a_node,
     "adaptation_path(meta, support)": idea,
     "ridge on digits": result_table,

@@ -1,12 +1,14 @@
 """Whole runs of partly trained models: constants are on no wire, and a node with others is refused before anything starts."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pretrained_like
 import pytest
+import tiny_encoder
 import torch
 from flwr.app import ArrayRecord, Message
 from loopback import LoopbackGrid
@@ -71,7 +73,9 @@ def test_only_what_is_trained_is_on_the_wire(tmp_path: Path, algorithm: str) -> 
     grid = run(tmp_path / "run", model="pretrained_like:resnet", algorithm=algorithm)
     outputs = 64 if algorithm == "protonet" else 5
     numbers = 8 * 8 + 8 + 8 * outputs + outputs
-    frozen = pretrained_like.resnet((1, 8, 8), outputs)[0][1].running_mean.numpy().tobytes()  # the same in every process
+    frozen = (
+        pretrained_like.resnet((1, 8, 8), outputs).get_buffer("0.1.running_mean").numpy().tobytes()
+    )  # the same in every process
     assert len(grid.arrays) > 8
     for sent in grid.arrays:
         assert frozen not in sent
@@ -213,6 +217,53 @@ def test_a_personal_model_holds_no_constants_and_works_with_the_file_that_the_us
     ).startswith("0 ")
     assert len(list((tmp_path / "made").glob("*.safetensors"))) == 6
     assert "trained with constants" in edge("adapt", "--checkpoint", state, "--data", data, "--output", tmp_path / "no")
+
+
+@pytest.mark.parametrize("algorithm", ["protonet", "fomaml"])
+def test_a_personal_adapter_names_its_encoder_and_is_exported_with_it(tmp_path: Path, data_dir: Path, algorithm: str) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    place = tiny_encoder.directory()
+    flat = {"dataset": "intents", "intents.tokenizer": place, "transformer.directory": place, "transformer.lora-rank": 2}
+    flat |= {"intents.train-clients": 3, "intents.validation-clients": 1, "intents.test-clients": 1, "data-dir": str(data_dir)}
+    flat |= {"intents.test-episodes": 1, "algorithm": algorithm, "rounds": 1, "output-dir": str(tmp_path / "run")}
+    config = parse_run_config({**SMALL, **flat})
+    grid = Watched(1, config.flat(), node_configs={0: {"state-dir": str(tmp_path / "state")}})
+    run_federation(grid, config)
+    # 2 layers, query and value of 8 x 8, rank 2: 128 numbers; fomaml also has a head of 8 x 10 + 10.
+    assert max(len(sent) for sent in grid.arrays) == 4 * (128 + (90 if algorithm == "fomaml" else 0))
+    model = tmp_path / "state" / "personal" / "test-000.safetensors"
+    settings = checkpoint.read(model, "quickbloom-personal-1", "personal model").facts["config"]
+    assert not {"transformer.directory", "intents.tokenizer"} & settings.keys()
+    export = ("export", "--model", model, "--output", tmp_path / "m.pt2", "--format", "torch")
+    assert "name it by `--set transformer.directory=DIRECTORY`" in edge(*export)
+    other = tiny_encoder.directory("bert", 1)
+    assert "trained with constants" in edge(*export, "--set", f"transformer.directory={other}")
+    assert edge(*export, "--set", f"transformer.directory={place}").startswith("0 ")
+
+
+def test_a_node_may_have_the_directory_elsewhere(tmp_path: Path, data_dir: Path) -> None:
+    pytest.importorskip("transformers")
+    place = Path(tiny_encoder.directory())
+    moved = shutil.copytree(place, tmp_path / "moved")
+    flat = {"dataset": "intents", "intents.tokenizer": str(place), "transformer.directory": str(place), "rounds": 1}
+    flat |= {"intents.train-clients": 3, "intents.validation-clients": 1, "intents.test-clients": 1, "data-dir": str(data_dir)}
+    flat |= {"intents.test-episodes": 1, "algorithm": "protonet", "trainable": "norm", "output-dir": str(tmp_path / "run")}
+    config = parse_run_config({**SMALL, **flat})
+    (moved / "tokenizer_config.json").unlink()
+    from quickbloom.client_app import node
+
+    asked: list[str] = []
+    seen = node.build_algorithm
+
+    def noted(run: Any, *args: Any, **more: Any) -> Any:
+        asked.append(run.table("transformer").directory)
+        return seen(run, *args, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(node, "build_algorithm", noted)
+        run_federation(Watched(2, config.flat(), node_configs={1: {"model-directory": str(moved)}}), config)
+    assert set(asked) == {str(place), str(moved)}
 
 
 def test_a_model_that_starts_from_a_file_and_trains_all_of_it_needs_the_file_only_where_it_starts(tmp_path: Path) -> None:

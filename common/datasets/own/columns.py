@@ -146,9 +146,10 @@ class Schema:
 def is_encoded(spec: DataSpec) -> bool:
     """Return whether the inputs of these data are features of a frozen encoder."""
     try:
-        return bool(spec.schema) and FEATURES in Schema.from_json(spec.schema).features.values()
-    except DataError:  # a data set of other origin has a schema of its own
+        found = json.loads(spec.schema) if spec.schema and not spec.tokens else None
+    except ValueError:  # a data set of other origin may have any schema
         return False
+    return isinstance(found, dict) and bool(found.get("encoder"))
 
 
 def _is_finite(number: object) -> bool:

@@ -349,6 +349,10 @@ class Own(FixedSplitDataset):
         other.__dict__.pop("_pools", None)
         return other
 
+    def tested_on_one_class(self, task_id: str) -> bool:
+        """Return whether the test part of a task holds one class alone."""
+        return self.kind == "classification" and len(np.unique(self.target.values[self.rows[task_id][2]])) < 2
+
     def column_moments(self, task_ids: Sequence[str]) -> dict[str, Moments]:
         """Return what the support and query rows of these tasks show of every numeric column, and of the target as ""."""
         parts = [part for task_id in task_ids for part in self.rows[task_id][:2]]

@@ -145,7 +145,7 @@ def parts(name: str, size: int) -> list[str]:
 
 def mean_of(name: str, scales: Mapping[str, Sequence[float]]) -> list[float]:
     """Return the mean of a column's features among the scales that all tasks share; [] if there are none."""
-    found = []
+    found: list[float] = []
     while (part := f"{name}[{len(found)}]") in scales:
         found.append(float(scales[part][0]))
     return found

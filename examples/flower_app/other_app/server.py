@@ -1,10 +1,12 @@
 """The ServerApp: quickbloom's roll call and strategy, and what this app makes of the result."""
 
+from functools import partial
+
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from quickbloom.common.config.run import parse_run_config
-from quickbloom.common.engine.build import build_algorithm
+from quickbloom.common.engine.build import build_algorithm, constants_of
 from quickbloom.common.wire.messages import to_arrays
 from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.roll_call import call_roll
@@ -18,7 +20,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     config = parse_run_config(context.run_config).resolved()
     grid = PollingGrid(grid)  # looks for replies more often than Flower's own grid
-    population = call_roll(grid, config)
+    population = call_roll(grid, config, constants_of=partial(constants_of, config))
     algorithm = build_algorithm(config, population.spec)
     outer = OuterOptimizer(algorithm.options, algorithm.init(), config.rounds)
     strategy = MetaStrategy(config, population, algorithm, outer)

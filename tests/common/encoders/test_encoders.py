@@ -129,7 +129,7 @@ def test_a_factory_of_ones_own_gives_a_module_or_an_object_that_encodes(
     monkeypatch.syspath_prepend(str(tmp_path))
     colours = load_encoder("my_encoders:Colours")
     white = np.full((9, 9, 3), 255, dtype=np.uint8)
-    # Dropout is off, and batch norm uses its running statistics, mean 0 and variance 1; the states are averaged over the pixels.
+    # Dropout is off, batch norm uses its running statistics, mean 0 and variance 1, and the pixels are averaged.
     np.testing.assert_allclose(colours.encode([white]), [[1, 1, 1]], rtol=1e-4)
     assert (colours.kind, colours.size) == ("images", 3)
     lengths = load_encoder("my_encoders:Lengths")

@@ -72,7 +72,7 @@ def test_memory_is_bounded_by_batches_which_shrink_where_they_do_not_fit(tmp_pat
         folder.mkdir()
     wide, narrow = Counting(), Counting(most=5)
     found = [encode_all(one, Texts(texts), folder) for one, folder in zip((wide, narrow), folders, strict=False)]
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0], found[1])
     assert max(wide.batches) == Counting.at_once
     assert max(narrow.batches) == 4
     with pytest.raises(DataError, match="more memory than there is"):

@@ -139,6 +139,10 @@ def test_a_built_in_model_of_which_only_some_is_trained() -> None:
 class Shared(nn.Module):
     """Whole numbers, and a buffer that is no part of the state."""
 
+    order: Tensor
+    angles: Tensor
+    on: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(6, 2)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from flower_releases import installed
 
-from quickbloom.common.flower import accepted, registry, simulation, transport, workers
+from quickbloom.common.flower import accepted, patches, registry, simulation, transport, workers
 
 ROOT = Path(__file__).resolve().parents[3]
 RELEASES = ("1.40.0", "1.41.0", "1.42.0")
@@ -20,7 +20,7 @@ import importlib.metadata, json
 from quickbloom.common.flower import registry, transport, workers
 workers.longest_pause = lambda: 1.0
 seen = {"version": importlib.metadata.version("flwr"), "transport": transport.spoken(), "patches": {}}
-for patch in registry.PATCHES:
+for patch in registry.BY_NAME.values():
     before = registry.function(patch.effect)() if patch.effect else None
     done = registry.apply(patch.name) if patch.apply else registry.allowed(patch.name)
     after = registry.function(patch.effect)() if patch.effect else None
@@ -104,7 +104,7 @@ def test_a_caller_that_changed_keeps_one_patch_off_and_says_so(
 
 
 def test_a_part_that_is_gone_keeps_its_patch_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    patch = registry.Patch("p", "why", "gain", ("flwr.nowhere:function",))
+    patch = patches.Patch("p", "why", "gain", ("flwr.nowhere:function",))
     assert "has no `flwr.nowhere.function`" in registry.mismatch(patch)
 
 
@@ -120,4 +120,4 @@ def test_the_hash_is_of_the_source_as_inspect_has_it() -> None:
 
 def test_each_process_applies_patches_that_are_registered() -> None:
     assert {*workers.NODE, *workers.SUPEREXEC, *workers.WORKER, *simulation.PATCHES} <= set(registry.BY_NAME)
-    assert all(patch.sources for patch in registry.PATCHES)
+    assert all(patch.sources for patch in registry.BY_NAME.values())

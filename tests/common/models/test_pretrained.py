@@ -39,7 +39,7 @@ def written(path: Path, content: Any) -> str:
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
 def test_a_file_gives_the_module_all_its_tensors(tmp_path: Path, name: str) -> None:
     source, module = Net(), Net()
-    source.body[4].running_mean.fill_(2.5)
+    source.get_buffer("body.4.running_mean").fill_(2.5)
     assert load_weights(module, written(tmp_path / name, tensors(source)), "head") == ""
     assert all(torch.equal(value, module.state_dict()[key]) for key, value in source.state_dict().items())
     assert load_weights(Net(), written(tmp_path / "wrapped.pt", {"state_dict": tensors(source)}), "head") == ""
@@ -55,7 +55,7 @@ def test_a_head_for_other_classes_or_none_stays_as_it_was_made_and_is_said(tmp_p
     said = load_weights(module, written(tmp_path / "w.safetensors", held), "head")
     assert said == "The layer `head` starts afresh: the file of `weights` has it for other outputs, or not at all"
     assert torch.equal(module.head.weight, before["head.weight"])
-    assert torch.equal(module.body[0].weight, held["body.0.weight"])
+    assert torch.equal(module.get_parameter("body.0.weight"), held["body.0.weight"])
 
 
 def changed(change: Callable[[dict[str, Tensor]], Any]) -> dict[str, Tensor]:

@@ -185,3 +185,18 @@ def test_ctrl_c_ends_it_with_130_and_says_what_is_left(
 def test_none_is_no_data() -> None:
     with pytest.raises(QuickbloomError, match="got None"):
         quickbloom.advise(None)
+
+
+def test_a_user_of_one_class_does_not_stop_advice_by_auroc(few_candidates: None, tmp_path: Path) -> None:
+    table = columns(4, 30, slopes=True)
+    labels = np.where(table["y"] > 0, "ill", "well")
+    labels[table["user"] == "u2"] = "ill"
+    data = file(tmp_path / "t.csv", {**table, "y": labels})
+    said: list[str] = []
+    found = carry_out.advise_on(
+        data, "user", "y", None, tmp_path / "out", metric="auroc", rounds=2, say=said.append, assignments=["device=cpu"]
+    )
+    assert sum("(u2) are of one class, which has no AUROC: they only train" in line for line in said) == 1
+    assert found["metric"] == "auroc"
+    runs = sorted(path.parent.name for path in (tmp_path / "out" / "runs" / "2-ridge-linear").glob("*/summary.json"))
+    assert runs == ["0", "1", "2"]  # one for each of the three others

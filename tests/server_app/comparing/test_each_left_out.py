@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import subprocess
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,16 @@ def test_every_algorithm_leaves_every_task_out_once_and_repeating_keeps_what_is_
     (next((tmp_path / "out").glob("protonet-*")) / "finished.json").unlink()
     again, said = done(plan, tmp_path / "out")
     assert (again, said.count("kept"), len(stub.calls)) == (result, 23, 25)
+
+
+def test_a_task_of_one_class_is_not_left_out_where_it_has_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", Stub("auroc"))
+    rows = [f"{task},{i}.5,{'a' if task == 'B' else 'ab'[i % 2]}" for task in "ABCD" for i in range(24)]
+    (tmp_path / "one.csv").write_text("\n".join(["hospital,x,y", *rows]))
+    plan = asked(tmp_path, "protonet", data=str(tmp_path / "one.csv"))
+    result, said = done(replace(plan, settings=(*plan.settings, "metric=auroc")), tmp_path / "out")
+    assert [fold["task"] for fold in result["algorithms"][0]["folds"]] == ["A", "C", "D"]
+    assert "Remark: the test rows of 1 task (B) are of one class, which has no AUROC: they only train" in said
 
 
 def test_the_table_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,47 @@ def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(main.cli, ["run", *SMALL, *arguments])
 
 
+def of_one_class(path: Path, names: str, alike: str) -> list[str]:
+    """The same file, but the rows of the tasks `alike` are all of one class."""
+    options = file(path, names)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(f"{line.rpartition(',')[0]},ill" if line[0] in alike else line for line in lines))
+    return options
+
+
+def test_a_task_of_one_class_stops_no_leave_one_out_by_auroc(tmp_path: Path) -> None:
+    data = of_one_class(tmp_path / "h.csv", "ABCD", "B")
+    done = invoke(*data, "--leave-one-out", "--set", "metric=auroc", "--output", str(tmp_path / "folds"))
+    assert done.exit_code == 0, done.output
+    (said,) = [line for line in done.stderr.splitlines() if "of one class" in line]
+    assert said == (
+        "Remark: the test rows of 1 task (B) are of one class, which has no AUROC: they only train, and the means are over "
+        "the other tasks"
+    )
+    found = json.loads(done.stdout)
+    assert [(fold["task"], fold["train"]) for fold in found["folds"]] == [("A", 3), ("C", 3), ("D", 3)]  # B trains
+    assert found["mean"][1] == pytest.approx(np.mean([fold["auroc_after"] for fold in found["folds"]]))
+    # By the log loss B counts like all others.
+    by_loss = invoke(*data, "--leave-one-out", "--set", "metric=log_loss", "--output", str(tmp_path / "loss"))
+    assert [fold["task"] for fold in json.loads(by_loss.stdout)["folds"]] == list("ABCD")
+
+
+def test_where_no_task_has_an_auroc_another_metric_is_asked_for(tmp_path: Path) -> None:
+    data = of_one_class(tmp_path / "h.csv", "ABC", "ABC")
+    path = tmp_path / "h.csv"
+    path.write_text(path.read_text() + "\n" + "\n".join(f"{name},0.5,well" for name in "AAA"))
+    options = ["--set", "metric=auroc", "--set", "own.split-column=part", "--leave-one-out"]
+    lines = path.read_text().splitlines()
+    parts = ["part", *("train" if line.endswith("well") or i % 3 else "test" for i, line in enumerate(lines[1:]))]
+    path.write_text("\n".join(f"{line},{part}" for line, part in zip(lines, parts, strict=True)))
+    with pytest.raises(
+        ConfigError, match=r"of 3 tasks \(A, B, C\) are of one class, which has no AUROC: choose another `metric`"
+    ):
+        CliRunner().invoke(
+            main.cli, ["run", *SMALL, *data, *options, "--output", str(tmp_path / "folds")], catch_exceptions=False
+        )
+
+
 def test_every_fold_is_the_run_that_leaves_its_task_out(tmp_path: Path) -> None:
     data = file(tmp_path / "h.csv", "ABCD")
     done = invoke(*data, "--leave-one-out", "--output", str(tmp_path / "folds"))

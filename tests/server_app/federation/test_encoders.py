@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import small_encoders
 from loopback import LoopbackGrid
 from PIL import Image
 from safetensors.torch import load_file
 
+from quickbloom.client_app.export import export
 from quickbloom.client_app.offline.adapting import adapt
 from quickbloom.client_app.offline.predicting import predict
 from quickbloom.common.config.run import RunConfig, parse_run_config
@@ -276,6 +278,102 @@ def test_an_encoder_of_another_kind_than_the_data_is_refused(tmp_path: Path, opt
     }
     if "encoder" in options:
         options = options | {"encoder": f"onnx:{made[options['encoder']]()}"}
+    settings = {"path": str(sentences(tmp_path / "A.csv", "AB")), "task-column": "user", **options}
     with pytest.raises(DataError, match=said):
-        settings = {"path": str(sentences(tmp_path / "A.csv", "AB")), "task-column": "user", **options}
         Own(OwnOptions.model_validate(settings), Path())
+
+
+@pytest.mark.parametrize("algorithm", ["ridge", "protonet"])
+def test_encoder_and_model_are_written_as_one_file_that_needs_nothing_else(tmp_path: Path, algorithm: str) -> None:
+    file, _ = small_encoders.text_onnx(tmp_path / "words.onnx")
+    config = run_config(tmp_path, f"onnx:{file}", **{"own.features": "said", "algorithm": algorithm})
+    run_federation(on_nodes(tmp_path, config, "ABCD", "EFGH"), config)
+    mine = sentences(tmp_path / "Z.csv", "Z")
+    adapt(tmp_path / "run", str(mine), tmp_path / "mine", task="user", own_rows=False)
+    whole = export(tmp_path / "mine", tmp_path / "whole.onnx", "onnx", with_encoder=True)
+    rows = [row for row in predict(tmp_path / "mine", str(mine)).rows if row["said"]]
+    place = {word: at for at, word in enumerate(small_encoders.WORDS)}
+    session = onnxruntime.InferenceSession(whole.read_bytes(), providers=["CPUExecutionProvider"])
+    for row in rows:
+        ids = np.array([[place[word] for word in row["said"].split()] + [0]])
+        given = {"input_ids": ids, "attention_mask": np.array([[1] * (ids.shape[1] - 1) + [0]])}
+        (outputs,) = session.run(["outputs"], given)
+        expected = [float(row["probability_light"]), float(row["probability_sound"])]
+        assert outputs[0].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_cannot_be_one_file_is_said(tmp_path: Path) -> None:
+    file, _ = small_encoders.text_onnx(tmp_path / "words.onnx")
+    config = run_config(tmp_path, f"onnx:{file}")
+    run_federation(on_nodes(tmp_path, config, "ABCD", "EFGH"), config)
+    adapt(tmp_path / "run", str(sentences(tmp_path / "Z.csv", "Z")), tmp_path / "mine", task="user", own_rows=False)
+    with pytest.raises(DataError, match="reads 2 columns"):
+        export(tmp_path / "mine", tmp_path / "whole.onnx", "onnx", with_encoder=True)
+    with pytest.raises(ConfigError, match="is for `--format onnx`"):
+        export(tmp_path / "mine", tmp_path / "whole.pt2", "torch", with_encoder=True)
+    assert not (tmp_path / "whole.onnx").exists()
+
+
+def of_tokens(folder: Path, directory: Path, **more: Any) -> RunConfig:
+    flat = {
+        "own.features": "said",
+        "own.tokenizer": str(directory),
+        "own.tokens": 8,
+        "algorithm": "protonet",
+        "model": "transformer",
+    }
+    flat |= {"transformer.directory": str(directory), "transformer.lora-rank": 2, "transformer.lora-targets": "query,value"}
+    return run_config(folder, "", **{**flat, **more})
+
+
+def test_a_model_that_reads_text_itself_is_trained_adapted_and_used(tmp_path: Path) -> None:
+    directory = small_encoders.bert(tmp_path / "bert")
+    config = of_tokens(tmp_path, directory)
+    grid = on_nodes(tmp_path, config, "ABCD", "EFGH")
+    summary = run_federation(grid, config)
+    assert summary["failures"] == 0
+    found = checkpoints.load(tmp_path / "run")
+    assert found.facts["tokens"] == len(small_encoders.WORDS)
+    own = Own(config.table("own").model_copy(update={"path": str(tmp_path / "ABCD.csv")}), Path())  # type: ignore[arg-type]
+    ids = own.test_draws("A")[0].support.x
+    words = str(own.table["said"].cells()[own.rows["A"][0][1]]).split()  # type: ignore[union-attr]
+    assert ids[1].tolist() == [small_encoders.WORDS.index(word) for word in words] + [0] * (8 - len(words))
+    mine = sentences(tmp_path / "Z.csv", "Z")
+    adapt(tmp_path / "run", str(mine), tmp_path / "mine", task="user", trust=[f"transformer.directory={directory}"])
+    rows = predict(tmp_path / "mine", str(mine), trust=[f"transformer.directory={directory}"]).rows
+    assert {row["prediction"] for row in rows} <= {"light", "sound"}
+    assert len(rows) == 12
+
+
+def test_a_node_with_another_tokenizer_is_refused_with_both_hashes(tmp_path: Path) -> None:
+    directory, other = small_encoders.bert(tmp_path / "bert"), tmp_path / "other"
+    small_encoders.tokenizer(other, [*small_encoders.WORDS[1:], "[PAD]"])
+    path = sentences(tmp_path / "A.csv", "AB")
+    settings = {"path": str(path), "task-column": "user", "text": "said", "features": "said", "tokenizer": str(directory)}
+    schema = Own(OwnOptions.model_validate(settings), Path()).spec.schema
+    options = OwnOptions.model_validate({**settings, "tokenizer": str(other)})
+    with pytest.raises(DataError) as raised:
+        Own(options, Path(), schema)
+    assert Schema.from_json(schema).encoder["digest"] in str(raised.value)
+    with pytest.raises(DataError, match=r"set `own\.tokenizer` to its directory"):
+        Own(OwnOptions.model_validate({**settings, "tokenizer": ""}), Path(), schema)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, "reads one column of text and nothing else"),
+        ({"encoder": "onnx:a.onnx", "features": "said"}, "and no `own.encoder`"),
+    ],
+)
+def test_token_ids_are_the_only_input(tmp_path: Path, more: dict[str, str], said: str) -> None:
+    directory = small_encoders.bert(tmp_path / "bert")
+    settings = {
+        "path": str(sentences(tmp_path / "A.csv", "AB")),
+        "task-column": "user",
+        "text": "said",
+        "tokenizer": str(directory),
+    }
+    options = OwnOptions.model_validate({**settings, **more})
+    with pytest.raises(DataError, match=said):
+        Own(options, Path())

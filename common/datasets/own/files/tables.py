@@ -18,6 +18,7 @@ import numpy as np
 
 from quickbloom.common.datasets.own.files.csv_file import PACKED, read_csv
 from quickbloom.common.datasets.own.files.parquet_file import Column, Unusable, not_usable, read_parquet
+from quickbloom.common.datasets.own.files.pictures import Pictures
 from quickbloom.common.datasets.own.numbers import decimal_sign
 from quickbloom.common.datasets.own.text import Array, Text, as_name, as_text
 from quickbloom.common.errors import DataError, QuickbloomError, as_told, in_one_line
@@ -83,7 +84,11 @@ def _drop_index(table: Table) -> None:
     """Remove row numbers that pandas writes as a column, since they say nothing about new rows. Raises DataError."""
     for name in [name for name in table if _INDEX.fullmatch(name)]:
         column = table[name]
-        if not isinstance(column, Unusable) and column.ndim == 1 and _numbers_rows(as_text(column), any_order=bool(name)):
+        if (
+            not isinstance(column, Unusable | Pictures)
+            and column.ndim == 1
+            and _numbers_rows(as_text(column), any_order=bool(name))
+        ):
             del table[name]
             what = f"the column `{name}`" if name else "the first column, which has no name,"
             table.remarks.append(f"{what} holds the numbers of rows (pandas' index) and is left out")
