@@ -1,6 +1,7 @@
 """The result of a run for a person: a table for a terminal, lines for a log."""
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def kept_line(summary: dict[str, Any]) -> str:
+def kept_line(summary: Mapping[str, Any]) -> str:
     """Which model the run ended with, "" if it is that of the last round."""
     kept = summary.get("kept")
     if not kept or kept["round"] == summary["rounds"] or not summary["validation"]:

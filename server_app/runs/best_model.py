@@ -1,6 +1,7 @@
 """The best model of a run so far, in a file beside the checkpoints: written when it is found, read at the end."""
 
 from pathlib import Path
+from typing import Any
 
 from flwr.serverapp import Grid
 
@@ -53,7 +54,7 @@ class BestModel:
         if folder.resolve() == self._writer.directory.resolve():
             self._remember(folder)
         else:
-            said = {key: found.facts[key] for key in ("validation", "adapt") if key in found.facts}
+            said: dict[str, Any] = {key: found.facts[key] for key in ("validation", "adapt") if key in found.facts}
             self._writer.write_best(number, found.tensors, said)
 
     def decide(self, grid: Grid) -> bool:

@@ -76,7 +76,8 @@ def by_hand(config: RunConfig, meta: dict[str, torch.Tensor], summary: dict[str,
     ids = load(Path(summary["run_dir"])).facts["splits"][split]
     tasks = [dataset.test_draws(task_id) for task_id in ids]
     lr, steps = summary["chosen"]["adapt_lr"], len(summary[split]["steps"]) - 1
-    return np.asarray(evaluate(algorithm, meta, tasks, [lr], steps, 64)[1])[:, 0].mean(axis=0)
+    scores: np.ndarray[Any, Any] = evaluate(algorithm, meta, tasks, [lr], steps, 64)[1]
+    return scores[:, 0].mean(axis=0)
 
 
 # ---- which model
@@ -142,7 +143,13 @@ def test_the_result_says_which_model_it_is_of(tmp_path: Path) -> None:
 
 def test_a_model_in_training_is_tried_with_as_many_steps_as_that_of_the_last_round(tmp_path: Path) -> None:
     """Where `adapt-steps` grows, it grows for both before they are compared."""
-    waves = {"dataset": "sinusoid", "sinusoid__clients": 20, "adapt_steps": 0, "adapt_lrs": "0.003", "fomaml__inner_lr": 0.003}
+    waves: dict[str, Any] = {
+        "dataset": "sinusoid",
+        "sinusoid__clients": 20,
+        "adapt_steps": 0,
+        "adapt_lrs": "0.003",
+        "fomaml__inner_lr": 0.003,
+    }
     worse = {**waves, "fomaml__outer_lr": 3.0, "rounds": 2}
     summary = run(tmp_path / "run", **worse)
     assert summary["kept"]["round"] == 0
@@ -319,6 +326,13 @@ def test_only_tasks_that_both_have_are_compared() -> None:
     assert is_better(scores(b=0.81), whole, ACCURACY)
     assert is_better(scores(c=0.1, d=0.1, e=0.1), whole, ACCURACY)  # nothing in common
     assert not is_better(scores(c=0.9), whole, ACCURACY)
+
+
+def test_of_equal_scores_the_lower_loss_is_better() -> None:
+    first, second = scores(a=0.5, b=0.5), scores(a=0.5, b=0.5)
+    second.losses[:] -= 0.01
+    assert is_better(second, first, ACCURACY)
+    assert not is_better(first, second, ACCURACY)
 
 
 def test_the_first_of_equal_ones_is_the_best() -> None:
