@@ -77,7 +77,8 @@ def by_hand(config: RunConfig, meta: dict[str, torch.Tensor], summary: dict[str,
     tasks = [dataset.test_draws(task_id) for task_id in ids]
     lr, steps = summary["chosen"]["adapt_lr"], len(summary[split]["steps"]) - 1
     scores: np.ndarray[Any, Any] = evaluate(algorithm, meta, tasks, [lr], steps, 64)[1]
-    return scores[:, 0].mean(axis=0)
+    means: np.ndarray[Any, Any] = scores[:, 0].mean(axis=0)
+    return means
 
 
 # ---- which model
