@@ -1,6 +1,7 @@
 """Interface of an encoder."""
 
 import hashlib
+import inspect
 import json
 import os
 from abc import ABC, abstractmethod
@@ -34,9 +35,35 @@ class Encoder(ABC):
     at_once: ClassVar[int] = 32
     """Examples that are encoded together, so that memory is bounded."""
 
+    @property
+    def stored_as(self) -> str:
+        """The name under which features are stored on this machine: the digest, if that covers all they depend on."""
+        return self.digest
+
     @abstractmethod
     def encode(self, examples: Sequence[Any]) -> Features:
         """Return the features [n, size] of n examples. May raise anything: `encode_all` says it in one sentence."""
+
+
+def of_probe(encoder: Encoder, examples: Sequence[Any]) -> str:
+    """Return the digest with a hash of the features of some examples, for an encoder that is code: what it does may change
+    without a change of its weights or of its file. Exact, and so for one machine alone.
+    """
+    features = np.ascontiguousarray(encoder.encode(list(examples)), dtype=np.float32)
+    return hashlib.sha256(encoder.digest.encode() + features.tobytes()).hexdigest()
+
+
+def sources(*objects: Any) -> list[Path]:
+    """Return the files in which functions, classes or modules are written, each once."""
+    found: list[Path] = []
+    for one in objects:
+        try:
+            file = inspect.getsourcefile(one)
+        except TypeError:  # built in
+            continue
+        if file and Path(file).is_file() and Path(file) not in found:
+            found.append(Path(file))
+    return found
 
 
 def digest_of(facts: Mapping[str, Any], *files: Path) -> str:

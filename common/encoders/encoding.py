@@ -102,7 +102,7 @@ def encode_all(encoder: Encoder, examples: Examples, folder: Path | None = None)
     """
     keys = [examples.key(at) for at in range(len(examples))]
     try:
-        cache = Cache(encoder.digest, encoder.size, folder)
+        cache = Cache(encoder.stored_as, encoder.size, folder)
     except OSError as error:
         _LOG.log(WARNING, "Features are not stored (%s): every start computes them again.", in_one_line(error))
         return _together(keys, _computed(encoder, examples, _first_places(keys, {}), None), encoder.size)

@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quickbloom.common.encoders.base import Encoder, Features, digest_of
+from quickbloom.common.encoders.base import Encoder, Features, digest_of, of_probe, sources
 from quickbloom.common.encoders.pictures import Normalising
 from quickbloom.common.encoders.pooling import pooled
 from quickbloom.common.errors import ConfigError, in_one_line
@@ -17,8 +18,11 @@ from quickbloom.common.errors import ConfigError, in_one_line
 class ModuleEncoder(Encoder):
     """A module in evaluation mode: dropout is off, batch norm uses its running statistics."""
 
-    def __init__(self, module: nn.Module, what: str, pooling: str, normalising: Normalising | int) -> None:
-        """`normalising`: how pictures are prepared; a number: it reads so many numbers. Raises ConfigError for a misfit."""
+    def __init__(self, module: nn.Module, what: str, pooling: str, normalising: Normalising | int, factory: Any = None) -> None:
+        """`normalising`: how pictures are prepared; a number: it reads so many numbers. Raises ConfigError for a misfit.
+
+        `factory`: the user's function that made the module.
+        """
         self._module = module.eval().requires_grad_(False)
         self._normalising = normalising
         self.shorter_side = normalising.resize if isinstance(normalising, Normalising) else 0
@@ -26,7 +30,8 @@ class ModuleEncoder(Encoder):
         self._pooling = "mean" if pooling == "auto" else pooling
         pictures = normalising.to_json() if isinstance(normalising, Normalising) else normalising
         facts = {"pooling": self._pooling, "pictures": pictures, "weights": weights_digest(module.state_dict())}
-        self.digest = digest_of(facts)
+        facts |= {"name": what, "layers": repr(module)}
+        self.digest = digest_of(facts, *(sources(factory, type(module)) if factory else ()))
         made_up = np.zeros((8, 8, 3), np.uint8) if isinstance(normalising, Normalising) else np.zeros(normalising, np.float32)
         try:
             found = self.encode([made_up, made_up])
@@ -35,6 +40,13 @@ class ModuleEncoder(Encoder):
         if found.ndim != 2 or len(found) != 2:
             raise ConfigError(f"the encoder '{what}' must give features [n, size], got the shape {found.shape} for 2 examples")
         self.size = int(found.shape[1])
+
+    @cached_property
+    def stored_as(self) -> str:
+        rng = np.random.default_rng(0)
+        if isinstance(self._normalising, Normalising):
+            return of_probe(self, list(rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)))
+        return of_probe(self, list(rng.normal(size=(4, self._normalising)).astype(np.float32)))
 
     @property
     def columns(self) -> int:

@@ -5,20 +5,22 @@ with a method `encode(texts) -> array [n, size]`, as those of sentence-transform
 `input_size` ((channels, height, width), or (columns,)), `mean` and `std` what it reads; else it reads pictures as ImageNet's.
 """
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from quickbloom.common.encoders.base import Encoder, Features, digest_of
+from quickbloom.common.encoders.base import Encoder, Features, digest_of, of_probe, sources
 from quickbloom.common.encoders.module import ModuleEncoder, weights_digest
 from quickbloom.common.encoders.pictures import Normalising
 from quickbloom.common.errors import ConfigError, in_one_line
 from quickbloom.common.system.user_code import import_own
+
+
+_PROBE = ("the quick brown fox jumps over the lazy dog", "turn the lamp on", "Wie wird das Wetter morgen?", "37.5 \u00b0C", "a")
 
 
 class OwnTextEncoder(Encoder):
@@ -29,7 +31,7 @@ class OwnTextEncoder(Encoder):
     def __init__(self, found: Any, what: str, factory: Any) -> None:
         self._found = found
         weights = weights_digest(found.state_dict()) if isinstance(found, nn.Module) else ""
-        self.digest = digest_of({"weights": weights, "name": what}, *_source(factory))
+        self.digest = digest_of({"weights": weights, "name": what}, *sources(factory, type(found)))
         try:
             self.size = int(self.encode(["a", "b"]).shape[1])
         except Exception as error:  # the user's code may raise anything
@@ -37,6 +39,10 @@ class OwnTextEncoder(Encoder):
                 f"the encoder '{what}' must have a method encode(texts) that returns an array [n, size], but it raised "
                 f"{in_one_line(error)}"
             ) from error
+
+    @cached_property
+    def stored_as(self) -> str:
+        return of_probe(self, _PROBE)
 
     def encode(self, examples: Sequence[Any]) -> Features:
         return np.asarray(self._found.encode(list(examples)), dtype=np.float32)
@@ -59,7 +65,7 @@ def load(name: str, pooling: str) -> Encoder:
         raise ConfigError(
             f"`encoder={name}` must return a torch.nn.Module, or an object with a method `encode`, got a {type(found).__name__}"
         )
-    return ModuleEncoder(found, name, pooling, _reads(found))
+    return ModuleEncoder(found, name, pooling, _reads(found), factory)
 
 
 def _reads(module: nn.Module) -> Normalising | int:
@@ -76,12 +82,3 @@ def _reads(module: nn.Module) -> Normalising | int:
     if channels == 1:
         found = replace(found, mean=(0.0,), deviation=(1.0,))
     return replace(found, mean=mean or found.mean, deviation=deviation or found.deviation)
-
-
-def _source(factory: Any) -> list[Path]:
-    """Return the file that a factory is written in, on which its features depend."""
-    try:
-        file = inspect.getsourcefile(factory)
-    except TypeError:
-        return []
-    return [Path(file)] if file and Path(file).is_file() else []

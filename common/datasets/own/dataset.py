@@ -208,7 +208,13 @@ class Own(FixedSplitDataset):
             if PIXELS not in features:
                 raise DataError(f"`own.encoder={options.encoder}` reads images, and '{options.path}' holds none")
             return [PIXELS]
-        return [name for name in features if find_kind(self.table, name, self._reading) == NUMBER]
+        numbers = [name for name in features if find_kind(self.table, name, self._reading) == NUMBER]
+        if len(numbers) > 1 and not options.features:
+            raise DataError(
+                f"`own.encoder={options.encoder}` reads numbers in an order of its own: name the columns in that order with "
+                f"`own.features`, such as {','.join(numbers[:20])}"
+            )
+        return numbers
 
     def _facts(self, kinds: set[str]) -> dict[str, Any]:
         """Return `Schema.encoder`."""

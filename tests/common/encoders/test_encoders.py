@@ -13,6 +13,7 @@ import torch
 from onnx.external_data_helper import convert_model_to_external_data
 
 from quickbloom.common.encoders import load_encoder
+from quickbloom.common.encoders.encoding import Texts, encode_all
 from quickbloom.common.encoders.pictures import Normalising
 from quickbloom.common.encoders.pooling import of_sentence_transformers, pooled
 from quickbloom.common.errors import ConfigError
@@ -220,3 +221,24 @@ def test_a_picture_is_scaled_by_its_shorter_side_and_its_middle_is_taken() -> No
     picture = np.zeros((8, 24, 3), dtype=np.uint8)
     picture[2:6, 10:14] = 255
     assert normalising.inputs([picture]).min() == 1  # exactly the middle
+
+
+def test_features_of_code_that_changed_are_not_taken_for_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two modules without weights, and of an object whose file of numbers is another one."""
+    text = (
+        "from torch import nn\nclass E(nn.Module):\n    input_size = (4,)\n    def forward(self, x):\n        return x[:, {}]\n"
+    )
+    for name, part in (("first_half", ":2"), ("second_half", "2:")):
+        (tmp_path / f"{name}.py").write_text(text.format(part))
+    reads = "import numpy as np\nclass E:\n    def __init__(self):\n        self.numbers = np.load({!r})\n"
+    reads += "    def encode(self, texts):\n        return np.array([self.numbers * len(text) for text in texts])\n"
+    (tmp_path / "reads_a_file.py").write_text(reads.format(str(tmp_path / "numbers.npy")))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    one, other = (load_encoder(f"{name}:E") for name in ("first_half", "second_half"))
+    assert one.digest != other.digest
+    found = []
+    for numbers in ([1.0, 2.0], [1.0, 3.0]):
+        np.save(tmp_path / "numbers.npy", np.array(numbers))
+        load_encoder.cache_clear()
+        found.append(encode_all(load_encoder("reads_a_file:E"), Texts(["ab"]), tmp_path).tolist())
+    assert found == [[[2, 4]], [[2, 6]]]

@@ -249,14 +249,17 @@ def test_all_numbers_of_a_row_go_through_an_encoder_of_numbers(tmp_path: Path) -
     ]
     path = tmp_path / "rows.csv"
     path.write_text("\n".join(lines) + "\n")
-    own = Own(OwnOptions(path=str(path), encoder=f"onnx:{file}", target_column="class"), Path(), whole=True)
-    numbers = np.array([[float(cell) for cell in line.split(",")[1:3]] for line in lines[1:9]])
+    options = OwnOptions(path=str(path), encoder=f"onnx:{file}", target_column="class", features="y,x")
+    own = Own(options, Path(), whole=True)
+    numbers = np.array([[float(cell) for cell in line.split(",")[2:0:-1]] for line in lines[1:9]])
     features = numbers @ matrix
     expected = 4 * features / np.linalg.norm(features, axis=1, keepdims=True)
     np.testing.assert_allclose(own.test_draws("A")[0].support.x.numpy(), expected, rtol=1e-4, atol=1e-5)
     path.write_text("\n".join([*lines, "A,,1,0"]) + "\n")
     with pytest.raises(DataError, match="needs a number in every cell, row 17 has none in `x`"):
-        Own(OwnOptions(path=str(path), encoder=f"onnx:{file}", target_column="class"), Path())
+        Own(options, Path())
+    with pytest.raises(DataError, match="in an order of its own: name the columns"):
+        Own(options.model_copy(update={"features": ""}), Path())
 
 
 @pytest.mark.parametrize(
@@ -267,7 +270,7 @@ def test_all_numbers_of_a_row_go_through_an_encoder_of_numbers(tmp_path: Path) -
         ({"encoder": "text", "text": "sayd"}, "did you mean `said`"),
         ({"encoder": "pictures"}, "reads images, and"),
         ({"encoder": "pictures", "text": "said"}, "choose an encoder of text"),
-        ({"encoder": "numbers"}, "reads 7 numbers, and"),
+        ({"encoder": "numbers", "features": "loud"}, "reads 7 numbers, and"),
     ],
 )
 def test_an_encoder_of_another_kind_than_the_data_is_refused(tmp_path: Path, options: dict[str, str], said: str) -> None:
