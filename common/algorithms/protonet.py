@@ -102,7 +102,8 @@ class ProtoNet(ObjectiveAlgorithm):
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Yield the embedding without prototypes, then with those of the support set; `lr` is not used."""
         nothing = next(iter(meta.values())).new_zeros
-        yield {**meta, PROTOTYPES: nothing(self.learner.outputs, self.options.embedding), KNOWN: nothing(self.learner.outputs)}
+        none = {PROTOTYPES: nothing(self.learner.outputs, self.options.embedding), KNOWN: nothing(self.learner.outputs)}
+        yield _Unadapted({**meta, **none})
         if steps:
             # F.one_hot does not work inside vmap.
             classes = torch.arange(self.learner.outputs, device=support.y.device)
@@ -122,6 +123,8 @@ class ProtoNet(ObjectiveAlgorithm):
 
     def _logits(self, personal: Params, x: Tensor, weight: Tensor) -> Tensor:
         """Return the logits of `predict`; with `refine` an example of weight 0 moves no prototype."""
+        if isinstance(personal, _Unadapted):
+            return personal[PROTOTYPES].new_zeros(x.shape[0], self.learner.outputs)
         theta = {name: value for name, value in personal.items() if name not in (PROTOTYPES, KNOWN, MOVES)}
         prototypes = personal[PROTOTYPES]
         # A common shift leaves distances unchanged, and near zero the products below lose fewer digits.
@@ -151,6 +154,10 @@ class ProtoNet(ObjectiveAlgorithm):
         weight = torch.where(within_reach[batch.y], batch.weight, 0.0)
         loss = (cross_entropy(logits, batch.y) * weight).sum() / weight.sum().clamp(min=1)
         return loss, mean_over_examples(hits(logits, batch.y), batch.weight)
+
+
+class _Unadapted(dict[str, Tensor]):
+    """Personal parameters before there is any prototype: all classes tie, so that no example need be embedded."""
 
 
 def _within_reach(personal: Params) -> Tensor:

@@ -254,11 +254,10 @@ def test_a_node_may_have_the_directory_elsewhere(tmp_path: Path, data_dir: Path)
     from quickbloom.client_app import node
 
     asked: list[str] = []
-    seen = node.build_algorithm  # type: ignore[attr-defined]
 
     def noted(run: Any, *args: Any, **more: Any) -> Any:
         asked.append(run.table("transformer").directory)
-        return seen(run, *args, **more)
+        return build_algorithm(run, *args, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(node, "build_algorithm", noted)

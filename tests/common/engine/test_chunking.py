@@ -9,7 +9,7 @@ from torch import nn
 
 from quickbloom.common.algorithms.maml import Maml
 from quickbloom.common.engine import chunking
-from quickbloom.common.engine.chunking import FIRST, MOST, AutoChunks, chunks
+from quickbloom.common.engine.chunking import FIRST, HEAVY, MOST, AutoChunks, at_once, chunks
 from quickbloom.common.engine.round import TaskWork, evaluate, run_round
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.maths.learner import Learner
@@ -106,3 +106,14 @@ def test_results_do_not_depend_on_it(memory: dict[str, float]) -> None:
     assert auto.losses == pytest.approx(fixed.losses)
     one, other = (evaluate(algorithm, algorithm.init(), [[t] for t in tasks], [0.1, 0.5], 2, c) for c in (64, AutoChunks(CPU)))
     assert np.allclose(one, other, rtol=0, atol=1e-10)
+
+
+def test_few_tasks_of_a_model_with_large_constants_are_computed_at_once() -> None:
+    module = nn.Sequential(nn.Linear(3000, 3000, bias=False), nn.Linear(3000, 2))  # 36 MB
+    assert at_once(Learner(module, "regression"), 128) == 128
+    module[0].requires_grad_(False)
+    learner = Learner(module, "regression")
+    assert at_once(learner, 128) == HEAVY
+    assert at_once(learner, 1) == 1
+    assert at_once(learner, AutoChunks(CPU)) == HEAVY
+    assert isinstance(at_once(Learner(nn.Linear(2, 2), "regression"), AutoChunks(CPU)), AutoChunks)
