@@ -76,8 +76,7 @@ def by_hand(config: RunConfig, meta: dict[str, torch.Tensor], summary: dict[str,
     ids = load(Path(summary["run_dir"])).facts["splits"][split]
     tasks = [dataset.test_draws(task_id) for task_id in ids]
     lr, steps = summary["chosen"]["adapt_lr"], len(summary[split]["steps"]) - 1
-    scores: np.ndarray[Any, Any] = evaluate(algorithm, meta, tasks, [lr], steps, 64)[1]
-    return scores[:, 0].mean(axis=0)
+    return np.array(evaluate(algorithm, meta, tasks, [lr], steps, 64)[1][:, 0].mean(axis=0))
 
 
 # ---- which model
