@@ -19,7 +19,6 @@ from quickbloom.common.encoders.pictures import Normalising
 from quickbloom.common.errors import ConfigError, in_one_line
 from quickbloom.common.system.user_code import import_own
 
-
 _PROBE = ("the quick brown fox jumps over the lazy dog", "turn the lamp on", "Wie wird das Wetter morgen?", "37.5 \u00b0C", "a")
 
 
