@@ -32,11 +32,7 @@ def _why_not(config: RunConfig, population: Population, algorithm: Algorithm) ->
 
 
 class BestSoFar:
-<<<<<<< HEAD
     """The evaluation of the validation tasks with the best scores so far; of equal ones the lowest loss decides.
-=======
-    """The evaluation of the validation tasks with the best scores so far, of equal ones the lowest loss, and then the first.
->>>>>>> best
 
     `round`: of this evaluation, 0 before the first round, None as long as there is none; `scores`: its scores.
     """

@@ -76,13 +76,9 @@ def by_hand(config: RunConfig, meta: dict[str, torch.Tensor], summary: dict[str,
     ids = load(Path(summary["run_dir"])).facts["splits"][split]
     tasks = [dataset.test_draws(task_id) for task_id in ids]
     lr, steps = summary["chosen"]["adapt_lr"], len(summary[split]["steps"]) - 1
-<<<<<<< HEAD
     scores: np.ndarray[Any, Any] = evaluate(algorithm, meta, tasks, [lr], steps, 64)[1]
     means: np.ndarray[Any, Any] = scores[:, 0].mean(axis=0)
     return means
-=======
-    return np.array(evaluate(algorithm, meta, tasks, [lr], steps, 64)[1][:, 0].mean(axis=0))
->>>>>>> best
 
 
 # ---- which model
