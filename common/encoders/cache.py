@@ -42,6 +42,9 @@ class Cache:
         """Return the features [size] of those examples that are stored."""
         try:
             return self._find(keys)
+        except sqlite3.OperationalError as error:  # locked for long, a full disk
+            _LOG.log(WARNING, "The stored features cannot be read (%s) and are computed again.", in_one_line(error))
+            return {}
         except sqlite3.Error as error:
             _LOG.log(WARNING, "The stored features '%s' are damaged (%s) and made anew.", self._file.name, in_one_line(error))
             self._file.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from quickbloom.common.encoders.base import Encoder, Features
 from quickbloom.common.encoders.cache import Cache
-from quickbloom.common.errors import DataError, in_one_line
+from quickbloom.common.errors import DataError, as_told, in_one_line
 from quickbloom.common.formatting import counted
 
 _LOG = getLogger("flwr")
@@ -69,20 +69,27 @@ class Texts(Examples):
     def length(self, at: int) -> int:
         return len(self._texts[at])
 
+    def place(self, at: int) -> str:
+        return f"'{as_told(self._texts[at], 60)}'"
+
 
 class Rows(Examples):
     """Rows of numbers [n, columns]."""
 
     what = "row"
 
-    def __init__(self, numbers: NDArray[np.float32]) -> None:
-        self._numbers = numbers
+    def __init__(self, numbers: NDArray[np.float32], places: Sequence[int]) -> None:
+        """`places`: where each stands, for a message."""
+        self._numbers, self._places = numbers, places
 
     def __len__(self) -> int:
         return len(self._numbers)
 
     def key(self, at: int) -> bytes:
         return hash_of(self._numbers[at].tobytes())
+
+    def place(self, at: int) -> str:
+        return str(self._places[at])
 
     def get(self, at: int) -> NDArray[np.float32]:
         found: NDArray[np.float32] = self._numbers[at]
@@ -158,21 +165,25 @@ def _batch(encoder: Encoder, examples: Examples, at: Sequence[int], size: int) -
         try:
             values = encoder.encode(some)
         except Exception as error:  # the encoder's library may raise anything
-            if size > 1 and _is_memory(error):
+            if size > 1:  # of less memory, or else to name the example that is to blame
                 size //= 2
                 continue
+            place = examples.place(at[0])
             mend = "it needs more memory than there is" if _is_memory(error) else "mend it, or choose another encoder"
             raise DataError(
-                f"the encoder cannot encode the {examples.what} {examples.place(at[0])} ({in_one_line(error)}): {mend}"
+                f"the encoder cannot encode the {examples.what} {place} ({in_one_line(error)}): {mend}",
+                place,
+                in_one_line(error),
             ) from error
         values = np.asarray(values, dtype=np.float32)
         if values.shape != (len(some), encoder.size):
             raise DataError(f"the encoder must give features {(len(some), encoder.size)}, got the shape {values.shape}")
         if not (fine := np.isfinite(values).all(axis=1)).all():
-            bad = at[int(np.flatnonzero(~fine)[0])]
+            place = examples.place(at[int(np.flatnonzero(~fine)[0])])
             raise DataError(
-                f"the encoder gives features that are not finite for the {examples.what} {examples.place(bad)}: leave it out, "
-                "or choose another encoder"
+                f"the encoder gives features that are not finite for the {examples.what} {place}: leave it out, or choose "
+                "another encoder",
+                place,
             )
         return values, size
 

@@ -31,6 +31,9 @@ class TransformerOptions(Options):
         "mean", description="what a text is: the mean of the last states of its tokens, that of the first or of the last one"
     )
     unit: bool = Field(False, description="scale what a text is to length 1")
+    centre: bool = Field(
+        False, description="with `unit`: move what a text is by a learned centre, and scale it to length 1 again"
+    )
     lora_rank: int = Field(0, ge=0, le=1024, description="rank of the adapter, which alone is trained; 0: none, all is trained")
     lora_targets: Text = Field(
         "auto", description="layers with an adapter, by the ends of their names, with commas; auto: query and value"
@@ -60,16 +63,17 @@ class Transformer(Model):
         if options.lora_rank:
             _add_adapter(encoder, options)
         head = nn.Linear(config.hidden_size, outputs) if outputs else None
-        return TextEncoder(encoder, head, options.pooling, unit=options.unit)
+        return TextEncoder(encoder, head, options.pooling, unit=options.unit, centre=options.centre)
 
 
 class TextEncoder(nn.Module):
     """Token ids [n, length] -> [n, outputs], or the pooled state [n, hidden]; padding is on the right and has no effect."""
 
-    def __init__(self, encoder: Any, head: nn.Linear | None, pooling: str, *, unit: bool) -> None:
+    def __init__(self, encoder: Any, head: nn.Linear | None, pooling: str, *, unit: bool, centre: bool = False) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
         self._pooling, self._unit = pooling, unit
+        self.centre = nn.Parameter(torch.zeros(encoder.config.hidden_size)) if unit and centre else None
         padding = encoder.config.pad_token_id
         self._padding = -1 if padding is None else int(padding)  # no id is -1
         self._causal = _is_causal(encoder)
@@ -81,6 +85,8 @@ class TextEncoder(nn.Module):
         pooled = self._pooled(states, real)
         if self._unit:
             pooled = nn.functional.normalize(pooled, dim=-1)
+        if self.centre is not None:
+            pooled = nn.functional.normalize(pooled - self.centre, dim=-1)
         return pooled if self.head is None else self.head(pooled)
 
     def _mask(self, real: Tensor) -> Tensor:

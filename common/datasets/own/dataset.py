@@ -35,7 +35,7 @@ from quickbloom.common.datasets.own.columns import (
     require,
     usable,
 )
-from quickbloom.common.datasets.own.encoded import FEATURES, TOKENS, Encoded, Tokens, facts_of, token_facts
+from quickbloom.common.datasets.own.encoded import FEATURES, TOKENS, Encoded, Tokens, facts_of, parts, token_facts
 from quickbloom.common.datasets.own.files.image_arrays import NO_SCALE, choose_images, is_beyond_white, white_of
 from quickbloom.common.datasets.own.files.tables import PIXELS, Table, read_table
 from quickbloom.common.datasets.own.options import OwnOptions, listed, quoted
@@ -162,6 +162,9 @@ class Own(FixedSplitDataset):
         self._encoded_columns = self._columns_to_encode(features)
         kinds = {name: self._kind_of(name, categorical) for name in features}
         facts = self._facts(set(kinds.values()))
+        made = {part: name for name, kind in kinds.items() if kind == FEATURES for part in parts(name, facts["size"])}
+        if clash := sorted(kinds.keys() & made.keys()):
+            raise DataError(f"the column `{clash[0]}` has the name of a feature of `{made[clash[0]]}`: rename it")
         texts = [name for name, kind in kinds.items() if kind == TEXT]
         least, most = options.vocabulary_min_count, keys_of_each(options.vocabulary_limit, len(texts))
         vocabularies = {name: make_vocabulary(table, name, self._reading, least, most) for name in texts}

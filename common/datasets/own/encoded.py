@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from quickbloom.common.datasets.own.files.image_arrays import NO_SCALE, value_of_white
 from quickbloom.common.datasets.own.files.pictures import ArrayPictures, Pictures, Sized
 from quickbloom.common.datasets.own.scales import Moments
 from quickbloom.common.datasets.own.text import Array, Text
@@ -166,7 +167,12 @@ def encode_pictures(setting: str, pooling: str, column: Any, rows: Array | None 
     encoder = load_encoder(setting, pooling)
     if encoder.kind != "images":
         raise DataError(f"`own.encoder={setting}` reads {encoder.kind}, and these data are images: choose an encoder of images")
-    pictures: Pictures = column if isinstance(column, Pictures) else ArrayPictures(column)
+    if isinstance(column, Pictures):
+        pictures: Pictures = column
+    elif white := value_of_white(column):
+        pictures = ArrayPictures(column, white)
+    else:
+        raise DataError(f"the images cannot be encoded: {NO_SCALE}")
     pictures = pictures if rows is None else pictures.take(rows)
     found = encode_all(encoder, Sized(pictures, encoder.shorter_side))
     keys = Text.of(pictures.key(at).hex() for at in range(len(pictures)))
@@ -190,6 +196,6 @@ def encode_numbers(setting: str, pooling: str, columns: Mapping[str, Array], pat
         raise DataError(
             f"the encoder needs a number in every cell, row {row + 1} has none in `{list(columns)[column]}`: fill it in"
         )
-    different, codes = np.unique(numbers, axis=0, return_inverse=True)
+    different, first, codes = np.unique(numbers, axis=0, return_index=True, return_inverse=True)
     keys = [row.tobytes().hex() for row in different]
-    return Encoded(unit_length(encode_all(encoder, Rows(different))), codes.reshape(-1), keys)
+    return Encoded(unit_length(encode_all(encoder, Rows(different, first + 1))), codes.reshape(-1), keys)

@@ -80,7 +80,7 @@ def test_memory_is_bounded_by_batches_which_shrink_where_they_do_not_fit(tmp_pat
 
 
 def test_features_that_are_not_finite_name_the_example(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not finite for the text 2"):
+    with pytest.raises(DataError, match="not finite for the text 'nan'"):
         encode_all(Counting(), Texts(["a", "nan", "ccc"]), tmp_path)
 
 

@@ -19,6 +19,7 @@ from quickbloom.client_app.offline.predicting import predict
 from quickbloom.common.config.run import RunConfig, parse_run_config
 from quickbloom.common.datasets.own import Own, OwnOptions
 from quickbloom.common.datasets.own.columns import Schema
+from quickbloom.common.datasets.own.encoded import encode_pictures
 from quickbloom.common.encoders import load_encoder
 from quickbloom.common.errors import ConfigError, DataError
 from quickbloom.server_app.app import run_federation
@@ -218,7 +219,7 @@ def test_a_file_never_makes_a_device_run_code_as_an_encoder(tmp_path: Path, monk
 @pytest.mark.parametrize("kind", ["folder", "array"])
 def test_pictures_of_any_size_reach_the_encoder_in_colour(tmp_path: Path, kind: str) -> None:
     encoder = f"onnx:{small_encoders.picture_onnx(tmp_path / 'colours.onnx')}"
-    colours = {"red": (255, 0, 0), "blue": (0, 0, 255)}
+    colours = {"red": (204, 51, 51), "blue": (0, 0, 255)}
     path = tmp_path / "pictures"
     rows = []
     for user in "AB":
@@ -235,7 +236,7 @@ def test_pictures_of_any_size_reach_the_encoder_in_colour(tmp_path: Path, kind: 
         np.savez(path, image=pixels, task=[row[0] for row in rows], label=[row[1] for row in rows])
     own = Own(OwnOptions(path=str(path), encoder=encoder), Path(), whole=True)
     x, y = own.test_draws("A")[0].support.x.numpy(), own.test_draws("A")[0].support.y.numpy()
-    # (1, -1, -1) for red and (-1, -1, 1) for blue, each brought to the length 4.
+    # 204 of 255 is 0.6 and 51 is -0.6 after normalising; each is brought to the length 4.
     blue, red = np.array([-1, -1, 1]) * 4 / np.sqrt(3), np.array([1, -1, -1]) * 4 / np.sqrt(3)
     np.testing.assert_allclose(x, np.where(y[:, None] == own.classes.index("red"), red, blue), rtol=1e-5)
 
@@ -378,4 +379,36 @@ def test_token_ids_are_the_only_input(tmp_path: Path, more: dict[str, str], said
     }
     options = OwnOptions.model_validate({**settings, **more})
     with pytest.raises(DataError, match=said):
+        Own(options, Path())
+
+
+def test_pictures_that_are_read_together_do_not_change_one_another(tmp_path: Path) -> None:
+    """Decimal pixels: what is white is that of all, in whatever rows are encoded at once."""
+    encoder = f"onnx:{small_encoders.picture_onnx(tmp_path / 'colours.onnx')}"
+    pixels = np.stack([np.full((3, 9, 9), value) for value in (0.0, 2.0, 100.0, 250.0)]).astype(np.float32)
+    together = encode_pictures(encoder, "auto", pixels)
+    alone = encode_pictures(encoder, "auto", pixels, np.array([1]))
+    np.testing.assert_array_equal(together.inputs([])[1], alone.inputs([])[0])
+    with pytest.raises(DataError, match="neither 0 to 1 nor 0 to 255"):
+        encode_pictures(encoder, "auto", pixels * 1000)
+
+
+def test_a_column_with_the_name_of_a_feature_is_refused(tmp_path: Path) -> None:
+    file, _ = small_encoders.text_onnx(tmp_path / "words.onnx")
+    path = sentences(tmp_path / "A.csv", "AB")
+    path.write_text(path.read_text().replace("loud", "said[2]", 1))
+    with pytest.raises(DataError, match=r"the column `said\[2\]` has the name of a feature of `said`: rename it"):
+        Own(OwnOptions(path=str(path), task_column="user", text="said", encoder=f"onnx:{file}"), Path())
+
+
+def test_the_row_that_cannot_be_encoded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fragile.py").write_text(
+        "from torch import nn\nclass E(nn.Module):\n    input_size = (2,)\n    def forward(self, x):\n"
+        "        if (x[:, 0] == 7).any():\n            raise ValueError('seven')\n        return x\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rows = [f"{'AB'[row % 2]},{7 if row == 4 else 50 - row},1,{row % 3}" for row in range(12)]
+    (tmp_path / "rows.csv").write_text("\n".join(["task,x,y,class", *rows]) + "\n")
+    options = OwnOptions(path=str(tmp_path / "rows.csv"), encoder="fragile:E", target_column="class", features="x,y")
+    with pytest.raises(DataError, match=r"cannot encode the row 5 \(ValueError: seven\)"):
         Own(options, Path())

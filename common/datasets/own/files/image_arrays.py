@@ -107,6 +107,11 @@ def white_of(support: Array) -> float:
     return 255.0 if _LEAST <= high <= _MUCH * 255 else 0.0
 
 
+def value_of_white(images: Array) -> float:
+    """Return the value of white in all these images together: by the type of whole numbers, else 1 or 255; 0: it is neither."""
+    return _WHITE.get(images.dtype.name) or white_of(images)
+
+
 def inputs_of(images: Array, white: float) -> Array:
     """Return the images as float32 with white as 1. `white`: divisor of decimal pixels, which are clipped at twice white."""
     known = _WHITE.get(images.dtype.name)

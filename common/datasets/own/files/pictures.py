@@ -65,17 +65,18 @@ class PictureFiles(Pictures):
 
 
 class ArrayPictures(Pictures):
-    """Pictures in an array [n, channels, height, width] as `choose_images` leaves it."""
+    """Pictures in an array [n, channels, height, width] as `choose_images` leaves it. `white`: the value of white pixels."""
 
-    def __init__(self, pixels: Array) -> None:
-        self._pixels = pixels
+    def __init__(self, pixels: Array, white: float) -> None:
+        self._pixels, self._white = pixels, white
 
     def __len__(self) -> int:
         return len(self._pixels)
 
     def key(self, at: int) -> bytes:
         pixels = self._pixels[at]
-        return hash_of(f"{pixels.dtype} {pixels.shape}".encode() + np.ascontiguousarray(pixels).tobytes())
+        form = f"{pixels.dtype} {pixels.shape} {self._white}"
+        return hash_of(form.encode() + np.ascontiguousarray(pixels).tobytes())
 
     def get(self, at: int, shorter: int) -> Picture:
         pixels = np.asarray(self._pixels[at], dtype=np.float32) / self._white
@@ -83,18 +84,11 @@ class ArrayPictures(Pictures):
         channels = shown if len(shown) == 3 else np.repeat(shown[:1], 3, axis=0)
         return np.ascontiguousarray(channels.transpose(1, 2, 0))
 
-    @property
-    def _white(self) -> float:
-        whites = {"bool": 1.0, "uint8": 255.0, "uint16": 65535.0}
-        if (name := self._pixels.dtype.name) in whites:
-            return whites[name]
-        return 255.0 if float(np.max(self._pixels, initial=0.0)) > 2 else 1.0
-
     def place(self, at: int) -> str:
         return f"of row {at + 1}"
 
     def take(self, rows: Array) -> "ArrayPictures":
-        return ArrayPictures(self._pixels[rows])
+        return ArrayPictures(self._pixels[rows], self._white)
 
 
 class Sized(Examples):
