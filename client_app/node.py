@@ -121,6 +121,8 @@ def _with_own_places(run: RunConfig, config: NodeConfig) -> RunConfig:
         return run
     own = run.model_copy(update={"weights": config.weights or run.weights})
     places = {"transformer": "directory", "intents": "tokenizer"} if config.model_directory else {}
+    if places and run.dataset == "own" and getattr(run.table("own"), "tokenizer", ""):
+        places["own"] = "tokenizer"
     moved = {name: run.table(name).model_copy(update={place: config.model_directory}) for name, place in places.items()}
     own._tables = {**run._tables, **moved}
     return own

@@ -14,5 +14,5 @@ def wants_best(config: RunConfig, spec: DataSpec) -> bool:
     """
     if config.keep != "auto":
         return config.keep == "best"
-    model = MODELS.get(config.model)
+    model = MODELS.get("transformer" if config.model == "auto" and spec.tokens else config.model)
     return is_encoded(spec) or bool(config.weights) or (model is not None and model.pretrained)

@@ -74,8 +74,7 @@ class TextEncoder(nn.Module):
         self.encoder, self.head = encoder, head
         self._pooling, self._unit = pooling, unit
         self.centre = nn.Parameter(torch.zeros(encoder.config.hidden_size)) if unit and centre else None
-        padding = encoder.config.pad_token_id
-        self._padding = -1 if padding is None else int(padding)  # no id is -1
+        self._padding = int(encoder.config.pad_token_id)
         self._causal = _is_causal(encoder)
         self._more = {"use_cache": False} if self._causal else {}
 
@@ -127,6 +126,11 @@ def _check_inputs(config: Any, input_shape: tuple[int, ...], tokens: int) -> Non
             "the tokenizer and the encoder of one directory"
         )
     longest = getattr(config, "max_position_embeddings", input_shape[0])
+    if config.pad_token_id is None:
+        raise ConfigError(
+            "`transformer.directory` holds an encoder without `pad_token_id` in its config.json, so it would read what fills "
+            "up short texts: set it there to the id with which the tokenizer pads"
+        )
     if input_shape[0] > longest:
         raise ConfigError(
             f"`transformer.directory` holds an encoder of texts of up to {longest} tokens, and the data have {input_shape[0]}: "

@@ -104,7 +104,9 @@ class Personal:
     @property
     def own_options(self) -> OwnOptions:
         """How the user's own data are read, without their path."""
-        return OwnOptions.model_validate(self.card["columns"]).cleaned()
+        found = OwnOptions.model_validate(self.card["columns"]).cleaned()
+        typed = self.card["config"].get("own.tokenizer")  # a place that the user has named
+        return found.model_copy(update={"tokenizer": typed}) if typed else found
 
     def with_encoder(self, encoder: str) -> "Personal":
         """Return the model with another place of its encoder. Raises DataError for a model without one."""

@@ -22,7 +22,7 @@ from quickbloom.common.models import is_own_model
 
 Settings = Mapping[str, Any]
 
-PLACES = ("weights", "transformer.directory", "intents.tokenizer")
+PLACES = ("weights", "transformer.directory", "intents.tokenizer", "own.tokenizer")
 """Settings that say where files of a model are on this machine."""
 NEVER = ("output-dir", "resume-from")
 """Settings that are never taken from a file."""
@@ -68,7 +68,10 @@ def _names_a_server(settings: Settings) -> bool:
 
 def _is_used(place: str, settings: Settings) -> bool:
     table = place.rpartition(".")[0]
-    return bool(settings.get(place)) and table in ("", settings.get("model"), settings.get("dataset"))
+    model = settings.get("model")
+    if model == "auto" and settings.get(f"{settings.get('dataset')}.tokenizer"):
+        model = "transformer"  # what reads token ids
+    return bool(settings.get(place)) and table in ("", model, settings.get("dataset"))
 
 
 GUARDED = (

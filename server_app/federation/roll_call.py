@@ -165,7 +165,8 @@ def _other_constants(grid: Grid, node_ids: Sequence[int], deadline: float, agree
 
     told, reasons = answers(grid, messages, deadline, read, "with the hash of its model's constants")
     differences = {node_id: _difference_of(digest, expected) for node_id, digest in told.items()}
-    return reasons | {node_id: reason for node_id, reason in differences.items() if reason}
+    every = {node_id: reasons.get(node_id) or differences.get(node_id, "") for node_id in node_ids}
+    return {node_id: reason for node_id, reason in every.items() if reason}
 
 
 def _difference_of(digest: str, expected: str) -> str:

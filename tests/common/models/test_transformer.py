@@ -240,3 +240,22 @@ def test_the_libraries_are_imported_only_where_they_are_needed() -> None:
         "print([name for name in ('transformers', 'peft', 'tokenizers') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_a_learned_centre_starts_at_nothing_and_moves_what_a_text_is() -> None:
+    plain, centred = (build(outputs=0, unit=True, centre=centre) for centre in (False, True))
+    x = sentences(4)
+    torch.testing.assert_close(plain(x), centred(x))
+    centre = torch.linspace(-0.2, 0.3, 8)
+    with torch.no_grad():
+        centred.centre.copy_(centre)  # type: ignore[union-attr, operator]
+        moved = plain(x) - centre
+    torch.testing.assert_close(centred(x), moved / moved.norm(dim=1, keepdim=True))
+
+
+def test_an_encoder_that_does_not_say_what_padding_is_is_refused(tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_encoder.directory("llama"), tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": None}))
+    with pytest.raises(ConfigError, match="without `pad_token_id`"):
+        build_model("transformer", TransformerOptions(directory=str(folder)), (LENGTH,), 3, 0, tiny_encoder.VOCABULARY)

@@ -1,6 +1,7 @@
 """Whole runs on a user's own texts, pictures and rows behind a frozen encoder."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -342,8 +343,12 @@ def test_a_model_that_reads_text_itself_is_trained_adapted_and_used(tmp_path: Pa
     words = str(own.table["said"].cells()[own.rows["A"][0][1]]).split()  # type: ignore[union-attr]
     assert ids[1].tolist() == [small_encoders.WORDS.index(word) for word in words] + [0] * (8 - len(words))
     mine = sentences(tmp_path / "Z.csv", "Z")
-    adapt(tmp_path / "run", str(mine), tmp_path / "mine", task="user", trust=[f"transformer.directory={directory}"])
-    rows = predict(tmp_path / "mine", str(mine), trust=[f"transformer.directory={directory}"]).rows
+    with pytest.raises(DataError, match=r"set `own\.tokenizer` to its directory"):
+        adapt(tmp_path / "run", str(mine), tmp_path / "mine", task="user", trust=[f"transformer.directory={directory}"])
+    moved = shutil.move(directory, tmp_path / "moved")
+    places = [f"transformer.directory={moved}", f"own.tokenizer={moved}"]
+    adapt(tmp_path / "run", str(mine), tmp_path / "mine", task="user", trust=places)
+    rows = predict(tmp_path / "mine", str(mine), trust=places).rows
     assert {row["prediction"] for row in rows} <= {"light", "sound"}
     assert len(rows) == 12
 
