@@ -45,7 +45,8 @@ def plan(cell: str) -> Plan:
         (f"intents.encoder=sentence:{directory}",),
         (
             *(f"intents.tokenizer={directory}", f"transformer.directory={directory}", "intents.max-length=16"),
-            *("model=transformer", "transformer.lora-rank=8", "transformer.unit=true", "baselines=false"),
+            *("model=transformer", "transformer.lora-rank=8", "transformer.unit=true", "transformer.centre=true"),
+            "baselines=false",
         ),
     )
     # One episode of 20 intents in a round, whatever is tested.
@@ -59,7 +60,7 @@ def plan(cell: str) -> Plan:
             Variant("frozen", "protonet", (*encoder, "intents.centre=false", "keep=best", "outer-lr=1e-9"), rounds=1),
             Variant("frozen, centred", "protonet", (*encoder, "keep=best", "outer-lr=1e-9"), rounds=1),
             Variant("residual", "protonet", (*encoder, *episodes, "outer-lr=1e-3"), rounds=300),
-            Variant("protonet, LoRA", "protonet", (*adapter, *episodes, *SHARP, "outer-lr=1e-3"), rounds=150),
+            Variant("protonet, LoRA", "protonet", (*adapter, *episodes, *SHARP, "outer-lr=1.5e-3", "tasks-per-round=3")),
             Variant(
                 "protomaml, LoRA",
                 "protomaml",

@@ -23,6 +23,7 @@ from quickbloom.client_app.offline.files import fits_together, one_model
 from quickbloom.common.datasets.own.preparation import Preparation
 from quickbloom.common.errors import ConfigError, DataError, in_one_line
 from quickbloom.common.personal.model import Personal, spec_of
+from quickbloom.common.personal.trust import check_encoder
 from quickbloom.common.system.extras import needs
 
 TOLERANCE = 1e-5
@@ -79,7 +80,10 @@ def export(
     if with_encoder and form != "onnx":
         raise ConfigError(f"`--with-encoder` is for `--format onnx`, got '{form}'")
     personal = one_model(Path(model).expanduser(), trust)
-    personal = personal.with_encoder(encoder) if encoder else personal
+    if encoder:
+        personal = personal.with_encoder(encoder)
+    else:
+        check_encoder(personal.own_options.encoder, trust, f"the personal model of '{personal.task}'")
     path, write, read = Path(output).expanduser(), *_WRITERS[form]
     with fits_together(f"the personal model of '{personal.task}'"):
         module = PersonalModule(personal).eval()

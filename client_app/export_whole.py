@@ -68,15 +68,16 @@ def _encoder_of(personal: Personal) -> OnnxEncoder:
     """Return the model's encoder. Raises DataError if the two cannot be one file."""
     if not personal.schema.encoder or personal.card["tokens"]:
         raise DataError(f"the personal model of '{personal.task}' has no frozen encoder: leave `--with-encoder` out")
+    options = personal.own_options
+    if not options.encoder.startswith("onnx:"):
+        raise DataError(f"`--with-encoder` needs an encoder in an ONNX file, got '{options.encoder}'")
     if len(personal.preparation.features) != 1:
         raise DataError(
             f"the personal model of '{personal.task}' reads {len(personal.preparation.features)} columns, and one file can "
             "begin with one encoder alone: export the model, and the encoder is a file already"
         )
-    options = personal.own_options
     found = load_encoder(options.encoder, options.encoder_pooling)
-    if not isinstance(found, OnnxEncoder):
-        raise DataError(f"`--with-encoder` needs an encoder in an ONNX file, got '{options.encoder}'")
+    assert isinstance(found, OnnxEncoder)
     if found.digest != personal.schema.encoder["digest"]:
         raise DataError(
             f"the encoder '{options.encoder}' has the SHA-256 {found.digest}, the model's has "

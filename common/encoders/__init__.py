@@ -33,7 +33,7 @@ def load_encoder(setting: str, pooling: str = "auto") -> Encoder:
             "words before the name"
         )
     if pooling not in POOLINGS:
-        raise ConfigError(f"`encoder-pooling` must be one of {', '.join(POOLINGS)}, got '{pooling}'")
+        raise ConfigError(f"`own.encoder-pooling` must be one of {', '.join(POOLINGS)}, got '{pooling}'")
     module = import_module(f"quickbloom.common.encoders.{KINDS.get(kind, 'own_module')}")
     found: Encoder = module.load(what if kind in KINDS else setting, pooling)
     return found

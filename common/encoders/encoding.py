@@ -190,4 +190,4 @@ def _batch(encoder: Encoder, examples: Examples, at: Sequence[int], size: int) -
 
 def _is_memory(error: BaseException) -> bool:
     text = str(error).casefold()
-    return isinstance(error, MemoryError) or "alloc" in text or "out of memory" in text
+    return isinstance(error, MemoryError) or "allocate" in text or "out of memory" in text or "bad_alloc" in text

@@ -96,7 +96,10 @@ class OnnxEncoder(Encoder):
         if asked != "auto":
             return asked
         said = read_json(_beside(self.file, "1_Pooling/config.json"))
-        return of_sentence_transformers(said) or "mean" if self.kind == "text" else "mean"
+        found = of_sentence_transformers(said)
+        if said and not found:
+            raise ConfigError(f"the pooling of the encoder '{self.file}' is not known here: set `own.encoder-pooling`")
+        return found or "mean"
 
     def _normalising_of(self) -> Normalising:
         (one,) = self._inputs.values()

@@ -37,7 +37,7 @@ class SentenceEncoder(Encoder):
         parts = _modules(directory)
         said = of_sentence_transformers(read_json(directory / "1_Pooling" / "config.json"))
         if pooling == "auto" and "Pooling" in parts and not said:
-            raise ConfigError(f"the pooling of the encoder '{directory}' is not known here: set `encoder-pooling`")
+            raise ConfigError(f"the pooling of the encoder '{directory}' is not known here: set `own.encoder-pooling`")
         self._pooling = said or "mean" if pooling == "auto" else pooling
         self._unit = "Normalize" in parts
         self._tokenizer = Tokenizer(directory / FILE)

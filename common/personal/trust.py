@@ -56,6 +56,10 @@ def _names_an_encoder(settings: Settings) -> bool:
     return settings.get("dataset") == "own" and bool(settings.get("own.encoder"))
 
 
+def _names_an_encoder_of_intents(settings: Settings) -> bool:
+    return settings.get("dataset") == "intents" and bool(settings.get("intents.encoder"))
+
+
 def _names_a_folder(settings: Settings) -> bool:
     dataset, named = DATASETS.get(str(settings.get("dataset"))), str(settings.get("data-dir") or "")
     # The folder that would be used anyway needs no trust.
@@ -78,6 +82,7 @@ GUARDED = (
     Guarded("model", "--trust-model ", _names_a_model),
     Guarded("own.path", "--data ", _names_data),
     Guarded("own.encoder", "--encoder ", _names_an_encoder),
+    Guarded("intents.encoder", "--set intents.encoder=", _names_an_encoder_of_intents),
     Guarded("data-dir", "--set data-dir=", _names_a_folder),
     Guarded("mlflow", "--set mlflow=", _names_a_server),
     *(Guarded(place, f"--set {place}=", partial(_is_used, place)) for place in PLACES),

@@ -203,6 +203,10 @@ class Own(FixedSplitDataset):
                 raise DataError(f"`own.text` must name columns to predict from, got `{foreign[0]}`")
             return texts
         kind = find_encoder(self._reading).kind
+        if kind == "text" and PIXELS in features:
+            raise DataError(
+                f"`own.encoder={options.encoder}` reads text, and these data are images: choose an encoder of images"
+            )
         if kind == "text":
             raise DataError(
                 f"`own.encoder={options.encoder}` reads text: name its column with `--text`, one of {', '.join(features[:20])}"

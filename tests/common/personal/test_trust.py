@@ -332,3 +332,30 @@ def test_a_checkpoint_whose_facts_cannot_be_meant_is_refused(trained: Path, tmp_
     file = changed(source, tmp_path / "r.safetensors", lambda facts: facts.update(change))
     with pytest.raises(DataError, match=r"cannot be used|lacks"):
         resume.load_checked(file)
+
+
+SETTINGS_WITH_PLACES = ("encoder", "tokenizer", "directory", "path", "weights", "mlflow", "model")
+"""Last parts of the names of settings that name a file, a folder, a server or code."""
+
+
+def test_every_setting_that_names_code_or_a_place_is_guarded_or_never_taken() -> None:
+    guarded = {one.key for one in trust.GUARDED} | set(trust.NEVER)
+    flat = parse_run_config({}).flat()
+    found = {key for key in flat if key.rpartition(".")[2] in SETTINGS_WITH_PLACES or key.endswith(("-dir", "-from"))}
+    assert {"own.encoder", "intents.encoder", "own.tokenizer", "transformer.directory", "weights", "own.path"} <= found
+    assert found - guarded == set()
+
+
+@pytest.mark.parametrize(
+    "settings_of_a_file",
+    [
+        {"dataset": "intents", "intents.encoder": "evil:E"},
+        {"dataset": "own", "own.path": "a.csv", "own.encoder": "evil:E"},
+        {"dataset": "own", "own.path": "a.csv", "own.tokenizer": "/place", "model": "auto"},
+    ],
+)
+def test_encoders_and_tokenizers_of_a_checkpoint_have_to_be_typed(settings_of_a_file: dict[str, str]) -> None:
+    key = next(key for key in settings_of_a_file if key.endswith(("encoder", "tokenizer")))
+    with pytest.raises(ConfigError, match="never taken from a file"):
+        trust.of_a_run(settings_of_a_file, ("own.path",))
+    assert trust.of_a_run(settings_of_a_file, ("own.path", key))

@@ -215,6 +215,10 @@ def test_a_file_never_makes_a_device_run_code_as_an_encoder(tmp_path: Path, monk
     with pytest.raises(ConfigError, match="--trust-model my_code:E"):
         predict(tmp_path / "mine", str(mine))
     assert predict(tmp_path / "mine", str(mine), trust=["my_code:E"]).rows
+    with pytest.raises(ConfigError, match="--trust-model my_code:E"):
+        export(tmp_path / "mine", tmp_path / "whole.onnx", "onnx", with_encoder=True)
+    with pytest.raises(DataError, match="needs an encoder in an ONNX file"):
+        export(tmp_path / "mine", tmp_path / "whole.onnx", "onnx", ["my_code:E"], with_encoder=True)
 
 
 @pytest.mark.parametrize("kind", ["folder", "array"])
