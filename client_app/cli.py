@@ -68,6 +68,8 @@ def check_data(
     time: Annotated[
         str, typer.Option(help="Column of dates, times or numbers by which each task's rows are cut: support first, test last.")
     ] = "",
+    encoder: Annotated[str, typer.Option(help="The run's frozen encoder, such as onnx:FILE or sentence:DIRECTORY.")] = "",
+    text: Annotated[str, typer.Option(help="Columns of text for the encoder, with commas between them.")] = "",
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of the run, such as own.categorical=ward; repeat."),
@@ -81,6 +83,7 @@ def check_data(
     from quickbloom.client_app.check_data import describe  # imports torch, which takes seconds
 
     settings = {key: scalar(value) for key, value in map(split_assignment, set_ or [])}
+    settings |= {key: value for key, value in {"own.encoder": encoder, "own.text": text}.items() if value}
     for line in describe(path, task, target, settings=settings, show=show, time=time):
         print(one_line(line))
 
