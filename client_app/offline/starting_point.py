@@ -71,7 +71,8 @@ class StartingPoint:
                 f"the data '{data}' have inputs of shape {own.spec.input_shape}, the checkpoint needs {self.spec.input_shape}"
             )
         if (new := self.new_classes(own)) and not self._algorithm.takes_new_classes:
-            able = " and ".join(f"`{name}`" for name, one in ALGORITHMS.items() if one.takes_new_classes)
+            names = [f"`{name}`" for name, one in ALGORITHMS.items() if one.takes_new_classes]
+            able = " and ".join([", ".join(names[:-1]), names[-1]])
             raise DataError(
                 f"the data '{data}' hold the class '{new[0]}', which training never saw ({', '.join(self.classes)}): mend it, "
                 f"or adapt a run of {able}, which learn new classes from your rows, where `{self.config.algorithm}` cannot",

@@ -318,7 +318,7 @@ def test_old_predictions_stay_where_the_disk_is_full(tmp_path: Path, monkeypatch
             file.flush()
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("quickbloom.client_app.offline.predicting.predict", lambda model, data, trust: Full())
+    monkeypatch.setattr("quickbloom.client_app.offline.predicting.predict", lambda model, data, trust, encoder: Full())
     output = tmp_path / "predictions.csv"
     output.write_text("old\n")
     done = CliRunner().invoke(edge, ["predict", "--model", "m", "--input", "x.csv", "--output", str(output)])

@@ -71,6 +71,7 @@ LOOKED_AT = [
     (r"quickbloom run .*(--connection |--set mlflow=)", "needs a server: tests/integration/test_grpc.py"),
     (r"quickbloom run .*--resume ", "needs a run that was cut off: tests/integration/test_resume.py"),
     (r"quickbloom run .*--leave-one-out", "a run for each task: tests/server_app/comparing/test_leave_one_out.py"),
+    (r"quickbloom run .*--dataset intents", "needs a data file and weights: tests/server_app/test_partly_trained.py"),
     (r"quickbloom advise ", "a minute: tests/server_app/advising/test_carry_out.py"),
     (r"quickbloom compare .*--algorithms fedavg,reptile,maml,protonet --dataset digits", "minutes; the README's is run"),
     (r"quickbloom compare --data hospitals.csv .*--algorithms fedavg,maml$", "a minute; that of the tutorial is run"),

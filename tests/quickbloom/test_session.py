@@ -96,7 +96,7 @@ def test_time_is_the_same_in_python_and_on_the_command_line(tmp_path: Path) -> N
     assert shuffled.summary["test"] != done.summary["test"]
     plan = planned(["fomaml"], data=str(tmp_path / "data.npz"), time="day", rounds=2)
     assert "own.time-column=day" in plan.settings
-    with pytest.raises(ConfigError, match="`--time` name columns of a file"):
+    with pytest.raises(ConfigError, match="`--text` and `--encoder` are about a file"):
         quickbloom.run("fomaml", time="day")
 
 

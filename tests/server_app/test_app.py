@@ -28,6 +28,7 @@ from quickbloom.server_app.summary import _most_shots
 KEYS = {
     *(
         "schema",
+        "kept",
         "algorithm",
         "dataset",
         "data",

@@ -12,7 +12,7 @@ import torch
 
 from quickbloom.common.datasets.base import generator
 from quickbloom.common.datasets.intents import FILE, Intents, IntentsOptions
-from quickbloom.common.errors import DataError
+from quickbloom.common.errors import ConfigError, DataError
 
 pytest.importorskip("tokenizers")
 
@@ -111,7 +111,7 @@ def test_what_cannot_work_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"`intents\.tokenizer` must name a directory with a tokenizer\.json, got ''"):
         load(folder, tokenizer="")
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(DataError, match="which cannot be read"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         load(folder, tokenizer=str(tmp_path))
     with pytest.raises(DataError, match=r"`shots` \+ `query-shots` must be below 150"):
         load(folder, shots=75, query_shots=75)

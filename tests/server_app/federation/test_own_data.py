@@ -172,7 +172,7 @@ def test_a_node_with_other_columns_or_classes_is_refused_in_one_sentence(
 
 def test_node_keys_of_own_data_are_refused_for_other_data_sets() -> None:
     config = parse_run_config({"min-nodes": 1, "node-deadline": 1.0})
-    with pytest.raises(ConfigError, match='`target-column` and `time-column` need `dataset = "own"`'):
+    with pytest.raises(ConfigError, match='`time-column` and `encoder` need `dataset = "own"`'):
         call_roll(InlineGrid(1, config.flat(), {0: {"data-path": "/x.csv"}}), config)
 
 
