@@ -108,7 +108,7 @@ def out_of_scope(run: Run, users: int = 20, sentences: int = 200) -> dict[str, f
     data = Intents(options, resolve_data_dir(config.data_dir))
     found = checkpoint.load(run.directory, lambda _: None)
     algorithm = build_algorithm(config, data.spec)
-    theta = {name: found.tensors[name] for name in algorithm.init()}
+    theta = found.meta
     beside = data.out_of_scope
     own, others = _distances(algorithm, theta, data, "validation", beside[:sentences], users)
     candidates = np.quantile(np.concatenate([own, others]), np.linspace(0, 1, 401))

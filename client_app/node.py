@@ -14,7 +14,7 @@ from quickbloom.common.algorithms import Algorithm
 from quickbloom.common.config.run import NodeConfig, RunConfig, parse_node_config, parse_run_config
 from quickbloom.common.datasets import load_dataset
 from quickbloom.common.datasets.base import DataSpec, TaskInfo, resolve_data_dir
-from quickbloom.common.datasets.own import Own, task_of_file
+from quickbloom.common.datasets.own import Own, OwnOptions, task_of_file
 from quickbloom.common.datasets.own.scales import scales_from_json
 from quickbloom.common.engine.build import build_algorithm
 from quickbloom.common.engine.chunking import AutoChunks
@@ -120,8 +120,9 @@ def _with_own_places(run: RunConfig, config: NodeConfig) -> RunConfig:
     if not config.weights and not config.model_directory:
         return run
     own = run.model_copy(update={"weights": config.weights or run.weights})
-    places = {"transformer": "directory", "intents": "tokenizer"} if config.model_directory else {}
-    if places and run.dataset == "own" and getattr(run.table("own"), "tokenizer", ""):
+    places: dict[str, str] = {"transformer": "directory", "intents": "tokenizer"} if config.model_directory else {}
+    own_data = run.table("own")
+    if places and isinstance(own_data, OwnOptions) and own_data.tokenizer:
         places["own"] = "tokenizer"
     moved = {name: run.table(name).model_copy(update={place: config.model_directory}) for name, place in places.items()}
     own._tables = {**run._tables, **moved}

@@ -162,7 +162,8 @@ def test_other_algorithms_name_those_that_can(runs: dict[str, Path], tmp_path: P
     data = written(tmp_path / "new.csv", rows_of("new", ["a", "x"], 4))
     with pytest.raises(
         DataError,
-        match=r"hold the class 'x', which training never saw \(a, b, c\): mend it, or adapt a run of `protonet`, `protomaml` and `ridge`, "
+        match=r"hold the class 'x', which training never saw \(a, b, c\): mend it, or adapt a run of `protonet`, "
+        r"`protomaml` and `ridge`, "
         r"which learn new classes from your rows, where `fomaml` cannot",
     ):
         adapt(runs["fomaml"], data, tmp_path / "mine")

@@ -198,4 +198,4 @@ def encode_numbers(setting: str, pooling: str, columns: Mapping[str, Array], pat
         )
     different, first, codes = np.unique(numbers, axis=0, return_index=True, return_inverse=True)
     keys = [row.tobytes().hex() for row in different]
-    return Encoded(unit_length(encode_all(encoder, Rows(different, first + 1))), codes.reshape(-1), keys)
+    return Encoded(unit_length(encode_all(encoder, Rows(different, (first + 1).tolist()))), codes.reshape(-1), keys)
