@@ -161,7 +161,7 @@ def test_a_node_with_another_encoder_is_refused_with_both_hashes(tmp_path: Path)
 
 
 def test_each_text_is_encoded_once_also_over_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_encoder.py").write_text(
+    (tmp_path / "noted_encoder.py").write_text(
         "import numpy as np\n"
         "class Noted:\n"
         "    def encode(self, texts):\n"
@@ -170,12 +170,12 @@ def test_each_text_is_encoded_once_also_over_restarts(tmp_path: Path, monkeypatc
         "        return np.array([[len(text), text.count('lamp'), 1.0] for text in texts])\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    config = run_config(tmp_path, "my_encoder:Noted", **{"output-dir": str(tmp_path / "first")})
+    config = run_config(tmp_path, "noted_encoder:Noted", **{"output-dir": str(tmp_path / "first")})
     run_federation(on_nodes(tmp_path, config, "ABCD", "EFGH"), config)
     asked = (tmp_path / "asked").read_text().splitlines()
     real = [text for text in asked if " " in text]
     assert len(real) == len(set(real)) > 3  # "a" and "b" try the encoder out
-    config = run_config(tmp_path, "my_encoder:Noted", **{"output-dir": str(tmp_path / "second"), "seed": 1})
+    config = run_config(tmp_path, "noted_encoder:Noted", **{"output-dir": str(tmp_path / "second"), "seed": 1})
     run_federation(on_nodes(tmp_path, config, "ABCD", "EFGH"), config)
     assert [text for text in (tmp_path / "asked").read_text().splitlines() if " " in text] == real
 
