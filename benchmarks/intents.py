@@ -49,7 +49,7 @@ def plan(cell: str) -> Plan:
             "baselines=false",
         ),
     )
-    # One episode of 20 intents in a round, whatever is tested.
+    # Episodes of 20 intents, whatever is tested; one in a round, unless a variant says otherwise.
     episodes = ("tasks-per-round=1", "intents.train-ways=20", "evaluate-every=25", "outer-decay=true", "keep=best")
     return Plan(
         name=f"intents-{cell}",

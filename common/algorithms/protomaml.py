@@ -23,6 +23,7 @@ from quickbloom.common.maths.batch import Batch, Episode
 from quickbloom.common.maths.inner_loop import last
 from quickbloom.common.maths.learner import cross_entropy, hits, mean_over_examples
 from quickbloom.common.maths.params import Params, add
+from quickbloom.common.maths.prototypes import prototypes_of, within_reach
 
 WEIGHT, BIAS, KNOWN = "protomaml/weight", "protomaml/bias", "protomaml/known"
 """Names of personal tensors: the head, [classes, embedding] and [classes], and whether the support shows a class, 1 or 0."""
@@ -74,11 +75,7 @@ class ProtoMaml(ObjectiveAlgorithm):
 
     def _with_prototypes(self, meta: Params, support: Batch) -> tuple[Params, Tensor]:
         """Return (embedding and head of the prototypes, which classes have one)."""
-        # functional.one_hot does not work inside vmap.
-        classes = torch.arange(self.learner.outputs, device=support.y.device)
-        members = (support.y.unsqueeze(-1) == classes).to(support.weight.dtype) * support.weight.unsqueeze(-1)
-        counts = members.sum(dim=0)
-        prototypes = members.T @ self.learner.apply(meta, support.x) / counts.clamp(min=1).unsqueeze(-1)
+        prototypes, counts = prototypes_of(self.learner.apply(meta, support.x), support, self.learner.outputs)
         heat = self.options.temperature
         head = {WEIGHT: 2 * prototypes / heat, BIAS: -prototypes.square().sum(dim=-1) / heat}
         return {**meta, **head}, (counts > 0).to(counts.dtype)
@@ -87,23 +84,18 @@ class ProtoMaml(ObjectiveAlgorithm):
         """Return logits; -1e30 for a class that the support does not show."""
         theta = {name: value for name, value in personal.items() if name not in (WEIGHT, BIAS, KNOWN)}
         logits = self.learner.apply(theta, x) @ personal[WEIGHT].T + personal[BIAS]
-        return torch.where(_within_reach(personal), logits, _NEVER)
+        return torch.where(within_reach(personal[KNOWN]), logits, _NEVER)
 
     def predictable(self, personal: Params) -> Tensor:
         """Return the classes that the support shows; all before there is any."""
-        return _within_reach(personal)
+        return within_reach(personal[KNOWN])
 
     def _loss(self, personal: Params, batch: Batch) -> Tensor:
         """Return the mean cross-entropy over the examples whose class is within reach; a scalar."""
-        weight = torch.where(_within_reach(personal)[batch.y], batch.weight, 0.0)
+        weight = torch.where(within_reach(personal[KNOWN])[batch.y], batch.weight, 0.0)
         losses = cross_entropy(self.predict(personal, batch.x), batch.y)
         return (torch.where(weight > 0, losses, 0.0) * weight).sum() / weight.sum().clamp(min=1)
 
     def score(self, personal: Params, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (loss, accuracy). Examples of a class without support count as errors and are left out of the loss."""
         return self._loss(personal, batch), mean_over_examples(hits(self.predict(personal, batch.x), batch.y), batch.weight)
-
-
-def _within_reach(personal: Params) -> Tensor:
-    known = personal[KNOWN]
-    return (known > 0) | (known.sum() == 0)

@@ -23,6 +23,7 @@ from quickbloom.common.maths.batch import Batch, Episode
 from quickbloom.common.maths.inner_loop import last
 from quickbloom.common.maths.learner import cross_entropy, hits, mean_over_examples
 from quickbloom.common.maths.params import Params
+from quickbloom.common.maths.prototypes import prototypes_of, within_reach
 
 PROTOTYPES, KNOWN, MOVES = "prototypes", "known", "moves"
 """Names of personal tensors: prototypes [classes, embedding], and whether a class has one, 1 or 0 [classes].
@@ -105,12 +106,8 @@ class ProtoNet(ObjectiveAlgorithm):
         none = {PROTOTYPES: nothing(self.learner.outputs, self.options.embedding), KNOWN: nothing(self.learner.outputs)}
         yield _Unadapted({**meta, **none})
         if steps:
-            # F.one_hot does not work inside vmap.
-            classes = torch.arange(self.learner.outputs, device=support.y.device)
-            members = (support.y.unsqueeze(-1) == classes).to(support.weight.dtype) * support.weight.unsqueeze(-1)
-            counts = members.sum(dim=0)
-            sums = members.T @ self.learner.apply(meta, support.x)
-            personal = {**meta, PROTOTYPES: sums / counts.clamp(min=1).unsqueeze(-1), KNOWN: (counts > 0).to(counts.dtype)}
+            prototypes, counts = prototypes_of(self.learner.apply(meta, support.x), support, self.learner.outputs)
+            personal = {**meta, PROTOTYPES: prototypes, KNOWN: (counts > 0).to(counts.dtype)}
             for step in range(steps):
                 yield {**personal, MOVES: counts.expand(step, -1)} if step and self.options.refine else personal
 
@@ -130,12 +127,12 @@ class ProtoNet(ObjectiveAlgorithm):
         # A common shift leaves distances unchanged, and near zero the products below lose fewer digits.
         middle = prototypes.mean(dim=0)
         embedded, prototypes = self.learner.apply(theta, x) - middle, prototypes - middle
-        within_reach = _within_reach(personal)
+        reached = within_reach(personal[KNOWN])
 
         def logits(prototypes: Tensor) -> Tensor:
             # -||x - p||^2 without ||x||^2, which is the same for all classes and cancels in the softmax.
             distances = 2 * embedded @ prototypes.T - prototypes.square().sum(dim=-1)
-            return torch.where(within_reach, distances / self.options.temperature, -1e30)
+            return torch.where(reached, distances / self.options.temperature, -1e30)
 
         found, of_support = logits(prototypes), prototypes
         for counts in personal.get(MOVES, ()):
@@ -146,21 +143,15 @@ class ProtoNet(ObjectiveAlgorithm):
 
     def predictable(self, personal: Params) -> Tensor:
         """Return the classes with a prototype; all before there is any."""
-        return _within_reach(personal)
+        return within_reach(personal[KNOWN])
 
     def score(self, personal: Params, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (loss, accuracy). Examples of a class without support count as errors and are left out of the loss."""
-        logits, within_reach = self._logits(personal, batch.x, batch.weight), _within_reach(personal)
-        weight = torch.where(within_reach[batch.y], batch.weight, 0.0)
+        logits, reached = self._logits(personal, batch.x, batch.weight), within_reach(personal[KNOWN])
+        weight = torch.where(reached[batch.y], batch.weight, 0.0)
         loss = (cross_entropy(logits, batch.y) * weight).sum() / weight.sum().clamp(min=1)
         return loss, mean_over_examples(hits(logits, batch.y), batch.weight)
 
 
 class _Unadapted(dict[str, Tensor]):
     """Personal parameters before there is any prototype: all classes tie, so that no example need be embedded."""
-
-
-def _within_reach(personal: Params) -> Tensor:
-    """Return which classes can be recognised [classes]. Before any prototype exists all logits tie and class 0 is predicted."""
-    known = personal[KNOWN]
-    return (known > 0) | (known.sum() == 0)
