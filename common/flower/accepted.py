@@ -46,6 +46,9 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "flwr.simulation.ray_transport.ray_actor:BasicActorPool.submit": {
         "672402921baa": "1.39 to 1.42",
     },
+    "flwr.supercore.corestate.in_memory_corestate:InMemoryCoreState.store_object": {
+        "2f952e079f4d": "1.39 to 1.42",
+    },
     "flwr.supercore.corestate.sql_corestate:SqlCoreState._cleanup_expired_task_tokens": {
         "34301eae2ee4": "1.39 to 1.42",
     },
@@ -54,6 +57,9 @@ ACCEPTED: dict[str, dict[str, str]] = {
     },
     "flwr.supercore.corestate.sql_corestate:SqlCoreState.get_tasks": {
         "c8b9ce80e002": "1.39 to 1.42",
+    },
+    "flwr.supercore.corestate.sql_corestate:SqlCoreState.store_object": {
+        "903590e22681": "1.39 to 1.42",
     },
     "flwr.supercore.dependencies.runtime:get_runtime_handlers": {
         "e05c10d6e876": "1.39 to 1.42",

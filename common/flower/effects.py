@@ -4,7 +4,7 @@ import importlib
 import itertools
 from typing import Any
 
-from quickbloom.common.flower import lost_messages, message_assembly, simulation, upload_deadline, workers
+from quickbloom.common.flower import lost_messages, message_assembly, repeated_pushes, simulation, upload_deadline, workers
 
 
 def _module(name: str) -> Any:
@@ -90,6 +90,11 @@ def answers_for_restarted_nodes() -> bool:
     states = (_module(f"server.superlink.linkstate.{name}_linkstate") for name in ("in_memory", "sql"))
     kinds = zip(states, ("InMemoryLinkState", "SqlLinkState"), strict=True)
     return all(getattr(state, name).activate_node.__module__ == lost_messages.__name__ for state, name in kinds)
+
+
+def accepts_repeated_pushes() -> bool:
+    """Return whether states accept a part of a message that they hold already."""
+    return all(state.store_object.__module__ == repeated_pushes.__name__ for state in repeated_pushes.states())
 
 
 def messages_are_told_of() -> bool:

@@ -63,6 +63,9 @@ NAMES: dict[str, Name] = {
     "GetRunRequest": Name(("flwr.proto.run_pb2:GetRunRequest",), _CLOCK),
     "public_key_to_bytes": Name(("flwr.supercore.primitives.asymmetric:public_key_to_bytes",), _CLOCK),
     "sign_message": Name(("flwr.supercore.primitives.asymmetric:sign_message",), _CLOCK),
+    "ObjectPushError": Name(
+        ("flwr.supercore.inflatable.inflatable_utils:ObjectPushError",), "repeating an upload that was refused"
+    ),
     "get_flwr_home": Name(("flwr.supercore.utils:get_flwr_home",), _APP),
     "APP_DIR": Name(("flwr.common.constant:APP_DIR", "flwr.supercore.constant:APP_DIR"), _APP),
     "VersionDependency": Name(

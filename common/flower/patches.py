@@ -34,6 +34,7 @@ _GRID = "flwr.superlink.grid.http_grid"
 _SQL = "flwr.supercore.corestate.sql_corestate:SqlCoreState"
 _VCE = "flwr.server.superlink.fleet.vce"
 _POOL = "flwr.simulation.ray_transport.ray_actor:BasicActorPool"
+_STORES = ("flwr.supercore.corestate.in_memory_corestate:InMemoryCoreState", _SQL)
 _MEMORY = "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState"
 _SQL_LINK = "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState"
 _LAYERS = "flwr.superlink.routers.control.middlewares"
@@ -190,6 +191,14 @@ PATCHES = (
         tuple(f"{state}.{name}" for state in (_MEMORY, _SQL_LINK) for name in ("activate_node", "get_message_res")),
         f"{_HERE}.lost_messages:answer_for_restarted_nodes",
         f"{_HERE}.effects:answers_for_restarted_nodes",
+    ),
+    Patch(
+        "repeated-pushes",
+        "Flower refuses a part of a message that it has stored and could not confirm, so that the run ends; here it is stored.",
+        "a run goes on, and a reply is not lost, when the SuperLink is killed while parts are uploaded",
+        tuple(f"{state}.store_object" for state in _STORES),
+        f"{_HERE}.repeated_pushes:accept_repeated_pushes",
+        f"{_HERE}.effects:accepts_repeated_pushes",
     ),
     Patch(
         "simulation-dispatch",

@@ -4,6 +4,7 @@
   although tasks have half a minute. The requests of a round wait for each other's writes. Here the
   search is once a second.
 - A node that was killed at work and is soon online again is answered for (`common.flower.lost_messages`).
+- A part of a message that is uploaded twice is stored (`common.flower.repeated_pushes`).
 - The requests of a run's server bypass layers that are not for them (`common.flower.http`).
 
 These are patches of `common.flower.registry`, each with its own guard. A port that does not open ends the process: Flower
@@ -47,7 +48,7 @@ def command(*arguments: str) -> list[str]:
 def main() -> None:
     """Run `flower-superlink`, which is the first argument, with the arguments after it."""
     sys.argv = sys.argv[1:]
-    registry.apply("lost-tasks", "past-layers", "look-ups", "restarted-nodes")
+    registry.apply("lost-tasks", "past-layers", "look-ups", "restarted-nodes", "repeated-pushes")
     threading.Thread(target=end_unless_open, args=(addresses(sys.argv[1:]),), daemon=True).start()
     (entry,) = importlib.metadata.entry_points(group="console_scripts", name="flower-superlink")
     entry.load()()

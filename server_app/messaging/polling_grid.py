@@ -18,7 +18,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from quickbloom.common.config.run import Scalar
-from quickbloom.common.flower import registry
+from quickbloom.common.flower import names, registry
 from quickbloom.common.flower.simulation import telling
 from quickbloom.common.flower.upload_deadline import GRACE, awaited_until, limit_uploads
 from quickbloom.common.wire import packing
@@ -30,6 +30,8 @@ _DUE = 0.85
 """Fraction of the last wait for replies after which they are due."""
 _SHRINKS = 0.7
 """Discount on the measured wait when the first look finds every reply: they arrived before it."""
+_PUSHES = 3
+"""Attempts to upload messages whose parts are refused; each is a session of its own for the SuperLink."""
 LARGE = 2**23
 """Bytes from which a reply, assumed as large as its request, is handled before the next one is fetched."""
 
@@ -77,7 +79,15 @@ class PollingGrid(Grid):
             # A node of another release must be able to read the roll call, and to report its release.
             if self._packs and message.metadata.message_type != ROLL_CALL:
                 message.content = packing.pack(message.content)
-        return self._grid.push_messages(listed)
+        return self._pushed(listed)
+
+    def _pushed(self, messages: list[Message]) -> Iterable[str]:
+        """Push through the other grid, again where the SuperLink was away for longer than it waits for the rest of an upload."""
+        refused = names.find("ObjectPushError") or ()
+        for _ in range(_PUSHES - 1):
+            with suppress(refused):
+                return self._grid.push_messages(messages)
+        return self._grid.push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         replies = list(self._grid.pull_messages(message_ids))

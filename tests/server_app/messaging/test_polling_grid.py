@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.superlink.grid import HttpGrid
 from flwr.superlink.grid import InMemoryGrid as FlowersInMemoryGrid
 from loopback import LoopbackGrid
@@ -262,6 +263,23 @@ def test_an_error_of_the_network_goes_through() -> None:
 
     with pytest.raises(ConnectionError, match="gone"):
         ask(Broken([0.0]), timeout=1)
+
+
+def test_an_upload_that_is_refused_is_repeated_twice() -> None:
+    class Refusing(SlowGrid):
+        refusals = 2
+
+        def push_messages(self, messages: Iterable[Message]) -> list[str]:
+            if self.refusals:
+                self.refusals -= 1
+                raise ObjectPushError("part", 1, "session")
+            return super().push_messages(messages)
+
+    refusing = Refusing([0.0, 0.0])
+    assert len(ask(refusing, timeout=30)[0]) == 2
+    refusing.refusals = 3
+    with pytest.raises(ObjectPushError):
+        ask(refusing, timeout=30)
 
 
 def test_large_replies_are_fetched_one_at_a_time_and_small_ones_together(monkeypatch: pytest.MonkeyPatch) -> None:
