@@ -82,7 +82,7 @@ class PollingGrid(Grid):
         return self._pushed(listed)
 
     def _pushed(self, messages: list[Message]) -> Iterable[str]:
-        """Push through the other grid, again where the SuperLink was away for longer than it waits for the rest of an upload."""
+        """Push through the other grid, again where the SuperLink was away for longer than it waits for all parts."""
         refused = names.find("ObjectPushError") or ()
         for _ in range(_PUSHES - 1):
             with suppress(refused):
