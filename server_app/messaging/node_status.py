@@ -19,6 +19,7 @@ from quickbloom.common.flower.upload_deadline import awaited_until
 from quickbloom.common.wire.messages import WireError
 from quickbloom.common.wire.roll_call import ROLL_CALL, RollCallReply, roll_call_request
 from quickbloom.server_app.events.channel import Warn, warn_in_log
+from quickbloom.server_app.messaging.clock import REAL, Clock
 from quickbloom.server_app.messaging.failures import failure
 from quickbloom.server_app.messaging.population import Population
 
@@ -33,7 +34,8 @@ class Reachability:
     `population.homes` follows tasks that return on another node.
     """
 
-    def __init__(self, population: Population, patience: float, warn: Warn = warn_in_log) -> None:
+    def __init__(self, population: Population, patience: float, warn: Warn = warn_in_log, clock: Clock = REAL) -> None:
+        self._clock = clock
         self._population = population
         self._patience = patience
         self._warn = warn
@@ -64,7 +66,7 @@ class Reachability:
 
     def owes(self, sent: Metadata) -> None:
         """Note that the reply to this message was not waited for, or did not arrive in time."""
-        self._owed[sent.message_id] = sent.dst_node_id, time.monotonic()
+        self._owed[sent.message_id] = sent.dst_node_id, self._clock.now()
         self._away.add(sent.dst_node_id)
 
     def lost(self, node_id: int) -> None:
@@ -96,7 +98,7 @@ class Reachability:
             if node_id is not None and not reply.has_error():
                 self.late[node_id] += 1
                 self._back(node_id)
-        self._owed = _recent(self._owed, _FORGET)
+        self._owed = self._recent(self._owed, _FORGET)
 
     def _collect_answers(self, grid: Grid) -> None:
         for reply in grid.pull_messages(list(self._called)) if self._called else []:
@@ -110,7 +112,7 @@ class Reachability:
                 except WireError as error:
                     reason = f"its answer to the roll call is of no use: {error}"
             self._refuse(node_id, reason)
-        self._called = _recent(self._called, self._patience)
+        self._called = self._recent(self._called, self._patience)
 
     def _admit(self) -> None:
         """Admit nodes that answered the roll call: in their old place, or in that of a node that is away."""
@@ -145,7 +147,7 @@ class Reachability:
         ]
         for message_id, node_id in zip(grid.push_messages(messages), wanted, strict=False):
             if message_id:
-                self._called[message_id] = node_id, time.monotonic()
+                self._called[message_id] = node_id, self._clock.now()
 
     def _refuse(self, node_id: int, reason: str) -> None:
         self._waiting.pop(node_id, None)
@@ -159,7 +161,6 @@ class Reachability:
         self._known.add(node_id)
         self._away.discard(node_id)
 
-
-def _recent(messages: dict[str, tuple[int, float]], seconds: float) -> dict[str, tuple[int, float]]:
-    now = time.monotonic()
-    return {message_id: (node_id, sent) for message_id, (node_id, sent) in messages.items() if now - sent < seconds}
+    def _recent(self, messages: dict[str, tuple[int, float]], seconds: float) -> dict[str, tuple[int, float]]:
+        now = self._clock.now()
+        return {message_id: (node_id, sent) for message_id, (node_id, sent) in messages.items() if now - sent < seconds}

@@ -158,8 +158,10 @@ def _of_the_optimizer(name: str, value: Tensor, meta: Mapping[str, Tensor]) -> b
 
 def counts(strategy: MetaStrategy, seconds: Mapping[str, float], resumed: int) -> dict[str, Any]:
     """Return the counts of the run so far from a checkpoint. `seconds`: "total" and "cpu", without pauses."""
+    asynchronous = {"asynchronous": strategy.asynchronous.state()} if strategy.asynchronous else {}
     return {
         "so-far": {
+            **asynchronous,
             "bytes": dict(strategy.bytes),
             "failures": strategy.failures,
             "late": strategy.late,
@@ -185,6 +187,8 @@ def restore_counts(checkpoint: Checkpoint, strategy: MetaStrategy) -> None:
     strategy.failures = int(so_far["failures"])
     strategy.late = int(so_far["late"])
     strategy.evaluation.best = so_far["best"]
+    if strategy.asynchronous:
+        strategy.asynchronous.restore(so_far.get("asynchronous"))
     if strategy.privacy and strategy.config.privacy.clip_quantile:
         clip = so_far["clip"]
         if not isinstance(clip, float) or not LEAST_CLIP <= clip <= MOST_CLIP:
