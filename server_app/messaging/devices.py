@@ -17,11 +17,11 @@ from quickbloom.common.errors import ConfigError
 from quickbloom.common.randomness import generator
 
 DAY = 24.0
-SECONDS = 10.0
+SECONDS = 60.0
 """Seconds that the median device computes on one training task."""
 _SPREAD = math.log(10) / NormalDist().inv_cdf(0.9)
 """Standard deviation of the logarithm of the seconds: the slowest tenth takes ten times as long as the median, or longer."""
-_EVENING, _EVENING_SPREAD = 20.0, 3.0
+_EVENING, _EVENING_SPREAD = 20.0, 4.3
 _SHORTEST, _LONGEST = 8.0, 16.0
 COLUMNS = ("seconds", "from", "until")
 
