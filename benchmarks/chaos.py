@@ -37,8 +37,9 @@ from quickbloom.server_app.runs.directory import read_history
 
 SETTINGS = (
     *("gaussian.clients=400", "validation-tasks=0.1", "test-tasks=0.6"),
-    *("evaluate-every=0", "round-deadline=15", "node-deadline=120", "on-too-few=repeat", "min-replies=0.5"),
+    *("evaluate-every=0", "round-deadline=15", "node-deadline=120", "on-too-few=repeat"),
 )
+MODES = {"sync": ("min-replies=0.5",), "async": ("mode=async",)}
 POINT, MEMORY = 0.01, 1.05
 _AT_REST, _LOOKS = 50, 60
 """Percent of processor use that counts as at rest, and how often it is measured, over five seconds each."""
@@ -56,9 +57,16 @@ def main() -> None:
     parser.add_argument(
         "--pause", type=float, default=6.0, metavar="S", help="seconds between two faults; default: %(default)s"
     )
+    parser.add_argument("--mode", choices=("sync", "async"), default="sync", help="default: %(default)s")
     chosen = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that child processes end as well
-    result: dict[str, Any] = {"schema": 1, "benchmark": "chaos", "claim": claim, "goals": [], **vars(chosen)}
+    result: dict[str, Any] = {
+        "schema": 1,
+        "benchmark": "chaos" + "-async" * (chosen.mode == "async"),
+        "claim": claim,
+        "goals": [],
+        **vars(chosen),
+    }
     with tempfile.TemporaryDirectory() as folder:
         calm = run(Path(folder) / "calm", chosen, ["--in-process", "--nodes", str(chosen.nodes)], dict(os.environ))
         say(f"undisturbed: {calm['after']:.4f}")
@@ -83,7 +91,7 @@ def run(directory: Path, chosen: argparse.Namespace, how: list[str], env: dict[s
     """Run `quickbloom run` to its end; return the test accuracy, the rounds and their missing replies."""
     command = [script("quickbloom"), "run", "--algorithm", "reptile", "--dataset", "gaussian", "--seed", str(chosen.seed), *how]
     command += ["--rounds", str(chosen.rounds), "--output", str(directory), "--no-report", "--json"]
-    for setting in SETTINGS:
+    for setting in (*SETTINGS, *MODES[chosen.mode]):
         command += ["--set", setting]
     done = subprocess.run(
         command,
