@@ -44,7 +44,8 @@ class MetaStrategy(Strategy):
     `on_round` gets one dictionary per round: what history.jsonl holds. `first_round` is the round that follows a checkpoint.
     `lineage` names the training, so that nodes know what their tasks keep of it. With `privacy` the tasks of a round are a
     secret sample, all weigh the same, and their mean is noisy. `events` is told of rounds, scores, warnings and failures.
-    `decided`: it is known which model the run ends with; `last_score`: then that of the last round, None if it is not known.
+    `joining`: lets nodes join that come during the run. `decided`: it is known which model the run ends with; `last_score`:
+    then that of the last round, None if it is not known.
     """
 
     def __init__(
@@ -80,6 +81,8 @@ class MetaStrategy(Strategy):
         self.last_score: float | None = None
         self._kept: Params | None = None
         self.training.sampling.check(first_round)
+        self.joining = self._messages.joining
+        self.joining.objection = lambda trial: self.training.sampling.objection(trial, max(first_round, self.events.round))
 
     def start(
         self,
@@ -114,6 +117,7 @@ class MetaStrategy(Strategy):
             if scored is not None:
                 log(INFO, "\t└──> Aggregated MetricRecord: %s", scored)
                 result.evaluate_metrics_clientapp[number] = scored
+        self.joining.close("the training is over")
         if result.train_metrics_clientapp:
             result.arrays = self._encoded()
         log(INFO, "")
@@ -291,5 +295,7 @@ class MetaStrategy(Strategy):
             "seconds": round(time.monotonic() - this.started, 4),
             "failures": this.failures,
         }
+        if joined := self.joining.news():
+            record["joined"] = joined
         self.events.tell(RoundEnded.of(record, self.config.rounds))
         self._on_round(record)

@@ -91,6 +91,7 @@ class Training:
 
     def _draw(self, grid: Grid, number: int) -> dict[int, list[str]]:
         """This round's tasks by the node that hosts them, of nodes that can be asked."""
+        self._messages.nodes.refresh(grid)  # before the draw, so that tasks of nodes that join can be in it
         tasks = self.sampling.of_round(number)
         self._wait_for_hosts(grid, tasks)
         return self._messages.hosts(tasks)
@@ -125,7 +126,7 @@ class Training:
         return self._step(number, self._combine([reply], totals.tasks, reference), loss, totals.tasks)
 
     def _wait_for_hosts(self, grid: Grid, task_ids: list[str]) -> None:
-        """See who is there; if that cannot be enough, wait for more, up to `node-deadline` seconds."""
+        """If those who are there cannot be enough, wait for more, up to `node-deadline` seconds."""
         # A round that may be skipped is not worth waiting for, as long as there is anybody.
         patient = self._config.on_too_few != "skip"
         # With privacy, how long the round waits must tell nothing of its sample.
@@ -133,7 +134,6 @@ class Training:
         least = min(len(everybody), self.sampling.least_replies if patient else 1)
         least_nodes = LEAST_NODES if patient and self._config.secure_aggregation else 0
         started = time.monotonic()
-        self._messages.nodes.refresh(grid)
         while (
             sum(self._messages.nodes.can_be_asked(self._population.homes[task_id]) for task_id in everybody) < least
             or len(self._messages.hosts(everybody)) < least_nodes

@@ -5,7 +5,7 @@ raised.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from quickbloom.common.wire.messages import TRAIN, WireError, payload_bytes
 from quickbloom.common.wire.roll_call import tell_agreed
 from quickbloom.server_app.events.channel import Events
 from quickbloom.server_app.messaging.failures import UNFINISHED, failure
+from quickbloom.server_app.messaging.joining import Joining
 from quickbloom.server_app.messaging.node_status import Reachability
 from quickbloom.server_app.messaging.polling_grid import PollingGrid, are_large
 from quickbloom.server_app.messaging.population import Population
@@ -44,13 +45,17 @@ class Round:
 
 
 class Exchange:
-    """The messages of one run. `nodes`: who can be asked; `round`: state of the current round; `sent`: open messages."""
+    """The messages of one run.
+
+    `nodes`: who can be asked; `joining`: who joins; `round`: state of the current round; `sent`: open messages.
+    """
 
     def __init__(self, config: RunConfig, population: Population, events: Events | None = None) -> None:
         self._config = config
         self._events = events or Events()
         self._population = population
-        self.nodes = Reachability(population, config.node_deadline, self._events.warn)
+        self.joining = Joining(population, config, self._events)
+        self.nodes = Reachability(population, config.node_deadline, self._events.warn, self.joining)
         self.round = Round()
         self.sent: list[Metadata] = []
         self._in_order = False
@@ -75,7 +80,7 @@ class Exchange:
         messages = []
         for node_id, part in by_node.items():
             records = request(node_id, part)
-            tell_agreed(records, self._population.agreed, self._population.scales)
+            tell_agreed(records, self._population.schema_for(node_id), self._population.scales)
             message = Message(records, node_id, kind, group_id=str(number))
             self.round.asked += 1
             self.round.bytes_down += payload_bytes(message.content)
@@ -84,12 +89,15 @@ class Exchange:
         return messages
 
     def send(self, grid: Grid, messages: list[Message], timeout: float | None, enough: int | None) -> Iterable[Message]:
-        """Send, and yield the replies as they arrive. Stop waiting once the answered tasks number `enough`."""
+        """Send, and yield the replies as they arrive. Stop waiting once the answered tasks number `enough`.
+
+        Meanwhile nodes that have come since are called, so that they can take part in the next round.
+        """
         if not isinstance(grid, PollingGrid):
             return grid.send_and_receive(messages, timeout=timeout)
         if enough is None:
             self._in_order = are_large(messages)
-            return grid.replies(messages, timeout)
+            return self._greeting(grid, grid.replies(messages, timeout))
         answered, all_sent = 0, self.sent
         nodes: dict[str, int] = {}
 
@@ -101,7 +109,13 @@ class Exchange:
                 answered += len(self.asked[nodes[reply.metadata.reply_to_message_id]])
             return answered >= enough
 
-        return grid.replies(messages, timeout, are_enough)
+        return self._greeting(grid, grid.replies(messages, timeout, are_enough))
+
+    def _greeting(self, grid: Grid, replies: Iterator[Message]) -> Iterator[Message]:
+        for reply in replies:
+            yield reply
+            del reply  # before the next one arrives
+            self.nodes.greet(grid)
 
     def receive(
         self, replies: Iterable[Message], read: "Read", *, opened: "Opened | None" = None, enough: int | None = None

@@ -13,6 +13,7 @@ from quickbloom.server_app.events.kinds import (
     Ended,
     Event,
     Failed,
+    Joined,
     RollCalled,
     RoundEnded,
     Saved,
@@ -27,6 +28,7 @@ from quickbloom.server_app.events.kinds import (
 SUMMARY: dict[str, Any] = {**dict.fromkeys(sorted(IN_SUMMARY)), "shots": None, "more": [1.5, {"a": "b"}]}
 EVENTS: list[Event] = [
     Started("/data/my runs/digits-maml", "maml", "digits", 4, 10, 3),
+    Joined(7, 4, 3),
     RollCalled(3, {"train": 37, "validation": 8, "test": 11}, {"flwr 1.39.0, torch 2.13.0": 3}),
     Scored(2, "accuracy", 0.2, 0.755, 0.3, 10, 8),
     RoundEnded(2, 10, 1.25, 37, 0.125, 3, 2, 1, 1, 1000, 2000, ""),
