@@ -28,13 +28,13 @@ from quickbloom.server_app.events.kinds import (
 SUMMARY: dict[str, Any] = {**dict.fromkeys(sorted(IN_SUMMARY)), "shots": None, "more": [1.5, {"a": "b"}]}
 EVENTS: list[Event] = [
     Started("/data/my runs/digits-maml", "maml", "digits", 4, 10, 3),
-    Joined(7, 4, 3),
     RollCalled(3, {"train": 37, "validation": 8, "test": 11}, {"flwr 1.39.0, torch 2.13.0": 3}),
     Scored(2, "accuracy", 0.2, 0.755, 0.3, 10, 8),
     RoundEnded(2, 10, 1.25, 37, 0.125, 3, 2, 1, 1, 1000, 2000, ""),
     RoundEnded(3, 10, 1.25, 0, 0.125, skipped="no node sent a usable reply"),
     Warned("1 task is left out: Ward 0 (it has 1 row)", 2),
     Failed("node 7", "its reply is of no use: it cannot be read", 2),
+    Joined(7, 4, 3),
     Saved(2, "checkpoints/round-000002.safetensors"),
     Ended(SUMMARY),
     Stopped("`min-nodes` is 3, but 2 usable nodes answered"),
