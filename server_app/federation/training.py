@@ -91,10 +91,7 @@ class Training:
 
     def _draw(self, grid: Grid, number: int) -> dict[int, list[str]]:
         """This round's tasks by the node that hosts them, of nodes that can be asked."""
-        self._messages.nodes.refresh(grid)  # before the draw, so that tasks of nodes that join can be in it
-        tasks = self.sampling.of_round(number)
-        self._wait_for_hosts(grid, tasks)
-        return self._messages.hosts(tasks)
+        return self._messages.hosts(self._tasks_with_hosts(grid, number))
 
     def _request(self, number: int) -> Callable[[list[str]], TrainRequest]:
         """What to ask a node for, by its tasks; the meta-parameters go along encoded."""
@@ -125,23 +122,28 @@ class Training:
         reply = TrainReply(totals.gradient, max(totals.weight, 0.0), [], totals.within)
         return self._step(number, self._combine([reply], totals.tasks, reference), loss, totals.tasks)
 
-    def _wait_for_hosts(self, grid: Grid, task_ids: list[str]) -> None:
-        """If those who are there cannot be enough, wait for more, up to `node-deadline` seconds."""
+    def _tasks_with_hosts(self, grid: Grid, number: int) -> list[str]:
+        """Return the tasks of a round. If those who are there cannot be enough, wait for more, up to `node-deadline` seconds."""
+        started = time.monotonic()
+        self._messages.nodes.refresh(grid)  # before the draw, so that tasks of nodes that join can be in it
+        tasks = self.sampling.of_round(number)
+        while self._lack_hosts(tasks) and time.monotonic() - started <= self._config.node_deadline:
+            time.sleep(min(0.5, self._config.node_deadline))
+            self._messages.nodes.refresh(grid)
+            if not self._privacy:  # whose sample is drawn once
+                tasks = self.sampling.of_round(number)
+        return tasks
+
+    def _lack_hosts(self, task_ids: list[str]) -> bool:
+        """Return whether too few of these tasks are on nodes that can be asked."""
         # A round that may be skipped is not worth waiting for, as long as there is anybody.
         patient = self._config.on_too_few != "skip"
         # With privacy, how long the round waits must tell nothing of its sample.
         everybody = self._population.splits["train"] if self._privacy else task_ids
         least = min(len(everybody), self.sampling.least_replies if patient else 1)
         least_nodes = LEAST_NODES if patient and self._config.secure_aggregation else 0
-        started = time.monotonic()
-        while (
-            sum(self._messages.nodes.can_be_asked(self._population.homes[task_id]) for task_id in everybody) < least
-            or len(self._messages.hosts(everybody)) < least_nodes
-        ):
-            if time.monotonic() - started > self._config.node_deadline:
-                return
-            time.sleep(min(0.5, self._config.node_deadline))
-            self._messages.nodes.refresh(grid)
+        there = sum(self._messages.nodes.can_be_asked(self._population.homes[task_id]) for task_id in everybody)
+        return there < least or len(self._messages.hosts(everybody)) < least_nodes
 
     def take_in(self, number: int, replies: Iterable[Message]) -> MetricRecord:
         """Name and drop what is of no use, average the rest over tasks, take the outer step. Raises TooFewError."""

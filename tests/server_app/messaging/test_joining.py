@@ -1,7 +1,7 @@
 """Nodes that come during a run: whose tasks join, whose do not and why, and that nobody else notices."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from quickbloom.server_app.messaging.population import Population
 EXAMPLES = int(os.environ.get("QUICKBLOOM_FUZZ", "300"))
 SPEC = DataSpec("classification", (4,), 3)
 NEW = 7
+EVERYBODY = (100, 101, 102, 103)
 Answer = Callable[[Message], RecordDict | None]
 
 
@@ -380,19 +381,22 @@ def test_a_newcomer_with_thousands_of_tasks_costs_one_line() -> None:
 
 
 class Federation:
-    """Digits in four parts, of which the last one comes after round 2; `fixed`: all are there, its training tasks come then."""
+    """Digits in four parts, of which the last one comes after round 2; `fixed`: all are there, its training tasks come then.
 
-    def __init__(self, *, polling: bool = False, fixed: bool = False, **changes: Any) -> None:
+    `then`: the nodes that are there after round 2.
+    """
+
+    def __init__(self, *, polling: bool = False, fixed: bool = False, then: Sequence[int] = EVERYBODY, **changes: Any) -> None:
         flat = {"mlp.hidden": "8", "min-nodes": 1, "rounds": 6, "evaluate-every": 0, "adapt-steps": 2, "seed": 2}
         flat |= {"node-deadline": 20.0, "split": "exact", **{key.replace("_", "-"): value for key, value in changes.items()}}
         self.config: RunConfig = parse_run_config(flat).resolved()
         self.grid = LoopbackGrid(4, self.config.flat())
-        self.fixed = fixed
+        self.fixed, self.then = fixed, list(then)
         self.grid.node_ids = [100, 101, 102]
         self.population = call_roll(self.grid, self.config)
         self.old = list(self.population.splits["train"])
         if fixed:
-            self.grid.node_ids = [100, 101, 102, 103]
+            self.grid.node_ids = list(EVERYBODY)
             everybody = call_roll(self.grid, self.config)
             self.population = replace(everybody, splits=self.population.splits)
         self.records: list[dict[str, Any]] = []
@@ -408,7 +412,7 @@ class Federation:
     def _on_round(self, record: dict[str, Any]) -> None:
         self.records.append(record)
         if record["round"] == 2:
-            self.grid.node_ids = [100, 101, 102, 103]
+            self.grid.node_ids = self.then
         if record["round"] == 3 and self.fixed:  # called before round 3, it takes part from round 4 on
             tasks = self.population.tasks
             self.population.splits["train"] = sorted(
@@ -438,6 +442,13 @@ def test_a_node_that_appears_at_round_3_trains_from_round_4_on_as_if_it_had_been
     assert not {*federation.population.splits["validation"], *federation.population.splits["test"]} & set(come)
     for name, value in federation.strategy.outer.meta.items():
         assert torch.equal(value, whole.strategy.outer.meta[name])
+
+
+def test_a_round_without_anybody_goes_on_with_a_node_that_joins_while_it_waits() -> None:
+    federation = Federation(then=[103], rounds=3)
+    assert [sorted(federation.asked(number)) for number in (1, 2, 3)] == [[100, 101, 102], [100, 101, 102], [103]]
+    assert federation.records[2]["joined"]["nodes"] == [103]
+    assert federation.records[2]["train"]["tasks"] == len(federation.asked(3)[103]) == 14
 
 
 def test_a_node_that_comes_while_others_work_is_called_meanwhile_and_trains_in_the_next_round() -> None:
