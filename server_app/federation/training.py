@@ -123,7 +123,7 @@ class Training:
         return self._step(number, self._combine([reply], totals.tasks, reference), loss, totals.tasks)
 
     def _tasks_with_hosts(self, grid: Grid, number: int) -> list[str]:
-        """Return the tasks of a round. If those who are there cannot be enough, wait for more, up to `node-deadline` seconds."""
+        """Return the tasks of a round. If those who are there cannot be enough, wait for more, up to `node-deadline` s."""
         started = time.monotonic()
         self._messages.nodes.refresh(grid)  # before the draw, so that tasks of nodes that join can be in it
         tasks = self.sampling.of_round(number)
