@@ -104,6 +104,9 @@ class Reachability:
         with awaited_until(time.monotonic()):  # an incomplete reply is given up, and the node called again
             self._collect_late(grid)
             self._collect_answers(grid)
+        for answers in (self._waiting, self._unproven):  # a node that has gone since is called again
+            for node_id in answers.keys() - connected:
+                del answers[node_id]
         self._admit()
         self._call(grid, connected)
 

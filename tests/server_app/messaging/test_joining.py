@@ -260,6 +260,25 @@ def test_where_the_tasks_are_fixed_nobody_joins_and_the_reason_is_said(changes: 
     assert (run.train, run.nodes.away) == (["a", "c"], [])
 
 
+@pytest.mark.parametrize("constants", ["", "a" * 64])
+def test_a_node_that_has_gone_before_it_joined_is_asked_again_when_it_is_back(constants: str) -> None:
+    run = Run(constants=constants)
+    content = {
+        ROLL_CALL: RollCallReply(SPEC, [task("new")], {}).to_records(),
+        CONSTANTS: ConstantsReply(constants).to_records(),
+    }
+    for _ in range(2):
+        run.grid.answers[NEW] = lambda message: content[message.metadata.message_type]
+        run.look(1)
+        there = run.grid.answers.pop(NEW)
+        run.look()
+    assert (run.train, run.said) == (["a", "c"], [])
+    run.grid.answers[NEW] = there
+    run.look(3)
+    assert run.train == ["a", "c", "new"]
+    assert [m.metadata.message_type for m in run.grid.asked] == [ROLL_CALL] * 3 + [CONSTANTS] * bool(constants)
+
+
 def test_after_the_training_nobody_joins() -> None:
     run = Run()
     run.joining.close("the training is over")
