@@ -82,7 +82,7 @@ class MetaStrategy(Strategy):
         self._kept: Params | None = None
         self.training.sampling.check(first_round)
         self.joining = self._messages.joining
-        self.joining.objection = lambda trial: self.training.sampling.objection(trial, max(first_round, self.events.round))
+        self.joining.objection = lambda trial: self.training.objection(trial, max(first_round, self.events.round))
 
     def start(
         self,

@@ -57,6 +57,10 @@ class Training:
         self.sampling = Sampling(config, population, privacy)
         self.client_losses: list[float] = []
 
+    def objection(self, population: Population, first_round: int) -> str:
+        """Return why training could not go on from `first_round` with such a population, to which nodes joined; "" if it can."""
+        return self.sampling.objection(population, first_round)
+
     def round(self, grid: Grid, number: int, timeout: float | None, ask: Callable[[], list[Message]]) -> MetricRecord | None:
         """Train one round, or what `on-too-few` says. `ask`: makes the requests of a round without secure aggregation."""
         self._messages.begin()
