@@ -3,8 +3,8 @@
 import os
 import sys
 import time
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from logging import INFO
@@ -35,9 +35,12 @@ from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.privacy import Ledger, TaskPrivacy
 from quickbloom.server_app.federation.roll_call import call_roll
 from quickbloom.server_app.federation.strategy import MetaStrategy
+from quickbloom.server_app.messaging.clock import clock_of
+from quickbloom.server_app.messaging.devices import devices_of
 from quickbloom.server_app.messaging.in_process_grid import InlineGrid
 from quickbloom.server_app.messaging.polling_grid import PollingGrid, hands_over
 from quickbloom.server_app.messaging.population import Population
+from quickbloom.server_app.messaging.virtual_grid import VirtualGrid
 from quickbloom.server_app.runs import resume, trackers
 from quickbloom.server_app.runs.best_model import BestModel
 from quickbloom.server_app.runs.checkpoints import Checkpoint, CheckpointWriter
@@ -77,6 +80,7 @@ def run_federation(grid: Grid, config: RunConfig, events: Events | None = None) 
     clock = _Clock()
     events = events or Events()
     config = config.resolved()
+    grid = _with_devices(grid, config)
     torch.set_num_threads(1)
     trackers.check(config)
     checkpoint = resume.open_checkpoint(config, events.warn) if config.resume_from else None
@@ -136,8 +140,18 @@ class _Run:
             self._take_up(self.checkpoint, outer, on_nodes=bool(algorithm.fresh()))
         writer = self._writer(grid, population, origin, algorithm.learner.digest)
         keeper = _Keeper(self, outer, origin, writer)
+        keeper.grid = grid
         strategy = keeper.strategy = MetaStrategy(
-            self.config, population, algorithm, outer, keeper.on_round, self.done + 1, origin.lineage, privacy, self.events
+            self.config,
+            population,
+            algorithm,
+            outer,
+            keeper.on_round,
+            self.done + 1,
+            origin.lineage,
+            privacy,
+            self.events,
+            clock_of(grid),
         )
         if keeps_best(self.config, population, algorithm, self.events.warn):
             keeper.best = BestModel(strategy, writer, self.events.warn)
@@ -148,7 +162,8 @@ class _Run:
         with trackers.tracked(self.config, self.directory.path, self.done, origin.branch, self.events.warn) as live:
             keeper.live = live
             keeper.begin(grid)
-            strategy.start(grid, ArrayRecord(), num_rounds=self.config.rounds, timeout=self.config.round_deadline)
+            with self._slow_devices(grid, population):
+                strategy.start(grid, ArrayRecord(), num_rounds=self.config.rounds, timeout=self.config.round_deadline)
             keeper.end(grid)
             return conclude(grid, strategy, self.directory, self.clock.read, origin.resumed, live)
 
@@ -188,6 +203,20 @@ class _Run:
                 "Task state is on the nodes: it goes on where `state-dir` has kept it, and starts afresh on other nodes"
             )
 
+    @contextmanager
+    def _slow_devices(self, grid: Grid, population: Population) -> Iterator[None]:
+        """Within this context the nodes that train are as slow as the setting `devices` says."""
+        if not isinstance(grid, VirtualGrid):
+            yield
+            return
+        names: dict[int, str] = {}
+        for task_id in population.splits["train"]:
+            names.setdefault(population.homes[task_id], task_id)
+        before = self.checkpoint.facts["so-far"].get("virtual-seconds", 0.0) if self.checkpoint else 0.0
+        grid.begin(devices_of(self.config.devices, self.config.seed, names), float(before))
+        yield
+        grid.end()
+
     def _writer(self, grid: Grid, population: Population, origin: resume.Origin, constants: str) -> CheckpointWriter:
         said = {
             **description(self.config, population.spec, constants),
@@ -196,7 +225,7 @@ class _Run:
             "lineage": origin.lineage,
             "branch": origin.branch,
             "nodes": len(set(population.homes.values())),
-            "in-process": isinstance(grid, InlineGrid),
+            "in-process": isinstance(grid.inner if isinstance(grid, VirtualGrid) else grid, InlineGrid),
         }
         return CheckpointWriter(self.directory.checkpoints, said)
 
@@ -204,11 +233,12 @@ class _Run:
 class _Keeper:
     """Keeps what a run has after every round: its history, checkpoints, and what trackers show.
 
-    `strategy` and `live` are set before the first round, and `best` if the run ends with its best model.
+    `strategy`, `live` and `grid` are set before the first round, and `best` if the run ends with its best model.
     """
 
     strategy: MetaStrategy
     live: trackers.Trackers
+    grid: Grid
     best: BestModel | None = None
 
     def __init__(self, run: _Run, outer: OuterOptimizer, origin: resume.Origin, writer: CheckpointWriter) -> None:
@@ -234,8 +264,9 @@ class _Keeper:
         config, number = self._run.config, record["round"]
         self._run.directory.append_round(record)
         self.live.round(record, _clients_of_round(self.strategy, record))
-        if self.best and "validation" in record and number != config.rounds:
-            self.best.take(number)
+        scored, meta = self.strategy.scored
+        if self.best and "validation" in record and scored != config.rounds:
+            self.best.take(scored, meta)
         if number == config.rounds or (config.checkpoint_every and number % config.checkpoint_every == 0):
             self.save(number)
 
@@ -247,12 +278,23 @@ class _Keeper:
         lr, steps = strategy.chosen_rate()
         said["adapt"] = {"lr": lr, "steps": steps}
         counts = resume.counts(strategy, run.clock.read(), self._origin.resumed)
+        if isinstance(self.grid, VirtualGrid):
+            counts["so-far"]["virtual-seconds"] = self.grid.clock.now()
         best = self.best.round if self.best else None
         if best is not None:
             counts["so-far"]["best-model"] = best
         tensors, kept = resume.model_tensors(strategy)
         path = self._writer.write(number, tensors | scores, counts | said | kept, last=last, best=best)
         run.events.tell(Saved(number, str(path.relative_to(run.directory.path))))
+
+
+def _with_devices(grid: Grid, config: RunConfig) -> Grid:
+    """Return the grid in virtual time, where the setting `devices` asks for it. Raises ConfigError for real devices."""
+    if not config.devices:
+        return grid
+    if not isinstance(grid, InlineGrid) and not (isinstance(grid, PollingGrid) and grid.stays_here):
+        raise ConfigError('`devices` must be "" on real nodes, which take their own time: simulated devices need a simulation')
+    return VirtualGrid(grid)
 
 
 def _with_privacy(

@@ -25,6 +25,7 @@ def check(config: "RunConfig") -> None:
     _check_privacy(config)
     _check_secure(config)
     _check_scale(config)
+    _check_asynchronous(config)
 
 
 def check_choice(key: str, value: str, registry: Collection[str]) -> None:
@@ -105,6 +106,26 @@ def _check_secure(config: "RunConfig") -> None:
         ("max-update-norm", config.max_update_norm, 0, "the server cannot see the norm of a masked update"),
         ("update-dtype", config.update_dtype, "float32", "masks hide whole numbers of 64 bits, which leaves nothing to save"),
         ("over-select", config.over_select, 1, "whoever is not waited for is a drop-out that the others have to make up for"),
+    )
+
+
+def _check_asynchronous(config: "RunConfig") -> None:
+    """Raise ConfigError for settings that need a round that all its tasks share."""
+    if config.mode != "async":
+        return
+    if config.privacy.on:
+        raise ConfigError(
+            '`mode` must be "sync" with `privacy.noise-multiplier` above 0, because its accounting needs a fresh secret sample '
+            'for every step, and in "async" who answers fast decides'
+        )
+    if config.secure_aggregation:
+        raise ConfigError(
+            '`mode` must be "sync" with `secure-aggregation`, because masks cancel only among nodes that start a round together'
+        )
+    _require(
+        '`mode = "async"`',
+        ("over-select", config.over_select, 1, "nobody is waited for anyway"),
+        ("min-replies", config.min_replies, 0, "`async-buffer` says how many tasks a step needs"),
     )
 
 

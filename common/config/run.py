@@ -78,6 +78,32 @@ class RunConfig(Options):
     test_shots: Text = Field(
         "", description="also score the test tasks with only this many support examples per class: numbers with commas"
     )
+    mode: Literal["sync", "async"] = Field(
+        "sync",
+        description="sync: a round waits for its tasks; async: nodes get new work as they come free, and a round is one step "
+        "with what has come in",
+    )
+    async_concurrency: int = Field(
+        0, ge=0, le=1_000_000, description="training tasks that are at work at any time in mode async; 0: as many as in a round"
+    )
+    async_buffer: int = Field(
+        0, ge=0, le=1_000_000, description="training tasks that contribute to a step in mode async; 0: as many as in a round"
+    )
+    async_staleness: float = Field(
+        0.5, ge=0, le=10, description="exponent a: what was computed s steps ago counts (1 + s) ** -a times; 0: all the same"
+    )
+    async_max_staleness: int = Field(50, ge=0, description="steps after which what a node computed is of no use any more")
+    async_fairness: float = Field(
+        2.0,
+        ge=0,
+        le=1000,
+        description="a training task gets work in at most this many times the share of its turns that all get work in; 0: any",
+    )
+    devices: Text = Field(
+        "",
+        description="simulate slow devices in virtual time: even, lognormal, or the path of a CSV file with their speeds and "
+        'hours; "": the time of this machine',
+    )
     min_nodes: int = Field(2, ge=1, description="nodes that must answer the roll call")
     node_deadline: float = Field(60.0, gt=0, description="seconds to wait for `min-nodes` nodes")
     round_deadline: float = Field(600.0, gt=0, description="seconds to wait for the replies of a round, uploads included")

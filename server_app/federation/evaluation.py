@@ -4,7 +4,6 @@ Held-out tasks adapt on their nodes; only their scores come back. Validation tas
 """
 
 import math
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,14 +13,40 @@ from flwr.serverapp import Grid
 
 from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.config.run import RunConfig
+from quickbloom.common.datasets.base import DataSpec
 from quickbloom.common.maths.params import Params
-from quickbloom.common.metric import named
+from quickbloom.common.metric import Metric, named
 from quickbloom.common.wire.messages import EVALUATE, EvaluateReply, EvaluateRequest, to_arrays
 from quickbloom.server_app.events.kinds import Scored
 from quickbloom.server_app.federation.reply_checks import check_scores
 from quickbloom.server_app.federation.scores import Scores, best_rate, gains_at_the_end
-from quickbloom.server_app.messaging.exchange import Exchange
+from quickbloom.server_app.messaging.clock import clock_of
+from quickbloom.server_app.messaging.exchange import Exchange, Request
 from quickbloom.server_app.messaging.population import Population
+
+
+class Rows:
+    """Scores of tasks as they come in from their nodes: at `lrs`, after 0..`steps` steps."""
+
+    def __init__(self, spec: DataSpec, metric: Metric, lrs: list[float], steps: int) -> None:
+        self._spec, self._metric, self._lrs, self._steps = spec, metric, lrs, steps
+        self._rows: dict[str, tuple[Any, ...]] = {}
+
+    def read(self, _: int, records: RecordDict, task_ids: list[str]) -> None:
+        """Take in the reply of a node about these tasks. Raises WireError."""
+        reply = EvaluateReply.from_records(records, len(task_ids), len(self._lrs), self._steps)
+        check_scores(reply, self._spec, self._metric)
+        more = [None] * len(task_ids) if reply.second is None else reply.second
+        self._rows.update(zip(task_ids, zip(reply.losses, reply.metrics, more, strict=True), strict=True))
+
+    def scores(self) -> Scores:
+        """Return what came in."""
+        ids = sorted(self._rows)
+        shape = (len(ids), len(self._lrs), self._steps + 1)
+        losses, metrics = (np.array([self._rows[i][part] for i in ids]).reshape(shape) for part in (0, 1))
+        known = bool(ids) and all(self._rows[i][2] is not None for i in ids)
+        second = np.array([self._rows[i][2] for i in ids]).reshape(shape) if known else None
+        return Scores(ids, self._lrs, losses, metrics, second)
 
 
 class Evaluation:
@@ -63,30 +88,23 @@ class Evaluation:
 
         `shots`: as for `score`.
         """
+        request = self.request(arrays, lrs, number, shots)
+        return self._messages.address(self._messages.hosts(task_ids, final=final), EVALUATE, number, request)
+
+    def request(self, arrays: ArrayRecord, lrs: list[float], number: int, shots: int = 0) -> Request:
+        """Return what makes the content of a message to a node: to score tasks by the model `arrays` of round `number`."""
 
         def request(_: int, part: list[str]) -> RecordDict:
-            request = EvaluateRequest({}, lrs, self.steps, part, shots, number, self._lineage, self.metric.name)
-            return request.to_records(arrays)
+            asked = EvaluateRequest({}, lrs, self.steps, part, shots, number, self._lineage, self.metric.name)
+            return asked.to_records(arrays)
 
-        return self._messages.address(self._messages.hosts(task_ids, final=final), EVALUATE, number, request)
+        return request
 
     def read(self, replies: Iterable[Message], lrs: list[float]) -> Scores:
         """Return the scores in these replies. Invalid ones are named, and their tasks are missing."""
-        rows: dict[str, tuple[Any, ...]] = {}
-
-        def read(_: int, records: RecordDict, task_ids: list[str]) -> None:
-            reply = EvaluateReply.from_records(records, len(task_ids), len(lrs), self.steps)
-            check_scores(reply, self._population.spec, self.metric)
-            more = [None] * len(task_ids) if reply.second is None else reply.second
-            rows.update(zip(task_ids, zip(reply.losses, reply.metrics, more, strict=True), strict=True))
-
-        self._messages.receive(replies, read)
-        ids = sorted(rows)
-        shape = (len(ids), len(lrs), self.steps + 1)
-        losses, metrics = (np.array([rows[i][part] for i in ids]).reshape(shape) for part in (0, 1))
-        known = bool(ids) and all(rows[i][2] is not None for i in ids)
-        second = np.array([rows[i][2] for i in ids]).reshape(shape) if known else None
-        return Scores(ids, lrs, losses, metrics, second)
+        rows = Rows(self._population.spec, self.metric, lrs, self.steps)
+        self._messages.receive(replies, rows.read)
+        return rows.scores()
 
     def score(self, grid: Grid, meta: Params, task_ids: list[str], lrs: list[float], shots: int = 0) -> Scores:
         """Ask for the scores of these tasks, outside the rounds. Tasks of nodes that fail are missing, and are named.
@@ -108,13 +126,14 @@ class Evaluation:
         `number`: the round after which they are scored. Returns `scores` with the additional ones.
         """
         nodes, homes = self._messages.nodes, self._population.homes
-        started = time.monotonic()
+        clock = clock_of(grid)
+        started = clock.now()
         while self._config.on_too_few == "repeat":
             missing = {task_id: homes[task_id] for task_id in set(wanted) - set(scores.task_ids)}
             away = [task for task, node in missing.items() if not (nodes.can_be_asked(node) or nodes.left_out(node))]
-            if not away or time.monotonic() - started > self._config.node_deadline:
+            if not away or clock.now() - started > self._config.node_deadline:
                 break
-            time.sleep(min(0.5, self._config.node_deadline))
+            clock.sleep(min(0.5, self._config.node_deadline))
             nodes.refresh(grid)
             if back := sorted(task for task in away if nodes.can_be_asked(homes[task])):
                 messages = self.ask(to_arrays(meta), back, scores.lrs, number, shots)

@@ -24,6 +24,7 @@ from quickbloom.common.maths.params import Params
 from quickbloom.common.wire.messages import KeepRequest, to_arrays
 from quickbloom.server_app.events.channel import Events
 from quickbloom.server_app.events.kinds import RoundEnded
+from quickbloom.server_app.federation.asynchronous.training import AsynchronousTraining
 from quickbloom.server_app.federation.baselines import Final, TaskScores, score_baselines
 from quickbloom.server_app.federation.best import is_better, score_of
 from quickbloom.server_app.federation.evaluation import Evaluation
@@ -32,6 +33,7 @@ from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.privacy import TaskPrivacy
 from quickbloom.server_app.federation.scores import Scores
 from quickbloom.server_app.federation.training import Training
+from quickbloom.server_app.messaging.clock import REAL, Clock
 from quickbloom.server_app.messaging.exchange import Exchange
 from quickbloom.server_app.messaging.population import Population
 
@@ -44,6 +46,7 @@ class MetaStrategy(Strategy):
     `on_round` gets one dictionary per round: what history.jsonl holds. `first_round` is the round that follows a checkpoint.
     `lineage` names the training, so that nodes know what their tasks keep of it. With `privacy` the tasks of a round are a
     secret sample, all weigh the same, and their mean is noisy. `events` is told of rounds, scores, warnings and failures.
+    `clock`: the time by which it waits, see `clock_of`.
     `joining`: lets nodes join that come during the run. `decided`: it is known which model the run ends with; `last_score`:
     then that of the last round, None if it is not known.
     """
@@ -59,6 +62,7 @@ class MetaStrategy(Strategy):
         lineage: str = "",
         privacy: TaskPrivacy | None = None,
         events: Events | None = None,
+        clock: Clock = REAL,
     ) -> None:
         self.config = config
         self.population = population
@@ -71,18 +75,27 @@ class MetaStrategy(Strategy):
         self._lineage = lineage
         self.privacy = privacy
         self._first_round = first_round
-        self._messages = Exchange(config, population, self.events)
+        self._messages = Exchange(config, population, self.events, clock)
+        self._clock = clock
         self.nodes = self._messages.nodes
         self.evaluation = Evaluation(config, population, algorithm.options.inner_lr, self._messages, lineage)
-        self.training = Training(config, population, algorithm, outer, self._messages, self.events, lineage, privacy)
+        self.asynchronous: AsynchronousTraining | None = None
+        if config.mode == "async":
+            self.asynchronous = AsynchronousTraining(
+                config, population, algorithm, outer, self._messages, self.events, self.evaluation, lineage
+            )
+        self.training = self.asynchronous or Training(
+            config, population, algorithm, outer, self._messages, self.events, lineage, privacy
+        )
+        self.scored: tuple[int, Params] = first_round - 1, {}
         self._grid: Grid | None = None
         self.late = 0
         self.decided = False
         self.last_score: float | None = None
         self._kept: Params | None = None
-        self.training.sampling.check(first_round)
         self.joining = self._messages.joining
         self.joining.objection = lambda trial: self.training.objection(trial, max(first_round, self.events.round))
+        self.training.check(first_round)
 
     def start(
         self,
@@ -113,7 +126,10 @@ class MetaStrategy(Strategy):
             if metrics is not None:
                 log(INFO, "\t└──> Aggregated MetricRecord: %s", metrics)
                 result.train_metrics_clientapp[number] = metrics
-            scored = self.aggregate_evaluate(number, self._ask_validation(grid, number, evaluate_config, timeout))
+            if self.asynchronous and number < num_rounds:
+                scored = self._take_scores(self.asynchronous)
+            else:
+                scored = self.aggregate_evaluate(number, self._ask_validation(grid, number, evaluate_config, timeout))
             if scored is not None:
                 log(INFO, "\t└──> Aggregated MetricRecord: %s", scored)
                 result.evaluate_metrics_clientapp[number] = scored
@@ -186,10 +202,27 @@ class MetaStrategy(Strategy):
                 scores = self.evaluation.wait_for(self._grid, scores, self.outer.leaves, wanted, server_round)
                 if server_round == self.config.rounds:
                     scores = self.evaluation.grown(self._grid, scores, self.outer.leaves, server_round)
-            if told := self.evaluation.take(server_round, scores):
-                self._messages.round.record["validation"], scored = told
-                self.events.tell(scored)
-                metrics = MetricRecord({f"{scored.metric}-before": scored.before, f"{scored.metric}-after": scored.after})
+            metrics = self._take_in_scores(server_round, scores, self.outer.leaves)
+        self._close_round()
+        return metrics
+
+    def _take_in_scores(self, number: int, scores: Scores, model: Params) -> MetricRecord | None:
+        """Take in the scores of the validation tasks by `model`, that of round `number`."""
+        if (told := self.evaluation.take(number, scores)) is None:
+            return None
+        self._messages.round.record["validation"], scored = told
+        self.scored = number, model
+        self.events.tell(scored)
+        return MetricRecord({f"{scored.metric}-before": scored.before, f"{scored.metric}-after": scored.after})
+
+    def _take_scores(self, training: AsynchronousTraining) -> MetricRecord | None:
+        """Take in scores that came in while training went on, and close the round's line of the history."""
+        metrics = None
+        if (found := training.scored()) is not None:
+            number, model, scores = found
+            metrics = self._take_in_scores(number, scores, model)
+            if metrics is not None and number != self._messages.round.record["round"]:
+                self._messages.round.record["validation"]["round"] = number
         self._close_round()
         return metrics
 
@@ -293,6 +326,7 @@ class MetaStrategy(Strategy):
             "nodes": {**nodes, "late": {f"node {node_id}": number for node_id, number in sorted(late.items())}},
             "bytes": {"up": this.bytes_up, "down": this.bytes_down},
             "seconds": round(time.monotonic() - this.started, 4),
+            **({"virtual_hours": round(self._clock.now() / 3600, 6)} if self._clock.virtual else {}),
             "failures": this.failures,
         }
         if joined := self.joining.news():

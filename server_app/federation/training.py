@@ -1,7 +1,6 @@
 """A round of training: ask the nodes of its tasks, read their replies, combine them, and take one outer step."""
 
 import math
-import time
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -21,6 +20,7 @@ from quickbloom.server_app.federation.privacy import TaskPrivacy
 from quickbloom.server_app.federation.reply_checks import OF_CLIPPED, ROUNDING, check_update, decoded, most_weight
 from quickbloom.server_app.federation.sampling import Sampling
 from quickbloom.server_app.federation.secure_sum import SecureSum, check_totals
+from quickbloom.server_app.messaging.clock import clock_of
 from quickbloom.server_app.messaging.exchange import Exchange, TooFewError
 from quickbloom.server_app.messaging.population import Population
 
@@ -57,8 +57,12 @@ class Training:
         self.sampling = Sampling(config, population, privacy)
         self.client_losses: list[float] = []
 
+    def check(self, first_round: int) -> None:
+        """Raise ConfigError for settings with which some round from `first_round` on cannot work."""
+        self.sampling.check(first_round)
+
     def objection(self, population: Population, first_round: int) -> str:
-        """Return why training could not go on from `first_round` with such a population, to which nodes joined; "" if it can."""
+        """Return why training could not go on from `first_round` with a population that nodes joined; "" if it can."""
         return self.sampling.objection(population, first_round)
 
     def round(self, grid: Grid, number: int, timeout: float | None, ask: Callable[[], list[Message]]) -> MetricRecord | None:
@@ -66,9 +70,7 @@ class Training:
         self._messages.begin()
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                if self._config.secure_aggregation:
-                    return self._train_securely(grid, number, timeout)
-                return self.take_in(number, self._send(grid, ask, timeout))
+                return self._attempt(grid, number, timeout, ask)
             except TooFewError as few:
                 if self._config.on_too_few == "skip":
                     self._events.warn(f"Round {number} is skipped, the model stays as it is: {few}")
@@ -82,6 +84,11 @@ class Training:
                     raise RunError(f"round {number}: {few}") from None
                 self._events.warn(f"Round {number} is repeated: {few}")
         raise AssertionError("the last attempt returns or raises")
+
+    def _attempt(self, grid: Grid, number: int, timeout: float | None, ask: Callable[[], list[Message]]) -> MetricRecord:
+        if self._config.secure_aggregation:
+            return self._train_securely(grid, number, timeout)
+        return self.take_in(number, self._send(grid, ask, timeout))
 
     def _send(self, grid: Grid, ask: Callable[[], list[Message]], timeout: float | None) -> Iterable[Message]:
         # By itself, so that nothing holds the messages while their replies come.
@@ -128,11 +135,12 @@ class Training:
 
     def _tasks_with_hosts(self, grid: Grid, number: int) -> list[str]:
         """Return the tasks of a round. If those who are there cannot be enough, wait for more, up to `node-deadline` s."""
-        started = time.monotonic()
+        clock = clock_of(grid)
+        started = clock.now()
         self._messages.nodes.refresh(grid)  # before the draw, so that tasks of nodes that join can be in it
         tasks = self.sampling.of_round(number)
-        while self._lack_hosts(tasks) and time.monotonic() - started <= self._config.node_deadline:
-            time.sleep(min(0.5, self._config.node_deadline))
+        while self._lack_hosts(tasks) and clock.now() - started <= self._config.node_deadline:
+            clock.sleep(min(0.5, self._config.node_deadline))
             self._messages.nodes.refresh(grid)
             if not self._privacy:  # whose sample is drawn once
                 tasks = self.sampling.of_round(number)
@@ -152,30 +160,36 @@ class Training:
     def take_in(self, number: int, replies: Iterable[Message]) -> MetricRecord:
         """Name and drop what is of no use, average the rest over tasks, take the outer step. Raises TooFewError."""
         reference = self._outer.leaves
-        # A mean of clipped meta-gradients is no longer than one of them: who sends more has not clipped.
-        largest = self._privacy.clip if self._privacy else self._config.max_update_norm
-        rounding = OF_CLIPPED if self._privacy else ROUNDING
         usable: list[TrainReply] = []
         # Where the mean is all that is wanted of the replies, none is kept beside it.
         mean = RunningMean(reference) if self._config.aggregate == "mean" and not self._privacy else None
 
-        def opened(records: RecordDict, task_ids: list[str]) -> TrainReply:
-            reply = decoded(TrainReply.from_records(records, len(task_ids), take=True), self._config.update_dtype, reference)
-            announced = [self._population.tasks[task_id] for task_id in task_ids]
-            most = most_weight(self._algorithm, announced, reply.losses, alike=self._privacy is not None)
-            check_update(reply, reference, most, largest, rounding=rounding)
-            return reply
-
         def read(_: int, reply: TrainReply, task_ids: list[str]) -> None:
             usable.append(mean.add(reply) if mean else reply)
-            if dropped := [task for task, loss in zip(task_ids, reply.losses, strict=True) if not math.isfinite(loss)]:
-                self._messages.fail(f"task {dropped[0]}", f"its numbers are not finite (and {len(dropped) - 1} more tasks)")
+            self._name_dropped(reply, task_ids)
 
-        self._messages.receive(replies, read, opened=opened, enough=self.sampling.enough_tasks)
+        self._messages.receive(replies, read, opened=self._opened, enough=self.sampling.enough_tasks)
         losses = [loss for reply in usable for loss in reply.losses if math.isfinite(loss)]
         self.client_losses = losses
         loss = float(np.mean(losses)) if losses else math.nan
         return self._step(number, self._combine(usable, len(losses), reference, mean), loss, len(losses))
+
+    def _opened(self, records: RecordDict, task_ids: list[str]) -> TrainReply:
+        """Return the checked reply for these tasks. Raises WireError."""
+        reference = self._outer.leaves
+        # A mean of clipped meta-gradients is no longer than one of them: who sends more has not clipped.
+        largest = self._privacy.clip if self._privacy else self._config.max_update_norm
+        rounding = OF_CLIPPED if self._privacy else ROUNDING
+        reply = decoded(TrainReply.from_records(records, len(task_ids), take=True), self._config.update_dtype, reference)
+        announced = [self._population.tasks[task_id] for task_id in task_ids]
+        most = most_weight(self._algorithm, announced, reply.losses, alike=self._privacy is not None)
+        check_update(reply, reference, most, largest, rounding=rounding)
+        return reply
+
+    def _name_dropped(self, reply: TrainReply, task_ids: list[str]) -> None:
+        """Name the tasks that did not contribute to a reply."""
+        if dropped := [task for task, loss in zip(task_ids, reply.losses, strict=True) if not math.isfinite(loss)]:
+            self._messages.fail(f"task {dropped[0]}", f"its numbers are not finite (and {len(dropped) - 1} more tasks)")
 
     def _step(self, number: int, gradient: Params, loss: float, tasks: int) -> MetricRecord:
         """The outer step with the meta-gradient of so many tasks, whose mean loss is `loss`."""

@@ -18,10 +18,11 @@ from quickbloom.common.flower import names
 from quickbloom.common.wire.messages import TRAIN, WireError, payload_bytes
 from quickbloom.common.wire.roll_call import tell_agreed
 from quickbloom.server_app.events.channel import Events
+from quickbloom.server_app.messaging.clock import REAL, Clock
 from quickbloom.server_app.messaging.failures import UNFINISHED, failure
 from quickbloom.server_app.messaging.joining import Joining
 from quickbloom.server_app.messaging.node_status import Reachability
-from quickbloom.server_app.messaging.polling_grid import PollingGrid, are_large
+from quickbloom.server_app.messaging.polling_grid import GridWithReplies, PollingGrid, are_large
 from quickbloom.server_app.messaging.population import Population
 
 
@@ -50,12 +51,12 @@ class Exchange:
     `nodes`: who can be asked; `joining`: who joins; `round`: state of the current round; `sent`: open messages.
     """
 
-    def __init__(self, config: RunConfig, population: Population, events: Events | None = None) -> None:
+    def __init__(self, config: RunConfig, population: Population, events: Events | None = None, clock: Clock = REAL) -> None:
         self._config = config
         self._events = events or Events()
         self._population = population
         self.joining = Joining(population, config, self._events)
-        self.nodes = Reachability(population, config.node_deadline, self._events.warn, self.joining)
+        self.nodes = Reachability(population, config.node_deadline, self._events.warn, self.joining, clock)
         self.round = Round()
         self.sent: list[Metadata] = []
         self._in_order = False
@@ -79,24 +80,29 @@ class Exchange:
         self.sent, self.asked, self._in_order = [], dict(by_node), False
         messages = []
         for node_id, part in by_node.items():
-            records = request(node_id, part)
-            tell_agreed(records, self._population.schema_for(node_id), self._population.scales)
-            message = Message(records, node_id, kind, group_id=str(number))
-            self.round.asked += 1
-            self.round.bytes_down += payload_bytes(message.content)
+            message = self.message(node_id, part, kind, number, request)
             self.sent.append(message.metadata)
             messages.append(message)
         return messages
+
+    def message(self, node_id: int, part: list[str], kind: str, number: int, request: "Request") -> Message:
+        """Return a message to one node, which counts as sent."""
+        records = request(node_id, part)
+        tell_agreed(records, self._population.schema_for(node_id), self._population.scales)
+        message = Message(records, node_id, kind, group_id=str(number))
+        self.round.asked += 1
+        self.round.bytes_down += payload_bytes(message.content)
+        return message
 
     def send(self, grid: Grid, messages: list[Message], timeout: float | None, enough: int | None) -> Iterable[Message]:
         """Send, and yield the replies as they arrive. Stop waiting once the answered tasks number `enough`.
 
         Meanwhile nodes that have come since are called, so that they can take part in the next round.
         """
-        if not isinstance(grid, PollingGrid):
+        if not isinstance(grid, GridWithReplies):
             return grid.send_and_receive(messages, timeout=timeout)
         if enough is None:
-            self._in_order = are_large(messages)
+            self._in_order = isinstance(grid, PollingGrid) and are_large(messages)
             return self._greeting(grid, grid.replies(messages, timeout))
         answered, all_sent = 0, self.sent
         nodes: dict[str, int] = {}
@@ -148,17 +154,30 @@ class Exchange:
                     turn = max(turn, place)
             del reply  # before the next reply arrives
             while turn in came:
-                self._take(sent[turn], came.pop(turn), read)
+                self._take(sent[turn], self.asked[sent[turn].dst_node_id], came.pop(turn), read)
                 turn += 1
         for place in range(turn, len(sent)):
             if place in came:
-                self._take(sent[place], came.pop(place), read)
+                self._take(sent[place], self.asked[sent[place].dst_node_id], came.pop(place), read)
             else:
                 missing.append(sent[place])
         for metadata in missing:
             self._miss(metadata, spare=enough is not None and good >= enough)
 
-    def _take(self, sent: Metadata, reply: "_Came", read: "Read") -> None:
+    def receive_one(
+        self, sent: Metadata, task_ids: list[str], reply: Message, read: "Read", *, opened: "Opened | None" = None
+    ) -> None:
+        """Hand the reply to one message about these tasks to `read`, or name what is wrong with it, as `receive` does."""
+        if not reply.has_error() and reply.metadata.src_node_id != sent.dst_node_id:
+            self.fail(f"node {sent.dst_node_id}", "another node answered in its place")
+            return
+        self._take(sent, task_ids, _look_at(reply, task_ids, opened), read)
+
+    def miss(self, sent: Metadata) -> None:
+        """Name a node that did not reply within `round-deadline`; it owes an answer."""
+        self._miss(sent, spare=False)
+
+    def _take(self, sent: Metadata, task_ids: list[str], reply: "_Came", read: "Read") -> None:
         """Hand a reply on, or name what is wrong with it."""
         node_id = sent.dst_node_id
         if reply.failure is not None:
@@ -176,7 +195,7 @@ class Exchange:
         try:
             if reply.trouble:
                 raise WireError(reply.trouble)
-            read(node_id, reply.content, self.asked[node_id])
+            read(node_id, reply.content, task_ids)
             if sent.message_type == TRAIN:
                 self.round.trained.add(node_id)
         except WireError as error:

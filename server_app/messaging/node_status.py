@@ -23,6 +23,7 @@ from quickbloom.common.wire.messages import WireError
 from quickbloom.common.wire.roll_call import CONSTANTS, ROLL_CALL, ConstantsReply, RollCallReply, roll_call_request, tell_agreed
 from quickbloom.server_app.events.channel import Warn, warn_in_log
 from quickbloom.server_app.messaging.admission import other_constants
+from quickbloom.server_app.messaging.clock import REAL, Clock
 from quickbloom.server_app.messaging.failures import SILENT, failure, is_gone
 from quickbloom.server_app.messaging.joining import Joining
 from quickbloom.server_app.messaging.population import Population
@@ -41,8 +42,14 @@ class Reachability:
     """
 
     def __init__(
-        self, population: Population, patience: float, warn: Warn = warn_in_log, joining: Joining | None = None
+        self,
+        population: Population,
+        patience: float,
+        warn: Warn = warn_in_log,
+        joining: Joining | None = None,
+        clock: Clock = REAL,
     ) -> None:
+        self._clock = clock
         self._population = population
         self._joining = joining or Joining(population, RunConfig(join=False))
         self._patience = patience
@@ -81,7 +88,7 @@ class Reachability:
 
     def owes(self, sent: Metadata) -> None:
         """Note that the reply to this message was not waited for, or did not arrive in time."""
-        self._owed[sent.message_id] = sent.dst_node_id, time.monotonic()
+        self._owed[sent.message_id] = sent.dst_node_id, self._clock.now()
         self._away.add(sent.dst_node_id)
 
     def lost(self, node_id: int) -> None:
@@ -116,7 +123,7 @@ class Reachability:
             if node_id is not None and not reply.has_error():
                 self.late[node_id] += 1
                 self._back(node_id)
-        self._owed = _recent(self._owed, _FORGET)
+        self._owed = self._recent(self._owed, _FORGET)
 
     def _collect_answers(self, grid: Grid) -> None:
         for reply in grid.pull_messages(list(self._called)) if self._called else []:
@@ -125,7 +132,7 @@ class Reachability:
                 continue
             if reason := failure(reply) or self._take_answer(node_id, reply.content):
                 self._refuse(node_id, reason)
-        self._called = _recent(self._called, self._patience)
+        self._called = self._recent(self._called, self._patience)
 
     def _take_answer(self, node_id: int, records: RecordDict) -> str:
         """Take in an answer to the roll call, or to the question that follows it. Returns why it cannot be used, or ""."""
@@ -162,8 +169,8 @@ class Reachability:
         homes = self._population.homes
         for task_id in task_ids:
             if (home := homes[task_id]) != node_id and self.can_be_asked(home):
-                since = self._waits.setdefault(node_id, time.monotonic())
-                if time.monotonic() - since > self._patience:
+                since = self._waits.setdefault(node_id, self._clock.now())
+                if self._clock.now() - since > self._patience:
                     self._warn(f"Node {node_id} waits until node {home} is away: {self._joining.twice(task_id)}")
                 return True
         self._waits.pop(node_id, None)
@@ -171,11 +178,11 @@ class Reachability:
 
     def greet(self, grid: Grid) -> None:
         """Call nodes that are unknown, at most once a second: for the time in which others work. Never waits."""
-        if time.monotonic() - self._looked >= _PAUSE:
+        if self._clock.now() - self._looked >= _PAUSE:
             self._call(grid, set(grid.get_node_ids()) - self._known)
 
     def _call(self, grid: Grid, connected: Iterable[int]) -> None:
-        self._looked = time.monotonic()
+        self._looked = self._clock.now()
         hosts = set(self._population.homes.values())
         called = {node_id for node_id, _ in self._called.values()} | self._waiting.keys()
         wanted = [
@@ -189,7 +196,7 @@ class Reachability:
         messages = [self._question(node_id) for node_id in wanted]
         for message_id, node_id in zip(grid.push_messages(messages), wanted, strict=False):
             if message_id:
-                self._called[message_id] = node_id, time.monotonic()
+                self._called[message_id] = node_id, self._clock.now()
 
     def _question(self, node_id: int) -> Message:
         """Return the roll call for a node, or what is still to be asked of one that answered it."""
@@ -213,7 +220,6 @@ class Reachability:
         self._known.add(node_id)
         self._away.discard(node_id)
 
-
-def _recent(messages: dict[str, tuple[int, float]], seconds: float) -> dict[str, tuple[int, float]]:
-    now = time.monotonic()
-    return {message_id: (node_id, sent) for message_id, (node_id, sent) in messages.items() if now - sent < seconds}
+    def _recent(self, messages: dict[str, tuple[int, float]], seconds: float) -> dict[str, tuple[int, float]]:
+        now = self._clock.now()
+        return {message_id: (node_id, sent) for message_id, (node_id, sent) in messages.items() if now - sent < seconds}

@@ -10,9 +10,9 @@ without that a round of 0.3 s takes a twentieth longer.
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -36,6 +36,29 @@ LARGE = 2**23
 """Bytes from which a reply, assumed as large as its request, is handled before the next one is fetched."""
 
 
+@runtime_checkable
+class GridWithReplies(Protocol):
+    """A grid that hands replies on as they arrive."""
+
+    def replies(
+        self, messages: Iterable[Message], timeout: float | None = None, enough: Callable[[Message], bool] | None = None
+    ) -> Iterator[Message]:
+        """Send, then yield every reply that arrives in time, until `enough` of one of them is True."""
+
+    def arrivals(self, message_ids: Sequence[str], timeout: float) -> list[Message]:
+        """Return replies to messages that were pushed before, as soon as there is one; [] after `timeout` seconds."""
+
+
+def arrivals(grid: Grid, message_ids: Sequence[str], timeout: float) -> list[Message]:
+    """As `GridWithReplies.arrivals`, for any grid."""
+    if isinstance(grid, GridWithReplies):
+        return grid.arrivals(message_ids, timeout)
+    deadline = time.monotonic() + timeout
+    while not (found := list(grid.pull_messages(message_ids))) and time.monotonic() < deadline:
+        time.sleep(min(_SHORTEST, timeout))
+    return found
+
+
 class PollingGrid(Grid):
     """Delegates everything to another grid but the waiting in `send_and_receive`.
 
@@ -47,9 +70,11 @@ class PollingGrid(Grid):
     def __init__(self, grid: Grid, settings: Mapping[str, Scalar] | None = None, *, packs: bool = False) -> None:
         limit_uploads(grid)
         self._grid = grid
+        self.stays_here = hands_over(grid)
         self._settings = dict(settings or {})
         self._packs = packs
         self._stored = told_of_replies(grid)
+        self._large = False
         self._took: dict[str, float] = {}
         """Seconds until all, or enough, replies to the last messages of a type had arrived."""
         self._look = float("inf")
@@ -73,6 +98,8 @@ class PollingGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Push messages through the other grid. Afterwards they hold the contents that were sent."""
         listed = list(messages)
+        if listed:
+            self._large = self._large or are_large(listed)
         for message in listed:
             if not packing.is_packed(message.content):
                 tell_settings(message.content, self._settings)
@@ -122,6 +149,25 @@ class PollingGrid(Grid):
         waiting = [message_id for message_id in self.push_messages(listed) if message_id]
         kind = listed[0].metadata.message_type if listed else ""
         return self._wait(waiting, kind, started, timeout, enough, large=large)
+
+    def arrivals(self, message_ids: Sequence[str], timeout: float) -> list[Message]:
+        """Return replies to messages that were pushed before, as soon as there is one; [] after `timeout` seconds.
+
+        Large replies are returned one by one.
+        """
+        started = time.monotonic()
+        while True:
+            looked = time.monotonic()
+            with awaited_until(looked + GRACE):
+                found = self._first(message_ids) if self._large else self.pull_messages(message_ids)
+            now = time.monotonic()
+            if found or now - started >= timeout:
+                return found
+            wait = max(_SHORTEST, min((now - started) / 10, 4 * (now - looked), _LONGEST))
+            self._rest(max(0.0, min(wait, timeout - (now - started))), now - looked)
+
+    def _first(self, message_ids: Sequence[str]) -> list[Message]:
+        return next((found for one in message_ids if (found := self.pull_messages([one]))), [])
 
     def _wait(
         self,

@@ -6,7 +6,7 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from quickbloom.common.errors import DataError
-from quickbloom.common.maths.params import mismatch
+from quickbloom.common.maths.params import Params, mismatch
 from quickbloom.common.personal import facts
 from quickbloom.server_app.events.channel import Warn
 from quickbloom.server_app.federation.best import BestSoFar
@@ -30,16 +30,16 @@ class BestModel:
     def score_initial(self, grid: Grid) -> None:
         """Score the model before the first round."""
         self._strategy.score_initial(grid)
-        self.take(0)
+        self.take(0, self._strategy.outer.leaves)
 
-    def take(self, server_round: int) -> None:
-        """Write the model if the last scores of the validation tasks, after this round, are the best so far."""
+    def take(self, server_round: int, meta: Params) -> None:
+        """Write `meta`, the model after this round, if the last scores of the validation tasks are its and the best so far."""
         strategy = self._strategy
         if not self._best.take(server_round, strategy.evaluation.last):
             return
         tensors, said = resume.score_tensors(self._best.scores)
         lr, steps = strategy.chosen_rate()
-        model = {f"meta/{name}": value for name, value in strategy.outer.leaves.items()}
+        model = {f"meta/{name}": value for name, value in meta.items()}
         self._writer.write_best(server_round, model | tensors, {**said, "adapt": {"lr": lr, "steps": steps}})
 
     def restore(self, checkpoint: Checkpoint) -> None:

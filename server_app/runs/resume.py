@@ -166,8 +166,10 @@ def counts(strategy: MetaStrategy, seconds: Mapping[str, float], resumed: int) -
     `seconds`: "total" and "cpu", without pauses.
     """
     population = strategy.population
+    asynchronous = {"asynchronous": strategy.asynchronous.state()} if strategy.asynchronous else {}
     return {
         "so-far": {
+            **asynchronous,
             "bytes": dict(strategy.bytes),
             "failures": strategy.failures,
             "late": strategy.late,
@@ -198,6 +200,8 @@ def restore_counts(checkpoint: Checkpoint, strategy: MetaStrategy) -> None:
     strategy.late = int(so_far["late"])
     strategy.joining.count = int(so_far.get("joined", 0))
     strategy.evaluation.best = so_far["best"]
+    if strategy.asynchronous:
+        strategy.asynchronous.restore(so_far.get("asynchronous"))
     if strategy.privacy and strategy.config.privacy.clip_quantile:
         clip = so_far["clip"]
         if not isinstance(clip, float) or not LEAST_CLIP <= clip <= MOST_CLIP:

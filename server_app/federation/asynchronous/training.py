@@ -1,0 +1,295 @@
+"""Asynchronous training: an outer step whenever enough tasks have contributed, and new work for every node that comes free.
+
+FedBuff: Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek, Huba 2022, "Federated Learning with Buffered Asynchronous
+Aggregation", Algorithm 1. A node computes its meta-gradient at the newest model theta_t when it comes free. When its
+reply arrives, the model may be theta_(t + s): s is its staleness, and the reply counts (1 + s) ** -a times, so that one
+outer step is along
+
+    1 / W * sum_i (1 + s_i) ** -a * w_i * g_i,   W = sum_i w_i over the replies of a buffer.
+
+The staleness shortens the step, and is not divided out, as in the paper.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+
+from quickbloom.common.algorithms import Algorithm
+from quickbloom.common.config.run import RunConfig
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.maths.params import Params
+from quickbloom.common.wire.messages import EVALUATE, TRAIN, TrainReply, to_arrays
+from quickbloom.server_app.events.channel import Events
+from quickbloom.server_app.federation.aggregation import too_few
+from quickbloom.server_app.federation.asynchronous.buffer import Buffer
+from quickbloom.server_app.federation.asynchronous.turns import Turns
+from quickbloom.server_app.federation.evaluation import Evaluation, Rows
+from quickbloom.server_app.federation.outer import OuterOptimizer
+from quickbloom.server_app.federation.scores import Scores
+from quickbloom.server_app.federation.training import Training
+from quickbloom.server_app.messaging.clock import clock_of
+from quickbloom.server_app.messaging.exchange import Exchange
+from quickbloom.server_app.messaging.in_flight import InFlight, Sent
+from quickbloom.server_app.messaging.population import Population
+
+_USELESS = 5
+"""Buffers of tasks that may be answered without any use before a step is given up."""
+
+
+class AsynchronousTraining(Training):
+    """The training tasks of one run in mode "async": a round of it is one outer step.
+
+    `contributed`: how often each task has contributed to a step.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        population: Population,
+        algorithm: Algorithm,
+        outer: OuterOptimizer,
+        messages: Exchange,
+        events: Events,
+        evaluation: Evaluation,
+        lineage: str = "",
+    ) -> None:
+        super().__init__(config, population, algorithm, outer, messages, events, lineage)
+        self._evaluation = evaluation
+        self.turns = Turns(self.sampling, config.async_fairness)
+        self.contributed: Counter[str] = Counter()
+        self.dropped = 0
+        self.steps_by_staleness: Counter[int] = Counter()
+        self._flight: InFlight | None = None
+        self._looked = -math.inf
+        self._scoring: _Scoring | None = None
+        self._scored: _Scoring | None = None
+
+    @property
+    def concurrency(self) -> int:
+        """Tasks that are kept at work."""
+        return self._config.async_concurrency or self.sampling.number_of_tasks
+
+    @property
+    def buffer(self) -> int:
+        """Tasks that contribute to one step."""
+        return self._config.async_buffer or self.sampling.number_of_tasks
+
+    def check(self, first_round: int) -> None:
+        """Raise ConfigError for a buffer that cannot be filled."""
+        if reason := self.objection(self._population, first_round):
+            raise ConfigError(reason)
+
+    def objection(self, population: Population, first_round: int) -> str:
+        nodes = len({population.homes[task] for task in population.splits["train"]})
+        reason = too_few(self._config.aggregate, self._config.malicious, min(nodes, self.buffer))
+        return reason and (
+            f'`aggregate = "{self._config.aggregate}"` cannot work with `async-buffer` {self.buffer} and the '
+            f"{nodes} nodes that train, since every node is one vote: {reason}"
+        )
+
+    # ---- one outer step
+
+    def _attempt(self, grid: Grid, number: int, timeout: float | None, ask: Callable[[], list[Message]]) -> MetricRecord:
+        flight = self._flight = self._flight or InFlight(grid, self._config.round_deadline)
+        buffer = Buffer(self._outer.leaves, self._config)
+        quiet_since: float | None = None
+        clock = clock_of(grid)
+        while not buffer.is_full(self.buffer):
+            if (arrived := flight.next()) is not None:
+                quiet_since = None
+                self._take(number, *arrived, buffer)
+                continue
+            self._expire(flight)
+            self._give_work(grid, flight, number - 1)
+            if flight.sent:
+                quiet_since = None
+            elif quiet_since is None:
+                quiet_since = clock.now()
+            elif clock.now() - quiet_since > self._config.node_deadline:
+                raise self._messages.too_few("no node with a training task can be asked")
+            if buffer.useless > _USELESS * self.buffer:
+                raise self._messages.too_few("no node sent a usable reply")
+            flight.wait(self._seconds_to_wait(clock.virtual))
+        self._messages.round.record = {}
+        gradient = buffer.result()
+        loss = float(np.mean(buffer.losses)) if buffer.losses else math.nan
+        self.client_losses = buffer.losses
+        metrics = self._step(number, gradient, loss, len(buffer.losses))
+        self._record(flight, buffer)
+        self._begin_scoring(number)
+        return metrics
+
+    def _take(self, number: int, sent: Sent, reply: Message, buffer: "Buffer") -> None:
+        """Read one reply that has arrived before step `number`."""
+        if sent.metadata.message_type == EVALUATE:
+            if self._scoring is not None and sent.version == self._scoring.version:
+                self._messages.receive_one(sent.metadata, sent.task_ids, reply, self._scoring.rows.read)
+                self._scoring.waiting.pop(sent.node_id, None)
+            return
+        staleness = number - 1 - sent.version
+        if staleness > self._config.async_max_staleness:
+            # Not even read: it may be as large as the model, and nothing of it counts.
+            self.dropped += len(sent.task_ids)
+            buffer.dropped += len(sent.task_ids)
+            self._messages.round.answered += 0 if reply.has_error() else 1
+            return
+        before = buffer.tasks
+
+        def read(node_id: int, answer: TrainReply, task_ids: list[str]) -> None:
+            self.contributed.update(t for t, loss in zip(task_ids, answer.losses, strict=True) if math.isfinite(loss))
+            buffer.add(node_id, answer, staleness, self._config.async_staleness)
+            self._name_dropped(answer, task_ids)
+
+        self._messages.receive_one(sent.metadata, sent.task_ids, reply, read, opened=self._opened)
+        buffer.useless += len(sent.task_ids) - (buffer.tasks - before)
+
+    def _expire(self, flight: InFlight) -> None:
+        for sent in flight.expired():
+            self._messages.miss(sent.metadata)
+            if self._scoring is not None and sent.metadata.message_type == EVALUATE:
+                self._scoring.waiting.pop(sent.node_id, None)
+
+    # ---- who works
+
+    def _give_work(self, grid: Grid, flight: InFlight, version: int) -> None:
+        """Give every node that is free and whose turn it is the newest model, which is theta_`version`."""
+        clock, nodes = clock_of(grid), self._messages.nodes
+        if clock.virtual or clock.now() - self._looked >= _LOOK:
+            self._looked = clock.now()
+            nodes.refresh(grid)
+        self._score_on_free_nodes(flight)
+        busy = flight.nodes
+        homes = self._population.homes
+        working = [sent for sent in flight.sent if sent.metadata.message_type == TRAIN and nodes.may_be_there(sent.node_id)]
+        at_work = {task for sent in flight.sent if sent.metadata.message_type == TRAIN for task in sent.task_ids}
+        slots = self.concurrency - sum(len(sent.task_ids) for sent in working)
+        if slots <= 0:
+            return
+        present = [task for task in self._population.splits["train"] if nodes.may_be_there(homes[task])]
+        chosen = self.turns.take(
+            slots, present, at_work, lambda task: nodes.can_be_asked(homes[task]) and homes[task] not in busy
+        )
+        by_node: dict[int, list[tuple[int, str]]] = {}
+        for turn in chosen:
+            by_node.setdefault(homes[turn[1]], []).append(turn)
+        arrays = to_arrays(self._outer.leaves) if by_node else None
+        messages, sent = [], {}
+        for node_id, turns in by_node.items():
+            # Later than all turns that these tasks had before, so that no draw of theirs comes twice.
+            number, task_ids = max(turn for turn, _ in turns), [task for _, task in turns]
+            compute = self._request(number)
+            assert arrays is not None
+
+            def request(_: int, part: list[str], compute: Any = compute, arrays: ArrayRecord = arrays) -> Any:
+                return compute(part).to_records(arrays)
+
+            message = self._messages.message(node_id, task_ids, TRAIN, number, request)
+            messages.append(message)
+            sent[node_id] = Sent(message.metadata, task_ids, version, turns)
+        if messages:
+            flight.send(messages, sent)
+
+    def _seconds_to_wait(self, virtual: bool) -> float:
+        return _VIRTUAL_LOOK if virtual else _LOOK
+
+    # ---- scores, while training goes on
+
+    def _begin_scoring(self, number: int) -> None:
+        """Let the validation tasks be scored by the model of step `number` where that is due, by nodes as they come free."""
+        self._finish_scoring()
+        if number == self._config.rounds or not self._evaluation.due(number) or self._scoring is not None:
+            return
+        hosts = self._messages.hosts(self._population.splits["validation"])
+        if hosts:
+            evaluation = self._evaluation
+            rows = Rows(self._population.spec, evaluation.metric, evaluation.lrs, evaluation.steps)
+            self._scoring = _Scoring(number, {k: v.clone() for k, v in self._outer.leaves.items()}, rows, dict(hosts))
+            self._scoring.arrays = to_arrays(self._scoring.model)
+
+    def _score_on_free_nodes(self, flight: InFlight) -> None:
+        scoring = self._scoring
+        if scoring is None or scoring.arrays is None:
+            return
+        busy = flight.nodes
+        request = self._evaluation.request(scoring.arrays, self._evaluation.lrs, scoring.version)
+        messages, sent = [], {}
+        for node_id, task_ids in scoring.waiting.items():
+            if node_id in scoring.asked or node_id in busy or not self._messages.nodes.can_be_asked(node_id):
+                continue
+            message = self._messages.message(node_id, task_ids, EVALUATE, scoring.version, request)
+            messages.append(message)
+            sent[node_id] = Sent(message.metadata, task_ids, scoring.version)
+        if messages:
+            scoring.asked |= sent.keys()
+            flight.send(messages, sent)
+            flight.wait(0.0)  # where nodes answer at once, they are free for the work that they would have without this
+
+    def _finish_scoring(self) -> None:
+        """Close the scoring that is under way if every node has answered, or is away."""
+        scoring = self._scoring
+        if scoring is None:
+            return
+        nodes = self._messages.nodes
+        if any(node_id in scoring.asked or nodes.can_be_asked(node_id) for node_id in scoring.waiting):
+            return
+        self._scored, self._scoring = scoring, None
+
+    def scored(self) -> tuple[int, Params, Scores] | None:
+        """Return (step, the model after it, its scores of the validation tasks) if they have become known, once."""
+        done, self._scored = self._scored, None
+        return (done.version, done.model, done.rows.scores()) if done else None
+
+    # ---- what is told and kept
+
+    def _record(self, flight: InFlight, buffer: "Buffer") -> None:
+        self.steps_by_staleness.update(buffer.staleness)
+        self._messages.round.record["async"] = {
+            "staleness": {str(s): number for s, number in sorted(buffer.staleness.items())},
+            "dropped": buffer.dropped,
+            "turn": self.turns.last,
+            "at-work": sum(len(sent.task_ids) for sent in flight.sent if sent.metadata.message_type == TRAIN),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return what a continued run needs, as JSON: what is under way is asked for again then."""
+        under_way = [turn for sent in (self._flight.sent if self._flight else []) for turn in sent.turns]
+        staleness = {str(s): number for s, number in self.steps_by_staleness.items()}
+        counts = {"contributed": dict(self.contributed), "dropped": self.dropped, "staleness": staleness}
+        return {**self.turns.state(under_way), **counts}
+
+    def restore(self, state: Any) -> None:
+        """Go on from a `state`. Raises ConfigError if it is none."""
+        self.turns.restore(state)
+        try:
+            self.contributed = Counter({str(task): int(number) for task, number in state["contributed"].items()})
+            self.dropped = int(state["dropped"])
+            self.steps_by_staleness = Counter({int(s): int(number) for s, number in state["staleness"].items()})
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise ConfigError(
+                "`resume-from` names a checkpoint of asynchronous training without its counts: start anew"
+            ) from None
+
+
+_LOOK, _VIRTUAL_LOOK = 1.0, 60.0
+"""Seconds between two looks at who is there, by a real clock and by a virtual one."""
+
+
+@dataclass
+class _Scoring:
+    """Scores of the validation tasks by the model of one step, while training goes on.
+
+    `waiting`: the tasks of the nodes that have not answered; `asked`: nodes that were asked.
+    """
+
+    version: int
+    model: Params
+    rows: Rows
+    waiting: dict[int, list[str]]
+    asked: set[int] = field(default_factory=set)
+    arrays: ArrayRecord | None = None
