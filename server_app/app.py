@@ -122,7 +122,9 @@ class _Run:
         """From the roll call to the summary."""
         if self.checkpoint is None:
             self._begin([])
-        population = call_roll(grid, self.config, self._schema(), self.events, partial(constants_of, self.config))
+        before = resume.tasks_before(self.checkpoint) if self.checkpoint else None
+        constants = partial(constants_of, self.config)
+        population = call_roll(grid, self.config, self._schema(), self.events, constants, before)
         if self.checkpoint is None:
             self._agree(grid, population)
         self._count_earlier_noise()
@@ -135,7 +137,7 @@ class _Run:
         origin = resume.origin_of(self.checkpoint, self.config)
         if self.checkpoint is not None:
             facts.check_constants(self.checkpoint.facts, algorithm.learner.digest, "the run to go on from")
-            self._take_up(self.checkpoint, population, outer, on_nodes=bool(algorithm.fresh()))
+            self._take_up(self.checkpoint, outer, on_nodes=bool(algorithm.fresh()))
         writer = self._writer(grid, population, origin, algorithm.learner.digest)
         keeper = _Keeper(self, outer, origin, writer)
         keeper.grid = grid
@@ -187,10 +189,10 @@ class _Run:
             ledger.take_over(Ledger(resume.run_of(Path(self.config.resume_from)) / LEDGER))
             ledger.at_least(resume.noisy_steps(self.checkpoint))
 
-    def _take_up(self, checkpoint: Checkpoint, population: Population, outer: OuterOptimizer, *, on_nodes: bool) -> None:
+    def _take_up(self, checkpoint: Checkpoint, outer: OuterOptimizer, *, on_nodes: bool) -> None:
         """Go on where `checkpoint` was written. `on_nodes`: tasks have a state there."""
         # Only now is it known that the run can go on: until here nothing of it was touched.
-        resume.restore_model(checkpoint, population, outer)
+        resume.restore_model(checkpoint, outer)
         self.clock.add(checkpoint.facts["so-far"]["seconds"])
         source = Path(self.config.resume_from)
         before = resume.events_before(checkpoint, source)

@@ -153,6 +153,7 @@ def _facts(strategy: MetaStrategy) -> dict[str, Any]:
         "bytes": strategy.bytes,
         "privacy": strategy.privacy.record() if strategy.privacy else None,
         "failures": strategy.failures,
+        "joined": {"nodes": strategy.joining.count, "tasks": len(strategy.population.joined)},
         "late": strategy.late + strategy.nodes.late.total(),
         "versions": {
             "quickbloom": __version__,

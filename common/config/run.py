@@ -116,6 +116,7 @@ class RunConfig(Options):
     on_too_few: Literal["repeat", "skip", "stop"] = Field(
         "stop", description="what to do if fewer than `min-replies` contribute"
     )
+    join: bool = Field(True, description="nodes that come during the run take part at once: their new tasks join the training")
     keep: Literal["auto", "last", "best"] = Field(
         "auto",
         description="the model that a run ends with: of the last round, or the best by the validation tasks, the one before "

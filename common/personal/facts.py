@@ -177,6 +177,7 @@ class _SoFar(_Facts):
     seconds: _Seconds
     resumed: Annotated[int, Field(ge=0, le=10**6)]
     clip: Number
+    joined: Count = 0
 
 
 class _Validation(_Facts):
@@ -201,6 +202,8 @@ class RunFacts(CheckpointFacts):
 
     lineage: Name
     splits: dict[Annotated[str, Field(pattern="^(train|validation|test)$")], list[Name]]
+    joined: list[Name] = []
+    unused: list[Name] | None = None
     branch: Name = ""
     nodes: Annotated[int, Field(ge=1, le=100_000)]
     in_process: bool = Field(alias="in-process")

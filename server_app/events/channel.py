@@ -12,7 +12,7 @@ from logging import INFO, WARNING
 
 from quickbloom.common.flower.names import log
 from quickbloom.common.printable import one_line
-from quickbloom.server_app.events.kinds import Event, Failed, Saved, Stopped, Warned, from_line, to_line
+from quickbloom.server_app.events.kinds import Event, Failed, Joined, Saved, Stopped, Warned, from_line, to_line
 
 Listener = Callable[[Event], None]
 Warn = Callable[[str], None]
@@ -73,6 +73,8 @@ def to_log(event: Event) -> None:
     """Write a sentence for a person into Flower's log."""
     if isinstance(event, Warned | Failed):
         log(WARNING, "%s", event.sentence, extra={_TOLD: True})
+    elif isinstance(event, Joined):
+        log(INFO, "%s", event.sentence, extra={_TOLD: True})
 
 
 def warn_in_log(sentence: str) -> None:

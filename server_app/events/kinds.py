@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter
 
 from quickbloom.common.errors import DataError
+from quickbloom.common.formatting import counted
 from quickbloom.common.metric import named
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -52,6 +53,21 @@ class RollCalled:
     tasks: dict[str, int]
     software: dict[str, int] = field(default_factory=dict)
     kind: Literal["roll-call"] = "roll-call"
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A node that came during the run takes part with its new tasks from here on. `round`: the one that goes on, or is next."""
+
+    node: int
+    tasks: int
+    round: int = 0
+    kind: Literal["joined"] = "joined"
+
+    @property
+    def sentence(self) -> str:
+        """Return the event in words: "Node 7 joined with 4 tasks"."""
+        return f"Node {self.node} joined with {counted(self.tasks, 'task')}"
 
 
 @dataclass(frozen=True)
@@ -165,7 +181,7 @@ class Stopped:
     kind: Literal["stop"] = "stop"
 
 
-Event = Started | RollCalled | Scored | RoundEnded | Warned | Failed | Saved | Ended | Stopped
+Event = Started | RollCalled | Joined | Scored | RoundEnded | Warned | Failed | Saved | Ended | Stopped
 KINDS: tuple[type[Event], ...] = get_args(Event)
 _READER: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 

@@ -19,7 +19,6 @@ from quickbloom.common.datasets.own import OwnOptions
 from quickbloom.common.datasets.own.agreement import agree, core, fits
 from quickbloom.common.datasets.own.columns import Schema
 from quickbloom.common.errors import ConfigError, DataError, as_told
-from quickbloom.common.flower import names
 from quickbloom.common.flower.names import log
 from quickbloom.common.wire.messages import WireError
 from quickbloom.common.wire.roll_call import (
@@ -32,17 +31,16 @@ from quickbloom.common.wire.roll_call import (
 )
 from quickbloom.server_app.events.channel import Events, Warn
 from quickbloom.server_app.events.kinds import RollCalled
-from quickbloom.server_app.federation.splits import split_tasks
+from quickbloom.server_app.federation.splits import Before, split_tasks
+from quickbloom.server_app.messaging.admission import difference, hosted_twice, other_constants
 from quickbloom.server_app.messaging.answers import answers
-from quickbloom.server_app.messaging.failures import UNFINISHED
+from quickbloom.server_app.messaging.failures import UNFINISHED, is_gone
 from quickbloom.server_app.messaging.population import Population
 
 _PAUSE = 1.0
 """Seconds after which absent nodes are asked again."""
 _MOST_COMBINATIONS = 20
 """Largest number of combinations of releases in an event: a federation has few, a liar could send any number."""
-_GONE = f"error {names.NODE_UNAVAILABLE}:"
-"""Beginning of the reason for a node that Flower does not reach."""
 
 
 def call_roll(
@@ -51,11 +49,13 @@ def call_roll(
     agreed: str = "",
     events: Events | None = None,
     constants_of: Callable[[DataSpec], str] = lambda spec: "",
+    before: Before | None = None,
 ) -> Population:
     """Wait for `min-nodes` nodes, ask all connected ones, and split their tasks. Raises ConfigError if that cannot work.
 
     `agreed`: the schema of a continued run, which the nodes are given; "": they agree on one. `constants_of`: returns the
     hash of what the model for such data has besides what is trained, "" for nothing; a node with something else is refused.
+    `before`: the tasks of a continued run, which stay where they were; nodes with others join as during a run.
     """
     events = events or Events()
     answers, refused = _ask_until_enough(grid, config, agreed)
@@ -65,7 +65,8 @@ def call_roll(
     spec, odd = _majority(answers)
     refused |= odd
     answers = {node_id: answer for node_id, answer in answers.items() if node_id not in odd}
-    if spec is not None and (constants := constants_of(spec)):
+    constants = constants_of(spec) if spec is not None else ""
+    if constants:
         others = _other_constants(grid, list(answers), config.node_deadline, agreed, constants)
         refused |= others
         answers = {node_id: answer for node_id, answer in answers.items() if node_id not in others}
@@ -76,19 +77,24 @@ def call_roll(
         raise ConfigError(_too_few(config, len(answers), refused))
     homes: dict[str, int] = {}
     tasks: dict[str, TaskInfo] = {}
+    arrived: dict[int, RollCallReply] = {}
     for node_id, answer in sorted(answers.items(), key=lambda item: [task.task_id for task in item[1].tasks]):
         for task in answer.tasks:
+            if before and before.is_new(task.task_id):
+                arrived[node_id] = answer
+                continue
             if task.task_id in homes:
-                raise ConfigError(
-                    f"two nodes host the task '{task.task_id}': give every node its own `partition-id` and the same "
-                    "`num-partitions` in its --node-config" + _or_other_names(config)
-                )
+                raise ConfigError(hosted_twice(task.task_id, config.dataset))
             homes[task.task_id], tasks[task.task_id] = node_id, task
-    splits = split_tasks(list(tasks.values()), config, events.warn)
+    splits = before.split(tasks, config, events.warn) if before else split_tasks(list(tasks.values()), config, events.warn)
     log(INFO, "%s nodes host %s tasks: %s", len(answers), len(tasks), {name: len(ids) for name, ids in splits.items()})
     events.tell(RollCalled(len(answers), {name: len(ids) for name, ids in splits.items()}, _software(answers.values())))
     keepers = {node_id for node_id, answer in answers.items() if answer.keeps and answer.tasks}
-    return Population(spec, homes, splits, tasks, refused, set(answers), keepers, agreed)
+    joined = set(before.joined & tasks.keys()) if before else set()
+    known = set(answers) - arrived.keys()
+    return Population(
+        spec, homes, splits, tasks, refused, known, keepers, agreed, constants=constants, arrived=arrived, joined=joined
+    )
 
 
 def _software(answers: Iterable[RollCallReply]) -> dict[str, int]:
@@ -141,11 +147,11 @@ def _ask_until_enough(grid: Grid, config: RunConfig, agreed: str) -> tuple[dict[
     node_ids = _wait_for_nodes(grid, config)
     deadline = time.monotonic() + config.node_deadline
     while True:
-        asked = [node_id for node_id in node_ids if node_id not in answers and _is_gone(refused.get(node_id, _GONE))]
+        asked = [node_id for node_id in node_ids if node_id not in answers and is_gone(refused.get(node_id, UNFINISHED))]
         more, reasons = ask(grid, asked, config.node_deadline, agreed)
         answers |= more
         refused = {node_id: why for node_id, why in (refused | reasons).items() if node_id not in answers}
-        gone = any(map(_is_gone, refused.values()))
+        gone = any(map(is_gone, refused.values()))
         if len(answers) >= config.min_nodes or not gone or time.monotonic() + _PAUSE > deadline:
             return answers, refused
         time.sleep(_PAUSE)
@@ -164,19 +170,9 @@ def _other_constants(grid: Grid, node_ids: Sequence[int], deadline: float, agree
         return ConstantsReply.from_records(records).digest
 
     told, reasons = answers(grid, messages, deadline, read, "with the hash of its model's constants")
-    differences = {node_id: _difference_of(digest, expected) for node_id, digest in told.items()}
+    differences = {node_id: other_constants(digest, expected) for node_id, digest in told.items()}
     every = {node_id: reasons.get(node_id) or differences.get(node_id, "") for node_id in node_ids}
     return {node_id: reason for node_id, reason in every.items() if reason}
-
-
-def _difference_of(digest: str, expected: str) -> str:
-    """Return why a node with such constants is refused, or ""."""
-    if digest == expected:
-        return ""
-    return (
-        f"the constants of its model have the SHA-256 {digest or '(it has none)'}, the server's {expected}: give it the same "
-        "file of weights and the same release of what builds the model"
-    )
 
 
 def ask(
@@ -192,21 +188,6 @@ def ask(
 
     messages = [Message(roll_call_request(agreed), node_id, ROLL_CALL) for node_id in node_ids]
     return answers(grid, messages, deadline, read, "the roll call")
-
-
-def _is_gone(reason: str) -> bool:
-    """Return whether a node that did not answer for this reason may answer the next time."""
-    return reason.startswith(_GONE) or reason == UNFINISHED
-
-
-def _or_other_names(config: RunConfig) -> str:
-    """Return another way to mend two tasks of one name: nodes may have their own files."""
-    if config.dataset != "own":
-        return ""
-    return (
-        ", or, where nodes have files of their own, let their tasks have different names (of a file without a task column: "
-        "`quickbloom-edge join --task-name`)"
-    )
 
 
 def _name_left_out(warn: Warn, left_out: Mapping[str, str]) -> None:
@@ -247,11 +228,7 @@ def _majority(answers: dict[int, RollCallReply]) -> tuple[DataSpec | None, dict[
     if not votes:
         return None, {}
     spec = max(votes, key=lambda spec: (votes[spec], spec.input_shape, spec.outputs, spec.kind, spec.tokens, spec.schema))
-    return spec, {node_id: _difference(answer.spec, spec) for node_id, answer in answers.items() if answer.spec != spec}
-
-
-def _difference(odd: DataSpec, spec: DataSpec) -> str:
-    return f"its data have the form {_describe(odd)}, the other nodes' {_describe(spec)}"
+    return spec, {node_id: difference(answer.spec, spec) for node_id, answer in answers.items() if answer.spec != spec}
 
 
 def _other_columns(odd: Schema, agreed: Schema) -> str:
@@ -273,11 +250,3 @@ def _other_columns(odd: Schema, agreed: Schema) -> str:
     else:
         mend = "set `own.classes` and `own.features`, or rename columns"
     return f"its columns or classes are {as_told(core(odd), 500)}, the other nodes' {as_told(core(agreed), 500)}: {mend}"
-
-
-def _describe(spec: DataSpec | None) -> str:
-    if spec is None:
-        return "missing"
-    return as_told(
-        f"{spec.kind} of {f'{spec.tokens} tokens' if spec.tokens else 'inputs'} {spec.input_shape} into {spec.outputs}"
-    )

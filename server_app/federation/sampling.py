@@ -57,6 +57,14 @@ class Sampling:
             )
         self._check_rule(first_round)
 
+    def objection(self, population: Population, first_round: int) -> str:
+        """Return why some round from `first_round` on would have too few nodes with such a population; "" if none would."""
+        try:
+            Sampling(self._config, population, self._privacy)._check_rule(first_round)
+        except ConfigError as error:
+            return str(error)
+        return ""
+
     def _check_rule(self, first_round: int) -> None:
         """Refuse a rule of aggregation that would have too few nodes in some round, or too many."""
         config = self._config

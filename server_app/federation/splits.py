@@ -8,13 +8,17 @@ draws a permutation and has exact shares, but one more task redraws all.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.datasets.base import SPLITS, TaskInfo
 from quickbloom.common.errors import ConfigError
+from quickbloom.common.formatting import counted
 from quickbloom.common.randomness import generator
 from quickbloom.server_app.events.channel import Warn, warn_in_log
+from quickbloom.server_app.messaging.admission import group_of, lacks
 
 Split = dict[str, str]
 """The split of every name, of a task or of a group of tasks."""
@@ -33,7 +37,7 @@ def split_tasks(tasks: Sequence[TaskInfo], config: RunConfig, warn: Warn = warn_
     free: dict[str, list[TaskInfo]] = {}
     for task in tasks:
         if task.split not in fixed:
-            free.setdefault(task.group or task.task_id, []).append(task)
+            free.setdefault(group_of(task), []).append(task)
     validation = 0 if "validation" in published else config.validation_tasks
     test = 0 if "test" in published else config.test_tasks
     _check_enough(validation, test, len(free), config)
@@ -49,6 +53,52 @@ def split_tasks(tasks: Sequence[TaskInfo], config: RunConfig, warn: Warn = warn_
     if not usable["train"]:
         raise ConfigError("no task is left to train on: every training task needs at least one support and one query example")
     return usable
+
+
+@dataclass(frozen=True)
+class Before:
+    """The tasks of a run that is continued.
+
+    `splits`: as in `Population`; `joined`: those that joined during the run; `unused`: those in no split, None where the
+    checkpoint does not say: then no task can be new.
+    """
+
+    splits: Mapping[str, Sequence[str]]
+    joined: frozenset[str] = frozenset()
+    unused: frozenset[str] | None = None
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(task_id for ids in self.splits.values() for task_id in ids) | (self.unused or frozenset())
+
+    def is_new(self, task_id: str) -> bool:
+        """Return whether the run did not have this task."""
+        return self.unused is not None and task_id not in self._known
+
+    def split(self, tasks: Mapping[str, TaskInfo], config: RunConfig, warn: Warn) -> dict[str, list[str]]:
+        """Return the split as it was, without tasks that joined and are not there now. Raises ConfigError if others lack.
+
+        Otherwise training tasks could end up among the test tasks. `tasks`: those of the run that are there, by id.
+        """
+        if self.unused is None:
+            original = [task for task_id, task in tasks.items() if task_id not in self.joined]
+            fits = split_tasks(original, config, warn) == self._without(self.joined)
+        else:
+            missing = {task_id for task_id in self._known - self.unused - self.joined if task_id not in tasks}
+            lacking = [one for split, ids in self.splits.items() for one in ids if one in tasks and lacks(tasks[one], split)]
+            fits = not missing and not lacking
+        if not fits:
+            raise ConfigError(
+                "`resume-from` needs the tasks of the run to go on from: connect the same nodes with the same data"
+            )
+        if away := {one for one in self.splits["train"] if one in self.joined and one not in tasks}:
+            warn(
+                f"{counted(len(away), 'task')} that joined the run before cannot be asked: they join when their nodes are back"
+            )
+        return self._without(away)
+
+    def _without(self, away: Collection[str]) -> dict[str, list[str]]:
+        return {split: [one for one in ids if one not in away] for split, ids in self.splits.items()}
 
 
 def by_hash(config: RunConfig) -> bool:
@@ -157,11 +207,9 @@ def _instead(config: RunConfig, number: int) -> str:
 
 
 def _usable(task: TaskInfo, split: str, warn: Warn) -> bool:
-    other, name = (task.num_query, "query") if split == "train" else (task.num_test, "test")
-    if task.num_support and other:
-        return True
-    warn(f"Task {task.task_id} is left out: it has {task.num_support} support and {other} {name} examples")
-    return False
+    if reason := lacks(task, split):
+        warn(f"Task {task.task_id} is left out: {reason}")
+    return not reason
 
 
 def _is_share(value: float) -> bool:

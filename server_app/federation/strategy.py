@@ -47,7 +47,8 @@ class MetaStrategy(Strategy):
     `lineage` names the training, so that nodes know what their tasks keep of it. With `privacy` the tasks of a round are a
     secret sample, all weigh the same, and their mean is noisy. `events` is told of rounds, scores, warnings and failures.
     `clock`: the time by which it waits, see `clock_of`.
-    `decided`: it is known which model the run ends with; `last_score`: then that of the last round, None if it is not known.
+    `joining`: lets nodes join that come during the run. `decided`: it is known which model the run ends with; `last_score`:
+    then that of the last round, None if it is not known.
     """
 
     def __init__(
@@ -92,6 +93,8 @@ class MetaStrategy(Strategy):
         self.decided = False
         self.last_score: float | None = None
         self._kept: Params | None = None
+        self.joining = self._messages.joining
+        self.joining.objection = lambda trial: self.training.objection(trial, max(first_round, self.events.round))
         self.training.check(first_round)
 
     def start(
@@ -130,6 +133,7 @@ class MetaStrategy(Strategy):
             if scored is not None:
                 log(INFO, "\t└──> Aggregated MetricRecord: %s", scored)
                 result.evaluate_metrics_clientapp[number] = scored
+        self.joining.close("the training is over")
         if result.train_metrics_clientapp:
             result.arrays = self._encoded()
         log(INFO, "")
@@ -325,5 +329,7 @@ class MetaStrategy(Strategy):
             **({"virtual_hours": round(self._clock.now() / 3600, 6)} if self._clock.virtual else {}),
             "failures": this.failures,
         }
+        if joined := self.joining.news():
+            record["joined"] = joined
         self.events.tell(RoundEnded.of(record, self.config.rounds))
         self._on_round(record)

@@ -61,6 +61,10 @@ class Training:
         """Raise ConfigError for settings with which some round from `first_round` on cannot work."""
         self.sampling.check(first_round)
 
+    def objection(self, population: Population, first_round: int) -> str:
+        """Return why training could not go on from `first_round` with a population that nodes joined; "" if it can."""
+        return self.sampling.objection(population, first_round)
+
     def round(self, grid: Grid, number: int, timeout: float | None, ask: Callable[[], list[Message]]) -> MetricRecord | None:
         """Train one round, or what `on-too-few` says. `ask`: makes the requests of a round without secure aggregation."""
         self._messages.begin()
@@ -98,9 +102,7 @@ class Training:
 
     def _draw(self, grid: Grid, number: int) -> dict[int, list[str]]:
         """This round's tasks by the node that hosts them, of nodes that can be asked."""
-        tasks = self.sampling.of_round(number)
-        self._wait_for_hosts(grid, tasks)
-        return self._messages.hosts(tasks)
+        return self._messages.hosts(self._tasks_with_hosts(grid, number))
 
     def _request(self, number: int) -> Callable[[list[str]], TrainRequest]:
         """What to ask a node for, by its tasks; the meta-parameters go along encoded."""
@@ -131,25 +133,29 @@ class Training:
         reply = TrainReply(totals.gradient, max(totals.weight, 0.0), [], totals.within)
         return self._step(number, self._combine([reply], totals.tasks, reference), loss, totals.tasks)
 
-    def _wait_for_hosts(self, grid: Grid, task_ids: list[str]) -> None:
-        """See who is there; if that cannot be enough, wait for more, up to `node-deadline` seconds."""
+    def _tasks_with_hosts(self, grid: Grid, number: int) -> list[str]:
+        """Return the tasks of a round. If those who are there cannot be enough, wait for more, up to `node-deadline` s."""
+        clock = clock_of(grid)
+        started = clock.now()
+        self._messages.nodes.refresh(grid)  # before the draw, so that tasks of nodes that join can be in it
+        tasks = self.sampling.of_round(number)
+        while self._lack_hosts(tasks) and clock.now() - started <= self._config.node_deadline:
+            clock.sleep(min(0.5, self._config.node_deadline))
+            self._messages.nodes.refresh(grid)
+            if not self._privacy:  # whose sample is drawn once
+                tasks = self.sampling.of_round(number)
+        return tasks
+
+    def _lack_hosts(self, task_ids: list[str]) -> bool:
+        """Return whether too few of these tasks are on nodes that can be asked."""
         # A round that may be skipped is not worth waiting for, as long as there is anybody.
         patient = self._config.on_too_few != "skip"
         # With privacy, how long the round waits must tell nothing of its sample.
         everybody = self._population.splits["train"] if self._privacy else task_ids
         least = min(len(everybody), self.sampling.least_replies if patient else 1)
         least_nodes = LEAST_NODES if patient and self._config.secure_aggregation else 0
-        clock = clock_of(grid)
-        started = clock.now()
-        self._messages.nodes.refresh(grid)
-        while (
-            sum(self._messages.nodes.can_be_asked(self._population.homes[task_id]) for task_id in everybody) < least
-            or len(self._messages.hosts(everybody)) < least_nodes
-        ):
-            if clock.now() - started > self._config.node_deadline:
-                return
-            clock.sleep(min(0.5, self._config.node_deadline))
-            self._messages.nodes.refresh(grid)
+        there = sum(self._messages.nodes.can_be_asked(self._population.homes[task_id]) for task_id in everybody)
+        return there < least or len(self._messages.hosts(everybody)) < least_nodes
 
     def take_in(self, number: int, replies: Iterable[Message]) -> MetricRecord:
         """Name and drop what is of no use, average the rest over tasks, take the outer step. Raises TooFewError."""

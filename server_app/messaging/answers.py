@@ -8,7 +8,7 @@ from flwr.serverapp import Grid
 
 from quickbloom.common.errors import as_told
 from quickbloom.common.wire.checks import WireError
-from quickbloom.server_app.messaging.failures import failure
+from quickbloom.server_app.messaging.failures import SILENT, failure
 
 _Read = TypeVar("_Read")
 
@@ -24,7 +24,7 @@ def answers(
     replies = list(grid.send_and_receive(messages, timeout=deadline))
     sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
     found: dict[int, _Read] = {}
-    silent = " ".join(filter(None, ["it did not answer", question, f"within {deadline:g} s"]))
+    silent = " ".join(filter(None, [SILENT, question, f"within {deadline:g} s"]))
     reasons = dict.fromkeys(sent.values(), silent)
     for reply in replies:
         node_id = sent.get(reply.metadata.reply_to_message_id)

@@ -5,7 +5,7 @@ raised.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from quickbloom.common.wire.roll_call import tell_agreed
 from quickbloom.server_app.events.channel import Events
 from quickbloom.server_app.messaging.clock import REAL, Clock
 from quickbloom.server_app.messaging.failures import UNFINISHED, failure
+from quickbloom.server_app.messaging.joining import Joining
 from quickbloom.server_app.messaging.node_status import Reachability
 from quickbloom.server_app.messaging.polling_grid import GridWithReplies, PollingGrid, are_large
 from quickbloom.server_app.messaging.population import Population
@@ -45,13 +46,17 @@ class Round:
 
 
 class Exchange:
-    """The messages of one run. `nodes`: who can be asked; `round`: state of the current round; `sent`: open messages."""
+    """The messages of one run.
+
+    `nodes`: who can be asked; `joining`: who joins; `round`: state of the current round; `sent`: open messages.
+    """
 
     def __init__(self, config: RunConfig, population: Population, events: Events | None = None, clock: Clock = REAL) -> None:
         self._config = config
         self._events = events or Events()
         self._population = population
-        self.nodes = Reachability(population, config.node_deadline, self._events.warn, clock)
+        self.joining = Joining(population, config, self._events)
+        self.nodes = Reachability(population, config.node_deadline, self._events.warn, self.joining, clock)
         self.round = Round()
         self.sent: list[Metadata] = []
         self._in_order = False
@@ -83,19 +88,22 @@ class Exchange:
     def message(self, node_id: int, part: list[str], kind: str, number: int, request: "Request") -> Message:
         """Return a message to one node, which counts as sent."""
         records = request(node_id, part)
-        tell_agreed(records, self._population.agreed, self._population.scales)
+        tell_agreed(records, self._population.schema_for(node_id), self._population.scales)
         message = Message(records, node_id, kind, group_id=str(number))
         self.round.asked += 1
         self.round.bytes_down += payload_bytes(message.content)
         return message
 
     def send(self, grid: Grid, messages: list[Message], timeout: float | None, enough: int | None) -> Iterable[Message]:
-        """Send, and yield the replies as they arrive. Stop waiting once the answered tasks number `enough`."""
+        """Send, and yield the replies as they arrive. Stop waiting once the answered tasks number `enough`.
+
+        Meanwhile nodes that have come since are called, so that they can take part in the next round.
+        """
         if not isinstance(grid, GridWithReplies):
             return grid.send_and_receive(messages, timeout=timeout)
         if enough is None:
             self._in_order = isinstance(grid, PollingGrid) and are_large(messages)
-            return grid.replies(messages, timeout)
+            return self._greeting(grid, grid.replies(messages, timeout))
         answered, all_sent = 0, self.sent
         nodes: dict[str, int] = {}
 
@@ -107,7 +115,13 @@ class Exchange:
                 answered += len(self.asked[nodes[reply.metadata.reply_to_message_id]])
             return answered >= enough
 
-        return grid.replies(messages, timeout, are_enough)
+        return self._greeting(grid, grid.replies(messages, timeout, are_enough))
+
+    def _greeting(self, grid: Grid, replies: Iterator[Message]) -> Iterator[Message]:
+        for reply in replies:
+            yield reply
+            del reply  # before the next one arrives
+            self.nodes.greet(grid)
 
     def receive(
         self, replies: Iterable[Message], read: "Read", *, opened: "Opened | None" = None, enough: int | None = None

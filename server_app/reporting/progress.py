@@ -16,7 +16,18 @@ from rich.progress import (
 
 from quickbloom.common.metric import named
 from quickbloom.common.printable import one_line
-from quickbloom.server_app.events.kinds import Ended, Event, Failed, RollCalled, RoundEnded, Scored, Started, Stopped, Warned
+from quickbloom.server_app.events.kinds import (
+    Ended,
+    Event,
+    Failed,
+    Joined,
+    RollCalled,
+    RoundEnded,
+    Scored,
+    Started,
+    Stopped,
+    Warned,
+)
 from quickbloom.server_app.reporting.notebook_progress import NotebookProgress
 
 _FEW_ROUNDS = 200
@@ -72,6 +83,8 @@ class Shown:
                     self._say(f"before training   validation {change(event)}")
             case RoundEnded():
                 self._end_round(event)
+            case Joined():
+                self.say_once(event.sentence)
             case Warned() | Failed():
                 self.warn(event.sentence)
             case Ended():
@@ -80,10 +93,14 @@ class Shown:
                 self.stopped = event.reason
 
     def warn(self, sentence: str) -> None:
+        """Warn a person, once."""
+        self.say_once(sentence, style="yellow")
+
+    def say_once(self, sentence: str, style: str | None = None) -> None:
         """Tell a person something once."""
         if sentence not in self._warned:
             self._warned.add(sentence)
-            self._say(sentence, style="yellow")
+            self._say(sentence, style)
 
     def _end_round(self, ended: RoundEnded) -> None:
         if ended.round <= self.round:

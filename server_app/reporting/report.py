@@ -190,6 +190,12 @@ def _nodes(run: RunFacts) -> list[Part]:
         parts.append(
             Table(f"Nodes in {len(run.rounds)} rounds{note}: rounds with a usable answer to training", headings, rows[:LISTED])
         )
+    if joined := [record for record in run.rounds if record.get("joined")]:
+        nodes, tasks = (sum(len(record["joined"][part]) for record in joined) for part in ("nodes", "tasks"))
+        where = ", ".join(str(record["round"]) for record in joined[:LISTED])
+        beyond = f" and {len(joined) - LISTED} more" if len(joined) > LISTED else ""
+        came = f"{counted(nodes, 'node')} joined during the run with {counted(tasks, 'task')}"
+        parts.append(Text(f"{came}, in round {where}{beyond}."))
     if run.troubles:
         told = [[t.who, t.reason, str(t.times), str(t.first), str(t.last)] for t in run.troubles[:_TROUBLES]]
         more = len(run.troubles) - len(told)

@@ -21,7 +21,7 @@ from quickbloom.common.formatting import counted, data_name, duration, size
 from quickbloom.common.metric import named
 from quickbloom.common.system.locks import is_locked
 from quickbloom.server_app.events.file import FILE
-from quickbloom.server_app.events.kinds import Event, Failed, RoundEnded, Scored, Started, Stopped, Warned, from_line
+from quickbloom.server_app.events.kinds import Event, Failed, Joined, RoundEnded, Scored, Started, Stopped, Warned, from_line
 from quickbloom.server_app.reporting.progress import change
 from quickbloom.server_app.reporting.result_table import result_table
 
@@ -45,6 +45,8 @@ class Watched:
     failures: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     """Each once."""
+    joined: list[str] = field(default_factory=list)
+    """Nodes that joined during the run, in words."""
     stopped: str = ""
     """Why the run cannot go on, if it said so."""
     damaged: int = 0
@@ -102,6 +104,8 @@ class Watched:
                 self.failures.append(f"round {event.round}: {told}")
             case Warned() if (told := as_told(event.sentence, 600)) not in self.warnings:
                 self.warnings.append(told)
+            case Joined():
+                self.joined.append(f"{event.sentence} in round {event.round}")
             case Stopped():
                 self.stopped = as_told(event.reason, 600)
 
@@ -139,6 +143,8 @@ class Watched:
             last = self.evaluations[-1]
             facts.add_row("validation", f"{change(last)} in round {last.round}{self._best()}")
         facts.add_row("replies", f"{self.nodes or '?'} in the last round")
+        if self.joined:
+            facts.add_row("joined", f"{counted(len(self.joined), 'node')}, the last: {self.joined[-1]}")
         facts.add_row("traffic", size(self.traffic))
         facts.add_row("failures", str(len(self.failures)))
         told = [Text(f"  {words}", style="yellow") for words in self.failures[-_TOLD:]]
@@ -177,6 +183,9 @@ def watch(directory: Path, console: Console, *, once: bool, pause: float = 1.0) 
             for words in watched.warnings[warned:]:
                 console.print(words, markup=False, style="yellow", soft_wrap=True)
             warned = len(watched.warnings)
+            for event in new:
+                if isinstance(event, Joined):
+                    console.print(event.sentence, markup=False, soft_wrap=True)
             if any(isinstance(event, RoundEnded) for event in new):
                 console.print(watched.line(), markup=False, soft_wrap=True)
     else:

@@ -28,8 +28,8 @@ from quickbloom.server_app.events.file import events_until
 from quickbloom.server_app.events.kinds import Event
 from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.scores import Scores
+from quickbloom.server_app.federation.splits import Before
 from quickbloom.server_app.federation.strategy import MetaStrategy
-from quickbloom.server_app.messaging.population import Population
 from quickbloom.server_app.runs.checkpoints import ONLY_MODEL, Checkpoint, OnDamage, load
 from quickbloom.server_app.runs.directory import RunDirectory, history_until
 
@@ -37,7 +37,7 @@ from quickbloom.server_app.runs.directory import RunDirectory, history_until
 _MAY_CHANGE = {
     *("output-dir", "resume-from", "data-dir", "device", "chunk-size", "min-nodes", "node-deadline", "round-deadline"),
     *("evaluate-every", "checkpoint-every", "adapt-lrs", "adapt-steps", "test-shots", "min-replies", "on-too-few"),
-    *("personal", "tensorboard", "mlflow", "compile", "secure-threshold", "baselines", *trust.PLACES),
+    *("personal", "tensorboard", "mlflow", "compile", "secure-threshold", "baselines", "join", *trust.PLACES),
 }
 
 
@@ -131,11 +131,15 @@ def run_of(source: Path) -> Path:
     return source if source.is_dir() else source.parent.parent
 
 
-def restore_model(checkpoint: Checkpoint, population: Population, outer: OuterOptimizer) -> None:
+def tasks_before(checkpoint: Checkpoint) -> Before:
+    """Return the tasks of the run to continue. Checkpoints of older releases do not name those that were in no split."""
+    said = checkpoint.facts
+    unused = None if said.get("unused") is None else frozenset(said["unused"])
+    return Before(said["splits"], frozenset(said.get("joined", [])), unused)
+
+
+def restore_model(checkpoint: Checkpoint, outer: OuterOptimizer) -> None:
     """Restore `outer` to the checkpoint. Raises ConfigError if it does not fit."""
-    if population.splits != checkpoint.facts["splits"]:
-        # Otherwise training tasks could end up among the test tasks.
-        raise ConfigError("`resume-from` needs the tasks of the run to go on from: connect the same nodes with the same data")
     tensors = {name: value for name, value in checkpoint.tensors.items() if name.startswith(("meta/", "outer/"))}
     # A finished training may have an earlier model in the place of the last one.
     tensors |= {f"meta/{k.removeprefix('last/')}": v for k, v in checkpoint.tensors.items() if k.startswith("last/")}
@@ -157,7 +161,11 @@ def _of_the_optimizer(name: str, value: Tensor, meta: Mapping[str, Tensor]) -> b
 
 
 def counts(strategy: MetaStrategy, seconds: Mapping[str, float], resumed: int) -> dict[str, Any]:
-    """Return the counts of the run so far from a checkpoint. `seconds`: "total" and "cpu", without pauses."""
+    """Return the facts of a checkpoint that grow: counts of the run so far, and its tasks.
+
+    `seconds`: "total" and "cpu", without pauses.
+    """
+    population = strategy.population
     asynchronous = {"asynchronous": strategy.asynchronous.state()} if strategy.asynchronous else {}
     return {
         "so-far": {
@@ -170,7 +178,11 @@ def counts(strategy: MetaStrategy, seconds: Mapping[str, float], resumed: int) -
             "resumed": resumed,
             "clip": strategy.privacy.clip if strategy.privacy else 0.0,
             "noisy-steps": strategy.privacy.released if strategy.privacy else 0,
-        }
+            "joined": strategy.joining.count,
+        },
+        "splits": population.splits,
+        "unused": population.unused,
+        "joined": sorted(population.joined),
     }
 
 
@@ -186,6 +198,7 @@ def restore_counts(checkpoint: Checkpoint, strategy: MetaStrategy) -> None:
     strategy.bytes = dict(so_far["bytes"])
     strategy.failures = int(so_far["failures"])
     strategy.late = int(so_far["late"])
+    strategy.joining.count = int(so_far.get("joined", 0))
     strategy.evaluation.best = so_far["best"]
     if strategy.asynchronous:
         strategy.asynchronous.restore(so_far.get("asynchronous"))

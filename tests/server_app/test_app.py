@@ -43,7 +43,7 @@ KEYS = {
         "shots",
         "bytes",
     ),
-    *("seconds", "failures", "versions", "resumed", "best_validation", "late", "privacy", "baselines"),
+    *("seconds", "failures", "versions", "resumed", "best_validation", "late", "joined", "privacy", "baselines"),
 }
 
 

@@ -82,12 +82,16 @@ class AsynchronousTraining(Training):
 
     def check(self, first_round: int) -> None:
         """Raise ConfigError for a buffer that cannot be filled."""
-        nodes = len({self._population.homes[task] for task in self._population.splits["train"]})
-        if reason := too_few(self._config.aggregate, self._config.malicious, min(nodes, self.buffer)):
-            raise ConfigError(
-                f'`aggregate = "{self._config.aggregate}"` cannot work with `async-buffer` {self.buffer} and the '
-                f"{nodes} nodes that train, since every node is one vote: {reason}"
-            )
+        if reason := self.objection(self._population, first_round):
+            raise ConfigError(reason)
+
+    def objection(self, population: Population, first_round: int) -> str:
+        nodes = len({population.homes[task] for task in population.splits["train"]})
+        reason = too_few(self._config.aggregate, self._config.malicious, min(nodes, self.buffer))
+        return reason and (
+            f'`aggregate = "{self._config.aggregate}"` cannot work with `async-buffer` {self.buffer} and the '
+            f"{nodes} nodes that train, since every node is one vote: {reason}"
+        )
 
     # ---- one outer step
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from loopback import LoopbackGrid
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -22,11 +23,14 @@ from quickbloom.common.errors import ConfigError, DataError
 from quickbloom.common.formatting import data_name
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.cli import main
+from quickbloom.server_app.events.channel import Events
+from quickbloom.server_app.events.kinds import Event, Joined, RoundEnded, Warned
 from quickbloom.server_app.federation.roll_call import call_roll
 from quickbloom.server_app.messaging.in_process_grid import InlineGrid
 from quickbloom.server_app.reporting.report import write_report
 from quickbloom.server_app.reporting.result_table import result_table
 from quickbloom.server_app.reporting.run_record import RunFacts
+from quickbloom.server_app.runs.directory import read_history
 
 SMALL = ["--in-process", "--no-report", "--json", "--set", "evaluate-every=0", "--set", "mlp.hidden=16"]
 
@@ -371,3 +375,37 @@ def test_schemas_that_nobody_can_read_cost_their_nodes_and_end_in_one_sentence(
     with pytest.raises(ConfigError, match=r"`min-nodes` is 2, but [01] usable nodes? answered") as caught:
         call_roll(InlineGrid(2, config.flat(), nodes), config)
     assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize(("colours", "joins"), [("red", True), ("red green", True), ("", False)])
+def test_a_file_that_comes_during_a_run_is_read_by_the_columns_of_the_run(tmp_path: Path, colours: str, joins: bool) -> None:
+    """By itself it would have one category or two, of which the run does not know one, and so another number of inputs."""
+    rng = np.random.default_rng(0)
+
+    def file(name: str, known: list[str], column: str = "colour") -> dict[str, str]:
+        rows = [f"{name}{i % 2},{known[i % len(known)]},{rng.normal():.3f},{['no', 'yes'][i // 2 % 2]}" for i in range(60)]
+        (tmp_path / f"{name}.csv").write_text("\n".join([f"user,{column},x,outcome", *rows]))
+        return {"data-path": str(tmp_path / f"{name}.csv")}
+
+    nodes = {i: file(name, ["red", "blue", "red"]) for i, name in enumerate(("a", "b"))}
+    nodes[2] = file("c", colours.split() or ["red"], "colour" if colours else "hue")
+    flat = {"dataset": "own", "own.task-column": "user", "own.target-column": "outcome", "rounds": 4, "test-tasks": 1}
+    flat |= {"algorithm": "reptile", "model": "linear", "validation-tasks": 0, "output-dir": str(tmp_path / "run")}
+    config = parse_run_config(flat).resolved()
+    grid = LoopbackGrid(3, config.flat(), node_configs=nodes)
+    grid.node_ids = [100, 101]
+    population = call_roll(grid, config)
+    assert (population.agreed, len(population.homes)) == ("", 4)  # the two found the same by themselves
+
+    def appears(event: Event) -> None:
+        if isinstance(event, RoundEnded):
+            grid.node_ids = [100, 101, 102]
+
+    events: list[Event] = []
+    summary = run_federation(grid, config, Events(appears, events.append))
+    assert summary["failures"] == 0
+    assert summary["tasks"] == {"train": 5 if joins else 3, "validation": 0, "test": 1}
+    trained = [record["nodes"]["trained"] for record in read_history(tmp_path / "run")]
+    assert [102 in ids for ids in trained] == [False, False, joins, joins]
+    said = [event.sentence for event in events if isinstance(event, Warned | Joined) and "ode 102" in event.sentence]
+    assert said[0].startswith("Node 102 joined with 2 tasks" if joins else "Node 102 does not take part: ")

@@ -1,6 +1,5 @@
 """Nodes that are late, dead, back, back under another id, or send nonsense: what each costs, and what it does not."""
 
-import logging
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,11 +11,10 @@ from flwr.app.error import Error
 from loopback import LoopbackGrid
 
 from quickbloom.common.config.run import RunConfig, parse_run_config
-from quickbloom.common.datasets.base import TaskInfo
 from quickbloom.common.engine.build import build_algorithm
 from quickbloom.common.errors import ConfigError, RunError
 from quickbloom.common.wire.messages import EVALUATE, TRAIN, TrainRequest, to_arrays
-from quickbloom.common.wire.roll_call import ROLL_CALL, RollCallReply
+from quickbloom.common.wire.roll_call import ROLL_CALL
 from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.roll_call import call_roll
 from quickbloom.server_app.federation.strategy import MetaStrategy
@@ -200,27 +198,6 @@ def test_a_node_that_is_back_under_another_id_takes_its_tasks_with_it() -> None:
     assert federation.asked()[5] == [100, 102, 555]
     assert records[-1]["train"]["tasks"] == 48 - 3 == federation.hosted(100, 102, 555)
     assert federation.asked(ROLL_CALL)[0] == [555]
-
-
-def test_a_node_with_other_tasks_is_refused_once_and_named(caplog: pytest.LogCaptureFixture) -> None:
-    federation = Federation(2)
-    answer = federation.grid.answer
-    reply = RollCallReply(federation.population.spec, [TaskInfo("somebody-new", 10, 10, 10)], {})
-
-    def stranger(message: Message) -> Message | None:
-        return Message(reply.to_records(), reply_to=message) if message.metadata.dst_node_id == 777 else answer(message)
-
-    federation.grid.answer = stranger  # type: ignore[method-assign]
-    federation.grid.node_ids = [100, 101, 777]
-    logging.getLogger("flwr").addHandler(caplog.handler)
-    try:
-        federation.start()
-    finally:
-        logging.getLogger("flwr").removeHandler(caplog.handler)
-    assert federation.asked(ROLL_CALL)[0] == [777]
-    assert all(777 not in ids for ids in federation.asked().values())
-    said = {record.getMessage() for record in caplog.records if "ode 777" in record.getMessage()}
-    assert said == {"Node 777 does not take part: it hosts none of the tasks of this run; it can take part in the next one"}
 
 
 # ---- bad replies

@@ -11,6 +11,7 @@ from quickbloom.server_app.events.kinds import (
     Ended,
     Event,
     Failed,
+    Joined,
     RollCalled,
     RoundEnded,
     Saved,
@@ -55,6 +56,13 @@ def test_a_line_is_said_for_every_round_and_every_warning() -> None:
     ]
     assert (what.round, what.run_dir, what.summary, what.stopped) == (2, "/tmp/r", None, "")
     assert (task.description, task.total, task.completed) == ("training", 2, 2)
+
+
+def test_a_node_that_joins_is_told_of_once_and_is_no_warning() -> None:
+    events = [*EVENTS[:6], Joined(7, 1, 2), Joined(7, 1, 2), *EVENTS[6:]]
+    assert shown(events)[0][2:4] == ["round 1/2   query loss 1.5000", "Node 7 joined with 1 task"]
+    assert len(shown(events)[0]) == 5
+    assert shown(events, quiet=True)[0] == []
 
 
 def test_the_bar_counts_rounds_that_are_over_of_all_that_there_are() -> None:

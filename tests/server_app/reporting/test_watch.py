@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from quickbloom.common.errors import ConfigError
 from quickbloom.server_app.cli.main import cli
 from quickbloom.server_app.events.file import FILE, written
-from quickbloom.server_app.events.kinds import Event, Failed, RoundEnded, Scored, Started, Stopped, Warned, to_line
+from quickbloom.server_app.events.kinds import Event, Failed, Joined, RoundEnded, Scored, Started, Stopped, Warned, to_line
 from quickbloom.server_app.reporting.watch import Watched, going_on, newest, watch
 from quickbloom.server_app.runs.directory import RunDirectory
 
@@ -69,6 +69,18 @@ def test_events_that_are_written_anew_are_read_anew(run: Path) -> None:
     assert watched.traffic == 80
     assert watched.total == 10
     assert (watched.failures, watched.warnings) == ([], [])
+
+
+def test_nodes_that_join_are_told_of(run: Path) -> None:
+    append(run, ended(1), Joined(7, 4, 2), Joined(9, 1, 2), ended(2))
+    lines = shown(run)[0].splitlines()
+    assert lines[:2] == ["Node 7 joined with 4 tasks", "Node 9 joined with 1 task"]
+    watched = Watched(run)
+    watched.read()
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(watched.panel())
+    assert "2 nodes, the last: Node 9 joined with 1 task in round 2" in capture.get()
 
 
 def test_another_file_is_read_anew_even_if_it_is_longer(run: Path) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -126,7 +125,7 @@ def test_the_best_model_may_be_in_the_middle(tmp_path: Path) -> None:
     config = settings(tmp_path, **UNEVEN)
     algorithm = build_algorithm(config, digits(config).spec)
     outer = OuterOptimizer(algorithm.options, algorithm.init(), 4)
-    resume.restore_model(newest, SimpleNamespace(splits=newest.facts["splits"]), outer)  # type: ignore[arg-type]
+    resume.restore_model(newest, outer)
     assert all(torch.equal(outer.leaves[name], value) for name, value in of_round_4.items())
     # Nothing else is different.
     assert read_history(tmp_path / "best")[3]["validation"] == read_history(tmp_path / "last")[3]["validation"]
