@@ -43,7 +43,18 @@ KEYS = {
         "shots",
         "bytes",
     ),
-    *("seconds", "failures", "versions", "resumed", "best_validation", "late", "privacy", "baselines"),
+    *(
+        "seconds",
+        "failures",
+        "versions",
+        "resumed",
+        "best_validation",
+        "late",
+        "privacy",
+        "baselines",
+        "async",
+        "virtual_hours",
+    ),
 }
 
 
