@@ -47,6 +47,9 @@ def compare(
         str | None,
         typer.Option(help="sync,async: every algorithm in both, the time to sync's score and bytes; a node for each task."),
     ] = None,
+    async_rounds: Annotated[
+        int | None, typer.Option(help="Steps of the async runs, which are short; by default as many as --rounds.", min=1)
+    ] = None,
     devices: Annotated[
         str | None,
         typer.Option(help="Simulated devices in virtual time: even, lognormal, or a CSV file (docs/configuration.md)."),
@@ -88,6 +91,7 @@ def compare(
         leave_one_out=leave_one_out,
         modes=modes,
         devices=devices,
+        async_rounds=async_rounds,
     )
     directory = comparison.place(plan, output, leave_one_out=leave_one_out)
     if leave_one_out:

@@ -10,6 +10,7 @@ from quickbloom.common.config.key_value import assignment, split_assignment
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.errors import ConfigError
 from quickbloom.server_app.comparing.each_left_out import folds
+from quickbloom.server_app.comparing.modes import ASYNC
 from quickbloom.server_app.comparing.plan import Plan, compare, parse_modes, parse_rates, parse_seeds, recommended_rates
 from quickbloom.server_app.comparing.result import assemble, write
 from quickbloom.server_app.launch.prepare import own_data
@@ -32,11 +33,13 @@ def planned(
     leave_one_out: bool = False,
     modes: str | None = None,
     devices: str | None = None,
+    async_rounds: int | None = None,
 ) -> Plan:
     """What these options ask for, checked with the data: see `quickbloom compare --help`. Raises ConfigError or DataError.
 
     `settings`: texts "key=value" that all runs share. `leave_one_out`: each task is left out once, so the plan
-    is checked as the first of these folds. `modes`: "sync,async"; `devices`: the setting.
+    is checked as the first of these folds. `modes`: "sync,async"; `devices`: the setting;
+    `async_rounds`: as in `Plan`.
     """
     own = own_data(data, task, target, dataset, time)
     name = str(own.pop("dataset", dataset or RunConfig().dataset))
@@ -49,7 +52,10 @@ def planned(
         (*(assignment(key, value) for key, value in own.items()), *settings, *_devices(devices, settings)),
         simulation,
         () if modes is None else parse_modes(modes),
+        async_rounds,
     )
+    if async_rounds is not None and ASYNC not in plan.modes:
+        raise ConfigError("`--async-rounds` needs `--modes` with async in it: without, all runs have `--rounds`")
     if leave_one_out and (simulation or target_score is not None):
         raise ConfigError(
             "`--leave-one-out` excludes `--simulation` and `--target-score`: it has no validation target of its own"

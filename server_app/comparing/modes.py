@@ -134,8 +134,9 @@ def caption(result: Mapping[str, Any]) -> list[str]:
     if not found:
         return []
     said = [
-        f"Modes: {found['unit']} to sync's score are those until the first evaluation on the validation tasks that is at least "
-        "as good as the last one of the run in mode sync of the same algorithm and seed; bytes: up and down until then."
+        f"Modes: {found['unit']} to sync's score are those until the first evaluation on the validation tasks, after at most "
+        f"{found['steps']} steps of adaptation, that is at least as good as the last one of the run in mode sync of the same "
+        "algorithm and seed; bytes: up and down until then."
     ]
     if found["remark"]:
         said.append(f"{found['remark'][0].upper()}{found['remark'][1:]}.")

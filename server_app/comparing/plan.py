@@ -50,7 +50,8 @@ class CompareError(RunError):
 class Plan:
     """What is compared. `inner_lrs`: the rates to choose from; `settings`: texts "key=value" that all runs share.
 
-    `modes`: sync, async or both, in each of which every algorithm has runs; (): the one that is set.
+    `modes`: sync, async or both, in each of which every algorithm has runs; (): the one that is set. `async_rounds`: steps of
+    the runs in mode async, None: as many as the others have rounds.
     """
 
     algorithms: tuple[str, ...]
@@ -61,6 +62,7 @@ class Plan:
     settings: tuple[str, ...] = ()
     simulation: bool = False
     modes: tuple[str, ...] = ()
+    async_rounds: int | None = None
 
     @property
     def variants(self) -> list[tuple[str, str]]:
@@ -103,7 +105,8 @@ class Plan:
 
     def _setup(self, algorithm: str, *settings: str, mode: str = "") -> Setup:
         every = (SHOTS, *settings_for(mode, self.settings), *settings)
-        return Setup(algorithm, self.dataset, self.rounds, every, self.nodes, not self.simulation)
+        rounds = self.async_rounds if mode == ASYNC and self.async_rounds else self.rounds
+        return Setup(algorithm, self.dataset, rounds, every, self.nodes, not self.simulation)
 
     def command(self) -> str:
         """What to type to repeat this comparison in its usual directory."""
@@ -117,7 +120,8 @@ class Plan:
             self.dataset,
         ]
         words += ["--seeds", seeds, "--rounds", str(self.rounds), "--inner-lrs", ",".join(f"{lr!r}" for lr in self.inner_lrs)]
-        words += ["--modes", ",".join(self.modes)] * bool(self.modes)
+        words += ["--modes", ",".join(self.modes)] if self.modes else []
+        words += ["--async-rounds", str(self.async_rounds)] if self.async_rounds else []
         for text in self.settings:
             words += ["--set", text]
         return shlex.join(words + ["--simulation"] * self.simulation)

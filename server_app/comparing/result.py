@@ -12,6 +12,7 @@ from rich.table import Table
 from quickbloom import __version__
 from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.baselines.scoring import BASELINES
+from quickbloom.common.config.run import RunConfig
 from quickbloom.common.formatting import data_name, size
 from quickbloom.common.metric import ACCURACY, Metric, metric_of, named
 from quickbloom.server_app.comparing import modes
@@ -54,16 +55,16 @@ def assemble(plan: Plan, entries: Sequence[Entry], target: float | None) -> dict
         "adapt_lrs": [float(lr) for lr in plan.adapt_lrs.split(",")],
         "target": {"validation": value, "origin": origin},
         "algorithms": rows,
-        "modes": _modes(plan, rows, metric, config.devices) if plan.modes else None,
+        "modes": _modes(plan, rows, metric, config) if plan.modes else None,
         "baselines": _baselines(rows),
         "command": plan.command() + (f" --target-score {target:g}" if target is not None else ""),
         "version": __version__,
     }
 
 
-def _modes(plan: Plan, rows: Sequence[dict[str, Any]], metric: Metric, devices: str) -> dict[str, Any]:
-    found = modes.beside_sync(rows, metric, "virtual hours" if devices else "seconds")
-    return {**found, "remark": modes.remark(plan.modes, plan.settings)}
+def _modes(plan: Plan, rows: Sequence[dict[str, Any]], metric: Metric, config: RunConfig) -> dict[str, Any]:
+    found = modes.beside_sync(rows, metric, "virtual hours" if config.devices else "seconds")
+    return {**found, "steps": config.first_steps, "remark": modes.remark(plan.modes, plan.settings)}
 
 
 def _row(entry: Entry, steps: int) -> dict[str, Any]:
