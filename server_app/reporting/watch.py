@@ -166,8 +166,8 @@ class Watched:
         facts.add_row("replies", f"{self.nodes or '?'} in the last round")
         facts.add_row("traffic", size(self.traffic))
         facts.add_row("failures", str(len(self.failures)))
-        for what, told in self._asynchronous():
-            facts.add_row(what, Text(told))  # names of tasks are no markup
+        for what, said in self._asynchronous():
+            facts.add_row(what, Text(said))  # names of tasks are no markup
         told = [Text(f"  {words}", style="yellow") for words in self.failures[-_TOLD:]]
         return Group(facts, *told, *(Text(words, style="yellow") for words in self.warnings))
 

@@ -4,6 +4,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -173,7 +174,7 @@ def test_a_terminal_sees_everything_at_once(run: Path) -> None:
 def test_mode_async_is_told_in_the_line_and_in_the_panel(run: Path) -> None:
     watched = Watched(run)
     names = ["Ward [bold]0", "B"]
-    known = {"staleness": 0.75, "dropped": 2, "at_work": 7, "rarely": names}
+    known: dict[str, Any] = {"staleness": 0.75, "dropped": 2, "at_work": 7, "rarely": names}
     steps = [replace(ended(number), virtual_hours=number / 4, **known) for number in (1, 2, 3)]
     append(run, *steps[:2], Scored(1, "mse", 4.0, 0.75, 0.3, 2, 1), steps[2])
     watched.read()
