@@ -33,6 +33,8 @@ def flaw_of(name: str) -> str | None:
     """Return in words what makes a task's name unfit to print; None if nothing does."""
     if len(name) > MOST:
         return f"it has {len(name)} characters, {MOST} are the most"
+    if name.isascii() and name.isprintable():
+        return None  # nearly always so, and a simulation looks at the names of all tasks once for every node
     sign = next((sign for sign in name if _hidden(sign)), None)
     return None if sign is None else f"it holds the character U+{ord(sign):04X}, which is invisible"
 

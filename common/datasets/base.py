@@ -139,7 +139,7 @@ class FixedSplitDataset(Dataset):
     _data: dict[str, TaskData]
 
     def tasks(self) -> list[TaskInfo]:
-        return [TaskInfo(name, len(data.support.x), len(data.query.x), len(data.test.x)) for name, data in self._data.items()]
+        return list(self._infos)
 
     def train_draw(self, task_id: str, rng: np.random.Generator) -> TaskData:
         return self.redraw(task_id, rng) if self.resample else self._data[task_id]
@@ -153,6 +153,10 @@ class FixedSplitDataset(Dataset):
             pool = self._pools[task_id] = Pool.of(self._data[task_id])
             self._data[task_id] = pool.data  # so that no example is in memory twice
         return self._pools[task_id].draw(rng)
+
+    @cached_property
+    def _infos(self) -> list[TaskInfo]:
+        return [TaskInfo(name, len(data.support.x), len(data.query.x), len(data.test.x)) for name, data in self._data.items()]
 
     @cached_property
     def _pools(self) -> "dict[str, Pool]":

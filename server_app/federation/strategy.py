@@ -24,7 +24,7 @@ from quickbloom.common.maths.params import Params
 from quickbloom.common.wire.messages import KeepRequest, to_arrays
 from quickbloom.server_app.events.channel import Events
 from quickbloom.server_app.events.kinds import RoundEnded
-from quickbloom.server_app.federation.asynchronous import AsynchronousTraining
+from quickbloom.server_app.federation.asynchronous.training import AsynchronousTraining
 from quickbloom.server_app.federation.baselines import Final, TaskScores, score_baselines
 from quickbloom.server_app.federation.best import is_better, score_of
 from quickbloom.server_app.federation.evaluation import Evaluation

@@ -13,7 +13,7 @@ The staleness shortens the step, and is not divided out, as in the paper.
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,15 +23,16 @@ from flwr.serverapp import Grid
 from quickbloom.common.algorithms import Algorithm
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.errors import ConfigError
-from quickbloom.common.maths.params import Params, weighted_mean
+from quickbloom.common.maths.params import Params
 from quickbloom.common.wire.messages import EVALUATE, TRAIN, TrainReply, to_arrays
 from quickbloom.server_app.events.channel import Events
-from quickbloom.server_app.federation.aggregation import RunningMean, aggregate, too_few
+from quickbloom.server_app.federation.aggregation import too_few
+from quickbloom.server_app.federation.asynchronous.buffer import Buffer
+from quickbloom.server_app.federation.asynchronous.turns import Turns
 from quickbloom.server_app.federation.evaluation import Evaluation, Rows
 from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.scores import Scores
 from quickbloom.server_app.federation.training import Training
-from quickbloom.server_app.federation.turns import Turns
 from quickbloom.server_app.messaging.clock import clock_of
 from quickbloom.server_app.messaging.exchange import Exchange
 from quickbloom.server_app.messaging.in_flight import InFlight, Sent
@@ -92,7 +93,7 @@ class AsynchronousTraining(Training):
 
     def _attempt(self, grid: Grid, number: int, timeout: float | None, ask: Callable[[], list[Message]]) -> MetricRecord:
         flight = self._flight = self._flight or InFlight(grid, self._config.round_deadline)
-        buffer = _Buffer(self._outer.leaves, self._config)
+        buffer = Buffer(self._outer.leaves, self._config)
         quiet_since: float | None = None
         clock = clock_of(grid)
         while not buffer.is_full(self.buffer):
@@ -112,7 +113,7 @@ class AsynchronousTraining(Training):
                 raise self._messages.too_few("no node sent a usable reply")
             flight.wait(self._seconds_to_wait(clock.virtual))
         self._messages.round.record = {}
-        gradient = buffer.result(self._config.aggregate, self._config.malicious)
+        gradient = buffer.result()
         loss = float(np.mean(buffer.losses)) if buffer.losses else math.nan
         self.client_losses = buffer.losses
         metrics = self._step(number, gradient, loss, len(buffer.losses))
@@ -120,7 +121,7 @@ class AsynchronousTraining(Training):
         self._begin_scoring(number)
         return metrics
 
-    def _take(self, number: int, sent: Sent, reply: Message, buffer: "_Buffer") -> None:
+    def _take(self, number: int, sent: Sent, reply: Message, buffer: "Buffer") -> None:
         """Read one reply that has arrived before step `number`."""
         if sent.metadata.message_type == EVALUATE:
             if self._scoring is not None and sent.version == self._scoring.version:
@@ -242,7 +243,7 @@ class AsynchronousTraining(Training):
 
     # ---- what is told and kept
 
-    def _record(self, flight: InFlight, buffer: "_Buffer") -> None:
+    def _record(self, flight: InFlight, buffer: "Buffer") -> None:
         self.steps_by_staleness.update(buffer.staleness)
         self._messages.round.record["async"] = {
             "staleness": {str(s): number for s, number in sorted(buffer.staleness.items())},
@@ -288,50 +289,3 @@ class _Scoring:
     waiting: dict[int, list[str]]
     asked: set[int] = field(default_factory=set)
     arrays: ArrayRecord | None = None
-
-
-class _Buffer:
-    """The replies that make one outer step. `like`: the meta-parameters; `useless`: tasks that were answered for nothing."""
-
-    def __init__(self, like: Params, config: RunConfig) -> None:
-        self._mean = RunningMean(like) if config.aggregate == "mean" else None
-        self._rule = config.aggregate, config.malicious
-        self._by_node: dict[int, list[TrainReply]] = {}
-        self.losses: list[float] = []
-        self.staleness: Counter[int] = Counter()
-        self.dropped = self.useless = 0
-
-    @property
-    def tasks(self) -> int:
-        """Tasks that have contributed."""
-        return len(self.losses)
-
-    def is_full(self, tasks: int) -> bool:
-        """Return whether so many tasks have contributed, of enough nodes for a rule that compares nodes."""
-        return self.tasks >= tasks and too_few(*self._rule, len(self._by_node)) is None
-
-    def add(self, node_id: int, reply: TrainReply, staleness: int, exponent: float) -> None:
-        """Add the reply of a node; its meta-gradient is scaled by its staleness."""
-        finite = [loss for loss in reply.losses if math.isfinite(loss)]
-        self.losses += finite
-        if not finite:
-            return
-        self.staleness[staleness] += len(finite)
-        if staleness and exponent:
-            factor = float((1 + staleness) ** -exponent)
-            reply = replace(reply, gradient={name: value * factor for name, value in reply.gradient.items()})
-        if self._mean:
-            self._mean.add(reply)
-        else:
-            self._by_node.setdefault(node_id, []).append(reply)
-
-    def result(self, rule: str, malicious: float) -> Params:
-        """Return the meta-gradient of the step. A node is one vote, however often it has answered."""
-        if self._mean:
-            return self._mean.result()
-        votes = []
-        for replies in self._by_node.values():
-            weight = sum(reply.weight for reply in replies)
-            losses = [loss for reply in replies for loss in reply.losses]
-            votes.append(TrainReply(weighted_mean((one.gradient, one.weight) for one in replies), weight, losses))
-        return aggregate(rule, malicious, votes)

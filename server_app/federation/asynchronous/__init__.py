@@ -1,0 +1,1 @@
+"""Training without rounds that wait: who works when, and what becomes a step."""
