@@ -18,10 +18,10 @@ from quickbloom.common.formatting import counted, data_name
 from quickbloom.common.metric import LOSS, Metric, named, of_kind
 from quickbloom.common.scores import names
 from quickbloom.server_app.events.kinds import Ended, finite
+from quickbloom.server_app.federation.asynchronous.turns import contributions
 from quickbloom.server_app.federation.baselines import TaskScores
 from quickbloom.server_app.federation.scores import Scores, gains_at_the_end
 from quickbloom.server_app.federation.strategy import MetaStrategy
-from quickbloom.server_app.federation.turns import contributions
 from quickbloom.server_app.messaging.population import Population
 from quickbloom.server_app.reporting.against_baselines import against_baselines, rows_of
 from quickbloom.server_app.reporting.result_table import result_lines

@@ -25,6 +25,7 @@ from quickbloom.common.wire.messages import KeepRequest, to_arrays
 from quickbloom.server_app.events.channel import Events
 from quickbloom.server_app.events.kinds import RoundEnded
 from quickbloom.server_app.federation.asynchronous.training import AsynchronousTraining
+from quickbloom.server_app.federation.asynchronous.turns import contributions
 from quickbloom.server_app.federation.baselines import Final, TaskScores, score_baselines
 from quickbloom.server_app.federation.best import is_better, score_of
 from quickbloom.server_app.federation.evaluation import Evaluation
@@ -33,7 +34,6 @@ from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.privacy import TaskPrivacy
 from quickbloom.server_app.federation.scores import Scores
 from quickbloom.server_app.federation.training import Training
-from quickbloom.server_app.federation.turns import contributions
 from quickbloom.server_app.messaging.clock import REAL, Clock
 from quickbloom.server_app.messaging.exchange import Exchange
 from quickbloom.server_app.messaging.population import Population

@@ -10,7 +10,7 @@ import pytest
 
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.server_app.app import run_federation
-from quickbloom.server_app.federation.turns import contributions
+from quickbloom.server_app.federation.asynchronous.turns import contributions
 from quickbloom.server_app.messaging.in_process_grid import InlineGrid
 from quickbloom.server_app.reporting.report import write_report
 from quickbloom.server_app.reporting.run_record import RunFacts
