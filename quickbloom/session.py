@@ -130,6 +130,7 @@ def compare(
     output: str | Path | None = None,
     jobs: int | None = None,
     leave_one_out: bool = False,
+    modes: Sequence[str] = (),
     settings: Mapping[str, Scalar] | None = None,
     **options: Scalar,
 ) -> dict[str, Any]:
@@ -137,7 +138,8 @@ def compare(
 
     The same as `quickbloom compare`: each run is a process of its own, and what is finished in `output` is kept.
     `seeds`: how many. `leave_one_out`: each task of your own data is held out once, and the content of leave-one-out.json is
-    returned. Raises ConfigError or DataError for wrong input, and RunError if a run fails.
+    returned. `modes`: ["sync", "async"] compares both. Raises ConfigError or DataError for wrong input, and RunError if a run
+    fails.
 
     Example: `quickbloom.compare(["fedavg", "maml"], dataset="digits", rounds=30)`
     """
@@ -156,6 +158,7 @@ def compare(
         rounds=rounds,
         settings=_assignments(settings, options),
         leave_one_out=leave_one_out,
+        modes=",".join(modes) or None,
     )
     directory = comparison.place(plan, output, leave_one_out=leave_one_out)
     with locked(directory):

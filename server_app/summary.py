@@ -1,7 +1,7 @@
 """The end of a run: choose the rate on the validation tasks, score the test tasks once, write the results."""
 
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import INFO
 from typing import Any
 
@@ -18,6 +18,7 @@ from quickbloom.common.formatting import counted, data_name
 from quickbloom.common.metric import LOSS, Metric, named, of_kind
 from quickbloom.common.scores import names
 from quickbloom.server_app.events.kinds import Ended, finite
+from quickbloom.server_app.federation.asynchronous.turns import contributions
 from quickbloom.server_app.federation.baselines import TaskScores
 from quickbloom.server_app.federation.scores import Scores, gains_at_the_end
 from quickbloom.server_app.federation.strategy import MetaStrategy
@@ -59,7 +60,8 @@ def conclude(
     beside = strategy.score_baselines(grid, lr, steps) if strategy.config.baselines and test.task_ids else None
     kind = strategy.population.spec.kind
     strategy.let_keep(grid, strategy.meta, lr, steps, directory.path.name)
-    pace = float(np.median([record["seconds"] for record in read_history(directory.path)]))
+    history = read_history(directory.path)
+    pace = float(np.median([record["seconds"] for record in history]))
     content = {
         **_facts(strategy),
         "run_dir": str(directory.path),
@@ -71,6 +73,8 @@ def conclude(
         "shots": shots,
         "baselines": _beside_baselines(strategy, beside) if beside else None,
         "seconds": {**seconds(), "round_median": pace},
+        "virtual_hours": history[-1].get("virtual_hours"),
+        "async": _asynchronous(strategy, history),
         "resumed": resumed,
     }
     summary: dict[str, Any] = finite(content)
@@ -98,6 +102,27 @@ def _edge(strategy: MetaStrategy, validation: Scores | None, lr: float, steps: i
     if validation.steps > 1 and gains_at_the_end(validation, strategy.evaluation.metric, lr, steps):
         said.append(f"{steps} steps are the most that were tried (`adapt-steps`)")
     return f"adaptation may gain beyond what was tried: {' and '.join(said)}" if said else ""
+
+
+def _asynchronous(strategy: MetaStrategy, history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return what there is to say of steps and contributions in mode async; None in mode sync."""
+    training = strategy.asynchronous
+    if training is None:
+        return None
+    steps = sum("skipped" not in record for record in history)
+    hours, seconds = history[-1].get("virtual_hours"), sum(record["seconds"] for record in history)
+    return {
+        # Where time is virtual, the clock of this machine says nothing of the devices.
+        "steps_per_minute": _rate(steps, seconds / 60) if hours is None else None,
+        "steps_per_virtual_hour": _rate(steps, hours),
+        "staleness": {str(age): number for age, number in sorted(training.steps_by_staleness.items())},
+        "dropped": training.dropped,
+        "contributions": contributions(training.contributed, strategy.population.splits["train"]),
+    }
+
+
+def _rate(steps: int, time: float | None) -> float | None:
+    return round(steps / time, 4) if time else None
 
 
 def _kept(strategy: MetaStrategy, validation: Scores | None, lr: float, steps: int) -> dict[str, Any]:

@@ -43,6 +43,17 @@ def compare(
     leave_one_out: Annotated[
         bool, typer.Option("--leave-one-out", help="Few tasks: hold each out once, in a run for each algorithm, seed and rate.")
     ] = False,
+    modes: Annotated[
+        str | None,
+        typer.Option(help="sync,async: every algorithm in both, the time to sync's score and bytes; a node for each task."),
+    ] = None,
+    async_rounds: Annotated[
+        int | None, typer.Option(help="Steps of the async runs, which are short; by default as many as --rounds.", min=1)
+    ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(help="Simulated devices in virtual time: even, lognormal, or a CSV file (docs/configuration.md)."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of all runs, see `quickbloom settings`; repeat."),
@@ -58,6 +69,8 @@ def compare(
     are kept. Exit code: 0 there is a result, 1 every run failed, 2 wrong input, 130 stopped by Ctrl-C.
 
     Example: quickbloom compare --algorithms fedavg,reptile,maml,protonet --dataset digits --seeds 3
+
+    Example: quickbloom compare --algorithms reptile,protonet --dataset digits --modes sync,async --devices lognormal
     """
     from quickbloom.server_app.comparing import comparison
     from quickbloom.server_app.comparing.plan import locked
@@ -76,6 +89,9 @@ def compare(
         simulation=simulation,
         target_score=target_score,
         leave_one_out=leave_one_out,
+        modes=modes,
+        devices=devices,
+        async_rounds=async_rounds,
     )
     directory = comparison.place(plan, output, leave_one_out=leave_one_out)
     if leave_one_out:
@@ -126,12 +142,14 @@ def _told(directory: Path) -> Iterator[None]:
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:
-    from quickbloom.server_app.comparing.result import caption, failures, rich_table
+    from quickbloom.server_app.comparing.result import caption, failures, rich_table, rich_table_of_modes
 
     if as_json:
         print(to_json(result))
         return
     paper().print(rich_table(result))
+    if result["modes"]:
+        paper().print(rich_table_of_modes(result))
     for line in (*caption(result), *failures(result)):
         Console(emoji=False).print(line, markup=False, highlight=False, soft_wrap=True)
 

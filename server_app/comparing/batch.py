@@ -97,7 +97,7 @@ class Run:
         settings = self.setup.effective()
         decisive = [
             settings,
-            _own_code(settings["model"]) + _own_files(self.setup) + _own_data(settings),
+            _own_code(settings["model"]) + _own_files(self.setup) + _own_data(settings) + _devices(settings),
             self.setup.nodes,
             self.setup.in_process,
             self.seed,
@@ -207,6 +207,12 @@ def _own_data(settings: Mapping[str, Any]) -> str:
     """A digest of the user's own file, which decides the result as well. "" for any other data set, a folder or a function."""
     file = Path(str(settings.get("own.path", "")))
     return hashlib.sha256(file.read_bytes()).hexdigest() if settings["dataset"] == "own" and file.is_file() else ""
+
+
+def _devices(settings: Mapping[str, Any]) -> str:
+    """A digest of the file of simulated devices, which decides the result as well. "" without one."""
+    file = Path(str(settings["devices"])).expanduser()
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
 def _start(run: Run) -> subprocess.Popen[bytes]:

@@ -6,11 +6,12 @@ from typing import Any
 
 from rich.console import Console
 
-from quickbloom.common.config.key_value import assignment
+from quickbloom.common.config.key_value import assignment, split_assignment
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.errors import ConfigError
 from quickbloom.server_app.comparing.each_left_out import folds
-from quickbloom.server_app.comparing.plan import Plan, compare, parse_rates, parse_seeds, recommended_rates
+from quickbloom.server_app.comparing.modes import ASYNC
+from quickbloom.server_app.comparing.plan import Plan, compare, parse_modes, parse_rates, parse_seeds, recommended_rates
 from quickbloom.server_app.comparing.result import assemble, write
 from quickbloom.server_app.launch.prepare import own_data
 
@@ -30,11 +31,15 @@ def planned(
     simulation: bool = False,
     target_score: float | None = None,
     leave_one_out: bool = False,
+    modes: str | None = None,
+    devices: str | None = None,
+    async_rounds: int | None = None,
 ) -> Plan:
     """What these options ask for, checked with the data: see `quickbloom compare --help`. Raises ConfigError or DataError.
 
     `settings`: texts "key=value" that all runs share. `leave_one_out`: each task is left out once, so the plan
-    is checked as the first of these folds.
+    is checked as the first of these folds. `modes`: "sync,async"; `devices`: the setting;
+    `async_rounds`: as in `Plan`.
     """
     own = own_data(data, task, target, dataset, time)
     name = str(own.pop("dataset", dataset or RunConfig().dataset))
@@ -44,16 +49,30 @@ def planned(
         name,
         RunConfig().rounds if rounds is None else rounds,
         recommended_rates(name) if inner_lrs is None else parse_rates(inner_lrs),
-        (*(assignment(key, value) for key, value in own.items()), *settings),
+        (*(assignment(key, value) for key, value in own.items()), *settings, *_devices(devices, settings)),
         simulation,
+        () if modes is None else parse_modes(modes),
+        async_rounds,
     )
+    if async_rounds is not None and ASYNC not in plan.modes:
+        raise ConfigError("`--async-rounds` needs `--modes` with async in it: without, all runs have `--rounds`")
     if leave_one_out and (simulation or target_score is not None):
         raise ConfigError(
             "`--leave-one-out` excludes `--simulation` and `--target-score`: it has no validation target of its own"
         )
+    if leave_one_out and plan.modes:
+        raise ConfigError("`--leave-one-out` excludes `--modes`: compare the modes on held-out tasks, without it")
     checked = next(iter(folds(plan).values())) if leave_one_out else plan
     checked.check(target_score)
     return plan
+
+
+def _devices(devices: str | None, settings: Sequence[str]) -> list[str]:
+    if devices is None:
+        return []
+    if any(split_assignment(text)[0] == "devices" for text in settings):
+        raise ConfigError("`devices` is given twice, as `--devices` and with `--set`: leave one of them out")
+    return [assignment("devices", devices)]
 
 
 def place(plan: Plan, output: str | Path | None, *, leave_one_out: bool = False) -> Path:

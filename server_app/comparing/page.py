@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quickbloom.common.metric import Metric, named
-from quickbloom.server_app.comparing.result import caption, failures, table
-from quickbloom.server_app.reporting.drawing import QUIET, every, picture, possible, style, whole_numbers
+from quickbloom.server_app.comparing import modes
+from quickbloom.server_app.comparing.result import caption, failures, name_of, table
+from quickbloom.server_app.reporting.drawing import QUIET, every, few_numbers, picture, possible, style, whole_numbers
 from quickbloom.server_app.reporting.page import (
     Code,
     Fold,
@@ -29,19 +30,22 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 Points = Callable[[Row], Mapping[float, float]]
 Line = Sequence[tuple[float, float, float]]
+_AT_SIGHT = {modes.SYNC: "--", modes.ASYNC: "-"}
+"""How the lines of the modes differ, in the colour of their algorithm."""
 
 
 def write_comparison_page(result: Mapping[str, Any], path: Path) -> Path:
     """Write the page of a comparison (see `comparison.assemble`) and return its path. Raises DataError."""
     require_packages()
     plots, missing = _plots(result)
-    title = f"{', '.join(row['algorithm'] for row in result['algorithms'])} on {result['data']}"
+    title = f"{', '.join(dict.fromkeys(row['algorithm'] for row in result['algorithms']))} on {result['data']}"
     said = caption(result)
     sections = [
         Section(
             "Result",
             [Table("Test tasks before and after adaptation", *table(result)), *(Text(sentence) for sentence in said[1:])],
         ),
+        Section("Modes", _modes(result)),
         Section("Curves", [Text(_band(result)), *plots, *(Text(sentence) for sentence in missing)]),
         Section("Failures", [Text(failure) for failure in failures(result)]),
         Section("Repeat it", _repeat(result)),
@@ -58,7 +62,7 @@ def _repeat(result: Mapping[str, Any]) -> list[Part]:
     ]
     for row in result["algorithms"]:
         settings = "\n".join(f"{key} = {json.dumps(value)}" for key, value in row["configuration"].items())
-        parts.append(Fold(f"Settings of {row['algorithm']}", [Code(f"Settings of {row['algorithm']}", settings)]))
+        parts.append(Fold(f"Settings of {name_of(row)}", [Code(f"Settings of {name_of(row)}", settings)]))
     return parts
 
 
@@ -92,7 +96,7 @@ def _plots(result: Mapping[str, Any]) -> tuple[list[Picture], list[str]]:
     target = result["target"]["validation"]
     plots, missing = [], []
     for number, (heading, text, label, points) in enumerate(described):
-        lines = {row["algorithm"]: _over_seeds(row["runs"], points) for row in result["algorithms"]}
+        lines = {name_of(row): _over_seeds(row["runs"], points) for row in result["algorithms"]}
         lines = {name: line for name, line in lines.items() if line}
         if lines:
             plots.append(_picture(heading, text, lines, label, metric, target if number == 0 else None))
@@ -117,6 +121,50 @@ def _over_seeds(runs: Sequence[Row], points: Points) -> list[tuple[float, float,
     return [
         (x, float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else 0.0) for x, v in zip(shared, values, strict=True)
     ]
+
+
+def _modes(result: Mapping[str, Any]) -> list[Part]:
+    """The table of the modes, and their scores by time and by bytes."""
+    if not result["modes"]:
+        return []
+    unit, metric = result["modes"]["unit"], named(result["metric"])
+    parts: list[Part] = [Table("The same algorithm in mode sync and async", *modes.table(result))]
+    for heading, axis, column, scale in (
+        (f"Validation tasks by {unit}", unit, 3, 1.0),
+        ("Validation tasks by bytes", "MB up and down", 2, 1e-6),
+    ):
+        lines = {name_of(row): _by(row["runs"], column, scale) for row in result["algorithms"]}
+        if any(lines.values()):
+            parts.append(_by_mode(heading, axis, {name: line for name, line in lines.items() if line}, result, metric))
+    return [*parts, Text("At each round that was evaluated: the mean over seeds of the score, and of the time or the bytes.")]
+
+
+def _by(runs: Sequence[Row], column: int, scale: float) -> list[tuple[float, float]]:
+    """(x, score), each the mean over the runs at a round that all of them evaluated; x: that column of their `timeline`."""
+    series = [{point[0]: (scale * point[column], point[1]) for point in run["timeline"]} for run in runs if not run["failure"]]
+    shared = sorted(set.intersection(*(set(one) for one in series))) if series else []
+    means = (np.mean([one[number] for one in series], axis=0) for number in shared)
+    return [(float(x), float(score)) for x, score in means]
+
+
+def _by_mode(
+    heading: str, axis: str, lines: Mapping[str, Sequence[tuple[float, float]]], result: Mapping[str, Any], metric: Metric
+) -> Picture:
+    rows = {name_of(row): row for row in result["algorithms"]}
+    algorithms = list(dict.fromkeys(row["algorithm"] for row in result["algorithms"]))
+
+    def draw(axes: "Axes") -> None:
+        for name, line in lines.items():
+            row = rows[name]
+            looks = {**style(algorithms.index(row["algorithm"])), "ls": _AT_SIGHT[row["mode"]]}
+            places, scores = zip(*line, strict=True)
+            axes.plot(places, metric.scaled(scores), label=name, markevery=every(len(line)), **looks)
+        axes.set(xlabel=axis, ylabel=metric.axis, xlim=(0, None))
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+        few_numbers(axes)
+
+    ends = "; ".join(f"{name} {metric.score(line[-1][1])} after {line[-1][0]:.3g} {axis}" for name, line in lines.items())
+    return picture(heading, f"{ends}.", draw)
 
 
 def _picture(heading: str, text: str, lines: Mapping[str, Line], label: str, metric: Metric, target: float | None) -> Picture:

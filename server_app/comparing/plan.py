@@ -28,6 +28,7 @@ from quickbloom.common.printable import one_line
 from quickbloom.common.system import locks
 from quickbloom.common.system.terminal import say
 from quickbloom.server_app.comparing.batch import Result, Run, Setup, perform
+from quickbloom.server_app.comparing.modes import ASYNC, SYNC, remark, settings_for
 from quickbloom.server_app.launch.prepare import check_machine, check_simulation
 from quickbloom.server_app.launch.settings import check_with_data, parse_assignments
 from quickbloom.server_app.reporting.progress import progress_bar
@@ -47,7 +48,11 @@ class CompareError(RunError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared. `inner_lrs`: the rates to choose from; `settings`: texts "key=value" that all runs share."""
+    """What is compared. `inner_lrs`: the rates to choose from; `settings`: texts "key=value" that all runs share.
+
+    `modes`: sync, async or both, in each of which every algorithm has runs; (): the one that is set. `async_rounds`: steps of
+    the runs in mode async, None: as many as the others have rounds.
+    """
 
     algorithms: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -56,10 +61,27 @@ class Plan:
     inner_lrs: tuple[float, ...]
     settings: tuple[str, ...] = ()
     simulation: bool = False
+    modes: tuple[str, ...] = ()
+    async_rounds: int | None = None
 
-    def candidates(self, algorithm: str) -> list[Setup]:
+    @property
+    def variants(self) -> list[tuple[str, str]]:
+        """(algorithm, mode) of everything that is compared; mode "" where modes are not."""
+        return [(algorithm, mode) for algorithm in self.algorithms for mode in self.modes or ("",)]
+
+    def candidates(self, algorithm: str, mode: str = "") -> list[Setup]:
         """One setup per inner rate; a single one if the rate is given, or is of no use to the algorithm."""
-        return [self._setup(algorithm, *rate, f"adapt-lrs={self.adapt_lrs}") for rate in self._rates(algorithm)]
+        return [self._setup(algorithm, *rate, f"adapt-lrs={self.adapt_lrs}", mode=mode) for rate in self._rates(algorithm)]
+
+    @cached_property
+    def nodes(self) -> int:
+        """Nodes of every run: one for each task where it matters how fast they are, else as few as can be."""
+        setup = Setup(self.algorithms[0], self.dataset, self.rounds, self.settings)
+        config = setup.config()
+        if self.modes or config.devices:
+            data = load_dataset(config.dataset, config.table(config.dataset), resolve_data_dir(config.data_dir))
+            return max(1, len(data.tasks()))
+        return 2 if self.simulation else 1
 
     @cached_property
     def adapt_lrs(self) -> str:
@@ -81,9 +103,10 @@ class Plan:
             return [()]
         return [(f"{algorithm}.inner-lr={lr!r}",) for lr in self.inner_lrs]
 
-    def _setup(self, algorithm: str, *settings: str) -> Setup:
-        nodes = 2 if self.simulation else 1
-        return Setup(algorithm, self.dataset, self.rounds, (SHOTS, *self.settings, *settings), nodes, not self.simulation)
+    def _setup(self, algorithm: str, *settings: str, mode: str = "") -> Setup:
+        every = (SHOTS, *settings_for(mode, self.settings), *settings)
+        rounds = self.async_rounds if mode == ASYNC and self.async_rounds else self.rounds
+        return Setup(algorithm, self.dataset, rounds, every, self.nodes, not self.simulation)
 
     def command(self) -> str:
         """What to type to repeat this comparison in its usual directory."""
@@ -97,6 +120,8 @@ class Plan:
             self.dataset,
         ]
         words += ["--seeds", seeds, "--rounds", str(self.rounds), "--inner-lrs", ",".join(f"{lr!r}" for lr in self.inner_lrs)]
+        words += ["--modes", ",".join(self.modes)] if self.modes else []
+        words += ["--async-rounds", str(self.async_rounds)] if self.async_rounds else []
         for text in self.settings:
             words += ["--set", text]
         return shlex.join(words + ["--simulation"] * self.simulation)
@@ -108,9 +133,10 @@ class Plan:
         """
         rates = {name: len(self.candidates(name)) for name in self.algorithms}
         parts = [f"{name} ({number} inner rates)" if number > 1 else name for name, number in rates.items()]
-        total, seeds = sum(rates.values()) * len(self.seeds) * max(folds, 1), len(self.seeds)
-        tasks = f", {counted(folds, 'task')} left out" if folds else ""
-        return f"{counted(total, 'run')}: {', '.join(parts)}; {counted(seeds, 'seed')} each{tasks}"
+        total = sum(rates.values()) * len(self.seeds) * max(folds, 1) * max(len(self.modes), 1)
+        more = f", {counted(folds, 'task')} left out" if folds else ""
+        more += f", {' and '.join(self.modes)}" if self.modes else ""
+        return f"{counted(total, 'run')}: {', '.join(parts)}; {counted(len(self.seeds), 'seed')} each{more}"
 
     def check(self, target: float | None = None) -> None:
         """Raise ConfigError or DataError for whatever would end a run: with the data, before anything starts."""
@@ -128,9 +154,11 @@ class Plan:
             check_simulation(", or leave `--simulation` out")
         for algorithm in self.algorithms:
             self._check_settings(algorithm)
-        for algorithm in self.algorithms:
-            for setup in self.candidates(algorithm):
+        for algorithm, mode in self.variants:
+            for setup in self.candidates(algorithm, mode):
                 setup.config()
+        if said := remark(self.modes, self.settings):
+            say(f"Remark: {said}")
         # Seeds decide the splits, algorithms the model; reading the data for every pair of them would take long.
         pairs = [(self.algorithms[0], seed) for seed in self.seeds] + [(name, self.seeds[0]) for name in self.algorithms[1:]]
         for algorithm, seed in pairs:
@@ -142,6 +170,8 @@ class Plan:
         for key, option in _ELSEWHERE.items():
             if key in assigned:
                 raise ConfigError(f"`{key}` cannot be set with `--set` here: use `{option}`")
+        if self.modes and "mode" in assigned:
+            raise ConfigError("`mode` cannot be set with `--set` beside `--modes`: leave one of them out")
         if "resume-from" in assigned:
             raise ConfigError("`resume-from` cannot be set here: a comparison goes on by itself when it is repeated")
         for key in assigned:
@@ -175,10 +205,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Entry:
-    """One algorithm's part. `tried`: the runs with every inner rate, by seed."""
+    """One algorithm's part, in one mode. `tried`: the runs with every inner rate, by seed."""
 
     algorithm: str
     tried: dict[int, list[Result]]
+    mode: str = ""
 
     @property
     def chosen(self) -> dict[int, Result | None]:
@@ -194,18 +225,21 @@ def compare(plan: Plan, directory: Path, jobs: int, console: Console) -> list[En
 
 def compare_all(plans: Sequence[Plan], directory: Path, jobs: int, console: Console) -> list[list[Entry]]:
     """Do what is not finished of several plans in one directory, and return their entries."""
-    candidates = [{name: plan.candidates(name) for name in plan.algorithms} for plan in plans]
+    candidates = [{variant: plan.candidates(*variant) for variant in plan.variants} for plan in plans]
 
-    def runs(at: int, name: str, seed: int) -> list[Run]:
-        return [Run(setup, seed, directory) for setup in candidates[at][name]]
+    def runs(at: int, variant: tuple[str, str], seed: int) -> list[Run]:
+        return [Run(setup, seed, directory) for setup in candidates[at][variant]]
 
     listed = list(enumerate(plans))
-    wanted = [run for at, plan in listed for seed in plan.seeds for name in plan.algorithms for run in runs(at, name, seed)]
+    wanted = [run for at, plan in listed for seed in plan.seeds for variant in plan.variants for run in runs(at, variant, seed)]
     with progress_bar(console) as progress:
         watch = _Watch(console, progress, len(wanted))
         results = perform(wanted, jobs, on_start=watch.on_start, on_end=watch.on_end)
     return [
-        [Entry(name, {seed: [results[run] for run in runs(at, name, seed)] for seed in plan.seeds}) for name in plan.algorithms]
+        [
+            Entry(name, {seed: [results[run] for run in runs(at, (name, mode), seed)] for seed in plan.seeds}, mode)
+            for name, mode in plan.variants
+        ]
         for at, plan in listed
     ]
 
@@ -259,6 +293,14 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(range(listed[0]))
 
 
+def parse_modes(text: str) -> tuple[str, ...]:
+    """Modes from "sync,async". Raises ConfigError for others."""
+    modes = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if not set(modes) <= {SYNC, ASYNC}:
+        raise ConfigError(f"`--modes` must be sync, async, or both with a comma between them, got '{text}'")
+    return modes
+
+
 def parse_rates(text: str) -> tuple[float, ...]:
     """Positive numbers from "0.03,0.1"."""
     try:
@@ -271,9 +313,10 @@ def parse_rates(text: str) -> tuple[float, ...]:
 
 
 def describe(run: Run) -> str:
-    """A run in a few words: "maml, inner lr 0.3, seed 0", and "without A" if it leaves a task out."""
-    rate, left = inner_lr(run.setup), run.setup.effective().get("own.leave-out")
-    said = f"{run.setup.algorithm}, {f'inner lr {rate:g}, ' if rate is not None else ''}seed {run.seed}"
+    """A run in a few words: "maml, async, inner lr 0.3, seed 0", and "without A" if it leaves a task out."""
+    settings = run.setup.effective()
+    rate, left, mode = inner_lr(run.setup), settings.get("own.leave-out"), f", {ASYNC}" * (settings["mode"] == ASYNC)
+    said = f"{run.setup.algorithm}{mode}, {f'inner lr {rate:g}, ' if rate is not None else ''}seed {run.seed}"
     return f"{said}, without {left}" if left else said
 
 

@@ -12,8 +12,10 @@ from rich.table import Table
 from quickbloom import __version__
 from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.baselines.scoring import BASELINES
+from quickbloom.common.config.run import RunConfig
 from quickbloom.common.formatting import data_name, size
 from quickbloom.common.metric import ACCURACY, Metric, metric_of, named
+from quickbloom.server_app.comparing import modes
 from quickbloom.server_app.comparing.batch import Result
 from quickbloom.server_app.comparing.plan import Entry, Plan, inner_lr, validation_score
 from quickbloom.server_app.reporting.against_baselines import in_words, title_of
@@ -32,7 +34,8 @@ Figures = dict[str, Any]
 
 def assemble(plan: Plan, entries: Sequence[Entry], target: float | None) -> dict[str, Any]:
     """What comparison.json holds. `target`: a validation score; None lets the algorithms' own results decide."""
-    rows = [_row(entry) for entry in entries]
+    config = plan.candidates(plan.algorithms[0])[0].config()
+    rows = [_row(entry, config.first_steps) for entry in entries]
     done = [run for row in rows for run in row["runs"] if not run["failure"]]
     metric = named(done[0]["metric"]) if done else ACCURACY
     value, origin = (target, "as asked") if target is not None else default_target(rows, metric)
@@ -43,33 +46,52 @@ def assemble(plan: Plan, entries: Sequence[Entry], target: float | None) -> dict
     return {
         "schema": 1,
         "dataset": plan.dataset,
-        "data": data_name(plan.candidates(plan.algorithms[0])[0].config().flat()),
+        "data": data_name(config.flat()),
         "metric": metric.name,
         "seeds": list(plan.seeds),
         "tasks": done[0]["tasks"] if done else {},
-        "nodes": 2 if plan.simulation else 1,
-        "evaluate_every": plan.candidates(plan.algorithms[0])[0].config().evaluate_every,
+        "nodes": plan.nodes,
+        "evaluate_every": config.evaluate_every,
         "adapt_lrs": [float(lr) for lr in plan.adapt_lrs.split(",")],
         "target": {"validation": value, "origin": origin},
         "algorithms": rows,
+        "modes": _modes(plan, rows, metric, config) if plan.modes else None,
         "baselines": _baselines(rows),
         "command": plan.command() + (f" --target-score {target:g}" if target is not None else ""),
         "version": __version__,
     }
 
 
-def _row(entry: Entry) -> dict[str, Any]:
+def _modes(plan: Plan, rows: Sequence[dict[str, Any]], metric: Metric, config: RunConfig) -> dict[str, Any]:
+    found = modes.beside_sync(rows, metric, "virtual hours" if config.devices else "seconds")
+    return {**found, "steps": config.first_steps, "remark": modes.remark(plan.modes, plan.settings)}
+
+
+def _row(entry: Entry, steps: int) -> dict[str, Any]:
+    """`steps`: those of adaptation after which modes are compared while they train."""
     results = [result for tried in entry.tried.values() for result in tried]
     # Where no rate of a seed worked, the first shows why.
-    runs = [figures(chosen or entry.tried[seed][0]) for seed, chosen in entry.chosen.items()]
+    taken = [chosen or entry.tried[seed][0] for seed, chosen in entry.chosen.items()]
+    runs = [figures(result) | (_timed(result, steps) if entry.mode else {}) for result in taken]
     return {
         "algorithm": entry.algorithm,
+        "mode": entry.mode,
         "rate": _origin(entry),
         "tried": [_attempt(result) for result in results],
         "edge": [run["seed"] for run in runs if _is_edge(run, results)],
         "configuration": _shared([result.run.setup.effective() for result in results]),
         "runs": runs,
     }
+
+
+def _timed(result: Result, steps: int) -> Figures:
+    """The evaluations of a run with their time, and the time at its end."""
+    if failure(result):
+        return {}
+    rounds, summary = result.rounds, result.summary
+    hours = summary.get("virtual_hours")
+    end = sum(record["seconds"] for record in rounds) if hours is None else hours
+    return {"timeline": modes.timeline(rounds, metric_of(summary["test"]), steps, _DIGITS), "time": end}
 
 
 def _attempt(result: Result) -> Figures:
@@ -167,18 +189,22 @@ def curve(rounds: Sequence[Mapping[str, Any]], metric: Metric) -> list[list[floa
 
     The score is that of the step that was best in that round, as at the end of a run.
     """
-    points, sent = [], 0
+    points, sent, until = [], 0, {}
     for record in rounds:
         sent += record["bytes"]["up"] + record["bytes"]["down"]
-        scores = [value for value in record.get("validation", {}).get(metric.name, [])[1:] if value is not None]
+        until[record["round"]] = sent
+        found = record.get("validation", {})
+        scores = [value for value in found.get(metric.name, [])[1:] if value is not None]
         if scores:
-            points.append([record["round"], round(metric.best(scores), _DIGITS), sent])
-    return points
+            number = found.get("round", record["round"])  # in mode async scores come in later
+            points.append([number, round(metric.best(scores), _DIGITS), until.get(number, sent)])
+    return sorted(points)
 
 
 def default_target(rows: Sequence[Mapping[str, Any]], metric: Metric) -> tuple[float | None, str]:
     """(validation score, where it comes from): what fedavg ends at, mean over seeds; else what the worst ends at."""
-    ends = {row["algorithm"]: _mean([run.get("validation") for run in row["runs"] if not run["failure"]]) for row in rows}
+    waiting = [row for row in rows if row.get("mode") != modes.ASYNC] or rows
+    ends = {row["algorithm"]: _mean([run.get("validation") for run in row["runs"] if not run["failure"]]) for row in waiting}
     known = {name: end for name, end in ends.items() if end is not None}
     if not known:
         return None, "no run has a score"
@@ -265,12 +291,12 @@ def caption(result: Mapping[str, Any]) -> list[str]:
             f"included, with {nodes} node{'s' * (nodes > 1)}"
             + ("; in brackets: seeds that reached it, over which the mean is." if len(seeds) > 1 else ".")
         )
-    return sentences
+    return [*sentences, *modes.caption(result)]
 
 
 def _ranked(result: Mapping[str, Any], metric: Metric) -> list[str]:
     """All of them with the baselines, the best first."""
-    ends = {row["algorithm"]: row["mean"]["after"] for row in result["algorithms"]}
+    ends = {name_of(row): row["mean"]["after"] for row in result["algorithms"]}
     beside = {in_words(row["baseline"], metric): row["mean"]["after"] for row in result.get("baselines", [])}
     known = {name: end for name, end in (ends | beside).items() if end is not None}
     if not known.keys() & beside.keys():
@@ -298,14 +324,19 @@ def _choices(result: Mapping[str, Any]) -> list[str]:
     if edges := [row for row in searched if row["edge"]]:
         sentences.append(
             "At the lowest or highest of the inner rates that were tried, so that a wider range (`--inner-lrs`) may do better: "
-            + "; ".join(f"{row['algorithm']}, seed{'s' * (len(row['edge']) > 1)} {_listed(row['edge'])}" for row in edges)
+            + "; ".join(f"{name_of(row)}, seed{'s' * (len(row['edge']) > 1)} {_listed(row['edge'])}" for row in edges)
             + "."
         )
     return sentences
 
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> str:
-    return _listed([row["algorithm"] for row in rows])
+    return _listed(list(dict.fromkeys(row["algorithm"] for row in rows)))
+
+
+def name_of(row: Mapping[str, Any]) -> str:
+    """What names a row: the algorithm, and the mode where modes are compared: "maml, async"."""
+    return ", ".join(filter(None, (str(row["algorithm"]), row.get("mode"))))
 
 
 def _listed(values: Sequence[Any]) -> str:
@@ -319,7 +350,7 @@ def failures(result: Mapping[str, Any]) -> list[str]:
         seen = [(run["inner_lr"], run["seed"], run["failure"]) for run in (*row["tried"], *row["runs"])]
         for rate, seed, reason in dict.fromkeys(item for item in seen if item[2]):
             with_rate = "" if rate is None else f"inner lr {rate:g}, "
-            lines.append(f"{row['algorithm']}, {with_rate}seed {seed}: {reason}")
+            lines.append(f"{name_of(row)}, {with_rate}seed {seed}: {reason}")
     return lines
 
 
@@ -332,10 +363,18 @@ def write(result: Mapping[str, Any], directory: Path) -> None:
 
 def rich_table(result: Mapping[str, Any]) -> Table:
     """The table for a terminal; the caption goes below it."""
-    headings, rows = table(result)
+    return _for_terminal(*table(result))
+
+
+def rich_table_of_modes(result: Mapping[str, Any]) -> Table:
+    """The table of the modes for a terminal."""
+    return _for_terminal(*modes.table(result))
+
+
+def _for_terminal(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     built = Table()
     for heading in headings:
-        built.add_column(heading, justify="left" if heading == "algorithm" else "right")
+        built.add_column(heading, justify="left" if heading in ("algorithm", "mode") else "right")
     for cells in rows:
         built.add_row(*cells)
     return built
@@ -343,18 +382,23 @@ def rich_table(result: Mapping[str, Any]) -> Table:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """comparison.md: the table, how to read it, and how to repeat it."""
-    headings, rows = table(result)
-    lines = [f"| {' | '.join(headings)} |", "|---|" + "---:|" * (len(headings) - 1)]
-    lines += [f"| {' | '.join(cells)} |" for cells in rows]
+    lines = _in_markdown(*table(result))
+    if result["modes"]:
+        lines += ["", *_in_markdown(*modes.table(result))]
     lines += ["", *caption(result)]
     lines += ["", *(f"- {line}" for line in failures(result))] if failures(result) else []
     return "\n".join([*lines, "", "To repeat it:", "", f"    {result['command']}", ""])
 
 
+def _in_markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(headings)} |", "|---|" + "---:|" * (len(headings) - 1)]
+    return lines + [f"| {' | '.join(cells)} |" for cells in rows]
+
+
 def _name(row: Mapping[str, Any]) -> str:
     if not row["failed"]:
-        return str(row["algorithm"])
-    return f"{row['algorithm']} ({row['failed']} of {len(row['runs'])} failed)"
+        return name_of(row)
+    return f"{name_of(row)} ({row['failed']} of {len(row['runs'])} failed)"
 
 
 def _adaptation(runs: Sequence[Figures]) -> str:

@@ -6,6 +6,7 @@ number that is not finite (from a run that diverges) is null in JSON, and NaN wh
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
@@ -93,7 +94,10 @@ class RoundEnded:
 
     `asked` and `answered` count messages, `away` nodes that host tasks but cannot be asked,
     `failures` answers that were invalid or missing. `up` and `down`: bytes. `skipped`: why the
-    model did not change, "" if it did.
+    model did not change, "" if it did. `virtual_hours`: virtual time of simulated devices, None without them.
+
+    In mode async, else None, 0 and []: `staleness`: the mean over the contributions to this step, in steps; `dropped`:
+    contributions that were too old for it; `at_work`: tasks that compute now; `rarely`: some that hardly ever contribute.
     """
 
     round: int
@@ -108,14 +112,19 @@ class RoundEnded:
     up: int = 0
     down: int = 0
     skipped: str = ""
+    virtual_hours: float | None = None
+    staleness: float | None = None
+    dropped: int = 0
+    at_work: int = 0
+    rarely: list[str] = field(default_factory=list)
     kind: Literal["round"] = "round"
 
     @classmethod
-    def of(cls, record: dict[str, Any], rounds: int) -> "RoundEnded":
-        """Return the event of a line of history.jsonl, in a run of so many rounds."""
+    def of(cls, record: dict[str, Any], rounds: int, rarely: Sequence[str] = ()) -> "RoundEnded":
+        """Return the event of a line of history.jsonl, in a run of so many rounds. `rarely`: who hardly ever contributes."""
         # A round that was only scored has no training.
         train = record.get("train") or {"loss": None, "tasks": 0}
-        nodes, sent = record["nodes"], record["bytes"]
+        nodes, sent, asynchronous = record["nodes"], record["bytes"], record.get("async") or {}
         return cls(
             record.get("round", 0),
             rounds,
@@ -129,7 +138,18 @@ class RoundEnded:
             sent["up"],
             sent["down"],
             record.get("skipped", ""),
+            record.get("virtual_hours"),
+            mean_staleness(asynchronous.get("staleness", {})),
+            asynchronous.get("dropped", 0),
+            asynchronous.get("at-work", 0),
+            list(rarely),
         )
+
+
+def mean_staleness(counted: Mapping[str, int]) -> float | None:
+    """Return the mean over contributions, in steps. `counted`: contributions by their staleness; None if there is none."""
+    contributions = sum(counted.values())
+    return sum(int(steps) * number for steps, number in counted.items()) / contributions if contributions else None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from quickbloom.common.wire.messages import KeepRequest, to_arrays
 from quickbloom.server_app.events.channel import Events
 from quickbloom.server_app.events.kinds import RoundEnded
 from quickbloom.server_app.federation.asynchronous.training import AsynchronousTraining
+from quickbloom.server_app.federation.asynchronous.turns import contributions
 from quickbloom.server_app.federation.baselines import Final, TaskScores, score_baselines
 from quickbloom.server_app.federation.best import is_better, score_of
 from quickbloom.server_app.federation.evaluation import Evaluation
@@ -38,6 +39,8 @@ from quickbloom.server_app.messaging.exchange import Exchange
 from quickbloom.server_app.messaging.population import Population
 
 OnRound = Callable[[dict[str, Any]], None]
+_RAREST = 3
+"""Tasks that hardly ever contribute, as an event names them: enough to look into the matter."""
 
 
 class MetaStrategy(Strategy):
@@ -313,6 +316,13 @@ class MetaStrategy(Strategy):
         self.bytes["up"] += self._messages.round.bytes_up
         self.bytes["down"] += self._messages.round.bytes_down
 
+    def _rarely(self) -> list[str]:
+        """Return some training tasks that hardly ever contribute in mode async."""
+        if self.asynchronous is None:
+            return []
+        found = contributions(self.asynchronous.contributed, self.population.splits["train"])
+        return list(found["rarely"][:_RAREST])
+
     def _close_round(self) -> None:
         self._count()
         late, self.nodes.late = self.nodes.late, Counter()
@@ -331,5 +341,5 @@ class MetaStrategy(Strategy):
         }
         if joined := self.joining.news():
             record["joined"] = joined
-        self.events.tell(RoundEnded.of(record, self.config.rounds))
+        self.events.tell(RoundEnded.of(record, self.config.rounds, self._rarely()))
         self._on_round(record)

@@ -110,7 +110,7 @@ class PollingGrid(Grid):
 
     def _pushed(self, messages: list[Message]) -> Iterable[str]:
         """Push through the other grid, again where the SuperLink was away for longer than it waits for all parts."""
-        refused = names.find("ObjectPushError") or ()
+        refused: Any = names.find("ObjectPushError") or ()
         for _ in range(_PUSHES - 1):
             with suppress(refused):
                 return self._grid.push_messages(messages)

@@ -1,9 +1,11 @@
 """The curves of a report: how the clients' scores changed from round to round, and from step to step of adaptation."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from quickbloom.server_app.reporting.drawing import QUIET, SERIES, every, picture, possible, style, whole_numbers
+from quickbloom.common.metric import Metric
+from quickbloom.server_app.reporting.drawing import QUIET, SERIES, every, few_numbers, picture, possible, style, whole_numbers
 from quickbloom.server_app.reporting.page import Fold, Part, Picture, Table, Text
 from quickbloom.server_app.reporting.run_record import RunFacts
 
@@ -27,25 +29,49 @@ def learning(run: RunFacts) -> list[Part]:
     told = f"from {known[0]:.3g} in the first round to {known[-1]:.3g} in the last" if known else "never finite"
     parts: list[Part] = [Text("Nothing is smoothed.")]
     if run.evaluations:
-        parts.append(_validation(run))
+        parts += [_validation(run), *_by_hours(run)]
     return [*parts, picture("Loss of the training clients", told + ".", train)]
 
 
 def _validation(run: RunFacts) -> Picture:
     metric = run.metric
     numbers, before, after, _ = zip(*run.evaluations, strict=True)
-
-    def draw(axes: "Axes") -> None:
-        for i, (values, label) in enumerate(((after, "after (best step)"), (before, "before"))):
-            line = {**style(i), "color": QUIET} if i else style(i)
-            axes.plot(numbers, metric.scaled(values), label=label, markevery=every(len(numbers)), **line)
-        axes.set(xlabel="round", ylabel=metric.axis)
-        axes.legend()
-        whole_numbers(axes)
-
     last = f"before {metric.score(before[-1])}, after {metric.score(after[-1])}"
     text = f"in round {numbers[0]} after adaptation {metric.score(after[0])}; in round {numbers[-1]} {last}."
+
+    def draw(axes: "Axes") -> None:
+        _before_and_after(axes, numbers, before, after, metric)
+        axes.set(xlabel="round")
+        whole_numbers(axes)
+
     return picture(f"Validation clients: {metric.axis}", text, draw)
+
+
+def _by_hours(run: RunFacts) -> list[Picture]:
+    """The same against virtual time: when the model that was scored was there."""
+    metric = run.metric
+    known = [(run.hours[number], before, after) for number, before, after, _ in run.evaluations if number in run.hours]
+    if not known:
+        return []
+    hours, before, after = zip(*known, strict=True)
+
+    def draw(axes: "Axes") -> None:
+        _before_and_after(axes, hours, before, after, metric)
+        axes.set(xlabel="virtual hours", xlim=(0, None))
+        few_numbers(axes)
+
+    text = f"after {hours[0]:.3g} virtual hours {metric.score(after[0])}; after {hours[-1]:.3g} {metric.score(after[-1])}."
+    return [picture(f"Validation clients by virtual time: {metric.axis}", text, draw)]
+
+
+def _before_and_after(
+    axes: "Axes", places: Sequence[float], before: Sequence[float], after: Sequence[float], metric: Metric
+) -> None:
+    for i, (values, label) in enumerate(((after, "after (best step)"), (before, "before"))):
+        line = {**style(i), "color": QUIET} if i else style(i)
+        axes.plot(places, metric.scaled(values), label=label, markevery=every(len(places)), **line)
+    axes.set(ylabel=metric.axis)
+    axes.legend()
 
 
 def adaptation(run: RunFacts) -> list[Part]:

@@ -94,6 +94,13 @@ def whole_numbers(axes: "Axes") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, steps=[1, 2, 5, 10], min_n_ticks=1))
 
 
+def few_numbers(axes: "Axes") -> None:
+    """At most five numbers along the x axis, where they have decimals: hours, megabytes."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+
+
 def possible(values: Sequence[float], metric: Metric) -> list[float]:
     """The edge of a band, cut where no score can be: below 0, above 100 %."""
     highest = 100.0 if metric.share else math.inf

@@ -12,7 +12,7 @@ from quickbloom.common.errors import DataError
 from quickbloom.common.formatting import data_name, duration, size
 from quickbloom.common.maths.intervals import half_width
 from quickbloom.common.metric import ACCURACY, Metric
-from quickbloom.server_app.reporting.drawing import LONGEST_NAME, every, picture, short, style, whole_numbers
+from quickbloom.server_app.reporting.drawing import LONGEST_NAME, every, few_numbers, picture, short, style, whole_numbers
 from quickbloom.server_app.reporting.page import Code, Fold, Part, Section, Table, Text
 from quickbloom.server_app.reporting.run_record import RunFacts
 
@@ -46,8 +46,11 @@ def sections_of_runs(runs: Sequence[RunFacts]) -> list[Section]:
 
 
 def _labels(runs: Sequence[RunFacts]) -> list[str]:
-    """What tells the runs apart in few words: algorithm, data set and seed as far as they differ, else a number."""
-    words = [(str(run.config["algorithm"]), data_name(run.config), f"seed {run.config['seed']}") for run in runs]
+    """What tells the runs apart in few words: algorithm, data set, seed and mode as far as they differ, else a number."""
+    words = [
+        (str(c["algorithm"]), data_name(c), f"seed {c['seed']}", str(c.get("mode", "sync")))
+        for c in (run.config for run in runs)
+    ]
     told = [i for i, of_all in enumerate(zip(*words, strict=True)) if len(set(of_all)) > 1] or [0]
     names = [", ".join(of_one[i] for i in told) for of_one in words]
     return [f"{names[:i].count(name) + 1}: {name}" if names.count(name) > 1 else name for i, name in enumerate(names)]
@@ -106,10 +109,7 @@ def _learning(runs: Sequence[RunFacts], labels: Sequence[str], metric: Metric) -
 
     def draw(axes: "Axes") -> None:
         for i, found in known:
-            after = metric.scaled(entry[2] for entry in found)
-            axes.plot(
-                [entry[0] for entry in found], after, label=_in_legend(labels[i]), markevery=every(len(found)), **style(i)
-            )
+            _line(axes, [entry[0] for entry in found], metric.scaled(entry[2] for entry in found), i, labels[i])
         axes.set(xlabel="round", ylabel=metric.axis)
         _legend(axes)
         whole_numbers(axes)
@@ -118,7 +118,33 @@ def _learning(runs: Sequence[RunFacts], labels: Sequence[str], metric: Metric) -
     return [
         Text("Validation clients are scored after the step that was best in the round. Nothing is smoothed."),
         picture("Validation clients", f"{told}.", draw),
+        *_by_hours(runs, labels, metric),
     ]
+
+
+def _by_hours(runs: Sequence[RunFacts], labels: Sequence[str], metric: Metric) -> list[Part]:
+    """The same against virtual time, of the runs that have it."""
+    known = {
+        i: [(run.hours[entry[0]], entry[2]) for entry in run.evaluations if entry[0] in run.hours] for i, run in enumerate(runs)
+    }
+    known = {i: found for i, found in known.items() if found}
+    if not known:
+        return []
+
+    def draw(axes: "Axes") -> None:
+        for i, found in known.items():
+            hours, after = zip(*found, strict=True)
+            _line(axes, hours, metric.scaled(after), i, labels[i])
+        axes.set(xlabel="virtual hours", ylabel=metric.axis, xlim=(0, None))
+        few_numbers(axes)
+        _legend(axes)
+
+    told = "; ".join(f"{labels[i]}: {metric.score(found[-1][1])} after {found[-1][0]:.3g}" for i, found in known.items())
+    return [picture("Validation clients by virtual time", f"{told} virtual hours.", draw)]
+
+
+def _line(axes: "Axes", places: Sequence[float], scores: Sequence[float], number: int, label: str) -> None:
+    axes.plot(places, scores, label=_in_legend(label), markevery=every(len(places)), **style(number))
 
 
 def _adaptation(runs: Sequence[RunFacts], labels: Sequence[str], metric: Metric) -> list[Part]:

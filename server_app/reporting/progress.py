@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a bar over the rounds, and a line for each of them."""
 
+from collections import deque
 from typing import Any
 
 from rich.console import Console
@@ -31,6 +32,8 @@ from quickbloom.server_app.events.kinds import (
 from quickbloom.server_app.reporting.notebook_progress import NotebookProgress
 
 _FEW_ROUNDS = 200
+_NEWEST = 30
+"""Rounds by which the pace is told."""
 
 
 def progress_bar(console: Console, shown: bool = True) -> Progress:
@@ -66,6 +69,7 @@ class Shown:
         self._rounds, self._quiet = rounds, quiet
         self._total: int | None = None
         self._scored: Scored | None = None
+        self._pace = Pace()
         self._warned: set[str] = set() if warned is None else warned
         # Below a cell of a notebook a hundred lines are too many: there the bar says how the newest round went.
         self._in_bar = isinstance(progress, NotebookProgress)
@@ -77,9 +81,10 @@ class Shown:
                 self._progress.update(self._task, description="roll call")
             case RollCalled():
                 self._advance()
-            case Scored():
+            case Scored() if event.round:
                 self._scored = event
-                if event.round == 0 and self._rounds and not self._in_bar:
+            case Scored():
+                if self._rounds and not self._in_bar:
                     self._say(f"before training   validation {change(event)}")
             case RoundEnded():
                 self._end_round(event)
@@ -103,11 +108,12 @@ class Shown:
             self._say(sentence, style)
 
     def _end_round(self, ended: RoundEnded) -> None:
+        scored, self._scored = self._scored, None
         if ended.round <= self.round:
             return
         self.round, self._total = ended.round, ended.rounds
-        scored = self._scored if self._scored and self._scored.round == ended.round else None
-        line = round_line(ended, scored)
+        self._pace.add(ended)
+        line = round_line(ended, scored, self._pace)
         if line and self._rounds and not self._in_bar:
             self._say(line)
         self._advance(line if line and self._in_bar else "training")
@@ -120,17 +126,50 @@ class Shown:
             self._progress.console.print(one_line(line), markup=False, emoji=False, style=style, soft_wrap=True)
 
 
-def round_line(ended: RoundEnded, scored: Scored | None) -> str | None:
-    """A round in words, with the scores of its evaluation, if there was one; None for one that is not worth a line.
+class Pace:
+    """How many steps a run takes in a minute, or in an hour of virtual time, by its newest rounds."""
 
-    Of many rounds only those with an evaluation are.
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=_NEWEST)
+        self._hours: deque[float] = deque(maxlen=_NEWEST)
+
+    def add(self, ended: RoundEnded) -> None:
+        """Take one more round into account."""
+        self._seconds.append(ended.seconds)
+        if ended.virtual_hours is not None:
+            self._hours.append(ended.virtual_hours)
+
+    def __str__(self) -> str:
+        """Return "43 steps a minute", or "12 steps an hour" of virtual time; "" as long as it is not known."""
+        if self._hours:
+            passed, steps, unit = self._hours[-1] - self._hours[0], len(self._hours) - 1, "an hour"
+        else:
+            passed, steps, unit = sum(self._seconds) / 60, len(self._seconds), "a minute"
+        return f"{steps / passed:.3g} steps {unit}" if passed > 0 else ""
+
+
+def round_line(ended: RoundEnded, scored: Scored | None, pace: Pace | None = None) -> str | None:
+    """A round in words, with the scores that came in during it, if there were some; None for one that is not worth a line.
+
+    Of many rounds only those with scores are. `pace` is told in mode async, where a round is one step.
     """
     parts = [f"round {ended.round:>{len(str(ended.rounds))}}/{ended.rounds}"]
     if not ended.skipped:
         parts.append(f"query loss {ended.loss:.4f}")
     if scored:
-        parts.append(f"validation {change(scored)}")
-    return "   ".join(parts) if scored or (len(parts) > 1 and ended.rounds <= _FEW_ROUNDS) else None
+        parts.append(f"validation {change(scored)}{of_earlier(scored, ended)}")
+    told = bool(scored) or (len(parts) > 1 and ended.rounds <= _FEW_ROUNDS)
+    if ended.staleness is not None:
+        parts += [f"staleness {ended.staleness:.2g}", f"{ended.at_work} at work"]
+        parts += [f"{ended.dropped} dropped"] * bool(ended.dropped) + [str(pace)] * bool(pace and str(pace))
+    if ended.virtual_hours is not None:
+        parts.append(f"{ended.virtual_hours:.2f} virtual h")
+    return "   ".join(parts) if told else None
+
+
+def of_earlier(scored: Scored, ended: RoundEnded) -> str:
+    """Say whose scores came in with this round, if they are not its own: in mode async training does not wait for them."""
+    return "" if scored.round == ended.round else f" in round {scored.round}"
 
 
 def change(scored: Scored) -> str:

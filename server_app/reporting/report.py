@@ -9,11 +9,14 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from quickbloom.common.baselines.scoring import CONTENDERS
 from quickbloom.common.errors import DataError
 from quickbloom.common.formatting import counted, duration, size
 from quickbloom.common.metric import LOSS, Metric, named
 from quickbloom.server_app.reporting.against_baselines import title_of, verdict
+from quickbloom.server_app.reporting.asynchronous import asynchronous
 from quickbloom.server_app.reporting.clients import clients_of
 from quickbloom.server_app.reporting.curves import adaptation, learning
 from quickbloom.server_app.reporting.drawing import SERIES, every, picture, style, whole_numbers
@@ -78,6 +81,7 @@ def _sections(run: RunFacts) -> list[Section]:
         Section("Warnings", [Text(sentence) for sentence in run.warnings]),
         Section("Baselines", _baselines(run)),
         Section("Learning", learning(run)),
+        Section("Asynchronous training", asynchronous(run)),
         Section("Adaptation", adaptation(run)),
         Section("Clients", clients_of(run)),
         Section("Nodes", _nodes(run)),
@@ -136,7 +140,7 @@ def _result(run: RunFacts) -> list[Part]:
                 [
                     (f"{name} for unseen clients, before → after {steps}", metric.change(before, after), interval),
                     ("worst 10 % of them, after", metric.score(scores["worst10"][step]), "their mean"),
-                    ("training took", duration(run.seconds), f"{size(run.traffic['up'])} up, {size(run.traffic['down'])} down"),
+                    ("training took", _took(run), f"{size(run.traffic['up'])} up, {size(run.traffic['down'])} down"),
                 ]
             )
         )
@@ -159,6 +163,11 @@ def _result(run: RunFacts) -> list[Part]:
     if summary.get("privacy"):
         parts.append(Text(privacy_line(summary["privacy"]).capitalize() + "."))
     return parts
+
+
+def _took(run: RunFacts) -> str:
+    """In the time of the devices, which is virtual where they are simulated."""
+    return f"{max(run.hours.values()):.3g} virtual hours" if run.hours else duration(run.seconds)
 
 
 def _rows(run: RunFacts) -> list[list[str]]:
@@ -220,6 +229,7 @@ def _cost(run: RunFacts) -> list[Part]:
     ways = {way: [record["bytes"][way] for record in run.rounds] for way in ("up", "down")}
     rows = [
         ["seconds", f"{run.seconds:.4g}", f"{median(seconds):.3g}"],
+        *_virtual(run),
         ["bytes up from clients", size(run.traffic["up"]), size(median(ways["up"]))],
         ["bytes down to clients", size(run.traffic["down"]), size(median(ways["down"]))],
     ]
@@ -250,6 +260,14 @@ def _cost(run: RunFacts) -> list[Part]:
             draw_seconds,
         ),
     ]
+
+
+def _virtual(run: RunFacts) -> list[list[str]]:
+    """The virtual time of a run with simulated devices, in all and of a round."""
+    if not run.hours:
+        return []
+    ends = sorted(run.hours.values())
+    return [["virtual hours", f"{ends[-1]:.4g}", f"{median(np.diff([0.0, *ends])):.3g}"]]
 
 
 # ---- how to do it again

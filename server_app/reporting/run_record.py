@@ -88,7 +88,8 @@ class RunFacts:
 
     @property
     def title(self) -> str:
-        return f"{self.config['algorithm']} on {data_name(self.config)}, seed {self.config['seed']}"
+        mode = ", async" if self.config.get("mode") == "async" else ""
+        return f"{self.config['algorithm']} on {data_name(self.config)}, seed {self.config['seed']}{mode}"
 
     @cached_property
     def metric(self) -> Metric:
@@ -103,16 +104,23 @@ class RunFacts:
 
     @cached_property
     def evaluations(self) -> list[tuple[int, float, float, int]]:
-        """(round, score before, score after the step that was best in that round, tasks) of the validation tasks."""
+        """(round, score before, score after the step that was best in that round, tasks) of the validation tasks.
+
+        In mode async scores come in later: the round is then that of the model that was scored.
+        """
         found = []
         for record in self.rounds:
             if scores := record.get("validation"):
                 steps = scores[self.metric.name]
                 known = [value for value in steps[1:] if math.isfinite(value)]
-                found.append(
-                    (record["round"], steps[0], self.metric.best(known) if known else math.nan, scores.get("tasks", 0))
-                )
-        return found
+                number = scores.get("round", record["round"])
+                found.append((number, steps[0], self.metric.best(known) if known else math.nan, scores.get("tasks", 0)))
+        return sorted(found, key=lambda entry: entry[0])
+
+    @cached_property
+    def hours(self) -> dict[int, float]:
+        """Hours of virtual time by the end of every round; none of a run in the time of real devices."""
+        return {record["round"]: record["virtual_hours"] for record in self.rounds if "virtual_hours" in record}
 
     @cached_property
     def clients(self) -> list[Client]:

@@ -22,7 +22,7 @@ from quickbloom.common.metric import named
 from quickbloom.common.system.locks import is_locked
 from quickbloom.server_app.events.file import FILE
 from quickbloom.server_app.events.kinds import Event, Failed, Joined, RoundEnded, Scored, Started, Stopped, Warned, from_line
-from quickbloom.server_app.reporting.progress import change
+from quickbloom.server_app.reporting.progress import Pace, change, of_earlier
 from quickbloom.server_app.reporting.result_table import result_table
 
 _PACE = 30  # newest rounds whose median says how long the rest will take
@@ -41,6 +41,13 @@ class Watched:
     round: int = 0
     loss: float | None = None
     evaluations: list[Scored] = field(default_factory=list)
+    scored: Scored | None = None
+    """The scores that came in with the newest round."""
+    ended: RoundEnded | None = None
+    """The newest round."""
+    pace: Pace = field(default_factory=Pace)
+    dropped: int = 0
+    """Contributions that were too old, of all steps in mode async."""
     seconds: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -55,6 +62,7 @@ class Watched:
     traffic: int = 0
     """Bytes up and down of all rounds."""
     summary: dict[str, Any] | None = None
+    _waiting: Scored | None = None
     _offset: int = 0
     _inode: int = 0
 
@@ -97,8 +105,12 @@ class Watched:
                 self.seconds.append(event.seconds)
                 self.traffic += event.up + event.down
                 self.nodes = f"{event.answered} of {event.asked}"
+                self.ended, self.scored, self._waiting = event, self._waiting, None
+                self.dropped += event.dropped
+                self.pace.add(event)
             case Scored():
                 self.evaluations.append(event)
+                self._waiting = event if event.round else None
             case Failed():
                 told = as_told(f"{event.who}: {event.reason}", 600)
                 self.failures.append(f"round {event.round}: {told}")
@@ -121,14 +133,27 @@ class Watched:
         parts = [f"round {self.round}/{self.total or '?'}"]
         if self.loss is not None:
             parts.append(f"query loss {self.loss:.4f}")
-        if self.evaluations and self.evaluations[-1].round == self.round:
-            parts.append(f"validation {change(self.evaluations[-1])}")
+        if self.scored and self.ended:
+            parts.append(f"validation {change(self.scored)}{of_earlier(self.scored, self.ended)}")
         if self.nodes:
             parts.append(f"replies {self.nodes}")
         parts.append(f"failures {len(self.failures)}")
+        parts += [f"{what} {told}" for what, told in self._asynchronous()]
         if left := self.seconds_left:
             parts.append(f"{duration(round(left))} left")
         return "   ".join(parts)
+
+    def _asynchronous(self) -> list[tuple[str, str]]:
+        """What there is to say of mode async and of virtual time."""
+        last, told = self.ended, []
+        if last is not None and last.staleness is not None:
+            told = [("pace", str(self.pace) or "?"), ("staleness", f"{last.staleness:.2g}"), ("at work", str(last.at_work))]
+            told.append(("dropped", str(self.dropped)))
+            if last.rarely:
+                told.append(("rarely", ", ".join(as_told(task, 60) for task in last.rarely)))
+        if last is not None and last.virtual_hours is not None:
+            told.append(("virtual hours", f"{last.virtual_hours:.2f}"))
+        return told
 
     def panel(self) -> RenderableType:
         """Everything at once, for a terminal."""
@@ -147,6 +172,8 @@ class Watched:
             facts.add_row("joined", f"{counted(len(self.joined), 'node')}, the last: {self.joined[-1]}")
         facts.add_row("traffic", size(self.traffic))
         facts.add_row("failures", str(len(self.failures)))
+        for what, said in self._asynchronous():
+            facts.add_row(what, Text(said))  # names of tasks are no markup
         told = [Text(f"  {words}", style="yellow") for words in self.failures[-_TOLD:]]
         return Group(facts, *told, *(Text(words, style="yellow") for words in self.warnings))
 

@@ -546,6 +546,8 @@ def test_what_is_documented_of_files_is_in_them(tmp_path: Path, monkeypatch: pyt
         "sampling",
         "noise_multiplier",
         "clip",
+        *("steps_per_minute", "steps_per_virtual_hour", "staleness", "dropped"),  # of mode async
+        *("contributions", "least", "median", "most", "rarely", "0", "1", "2"),
     }
     line = json.loads(Path("run/history.jsonl").read_text().splitlines()[-1])
     assert names(round_) >= set(line)

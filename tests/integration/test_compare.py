@@ -41,6 +41,37 @@ def test_a_comparison_is_fair_and_its_runs_are_not_repeated(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_both_modes_are_compared_in_virtual_time(tmp_path: Path) -> None:
+    settings = [
+        "--dataset",
+        "sinusoid",
+        "--set",
+        "sinusoid.clients=20",
+        "--set",
+        "tasks-per-round=4",
+        "--set",
+        "evaluate-every=2",
+    ]
+    options = ["--algorithms", "fomaml", "--seeds", "1", "--rounds", "6", "--inner-lrs", "0.01", "--jobs", "1"]
+    modes = ["--modes", "sync,async", "--devices", "lognormal", "--set", "over-select=1.5"]
+    done = quickbloom("compare", *options, *settings, *modes, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "`over-select` is for rounds that wait: the async runs go without" in done.stderr
+    result, directory = json.loads(done.stdout), tmp_path / "runs" / "compare-sinusoid"
+    assert [(row["algorithm"], row["mode"]) for row in result["algorithms"]] == [("fomaml", "sync"), ("fomaml", "async")]
+    (waiting,), (free,) = (row["runs"] for row in result["algorithms"])
+    assert _tasks(directory / waiting["directory"]) == _tasks(directory / free["directory"])
+    for run in (waiting, free):
+        lines = (directory / run["directory"] / "history.jsonl").read_text().splitlines()
+        assert run["time"] == json.loads(lines[-1])["virtual_hours"] > 0
+        assert run["timeline"][-1][3] == run["time"]
+    assert free["time"] < waiting["time"]  # nobody waits for the slowest of a round
+    assert waiting["time_to_sync"] <= waiting["time"]
+    assert result["modes"]["unit"] == "virtual hours"
+    assert (directory / "comparison.html").read_text().count("<figure>") == 5
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ended_from_outside_it_leaves_no_process_and_says_how_to_go_on(tmp_path: Path, number: int) -> None:
     mark = f"QUICKBLOOM_TEST_MARK={tmp_path}"

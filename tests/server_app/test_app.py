@@ -43,7 +43,19 @@ KEYS = {
         "shots",
         "bytes",
     ),
-    *("seconds", "failures", "versions", "resumed", "best_validation", "late", "joined", "privacy", "baselines"),
+    *(
+        "seconds",
+        "failures",
+        "versions",
+        "resumed",
+        "best_validation",
+        "late",
+        "joined",
+        "privacy",
+        "baselines",
+        "async",
+        "virtual_hours",
+    ),
 }
 
 

@@ -6,8 +6,9 @@ on (seed, turn) and not on who answers fast, and where all are equally fast it i
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from quickbloom.common.errors import ConfigError
@@ -15,6 +16,7 @@ from quickbloom.server_app.federation.sampling import Sampling
 
 Turn = tuple[int, str]
 """(number of the turn, task)"""
+_MOST_NAMED = 10
 _PATIENCE = 20
 """Turns that each task has on average in a search that finds nobody, until the search is given up for now."""
 
@@ -136,3 +138,16 @@ def _counted(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**53:
         raise ValueError(f"{value!r} is no count")
     return value
+
+
+def contributions(counted: Mapping[str, int], tasks: Collection[str]) -> dict[str, Any]:
+    """Return how often `tasks` contributed to a step: "least", "median", "most", and as "rarely" who hardly ever did.
+
+    These are up to ten tasks that contributed less than half as often as the median, the rarest first. `counted`: by task,
+    without those that never did; `tasks`: one or more.
+    """
+    numbers = {task: counted.get(task, 0) for task in tasks}
+    middle = median(numbers.values())
+    rarely = sorted((task for task, number in numbers.items() if 2 * number < middle), key=lambda task: (numbers[task], task))
+    known = {"least": min(numbers.values()), "median": middle, "most": max(numbers.values())}
+    return {**known, "rarely": rarely[:_MOST_NAMED]}

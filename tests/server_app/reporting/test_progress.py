@@ -19,8 +19,10 @@ from quickbloom.server_app.events.kinds import (
     Started,
     Stopped,
     Warned,
+    from_line,
+    to_line,
 )
-from quickbloom.server_app.reporting.progress import Shown, progress_bar, round_line
+from quickbloom.server_app.reporting.progress import Pace, Shown, progress_bar, round_line
 
 STARTED = Started("/tmp/r", "maml", "digits", 0, 2)
 EVENTS: list[Event] = [
@@ -148,3 +150,63 @@ def test_a_round_that_was_skipped_has_a_line_for_its_scores_alone() -> None:
     assert round_line(skipped, None) is None
     scored = Scored(1, "mse", 4.0, 0.5, 0.3, 10, 8)
     assert round_line(skipped, scored) == "round 1/2   validation mean squared error 4 -> 0.5"
+
+
+# ---- mode async
+
+
+def step(number: int, **more: Any) -> RoundEnded:
+    """A step of mode async, of 0.5 s."""
+    return RoundEnded(number, 30, 1.5, 3, 0.5, **{"staleness": 0.5, "at_work": 7, **more})
+
+
+def test_a_step_is_told_with_its_staleness_and_the_pace() -> None:
+    pace = Pace()
+    for number in (1, 2, 3):
+        pace.add(step(number))
+    assert str(pace) == "120 steps a minute"  # 3 steps in 1.5 s
+    line = round_line(step(3, dropped=2), None, pace)
+    assert line == "round  3/30   query loss 1.5000   staleness 0.5   7 at work   2 dropped   120 steps a minute"
+
+
+def test_the_pace_of_simulated_devices_is_that_of_their_own_time() -> None:
+    pace = Pace()
+    pace.add(step(1, virtual_hours=0.5))
+    assert str(pace) == ""  # of a single step nothing is known
+    for number, hours in ((2, 0.75), (3, 1.5)):
+        pace.add(step(number, virtual_hours=hours))
+    assert str(pace) == "2 steps an hour"  # 2 steps in 1 hour
+    assert "1.50 virtual h" in str(round_line(step(3, virtual_hours=1.5), None, pace))
+
+
+def test_scores_that_come_in_later_are_told_with_their_round() -> None:
+    scored = Scored(5, "accuracy", 0.2, 0.7, 0.3, 10, 8)
+    assert "validation accuracy 20.0 % -> 70.0 % in round 5   " in str(round_line(step(7), scored))
+    said = io.StringIO()
+    with progress_bar(Console(file=said, width=300)) as progress:
+        shown = Shown(progress, progress.add_task(""))
+        for event in (step(5), step(6), scored, step(7), step(8)):
+            shown(event)
+    lines = said.getvalue().splitlines()
+    assert ["-> 70.0 % in round 5" in line for line in lines if line.startswith("round")] == [False, False, True, False]
+
+
+def test_an_event_of_mode_async_says_what_its_line_says() -> None:
+    record = {
+        "round": 4,
+        "train": {"loss": 1.0, "tasks": 6},
+        "seconds": 1.0,
+        "nodes": {"asked": 3, "answered": 2, "away": []},
+        "bytes": {"up": 1, "down": 2},
+        "failures": [],
+        "async": {"staleness": {"0": 4, "2": 1, "3": 1}, "dropped": 2, "turn": 43, "at-work": 7},
+        "virtual_hours": 0.197,
+    }
+    event = RoundEnded.of(record, 10, ["A"])
+    assert event.staleness == pytest.approx(5 / 6)  # (4 * 0 + 2 + 3) / 6
+    assert (event.dropped, event.at_work, event.virtual_hours, event.rarely) == (2, 7, 0.197, ["A"])
+    assert from_line(to_line(event)) == event
+    del record["async"], record["virtual_hours"]
+    plain = RoundEnded.of(record, 10)
+    assert (plain.staleness, plain.virtual_hours, plain.dropped, plain.rarely) == (None, None, 0, [])
+    assert "staleness" not in str(round_line(plain, None))

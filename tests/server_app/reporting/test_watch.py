@@ -2,7 +2,9 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -179,6 +181,27 @@ def test_a_terminal_sees_everything_at_once(run: Path) -> None:
     assert "12 s (2.00 s a round)" in said
     assert "node 8: late" in said
     assert "node 3: late" not in said  # the newest alone
+
+
+def test_mode_async_is_told_in_the_line_and_in_the_panel(run: Path) -> None:
+    watched = Watched(run)
+    names = ["Ward [bold]0", "B"]
+    known: dict[str, Any] = {"staleness": 0.75, "dropped": 2, "at_work": 7, "rarely": names}
+    steps = [replace(ended(number), virtual_hours=number / 4, **known) for number in (1, 2, 3)]
+    append(run, *steps[:2], Scored(1, "mse", 4.0, 0.75, 0.3, 2, 1), steps[2])
+    watched.read()
+    line = watched.line()
+    assert "validation mean squared error 4 -> 0.75 in round 1" in line
+    # Four steps in an hour, and twice three contributions that were too old.
+    assert "pace 4 steps an hour   staleness 0.75   at work 7   dropped 6   rarely Ward [bold]0, B   virtual hours 0.75" in line
+    console = Console(width=160, force_terminal=True, color_system=None)
+    with console.capture() as capture:
+        console.print(watched.panel())
+    assert "4 steps an hour" in capture.get()
+    assert "Ward [bold]0, B" in capture.get()
+    append(run, ended(4))
+    watched.read()
+    assert "staleness" not in watched.line()
 
 
 def test_a_run_that_holds_its_directory_goes_on(run: Path) -> None:
