@@ -1,6 +1,6 @@
 """Rounds that do not wait: asynchronous training beside synchronous rounds, on slow devices.
 
-In virtual time: 700 devices with one task each, of which about 500 train, as slow and as often away as `devices = lognormal`
+In virtual time: 620 devices with one task each, of which 500 train, as slow and as often away as `devices = lognormal`
 says. Synchronous rounds ask for 1.3 times their 20 tasks and end after 20 minutes at the latest (twenty times the median
 device's minute). Asynchronous training keeps 26, or 100, tasks at work. It is asked when the synchronous run's last
 validation accuracy was reached first, by the mean of three scores in a row in both, since single scores are noisy.
@@ -36,7 +36,7 @@ ALGORITHMS = ("reptile", "fomaml", "protonet")
 TASKS = 20
 ROUNDS = 100
 SYNC = ("over-select=1.3", "round-deadline=1200", f"evaluate-every={ROUNDS // 50}")
-NARROW, WIDE = (26, 5, 4), (100, 20, 3)
+NARROW, WIDE = (26, 5, 2), (100, 20, 2)
 """(tasks at work, tasks in a step, times as many tasks in all as the synchronous run)"""
 THIRD, POINT, FASTER = 1 / 3, 0.01, 3.0
 SLOW, SHARE, PERIOD = 4, 0.1, 0.2
@@ -54,7 +54,7 @@ def plan() -> Plan:
                 Variant(
                     f"{algorithm}, async {at_work}/{buffer}",
                     algorithm,
-                    (*settings, f"evaluate-every={steps // 100}"),
+                    (*settings, f"evaluate-every={steps // 50}"),
                     rounds=steps,
                 )
             )
@@ -65,10 +65,10 @@ def plan() -> Plan:
         rounds=ROUNDS,
         variants=tuple(variants),
         settings=(
-            *("gaussian.clients=700", "validation-tasks=100", "test-tasks=100", "split=exact", f"tasks-per-round={TASKS}"),
+            *("gaussian.clients=620", "validation-tasks=60", "test-tasks=60", "split=exact", f"tasks-per-round={TASKS}"),
             *("devices=lognormal", "adapt-steps=5", "adapt-lrs=0.1", "baselines=false", "personal=false", "checkpoint-every=0"),
         ),
-        nodes=700,
+        nodes=620,
         in_process=True,
     )
 

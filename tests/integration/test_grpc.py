@@ -115,14 +115,15 @@ def test_too_few_nodes_end_the_run_at_the_deadline(federation: Path, tmp_path: P
 def test_asynchronous_training_over_grpc_takes_as_many_steps_and_hears_every_node(federation: Path, tmp_path: Path) -> None:
     settings = ["mode=async", "async-buffer=5", "async-concurrency=8", "evaluate-every=4", "baselines=false", "adapt-steps=3"]
     words = [word for setting in settings for word in ("--set", setting)]
-    command = ["run", "--algorithm", "reptile", "--rounds", "12", "--seed", "3", *words, "--json"]
+    command = ["run", "--algorithm", "reptile", "--rounds", "30", "--seed", "3", *words, "--json"]
     done = quickbloom(*command, "--connection", "loopback", "--output", "async", cwd=tmp_path, flwr_home=federation)
     assert done.returncode == 0, done.stderr
     lines = read_history(tmp_path / "async")
-    assert [line["round"] for line in lines] == list(range(1, 13))
+    assert [line["round"] for line in lines] == list(range(1, 31))
     assert all(sum(line["async"]["staleness"].values()) >= 5 for line in lines)
     assert all(line["train"]["tasks"] == sum(line["async"]["staleness"].values()) for line in lines)
     assert len({node for line in lines for node in line["nodes"]["trained"]}) == 2
     assert "validation" in lines[-1]
-    assert sum("validation" in line for line in lines) >= 2
+    # One of the nodes starts a process for every message, so the scores of step 4 come in some steps later.
+    assert 4 in {line["validation"].get("round", line["round"]) for line in lines if "validation" in line}
     assert all(line["nodes"]["away"] == [] and line["failures"] == [] for line in lines)

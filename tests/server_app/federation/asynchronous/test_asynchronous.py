@@ -91,7 +91,7 @@ def test_a_slow_device_holds_nobody_up_and_what_it_sends_is_stale(tmp_path: Path
 
 def test_what_is_too_stale_is_dropped_and_counted(tmp_path: Path) -> None:
     fleet = devices(tmp_path / "devices.csv", *["600,0,0"] * 3, *["60,0,0"] * (NODES - 3))
-    slow = {"devices": fleet, "mode": "async", "rounds": 40, "async_buffer": 2, "fraction": 1.0}
+    slow: dict[str, Any] = {"devices": fleet, "mode": "async", "rounds": 40, "async_buffer": 2, "fraction": 1.0}
     lines = run(tmp_path / "run", **slow, async_max_staleness=2)
     dropped = sum(line["async"]["dropped"] for line in lines)
     assert dropped > 0
@@ -134,7 +134,7 @@ def test_a_mean_is_worked_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_cut_off_asks_again_for_what_was_under_way(tmp_path: Path) -> None:
-    slow = {"devices": "lognormal", "mode": "async", "async_buffer": 3}
+    slow: dict[str, Any] = {"devices": "lognormal", "mode": "async", "async_buffer": 3}
     run(tmp_path / "run", **slow, checkpoint_every=4)
     at = load(tmp_path / "run" / "checkpoints" / "round-000004.safetensors").facts["so-far"]["asynchronous"]
     assert at["turn"] > 0
