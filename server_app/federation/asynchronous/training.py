@@ -86,9 +86,12 @@ class AsynchronousTraining(Training):
             raise ConfigError(reason)
 
     def objection(self, population: Population, first_round: int) -> str:
+        """Return why the buffer cannot be filled with these participants; "" if it can."""
         nodes = len({population.homes[task] for task in population.splits["train"]})
         reason = too_few(self._config.aggregate, self._config.malicious, min(nodes, self.buffer))
-        return reason and (
+        if reason is None:
+            return ""
+        return (
             f'`aggregate = "{self._config.aggregate}"` cannot work with `async-buffer` {self.buffer} and the '
             f"{nodes} nodes that train, since every node is one vote: {reason}"
         )

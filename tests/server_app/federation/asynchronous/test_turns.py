@@ -1,5 +1,6 @@
 """Whose turn it is: the draws of the rounds, in their order, and nobody's share grows because it is fast."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
@@ -14,7 +15,7 @@ from quickbloom.server_app.federation.sampling import Sampling
 class Draws:
     """The rounds' samples: `draws[0]` is that of round 1; after the last they begin again."""
 
-    def __init__(self, *draws: str) -> None:
+    def __init__(self, *draws: Sequence[str]) -> None:
         self.draws = [list(draw) for draw in draws]
         self.number_of_tasks = len(self.draws[0])
 
@@ -22,7 +23,7 @@ class Draws:
         return self.draws[(number - 1) % len(self.draws)]
 
 
-def turns(*draws: str, **more: Any) -> Turns:
+def turns(*draws: Sequence[str], **more: Any) -> Turns:
     return Turns(cast(Sampling, Draws(*draws)), **more)
 
 
