@@ -4,7 +4,7 @@
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -248,6 +248,34 @@ def test_no_hostile_update_changes_the_model_or_raises(drawn: RecordDict | Error
     assert len(failure["reason"]) <= 600
     honest = np.mean(setting().true[HONEST, TRAIN].metric_records["metrics"]["losses"])
     assert train["loss"] == pytest.approx(float(honest))
+
+
+class HostileFirst(PollingGrid):
+    """Replies of the hostile node are there before those of the honest one."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        return sorted(super().pull_messages(message_ids), key=lambda reply: reply.metadata.src_node_id == HONEST)
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(replies(TRAIN_CHANGES))
+def test_in_mode_async_the_verdicts_are_the_same(drawn: RecordDict | Error | Change) -> None:
+    _, record = play(TRAIN, drawn)
+    waiting, nodes, population, algorithm, true, model, _ = setting()
+    honest = sum(population.homes[task_id] == HONEST for task_id in population.splits["train"])
+    config = parse_run_config({**waiting.flat(), "mode": "async", "async-buffer": honest}).resolved()
+    seen: list[dict[str, Any]] = []
+    strategy = fresh(config, population, algorithm, seen)
+    own = as_sent(true[HOSTILE, TRAIN])
+    content = drawn(own) if callable(drawn) else drawn
+    nodes._faults = {
+        0: lambda message, _: Message(as_sent(true[HONEST, TRAIN]), reply_to=message),
+        1: lambda message, _: Message(content, reply_to=message),
+    }
+    strategy.training.round(HostileFirst(nodes, packs=True), 1, None, list)
+    strategy.aggregate_evaluate(1, [])
+    assert seen[0]["failures"] == record["failures"]
+    assert all(torch.equal(value, model[name]) for name, value in strategy.outer.meta.items())
 
 
 @settings(max_examples=max(EXAMPLES // 5, 60), deadline=None, suppress_health_check=list(HealthCheck), database=None)
