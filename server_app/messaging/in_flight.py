@@ -1,7 +1,7 @@
 """Messages that wait for their replies while others are sent: a node has one at a time."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Message, Metadata
@@ -77,9 +77,3 @@ class InFlight:
         gone = {message_id: sent for message_id, sent in self._sent.items() if now - sent.at >= self._deadline}
         self._sent = {message_id: sent for message_id, sent in self._sent.items() if message_id not in gone}
         return list(gone.values())
-
-    def drop(self, unwanted: Callable[[Sent], bool]) -> list[Sent]:
-        """Forget the messages of which `unwanted` is true, and return them."""
-        dropped = [sent for sent in self._sent.values() if unwanted(sent)]
-        self._sent = {message_id: sent for message_id, sent in self._sent.items() if not unwanted(sent)}
-        return dropped

@@ -24,17 +24,18 @@ from quickbloom.common.algorithms import Algorithm
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths.params import Params
-from quickbloom.common.wire.messages import EVALUATE, TRAIN, TrainReply, to_arrays
+from quickbloom.common.wire.messages import EVALUATE, TRAIN, TrainReply, from_arrays, to_arrays
 from quickbloom.server_app.events.channel import Events
 from quickbloom.server_app.federation.aggregation import too_few
 from quickbloom.server_app.federation.asynchronous.buffer import Buffer
-from quickbloom.server_app.federation.asynchronous.turns import Turns
+from quickbloom.server_app.federation.asynchronous.turns import Turn, Turns
 from quickbloom.server_app.federation.evaluation import Evaluation, Rows
 from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.scores import Scores
 from quickbloom.server_app.federation.training import Training
 from quickbloom.server_app.messaging.clock import clock_of
 from quickbloom.server_app.messaging.exchange import Exchange
+from quickbloom.server_app.messaging.failures import failure
 from quickbloom.server_app.messaging.in_flight import InFlight, Sent
 from quickbloom.server_app.messaging.population import Population
 
@@ -118,7 +119,7 @@ class AsynchronousTraining(Training):
                 raise self._messages.too_few("no node with a training task can be asked")
             if buffer.useless > _USELESS * self.buffer:
                 raise self._messages.too_few("no node sent a usable reply")
-            flight.wait(self._seconds_to_wait(clock.virtual))
+            flight.wait(_VIRTUAL_LOOK if clock.virtual else _LOOK)
         self._messages.round.record = {}
         gradient = buffer.result()
         loss = float(np.mean(buffer.losses)) if buffer.losses else math.nan
@@ -128,7 +129,7 @@ class AsynchronousTraining(Training):
         self._begin_scoring(number)
         return metrics
 
-    def _take(self, number: int, sent: Sent, reply: Message, buffer: "Buffer") -> None:
+    def _take(self, number: int, sent: Sent, reply: Message, buffer: Buffer) -> None:
         """Read one reply that has arrived before step `number`."""
         if sent.metadata.message_type == EVALUATE:
             if self._scoring is not None and sent.version == self._scoring.version:
@@ -136,11 +137,11 @@ class AsynchronousTraining(Training):
                 self._scoring.waiting.pop(sent.node_id, None)
             return
         staleness = number - 1 - sent.version
-        if staleness > self._config.async_max_staleness:
-            # Not even read: it may be as large as the model, and nothing of it counts.
+        if staleness > self._config.async_max_staleness and failure(reply) is None:
+            # Not even read: nothing of it counts.
             self.dropped += len(sent.task_ids)
             buffer.dropped += len(sent.task_ids)
-            self._messages.round.answered += 0 if reply.has_error() else 1
+            self._messages.round.answered += 1
             return
         before = buffer.tasks
 
@@ -167,39 +168,35 @@ class AsynchronousTraining(Training):
             self._looked = clock.now()
             nodes.refresh(grid)
         self._score_on_free_nodes(flight)
-        busy = flight.nodes
-        homes = self._population.homes
-        working = [sent for sent in flight.sent if sent.metadata.message_type == TRAIN and nodes.may_be_there(sent.node_id)]
-        at_work = {task for sent in flight.sent if sent.metadata.message_type == TRAIN for task in sent.task_ids}
-        slots = self.concurrency - sum(len(sent.task_ids) for sent in working)
+        busy, homes = flight.nodes, self._population.homes
+        working = [sent for sent in flight.sent if sent.metadata.message_type == TRAIN]
+        slots = self.concurrency - sum(len(sent.task_ids) for sent in working if nodes.may_be_there(sent.node_id))
         if slots <= 0:
             return
+        # A task whose node came back under another id does not wait for what the lost one was asked.
+        at_work = {task for sent in working for task in sent.task_ids if homes[task] == sent.node_id}
         present = [task for task in self._population.splits["train"] if nodes.may_be_there(homes[task])]
         chosen = self.turns.take(
             slots, present, at_work, lambda task: nodes.can_be_asked(homes[task]) and homes[task] not in busy
         )
-        by_node: dict[int, list[tuple[int, str]]] = {}
+        if chosen:
+            self._send_work(flight, chosen, version)
+
+    def _send_work(self, flight: InFlight, chosen: list[Turn], version: int) -> None:
+        """Send the tasks of these turns to their nodes, one message to each."""
+        by_node: dict[int, list[Turn]] = {}
         for turn in chosen:
-            by_node.setdefault(homes[turn[1]], []).append(turn)
-        arrays = to_arrays(self._outer.leaves) if by_node else None
+            by_node.setdefault(self._population.homes[turn[1]], []).append(turn)
+        arrays = to_arrays(self._outer.leaves)
         messages, sent = [], {}
         for node_id, turns in by_node.items():
             # Later than all turns that these tasks had before, so that no draw of theirs comes twice.
             number, task_ids = max(turn for turn, _ in turns), [task for _, task in turns]
-            compute = self._request(number)
-            assert arrays is not None
-
-            def request(_: int, part: list[str], compute: Any = compute, arrays: ArrayRecord = arrays) -> Any:
-                return compute(part).to_records(arrays)
-
-            message = self._messages.message(node_id, task_ids, TRAIN, number, request)
+            records = self._request(number)(task_ids).to_records(arrays)
+            message = self._messages.message(node_id, task_ids, TRAIN, number, lambda *_, records=records: records)
             messages.append(message)
             sent[node_id] = Sent(message.metadata, task_ids, version, turns)
-        if messages:
-            flight.send(messages, sent)
-
-    def _seconds_to_wait(self, virtual: bool) -> float:
-        return _VIRTUAL_LOOK if virtual else _LOOK
+        flight.send(messages, sent)
 
     # ---- scores, while training goes on
 
@@ -212,12 +209,11 @@ class AsynchronousTraining(Training):
         if hosts:
             evaluation = self._evaluation
             rows = Rows(self._population.spec, evaluation.metric, evaluation.lrs, evaluation.steps)
-            self._scoring = _Scoring(number, {k: v.clone() for k, v in self._outer.leaves.items()}, rows, dict(hosts))
-            self._scoring.arrays = to_arrays(self._scoring.model)
+            self._scoring = _Scoring(number, to_arrays(self._outer.leaves), rows, dict(hosts))
 
     def _score_on_free_nodes(self, flight: InFlight) -> None:
         scoring = self._scoring
-        if scoring is None or scoring.arrays is None:
+        if scoring is None:
             return
         busy = flight.nodes
         request = self._evaluation.request(scoring.arrays, self._evaluation.lrs, scoring.version)
@@ -246,11 +242,11 @@ class AsynchronousTraining(Training):
     def scored(self) -> tuple[int, Params, Scores] | None:
         """Return (step, the model after it, its scores of the validation tasks) if they have become known, once."""
         done, self._scored = self._scored, None
-        return (done.version, done.model, done.rows.scores()) if done else None
+        return (done.version, from_arrays(done.arrays), done.rows.scores()) if done else None
 
     # ---- what is told and kept
 
-    def _record(self, flight: InFlight, buffer: "Buffer") -> None:
+    def _record(self, flight: InFlight, buffer: Buffer) -> None:
         self.steps_by_staleness.update(buffer.staleness)
         self._messages.round.record["async"] = {
             "staleness": {str(s): number for s, number in sorted(buffer.staleness.items())},
@@ -291,8 +287,7 @@ class _Scoring:
     """
 
     version: int
-    model: Params
+    arrays: ArrayRecord
     rows: Rows
     waiting: dict[int, list[str]]
     asked: set[int] = field(default_factory=set)
-    arrays: ArrayRecord | None = None
