@@ -78,9 +78,9 @@ def plan(cell: str) -> Plan:
                 "protomaml",
                 (
                     *(*adapter, *episodes, "outer-lr=1e-3", "protomaml.temperature=0.1"),
-                    *("inner-lr=0.01", "inner-steps=2", "adapt-steps=3"),
+                    *("inner-lr=0.01", "inner-steps=2", "adapt-steps=3", "adapt-lrs=0.003,0.01", "evaluate-every=30"),
                 ),
-                rounds=100,
+                rounds=60,
             ),
             Variant(
                 "fomaml, LoRA",
