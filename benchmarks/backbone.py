@@ -70,7 +70,7 @@ def plan() -> Plan:
         variants=(
             Variant("frozen, centred", "protonet", (ENCODER, "outer-lr=1e-9"), rounds=1),
             Variant("residual", "protonet", (ENCODER, "outer-lr=0.0003", "residual.rank=64", "keep=best")),
-            Variant("ridge on features", "ridge", (ENCODER, "zero-head=true")),
+            Variant("ridge, residual", "ridge", (ENCODER, "model=residual", "residual.rank=64", "zero-head=true", "keep=best")),
             Variant("conv4 from nothing", "protonet", ("model=conv4", "conv4.filters=32", "chunk-size=4")),
         ),
         settings=(*data, "tasks-per-round=10", "evaluate-every=10", "adapt-steps=1", "outer-decay=true"),

@@ -35,6 +35,11 @@ SHARE = 0.004
 """Largest share of the model's size that may travel to or from a node in a round."""
 # Distances of vectors of length 1 are small: over 0.1 they decide.
 SHARP = ("protonet.temperature=0.1",)
+WIDE = {1: 60, 5: 25}
+"""Intents of a training episode of the adapter, by shots: as many sentences as three episodes of 20 intents, one of each.
+
+A sentence is told from more others at the same cost.
+"""
 
 
 def plan(cell: str) -> Plan:
@@ -51,6 +56,8 @@ def plan(cell: str) -> Plan:
     )
     # Episodes of 20 intents, whatever is tested; one in a round, unless a variant says otherwise.
     episodes = ("tasks-per-round=1", "intents.train-ways=20", "evaluate-every=25", "outer-decay=true", "keep=best")
+    # Twice the validation users, asked often: they choose the round.
+    wide = (f"intents.train-ways={WIDE[shots]}", "intents.validation-clients=20", "evaluate-every=10")
     return Plan(
         name=f"intents-{cell}",
         claim=f"{ways}-way {shots}-shot on unseen intents: a federated adapter beats the frozen encoder",
@@ -60,15 +67,20 @@ def plan(cell: str) -> Plan:
             Variant("frozen", "protonet", (*encoder, "intents.centre=false", "keep=best", "outer-lr=1e-9"), rounds=1),
             Variant("frozen, centred", "protonet", (*encoder, "keep=best", "outer-lr=1e-9"), rounds=1),
             Variant("residual", "protonet", (*encoder, *episodes, "outer-lr=1e-3"), rounds=300),
-            Variant("protonet, LoRA", "protonet", (*adapter, *episodes, *SHARP, "outer-lr=1.5e-3", "tasks-per-round=3")),
+            Variant(
+                "protonet, LoRA",
+                "protonet",
+                (*adapter, *episodes, *SHARP, *wide, "outer-lr=3e-3"),
+                rounds=60 if shots == 1 else 30,
+            ),
             Variant(
                 "protomaml, LoRA",
                 "protomaml",
                 (
                     *(*adapter, *episodes, "outer-lr=1e-3", "protomaml.temperature=0.1"),
-                    *("inner-lr=0.01", "inner-steps=2", "adapt-steps=3"),
+                    *("inner-lr=0.01", "inner-steps=2", "adapt-steps=3", "adapt-lrs=0.003,0.01", "evaluate-every=30"),
                 ),
-                rounds=100,
+                rounds=60,
             ),
             Variant(
                 "fomaml, LoRA",
