@@ -6,6 +6,9 @@ from quickbloom.common.algorithms.base import Algorithm
 ALGORITHMS: dict[str, type[Algorithm]] = registries.load(
     __name__,
     "fedavg",
+    "fedprox",
+    "fedbabu",
+    "ditto",
     "reptile",
     "fomaml",
     "maml",

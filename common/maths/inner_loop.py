@@ -76,6 +76,16 @@ def descend_towards(
         yield phi
 
 
+def with_pull(loss: Loss, anchor: Params, strength: float) -> Loss:
+    """Return loss(phi) + strength / 2 * ||phi - anchor||^2, as a loss of phi."""
+
+    def pulled(phi: Params, batch: Batch) -> Tensor:
+        distance = sum(((value - anchor[name]) ** 2).sum() for name, value in phi.items())
+        return loss(phi, batch) + strength / 2 * distance
+
+    return pulled
+
+
 def gradient_and_hessian(loss: Callable[[Params], Tensor], at: Params) -> tuple[Params, Callable[[Params], Params]]:
     """Return (grad loss(at), v -> H v), where H is the Hessian of `loss` at `at`.
 
