@@ -126,7 +126,10 @@ class VirtualGrid(Grid):
             self.clock.seconds = deadline
             return []
         self.clock.seconds = max(self.clock.seconds, first)
-        return self._all_of([message_id for message_id in message_ids if self._due.get(message_id, 0.0) <= first])
+        found = self._all_of([message_id for message_id in message_ids if self._due.get(message_id, 0.0) <= first])
+        if not found:  # nodes that never answer: time passes all the same
+            self.clock.seconds = deadline
+        return found
 
     def _next(self, message_ids: Sequence[str]) -> float:
         return min((self._due.get(message_id, 0.0) for message_id in message_ids), default=math.inf)
