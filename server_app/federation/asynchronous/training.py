@@ -185,11 +185,7 @@ class AsynchronousTraining(Training):
             return
         # A task whose node came back under another id does not wait for what the lost one was asked.
         at_work = {task for sent in working for task in sent.task_ids if homes[task] == sent.node_id}
-        # Who owes an answer is not there: where all others do, a limit by their share would leave nobody to work.
-        there = {
-            home for home in set(homes.values()) if nodes.can_be_asked(home) or (home in busy and nodes.may_be_there(home))
-        }
-        present = [task for task in self._population.splits["train"] if homes[task] in there]
+        present = [task for task in self._population.splits["train"] if nodes.may_be_there(homes[task])]
         chosen = self.turns.take(
             slots, present, at_work, lambda task: nodes.can_be_asked(homes[task]) and homes[task] not in busy
         )

@@ -226,7 +226,7 @@ def test_devices_are_of_simulations_only(tmp_path: Path) -> None:
 
 
 def test_whoever_still_answers_trains_on_while_the_others_hang(tmp_path: Path) -> None:
-    """Three of four hang, and stay connected. The share of turns that all work in falls, and must not bound the fourth."""
+    """Three of four hang, and stay connected: until their deadline time passes, though nobody answers."""
     config = parse_run_config({**SMALL, "gaussian.clients": 4})
     alone: dict[str, Any] = {"fraction": 1.0, "tasks_per_round": 0, "validation_tasks": 0, "test_tasks": 0, "evaluate_every": 0}
     grid = HangingGrid(4, config.flat(), {})
