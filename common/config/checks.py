@@ -122,6 +122,11 @@ def _check_asynchronous(config: "RunConfig") -> None:
         raise ConfigError(
             '`mode` must be "sync" with `secure-aggregation`, because masks cancel only among nodes that start a round together'
         )
+    if 0 < config.async_fairness < 1:
+        raise ConfigError(
+            "`async-fairness` must be 0 (no limit) or a number from 1, because below 1 all tasks may reach their limit, and "
+            f"nobody then works, got {config.async_fairness:g}"
+        )
     _require(
         '`mode = "async"`',
         ("over-select", config.over_select, 1, "nobody is waited for anyway"),

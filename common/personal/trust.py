@@ -66,6 +66,10 @@ def _names_a_folder(settings: Settings) -> bool:
     return bool(dataset and dataset.needs_files and named and resolve_data_dir(named) != resolve_data_dir("").absolute())
 
 
+def _names_devices(settings: Settings) -> bool:
+    return settings.get("devices", "") not in ("", "even", "lognormal")
+
+
 def _names_a_server(settings: Settings) -> bool:
     return bool(settings.get("mlflow"))
 
@@ -84,6 +88,7 @@ GUARDED = (
     Guarded("own.encoder", "--encoder ", _names_an_encoder),
     Guarded("intents.encoder", "--set intents.encoder=", _names_an_encoder_of_intents),
     Guarded("data-dir", "--set data-dir=", _names_a_folder),
+    Guarded("devices", "--set devices=", _names_devices),
     Guarded("mlflow", "--set mlflow=", _names_a_server),
     *(Guarded(place, f"--set {place}=", partial(_is_used, place)) for place in PLACES),
 )

@@ -34,7 +34,10 @@ def run(
     text: TextColumns = None,
     rounds: Annotated[int | None, typer.Option(help="Training rounds.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides the initial model, the task split and every draw.")] = None,
-    nodes: Annotated[int | None, typer.Option(help="Simulated nodes; by default 2, or 1 with --in-process.", min=1)] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(help="Simulated nodes; by default 2, 1 with --in-process, or with `devices` one a task.", min=1),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, see `quickbloom settings`; repeat."),

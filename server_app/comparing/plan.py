@@ -29,7 +29,7 @@ from quickbloom.common.system import locks
 from quickbloom.common.system.terminal import say
 from quickbloom.server_app.comparing.batch import Result, Run, Setup, perform
 from quickbloom.server_app.comparing.modes import ASYNC, SYNC, remark, settings_for
-from quickbloom.server_app.launch.prepare import check_machine, check_simulation
+from quickbloom.server_app.launch.prepare import check_machine, check_simulation, one_for_each_task
 from quickbloom.server_app.launch.settings import check_with_data, parse_assignments
 from quickbloom.server_app.reporting.progress import progress_bar
 from quickbloom.server_app.runs.program import named, program
@@ -79,8 +79,7 @@ class Plan:
         setup = Setup(self.algorithms[0], self.dataset, self.rounds, self.settings)
         config = setup.config()
         if self.modes or config.devices:
-            data = load_dataset(config.dataset, config.table(config.dataset), resolve_data_dir(config.data_dir))
-            return max(1, len(data.tasks()))
+            return one_for_each_task(config)
         return 2 if self.simulation else 1
 
     @cached_property

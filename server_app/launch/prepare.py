@@ -10,6 +10,7 @@ import torch
 
 from quickbloom.common.config.parts import own_parts
 from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
+from quickbloom.common.datasets import load_dataset
 from quickbloom.common.datasets.base import resolve_data_dir
 from quickbloom.common.datasets.own import Own
 from quickbloom.common.errors import ConfigError, as_told
@@ -51,7 +52,8 @@ def settle(settings: dict[str, Scalar], connection: str | None, nodes: int | Non
         return Start(settings, connection, nodes or 2, in_process)
     if settings.get("resume-from"):
         settings, nodes, in_process = _go_on(settings, nodes, in_process)
-    nodes = nodes or (1 if in_process else 2)
+    config = parse_run_config(settings)
+    nodes = nodes or (one_for_each_task(config) if config.devices else 1 if in_process else 2)
     settings = {"min-nodes": nodes, **settings}
     own = own_parts(parse_run_config(settings))
     if not in_process:
@@ -65,6 +67,12 @@ def settle(settings: dict[str, Scalar], connection: str | None, nodes: int | Non
     for remark in check_locally(parse_run_config(settings), settings, nodes):
         say(f"Remark: {remark}")
     return Start(settings, None, nodes, in_process)
+
+
+def one_for_each_task(config: RunConfig) -> int:
+    """Return as many nodes as the data set has tasks here, for runs in which it matters how fast each of them is."""
+    data = load_dataset(config.dataset, config.table(config.dataset), resolve_data_dir(config.data_dir))
+    return max(1, len(data.tasks()))
 
 
 def check_simulation(instead: str) -> None:

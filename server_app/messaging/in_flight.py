@@ -47,15 +47,21 @@ class InFlight:
         """The nodes that have a message, and whose reply has not arrived."""
         return {sent.node_id for sent in self._sent.values()}
 
-    def send(self, messages: Iterable[Message], sent: Mapping[int, Sent]) -> None:
-        """Send messages. `sent`: what is in each, by its node; a message that cannot be delivered is not in flight."""
+    def send(self, messages: Iterable[Message], sent: Mapping[int, Sent]) -> set[int]:
+        """Send messages, and return the nodes in whose hands they are. `sent`: what is in each, by its node.
+
+        A message that cannot be delivered is not in flight.
+        """
         listed = list(messages)
         now = self._clock.now()
+        delivered: set[int] = set()
         for message_id, message in zip(self._grid.push_messages(listed), listed, strict=True):
             if message_id:
                 one = sent[message.metadata.dst_node_id]
                 one.at = now
                 self._sent[message_id] = one
+                delivered.add(one.node_id)
+        return delivered
 
     def next(self) -> tuple[Sent, Message] | None:
         """Return a message and its reply, of those that have arrived; None if there is none left."""

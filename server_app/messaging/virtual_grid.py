@@ -13,6 +13,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from quickbloom.common.wire.messages import TRAIN
+from quickbloom.common.wire.roll_call import ROLL_CALL
 from quickbloom.server_app.messaging.devices import Device
 
 
@@ -40,6 +41,7 @@ class VirtualGrid(Grid):
         self._devices: Mapping[int, Device] = {}
         self._due: dict[str, float] = {}
         self._busy: dict[int, float] = {}
+        self._last: dict[int, str] = {}
 
     def begin(self, devices: Mapping[int, Device], seconds: float = 0.0) -> None:
         """From now on these nodes are slow, and it is so many seconds after midnight."""
@@ -57,26 +59,40 @@ class VirtualGrid(Grid):
         return [n for n in self.inner.get_node_ids() if n not in self._devices or self._devices[n].is_there(now)]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Send, and return the ids. "": a device that computes does not answer the roll call, as a real one does not."""
         listed = list(messages)
-        tasks = [_tasks(message) for message in listed]
-        ids = list(self.inner.push_messages(listed))
         now = self.clock.now()
-        for message_id, message, number in zip(ids, listed, tasks, strict=True):
+        reached = [message for message in listed if not self._computes(message, now)]
+        tasks = [_tasks(message) for message in reached]
+        ids = list(self.inner.push_messages(reached))
+        for message_id, message, number in zip(ids, reached, tasks, strict=True):
             node_id = message.metadata.dst_node_id
             device = self._devices.get(node_id)
             if message_id and device is not None and number:
+                self._forget(self._last.get(node_id, ""), now)
                 begun = max(now, self._busy.get(node_id, 0.0))
                 self._busy[node_id] = self._due[message_id] = device.finish(begun, number * device.seconds)
-        return ids
+                self._last[node_id] = message_id
+        by_message = dict(zip(map(id, reached), ids, strict=True))
+        return [by_message.get(id(message), "") for message in listed]
+
+    def _computes(self, message: Message, now: float) -> bool:
+        """Return whether this is a roll call of a device that has work to finish."""
+        node_id = message.metadata.dst_node_id
+        busy = node_id in self._devices and self._busy.get(node_id, 0.0) > now
+        return busy and message.metadata.message_type == ROLL_CALL
+
+    def _forget(self, message_id: str, now: float) -> None:
+        """Drop a reply that was there, and that nobody has fetched before its device got new work."""
+        if self._due.get(message_id, math.inf) <= now:
+            del self._due[message_id]
+            self._all_of([message_id])
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies that have arrived by now."""
         now = self.clock.now()
         due = [message_id for message_id in message_ids if message_id and self._due.get(message_id, 0.0) <= now]
-        replies = list(self.inner.pull_messages(due)) if due else []
-        for reply in replies:
-            self._due.pop(reply.metadata.reply_to_message_id, None)
-        return replies
+        return self._all_of(due)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         return list(self.replies(messages, timeout))
@@ -110,7 +126,10 @@ class VirtualGrid(Grid):
             self.clock.seconds = deadline
             return []
         self.clock.seconds = max(self.clock.seconds, first)
-        return self._all_of([message_id for message_id in message_ids if self._due.get(message_id, 0.0) <= first])
+        found = self._all_of([message_id for message_id in message_ids if self._due.get(message_id, 0.0) <= first])
+        if not found:  # nodes that never answer: time passes all the same
+            self.clock.seconds = deadline
+        return found
 
     def _next(self, message_ids: Sequence[str]) -> float:
         return min((self._due.get(message_id, 0.0) for message_id in message_ids), default=math.inf)

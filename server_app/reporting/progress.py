@@ -145,7 +145,10 @@ class Pace:
             passed, steps, unit = self._hours[-1] - self._hours[0], len(self._hours) - 1, "an hour"
         else:
             passed, steps, unit = sum(self._seconds) / 60, len(self._seconds), "a minute"
-        return f"{steps / passed:.3g} steps {unit}" if passed > 0 else ""
+        if passed <= 0:
+            return ""
+        pace = steps / passed
+        return f"{pace:,.0f} steps {unit}" if pace >= 100 else f"{pace:.3g} steps {unit}"
 
 
 def round_line(ended: RoundEnded, scored: Scored | None, pace: Pace | None = None) -> str | None:

@@ -32,7 +32,12 @@ class Buffer:
 
     def is_full(self, tasks: int) -> bool:
         """Return whether so many tasks have contributed, of enough nodes for a rule that compares nodes."""
-        return self.tasks >= tasks and too_few(*self._rule, len(self._by_node)) is None
+        return self.tasks >= tasks and self.too_few is None
+
+    @property
+    def too_few(self) -> str | None:
+        """Return why a rule that compares nodes cannot work with those that have contributed; None if it can."""
+        return too_few(*self._rule, len(self._by_node))
 
     def add(self, node_id: int, reply: TrainReply, staleness: int, exponent: float) -> None:
         """Add the reply of a node; its meta-gradient is scaled by its staleness."""

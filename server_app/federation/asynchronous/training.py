@@ -40,7 +40,7 @@ from quickbloom.server_app.messaging.in_flight import InFlight, Sent
 from quickbloom.server_app.messaging.population import Population
 
 _USELESS = 5
-"""Buffers of tasks that may be answered without any use before a step is given up."""
+"""Buffers of tasks, or all that are at work, that may be answered without any use before a step is given up."""
 
 
 class AsynchronousTraining(Training):
@@ -117,8 +117,8 @@ class AsynchronousTraining(Training):
                 quiet_since = clock.now()
             elif clock.now() - quiet_since > self._config.node_deadline:
                 raise self._messages.too_few("no node with a training task can be asked")
-            if buffer.useless > _USELESS * self.buffer:
-                raise self._messages.too_few("no node sent a usable reply")
+            if reason := self._why_in_vain(buffer):
+                raise self._messages.too_few(reason)
             flight.wait(_VIRTUAL_LOOK if clock.virtual else _LOOK)
         self._messages.round.record = {}
         gradient = buffer.result()
@@ -128,6 +128,16 @@ class AsynchronousTraining(Training):
         self._record(flight, buffer)
         self._begin_scoring(number)
         return metrics
+
+    def _why_in_vain(self, buffer: Buffer) -> str:
+        """Return why this step is given up: nearly all that came was of no use, or its rule waits for nodes that are gone."""
+        # All that are at work may be lost at once, whatever a buffer holds.
+        most = _USELESS * max(self.buffer, self.concurrency)
+        if buffer.useless > most:
+            return "no node sent a usable reply"
+        if buffer.tasks > self.buffer + most:  # without a limit the replies of those who are there would pile up
+            return buffer.too_few or ""
+        return ""
 
     def _take(self, number: int, sent: Sent, reply: Message, buffer: Buffer) -> None:
         """Read one reply that has arrived before step `number`."""
@@ -225,8 +235,8 @@ class AsynchronousTraining(Training):
             messages.append(message)
             sent[node_id] = Sent(message.metadata, task_ids, scoring.version)
         if messages:
-            scoring.asked |= sent.keys()
-            flight.send(messages, sent)
+            # Who cannot be reached is asked again as long as it seems to be there.
+            scoring.asked |= flight.send(messages, sent)
             flight.wait(0.0)  # where nodes answer at once, they are free for the work that they would have without this
 
     def _finish_scoring(self) -> None:

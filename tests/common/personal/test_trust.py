@@ -247,6 +247,7 @@ FOREIGN = {
     "own.path": ("os:getcwd", "--data os:getcwd"),
     "data-dir": ("/somewhere/else", "--set data-dir=/somewhere/else"),
     "mlflow": ("http://203.0.113.9:5000", "--set mlflow=http://203.0.113.9:5000"),
+    "devices": ("/somewhere/devices.csv", "--set devices=/somewhere/devices.csv"),
 }
 
 

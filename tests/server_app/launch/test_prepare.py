@@ -97,3 +97,11 @@ def test_a_gpu_or_a_compiler_that_is_not_there_is_said(
     monkeypatch.setenv("QUICKBLOOM_KERNELS", "0")
     settle(dict(GAUSSIAN), None, None, in_process=True)
     assert "compiler" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("directory")
+def test_simulated_devices_are_one_for_each_task() -> None:
+    """One node with all tasks would be a single device, which is away for half of the day."""
+    assert settle({**GAUSSIAN, "devices": "lognormal"}, None, None, in_process=True).nodes == 8
+    assert settle({**GAUSSIAN, "devices": "lognormal"}, None, 3, in_process=True).nodes == 3
+    assert settle(GAUSSIAN, None, None, in_process=True).nodes == 1

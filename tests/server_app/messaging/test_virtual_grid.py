@@ -1,5 +1,8 @@
 """Virtual time, by hand: who answers when, in which order, and what the server's waiting costs."""
 
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from loopback import LoopbackGrid
@@ -102,3 +105,48 @@ def test_only_training_takes_time_and_only_between_begin_and_end() -> None:
     assert nodes(slow.pull_messages([unfinished])) == [100]
     assert nodes(slow.send_and_receive([work(100)])) == [100]
     assert slow.clock.now() == 0.0
+
+
+def call(node_id: int) -> Message:
+    return Message(RecordDict({"request": ConfigRecord()}), node_id, ROLL_CALL)
+
+
+def test_a_device_that_computes_does_not_answer_the_roll_call() -> None:
+    """As a real one, which has one message at a time: else it counted as free, and its work piled up."""
+    slow = grid(Device(100), Device(10))
+    (unfinished,) = slow.push_messages([work(100)])
+    assert [bool(one) for one in slow.push_messages([call(100), call(101)])] == [False, True]
+    slow.clock.sleep(100.0)
+    ids = slow.push_messages([call(100), call(101)])
+    assert nodes(slow.pull_messages([*ids, unfinished])) == [100, 101, 100]
+
+
+def test_what_nobody_has_fetched_is_dropped_when_its_device_gets_new_work() -> None:
+    slow = grid(Device(10))
+    for _ in range(20):
+        slow.push_messages([work(100)])
+        slow.clock.sleep(11.0)
+    assert isinstance(slow.inner, LoopbackGrid)
+    assert len(slow.inner._replies) == len(slow._due) == 1
+
+
+class LaterGrid(EchoGrid):
+    """As Flower's simulation: a reply is there some looks after its message."""
+
+    looks = 0
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        self.looks += 1
+        return super().pull_messages(message_ids) if self.looks % 3 == 0 else []
+
+    def replies(self, *arguments: Any) -> Iterator[Message]:
+        raise AssertionError("virtual time waits by itself")
+
+    def arrivals(self, message_ids: Sequence[str], timeout: float) -> list[Message]:
+        return self.pull_messages(message_ids)
+
+
+def test_what_is_due_is_there_however_long_it_takes_to_be_computed_here() -> None:
+    slow = VirtualGrid(LaterGrid(1, parse_run_config({}).flat()))
+    slow.begin({100: Device(10)})
+    assert nodes(slow.pull_messages(slow.push_messages([call(100)]))) == [100]

@@ -157,7 +157,7 @@ def test_a_round_that_was_skipped_has_a_line_for_its_scores_alone() -> None:
 
 def step(number: int, **more: Any) -> RoundEnded:
     """A step of mode async, of 0.5 s."""
-    return RoundEnded(number, 30, 1.5, 3, 0.5, **{"staleness": 0.5, "at_work": 7, **more})
+    return RoundEnded(number, 30, 1.5, 3, more.pop("seconds", 0.5), **{"staleness": 0.5, "at_work": 7, **more})
 
 
 def test_a_step_is_told_with_its_staleness_and_the_pace() -> None:
@@ -165,6 +165,11 @@ def test_a_step_is_told_with_its_staleness_and_the_pace() -> None:
     for number in (1, 2, 3):
         pace.add(step(number))
     assert str(pace) == "120 steps a minute"  # 3 steps in 1.5 s
+    for number in range(4, 60):
+        pace.add(step(number, seconds=0.01875))
+    assert str(pace) == "3,200 steps a minute"  # not 3.2e+03
+    pace = Pace()
+    pace.add(step(1))
     line = round_line(step(3, dropped=2), None, pace)
     assert line == "round  3/30   query loss 1.5000   staleness 0.5   7 at work   2 dropped   120 steps a minute"
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from loopback import Fault, LoopbackGrid
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.errors import ConfigError, RunError
 from quickbloom.common.maths.params import Params
-from quickbloom.common.wire.messages import TRAIN, TrainReply, TrainRequest, error_records, from_arrays, to_arrays
+from quickbloom.common.wire.messages import EVALUATE, TRAIN, TrainReply, TrainRequest, error_records, from_arrays, to_arrays
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.messaging.in_process_grid import InlineGrid
 from quickbloom.server_app.messaging.polling_grid import PollingGrid
@@ -205,6 +206,7 @@ def test_what_a_liar_sends_is_judged_as_in_rounds(tmp_path: Path) -> None:
         ({"secure-aggregation": True}, "masks cancel only among nodes"),
         ({"over-select": 1.3}, "nobody is waited for anyway"),
         ({"min-replies": 0.5}, "`async-buffer` says"),
+        ({"async-fairness": 0.5}, "nobody then works"),
     ],
 )
 def test_what_needs_rounds_is_refused_with_the_reason(settings: dict[str, Any], sentence: str) -> None:
@@ -221,3 +223,70 @@ def test_devices_are_of_simulations_only(tmp_path: Path) -> None:
     config = parse_run_config({**SMALL, "devices": "even", "output-dir": str(tmp_path / "run")})
     with pytest.raises(ConfigError, match='`devices` must be "" on real nodes'):
         run_federation(PollingGrid(InlineGrid(3, config.flat(), {})), config)
+
+
+def test_whoever_still_answers_trains_on_while_the_others_hang(tmp_path: Path) -> None:
+    """Three of four hang, and stay connected: until their deadline time passes, though nobody answers."""
+    config = parse_run_config({**SMALL, "gaussian.clients": 4})
+    alone: dict[str, Any] = {"fraction": 1.0, "tasks_per_round": 0, "validation_tasks": 0, "test_tasks": 0, "evaluate_every": 0}
+    grid = HangingGrid(4, config.flat(), {})
+    lines = run(
+        tmp_path / "run", grid=grid, gaussian__clients=4, mode="async", async_buffer=1, rounds=40, round_deadline=1000,
+        node_deadline=120, devices="even", **alone,
+    )  # fmt: skip
+    assert len(lines) == 40
+
+
+class HangingGrid(LoopbackGrid):
+    """After the roll call at the beginning, all nodes but the first one answer nothing any more."""
+
+    def answer(self, message: Message) -> Message | None:
+        hangs = message.metadata.dst_node_id != 100 and any(one.metadata.message_type == TRAIN for one in self.requests)
+        return None if hangs else super().answer(message)
+
+
+def test_many_nodes_that_are_lost_at_once_do_not_end_the_run(tmp_path: Path) -> None:
+    """The buffer holds a single task, twelve are at work, and nine of them are lost."""
+    left = [3] * NODES
+
+    def fails_first(message: Message, answer: Any) -> Message:
+        place = message.metadata.dst_node_id - 100
+        if message.metadata.message_type != TRAIN or not left[place]:
+            return answer(message)  # type: ignore[no-any-return]
+        left[place] -= 1
+        return Message(error_records("gone"), reply_to=message)
+
+    config = parse_run_config({**SMALL, "mode": "async"})
+    grid = LoopbackGrid(NODES, config.flat(), dict.fromkeys(range(NODES), fails_first))
+    lines = run(tmp_path / "run", mode="async", grid=grid, async_buffer=1, async_concurrency=12)
+    assert len(lines) == 8
+
+
+def test_a_rule_that_waits_for_nodes_that_are_gone_ends_the_step_with_a_sentence(tmp_path: Path) -> None:
+    """Two of three nodes hang: their rule needs three. The replies of the third must not pile up for ever."""
+    config = parse_run_config({**SMALL, "gaussian.clients": 3})
+    more: dict[str, Any] = {"validation_tasks": 0, "test_tasks": 0, "tasks_per_round": 3, "evaluate_every": 0}
+    grid = HangingGrid(3, config.flat(), {})
+    with pytest.raises(RunError, match="`median` then needs at least 3 nodes"):
+        run(
+            tmp_path / "run", grid=grid, gaussian__clients=3, mode="async", aggregate="median", round_deadline=0.5,
+            devices="even", **more,
+        )  # fmt: skip
+
+
+def test_scores_are_asked_for_again_where_the_message_could_not_be_delivered(tmp_path: Path) -> None:
+    class Refusing(LoopbackGrid):
+        """The first message about scores cannot be delivered."""
+
+        refused = 0
+
+        def push_messages(self, messages: Iterable[Message]) -> list[str]:
+            listed = list(messages)
+            if self.refused or not any(one.metadata.message_type == EVALUATE for one in listed):
+                return super().push_messages(listed)
+            self.refused += 1
+            return [""] * len(listed)
+
+    config = parse_run_config({**SMALL, "mode": "async"})
+    lines = run(tmp_path / "run", mode="async", grid=Refusing(NODES, config.flat(), {}), evaluate_every=1)
+    assert sum("validation" in line for line in lines) >= 5
