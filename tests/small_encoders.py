@@ -150,3 +150,25 @@ def _llama(transformers: Any) -> Any:
 
 
 _KINDS: dict[str, Callable[[Any], Any]] = {"bert": _bert, "llama": _llama}
+
+
+def _of_own_data(folder: Path, users: str) -> dict[str, Any]:
+    flat = {"dataset": "own", "own.path": str(sentences(folder / "said.csv", users)), "own.task-column": "user"}
+    flat |= {"own.text": "said", "own.features": "said", "algorithm": "protonet", "protonet.outer-lr": 0.01, "seed": 3}
+    return flat | {"rounds": 2, "evaluate-every": 1, "validation-tasks": 4, "test-tasks": 4, "adapt-steps": 1}
+
+
+def frozen(folder: Path, users: str) -> dict[str, Any]:
+    """Return the settings of a run on sentences of `users` behind an ONNX encoder; its files lie in `folder`."""
+    return {**_of_own_data(folder, users), "own.encoder": f"onnx:{text_onnx(folder / 'words.onnx')[0]}"}
+
+
+def adapter(folder: Path, users: str) -> dict[str, Any]:
+    """Return the settings of a run that trains a low-rank adapter in a small BERT on sentences of `users`."""
+    place = str(transformer(folder / "bert"))
+    flat = {"own.tokenizer": place, "own.tokens": 8, "model": "transformer", "transformer.directory": place}
+    return {**_of_own_data(folder, users), **flat, "transformer.lora-rank": 2, "transformer.lora-targets": "query,value"}
+
+
+WAYS: dict[str, Callable[[Path, str], dict[str, Any]]] = {"frozen encoder": frozen, "adapter": adapter}
+"""The ways of using a pretrained model, by name: settings of a run of two rounds from a folder and users of one letter."""
