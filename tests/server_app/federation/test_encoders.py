@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +296,26 @@ def test_encoder_and_model_are_written_as_one_file_that_needs_nothing_else(tmp_p
         (outputs,) = session.run(["outputs"], given)
         expected = [float(row["probability_light"]), float(row["probability_sound"])]
         assert outputs[0].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_device_with_an_onnx_encoder_needs_no_library_of_pretrained_models(tmp_path: Path) -> None:
+    file, _ = small_encoders.text_onnx(tmp_path / "words.onnx")
+    config = run_config(tmp_path, f"onnx:{file}", algorithm="protonet")
+    run_federation(on_nodes(tmp_path, config, "ABCD", "EFGH"), config)
+    mine = sentences(tmp_path / "Z.csv", "Z")
+    code = """
+import sys
+for name in ("transformers", "sentence_transformers", "timm", "torchvision", "peft"):
+    sys.modules[name] = None
+from quickbloom.client_app.cli import main
+main()
+"""
+    output = str(tmp_path / "mine")
+    edge = [sys.executable, "-c", code, "adapt", "--checkpoint", str(tmp_path / "run"), "--data", str(mine), "--output", output]
+    done = subprocess.run(edge, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Personal model of Z" in done.stdout
+    assert len(predict(tmp_path / "mine", str(mine)).rows) == 12
 
 
 def test_what_cannot_be_one_file_is_said(tmp_path: Path) -> None:
