@@ -153,7 +153,7 @@ _KINDS: dict[str, Callable[[Any], Any]] = {"bert": _bert, "llama": _llama}
 
 
 def _of_own_data(folder: Path, users: str) -> dict[str, Any]:
-    flat = {"dataset": "own", "own.path": str(sentences(folder / "said.csv", users)), "own.task-column": "user"}
+    flat: dict[str, Any] = {"dataset": "own", "own.path": str(sentences(folder / "said.csv", users)), "own.task-column": "user"}
     flat |= {"own.text": "said", "own.features": "said", "algorithm": "protonet", "protonet.outer-lr": 0.01, "seed": 3}
     return flat | {"rounds": 2, "evaluate-every": 1, "validation-tasks": 4, "test-tasks": 4, "adapt-steps": 1, "keep": "last"}
 
