@@ -279,7 +279,7 @@ def of_report(reader: Reader) -> None:
 def of_pretrained(reader: Reader) -> None:
     """Sentences, and a small encoder of random weights in place of the one that is named."""
     commands_of_users.write_all(reader.folder)
-    small_encoders.bert(reader.folder / "all-MiniLM-L6-v2")
+    small_encoders.transformer(reader.folder / "all-MiniLM-L6-v2")
 
 
 PREPARED = {"pretrained.md": of_pretrained, "report.md": of_report, "own-data.md": of_own_data, "edge.md": of_edge}

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import small_encoders
 from real_processes import SCRIPTS, curve, numbers, process, quickbloom, wait_for
 
 from quickbloom.common.flower import workers
@@ -27,7 +28,7 @@ ROUNDS = ["--rounds", "2", "--set", "evaluate-every=2", "--seed", "3", "--json"]
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """FLWR_HOME with the connection `loopback` to a SuperLink with two SuperNodes."""
     home = tmp_path_factory.mktemp("flwr-home")
-    env = environment(home)
+    env = environment(home) | {"XDG_CACHE_HOME": str(home / "cache")}
     http, fleet = free_port(), free_port()
     (home / "config.toml").write_text(f'[superlink.loopback]\naddress = "127.0.0.1:{http}"\ninsecure = true\n')
     link: list[str | Path] = [SCRIPTS / "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(http)]
@@ -66,6 +67,24 @@ def test_the_curve_over_grpc_equals_the_simulation(federation: Path, tmp_path: P
     scores = one["baselines"]["scores"]
     assert scores["accuracy"].keys() >= {"after", "own", "global"}
     assert numbers(scores) == pytest.approx(numbers(other["baselines"]["scores"]), abs=1e-4)
+
+
+@pytest.mark.parametrize("way", small_encoders.WAYS)
+def test_what_is_trained_on_a_pretrained_model_over_grpc_is_what_is_trained_in_process(
+    way: str, federation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    settings = small_encoders.WAYS[way](tmp_path, "ABCDEFGHIJKLMNOP") | {"baselines": "false", "evaluate-every": 2}
+    arguments = ["run", "--json", *(word for key, value in settings.items() for word in ("--set", f"{key}={value}"))]
+    found = []
+    for place in (["--in-process"], ["--nodes", "2"], ["--connection", "loopback"]):
+        name = place[0].strip("-")
+        done = quickbloom(*arguments, *place, "--output", name, cwd=tmp_path, flwr_home=federation)
+        assert done.returncode == 0, done.stderr
+        found.append(numbers([curve(tmp_path / name), json.loads(done.stdout)["test"]]))
+    assert len(found[0]) > 10
+    for other in found[1:]:
+        assert found[0] == pytest.approx(other, abs=1e-5)
 
 
 @pytest.mark.slow

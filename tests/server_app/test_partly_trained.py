@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pretrained_like
 import pytest
-import tiny_encoder
+import small_encoders
 import torch
 from flwr.app import ArrayRecord, Message
 from loopback import LoopbackGrid
@@ -223,7 +223,7 @@ def test_a_personal_model_holds_no_constants_and_works_with_the_file_that_the_us
 def test_a_personal_adapter_names_its_encoder_and_is_exported_with_it(tmp_path: Path, data_dir: Path, algorithm: str) -> None:
     pytest.importorskip("transformers")
     pytest.importorskip("peft")
-    place = tiny_encoder.directory()
+    place = small_encoders.directory()
     flat = {"dataset": "intents", "intents.tokenizer": place, "transformer.directory": place, "transformer.lora-rank": 2}
     flat |= {"intents.train-clients": 3, "intents.validation-clients": 1, "intents.test-clients": 1, "data-dir": str(data_dir)}
     flat |= {"intents.test-episodes": 1, "algorithm": algorithm, "rounds": 1, "output-dir": str(tmp_path / "run")}
@@ -237,14 +237,14 @@ def test_a_personal_adapter_names_its_encoder_and_is_exported_with_it(tmp_path: 
     assert not {"transformer.directory", "intents.tokenizer"} & settings.keys()
     export = ("export", "--model", model, "--output", tmp_path / "m.pt2", "--format", "torch")
     assert "name it by `--set transformer.directory=DIRECTORY`" in edge(*export)
-    other = tiny_encoder.directory("bert", 1)
+    other = small_encoders.directory("bert", 1)
     assert "trained with constants" in edge(*export, "--set", f"transformer.directory={other}")
     assert edge(*export, "--set", f"transformer.directory={place}").startswith("0 ")
 
 
 def test_a_node_may_have_the_directory_elsewhere(tmp_path: Path, data_dir: Path) -> None:
     pytest.importorskip("transformers")
-    place = Path(tiny_encoder.directory())
+    place = Path(small_encoders.directory())
     moved = shutil.copytree(place, tmp_path / "moved")
     flat = {"dataset": "intents", "intents.tokenizer": str(place), "transformer.directory": str(place), "rounds": 1}
     flat |= {"intents.train-clients": 3, "intents.validation-clients": 1, "intents.test-clients": 1, "data-dir": str(data_dir)}

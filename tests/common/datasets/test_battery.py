@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_encoder
+import small_encoders
 import torch
 from pydantic import ValidationError
 
@@ -26,7 +26,7 @@ def dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def options_of(name: str) -> Options:
-    needed = {"tokenizer": tiny_encoder.characters(), "max_length": 150} if name == "intents" else {}
+    needed = {"tokenizer": small_encoders.characters(), "max_length": 150} if name == "intents" else {}
     return DATASETS[name].Options.model_validate(needed)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_encoder
+import small_encoders
 import torch
 
 from quickbloom.common.datasets.base import generator
@@ -19,7 +19,7 @@ pytest.importorskip("tokenizers")
 
 def written(folder: Path, change: Any = lambda content: content) -> Path:
     """A file of the form of CLINC150, whose sentences tell their intent and number in words of the tokenizer."""
-    words = tiny_encoder.WORDS[4:]
+    words = small_encoders.WORDS[4:]
 
     def spelled(number: int) -> str:
         return f"{words[number // len(words) ** 2]} {words[number // len(words) % len(words)]} {words[number % len(words)]}"
@@ -37,24 +37,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, **options: Any) -> Intents:
-    return Intents(IntentsOptions.model_validate({"tokenizer": tiny_encoder.directory(), "max_length": 6, **options}), folder)
+    return Intents(IntentsOptions.model_validate({"tokenizer": small_encoders.directory(), "max_length": 6, **options}), folder)
 
 
 def intent_of(data: Intents, row: torch.Tensor) -> int:
     """The place in `names` of the intent that a sentence of made-up words is of."""
-    base = len(tiny_encoder.WORDS) - 4
+    base = len(small_encoders.WORDS) - 4
     a, b, c = (int(token) - 4 for token in row[1:4])
     return data.names.index(f"intent_{(a * base**2 + b * base + c) // 150}")
 
 
 def test_sentences_are_ids_between_marks_with_padding_on_the_right(folder: Path) -> None:
     data = load(folder)
-    first = tiny_encoder.WORDS.index("what")
+    first = small_encoders.WORDS.index("what")
     assert data.encode(["what is the", "what what what what what what what"]).tolist() == [
         [2, first, first + 1, first + 2, 3, 0],
         [2, first, first, first, first, 3],  # cut, with its end mark
     ]
-    assert data.spec.tokens == tiny_encoder.VOCABULARY
+    assert data.spec.tokens == small_encoders.VOCABULARY
     assert data.out_of_scope.shape == (1200, 6)
     assert data.out_of_scope[0, 1] == 1  # [UNK]
 

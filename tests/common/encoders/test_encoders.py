@@ -56,7 +56,7 @@ def test_numbers_go_through_the_file_as_they_are(tmp_path: Path) -> None:
 def test_a_directory_of_transformers_gives_what_transformers_gives(tmp_path: Path) -> None:
     from transformers import AutoModel
 
-    encoder = load_encoder(f"sentence:{small_encoders.bert(tmp_path / 'bert')}")
+    encoder = load_encoder(f"sentence:{small_encoders.transformer(tmp_path / 'bert')}")
     found = encoder.encode(["lamp on", "play the music please"])
     model = AutoModel.from_pretrained(tmp_path / "bert").eval()
     place = {word: at for at, word in enumerate(small_encoders.WORDS)}
@@ -67,7 +67,7 @@ def test_a_directory_of_transformers_gives_what_transformers_gives(tmp_path: Pat
 
 
 def test_a_directory_of_sentence_transformers_says_its_pooling_and_length(tmp_path: Path) -> None:
-    folder = small_encoders.bert(tmp_path / "bert")
+    folder = small_encoders.transformer(tmp_path / "bert")
     plain = load_encoder(f"sentence:{folder}", "class").encode(["lamp on"])
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
@@ -162,14 +162,14 @@ def _outside(folder: Path) -> str:
 
 
 def _no_safetensors(folder: Path) -> str:
-    made = small_encoders.bert(folder / "bert")
+    made = small_encoders.transformer(folder / "bert")
     (made / "model.safetensors").unlink()
     (made / "pytorch_model.bin").write_bytes(pickle.dumps({}))
     return f"sentence:{made}"
 
 
 def _unknown_part(folder: Path) -> str:
-    made = small_encoders.bert(folder / "bert")
+    made = small_encoders.transformer(folder / "bert")
     (made / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense"}]))
     return f"sentence:{made}"
 

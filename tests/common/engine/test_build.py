@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_encoder
+import small_encoders
 import torch
 from torch import Tensor, nn
 
@@ -69,7 +69,7 @@ class Recurrent(nn.Module):
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_model_is_built_for_data_that_fit_it_and_refused_in_one_sentence_for_others(name: str, spec: DataSpec) -> None:
     fits = MODELS[name].tokens == bool(spec.tokens) and (name not in ("conv4", "resnet") or spec is IMAGES)
-    more = {"transformer.directory": tiny_encoder.directory()} if MODELS[name].pretrained else {}
+    more = {"transformer.directory": small_encoders.directory()} if MODELS[name].pretrained else {}
     config = parse_run_config({"model": name, "conv4.filters": 4, "lstm.hidden": 4, **more}).resolved()
     if fits:
         algorithm = build_algorithm(config, spec)
@@ -90,7 +90,7 @@ def test_a_model_that_is_only_a_structure_trains_and_scores_as_the_one_with_numb
         spec = DataSpec("regression", spec.input_shape, 2)
     small: dict[str, Any] = {"conv4.filters": 4, "lstm.hidden": 4, "mlp.hidden": "6", "resnet.channels": "4,6"}
     if MODELS[model].pretrained:
-        small |= {"transformer.directory": tiny_encoder.directory(), "transformer.lora-rank": 2}
+        small |= {"transformer.directory": small_encoders.directory(), "transformer.lora-rank": 2}
     if name in ("heads", "anil") and model == "linear":
         pytest.skip("the model is nothing but a head")
     config = parse_run_config({"model": model, "algorithm": name, **small, f"{name}.inner-lr": 0.01}).resolved()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from math import prod
 
 import pytest
-import tiny_encoder
+import small_encoders
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
@@ -29,7 +29,7 @@ def build(name: str, settings: Mapping[str, str | int] | None = None, seed: int 
     small: dict[str, str | int] = {"mlp.hidden": "7,5", "conv4.filters": 4, "lstm.embedding": 2, "lstm.hidden": 4}
     small |= {"resnet.channels": "4,6"}
     if MODELS[name].pretrained:
-        small["transformer.directory"] = tiny_encoder.directory()
+        small["transformer.directory"] = small_encoders.directory()
     table = parse_run_config({**small, **(settings or {})}).table(name)
     return build_model(name, table, (LENGTH,) if MODELS[name].tokens else IMAGE, outputs, seed)
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from loopback import LoopbackGrid
 from PIL import Image
 from safetensors.torch import load_file
+from small_encoders import sentences
 
 from quickbloom.client_app.export import export
 from quickbloom.client_app.offline.adapting import adapt
@@ -28,26 +31,12 @@ from quickbloom.server_app.events.file import read_events
 from quickbloom.server_app.events.kinds import Scored
 from quickbloom.server_app.runs import checkpoints
 
-SAID = {"light": ("lamp on", "the lamp on please", "a lamp off", "lamp off please"), "sound": ("play music", "stop the music")}
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     load_encoder.cache_clear()
     return tmp_path / "cache"
-
-
-def sentences(path: Path, users: str) -> Path:
-    """Twelve rows of each user: what was said, how loud, and what was meant; one cell is empty."""
-    rng = np.random.default_rng(list(users.encode()))
-    lines = ["user,said,loud,label"]
-    for user in users:
-        for row in range(12):
-            label = ("light", "sound")[row % 2]
-            lines.append(f"{user},{rng.choice(SAID[label]) if row else ''},{rng.normal():.2f},{label}")
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 def run_config(folder: Path, encoder: str, **more: Any) -> RunConfig:
@@ -309,6 +298,26 @@ def test_encoder_and_model_are_written_as_one_file_that_needs_nothing_else(tmp_p
         assert outputs[0].tolist() == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_device_with_an_onnx_encoder_needs_no_library_of_pretrained_models(tmp_path: Path) -> None:
+    file, _ = small_encoders.text_onnx(tmp_path / "words.onnx")
+    config = run_config(tmp_path, f"onnx:{file}", algorithm="protonet")
+    run_federation(on_nodes(tmp_path, config, "ABCD", "EFGH"), config)
+    mine = sentences(tmp_path / "Z.csv", "Z")
+    code = """
+import sys
+for name in ("transformers", "sentence_transformers", "timm", "torchvision", "peft"):
+    sys.modules[name] = None
+from quickbloom.client_app.cli import main
+main()
+"""
+    output = str(tmp_path / "mine")
+    edge = [sys.executable, "-c", code, "adapt", "--checkpoint", str(tmp_path / "run"), "--data", str(mine), "--output", output]
+    done = subprocess.run(edge, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Personal model of Z" in done.stdout
+    assert len(predict(tmp_path / "mine", str(mine)).rows) == 12
+
+
 def test_what_cannot_be_one_file_is_said(tmp_path: Path) -> None:
     file, _ = small_encoders.text_onnx(tmp_path / "words.onnx")
     config = run_config(tmp_path, f"onnx:{file}")
@@ -334,7 +343,7 @@ def of_tokens(folder: Path, directory: Path, **more: Any) -> RunConfig:
 
 
 def test_a_model_that_reads_text_itself_is_trained_adapted_and_used(tmp_path: Path) -> None:
-    directory = small_encoders.bert(tmp_path / "bert")
+    directory = small_encoders.transformer(tmp_path / "bert")
     config = of_tokens(tmp_path, directory)
     grid = on_nodes(tmp_path, config, "ABCD", "EFGH")
     summary = run_federation(grid, config)
@@ -357,7 +366,7 @@ def test_a_model_that_reads_text_itself_is_trained_adapted_and_used(tmp_path: Pa
 
 
 def test_a_node_with_another_tokenizer_is_refused_with_both_hashes(tmp_path: Path) -> None:
-    directory, other = small_encoders.bert(tmp_path / "bert"), tmp_path / "other"
+    directory, other = small_encoders.transformer(tmp_path / "bert"), tmp_path / "other"
     small_encoders.tokenizer(other, [*small_encoders.WORDS[1:], "[PAD]"])
     path = sentences(tmp_path / "A.csv", "AB")
     settings = {"path": str(path), "task-column": "user", "text": "said", "features": "said", "tokenizer": str(directory)}
@@ -378,7 +387,7 @@ def test_a_node_with_another_tokenizer_is_refused_with_both_hashes(tmp_path: Pat
     ],
 )
 def test_token_ids_are_the_only_input(tmp_path: Path, more: dict[str, str], said: str) -> None:
-    directory = small_encoders.bert(tmp_path / "bert")
+    directory = small_encoders.transformer(tmp_path / "bert")
     settings = {
         "path": str(sentences(tmp_path / "A.csv", "AB")),
         "task-column": "user",
