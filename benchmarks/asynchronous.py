@@ -34,8 +34,8 @@ from quickbloom.server_app.runs.directory import read_history
 
 ALGORITHMS = ("reptile", "fomaml", "protonet")
 TASKS = 20
-ROUNDS = 100
-SYNC = ("over-select=1.3", "round-deadline=1200", f"evaluate-every={ROUNDS // 50}")
+ROUNDS = 60
+SYNC = ("over-select=1.3", "round-deadline=1200", f"evaluate-every={ROUNDS // 30}")
 NARROW, WIDE = (26, 5, 2), (100, 20, 2)
 """(tasks at work, tasks in a step, times as many tasks in all as the synchronous run)"""
 THIRD, POINT, FASTER = 1 / 3, 0.01, 3.0
@@ -54,7 +54,7 @@ def plan() -> Plan:
                 Variant(
                     f"{algorithm}, async {at_work}/{buffer}",
                     algorithm,
-                    (*settings, f"evaluate-every={steps // 50}"),
+                    (*settings, f"evaluate-every={steps // 30}"),
                     rounds=steps,
                 )
             )

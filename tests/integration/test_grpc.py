@@ -69,6 +69,7 @@ def test_the_curve_over_grpc_equals_the_simulation(federation: Path, tmp_path: P
     assert numbers(scores) == pytest.approx(numbers(other["baselines"]["scores"]), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", small_encoders.WAYS)
 def test_what_is_trained_on_a_pretrained_model_over_grpc_is_what_is_trained_in_process(
     way: str, federation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
