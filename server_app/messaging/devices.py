@@ -44,11 +44,14 @@ class Device:
     def finish(self, now: float, seconds: float) -> float:
         """Return when it has computed for `seconds`, from `now` on: it pauses while it is away, and goes on when it is back."""
         now += self._away(now)
-        while seconds > (there := self._left(now)):
-            seconds -= there
-            now += there
-            now += self._away(now)
-        return now + seconds
+        if seconds <= (there := self._left(now)):
+            return now + seconds
+        seconds -= there
+        now += there
+        now += self._away(now)
+        # Whole days of work, each followed by a pause; what is left is done within the hours of the last day.
+        days = max(0, math.ceil(seconds / (self._hours * 3600)) - 1)
+        return now + days * DAY * 3600 + seconds - days * self._hours * 3600
 
     @property
     def _hours(self) -> float:

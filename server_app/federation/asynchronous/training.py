@@ -24,7 +24,7 @@ from quickbloom.common.algorithms import Algorithm
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths.params import Params
-from quickbloom.common.wire.messages import EVALUATE, TRAIN, TrainReply, from_arrays, to_arrays
+from quickbloom.common.wire.messages import EVALUATE, TRAIN, TrainReply, from_arrays, payload_bytes, to_arrays
 from quickbloom.server_app.events.channel import Events
 from quickbloom.server_app.federation.aggregation import too_few
 from quickbloom.server_app.federation.asynchronous.buffer import Buffer
@@ -67,6 +67,8 @@ class AsynchronousTraining(Training):
         self.dropped = 0
         self.steps_by_staleness: Counter[int] = Counter()
         self._flight: InFlight | None = None
+        self._buffer: Buffer | None = None
+        self._version = 0  # steps that were taken by this process
         self._looked = -math.inf
         self._scoring: _Scoring | None = None
         self._scored: _Scoring | None = None
@@ -101,16 +103,18 @@ class AsynchronousTraining(Training):
 
     def _attempt(self, grid: Grid, number: int, timeout: float | None, ask: Callable[[], list[Message]]) -> MetricRecord:
         flight = self._flight = self._flight or InFlight(grid, self._config.round_deadline)
-        buffer = Buffer(self._outer.leaves, self._config)
+        # A step that is repeated, or that was skipped, keeps what has come in.
+        buffer = self._buffer = self._buffer or Buffer(self._outer.leaves, self._config)
+        buffer.useless = 0
         quiet_since: float | None = None
         clock = clock_of(grid)
         while not buffer.is_full(self.buffer):
             if (arrived := flight.next()) is not None:
                 quiet_since = None
-                self._take(number, *arrived, buffer)
+                self._take(*arrived, buffer)
                 continue
             self._expire(flight)
-            self._give_work(grid, flight, number - 1)
+            self._give_work(grid, flight)
             if flight.sent:
                 quiet_since = None
             elif quiet_since is None:
@@ -123,7 +127,8 @@ class AsynchronousTraining(Training):
         self._messages.round.record = {}
         gradient = buffer.result()
         loss = float(np.mean(buffer.losses)) if buffer.losses else math.nan
-        self.client_losses = buffer.losses
+        self.client_losses, self._buffer = buffer.losses, None
+        self._version += 1
         metrics = self._step(number, gradient, loss, len(buffer.losses))
         self._record(flight, buffer)
         self._begin_scoring(number)
@@ -139,19 +144,20 @@ class AsynchronousTraining(Training):
             return buffer.too_few or ""
         return ""
 
-    def _take(self, number: int, sent: Sent, reply: Message, buffer: Buffer) -> None:
-        """Read one reply that has arrived before step `number`."""
+    def _take(self, sent: Sent, reply: Message, buffer: Buffer) -> None:
+        """Read one reply that has arrived."""
         if sent.metadata.message_type == EVALUATE:
             if self._scoring is not None and sent.version == self._scoring.version:
                 self._messages.receive_one(sent.metadata, sent.task_ids, reply, self._scoring.rows.read)
                 self._scoring.waiting.pop(sent.node_id, None)
             return
-        staleness = number - 1 - sent.version
+        staleness = self._version - sent.version
         if staleness > self._config.async_max_staleness and failure(reply) is None:
             # Not even read: nothing of it counts.
             self.dropped += len(sent.task_ids)
             buffer.dropped += len(sent.task_ids)
             self._messages.round.answered += 1
+            self._messages.round.bytes_up += payload_bytes(reply.content)
             return
         before = buffer.tasks
 
@@ -171,8 +177,8 @@ class AsynchronousTraining(Training):
 
     # ---- who works
 
-    def _give_work(self, grid: Grid, flight: InFlight, version: int) -> None:
-        """Give every node that is free and whose turn it is the newest model, which is theta_`version`."""
+    def _give_work(self, grid: Grid, flight: InFlight) -> None:
+        """Give every node that is free and whose turn it is the newest model."""
         clock, nodes = clock_of(grid), self._messages.nodes
         if clock.virtual or clock.now() - self._looked >= _LOOK:
             self._looked = clock.now()
@@ -185,14 +191,18 @@ class AsynchronousTraining(Training):
             return
         # A task whose node came back under another id does not wait for what the lost one was asked.
         at_work = {task for sent in working for task in sent.task_ids if homes[task] == sent.node_id}
-        present = [task for task in self._population.splits["train"] if nodes.may_be_there(homes[task])]
+        # A node that hangs is connected, and would make the share of all look small.
+        there = {
+            home for home in set(homes.values()) if nodes.can_be_asked(home) or (home in busy and nodes.may_be_there(home))
+        }
+        present = [task for task in self._population.splits["train"] if homes[task] in there]
         chosen = self.turns.take(
             slots, present, at_work, lambda task: nodes.can_be_asked(homes[task]) and homes[task] not in busy
         )
         if chosen:
-            self._send_work(flight, chosen, version)
+            self._send_work(flight, chosen)
 
-    def _send_work(self, flight: InFlight, chosen: list[Turn], version: int) -> None:
+    def _send_work(self, flight: InFlight, chosen: list[Turn]) -> None:
         """Send the tasks of these turns to their nodes, one message to each."""
         by_node: dict[int, list[Turn]] = {}
         for turn in chosen:
@@ -205,7 +215,7 @@ class AsynchronousTraining(Training):
             records = self._request(number)(task_ids).to_records(arrays)
             message = self._messages.message(node_id, task_ids, TRAIN, number, lambda *_, records=records: records)
             messages.append(message)
-            sent[node_id] = Sent(message.metadata, task_ids, version, turns)
+            sent[node_id] = Sent(message.metadata, task_ids, self._version, turns)
         flight.send(messages, sent)
 
     # ---- scores, while training goes on

@@ -290,3 +290,22 @@ def test_scores_are_asked_for_again_where_the_message_could_not_be_delivered(tmp
     config = parse_run_config({**SMALL, "mode": "async"})
     lines = run(tmp_path / "run", mode="async", grid=Refusing(NODES, config.flat(), {}), evaluate_every=1)
     assert sum("validation" in line for line in lines) >= 5
+
+
+def test_a_repeated_step_keeps_what_has_come_in(tmp_path: Path) -> None:
+    """Of six tasks at a time five fail at first: the step is tried again, and the task that contributed counts once."""
+    failed: list[int] = []
+
+    def at_first(message: Message, answer: Any) -> Message:
+        if message.metadata.message_type == TRAIN and len(failed) < 60:
+            failed.append(1)
+            return Message(error_records("not yet"), reply_to=message)
+        return answer(message)  # type: ignore[no-any-return]
+
+    settings: dict[str, Any] = {"mode": "async", "rounds": 2, "on_too_few": "repeat", "evaluate_every": 0}
+    config = parse_run_config({**SMALL, "mode": "async"})
+    grid = LoopbackGrid(NODES, config.flat(), dict.fromkeys(range(1, NODES), at_first))
+    lines = run(tmp_path / "run", grid=grid, **settings)
+    assert [line["train"]["tasks"] for line in lines] == [6, 6]
+    contributed = load(tmp_path / "run").facts["so-far"]["asynchronous"]["contributed"]
+    assert sum(contributed.values()) == sum(sum(line["async"]["staleness"].values()) for line in lines) == 12
