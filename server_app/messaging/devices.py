@@ -50,7 +50,7 @@ class Device:
         now += there
         now += self._away(now)
         # Whole days of work, each followed by a pause; what is left is done within the hours of the last day.
-        days = max(0, math.ceil(seconds / (self._hours * 3600)) - 1)
+        days = max(0, math.ceil(seconds / max(1e-6, self._hours * 3600)) - 1)
         return now + days * DAY * 3600 + seconds - days * self._hours * 3600
 
     @property

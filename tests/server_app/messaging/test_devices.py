@@ -43,6 +43,7 @@ def test_a_device_pauses_while_it_is_away(begun: float, hours: float, done: floa
 
 def test_a_device_that_is_hardly_ever_there_is_reckoned_with_at_once() -> None:
     """A second a day, from 8 o'clock on: a billion seconds take a billion days."""
+    assert Device(1.0, 0, 5e-324).finish(0.0, 1e9) >= 1e9
     assert Device(1.0, 8, 8 + 1 / 3600).finish(0.0, 1e9) == pytest.approx(8 * HOUR + (1e9 - 1) * 24 * HOUR + 1, rel=1e-6)
 
 
