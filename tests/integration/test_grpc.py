@@ -144,6 +144,10 @@ def test_asynchronous_training_over_grpc_takes_as_many_steps_and_hears_every_nod
     assert all(line["train"]["tasks"] == sum(line["async"]["staleness"].values()) for line in lines)
     assert len({node for line in lines for node in line["nodes"]["trained"]}) == 2
     assert "validation" in lines[-1]
-    # One of the nodes starts a process for every message, so the scores of step 4 come in some steps later.
-    assert 4 in {line["validation"].get("round", line["round"]) for line in lines if "validation" in line}
+    # One of the nodes starts a process for every message: the scores of a step come in some steps later, or not before the end.
+    assert all(
+        line["validation"].get("round", line["round"]) in {4, 8, 12, 16, 20, 24, 28, 30}
+        for line in lines
+        if "validation" in line
+    )
     assert all(line["nodes"]["away"] == [] and line["failures"] == [] for line in lines)
