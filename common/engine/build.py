@@ -190,7 +190,7 @@ def _watching(learner: Learner) -> Iterator[None]:
 
 
 def try_out_with(algorithm: Algorithm, model: str, spec: DataSpec) -> None:
-    """Run training and scoring once, as a node does, on two made-up examples, and note how the model is to be computed.
+    """Run training and scoring once, as a node does, on two tasks of two made-up examples, and note how the model is to be computed.
 
     A model that `torch.func.vmap` cannot map goes task by task, and one whose fused attention lacks a derivative takes
     torch's plain one. Raises ConfigError if nothing helps.
@@ -245,8 +245,9 @@ def _try_once(algorithm: Algorithm, spec: DataSpec, *, slow: bool) -> None:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore" if slow else "error", message=_NO_RULE)
         meta, state = algorithm.init(), torch.random.get_rng_state()
-        run_round(algorithm, meta, [TaskWork(data, generator(0, "try"))], chunk_size=1)
-        evaluate(algorithm, meta, [[data]], [algorithm.options.inner_lr], steps=1, chunk_size=1)
+        # Two tasks, since a single one is not mapped.
+        run_round(algorithm, meta, [TaskWork(data, generator(0, "try")) for _ in range(2)], chunk_size=2)
+        evaluate(algorithm, meta, [[data]] * 2, [algorithm.options.inner_lr], steps=1, chunk_size=2)
         if not torch.equal(torch.random.get_rng_state(), state):
             raise RuntimeError("it called a random operation")
 
@@ -267,6 +268,6 @@ def _made_up(spec: DataSpec) -> Tensor:
 
 
 def _few_steps(options: Options) -> Options:
-    """Return the options with at most two steps of every kind, which find the same errors as a thousand."""
-    few = {name: min(2, value) for name, value in options if name.endswith("_steps")}
+    """Return the options with at most two steps or epochs of every kind, which find the same errors as a thousand."""
+    few = {name: min(2, value) for name, value in options if name.endswith(("_steps", "_epochs"))}
     return options.model_copy(update=few)

@@ -68,9 +68,9 @@ class Recurrent(nn.Module):
 @pytest.mark.parametrize("spec", [IMAGES, NUMBERS, TOKENS], ids=["images", "numbers", "tokens"])
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_model_is_built_for_data_that_fit_it_and_refused_in_one_sentence_for_others(name: str, spec: DataSpec) -> None:
-    fits = MODELS[name].tokens == bool(spec.tokens) and (name not in ("conv4", "resnet") or spec is IMAGES)
+    fits = MODELS[name].tokens == bool(spec.tokens) and (name not in ("cnn", "conv4", "resnet") or spec is IMAGES)
     more = {"transformer.directory": small_encoders.directory()} if MODELS[name].pretrained else {}
-    config = parse_run_config({"model": name, "conv4.filters": 4, "lstm.hidden": 4, **more}).resolved()
+    config = parse_run_config({"model": name, "conv4.filters": 4, "cnn.padding": 2, "lstm.hidden": 4, **more}).resolved()
     if fits:
         algorithm = build_algorithm(config, spec)
         x = torch.zeros(3, *spec.input_shape, dtype=torch.int64 if spec.tokens else torch.float32)
@@ -89,6 +89,7 @@ def test_a_model_that_is_only_a_structure_trains_and_scores_as_the_one_with_numb
             pytest.skip("tokens are classes")
         spec = DataSpec("regression", spec.input_shape, 2)
     small: dict[str, Any] = {"conv4.filters": 4, "lstm.hidden": 4, "mlp.hidden": "6", "resnet.channels": "4,6"}
+    small |= {"cnn.filters": 3, "cnn.units": 5, "cnn.padding": 2}
     if MODELS[model].pretrained:
         small |= {"transformer.directory": small_encoders.directory(), "transformer.lora-rank": 2}
     if name in ("heads", "anil", "fedbabu") and model == "linear":
