@@ -59,17 +59,9 @@ def own_trainer(
     """
     app, trainer = ClientApp(), Trainer(load_data, train, test, kind, inputs)
 
-    @lru_cache(maxsize=_NODES)
-    def cached(run_config: str, node_config: str) -> AppNode:
-        settings: dict[str, Any] = json.loads(run_config)
-        epochs = settings.get("local-epochs", 1)
-        if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
-            raise ConfigError(f"`local-epochs` must be a whole number from 1 on, got {epochs!r}")
-        return AppNode(settings_of(settings, model), json.loads(node_config), trainer, epochs)
-
     def node_for(message: Message, context: Context) -> AppNode:
         told = {**context.run_config, **told_settings(message.content)}
-        return cached(json.dumps(told, sort_keys=True), json.dumps(dict(context.node_config), sort_keys=True))
+        return _node(model, trainer, json.dumps(told, sort_keys=True), json.dumps(dict(context.node_config), sort_keys=True))
 
     replies = replies_of(node_for)
     app.query("roll_call")(replies(_roll_call))
@@ -77,6 +69,15 @@ def own_trainer(
     app.train()(replies(_train))
     app.evaluate()(replies(_evaluate))
     return app
+
+
+@lru_cache(maxsize=_NODES)  # of this module and not of one app, which Flower's simulation hands from process to process
+def _node(model: Callable[[], nn.Module], trainer: Trainer, run_config: str, node_config: str) -> AppNode:
+    settings: dict[str, Any] = json.loads(run_config)
+    epochs = settings.get("local-epochs", 1)
+    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
+        raise ConfigError(f"`local-epochs` must be a whole number from 1 on, got {epochs!r}")
+    return AppNode(settings_of(settings, model), json.loads(node_config), trainer, epochs)
 
 
 def _roll_call(message: Message, node: AppNode, state: RecordDict) -> RecordDict:

@@ -164,9 +164,10 @@ def test_the_page_has_the_files_of_the_app_that_trains_by_itself() -> None:
 @pytest.mark.simulation
 def test_the_app_that_trains_by_itself_is_personalised_under_flowers_own_runtime(tmp_path: Path) -> None:
     app = shutil.copytree(EXAMPLES / "own_trainer", tmp_path / "own_trainer")
-    config = {"num-server-rounds": 4, "evaluate-every": 4, "node-deadline": 300.0, "output-dir": str(tmp_path / "run")}
+    with (app / "pyproject.toml").open("a") as file:  # settings of this project beside the app's own
+        file.write(f'node-deadline = 300.0\noutput-dir = "{tmp_path / "run"}"\n')
     with LocalSuperLink(ROOT) as link:
-        run = Run(app, link, config, 20)
+        run = Run(app, link, {"num-server-rounds": 4, "evaluate-every": 4}, 20)
         try:
             log = list(run.lines())
             status, details = run.status()
