@@ -42,6 +42,11 @@ def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _C
     """
     chosen, options = ALGORITHMS[config.algorithm], config.table(config.algorithm)
     model = _model_of(config, spec)
+    if _trains_itself(model):
+        module = build_model(model, config.table(model), spec.input_shape, spec.outputs, config.seed)
+        learner = Learner(module, spec.kind, spec.outputs)
+        learner.remarks.clear()  # what becomes of dropout and batch norm is the app's own business
+        return chosen(options, learner)
     ours = model in MODELS and not registries.is_users(chosen)
     learner, own_size = _build_learner(config, spec, bare=tried and ours and chosen.starts_from_meta)
     if own_size:
@@ -64,9 +69,16 @@ def constants_of(config: RunConfig, spec: DataSpec) -> str:
     Raises ConfigError as `build_algorithm` does.
     """
     model = _model_of(config, spec)
+    if _trains_itself(model):
+        return build_algorithm(config, spec).learner.digest
     if model in MODELS and not MODELS[model].pretrained and not registries.is_users(MODELS[model]) and config.trainable == ALL:
         return ""
     return _build_learner(config, spec, bare=False)[0].digest
+
+
+def _trains_itself(model: str) -> bool:
+    """Return whether a Flower app trains the model by code of its own, so that it needs no tests here."""
+    return model in MODELS and MODELS[model].own_trainer
 
 
 def _model_of(config: RunConfig, spec: DataSpec) -> str:
