@@ -100,8 +100,9 @@ class Heads(LocalSgd):
 
     def _steps_of_head(self, steps: int) -> int:
         """Return how many of a round's `steps` move the head alone."""
-        epochs = self.options.head_epochs
-        return steps * epochs // (epochs + self.options.local_epochs) if epochs else self.options.head_steps
+        epochs: int = self.options.head_epochs
+        of_all: int = epochs + self.options.local_epochs
+        return steps * epochs // of_all if epochs else int(self.options.head_steps)
 
     def _descend_part(self, moving: Params, fixed: Params, batches: list[Batch], lr: float | Tensor) -> Iterator[Params]:
         def loss(part: Params, batch: Batch) -> Tensor:

@@ -59,7 +59,7 @@ def train(net: nn.Module, trainloader: Any, epochs: int, lr: float, device: torc
         for x, y in trainloader:
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(net(x), y)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return loss.item()
 

@@ -3,8 +3,10 @@
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+Loader = DataLoader[tuple[Tensor, ...]]
 
 
 class Net(nn.Module):
@@ -17,12 +19,13 @@ class Net(nn.Module):
         self.dropout = nn.Dropout(0.2)
         self.head = nn.Linear(16 * 4 * 4, 10)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         x = torch.relu_(self.norm(self.convolution(x)))
-        return self.head(self.dropout(nn.functional.max_pool2d(x, 2).flatten(1)))
+        out: Tensor = self.head(self.dropout(nn.functional.max_pool2d(x, 2).flatten(1)))
+        return out
 
 
-def load_data(partition_id, num_partitions):
+def load_data(partition_id: int, num_partitions: int) -> tuple[Loader, Loader]:
     """Return (trainloader, testloader) of one user, whose pad is turned by 0 to 3 quarter turns."""
     digits = load_digits()
     rng = np.random.default_rng(7)
@@ -34,7 +37,7 @@ def load_data(partition_id, num_partitions):
     return DataLoader(train, batch_size=8, shuffle=True), DataLoader(test, batch_size=64)
 
 
-def train(net, trainloader, epochs, lr, device):
+def train(net: nn.Module, trainloader: Loader, epochs: int, lr: float, device: torch.device) -> float:
     """Train in place with momentum and noise on the images; return the mean loss."""
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.5)
     total, count = 0.0, 0
@@ -43,13 +46,13 @@ def train(net, trainloader, epochs, lr, device):
             optimizer.zero_grad()
             noisy = x.to(device) + 0.05 * torch.randn_like(x)
             loss = nn.functional.cross_entropy(net(noisy), y.to(device))
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total, count = total + loss.item(), count + 1
     return total / count
 
 
-def test(net, testloader, device):
+def test(net: nn.Module, testloader: Loader, device: torch.device) -> tuple[float, float]:
     """Return (loss, accuracy)."""
     loss, right, count = 0.0, 0, 0
     for x, y in testloader:

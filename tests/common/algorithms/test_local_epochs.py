@@ -27,8 +27,8 @@ def column(*values: float) -> Tensor:
 
 def client(target: float, support: int, query: int) -> TaskWork:
     """All examples are (1, target), so that a step of rate r moves w to target + (1 - 2r) (w - target), whatever it draws."""
-    parts = [Batch.of(column(*[1.0] * size), column(*[target] * size)) for size in (support, query)]
-    return TaskWork(TaskData(*parts, parts[1]), np.random.default_rng(0))
+    seen, asked = (Batch.of(column(*[1.0] * size), column(*[target] * size)) for size in (support, query))
+    return TaskWork(TaskData(seen, asked, asked), np.random.default_rng(0))
 
 
 def on_one_weight(name: str, **settings: float) -> tuple[object, Params]:
