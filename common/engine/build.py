@@ -202,7 +202,7 @@ def _watching(learner: Learner) -> Iterator[None]:
 
 
 def try_out_with(algorithm: Algorithm, model: str, spec: DataSpec) -> None:
-    """Run training and scoring once, as a node does, on two tasks of two made-up examples, and note how the model is to be computed.
+    """Train and score once, as a node does, on two tasks of two made-up examples, and note how the model is to be computed.
 
     A model that `torch.func.vmap` cannot map goes task by task, and one whose fused attention lacks a derivative takes
     torch's plain one. Raises ConfigError if nothing helps.
