@@ -214,6 +214,8 @@ class _Run:
             names.setdefault(population.homes[task_id], task_id)
         before = self.checkpoint.facts["so-far"].get("virtual-seconds", 0.0) if self.checkpoint else 0.0
         grid.begin(devices_of(self.config.devices, self.config.seed, names), float(before))
+        if (hours := grid.clock.now() / 3600) > before / 3600:
+            self.events.warn(f"None of the simulated `devices` is there yet: the run waits until {hours % 24:.1f} o'clock")
         yield
         grid.end()
 
