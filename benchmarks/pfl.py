@@ -1,4 +1,4 @@
-"""The usual table of personalised federated learning: seen users of Fashion-MNIST, Dirichlet 0.1, PFLlib's network and settings.
+"""The usual table of personalised federated learning: seen users of Fashion-MNIST, with PFLlib's network and settings.
 
 20 or 100 users share 70,000 images by a Dirichlet distribution of 0.1; three quarters of each user's images train, one quarter
 tests. The network is PFLlib's 4-layer CNN; every round all users train one epoch with batches of 10 at rate 0.005. PFLlib
@@ -64,7 +64,10 @@ def setup(row: Row, users: int, rounds: int) -> Setup:
     """Return the command of a row, for any seed."""
     own = [f"inner-lr={RATE}", *row.settings]
     own += [] if row.algorithm in WITHOUT_EPOCHS else ["local-epochs=1", f"batch-size={BATCH}"]
-    settings = (*SETTINGS, f"users={users}", f"adapt-steps={max(1, row.steps)}", *(f"{row.algorithm}.{one}" for one in own))
+    # One run serves all rows that differ only in their fine-tuning.
+    alike = [other for other in ROWS if (other.algorithm, other.settings) == (row.algorithm, row.settings)]
+    steps = max(1, *(other.steps for other in alike), 0)
+    settings = (*SETTINGS, f"users={users}", f"adapt-steps={steps}", *(f"{row.algorithm}.{one}" for one in own))
     return Setup(row.algorithm, "fashion-mnist", rounds, settings, 1, True)
 
 
@@ -97,6 +100,7 @@ def main() -> None:
 def measured(rows: Sequence[Row], users: int, rounds: int, seeds: Sequence[int], jobs: int) -> dict[Row, list[Result]]:
     """Return the results of every row, from runs/benchmarks if finished there."""
     runs = {(row, seed): Run(setup(row, users, rounds), seed, RAW / "pfl") for row in rows for seed in seeds}
+    different = list(dict.fromkeys(runs.values()))
 
     def on_end(result: Result, kept: bool) -> None:
         if result.code:
@@ -105,7 +109,7 @@ def measured(rows: Sequence[Row], users: int, rounds: int, seeds: Sequence[int],
         said = result.summary["seen"]["accuracy"]["weighted"]
         say(f"{result.run.setup.algorithm}: {100 * said[0]:.2f} -> {100 * said[-1]:.2f} %{' (kept)' * kept}")
 
-    done = perform(list(runs.values()), jobs, facts={"commit": commit()}, on_end=on_end)
+    done = perform(different, jobs, facts={"commit": commit()}, on_end=on_end)
     return {row: [done[runs[row, seed]] for seed in seeds] for row in rows}
 
 
