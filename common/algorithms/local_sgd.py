@@ -1,6 +1,6 @@
 """Base of FedAvg and Reptile: k SGD steps on a task's own examples; g is the difference between start and end."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -15,6 +15,13 @@ from quickbloom.common.maths.params import Params
 class LocalSgdOptions(InnerLoopOptions):
     inner_steps: int = Field(10, ge=1, le=10_000, description="gradient steps of the inner loop in training (k)")
     batch_size: int = Field(10, ge=0, description="examples per inner step; 0: all examples of the task in every step")
+
+
+class AveragedOptions(LocalSgdOptions):
+    """Settings of an algorithm whose server takes the mean of what the tasks have after their steps."""
+
+    outer_optimizer: Literal["sgd", "adam"] = Field("sgd", description="the server's optimizer")
+    outer_lr: float = Field(1.0, gt=0, description="learning rate of the server; 1 replaces what travels by the mean")
 
 
 class LocalSgd(Algorithm):

@@ -22,15 +22,15 @@ these have to move by factors."""
 class LinearHead:
     """The last layer of a model and what lies before it. A model that is one linear layer has its inputs as features."""
 
-    def __init__(self, learner: Learner, algorithm: str) -> None:
-        """Raise ConfigError, which names `algorithm`, if the last layer is no linear layer with a bias."""
+    def __init__(self, learner: Learner, algorithm: str, does: str = "solves for") -> None:
+        """Raise ConfigError if the last layer is no linear layer with a bias; it says what `algorithm` `does` with it."""
         name = learner.last()
         layer = learner.module.get_submodule(name)
         is_last = learner.ran[-1:] in ([], [name]) and all(value.requires_grad for value in layer.parameters())
         if type(layer) is not nn.Linear or layer.bias is None or not is_last:
             frozen = "" if is_last else ", of which not all is trained"
             raise ConfigError(
-                f'`algorithm = "{algorithm}"` solves for the last layer of the model, which must be a torch.nn.Linear '
+                f'`algorithm = "{algorithm}"` {does} the last layer of the model, which must be a torch.nn.Linear '
                 f"with a bias, got {type(layer).__name__}{frozen}: choose another `model` or `algorithm`"
             )
         dot = "." if name else ""

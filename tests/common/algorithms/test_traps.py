@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from fitting import activation
 from torch import nn
 
 from quickbloom.common.algorithms import ALGORITHMS, Algorithm
@@ -24,7 +25,7 @@ def build(name: str, middle: nn.Module | None = None) -> Algorithm:
     outputs = ALGORITHMS[name].model_outputs(options, 3)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        module = nn.Sequential(nn.Linear(3, 4), middle or nn.Tanh(), nn.Linear(4, outputs)).double()
+        module = nn.Sequential(nn.Linear(3, 4), middle or activation(name, 4), nn.Linear(4, outputs)).double()
     return ALGORITHMS[name](options, Learner(module, kind_of(name), 3))
 
 
@@ -58,7 +59,7 @@ def test_a_task_of_one_support_and_one_query_example_counts(name: str) -> None:
     assert all(bool(value.any()) != (name in ("protonet", "protomaml")) for value in small.gradient.values())
 
 
-BY_EXAMPLES = ("fedavg", "fedprox", "fedbabu", "ditto")
+BY_EXAMPLES = ("fedavg", "fedprox", "fedbabu", "ditto", "lgfedavg", "fedrod", "fedala", "knnper")
 
 
 def test_tasks_weigh_the_same_except_where_the_paper_weighs_by_examples(name: str) -> None:
