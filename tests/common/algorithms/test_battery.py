@@ -250,7 +250,9 @@ def outer_step(theta: Params, gradient: Params, options: dict[str, object]) -> P
 def federation(name: str, kind: str) -> RunConfig:
     dataset_name = {"classification": "digits", "regression": "sinusoid"}[kind]
     run = {"algorithm": name, "dataset": dataset_name, "rounds": 3, "tasks-per-round": 9, "seed": 5}
-    return parse_run_config({**run, **SETTINGS.get(name, {}), "mlp.hidden": "6", "sinusoid.clients": 30, f"{name}.inner-lr": 0.01}).resolved()
+    return parse_run_config(
+        {**run, **SETTINGS.get(name, {}), "mlp.hidden": "6", "sinusoid.clients": 30, f"{name}.inner-lr": 0.01}
+    ).resolved()
 
 
 def test_a_federated_round_equals_the_centralised_step(name: str, kind: str) -> None:
