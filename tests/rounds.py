@@ -48,11 +48,11 @@ def batches(algorithm: Algorithm, data: Sequence[TaskData], number: int, task: i
 
 def trained(algorithm: Algorithm, data: Sequence[TaskData]) -> tuple[Params, dict[int, Params]]:
     """The meta-parameters after all `ROUNDS`, and what every task then keeps."""
-    outer = OuterOptimizer(algorithm.options, algorithm.init(), len(ROUNDS))
+    outer = OuterOptimizer(algorithm.options, algorithm.init(), len(ROUNDS), algorithm.server_state())
     kept: dict[int, Params] = {}
     for number, chosen in enumerate(ROUNDS, 1):
         work = [TaskWork(data[task], draw(number, task), kept.get(task)) for task in chosen]
         result = run_round(algorithm, outer.meta, work, chunk_size=8)
-        outer.step(algorithm.with_zero_head(result.gradient), number)
+        outer.take_in(algorithm, algorithm.with_zero_head(result.gradient), number, len(chosen) / len(data))
         kept |= dict(zip(chosen, result.kept, strict=True))
     return outer.meta, kept

@@ -11,7 +11,7 @@ values (`if loss > 1`) or change tensors in place.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -73,6 +73,18 @@ class ZeroHeadOptions(Options):
     )
 
 
+class ServerStep(NamedTuple):
+    """What the server does with the mean of a round's contributions.
+
+    `gradient`: what the outer optimizer steps along, for some or all of the meta-parameters. `placed`: new values of others,
+    which the optimizer does not touch. `state`: what the server keeps and does not send, see `Algorithm.server_state`.
+    """
+
+    gradient: Params
+    placed: Params
+    state: Params
+
+
 class Algorithm(ABC):
     """Base class of the algorithms. A new one is a file with a subclass, and one line in `ALGORITHMS`."""
 
@@ -99,6 +111,11 @@ class Algorithm(ABC):
 
     embeds: ClassVar[bool] = False
     """True if the model is to give an embedding, of its own size if it has one, see `Model.embedding`."""
+
+    needs_mean: ClassVar[str] = ""
+    """Why the server must be given the mean of the contributions as they are, for a message to people; "": it need not.
+
+    Rules against liars and privacy, which change it, are refused then."""
 
     first_order: bool = False
     """True if the inner loop of training is `fast_paths.end_of_descent`. On known models torch.compile then brings no gain."""
@@ -196,6 +213,18 @@ class Algorithm(ABC):
         names = ("meta_gradient", "contribute", "with_zero_head")
         same = all(getattr(own, name) is getattr(other, name) for name in names)
         return same and not (clip and self._zeroed)
+
+    def server_state(self) -> Params:
+        """Return what the server keeps beside the meta-parameters and never sends, before the first round; {} for nothing."""
+        return {}
+
+    def server_step(self, meta: Params, state: Params, mean: Params, share: float) -> ServerStep:
+        """Return what the server does with the `mean` of the contributions: by itself all is the outer optimizer's.
+
+        `meta` and `state`: as they are before this step. `share`: part of the training tasks that contributed; under privacy
+        the part that is expected to.
+        """
+        return ServerStep(mean, {}, state)
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Yield personal parameters after 0, 1, .. `steps` gradient steps on the whole support set.

@@ -26,7 +26,8 @@ class FedBn(PartStays):
         names = [name for name in norm_parameters(self.learner.module) if name in trained]
         if not 0 < len(names) < len(trained):
             raise ConfigError(
-                f'`algorithm = "fedbn"` needs a model of which some parameters are those of normalisations, got '
-                f'{len(names)} of {len(trained)}: choose `model = "conv4"` or "resnet" for images, or `mlp.norm = "layer"` with `model = "mlp"`'
+                '`algorithm = "fedbn"` needs a model of which some parameters are those of normalisations, got '
+                f'{len(names)} of {len(trained)}: choose `model = "conv4"` or "resnet" for images, or "mlp" with '
+                '`mlp.norm = "layer"`'
             )
         return names

@@ -20,7 +20,7 @@ from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.inner_loop import Loss, descend
 from quickbloom.common.maths.learner import Learner, cross_entropy, mean_over_examples
 from quickbloom.common.maths.linear_head import LinearHead
-from quickbloom.common.maths.params import Params, add, subtract
+from quickbloom.common.maths.params import Params, add, split, subtract
 from quickbloom.common.maths.prototypes import members_of
 
 
@@ -39,8 +39,7 @@ class FedRod(LocalSgd):
 
     def fresh(self) -> Params:
         """Return a personal head of zeros, with which a new task predicts as the generic model does."""
-        shapes = self.learner.trained
-        return {n: torch.zeros(shapes[n].shape, dtype=self.learner.dtype, device=self.learner.device) for n in self._head}
+        return split(self.learner.zeros(), self._head)[0]
 
     def weight(self, num_examples: int) -> float:
         return float(num_examples)

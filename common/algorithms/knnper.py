@@ -14,7 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from quickbloom.common.algorithms.base import AlgorithmOptions
-from quickbloom.common.algorithms.fedavg import FedAvg, FedAvgOptions
+from quickbloom.common.algorithms.fedavg import FedAvg
+from quickbloom.common.algorithms.local_sgd import AveragedOptions
 from quickbloom.common.maths.batch import Batch
 from quickbloom.common.maths.learner import Learner, cross_entropy, hits, mean_over_examples
 from quickbloom.common.maths.linear_head import LinearHead
@@ -29,7 +30,7 @@ _FAR = 1e30
 _LEAST = 1e-6
 
 
-class KnnPerOptions(FedAvgOptions):
+class KnnPerOptions(AveragedOptions):
     neighbours: int = Field(10, ge=1, le=10_000, description="stored examples that vote for a prediction (k)")
     mixing: float = Field(
         -1.0,

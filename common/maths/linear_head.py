@@ -22,8 +22,11 @@ these have to move by factors."""
 class LinearHead:
     """The last layer of a model and what lies before it. A model that is one linear layer has its inputs as features."""
 
-    def __init__(self, learner: Learner, algorithm: str, does: str = "solves for") -> None:
-        """Raise ConfigError if the last layer is no linear layer with a bias; it says what `algorithm` `does` with it."""
+    def __init__(self, learner: Learner, algorithm: str, does: str = "solves for", *, body: bool = False) -> None:
+        """Raise ConfigError, which says what `algorithm` `does` with the last layer, if that is no linear layer with a bias.
+
+        `body`: also if nothing before it is trained.
+        """
         name = learner.last()
         layer = learner.module.get_submodule(name)
         is_last = learner.ran[-1:] in ([], [name]) and all(value.requires_grad for value in layer.parameters())
@@ -45,6 +48,11 @@ class LinearHead:
         self._names = [name for name, value in self._body.named_parameters() if value.requires_grad]
         self.is_all = not self._names
         """Whether the model has nothing to learn before its head."""
+        if body and self.is_all:
+            raise ConfigError(
+                f'`algorithm = "{algorithm}"` {does} the last layer of the model, and nothing before it is trained: choose '
+                "another `model` or `algorithm`"
+            )
 
     def features(self, params: Params, x: Tensor) -> Tensor:
         """Return the inputs of the last layer for `x` [n, ...], and a column of ones: [n, features + 1]."""

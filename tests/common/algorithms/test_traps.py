@@ -59,7 +59,7 @@ def test_a_task_of_one_support_and_one_query_example_counts(name: str) -> None:
     assert all(bool(value.any()) != (name in ("protonet", "protomaml", "fedrod")) for value in small.gradient.values())
 
 
-BY_EXAMPLES = ("fedavg", "fedprox", "fedbabu", "ditto", "lgfedavg", "fedrod", "fedala", "knnper")
+BY_EXAMPLES = ("fedavg", "fedprox", "fedbabu", "ditto", "lgfedavg", "fedrod", "fedala", "knnper", "fedpac")
 
 
 def test_tasks_weigh_the_same_except_where_the_paper_weighs_by_examples(name: str) -> None:

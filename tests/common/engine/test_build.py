@@ -95,7 +95,7 @@ def test_a_model_that_is_only_a_structure_trains_and_scores_as_the_one_with_numb
         small |= {"mlp.norm": "layer"}
         if model not in ("conv4", "mlp", "resnet"):
             pytest.skip("the model trains no normalisation")
-    if name in ("heads", "anil", "fedbabu", "lgfedavg", "fedala") and model == "linear":
+    if name in ("heads", "anil", "fedbabu", "lgfedavg", "fedala", "fedproto", "fedpac") and model == "linear":
         pytest.skip("the model is nothing but a head")
     config = parse_run_config({"model": model, "algorithm": name, **small, f"{name}.inner-lr": 0.01}).resolved()
     whole, bare = build_algorithm(config, spec), build_algorithm(config, spec, tried=True)
