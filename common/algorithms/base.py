@@ -101,7 +101,8 @@ class Algorithm(ABC):
     """Model for `model = "auto"` where a data set recommends none and the inputs are no images."""
 
     per_step: ClassVar[tuple[str, ...]] = ()
-    """Names of personal tensors [times, outputs] that appear only after some steps and grow with their number."""
+    """Names of personal tensors with any number of rows: of examples, or of steps, where they are [steps, outputs] and appear
+    only after some."""
 
     takes_new_classes: ClassVar[bool] = False
     """True if a task may have classes that training never saw, see `with_classes`."""

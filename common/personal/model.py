@@ -324,9 +324,7 @@ def load(path: Path, trust: Collection[str] = ()) -> Personal:
         wanted = next(iter(personal.algorithm.adaptation_path(personal.algorithm.init(), no_rows(personal), 0.1, 0)))
         algorithm = personal.algorithm
         facts.check_constants(found.facts, algorithm.learner.digest, what)
-        row = (algorithm.learner.outputs,)
-        fit = [name for name in algorithm.per_step if name in personal.tensors and personal.tensors[name].shape[1:] == row]
-        reason = mismatch({name: value for name, value in personal.tensors.items() if name not in fit}, wanted)
+        reason = mismatch(*_without_rows(algorithm, personal.tensors, wanted))
         Preparation.from_json(found.facts["preparation"])
         OwnOptions.model_validate(found.facts["columns"])
     except QuickbloomError as error:
@@ -336,6 +334,16 @@ def load(path: Path, trust: Collection[str] = ()) -> Personal:
     if reason:
         raise DataError(reason if reason.startswith(what) else f"{what} cannot be used: {reason}")
     return personal
+
+
+def _without_rows(algorithm: Algorithm, found: Params, wanted: Params) -> tuple[Params, Params]:
+    """Return both without the tensors of `found` whose number of rows may be any, if their rows have the right form."""
+    row, fit = (algorithm.learner.outputs,), set()
+    for name in found.keys() & set(algorithm.per_step):
+        if found[name].shape[1:] == (wanted[name].shape[1:] if name in wanted else row):
+            fit.add(name)
+    kept, expected = ({name: value for name, value in one.items() if name not in fit} for one in (found, wanted))
+    return kept, expected
 
 
 def no_rows(personal: Personal) -> Batch:
