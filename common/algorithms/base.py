@@ -245,7 +245,7 @@ class Algorithm(ABC):
         return descend(self.learner.loss, meta, iter([support] * steps), lr, passing=True)
 
     def personal_path(self, meta: Params, kept: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
-        """Like `adaptation_path`, for a task with the state `kept` on its node, or `fresh()` if it has none."""
+        """Like `adaptation_path`, for a task with the state `kept` on its node. One that never trained has none."""
         return self.adaptation_path(meta, support, lr, steps)
 
     def predict(self, personal: Params, x: Tensor) -> Tensor:

@@ -141,11 +141,11 @@ class Personal:
 
 
 def adapt(
-    algorithm: Algorithm, meta: Params, kept: Params, dataset: Dataset, task_id: str, config: RunConfig, origin: Origin
+    algorithm: Algorithm, meta: Params, kept: Params | None, dataset: Dataset, task_id: str, config: RunConfig, origin: Origin
 ) -> Personal:
     """Adapt `meta` to the support part of a task, and score it before and after on the test part.
 
-    `kept`: the task's state on its node (`algorithm.fresh()` if there is none). A data set with
+    `kept`: the task's state on its node; None if it never trained there. A data set with
     several draws uses the first. Raises DataError if the result is not finite.
     """
     data = dataset.test_draws(task_id)[0]
@@ -177,13 +177,13 @@ def adapt_to_all(
     that by more than chance, see `Scores.kept`. Raises DataError if the result is not finite, and for one row alone
     if the model needs several to compare.
     """
-    kept, support = algorithm.fresh(), own.test_draws(task_id)[0].support
+    support = own.test_draws(task_id)[0].support
     if algorithm.learner.mixes_examples and len(support.x) < 2:
         raise DataError(
             f"the task '{task_id}' must have two rows with a target for this model, whose batch norm compares rows, got 1"
         )
-    scores = cross_validate(algorithm, meta, kept, own, task_id, origin.lr, origin.steps, folds)
-    first, last = ends_of_path(algorithm, meta, kept, support, origin.lr, origin.steps)
+    scores = cross_validate(algorithm, meta, own, task_id, origin.lr, origin.steps, folds)
+    first, last = ends_of_path(algorithm, meta, None, support, origin.lr, origin.steps)
     metric = own.spec.metric
     stays = scores is not None and is_worse(known(scores.value(BEFORE)), known(scores.value(AFTER)), metric)
     stays = stays and _tells_classes_apart(algorithm, first, on_device(support, algorithm))

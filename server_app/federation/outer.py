@@ -44,20 +44,24 @@ class OuterOptimizer:
     def take_in(self, algorithm: Algorithm, mean: Params, server_round: int, share: float) -> None:
         """Do what `algorithm` does with the mean of a round, to which `share` of the training tasks contributed."""
         found = algorithm.server_step(self.leaves, self.beside, mean, share)
-        self.step(found.gradient, server_round)
-        for name, value in found.placed.items():
-            self._leaves[name].data.copy_(value)
+        self.step(found.gradient, server_round, found.placed)
         self.beside = found.state
 
-    def step(self, gradient: Params, server_round: int) -> None:
-        """Take one step along the mean meta-gradient of round `server_round` (from 1); what it lacks stays as it is."""
+    def step(self, gradient: Params, server_round: int, placed: Params | None = None) -> None:
+        """Take one step along the mean meta-gradient of round `server_round` (from 1).
+
+        `placed`: new values of meta-parameters that take no step.
+        """
+        placed = placed or {}
         decay = 1 - (server_round - 1) / self._num_rounds if self._options.outer_decay else 1.0
         for group in self._optimizer.param_groups:
             group["lr"] = self._options.outer_lr * decay
         for name, leaf in self._leaves.items():
-            leaf.grad = gradient[name].to(leaf.dtype) if name in gradient else None
+            leaf.grad = None if name in placed else gradient[name].to(leaf.dtype)
         self._optimizer.step()
         self._optimizer.zero_grad()
+        for name, value in placed.items():
+            self._leaves[name].data.copy_(value)
 
     def state(self) -> dict[str, Tensor]:
         """Return everything needed to continue later, the meta-parameters included, as named tensors."""
