@@ -77,7 +77,8 @@ class FedPac(LocalSgd):
             features = self._last.features(body, batch.x)
             losses = cross_entropy(features @ self._last.matrix(head), batch.y)
             apart = class_means.distance_to_own(features[:, :-1], batch, known)
-            return mean_over_examples(losses, batch.weight) + self.options.strength * apart
+            total: Tensor = mean_over_examples(losses, batch.weight) + self.options.strength * apart
+            return total
 
         body = last(descend(aligned, theta, iter(batches[first:]), lr))
         # The query examples were trained on as well, so this is a training loss.

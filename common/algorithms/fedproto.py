@@ -69,7 +69,8 @@ class FedProto(LocalSgd):
             features = self._last.features(model, batch.x)
             losses = cross_entropy(features @ self._last.matrix(model), batch.y)
             apart = class_means.distance_to_own(features[:, :-1], batch, meta)
-            return mean_over_examples(losses, batch.weight) + self.options.strength * apart
+            total: Tensor = mean_over_examples(losses, batch.weight) + self.options.strength * apart
+            return total
 
         return loss
 

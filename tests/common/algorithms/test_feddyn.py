@@ -43,8 +43,8 @@ def test_rounds_with_state_on_both_sides_equal_plain_torch(kind: str) -> None:
         theta = [torch.stack(parts).mean(0) - state / ALPHA for parts, state in zip(zip(*ends, strict=True), h, strict=True)]
     meta, kept = trained(algorithm, data)
     assert close(meta, theta, atol=1e-10)
-    for t, slope in own.items():
-        assert close(kept[t], slope, atol=1e-10)
+    for t, slopes in own.items():
+        assert close(kept[t], slopes, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["feddyn", "scaffold", "fedproto", "fedpac"])

@@ -62,10 +62,10 @@ def test_rounds_with_state_equal_plain_torch(name: str, kind: str) -> None:
                 phi = [value.detach().requires_grad_() for value in phi]
                 phi = moved(phi, torch.autograd.grad(loss(phi, batch), phi), 0.2)
             own[t] = phi
-        shared = [sum(n * own[t][i] for n, t in zip(sizes, chosen, strict=True)) / sum(sizes) for i in range(len(shared))]
-        shared = [torch.as_tensor(value).detach() for value in shared]
+        total = [sum(n * own[t][i] for n, t in zip(sizes, chosen, strict=True)) for i in range(len(shared))]
+        shared = [torch.as_tensor(value).detach() / sum(sizes) for value in total]
     meta, kept = trained(algorithm, data)
-    assert len(kept[0]) == len(stays) < len(shared) - len(meta) + 1
+    assert len(kept[0]) == len(stays) == len(shared) - len(meta)
     for t, expected in own.items():
         mixed = [expected[i] if i in stays else value for i, value in enumerate(shared)]
         assert close(in_order(algorithm, meta, kept[t]), mixed, atol=1e-10)
