@@ -132,7 +132,7 @@ class _Run:
         algorithm = build_algorithm(self.config, population.spec)
         for remark in algorithm.learner.remarks:
             self.events.warn(remark)
-        outer = OuterOptimizer(algorithm.options, algorithm.init(), self.config.rounds)
+        outer = OuterOptimizer(algorithm.options, algorithm.init(), self.config.rounds, algorithm.server_state())
         algorithm.learner.drop_numbers()  # they are the outer optimizer's now
         origin = resume.origin_of(self.checkpoint, self.config)
         if self.checkpoint is not None:

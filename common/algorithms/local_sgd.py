@@ -1,6 +1,6 @@
 """Base of FedAvg and Reptile: k SGD steps on a task's own examples; g is the difference between start and end."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -18,6 +18,13 @@ class LocalSgdOptions(InnerLoopOptions):
     local_epochs: int = Field(
         0, ge=0, le=1000, description="epochs over a task's own examples in place of `inner-steps`; 0: so many steps for all"
     )
+
+
+class AveragedOptions(LocalSgdOptions):
+    """Settings of an algorithm whose server takes the mean of what the tasks have after their steps."""
+
+    outer_optimizer: Literal["sgd", "adam"] = Field("sgd", description="the server's optimizer")
+    outer_lr: float = Field(1.0, gt=0, description="learning rate of the server; 1 replaces what travels by the mean")
 
 
 class LocalSgd(Algorithm):

@@ -26,6 +26,7 @@ def check(config: "RunConfig") -> None:
     _check_secure(config)
     _check_scale(config)
     _check_asynchronous(config)
+    _check_mean(config)
 
 
 def check_choice(key: str, value: str, registry: Collection[str]) -> None:
@@ -132,6 +133,16 @@ def _check_asynchronous(config: "RunConfig") -> None:
         ("over-select", config.over_select, 1, "nobody is waited for anyway"),
         ("min-replies", config.min_replies, 0, "`async-buffer` says how many tasks a step needs"),
     )
+
+
+def _check_mean(config: "RunConfig") -> None:
+    """Raise ConfigError for a changed mean with an algorithm that is defined for the mean alone."""
+    if why := REGISTRIES["algorithm"][config.algorithm].needs_mean:
+        _require(
+            f'`algorithm = "{config.algorithm}"`',
+            ("aggregate", config.aggregate, "mean", why),
+            ("privacy.noise-multiplier", config.privacy.noise_multiplier, 0.0, why),
+        )
 
 
 def _check_scale(config: "RunConfig") -> None:

@@ -60,6 +60,15 @@ def test_pfedme_counts_its_local_rounds_in_epochs_by_hand() -> None:
     assert 1 - result.gradient["weight"].item() == pytest.approx(3 + (1 - 0.1 / 1.01) ** 4 * (1 - 3), abs=1e-12)
 
 
+def test_scaffold_divides_by_the_steps_that_were_taken_by_hand() -> None:
+    # 6 steps, since 5 examples are 2 batches of 2, three times: the task's control is the mean of its gradients.
+    algorithm, meta = on_one_weight("scaffold", batch_size=2, local_epochs=3)
+    meta |= {"control/weight": column(0)}
+    result = run_round(algorithm, meta, [client(3.0, 2, 3)], 64)  # type: ignore[arg-type]
+    end = 3 + 0.8**6 * (1 - 3)
+    assert result.kept[0]["weight"].item() == pytest.approx((1 - end) / (6 * 0.1), abs=1e-12)
+
+
 def test_fedrep_moves_the_head_for_its_epochs_and_then_the_body() -> None:
     walk, episode = Minibatches(ROWS, torch.ones(4, 3, dtype=torch.float64)), random_episode("classification")
     epochs = {"inner-lr": 0.2, "batch-size": 3, "local-epochs": 1, "head-epochs": 1}
