@@ -19,6 +19,7 @@ class FedAvg(LocalSgd):
 
     name = "fedavg"
     Options: ClassVar[type[AlgorithmOptions]] = FedAvgOptions
+    plain_steps = False
 
     def weight(self, num_examples: int) -> float:
         return float(num_examples)

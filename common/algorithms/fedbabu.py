@@ -30,6 +30,7 @@ class FedBabu(LocalSgd):
 
     name = "fedbabu"
     Options: ClassVar[type[AlgorithmOptions]] = FedBabuOptions
+    plain_steps = False
     starts_from_meta = False
     first_order = False
 
@@ -53,7 +54,7 @@ class FedBabu(LocalSgd):
         def loss(body: Params, batch: Batch) -> Tensor:
             return self.learner.loss({**body, **head}, batch)
 
-        body = last(descend(loss, meta, minibatches.batches(episode), self.options.inner_lr))
+        body = last(descend(loss, meta, minibatches.batches(episode), self.options.inner_lr, optimizer=self.optimizer))
         # The query examples were trained on as well, so this is a training loss.
         return subtract(meta, body), loss(body, episode.query)
 

@@ -18,7 +18,7 @@ from quickbloom.common.algorithms.local_sgd import AveragedOptions, inner_steps,
 from quickbloom.common.algorithms.part_stays import PartStays
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.fast_paths import loss_of
-from quickbloom.common.maths.inner_loop import descend, last
+from quickbloom.common.maths.inner_loop import PLAIN, InnerOptimizer, descend, last
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params, subtract
 from quickbloom.common.options import Text
@@ -67,8 +67,8 @@ class Heads(PartStays):
             return super().contribute(meta, kept, episode, minibatches)
         batches, lr = list(minibatches.batches(episode)), self.options.inner_lr
         of_head = self._steps_of_head(len(batches))
-        head = last(self._descend_part(kept, meta, batches[:of_head], lr))
-        body = last(self._descend_part(meta, head, batches[of_head:], lr))
+        head = last(self._descend_part(kept, meta, batches[:of_head], lr, self.optimizer))
+        body = last(self._descend_part(meta, head, batches[of_head:], lr, self.optimizer))
         # The query examples were trained on as well, so this is a training loss.
         return subtract(meta, body), loss_of(self.learner, {**body, **head}, episode.query), head
 
@@ -84,8 +84,10 @@ class Heads(PartStays):
         of_all: int = epochs + self.options.local_epochs
         return steps * epochs // of_all if epochs else int(self.options.head_steps)
 
-    def _descend_part(self, moving: Params, fixed: Params, batches: list[Batch], lr: float | Tensor) -> Iterator[Params]:
+    def _descend_part(
+        self, moving: Params, fixed: Params, batches: list[Batch], lr: float | Tensor, optimizer: InnerOptimizer = PLAIN
+    ) -> Iterator[Params]:
         def loss(part: Params, batch: Batch) -> Tensor:
             return self.learner.loss({**fixed, **part}, batch)
 
-        return descend(loss, moving, iter(batches), lr)
+        return descend(loss, moving, iter(batches), lr, optimizer=optimizer)

@@ -31,6 +31,7 @@ class Local(LocalSgd):
 
     name = "local"
     Options: ClassVar[type[AlgorithmOptions]] = LocalOptions
+    plain_steps = False
     starts_from_meta = False
     tunes_inner_lr = False
 
@@ -50,7 +51,7 @@ class Local(LocalSgd):
     ) -> tuple[Params, Tensor, Params]:
         if not self.options.keep:
             return super().contribute(meta, kept, episode, minibatches)
-        phi = end_of_descent(self.learner, kept, minibatches.of(episode), self.options.inner_lr)
+        phi = end_of_descent(self.learner, kept, minibatches.of(episode), self.options.inner_lr, self.optimizer)
         # The query examples were trained on as well, so this is a training loss.
         return {}, loss_of(self.learner, phi, episode.query), phi
 

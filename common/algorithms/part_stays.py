@@ -22,6 +22,7 @@ class PartStays(LocalSgd):
     """g = theta - phi_k of the part that travels; the other part of phi_k is kept on the node."""
 
     starts_from_meta = False
+    plain_steps = False
 
     def __init__(self, options: Any, learner: Learner) -> None:
         super().__init__(options, learner)
@@ -44,7 +45,7 @@ class PartStays(LocalSgd):
     def contribute(
         self, meta: Params, kept: Params, episode: Episode, minibatches: Minibatches
     ) -> tuple[Params, Tensor, Params]:
-        phi = end_of_descent(self.learner, {**meta, **kept}, minibatches.of(episode), self.options.inner_lr)
+        phi = end_of_descent(self.learner, {**meta, **kept}, minibatches.of(episode), self.options.inner_lr, self.optimizer)
         stays, travels = split(phi, self._stays)
         # The query examples were trained on as well, so this is a training loss.
         return subtract(meta, travels), loss_of(self.learner, phi, episode.query), stays

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from quickbloom.common.maths.batch import Batch, Draws
-from quickbloom.common.maths.inner_loop import descend, last
+from quickbloom.common.maths.inner_loop import PLAIN, InnerOptimizer, descend, last
 from quickbloom.common.maths.kernels.network import Network
 from quickbloom.common.maths.kernels.train import Train, What, known, sum_up
 from quickbloom.common.maths.learner import Learner
@@ -33,11 +33,16 @@ def has_kernels(learner: Learner) -> bool:
     return network is not None and network.shapes.keys() == learner.trained.keys()
 
 
-def end_of_descent(learner: Learner, start: Params, batches: Batch | Draws, lr: float) -> Params:
+def end_of_descent(
+    learner: Learner, start: Params, batches: Batch | Draws, lr: float, optimizer: InnerOptimizer = PLAIN
+) -> Params:
     """Return phi_k after one step on each of `batches` [steps, examples, ...]: the last element of `inner_loop.descend`.
 
     Works under `vmap`. Only for first-order algorithms: the fast paths have no gradient.
     """
+    if not optimizer.plain:
+        steps = batches.stacked() if isinstance(batches, Draws) else batches
+        return last(descend(learner.loss, start, steps.unbind(), lr, optimizer=optimizer))
     if (network := _network(learner, start, batches)) is not None:
         return network.named(_train("descent", network, start, batches, lr))
     steps = batches.stacked() if isinstance(batches, Draws) else batches
