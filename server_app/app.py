@@ -15,15 +15,18 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
+from torch import Tensor
 
 from quickbloom.common.config.run import RunConfig, parse_run_config
+from quickbloom.common.datasets.own import OwnOptions
+from quickbloom.common.datasets.own.columns import Schema
 from quickbloom.common.engine.build import build_algorithm, constants_of
 from quickbloom.common.errors import ConfigError, QuickbloomError
 from quickbloom.common.files import shown
 from quickbloom.common.flower import registry
 from quickbloom.common.flower.names import log
 from quickbloom.common.formatting import data_name
-from quickbloom.common.personal import facts
+from quickbloom.common.personal import carried, facts
 from quickbloom.common.personal.model import description
 from quickbloom.common.printable import keep_log_to_lines
 from quickbloom.server_app.events.channel import Events, Warn, into_log
@@ -227,7 +230,19 @@ class _Run:
             "nodes": len(set(population.homes.values())),
             "in-process": isinstance(grid.inner if isinstance(grid, VirtualGrid) else grid, InlineGrid),
         }
-        return CheckpointWriter(self.directory.checkpoints, said)
+        return CheckpointWriter(self.directory.checkpoints, said, self._encoder(population))
+
+    def _encoder(self, population: Population) -> dict[str, Tensor]:
+        """Return the small encoder that the last checkpoint carries; {} for none, or if its file is on the nodes alone."""
+        own = self.config.table(self.config.dataset)
+        if not isinstance(own, OwnOptions):
+            return {}
+        try:
+            return carried.packed(own, Schema.from_json(population.spec.schema))
+        except ConfigError as error:
+            tell = self.events.warn if own.carry_encoder is True else partial(log, INFO)
+            tell(f"The checkpoint carries no encoder, because it is not on this server: {error}")
+            return {}
 
 
 class _Keeper:

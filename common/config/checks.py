@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from quickbloom.common.config.parts import REGISTRIES
-from quickbloom.common.datasets.own import Own
+from quickbloom.common.datasets.own import Own, OwnOptions
 from quickbloom.common.errors import ConfigError, did_you_mean
 from quickbloom.common.models import is_own_model
 
@@ -24,6 +24,7 @@ def check(config: "RunConfig") -> None:
     _check_tracking(config.mlflow)
     _check_privacy(config)
     _check_secure(config)
+    _check_encoder(config)
     _check_scale(config)
     _check_asynchronous(config)
 
@@ -132,6 +133,18 @@ def _check_asynchronous(config: "RunConfig") -> None:
         ("over-select", config.over_select, 1, "nobody is waited for anyway"),
         ("min-replies", config.min_replies, 0, "`async-buffer` says how many tasks a step needs"),
     )
+
+
+def _check_encoder(config: "RunConfig") -> None:
+    """Raise ConfigError for an encoder that is to be carried and cannot be."""
+    own = config.table(Own.name)
+    if config.dataset != Own.name or not isinstance(own, OwnOptions) or own.carry_encoder is not True:
+        return
+    if not own.encoder.startswith("onnx:"):
+        raise ConfigError(
+            '`own.carry-encoder` must be "auto" or false with any encoder but onnx:FILE, because code and directories are '
+            f"never carried in a checkpoint, got true with '{own.encoder}'"
+        )
 
 
 def _check_scale(config: "RunConfig") -> None:

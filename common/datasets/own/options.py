@@ -34,6 +34,11 @@ class OwnOptions(Options):
     encoder_pooling: Literal["auto", "mean", "class", "last"] = Field(
         "auto", description="how an encoder's states of a sequence become one example's features; auto: as its files say"
     )
+    carry_encoder: Literal["auto", True, False] = Field(
+        "auto",
+        description="write the encoder's ONNX file into the last checkpoint and personal models, so that a device needs no "
+        "other file; auto: up to 8 MB",
+    )
     text: str = Field("", description='columns of text for the encoder, or the tokenizer, with commas between them; "": none')
     tokenizer: str = Field(
         "",
