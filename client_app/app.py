@@ -15,7 +15,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from quickbloom import __version__
-from quickbloom.client_app import baselines, round_log, secure
+from quickbloom.client_app import baselines, centring, round_log, secure
 from quickbloom.client_app.asked import Asked
 from quickbloom.client_app.measuring import measure
 from quickbloom.client_app.node import Node, node_of
@@ -128,6 +128,10 @@ def moments(message: Message, node: Node, state: RecordDict) -> RecordDict:
     return MomentsReply(node.dataset.column_moments(task_ids), node.dataset.class_counts(task_ids)).to_records()
 
 
+app.query("means")(_replies(centring.means))
+app.query("masked_means")(_replies(centring.masked_means))
+
+
 @app.train()
 @_replies
 def train(message: Message, node: Node, state: RecordDict) -> RecordDict:
@@ -145,14 +149,14 @@ def train(message: Message, node: Node, state: RecordDict) -> RecordDict:
 @_replies
 def train_masked(message: Message, node: Node, state: RecordDict) -> RecordDict:
     """Reply with the mean meta-gradient of the requested tasks, masked for a secure sum."""
-    request = MaskedRequest.from_records(message.content)
+    request = MaskedRequest.from_records(message.content, TrainRequest)
     stage = secure.ready(request, state)
 
     def reply(made: TrainReply, store: KeptState) -> RecordDict:
         row = to_row(made.gradient, made.weight, made.losses, made.within)
         return secure.masked(stage, request, row, state)
 
-    return _trained(message, node, state, request.train, reply)
+    return _trained(message, node, state, request.of, reply)
 
 
 app.query("secure_keys")(_replies(secure.keys))

@@ -32,7 +32,7 @@ from quickbloom.common.printable import keep_log_to_lines
 from quickbloom.server_app.events.channel import Events, Warn, into_log
 from quickbloom.server_app.events.file import written
 from quickbloom.server_app.events.kinds import Event, Saved, Started
-from quickbloom.server_app.federation.agreeing import metric_for, share_scales
+from quickbloom.server_app.federation.agreeing import centres, metric_for, share_means, share_scales
 from quickbloom.server_app.federation.best import keeps_best
 from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.privacy import Ledger, TaskPrivacy
@@ -128,10 +128,10 @@ class _Run:
         before = resume.tasks_before(self.checkpoint) if self.checkpoint else None
         constants = partial(constants_of, self.config)
         population = call_roll(grid, self.config, self._schema(), self.events, constants, before)
-        if self.checkpoint is None:
-            self._agree(grid, population)
         self._count_earlier_noise()
         privacy, self.config = _with_privacy(self.config, population, self.directory, self.done, self.events.warn)
+        if self.checkpoint is None:
+            self._agree(grid, population, privacy)
         algorithm = build_algorithm(self.config, population.spec)
         for remark in algorithm.learner.remarks:
             self.events.warn(remark)
@@ -175,8 +175,9 @@ class _Run:
         self.directory.write_json("config.json", self.config.flat())
         self.events.join(self.until_end.enter_context(written(self.directory.path, before)))
 
-    def _agree(self, grid: Grid, population: Population) -> None:
+    def _agree(self, grid: Grid, population: Population, privacy: TaskPrivacy | None) -> None:
         """Let the nodes agree on scales, and find what the run is scored by."""
+        share_means(grid, self.config, population, self.events, privacy)
         counts = share_scales(grid, self.config, population, self.events.warn)
         metric = metric_for(self.config, population, counts, self.events.warn)
         self.config = self.config.model_copy(update={"metric": metric})
@@ -319,7 +320,10 @@ def _with_privacy(
     if not config.privacy.on:
         return None, config
     train = len(population.splits["train"])
-    privacy = TaskPrivacy(config.privacy, train, config.tasks_in_round(train), Ledger(directory.path / LEDGER))
+    ledger, mean = Ledger(directory.path / LEDGER), centres(config, population)
+    privacy = TaskPrivacy(config.privacy, train, config.tasks_in_round(train), ledger, centres=mean)
+    if config.privacy.centre_noise and not mean:
+        warn("`privacy.centre-noise` does nothing here: there are no features of an encoder, or `own.scale` is task")
     if config.privacy.noise_seed >= 0:
         warn("Privacy noise is seeded (`privacy.noise-seed`): anybody can subtract it, so this run protects nobody")
     if config.privacy.delta > 1 / train:

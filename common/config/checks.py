@@ -77,7 +77,8 @@ def _check_privacy(config: "RunConfig") -> None:
     """Raise ConfigError for settings under which differential privacy does not hold."""
     privacy = config.privacy
     if not privacy.on:
-        for key, value in (("clip", privacy.clip), ("epsilon", privacy.epsilon), ("clip-quantile", privacy.clip_quantile)):
+        names = ("clip", "epsilon", "clip-quantile", "centre-noise")
+        for key, value in ((name, getattr(privacy, name.replace("-", "_"))) for name in names):
             if value:
                 raise ConfigError(
                     f"`privacy.{key}` does nothing without noise, got {value:g}: set `privacy.noise-multiplier` too"
@@ -152,9 +153,20 @@ def _check_scale(config: "RunConfig") -> None:
     own = config.table(Own.name)
     if config.dataset == Own.name and getattr(own, "scale", "") == "shared" and not config.shows_sums_of_nodes:
         raise ConfigError(
-            '`own.scale` must be "task" with `privacy.noise-multiplier`, `secure-aggregation` or an `aggregate` other than '
-            '"mean", because each node would tell the means of its columns, got "shared"'
+            '`own.scale` must be "task", or "features" behind an encoder, with `privacy.noise-multiplier`, `secure-aggregation` '
+            'or an `aggregate` other than "mean", because each node would tell the means of its columns, got "shared"'
         )
+    if config.dataset == Own.name and getattr(own, "scale", "") == "features":
+        if config.aggregate != "mean":
+            raise ConfigError(
+                f'`own.scale` must be "task" with `aggregate` "{config.aggregate}", because one node that lies would move the '
+                'mean of all features, got "features"'
+            )
+        if config.privacy.on and not config.privacy.centre_noise:
+            raise ConfigError(
+                '`own.scale` must be "task" with `privacy.noise-multiplier` unless `privacy.centre-noise` is above 0, because '
+                'the mean of all features tells of every task, got "features"'
+            )
 
 
 def _require(setting: str, *needs: "tuple[str, Scalar, Scalar, str]") -> None:

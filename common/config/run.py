@@ -204,8 +204,15 @@ class RunConfig(Options):
         config._tables = {**self._tables, self.algorithm: chosen}
         own = self.table(Own.name)
         if isinstance(own, OwnOptions) and own.scale == "auto":
-            config._tables[Own.name] = own.model_copy(update={"scale": "shared" if self.shows_sums_of_nodes else "task"})
+            config._tables[Own.name] = own.model_copy(update={"scale": self._scale_of(own)})
         return config
+
+    def _scale_of(self, own: OwnOptions) -> str:
+        """Return what `own.scale = "auto"` means."""
+        if self.shows_sums_of_nodes:
+            return "shared"
+        may_centre = self.aggregate == "mean" and (not self.privacy.on or self.privacy.centre_noise > 0)
+        return "features" if own.encoder and may_centre else "task"
 
     @property
     def shows_sums_of_nodes(self) -> bool:

@@ -35,7 +35,17 @@ from quickbloom.common.datasets.own.columns import (
     require,
     usable,
 )
-from quickbloom.common.datasets.own.encoded import FEATURES, TOKENS, Encoded, Tokens, facts_of, parts, token_facts
+from quickbloom.common.datasets.own.encoded import (
+    FEATURES,
+    TOKENS,
+    Encoded,
+    Tokens,
+    clipped,
+    facts_of,
+    most_norm,
+    parts,
+    token_facts,
+)
 from quickbloom.common.datasets.own.files.image_arrays import NO_SCALE, choose_images, is_beyond_white, white_of
 from quickbloom.common.datasets.own.files.tables import PIXELS, Table, read_table
 from quickbloom.common.datasets.own.options import OwnOptions, listed, quoted
@@ -379,6 +389,23 @@ class Own(FixedSplitDataset):
         for name, column in self.inputs.items():
             found |= column.moments(name, rows) if isinstance(column, Encoded) else {}
         return found
+
+    def feature_sum(self, task_ids: Sequence[str], *, by_task: bool) -> tuple[Array, float]:
+        """Return (sum of the encoder's features over support and query rows of these tasks, weight).
+
+        The sum, float64: of every column of features, in the order of their names, its features [size], and the number of its
+        cells that are not empty; weight: the rows. With `by_task` the sum of the tasks' means, without numbers of cells, each
+        of norm at most `encoded.most_norm`; weight: the tasks.
+        """
+        columns = [column for _, column in sorted(self.inputs.items()) if isinstance(column, Encoded)]
+        parts = [np.concatenate(self.rows[task_id][:2]) for task_id in task_ids]
+        if by_task:
+            means = [np.concatenate([column.mean(rows) for column in columns]) for rows in parts]
+            return sum(
+                (clipped(one, most_norm(len(columns))) for one in means), np.zeros(sum(column.size for column in columns))
+            ), float(len(parts))
+        rows = np.concatenate(parts) if parts else np.array([], dtype=np.int64)
+        return np.concatenate([part for column in columns for part in column.sum(rows)]), float(len(rows))
 
     def class_counts(self, task_ids: Sequence[str]) -> list[int]:
         """Return how many support and query rows of these tasks are of each class; [] for numbers."""

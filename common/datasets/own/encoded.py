@@ -5,6 +5,7 @@ unit length again, which makes what all users' examples have in common vanish (a
 a sentence). They then get the length of a row of sixteen standardised numbers, so rates that suit tables suit them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -65,6 +66,17 @@ class Encoded:
         squares = np.square(known - means).sum(axis=0)
         every = zip(parts(name, self.size), means, squares, strict=True)
         return {part: Moments(len(known), float(mean), float(square)) for part, mean, square in every}
+
+    def sum(self, rows: Array) -> tuple[Array, Array]:
+        """Return (sum of the features of these rows, float64 [size]; the number of those that are no empty cells, [1])."""
+        known = self.features[self.codes[rows][self.codes[rows] >= 0]].astype(np.float64)
+        return known.sum(axis=0), np.array([float(len(known))])
+
+    def mean(self, rows: Array) -> Array:
+        """Return the mean of the features of these rows, float64 [size], of norm at most 1; zeros if all cells are empty."""
+        total, count = self.sum(rows)
+        found: Array = total / max(float(count[0]), 1.0)
+        return found
 
     def inputs(self, mean: Sequence[float]) -> Array:
         """Return float32 inputs [rows, size]: moved by `mean` (empty: not moved), of `LENGTH`; 0 for an empty cell."""
@@ -136,6 +148,17 @@ def facts_of(encoder: Encoder) -> dict[str, Any]:
 def unit_length(features: Array) -> Array:
     """Return every row at length 1; a row of nothing but zeros stays so."""
     found: Array = features / np.linalg.norm(features, axis=1, keepdims=True).clip(min=_LEAST)
+    return found
+
+
+def most_norm(columns: int) -> float:
+    """Return the largest norm that a task's means of so many columns of features have together: features have length 1."""
+    return math.sqrt(columns)
+
+
+def clipped(vector: Array, norm: float) -> Array:
+    """Return the vector, scaled down to a norm if it is longer."""
+    found: Array = vector * min(1.0, norm / max(float(np.linalg.norm(vector)), _LEAST))
     return found
 
 

@@ -65,10 +65,11 @@ class OwnOptions(Options):
     target_deviation: float = Field(
         1.0, gt=0, description="regression: divisor of a task's target if all targets of its support are equal"
     )
-    scale: Literal["auto", "shared", "task"] = Field(
+    scale: Literal["auto", "shared", "features", "task"] = Field(
         "auto",
-        description="standardise by what all training tasks show (shared), or each task by its own support (task); auto: "
-        "shared unless privacy, secure sums or a rule against liars forbid it",
+        description="standardise by what all training tasks show (shared), or each task by its own support (task), where an "
+        "encoder's features alone are moved by their mean (features); auto: shared, but with secure sums, or with "
+        "`privacy.centre-noise`, features if there is an encoder, and else task with privacy or a rule against liars",
     )
     image_side: int = Field(28, ge=8, le=256, description="pixels that images are scaled to, each way")
     leave_out: str = Field("", description='test on this task alone, and train on all others; "": split by seed')
