@@ -153,8 +153,8 @@ def _check_scale(config: "RunConfig") -> None:
     own = config.table(Own.name)
     if config.dataset == Own.name and getattr(own, "scale", "") == "shared" and not config.shows_sums_of_nodes:
         raise ConfigError(
-            '`own.scale` must be "task", or "features" behind an encoder, with `privacy.noise-multiplier`, `secure-aggregation` '
-            'or an `aggregate` other than "mean", because each node would tell the means of its columns, got "shared"'
+            '`own.scale` must be "task", or "features" behind an encoder, with privacy, `secure-aggregation` or an `aggregate` '
+            'other than "mean", because each node would tell the means of its columns, got "shared"'
         )
     if config.dataset == Own.name and getattr(own, "scale", "") == "features":
         if config.aggregate != "mean":

@@ -151,6 +151,11 @@ class RunConfig(Options):
     output_dir: str = Field("", description='absolute directory of the run; "": a new one in ~/quickbloom-runs')
     data_dir: str = Field("", description='where data files are; "": QUICKBLOOM_DATA_DIR, else the user\'s cache')
     device: Device = Field("auto", description="where nodes compute: auto takes CUDA where there is one")
+    inner_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="number type in which nodes compute a pretrained, partly trained or own model; what is trained, its "
+        "gradients and the outer step are float32 in any case",
+    )
     chunk_size: int = Field(
         128, ge=0, description="tasks computed at once on a node: bounds its memory; 0: as many as its free memory allows"
     )

@@ -58,8 +58,18 @@ from quickbloom.common.system.whole_files import write_private
 PERSONAL = "quickbloom-personal-1"
 SUFFIX = ".safetensors"
 
-_MACHINES = ("output-dir", "resume-from", "data-dir", "own.path", "own.leave-out", "device", "tensorboard", "mlflow")
-"""Settings that name a place, or the part of the tasks that a run used."""
+_MACHINES = (
+    "output-dir",
+    "resume-from",
+    "data-dir",
+    "own.path",
+    "own.leave-out",
+    "device",
+    "inner-dtype",
+    "tensorboard",
+    "mlflow",
+)
+"""Settings that name a place, the part of the tasks that a run used, or what its machines are good at."""
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,8 @@ def share_means(
     """Give `population` the mean of the encoder's features over the rows of all training tasks, by which they are centred.
 
     Does nothing unless `own.scale = "features"` and there are features. With `secure-aggregation` only the sum over all nodes
-    is seen. With `privacy` each task's mean counts alike, is of bounded norm, and the mean of them gets noise, which the account
-    holds. Raises RunError if no sum can be had.
+    is seen. With `privacy` each task's mean counts alike, is of bounded norm, and the mean of them gets noise, which the
+    account holds. Raises RunError if no sum can be had.
     """
     if not centres(config, population):
         return
