@@ -67,7 +67,7 @@ def test_a_device_with_the_checkpoint_alone_adapts_predicts_and_exports(tmp_path
     ids = np.array([[small_encoders.WORDS.index(word) for word in ("play", "music")]])
     (shares,) = session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
     said = next(row for row in rows if row["said"] == "play music")
-    assert [float(said[f"p({label})"]) for label in model.classes] == pytest.approx(shares[0].tolist(), abs=2e-4)
+    assert [float(said[f"probability_{label}"]) for label in model.classes] == pytest.approx(shares[0].tolist(), abs=2e-4)
 
 
 def test_only_the_last_checkpoint_carries_it_and_a_node_keeps_it_once(tmp_path: Path) -> None:

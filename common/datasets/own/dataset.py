@@ -41,6 +41,7 @@ from quickbloom.common.datasets.own.encoded import (
     Encoded,
     Tokens,
     clipped,
+    encode_views,
     facts_of,
     most_norm,
     parts,
@@ -117,9 +118,16 @@ class Own(FixedSplitDataset):
         self.content = self._content_of_rows()
         """A hash of inputs and target of every row, by which rows are drawn: uint64 [rows]."""
         self._cut_tasks()
+        self._begin_anew()
+        if not whole:
+            self._check_views()
+        self.remarks = remarks.of(self)
+
+    def _begin_anew(self) -> None:
+        """Make the examples of every task at their next use."""
         self._data = _OnDemand(self._task_data)
         self._training = _OnDemand(self._training_pool)
-        self.remarks = remarks.of(self)
+        self._views = _OnDemand(self._views_of)
 
     @classmethod
     def with_new_classes(cls, options: OwnOptions, schema: str, *, whole: bool) -> "Own":
@@ -148,7 +156,7 @@ class Own(FixedSplitDataset):
         found.target, found.classes = replace(self.target, classes=classes, values=values), classes
         found.schema = replace(self.schema, classes=classes)
         found.options = self.options.model_copy(update={"classes": quoted(classes) if self.options.classes else ""})
-        found._data, found._training = _OnDemand(found._task_data), _OnDemand(found._training_pool)
+        found._begin_anew()
         return found
 
     def classes_of(self, task_id: str) -> list[str]:
@@ -287,9 +295,47 @@ class Own(FixedSplitDataset):
         return found
 
     def train_draw(self, task_id: str, rng: np.random.Generator) -> TaskData:
+        if self.options.encoder_views > 1:
+            return self._draw_among_views(task_id, rng)
         if self.kind == "classification":
             return super().train_draw(task_id, rng)
         return self._training[task_id].draw(rng) if self.resample else self._training[task_id].data
+
+    def _check_views(self) -> None:
+        """Raise DataError if there are no pictures of which an encoder could see several views."""
+        if self.options.encoder_views > 1 and not isinstance(self.inputs.get(PIXELS), Encoded):
+            what = f"`own.encoder={self.options.encoder}` reads no pictures" if self.options.encoder else "there is no encoder"
+            raise DataError(f"`own.encoder-views` must be 1 here, where {what}, got {self.options.encoder_views}")
+
+    def _draw_among_views(self, task_id: str, rng: np.random.Generator) -> TaskData:
+        """Return a draw in which every support and query example is one of the views of its picture."""
+        pool = self.pool(task_id) if self.kind == "classification" else self._training[task_id]
+        views = self._views[task_id]
+        places = np.arange(len(pool.x))
+        x = np.concatenate([pool.x[None], views])[rng.integers(len(views) + 1, size=len(places)), places]
+        if self.resample:
+            return replace(pool, x=x).draw(rng)
+        support, query, test = pool.data.support, pool.data.query, pool.data.test
+        parts = torch.split(torch.from_numpy(x), [len(support.x), len(query.x)])
+        return TaskData(support._replace(x=parts[0]), query._replace(x=parts[1]), test)
+
+    def _views_of(self, task_id: str) -> Array:
+        """Return the further views of the support and query examples of a task as inputs, float32 [views - 1, examples, size].
+
+        They are encoded when a task first trains, since held-out tasks need none.
+        """
+        rows, options = np.concatenate(self.rows[task_id][:2]), self.options
+        found = encode_views(
+            options.encoder,
+            options.encoder_pooling,
+            self.table[PIXELS],
+            rows,
+            options.encoder_views,
+            flips=options.encoder_flips,
+        )
+        preparation = self._measured(task_id)
+        columns = (Encoded(features, np.arange(len(rows)), []) for features in found)
+        return np.stack([preparation.encode({PIXELS: column}) for column in columns])
 
     def preparation(self, task_id: str) -> Mapping[str, Any]:
         return self._measured(task_id).to_json()
@@ -368,7 +414,7 @@ class Own(FixedSplitDataset):
         """Return this data set with these scales ([mean, deviation]), not read again. Raises TypeError or ValueError."""
         other = copy(self)
         other.schema = replace(self.schema, scales=dict(scales), target_scale=target_scale).checked()
-        other._data, other._training = _OnDemand(other._task_data), _OnDemand(other._training_pool)
+        other._begin_anew()
         other.__dict__.pop("_pools", None)
         return other
 

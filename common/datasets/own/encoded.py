@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from quickbloom.common.datasets.own.files.image_arrays import NO_SCALE, value_of_white
-from quickbloom.common.datasets.own.files.pictures import ArrayPictures, Pictures, Sized
+from quickbloom.common.datasets.own.files.pictures import ArrayPictures, Cuts, Pictures, Sized
 from quickbloom.common.datasets.own.scales import Moments
 from quickbloom.common.datasets.own.text import Array, Text
 from quickbloom.common.encoders import Encoder, load_encoder
@@ -190,17 +190,32 @@ def encode_pictures(setting: str, pooling: str, column: Any, rows: Array | None 
     encoder = load_encoder(setting, pooling)
     if encoder.kind != "images":
         raise DataError(f"`own.encoder={setting}` reads {encoder.kind}, and these data are images: choose an encoder of images")
+    pictures = _pictures_of(column, rows)
+    found = encode_all(encoder, Sized(pictures, encoder.shorter_side))
+    keys = Text.of(pictures.key(at).hex() for at in range(len(pictures)))
+    first = np.unique(keys.codes, return_index=True)[1]
+    return Encoded(unit_length(found[first]), keys.codes, keys.values)
+
+
+def encode_views(setting: str, pooling: str, column: Any, rows: Array, views: int, *, flips: bool) -> Array:
+    """Return the features float32 [views - 1, rows, size] of further views of pictures, of unit length; see `Cuts`.
+
+    Each is encoded once. Raises ConfigError or DataError.
+    """
+    encoder, pictures = load_encoder(setting, pooling), _pictures_of(column, rows)
+    every = [Cuts(pictures, encoder.shorter_side, view, flips=flips) for view in range(1, views)]
+    return np.stack([unit_length(encode_all(encoder, cuts)) for cuts in every])
+
+
+def _pictures_of(column: Any, rows: Array | None) -> Pictures:
+    """Return rows of a column, or of an array of images, as pictures. Raises DataError."""
     if isinstance(column, Pictures):
         pictures: Pictures = column
     elif white := value_of_white(column):
         pictures = ArrayPictures(column, white)
     else:
         raise DataError(f"the images cannot be encoded: {NO_SCALE}")
-    pictures = pictures if rows is None else pictures.take(rows)
-    found = encode_all(encoder, Sized(pictures, encoder.shorter_side))
-    keys = Text.of(pictures.key(at).hex() for at in range(len(pictures)))
-    first = np.unique(keys.codes, return_index=True)[1]
-    return Encoded(unit_length(found[first]), keys.codes, keys.values)
+    return pictures if rows is None else pictures.take(rows)
 
 
 def encode_numbers(setting: str, pooling: str, columns: Mapping[str, Array], path: str) -> Encoded:

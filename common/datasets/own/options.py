@@ -34,6 +34,14 @@ class OwnOptions(Options):
     encoder_pooling: Literal["auto", "mean", "class", "last"] = Field(
         "auto", description="how an encoder's states of a sequence become one example's features; auto: as its files say"
     )
+    encoder_views: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="views of each picture that are encoded for training, which draws among them: the picture itself, and "
+        "cuts of it; tests see the picture itself",
+    )
+    encoder_flips: bool = Field(True, description="mirror half of the cuts: not for writing, or where left and right differ")
     carry_encoder: Literal["auto", True, False] = Field(
         "auto",
         description="write the encoder's ONNX file into the last checkpoint and personal models, so that a device needs no "

@@ -153,7 +153,7 @@ def test_each_text_is_encoded_once_also_over_restarts(tmp_path: Path, monkeypatc
 def test_a_device_adapts_and_predicts_with_the_encoder_and_not_with_another(tmp_path: Path) -> None:
     file, _ = small_encoders.text_onnx(tmp_path / "words.onnx")
     other, _ = small_encoders.text_onnx(tmp_path / "other" / "words.onnx", seed=1)
-    config = run_config(tmp_path, f"onnx:{file}")
+    config = run_config(tmp_path, f"onnx:{file}", **{"own.carry-encoder": False})
     run_federation(on_nodes(tmp_path, config, "ABCD", "EFGH"), config)
     mine = sentences(tmp_path / "Z.csv", "Z")
     (model,) = adapt(tmp_path / "run", str(mine), tmp_path / "mine", task="user")
