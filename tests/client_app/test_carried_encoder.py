@@ -31,10 +31,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def trained(folder: Path, encoder: str = "", **more: Any) -> Path:
+def trained(folder: Path, **more: Any) -> Path:
     """The last checkpoint of a run, alone in a folder; the encoder that it was trained with is gone."""
     file, _ = small_encoders.text_onnx(folder / "there" / "words.onnx")
-    config = run_config(folder, encoder or f"onnx:{file}", **more)
+    config = run_config(folder, f"onnx:{file}", **more)
     run_federation(on_nodes(folder, config, "ABCD", "EFGH"), config)
     last = max((folder / "run" / "checkpoints").glob("round-*"))
     place = folder / "device" / "model.safetensors"

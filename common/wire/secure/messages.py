@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ REVEAL = "query.secure_reveal"
 SESSION_BYTES = 16
 
 
-Asked = TypeVar("Asked", TrainRequest, MeansRequest)
+Asked = TypeVar("Asked", bound=TrainRequest | MeansRequest)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class MaskedRequest(Generic[Asked]):
         if len(set(owners)) != len(owners):
             raise WireError("`owners` names a node twice")
         envelopes = map(Envelope, sealed, own, masking)
-        return cls(of.from_records(records), _session(fields), dict(zip(owners, envelopes, strict=True)))
+        return cls(cast(Asked, of.from_records(records)), _session(fields), dict(zip(owners, envelopes, strict=True)))
 
 
 @dataclass(frozen=True)

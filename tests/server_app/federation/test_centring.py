@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small_encoders
 from dp_accounting.pld import pld_privacy_accountant
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message
 from loopback import LoopbackGrid
 from small_encoders import on_nodes, sentences
 
@@ -19,6 +19,7 @@ from quickbloom.common.datasets.own.columns import Schema
 from quickbloom.common.datasets.own.encoded import Encoded
 from quickbloom.common.encoders import load_encoder
 from quickbloom.common.errors import ConfigError, RunError
+from quickbloom.common.randomness import generator
 from quickbloom.common.wire.centring import MASKED_MEANS, MEANS
 from quickbloom.common.wire.roll_call import MOMENTS
 from quickbloom.server_app.app import run_federation
@@ -59,7 +60,7 @@ def by_hand(folder: Path, encoder: str, *, by_task: bool = False, leave_out: str
             found = [column.features[code] for code in column.codes[rows] if code >= 0]
             every += found
             of_tasks.append(np.mean(found, axis=0))
-    return np.mean(of_tasks if by_task else every, axis=0)
+    return np.asarray(np.mean(of_tasks if by_task else every, axis=0))
 
 
 def kinds_of(grid: LoopbackGrid) -> set[str]:
@@ -72,7 +73,7 @@ def test_with_secure_sums_features_are_centred_by_a_sum_that_alone_is_seen(tmp_p
     run_federation(grid, config)
     scales = means_of(tmp_path)
     assert sorted(scales) == sorted(f"said[{place}]" for place in range(6))  # not that of the column of numbers
-    expected = by_hand(tmp_path, config.flat()["own.encoder"])
+    expected = by_hand(tmp_path, str(config.flat()["own.encoder"]))
     np.testing.assert_allclose([scales[f"said[{place}]"][0] for place in range(6)], expected, atol=1e-7)
     assert MASKED_MEANS in kinds_of(grid)
     assert not kinds_of(grid) & {MEANS, MOMENTS}
@@ -82,8 +83,8 @@ def test_without_a_need_to_hide_it_the_mean_is_the_same(tmp_path: Path) -> None:
     config = settings_of(tmp_path, **{"own.scale": "features"})
     grid = on_nodes(tmp_path, config, *USERS)
     run_federation(grid, config)
-    found = [means_of(tmp_path)[f"said[{place}]"][0] for place in range(6)]
-    np.testing.assert_allclose(found, by_hand(tmp_path, config.flat()["own.encoder"]), atol=1e-6)
+    found = np.array([means_of(tmp_path)[f"said[{place}]"][0] for place in range(6)])
+    np.testing.assert_allclose(found, by_hand(tmp_path, str(config.flat()["own.encoder"])), atol=1e-6)
     assert MEANS in kinds_of(grid)
 
 
@@ -99,15 +100,17 @@ def test_a_node_that_lies_about_its_sum_does_not_count(tmp_path: Path) -> None:
     def lie(message: Message, answer: Any) -> Message:
         reply: Message = answer(message)
         if message.metadata.message_type == MEANS:
-            reply.content["means"]["total"] = [1e3] * 6 + [5.0]  # more than five features of length 1
+            said = reply.content["means"]
+            assert isinstance(said, ConfigRecord)
+            said["total"] = [1e3] * 6 + [5.0]  # more than five features of length 1
         return reply
 
     config = settings_of(tmp_path, **{"own.scale": "features"})
     grid = on_nodes(tmp_path, config, *USERS)
     grid._faults = {0: lie}
     run_federation(grid, config)
-    found = [means_of(tmp_path)[f"said[{place}]"][0] for place in range(6)]
-    np.testing.assert_allclose(found, by_hand(tmp_path, config.flat()["own.encoder"], leave_out=USERS[0]), atol=1e-6)
+    found = np.array([means_of(tmp_path)[f"said[{place}]"][0] for place in range(6)])
+    np.testing.assert_allclose(found, by_hand(tmp_path, str(config.flat()["own.encoder"]), leave_out=USERS[0]), atol=1e-6)
 
 
 PRIVATE = {"privacy.noise-multiplier": 1.0, "privacy.clip": 1.0, "privacy.noise-seed": 5, "privacy.centre-noise": 2.0}
@@ -118,9 +121,9 @@ def test_with_privacy_each_task_counts_alike_and_the_mean_has_the_noise_of_the_s
     config = settings_of(tmp_path, **PRIVATE, **{"secure-aggregation": secure})
     summary = run_federation(on_nodes(tmp_path, config, *USERS), config)
     found = np.array([means_of(tmp_path)[f"said[{place}]"][0] for place in range(6)])
-    plain = by_hand(tmp_path, config.flat()["own.encoder"], by_task=True)
+    plain = by_hand(tmp_path, str(config.flat()["own.encoder"]), by_task=True)
     train = len(checkpoints.load(tmp_path / "run").facts["splits"]["train"])
-    noise = accounts.normal(6, accounts.generator(5, "centre").bytes)
+    noise = accounts.normal(6, generator(5, "centre").bytes)
     np.testing.assert_allclose(found, plain + 2.0 * noise / train, atol=1e-6)
     lines = [json.loads(line) for line in (tmp_path / "run" / "privacy.jsonl").read_text().splitlines()]
     assert [set(line) for line in lines] == [{"centre", "epsilon"}] + [{"step", "epsilon"}] * 2

@@ -77,7 +77,8 @@ def test_a_draw_is_that_of_its_seed_on_every_machine(tmp_path: Path, encoder: Pa
 def test_each_view_of_a_training_task_is_encoded_once_and_of_others_none(
     tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, seen = halves(tmp_path / "pictures"), []
+    folder = halves(tmp_path / "pictures")
+    seen: list[int] = []
     plain = OnnxEncoder.encode
 
     def noted(self: OnnxEncoder, examples: Any) -> Any:
