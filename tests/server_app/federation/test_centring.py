@@ -196,3 +196,20 @@ def test_a_mean_that_would_tell_too_much_is_refused(settings: dict[str, Any], sa
 def test_what_auto_means(settings: dict[str, Any], scale: str) -> None:
     flat = {"dataset": "own", "own.path": "a.csv", "own.encoder": "onnx:a.onnx", **settings}
     assert parse_run_config(flat).resolved().flat()["own.scale"] == scale
+
+
+def test_a_run_that_goes_on_keeps_the_mean_and_its_cost(tmp_path: Path) -> None:
+    config = settings_of(tmp_path, **PRIVATE, **{"output-dir": str(tmp_path / "run")})
+    run_federation(on_nodes(tmp_path, config, *USERS), config)
+    before = means_of(tmp_path)
+    after_one = tmp_path / "run" / "checkpoints" / "round-000001.safetensors"
+    flat = {**config.flat(), "resume-from": str(after_one), "output-dir": str(tmp_path / "on" / "run")}
+    again = parse_run_config(flat).resolved()
+    grid = on_nodes(tmp_path, again, *USERS)
+    summary = run_federation(grid, again)
+    assert MEANS not in kinds_of(grid)
+    assert means_of(tmp_path / "on") == before
+    account = summary["privacy"]
+    assert account["steps"] == 3  # the second round was done twice
+    expected = epsilon(1.0, account["sampling"], 3, account["delta"], 2.0)
+    assert account["epsilon"] == pytest.approx(expected)
