@@ -1,6 +1,7 @@
 """The mean of an encoder's features over all training users: in a secure sum, and with noise under privacy."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 import small_encoders
 from dp_accounting.pld import pld_privacy_accountant
-from flwr.app import ConfigRecord, Message
+from flwr.app import ConfigRecord, Message, RecordDict
+from hostile import ANYTHING
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from loopback import LoopbackGrid
 from small_encoders import on_nodes, sentences
 
@@ -23,8 +27,11 @@ from quickbloom.common.randomness import generator
 from quickbloom.common.wire.centring import MASKED_MEANS, MEANS
 from quickbloom.common.wire.roll_call import MOMENTS
 from quickbloom.server_app.app import run_federation
+from quickbloom.server_app.events.channel import Events
 from quickbloom.server_app.federation import privacy as accounts
+from quickbloom.server_app.federation.agreeing import share_means
 from quickbloom.server_app.federation.privacy import Ledger, TaskPrivacy, epsilon
+from quickbloom.server_app.federation.roll_call import call_roll
 from quickbloom.server_app.runs import checkpoints
 
 USERS = ("ABCD", "EFGH", "IJKL")
@@ -169,7 +176,7 @@ def test_a_task_moves_the_sum_by_no_more_than_what_noise_is_made_for(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("changes", "said"),
     [
         ({"privacy.noise-multiplier": 1.0, "privacy.clip": 1.0}, "unless `privacy.centre-noise` is above 0"),
         ({"aggregate": "median"}, "one node that lies would move the mean"),
@@ -177,13 +184,13 @@ def test_a_task_moves_the_sum_by_no_more_than_what_noise_is_made_for(tmp_path: P
         ({"privacy.centre-noise": 1.0}, "`privacy.centre-noise` does nothing without noise"),
     ],
 )
-def test_a_mean_that_would_tell_too_much_is_refused(settings: dict[str, Any], said: str) -> None:
+def test_a_mean_that_would_tell_too_much_is_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        parse_run_config({"dataset": "own", "own.path": "a.csv", "own.scale": "features", **settings})
+        parse_run_config({"dataset": "own", "own.path": "a.csv", "own.scale": "features", **changes})
 
 
 @pytest.mark.parametrize(
-    ("settings", "scale"),
+    ("changes", "scale"),
     [
         ({}, "shared"),
         ({"secure-aggregation": True}, "features"),
@@ -193,8 +200,8 @@ def test_a_mean_that_would_tell_too_much_is_refused(settings: dict[str, Any], sa
         ({"aggregate": "median"}, "task"),
     ],
 )
-def test_what_auto_means(settings: dict[str, Any], scale: str) -> None:
-    flat = {"dataset": "own", "own.path": "a.csv", "own.encoder": "onnx:a.onnx", **settings}
+def test_what_auto_means(changes: dict[str, Any], scale: str) -> None:
+    flat = {"dataset": "own", "own.path": "a.csv", "own.encoder": "onnx:a.onnx", **changes}
     assert parse_run_config(flat).resolved().flat()["own.scale"] == scale
 
 
@@ -213,3 +220,53 @@ def test_a_run_that_goes_on_keeps_the_mean_and_its_cost(tmp_path: Path) -> None:
     assert account["steps"] == 3  # the second round was done twice
     expected = epsilon(1.0, account["sampling"], 3, account["delta"], 2.0)
     assert account["epsilon"] == pytest.approx(expected)
+
+
+def test_whatever_a_node_answers_the_mean_is_that_of_the_others(tmp_path: Path) -> None:
+    config = settings_of(tmp_path, **{"own.scale": "features"})
+    grid = on_nodes(tmp_path, config, *USERS)
+    population = call_roll(grid, config)
+    totals = st.sampled_from([[0.1] * 7, [1e300] * 7, [-1.0] * 7, [0.0] * 6])
+    plausible = st.fixed_dictionaries({"total": totals, "weight": st.floats() | st.floats(-3, 300)})
+
+    @given(ANYTHING | plausible.map(lambda fields: RecordDict({"means": ConfigRecord(fields)})))
+    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def check(records: RecordDict) -> None:
+        grid._faults = {1: lambda message, answer: Message(records, reply_to=message)}
+        mine = replace(population)
+        share_means(grid, config, mine, Events())
+        scales = Schema.from_json(mine.spec.schema).checked().scales
+        assert np.linalg.norm([mean for mean, _ in scales.values()]) <= 1.001
+
+    check()
+
+
+def test_a_secure_sum_that_cannot_be_right_ends_the_run_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that masks more than it has: the sum tells it, though not of whom it is."""
+    plain = Own.feature_sum
+
+    def too_much(self: Own, task_ids: list[str], *, by_task: bool) -> tuple[Any, float]:
+        total, weight = plain(self, task_ids, by_task=by_task)
+        return 100 * total, weight
+
+    monkeypatch.setattr(Own, "feature_sum", too_much)
+    config = settings_of(tmp_path, **{"secure-aggregation": True})
+    said = r'the features cannot be centred: .* cannot be right.*with `own\.scale = "task"`'
+    with pytest.raises(RunError, match=said):
+        run_federation(on_nodes(tmp_path, config, *USERS), config)
+
+
+def test_several_columns_have_the_norm_of_all_together(tmp_path: Path) -> None:
+    encoder = f"onnx:{small_encoders.text_onnx(tmp_path / 'words.onnx')[0]}"
+    path = tmp_path / "two.csv"
+    lines = ["user,said,heard,label"] + [f"{user},lamp on,lamp on,{row % 2}" for user in "AB" for row in range(8)]
+    path.write_text("\n".join(lines) + "\n")
+    options = OwnOptions(path=str(path), task_column="user", text="said,heard", encoder=encoder, target_column="label")
+    own = Own(options, Path())
+    total, weight = own.feature_sum(["A"], by_task=True)
+    assert weight == 1.0
+    # Each cell says the same, so the mean of each column has length 1, and both together the root of 2.
+    assert np.linalg.norm(total) == pytest.approx(np.sqrt(2), abs=1e-6)
+    assert np.linalg.norm(total[:6]) == pytest.approx(1, abs=1e-6)
