@@ -55,8 +55,8 @@ def keep_all(node: Node, request: KeepRequest, store: KeptState) -> int:
         for task in node.tasks:
             if not task.num_support or not task.num_test:
                 continue
-            kept = store.load(task.task_id, fresh) or fresh
-            kept = {name: value.to(node.device) for name, value in kept.items()}
+            kept = store.load(task.task_id, fresh)
+            kept = None if kept is None else {name: value.to(node.device) for name, value in kept.items()}
             try:
                 personal = adapt(algorithm, meta, kept, node.dataset, task.task_id, node.run, origin)
             except DataError as error:

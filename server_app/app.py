@@ -135,7 +135,7 @@ class _Run:
         algorithm = build_algorithm(self.config, population.spec)
         for remark in algorithm.learner.remarks:
             self.events.warn(remark)
-        outer = OuterOptimizer(algorithm.options, algorithm.init(), self.config.rounds)
+        outer = OuterOptimizer(algorithm.options, algorithm.init(), self.config.rounds, algorithm.server_state())
         algorithm.learner.drop_numbers()  # they are the outer optimizer's now
         origin = resume.origin_of(self.checkpoint, self.config)
         if self.checkpoint is not None:
@@ -218,6 +218,8 @@ class _Run:
             names.setdefault(population.homes[task_id], task_id)
         before = self.checkpoint.facts["so-far"].get("virtual-seconds", 0.0) if self.checkpoint else 0.0
         grid.begin(devices_of(self.config.devices, self.config.seed, names), float(before))
+        if (hours := grid.clock.now() / 3600) > before / 3600:
+            self.events.warn(f"None of the simulated `devices` is there yet: the run waits until {hours % 24:.1f} o'clock")
         yield
         grid.end()
 

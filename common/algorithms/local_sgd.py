@@ -1,6 +1,6 @@
 """Base of FedAvg and Reptile: k SGD steps on a task's own examples; g is the difference between start and end."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -15,6 +15,16 @@ from quickbloom.common.maths.params import Params
 class LocalSgdOptions(InnerLoopOptions):
     inner_steps: int = Field(10, ge=1, le=10_000, description="gradient steps of the inner loop in training (k)")
     batch_size: int = Field(10, ge=0, description="examples per inner step; 0: all examples of the task in every step")
+    local_epochs: int = Field(
+        0, ge=0, le=1000, description="epochs over a task's own examples in place of `inner-steps`; 0: so many steps for all"
+    )
+
+
+class AveragedOptions(LocalSgdOptions):
+    """Settings of an algorithm whose server takes the mean of what the tasks have after their steps."""
+
+    outer_optimizer: Literal["sgd", "adam"] = Field("sgd", description="the server's optimizer")
+    outer_lr: float = Field(1.0, gt=0, description="learning rate of the server; 1 replaces what travels by the mean")
 
 
 class LocalSgd(Algorithm):
@@ -23,7 +33,8 @@ class LocalSgd(Algorithm):
     first_order = True
 
     def minibatch_indices(self, num_examples: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-        return shuffled_epochs(num_examples, self.options.inner_steps, self.options.batch_size, rng)
+        steps = inner_steps(self.options, num_examples)
+        return shuffled_epochs(num_examples, steps, self.options.batch_size, rng)
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
         phi = end_of_descent(self.learner, meta, minibatches.of(episode), self.options.inner_lr)
@@ -39,13 +50,23 @@ class LocalSgd(Algorithm):
         return sum_of_descents(self.learner, meta, batches, episode.query, lr, weights, clip)
 
 
+def inner_steps(options: LocalSgdOptions, num_examples: int) -> int:
+    """Return the number of inner steps of a task in a round: `inner-steps`, or those of `local-epochs` over its examples."""
+    return options.local_epochs * steps_of_an_epoch(num_examples, options.batch_size) or options.inner_steps
+
+
+def steps_of_an_epoch(num_examples: int, batch_size: int) -> int:
+    """Return the number of whole batches in one epoch, at least 1: what is left over waits for the next shuffle."""
+    return num_examples // min(batch_size or num_examples, num_examples)
+
+
 def shuffled_epochs(num_examples: int, steps: int, batch_size: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
     """Return [steps, batch] positions from shuffled epochs; no example repeats within a batch.
 
     A batch has at most `num_examples` examples. `batch_size` 0 means all examples in every step.
     """
     size = min(batch_size or num_examples, num_examples)
-    per_epoch = num_examples // size
+    per_epoch = steps_of_an_epoch(num_examples, batch_size)
     epochs = -(-steps // per_epoch)
     # Sorting random numbers gives permutations; all epochs at once cost a quarter of one permutation after another.
     walk = rng.random((epochs, num_examples)).argsort(axis=1)[:, : per_epoch * size]

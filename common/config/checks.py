@@ -27,6 +27,7 @@ def check(config: "RunConfig") -> None:
     _check_encoder(config)
     _check_scale(config)
     _check_asynchronous(config)
+    _check_mean(config)
 
 
 def check_choice(key: str, value: str, registry: Collection[str]) -> None:
@@ -145,6 +146,16 @@ def _check_encoder(config: "RunConfig") -> None:
         raise ConfigError(
             '`own.carry-encoder` must be "auto" or false with any encoder but onnx:FILE, because code and directories are '
             f"never carried in a checkpoint, got true with '{own.encoder}'"
+        )
+
+
+def _check_mean(config: "RunConfig") -> None:
+    """Raise ConfigError for a changed mean with an algorithm that is defined for the mean alone."""
+    if why := REGISTRIES["algorithm"][config.algorithm].needs_mean:
+        _require(
+            f'`algorithm = "{config.algorithm}"`',
+            ("aggregate", config.aggregate, "mean", why),
+            ("privacy.noise-multiplier", config.privacy.noise_multiplier, 0.0, why),
         )
 
 

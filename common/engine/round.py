@@ -5,7 +5,7 @@ chunks that bound the memory (`common.engine.mapping`). A model that mixes the e
 padding, so its tasks are grouped by exact size instead.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,16 +135,26 @@ def _stacks(algorithm: Algorithm, work: Sequence[TaskWork], chunk_size: int | Au
     whole = [i for i, w in enumerate(work) if all(_sizes(w.data))]
     # State comes from a record or a file, hence on the CPU; a fresh state is already on the model's device.
     kept = [algorithm.fresh() if w.kept is None else {name: value.to(device) for name, value in w.kept.items()} for w in work]
-    for found in chunks(
-        [_sizes(work[i].data) for i in whole], at_once(algorithm.learner, chunk_size), exact=algorithm.learner.mixes_examples
-    ):
-        positions = [whole[i] for i in found]
-        chosen = [work[i] for i in positions]
-        episode = Episode(stack([w.data.support for w in chosen], device), stack([w.data.query for w in chosen], device))
-        indices = [algorithm.minibatch_indices(w.num_examples, w.rng) for w in chosen]
-        minibatches = _stack_minibatches(indices, [w.data.support.x.shape[0] for w in chosen], episode, device)
-        before = {name: torch.stack([kept[i][name] for i in positions]) for name in kept[positions[0]]}
-        yield _Stack(positions, episode, minibatches, before)
+    drawn = {i: algorithm.minibatch_indices(work[i].num_examples, work[i].rng) for i in whole}
+    most = at_once(algorithm.learner, chunk_size)
+    for alike in _by_steps(whole, drawn):
+        for found in chunks([_sizes(work[i].data) for i in alike], most, exact=algorithm.learner.mixes_examples):
+            positions = [alike[i] for i in found]
+            chosen = [work[i] for i in positions]
+            episode = Episode(stack([w.data.support for w in chosen], device), stack([w.data.query for w in chosen], device))
+            num_support = [w.data.support.x.shape[0] for w in chosen]
+            minibatches = _stack_minibatches([drawn[i] for i in positions], num_support, episode, device)
+            before = {name: torch.stack([kept[i][name] for i in positions]) for name in kept[positions[0]]}
+            yield _Stack(positions, episode, minibatches, before)
+
+
+def _by_steps(whole: Sequence[int], drawn: Mapping[int, np.ndarray[Any, Any] | None]) -> list[list[int]]:
+    """Return the tasks in groups with equally many inner steps: with epochs, who has more examples takes more of them."""
+    groups: dict[int, list[int]] = {}
+    for i in whole:
+        index = drawn[i]
+        groups.setdefault(0 if index is None else len(index), []).append(i)
+    return list(groups.values())
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from quickbloom.common.maths.batch import Batch
-from quickbloom.common.maths.params import Params, add
+from quickbloom.common.maths.params import Params, add, dot
 
 _PIECE = 2**20  # numbers
 Loss = Callable[[Params, Batch], Tensor]
@@ -84,6 +84,11 @@ def with_pull(loss: Loss, anchor: Params, strength: float) -> Loss:
         return loss(phi, batch) + strength / 2 * distance
 
     return pulled
+
+
+def with_slope(loss: Loss, slope: Params) -> Loss:
+    """Return loss(phi) + <slope, phi>, as a loss of phi: `slope` is added to its gradient."""
+    return lambda phi, batch: loss(phi, batch) + dot(slope, phi)
 
 
 def gradient_and_hessian(loss: Callable[[Params], Tensor], at: Params) -> tuple[Params, Callable[[Params], Params]]:

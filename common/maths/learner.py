@@ -92,6 +92,10 @@ class Learner:
         """Return a copy of the module's own parameters that are trained."""
         return {name: value.detach().clone() for name, value in self.trained.items()}
 
+    def zeros(self) -> Params:
+        """Return zeros in the shapes of what is trained, on the device to compute on."""
+        return {name: torch.zeros(value.shape, dtype=value.dtype, device=self.device) for name, value in self.trained.items()}
+
     @property
     def device(self) -> torch.device:
         """The device of the module's parameters, or the one to compute on if they have no numbers."""

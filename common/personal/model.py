@@ -153,11 +153,11 @@ class Personal:
 
 
 def adapt(
-    algorithm: Algorithm, meta: Params, kept: Params, dataset: Dataset, task_id: str, config: RunConfig, origin: Origin
+    algorithm: Algorithm, meta: Params, kept: Params | None, dataset: Dataset, task_id: str, config: RunConfig, origin: Origin
 ) -> Personal:
     """Adapt `meta` to the support part of a task, and score it before and after on the test part.
 
-    `kept`: the task's state on its node (`algorithm.fresh()` if there is none). A data set with
+    `kept`: the task's state on its node; None if it never trained there. A data set with
     several draws uses the first. Raises DataError if the result is not finite.
     """
     data = dataset.test_draws(task_id)[0]
@@ -189,13 +189,13 @@ def adapt_to_all(
     that by more than chance, see `Scores.kept`. Raises DataError if the result is not finite, and for one row alone
     if the model needs several to compare.
     """
-    kept, support = algorithm.fresh(), own.test_draws(task_id)[0].support
+    support = own.test_draws(task_id)[0].support
     if algorithm.learner.mixes_examples and len(support.x) < 2:
         raise DataError(
             f"the task '{task_id}' must have two rows with a target for this model, whose batch norm compares rows, got 1"
         )
-    scores = cross_validate(algorithm, meta, kept, own, task_id, origin.lr, origin.steps, folds)
-    first, last = ends_of_path(algorithm, meta, kept, support, origin.lr, origin.steps)
+    scores = cross_validate(algorithm, meta, own, task_id, origin.lr, origin.steps, folds)
+    first, last = ends_of_path(algorithm, meta, None, support, origin.lr, origin.steps)
     metric = own.spec.metric
     stays = scores is not None and is_worse(known(scores.value(BEFORE)), known(scores.value(AFTER)), metric)
     stays = stays and _tells_classes_apart(algorithm, first, on_device(support, algorithm))
@@ -338,9 +338,7 @@ def load(path: Path, trust: Collection[str] = ()) -> Personal:
         wanted = next(iter(personal.algorithm.adaptation_path(personal.algorithm.init(), no_rows(personal), 0.1, 0)))
         algorithm = personal.algorithm
         facts.check_constants(found.facts, algorithm.learner.digest, what)
-        row = (algorithm.learner.outputs,)
-        fit = [name for name in algorithm.per_step if name in personal.tensors and personal.tensors[name].shape[1:] == row]
-        reason = mismatch({name: value for name, value in personal.tensors.items() if name not in fit}, wanted)
+        reason = mismatch(*_without_rows(algorithm, personal.tensors, wanted))
         Preparation.from_json(found.facts["preparation"])
         OwnOptions.model_validate(found.facts["columns"])
     except QuickbloomError as error:
@@ -350,6 +348,16 @@ def load(path: Path, trust: Collection[str] = ()) -> Personal:
     if reason:
         raise DataError(reason if reason.startswith(what) else f"{what} cannot be used: {reason}")
     return personal
+
+
+def _without_rows(algorithm: Algorithm, found: Params, wanted: Params) -> tuple[Params, Params]:
+    """Return both without the tensors of `found` whose number of rows may be any, if their rows have the right form."""
+    row, fit = (algorithm.learner.outputs,), set()
+    for name in found.keys() & set(algorithm.per_step):
+        if found[name].shape[1:] == (wanted[name].shape[1:] if name in wanted else row):
+            fit.add(name)
+    kept, expected = ({name: value for name, value in one.items() if name not in fit} for one in (found, wanted))
+    return kept, expected
 
 
 def no_rows(personal: Personal) -> Batch:

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,34 @@ def test_a_run_goes_on_with_one_command_after_its_server_died_and_after_a_restar
         assert [line["round"] for line in read_history(directory())] == list(range(1, 41))
         early = numbers(curve(directory())[:10])  # of later rounds roundings have grown; both cuts were before
         assert early == pytest.approx(simulated(tmp_path, settings)[: len(early)], abs=1e-5)
+
+
+def test_training_that_does_not_wait_outlives_a_node_the_superlink_and_its_own_server(three_nodes: Federation) -> None:
+    steps = 120  # so many that the run is not over before the last kill
+    with three_nodes.new_run() as directory:
+        settings = [*SEED, "--rounds", str(steps), "--set", "mode=async", "--set", "min-nodes=3", "--set", "node-deadline=300"]
+        run = three_nodes.start("quickbloom", "run", *settings, "--set", "async-buffer=6", "--set", "checkpoint-every=1")
+        for part in ("supernode-2", "superlink", "superexec"):
+            before = rounds(directory())
+            until(partial(has_grown, directory(), before), 300)
+            three_nodes.kill(part)
+        _, said = run.communicate(timeout=300)
+        assert run.returncode == 1
+        resume = ["quickbloom", "run", "--resume", f"/app/quickbloom-runs/{directory().name}"]
+        assert f"to go on: {' '.join(resume)}" in said
+        summary = completed(three_nodes.start(*resume, "--json"), 900)
+        lines = read_history(directory())
+        assert [line["round"] for line in lines] == list(range(1, steps + 1))
+        late = {node for line in lines[steps // 2 :] for node in line["nodes"]["trained"]}
+        assert len(late) == 3  # the one that was killed as well
+        assert len(summary["test"]["accuracy"]["mean"]) > 1
+        assert len((directory() / "per_task.csv").read_text().splitlines()) == 1 + 8 + 11  # validation and test tasks
+    three_nodes.until_healthy("superlink", "superexec", *NODES)
+
+
+def has_grown(directory: Path, before: int) -> bool:
+    """Whether a run has three more steps than `before`."""
+    return rounds(directory) >= before + 3
 
 
 def completed(run: Any, seconds: float) -> dict[str, Any]:
