@@ -227,7 +227,9 @@ def test_whatever_a_node_answers_the_mean_is_that_of_the_others(tmp_path: Path) 
     grid = on_nodes(tmp_path, config, *USERS)
     population = call_roll(grid, config)
     totals = st.sampled_from([[0.1] * 7, [1e300] * 7, [-1.0] * 7, [0.0] * 6])
-    plausible = st.fixed_dictionaries({"total": totals, "weight": st.floats() | st.floats(-3, 300)})
+    plausible: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+        {"total": totals, "weight": st.floats() | st.floats(-3, 300)}
+    )
 
     @given(ANYTHING | plausible.map(lambda fields: RecordDict({"means": ConfigRecord(fields)})))
     @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
