@@ -14,7 +14,7 @@ from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from quickbloom import __version__
-from quickbloom.client_app import baselines, round_log, secure
+from quickbloom.client_app import baselines, centring, round_log, secure
 from quickbloom.client_app.asked import Asked
 from quickbloom.client_app.measuring import measure
 from quickbloom.client_app.node import Node
@@ -104,6 +104,10 @@ def moments(message: Message, node: Node, state: RecordDict) -> RecordDict:
     return MomentsReply(node.dataset.column_moments(task_ids), node.dataset.class_counts(task_ids)).to_records()
 
 
+app.query("means")(replies(centring.means))
+app.query("masked_means")(replies(centring.masked_means))
+
+
 @app.train()
 @replies
 def train(message: Message, node: Node, state: RecordDict) -> RecordDict:
@@ -121,14 +125,14 @@ def train(message: Message, node: Node, state: RecordDict) -> RecordDict:
 @replies
 def train_masked(message: Message, node: Node, state: RecordDict) -> RecordDict:
     """Reply with the mean meta-gradient of the requested tasks, masked for a secure sum."""
-    request = MaskedRequest.from_records(message.content)
+    request = MaskedRequest.from_records(message.content, TrainRequest)
     stage = secure.ready(request, state)
 
     def reply(made: TrainReply, store: KeptState) -> RecordDict:
         row = to_row(made.gradient, made.weight, made.losses, made.within)
         return secure.masked(stage, request, row, state)
 
-    return _trained(message, node, state, request.train, reply)
+    return _trained(message, node, state, request.of, reply)
 
 
 app.query("secure_keys")(replies(secure.keys))

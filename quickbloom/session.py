@@ -27,13 +27,13 @@ from quickbloom.common.models import MODELS
 from quickbloom.common.models.base import Model
 from quickbloom.common.spreadsheets import read_csv
 from quickbloom.common.system.processes import cores
-from quickbloom.common.system.terminal import STOPPED
+from quickbloom.common.system.terminal import STOPPED, say
 from quickbloom.server_app.events.channel import Listener
 from quickbloom.server_app.events.file import read_events
 from quickbloom.server_app.events.kinds import RoundEnded, Scored
 from quickbloom.server_app.launch.follow import follow, run_here
 from quickbloom.server_app.launch.prepare import Start, own_data, settle
-from quickbloom.server_app.launch.settings import default_algorithm, parse_assignments
+from quickbloom.server_app.launch.settings import assigned
 from quickbloom.server_app.reporting.result_table import baseline_table, result_lines, result_table
 
 Kind = TypeVar("Kind", bound=type[Algorithm] | type[Dataset] | type[Model])
@@ -97,7 +97,8 @@ def run(
 
     `data`: your own file as for `--data`, a pandas or polars DataFrame, or arrays by column; `task` and `target` name its
     columns, and `time` the one by which each task's rows are cut in order, support first and test last.
-    `algorithm`: by default "ridge" for your own data, else "reptile".
+    `algorithm`: by default "ridge" for your own data, or "protonet" behind an encoder if labels are each user's own, else
+    "reptile".
     `settings`: any settings by name, {"own.shots": 5}; those of the run or the algorithm also as `options`, inner_lr=0.1.
     `simulation`: run in Flower's simulation instead: same result, later. `listener`: is called with every event of the run.
     Raises ConfigError or DataError for wrong input, and RunError for a run that cannot go on.
@@ -108,8 +109,9 @@ def run(
     values: dict[str, Scalar] = {key: value for key, value in named.items() if value is not None}
     with ExitStack() as stack:
         values |= own_data(stack.enter_context(as_file(data)), task, target, dataset, time)
-        values |= parse_assignments(_assignments(settings, options), default_algorithm(values))
-        values["algorithm"] = default_algorithm(values)
+        values, why = assigned(values, _assignments(settings, options))
+        if why and progress:
+            say(why)
         if output is not None:
             values["output-dir"] = str(Path(output).expanduser().absolute())
         start = settle(values, None, nodes, not simulation)

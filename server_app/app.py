@@ -15,21 +15,24 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
+from torch import Tensor
 
 from quickbloom.common.config.run import RunConfig, parse_run_config
+from quickbloom.common.datasets.own import OwnOptions
+from quickbloom.common.datasets.own.columns import Schema
 from quickbloom.common.engine.build import build_algorithm, constants_of
 from quickbloom.common.errors import ConfigError, QuickbloomError
 from quickbloom.common.files import shown
 from quickbloom.common.flower import registry
 from quickbloom.common.flower.names import log
 from quickbloom.common.formatting import data_name
-from quickbloom.common.personal import facts
+from quickbloom.common.personal import carried, facts
 from quickbloom.common.personal.model import description
 from quickbloom.common.printable import keep_log_to_lines
 from quickbloom.server_app.events.channel import Events, Warn, into_log
 from quickbloom.server_app.events.file import written
 from quickbloom.server_app.events.kinds import Event, Saved, Started
-from quickbloom.server_app.federation.agreeing import metric_for, share_scales
+from quickbloom.server_app.federation.agreeing import centres, metric_for, share_means, share_scales
 from quickbloom.server_app.federation.best import keeps_best
 from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.privacy import Ledger, TaskPrivacy
@@ -125,10 +128,10 @@ class _Run:
         before = resume.tasks_before(self.checkpoint) if self.checkpoint else None
         constants = partial(constants_of, self.config)
         population = call_roll(grid, self.config, self._schema(), self.events, constants, before)
-        if self.checkpoint is None:
-            self._agree(grid, population)
         self._count_earlier_noise()
         privacy, self.config = _with_privacy(self.config, population, self.directory, self.done, self.events.warn)
+        if self.checkpoint is None:
+            self._agree(grid, population, privacy)
         algorithm = build_algorithm(self.config, population.spec)
         for remark in algorithm.learner.remarks:
             self.events.warn(remark)
@@ -172,8 +175,9 @@ class _Run:
         self.directory.write_json("config.json", self.config.flat())
         self.events.join(self.until_end.enter_context(written(self.directory.path, before)))
 
-    def _agree(self, grid: Grid, population: Population) -> None:
+    def _agree(self, grid: Grid, population: Population, privacy: TaskPrivacy | None) -> None:
         """Let the nodes agree on scales, and find what the run is scored by."""
+        share_means(grid, self.config, population, self.events, privacy)
         counts = share_scales(grid, self.config, population, self.events.warn)
         metric = metric_for(self.config, population, counts, self.events.warn)
         self.config = self.config.model_copy(update={"metric": metric})
@@ -229,7 +233,19 @@ class _Run:
             "nodes": len(set(population.homes.values())),
             "in-process": isinstance(grid.inner if isinstance(grid, VirtualGrid) else grid, InlineGrid),
         }
-        return CheckpointWriter(self.directory.checkpoints, said)
+        return CheckpointWriter(self.directory.checkpoints, said, self._encoder(population))
+
+    def _encoder(self, population: Population) -> dict[str, Tensor]:
+        """Return the small encoder that the last checkpoint carries; {} for none, or if its file is on the nodes alone."""
+        own = self.config.table(self.config.dataset)
+        if not isinstance(own, OwnOptions):
+            return {}
+        try:
+            return carried.packed(own, Schema.from_json(population.spec.schema))
+        except ConfigError as error:
+            tell = self.events.warn if own.carry_encoder is True else partial(log, INFO)
+            tell(f"The checkpoint carries no encoder, because it is not on this server: {error}")
+            return {}
 
 
 class _Keeper:
@@ -306,7 +322,10 @@ def _with_privacy(
     if not config.privacy.on:
         return None, config
     train = len(population.splits["train"])
-    privacy = TaskPrivacy(config.privacy, train, config.tasks_in_round(train), Ledger(directory.path / LEDGER))
+    ledger, mean = Ledger(directory.path / LEDGER), centres(config, population)
+    privacy = TaskPrivacy(config.privacy, train, config.tasks_in_round(train), ledger, centres=mean)
+    if config.privacy.centre_noise and not mean:
+        warn("`privacy.centre-noise` does nothing here: there are no features of an encoder, or `own.scale` is task")
     if config.privacy.noise_seed >= 0:
         warn("Privacy noise is seeded (`privacy.noise-seed`): anybody can subtract it, so this run protects nobody")
     if config.privacy.delta > 1 / train:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from quickbloom.common.config.parts import REGISTRIES
-from quickbloom.common.datasets.own import Own
+from quickbloom.common.datasets.own import Own, OwnOptions
 from quickbloom.common.errors import ConfigError, did_you_mean
 from quickbloom.common.models import is_own_model
 
@@ -24,6 +24,7 @@ def check(config: "RunConfig") -> None:
     _check_tracking(config.mlflow)
     _check_privacy(config)
     _check_secure(config)
+    _check_encoder(config)
     _check_scale(config)
     _check_asynchronous(config)
     _check_mean(config)
@@ -77,7 +78,8 @@ def _check_privacy(config: "RunConfig") -> None:
     """Raise ConfigError for settings under which differential privacy does not hold."""
     privacy = config.privacy
     if not privacy.on:
-        for key, value in (("clip", privacy.clip), ("epsilon", privacy.epsilon), ("clip-quantile", privacy.clip_quantile)):
+        names = ("clip", "epsilon", "clip-quantile", "centre-noise")
+        for key, value in ((name, getattr(privacy, name.replace("-", "_"))) for name in names):
             if value:
                 raise ConfigError(
                     f"`privacy.{key}` does nothing without noise, got {value:g}: set `privacy.noise-multiplier` too"
@@ -135,6 +137,18 @@ def _check_asynchronous(config: "RunConfig") -> None:
     )
 
 
+def _check_encoder(config: "RunConfig") -> None:
+    """Raise ConfigError for an encoder that is to be carried and cannot be."""
+    own = config.table(Own.name)
+    if config.dataset != Own.name or not isinstance(own, OwnOptions) or own.carry_encoder is not True:
+        return
+    if not own.encoder.startswith("onnx:"):
+        raise ConfigError(
+            '`own.carry-encoder` must be "auto" or false with any encoder but onnx:FILE, because code and directories are '
+            f"never carried in a checkpoint, got true with '{own.encoder}'"
+        )
+
+
 def _check_mean(config: "RunConfig") -> None:
     """Raise ConfigError for a changed mean with an algorithm that is defined for the mean alone."""
     if why := REGISTRIES["algorithm"][config.algorithm].needs_mean:
@@ -150,9 +164,20 @@ def _check_scale(config: "RunConfig") -> None:
     own = config.table(Own.name)
     if config.dataset == Own.name and getattr(own, "scale", "") == "shared" and not config.shows_sums_of_nodes:
         raise ConfigError(
-            '`own.scale` must be "task" with `privacy.noise-multiplier`, `secure-aggregation` or an `aggregate` other than '
-            '"mean", because each node would tell the means of its columns, got "shared"'
+            '`own.scale` must be "task", or "features" behind an encoder, with privacy, `secure-aggregation` or an `aggregate` '
+            'other than "mean", because each node would tell the means of its columns, got "shared"'
         )
+    if config.dataset == Own.name and getattr(own, "scale", "") == "features":
+        if config.aggregate != "mean":
+            raise ConfigError(
+                f'`own.scale` must be "task" with `aggregate` "{config.aggregate}", because one node that lies would move the '
+                'mean of all features, got "features"'
+            )
+        if config.privacy.on and not config.privacy.centre_noise:
+            raise ConfigError(
+                '`own.scale` must be "task" with `privacy.noise-multiplier` unless `privacy.centre-noise` is above 0, because '
+                'the mean of all features tells of every task, got "features"'
+            )
 
 
 def _require(setting: str, *needs: "tuple[str, Scalar, Scalar, str]") -> None:

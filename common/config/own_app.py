@@ -27,7 +27,7 @@ APP = "app"
 TRAINERS = ("fedavg", "reptile", "fedprox", "ditto")
 """Algorithms that need nothing of a device but to train from given weights."""
 _DEFAULTS: dict[str, Any] = {"algorithm": "reptile", "baselines": False, "personal": False, "adapt-steps": 3}
-_ALWAYS = {"secure-aggregation": False, "test-shots": "", "metric": "auto"}
+_ALWAYS = {"secure-aggregation": False, "test-shots": "", "metric": "auto", "inner-dtype": "float32"}
 """Settings that cannot have another value, since what they ask for needs gradients or examples."""
 
 

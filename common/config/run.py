@@ -151,6 +151,11 @@ class RunConfig(Options):
     output_dir: str = Field("", description='absolute directory of the run; "": a new one in ~/quickbloom-runs')
     data_dir: str = Field("", description='where data files are; "": QUICKBLOOM_DATA_DIR, else the user\'s cache')
     device: Device = Field("auto", description="where nodes compute: auto takes CUDA where there is one")
+    inner_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="number type in which nodes compute a pretrained, partly trained or own model; what is trained, its "
+        "gradients and the outer step are float32 in any case",
+    )
     chunk_size: int = Field(
         128, ge=0, description="tasks computed at once on a node: bounds its memory; 0: as many as its free memory allows"
     )
@@ -204,8 +209,15 @@ class RunConfig(Options):
         config._tables = {**self._tables, self.algorithm: chosen}
         own = self.table(Own.name)
         if isinstance(own, OwnOptions) and own.scale == "auto":
-            config._tables[Own.name] = own.model_copy(update={"scale": "shared" if self.shows_sums_of_nodes else "task"})
+            config._tables[Own.name] = own.model_copy(update={"scale": self._scale_of(own)})
         return config
+
+    def _scale_of(self, own: OwnOptions) -> str:
+        """Return what `own.scale = "auto"` means."""
+        if self.shows_sums_of_nodes:
+            return "shared"
+        may_centre = self.aggregate == "mean" and (not self.privacy.on or self.privacy.centre_noise > 0)
+        return "features" if own.encoder and may_centre else "task"
 
     @property
     def shows_sums_of_nodes(self) -> bool:

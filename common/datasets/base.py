@@ -149,10 +149,14 @@ class FixedSplitDataset(Dataset):
 
     def redraw(self, task_id: str, rng: np.random.Generator) -> TaskData:
         """Return a task with support and query redrawn from their union."""
+        return self.pool(task_id).draw(rng)
+
+    def pool(self, task_id: str) -> "Pool":
+        """Return the examples of a task of which support and query are drawn."""
         if task_id not in self._pools:
             pool = self._pools[task_id] = Pool.of(self._data[task_id])
             self._data[task_id] = pool.data  # so that no example is in memory twice
-        return self._pools[task_id].draw(rng)
+        return self._pools[task_id]
 
     @cached_property
     def _infos(self) -> list[TaskInfo]:

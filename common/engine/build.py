@@ -55,12 +55,40 @@ def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _C
         learner.drop_numbers()
     foreign = model not in MODELS or registries.is_users(MODELS[model]) or MODELS[model].pretrained
     # The tests cover large built-in models by small ones.
+    learner.reduced = _reduced(config, model, learner)
     if foreign or not (tried or (ours and _size(learner) >= LARGE)):
-        try_out_with(chosen(_few_steps(options), learner), model, spec)
+        _try_reduced(chosen(_few_steps(options), learner), model, spec)
     learner.to(device)
     if tried and learner.constants and chosen.starts_from_meta:
         learner.drop_numbers()
     return chosen(options, learner)
+
+
+def _reduced(config: RunConfig, model: str, learner: Learner) -> torch.dtype | None:
+    """Return the shorter number type that `inner-dtype` asks for, or None. Raises ConfigError for a model that has none."""
+    if config.inner_dtype == "float32":
+        return None
+    if model in MODELS and not learner.constants:
+        raise ConfigError(
+            f'`inner-dtype` must be "float32" with `model = "{model}"`, which is small and trained as a whole, by code written '
+            f'for float32, got "{config.inner_dtype}": it is for pretrained and partly trained models, and your own'
+        )
+    return torch.bfloat16
+
+
+def _try_reduced(algorithm: Algorithm, model: str, spec: DataSpec) -> None:
+    """Try a model out as `try_out_with` does; the error for a number type that it cannot be computed in says so."""
+    try:
+        try_out_with(algorithm, model, spec)
+    except ConfigError as error:
+        if algorithm.learner.reduced is None:
+            raise
+        algorithm.learner.reduced = None
+        try_out_with(algorithm, model, spec)  # whose error is about more than the number type
+        raise ConfigError(
+            f'`inner-dtype` must be "float32" with `model = "{model}"`, which cannot be computed in bfloat16 '
+            f"({in_one_line(error.__cause__ or error)})"
+        ) from error
 
 
 def constants_of(config: RunConfig, spec: DataSpec) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,7 @@ from quickbloom.common.models import MODELS
 from quickbloom.common.personal import checkpoint, facts
 from quickbloom.common.personal import own_rows as linear
 from quickbloom.common.personal import trust as trusted
+from quickbloom.common.personal.checkpoint import ENCODER
 from quickbloom.common.personal.cross_validation import (
     AFTER,
     BEFORE,
@@ -57,8 +58,18 @@ from quickbloom.common.system.whole_files import write_private
 PERSONAL = "quickbloom-personal-1"
 SUFFIX = ".safetensors"
 
-_MACHINES = ("output-dir", "resume-from", "data-dir", "own.path", "own.leave-out", "device", "tensorboard", "mlflow")
-"""Settings that name a place, or the part of the tasks that a run used."""
+_MACHINES = (
+    "output-dir",
+    "resume-from",
+    "data-dir",
+    "own.path",
+    "own.leave-out",
+    "device",
+    "inner-dtype",
+    "tensorboard",
+    "mlflow",
+)
+"""Settings that name a place, the part of the tasks that a run used, or what its machines are good at."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +88,11 @@ class Origin:
 
 @dataclass(frozen=True)
 class Personal:
-    """A personal model. `card`: see `make_card`."""
+    """A personal model. `card`: see `make_card`; `encoder`: the files of the one that it carries, by their names."""
 
     tensors: Params
     card: Mapping[str, Any]
+    encoder: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def task(self) -> str:
@@ -304,7 +316,8 @@ def save(personal: Personal, path: Path) -> None:
 
     Raises OSError or SafetensorError.
     """
-    checkpoint.write(path, personal.tensors, personal.card, PERSONAL, wait=True)
+    encoder = {f"{ENCODER}{name}": value for name, value in personal.encoder.items()}
+    checkpoint.write(path, {**personal.tensors, **encoder}, personal.card, PERSONAL, wait=True)
     write_private(path.with_suffix(".json"), json.dumps(personal.card, indent=2) + "\n")
 
 
@@ -318,9 +331,10 @@ def load(path: Path, trust: Collection[str] = ()) -> Personal:
     found = checkpoint.read(path, PERSONAL, "personal model")
     facts.check(found.facts, facts.CardFacts, what)
     settings = trusted.of_a_model(found.facts["config"], trust, what)
-    personal = Personal(found.tensors, {**found.facts, "config": settings})
+    tensors = {name: value for name, value in found.tensors.items() if not name.startswith(ENCODER)}
+    personal = Personal(tensors, {**found.facts, "config": settings}, found.encoder)
     try:
-        facts.check_size(parse_run_config(settings).resolved(), spec_of(found.facts), found.tensors, what)
+        facts.check_size(parse_run_config(settings).resolved(), spec_of(found.facts), tensors, what)
         wanted = next(iter(personal.algorithm.adaptation_path(personal.algorithm.init(), no_rows(personal), 0.1, 0)))
         algorithm = personal.algorithm
         facts.check_constants(found.facts, algorithm.learner.digest, what)

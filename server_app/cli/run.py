@@ -16,14 +16,18 @@ from quickbloom.common.system.terminal import paper, say
 from quickbloom.server_app.cli.options import DATASETS, Encoder, TextColumns, Time
 from quickbloom.server_app.launch.follow import follow
 from quickbloom.server_app.launch.prepare import connection_for, own_data, settle
-from quickbloom.server_app.launch.settings import default_algorithm, parse_assignments
+from quickbloom.server_app.launch.settings import assigned, default_algorithm, parse_assignments
 from quickbloom.server_app.reporting.result_table import baseline_table, few_tasks, result_table
 from quickbloom.server_app.runs.directory import to_json, unused
 
 
 def run(
     algorithm: Annotated[
-        str | None, typer.Option(help=f"What to train: {', '.join(ALGORITHMS)}; by default ridge for own data, else reptile.")
+        str | None,
+        typer.Option(
+            help=f"What to train: {', '.join(ALGORITHMS)}; by default ridge for own data, or protonet behind an encoder if "
+            "labels are each user's own, else reptile."
+        ),
     ] = None,
     dataset: Annotated[str | None, typer.Option(help=f"Whose tasks: {DATASETS}.")] = None,
     data: Annotated[str | None, typer.Option(help="Your own file; see docs/own-data.md.")] = None,
@@ -74,9 +78,12 @@ def run(
     settings = {key: value for key, value in named.items() if value is not None}
     settings |= own_data(data, task, target, dataset, time_column, encoder, text)
     connection = connection_for(connection, in_process, nodes)
-    settings |= parse_assignments(set_ or [], default_algorithm(settings))
-    if resume is None and "resume-from" not in settings:
-        settings["algorithm"] = default_algorithm(settings)
+    given = settings | parse_assignments(set_ or [], default_algorithm(settings))
+    if resume is None and "resume-from" not in given:
+        given, why = assigned(settings, set_ or [], here=connection is None)
+        if why:
+            say(why)
+    settings = given
     if leave_one_out:
         if connection or nodes or resume or "own.leave-out" in settings:
             raise ConfigError(
