@@ -6,18 +6,18 @@ tasks are standardised. With `own.scale = "task"` these come from each task's ow
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from quickbloom.common.datasets import row_order
 from quickbloom.common.datasets.base import DataSpec, FixedSplitDataset, Pool, TaskInfo, left_out_in_words
-from quickbloom.common.datasets.own import remarks
+from quickbloom.common.datasets.own import remarks, simulated
 from quickbloom.common.datasets.own.columns import (
     EMPTY,
     NUMBER,
@@ -45,11 +45,10 @@ from quickbloom.common.datasets.own.scales import TARGET, Moments
 from quickbloom.common.datasets.own.target import UnknownClassError, is_quantity, pick_target, read_target
 from quickbloom.common.datasets.own.text import Array, Text, names
 from quickbloom.common.datasets.own.vocabulary import Places
+from quickbloom.common.datasets.partitioned import Holdings, OnDemand
 from quickbloom.common.errors import DataError
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.printable import flawed
-
-_Made = TypeVar("_Made")
 
 
 class Own(FixedSplitDataset):
@@ -72,6 +71,8 @@ class Own(FixedSplitDataset):
             raise DataError("the data set `own` needs a file: use `--data PATH`, or set `own.path` or the node's `data-path`")
         options = options.cleaned()
         self.table = read_table(options.path, 0 if options.encoder else options.image_side)
+        if options.partition is not None:
+            options = simulated.prepare(self.table, options)
         self.one_task = bool(options.task_name) and options.task_column not in self.table
         if self.one_task:
             _refuse_nearly(self.table, options.task_column, options.path)
@@ -91,6 +92,8 @@ class Own(FixedSplitDataset):
         _require_different(options, name)
         self.target = read_target(self.table, name, options, self._reading, agreed)
         self.kind, self.classes = self.target.kind, self.target.classes
+        if options.partition is not None:
+            simulated.assign(self.table, options, self.target)
         # A node's own file may use another name for the target.
         self.schema = replace(agreed, target=name) if agreed else self._find_schema(name)
         self.inputs = make_inputs(self.table, self.schema, self._reading)
@@ -107,8 +110,8 @@ class Own(FixedSplitDataset):
         self.content = self._content_of_rows()
         """A hash of inputs and target of every row, by which rows are drawn: uint64 [rows]."""
         self._cut_tasks()
-        self._data = _OnDemand(self._task_data)
-        self._training = _OnDemand(self._training_pool)
+        self._data = OnDemand(self._task_data)
+        self._training = OnDemand(self._training_pool)
         self.remarks = remarks.of(self)
 
     @classmethod
@@ -138,7 +141,7 @@ class Own(FixedSplitDataset):
         found.target, found.classes = replace(self.target, classes=classes, values=values), classes
         found.schema = replace(self.schema, classes=classes)
         found.options = self.options.model_copy(update={"classes": quoted(classes) if self.options.classes else ""})
-        found._data, found._training = _OnDemand(found._task_data), _OnDemand(found._training_pool)
+        found._data, found._training = OnDemand(found._task_data), OnDemand(found._training_pool)
         return found
 
     def classes_of(self, task_id: str) -> list[str]:
@@ -276,6 +279,10 @@ class Own(FixedSplitDataset):
             found.append(TaskInfo(name, len(support), len(query), len(test), split=self._splits[name]))
         return found
 
+    def holdings(self) -> Holdings | None:
+        """Return who holds what, of simulated users; None for real ones."""
+        return None if self.options.partition is None else simulated.holdings(self)
+
     def train_draw(self, task_id: str, rng: np.random.Generator) -> TaskData:
         if self.kind == "classification":
             return super().train_draw(task_id, rng)
@@ -358,7 +365,7 @@ class Own(FixedSplitDataset):
         """Return this data set with these scales ([mean, deviation]), not read again. Raises TypeError or ValueError."""
         other = copy(self)
         other.schema = replace(self.schema, scales=dict(scales), target_scale=target_scale).checked()
-        other._data, other._training = _OnDemand(other._task_data), _OnDemand(other._training_pool)
+        other._data, other._training = OnDemand(other._task_data), OnDemand(other._training_pool)
         other.__dict__.pop("_pools", None)
         return other
 
@@ -437,18 +444,6 @@ class Own(FixedSplitDataset):
         if white and is_beyond_white(self._pixels[rows], white):
             self.beyond_white.append(name)
         return "" if white else NO_SCALE
-
-
-class _OnDemand(dict[str, _Made]):
-    """Tasks whose examples are made at first use: with 100,000 users, a round needs only a few."""
-
-    def __init__(self, make: Callable[[str], _Made]) -> None:
-        super().__init__()
-        self._make = make
-
-    def __missing__(self, task_id: str) -> _Made:
-        data = self[task_id] = self._make(task_id)
-        return data
 
 
 def reading_of(options: OwnOptions) -> Reading:
