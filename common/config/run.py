@@ -10,6 +10,7 @@ declared keys; a test keeps the two equal.
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr
@@ -29,6 +30,8 @@ from quickbloom.common.models import is_own_model
 from quickbloom.common.options import Options, Text
 from quickbloom.common.partition import Partition
 
+HUB = "hub:"
+"""Start of the names of data sets of the hub."""
 Scalar = bool | int | float | str
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -40,7 +43,7 @@ class RunConfig(Options):
     """Settings of a run, shared by the server and all nodes."""
 
     algorithm: str = Field("reptile", description="algorithm to train with: a name in ALGORITHMS")
-    dataset: str = Field("digits", description="data set with the tasks: a name in DATASETS")
+    dataset: str = Field("digits", description="data set with the tasks: a name in DATASETS, or hub:NAME")
     partition: Text = Field(
         "",
         description="how one table of examples is spread over simulated users: dirichlet:0.1, pathological:2, shards:2, "
@@ -291,7 +294,7 @@ def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
     own: dict[str, Any] = {}
     types = table_types()
     tables: dict[str, dict[str, Any]] = {name: {} for name in types}
-    for key, value in flat.items():
+    for key, value in spelled_out(flat).items():
         table, dot, name = key.partition(".")
         if not dot:
             own[key] = value
@@ -304,6 +307,16 @@ def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
     config._tables.update({name: validated(types[name], values, name) for name, values in tables.items()})
     check(config)
     return config
+
+
+def spelled_out(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same settings with `dataset = "hub:NAME"` as two: "hub" and `hub.name`. A local folder gets its whole path."""
+    dataset = str(flat.get("dataset", ""))
+    if not dataset.startswith(HUB):
+        return dict(flat)
+    name = dataset.removeprefix(HUB)
+    folder = Path(name).expanduser()
+    return {**flat, "dataset": "hub", "hub.name": str(folder.absolute()) if folder.is_dir() else name}
 
 
 def parse_node_config(flat: Mapping[str, Any]) -> NodeConfig:

@@ -4,7 +4,6 @@ The settings are those of the run (`partition`, `users`, ..): see `common/partit
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from pydantic import PrivateAttr
 
 from quickbloom.common.datasets.base import DataSpec, FixedSplitDataset, TaskInfo
+from quickbloom.common.datasets.holdings import Holdings, held
 from quickbloom.common.flower import partitioners
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.options import Options
@@ -45,15 +45,6 @@ class PartitionedOptions(Options):
         found = self.model_copy()
         found._partition = partition
         return found
-
-
-@dataclass(frozen=True)
-class Holdings:
-    """Who holds what: int64 [users, classes, 3], the examples in support, query and test. Regression has one class, ""."""
-
-    users: list[str]
-    classes: list[str]
-    counts: Array
 
 
 class OnDemand(dict[str, _Made]):
@@ -115,12 +106,6 @@ class PartitionedDataset(FixedSplitDataset):
 
     def _batch(self, name: str, rows: Array) -> Batch:
         return Batch.of(torch.from_numpy(self._take(name, rows)), torch.from_numpy(self._labels[name][rows]))
-
-
-def held(classes: Sequence[str], labels: Mapping[str, Sequence[Array]]) -> Holdings:
-    """Return the holdings of users, by the classes in their three parts."""
-    counts = [[np.bincount(part, minlength=len(classes)) for part in parts] for parts in labels.values()]
-    return Holdings(list(labels), list(classes), np.array(counts, dtype=np.int64).reshape(-1, 3, len(classes)).swapaxes(1, 2))
 
 
 def user_names(number: int) -> list[str]:

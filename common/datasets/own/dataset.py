@@ -45,7 +45,8 @@ from quickbloom.common.datasets.own.scales import TARGET, Moments
 from quickbloom.common.datasets.own.target import UnknownClassError, is_quantity, pick_target, read_target
 from quickbloom.common.datasets.own.text import Array, Text, names
 from quickbloom.common.datasets.own.vocabulary import Places
-from quickbloom.common.datasets.partitioned import Holdings, OnDemand
+from quickbloom.common.datasets.holdings import Holdings
+from quickbloom.common.datasets.partitioned import OnDemand
 from quickbloom.common.errors import DataError
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.printable import flawed
