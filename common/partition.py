@@ -70,7 +70,7 @@ class Partition:
         return rest * self.support_share, rest * (1 - self.support_share), self.test_share
 
     def checked(self) -> "Partition":
-        """Return this partition. Raises ConfigError for a scheme that is none, and for a number of users that it cannot make."""
+        """Return this partition. Raises ConfigError for an unknown scheme, and for a number of users that it cannot make."""
         scheme = self.scheme
         if scheme.kind == "natural":
             if self.users:

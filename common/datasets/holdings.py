@@ -33,16 +33,15 @@ class Holdings:
 def held(classes: Sequence[str], labels: Mapping[str, Sequence[Array]]) -> Holdings:
     """Return the holdings of users, by the classes in their three parts."""
     counts = [[np.bincount(part, minlength=len(classes)) for part in parts] for parts in labels.values()]
-    return Holdings(list(labels), list(classes), np.array(counts, dtype=np.int64).reshape(-1, 3, len(classes)).swapaxes(1, 2))
+    by_part = np.array(counts, dtype=np.int64).reshape(-1, len(PARTS), len(classes))
+    return Holdings(list(labels), list(classes), by_part.swapaxes(1, 2))
 
 
 def in_words(found: Holdings) -> str:
-    """Return one line on the sizes: "70000 examples of 20 users, 35 to 5169 each, half of them at least 3500; 2 to 7 classes"."""
+    """Return one line on the sizes: "300 examples of 10 users, 8 to 45 each, half of them at least 30; .."."""
     sizes, some = found.sizes, (found.counts.sum(axis=2) > 0).sum(axis=1)
-    line = (
-        f"{counted(int(sizes.sum()), 'example')} of {counted(len(sizes), 'user')}, {sizes.min()} to {sizes.max()} each, half of "
-        f"them at least {int(np.median(sizes))}"
-    )
+    of = f"{counted(int(sizes.sum()), 'example')} of {counted(len(sizes), 'user')}"
+    line = f"{of}, {sizes.min()} to {sizes.max()} each, half of them at least {int(np.median(sizes))}"
     return line if found.classes == [""] else f"{line}; {some.min()} to {some.max()} of {len(found.classes)} classes each"
 
 

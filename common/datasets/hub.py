@@ -64,8 +64,8 @@ class Hub(PartitionedDataset):
             found = self._read(rows[name][positions])
             if found.shape[1:] != shape:
                 raise DataError(
-                    f"the inputs of 'hub:{options.name}' must be of one shape, got {list(shape)} and {list(found.shape[1:])}: set "
-                    "`hub.image-side`"
+                    f"the inputs of 'hub:{options.name}' must be of one shape, got {list(shape)} and {list(found.shape[1:])}: "
+                    "set `hub.image-side`"
                 )
             return found
 
@@ -148,17 +148,17 @@ def _inputs(table: Any, options: HubOptions, others: set[str]) -> list[str]:
     images = [name for name in rest if _type(table, name) == "Image"]
     found = images[:1] or [name for name in rest if _is_numeric(table.features[name])]
     if not found or (named and found != named):
-        wrong = next((name for name in rest if name not in found), label_only(others))
+        wrong = next((name for name in rest if name not in found), _nothing_else(others))
         raise DataError(
-            f"`hub.inputs` must name a column of images or columns of numbers, got '{wrong}': for text, save the data as a file and "
-            "use `--data` with `--partition`"
+            f"`hub.inputs` must name a column of images or columns of numbers, got '{wrong}': for text, save the data as a "
+            "file and use `--data` with `--partition`"
         )
     if images:
         needs("datasets", "PIL", "images of the hub", error=DataError, load=False)
     return found
 
 
-def label_only(others: set[str]) -> str:
+def _nothing_else(others: set[str]) -> str:
     """Return what to name where there is no column but that of the classes."""
     return f"nothing beside {min(filter(None, others))}"
 

@@ -27,7 +27,7 @@ _ROW, _CLASS = "row", "class"
 
 
 def load(module: str) -> Any:
-    """Return a module of flwr-datasets or of what it builds on, without its reports to Flower and to the hub. Raises DataError."""
+    """Return a module of flwr-datasets or of what it builds on, without reports to Flower and the hub. Raises DataError."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # read when they are imported
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     needs("hub", "flwr_datasets", "the setting `partition`", error=DataError, load=False)
@@ -155,14 +155,12 @@ def _check_drawn(partition: Partition, users: list[Array], rows: int) -> None:
 def _impossible(partition: Partition, rows: int, reason: str) -> str:
     if partition.scheme.kind == "dirichlet":
         return (
-            f'`partition = "{partition.text}"` gives no {partition.number} users with at least {max(partition.least, LEAST)} of '
+            f'`partition = "{partition.text}"` gives no {partition.number} users with at least {partition.least} of '
             f"{rows} examples each, in {11 * _MOST_CALLS} draws: raise the number after dirichlet, take fewer users, or lower "
             "`least-per-user`"
         )
-    return (
-        f'`partition = "{partition.text}"` cannot be drawn for {partition.number} users of {rows} examples ({reason.split(". ")[0]}): '
-        "take fewer users"
-    )
+    why = reason.split(". ")[0]
+    return f'`partition = "{partition.text}"` cannot be drawn for {partition.number} users of {rows} examples ({why}): take fewer users'
 
 
 @contextlib.contextmanager

@@ -26,8 +26,8 @@ TextColumns = Annotated[str | None, typer.Option("--text", help="Its columns of 
 Partition = Annotated[
     str | None,
     typer.Option(
-        help="Spread one table over simulated users: dirichlet:0.1, pathological:2, shards, size:linear, iid or natural:COLUMN; "
-        "see docs/partitions.md."
+        help="Spread one table over simulated users: dirichlet:0.1, pathological:2, shards, size:linear, iid or "
+        "natural:COLUMN; see docs/partitions.md."
     ),
 ]
 """How one table of examples is spread over simulated users."""

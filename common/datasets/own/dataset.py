@@ -17,6 +17,7 @@ import torch
 
 from quickbloom.common.datasets import row_order
 from quickbloom.common.datasets.base import DataSpec, FixedSplitDataset, Pool, TaskInfo, left_out_in_words
+from quickbloom.common.datasets.holdings import Holdings
 from quickbloom.common.datasets.own import remarks, simulated
 from quickbloom.common.datasets.own.columns import (
     EMPTY,
@@ -45,7 +46,6 @@ from quickbloom.common.datasets.own.scales import TARGET, Moments
 from quickbloom.common.datasets.own.target import UnknownClassError, is_quantity, pick_target, read_target
 from quickbloom.common.datasets.own.text import Array, Text, names
 from quickbloom.common.datasets.own.vocabulary import Places
-from quickbloom.common.datasets.holdings import Holdings
 from quickbloom.common.datasets.partitioned import OnDemand
 from quickbloom.common.errors import DataError
 from quickbloom.common.maths.batch import Batch, TaskData

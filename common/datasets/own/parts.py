@@ -21,7 +21,7 @@ from quickbloom.common.errors import DataError
 from quickbloom.common.formatting import counted
 
 _PARTS = (0.4, 0.7)
-"""Shares of a task's rows at which the support and the query part end, if `own.shots` is 0 and there is no `partition`, which says them."""
+"""Shares of a task's rows at which the support and the query part end, if neither `own.shots` nor `partition` says it."""
 
 
 def read_splits(table: Table, column: str) -> Text | None:

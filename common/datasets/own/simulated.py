@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quickbloom.common.datasets.holdings import Holdings, held
 from quickbloom.common.datasets.own.columns import require
 from quickbloom.common.datasets.own.files.tables import Table
 from quickbloom.common.datasets.own.options import OwnOptions
 from quickbloom.common.datasets.own.text import Text
-from quickbloom.common.datasets.holdings import Holdings, held
 from quickbloom.common.datasets.partitioned import user_names
 from quickbloom.common.errors import ConfigError, DataError
 from quickbloom.common.flower import partitioners
