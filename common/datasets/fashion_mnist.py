@@ -35,7 +35,7 @@ class FashionMnist(PartitionedDataset):
 
     name = "fashion-mnist"
     Options = FashionMnistOptions
-    model = "auto"
+    model = "conv4"
     inner_lr = 0.03
     needs_files = True
 

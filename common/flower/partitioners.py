@@ -160,7 +160,8 @@ def _impossible(partition: Partition, rows: int, reason: str) -> str:
             "`least-per-user`"
         )
     why = reason.split(". ")[0]
-    return f'`partition = "{partition.text}"` cannot be drawn for {partition.number} users of {rows} examples ({why}): take fewer users'
+    told = f'`partition = "{partition.text}"` cannot be drawn for {partition.number} users of {rows} examples'
+    return f"{told} ({why}): take fewer users"
 
 
 @contextlib.contextmanager
