@@ -45,7 +45,8 @@ def test_all_images_of_both_files_are_with_one_user_each(tmp_path: Path, packed:
     found = dataset(tmp_path)
     seen = []
     for task in found.tasks():
-        for part in found.test_draws(task.task_id)[0]:
+        data = found.test_draws(task.task_id)[0]
+        for part in (data.support, data.query, data.test):
             pixels = (part.x.numpy() * 0.5 + 0.5) * 255
             seen += np.rint(pixels[:, 0, 0, 0] + 256 * pixels[:, 0, 0, 2]).astype(int).tolist()
             assert np.array_equal(np.rint(pixels[:, 0, 0, 1]), part.y.numpy())  # the label stays with its image

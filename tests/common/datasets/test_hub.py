@@ -10,6 +10,7 @@ from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.datasets.hub import Hub, HubOptions
 from quickbloom.common.errors import DataError
 from quickbloom.common.flower.partitioners import load
+from quickbloom.common.maths.batch import Batch
 
 
 def hub(folder: str, **settings: Any) -> Hub:
@@ -18,6 +19,11 @@ def hub(folder: str, **settings: Any) -> Hub:
     options = parse_run_config(flat).table("hub")
     assert isinstance(options, HubOptions)
     return Hub(options, small_hub.Path())
+
+
+def parts_of(found: Hub, task_id: str) -> tuple[Batch, Batch, Batch]:
+    data = found.test_draws(task_id)[0]
+    return data.support, data.query, data.test
 
 
 def test_users_are_those_of_a_federated_dataset_with_the_same_seed() -> None:
@@ -34,7 +40,7 @@ def test_users_are_those_of_a_federated_dataset_with_the_same_seed() -> None:
     for user, task in enumerate(found.tasks()):
         expected = federated.partitioners["all"].load_partition(user)
         pixels = sorted(np.asarray(image).tobytes() for image in expected["image"][:])
-        parts = found.test_draws(task.task_id)[0]
+        parts = parts_of(found, task.task_id)
         held = [np.rint((x.numpy() * 0.5 + 0.5) * 255).astype(np.uint8) for part in parts for x in part.x]
         assert sorted(image.tobytes() for image in held) == pixels
         assert sorted(int(y) for part in parts for y in part.y) == sorted(expected["label"][:])
@@ -64,7 +70,7 @@ def test_natural_users_have_the_names_of_the_column() -> None:
 def test_numbers_are_inputs_text_is_none_and_a_row_without_a_class_is_nobodys() -> None:
     found = hub(small_hub.numbers(), partition="iid", users=3, hub__label="kind")
     assert (found.spec.input_shape, found.spec.outputs) == ((2,), 3)
-    rows = np.concatenate([part.x.numpy() for task in found.tasks() for part in found.test_draws(task.task_id)[0]])
+    rows = np.concatenate([part.x.numpy() for task in found.tasks() for part in parts_of(found, task.task_id)])
     assert sorted(rows[:, 1].tolist()) == list(range(1, 90))  # the first row has no class
     assert np.allclose(rows[:, 0] * 10, rows[:, 1])
 

@@ -12,6 +12,7 @@ from quickbloom.common.datasets import load_dataset
 from quickbloom.common.datasets.digits import _read
 from quickbloom.common.datasets.holdings import held, in_words, table_of
 from quickbloom.common.datasets.partitioned import PartitionedDataset, cut, user_names
+from quickbloom.common.maths.batch import Batch, TaskData
 
 
 def digits(partition: str, users: int = 15, **settings: float) -> PartitionedDataset:
@@ -20,6 +21,10 @@ def digits(partition: str, users: int = 15, **settings: float) -> PartitionedDat
     found = load_dataset("digits", config.table("digits"), Path())
     assert isinstance(found, PartitionedDataset)
     return found
+
+
+def parts_of(data: TaskData) -> tuple[Batch, Batch, Batch]:
+    return data.support, data.query, data.test
 
 
 def test_eight_examples_of_two_classes_are_cut_by_hand() -> None:
@@ -58,7 +63,7 @@ def test_all_digits_are_with_one_user_each_and_in_one_part() -> None:
     seen = [
         (row.tobytes(), int(label))
         for task in dataset.tasks()
-        for part in dataset.test_draws(task.task_id)[0]
+        for part in parts_of(dataset.test_draws(task.task_id)[0])
         for row, label in zip(part.x.numpy(), part.y, strict=True)
     ]
     images, labels = _read()

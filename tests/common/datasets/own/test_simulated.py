@@ -76,7 +76,7 @@ def test_rows_without_a_target_are_nobodys(table: Path) -> None:
     lines[1:11] = [line.replace(f",{line.split(',')[3]},", ",,") for line in lines[1:11]]
     table.write_text("\n".join(lines) + "\n")
     found = own(table, "iid", 4)
-    assert sorted(sum(rows_of(found), [])) == list(range(10, ROWS))
+    assert sorted(row for rows in rows_of(found) for row in rows) == list(range(10, ROWS))
 
 
 def test_rows_of_simulated_users_can_be_cut_in_time(table: Path) -> None:
