@@ -42,8 +42,6 @@ def partition(run: RunFacts) -> list[Part]:
 
 def _dots(held: Holdings, splits: dict[str, str]) -> Picture:
     counts, users = held.counts.sum(axis=2)[:_DRAWN], held.users[:_DRAWN]
-    order = np.argsort(held.classes, kind="stable")
-    places = _places(held.classes)
 
     def draw(axes: "Axes") -> None:
         for split, colour in _COLOURS.items():
@@ -56,12 +54,8 @@ def _dots(held: Holdings, splits: dict[str, str]) -> Picture:
                     [places[column] for column in columns], rows, s=np.maximum(sizes, 1.0), color=colour, lw=0, label=split
                 )
         if held.classes != [""]:
-            axes.set_xticks(
-                [places[column] for column in order],
-                [short(held.classes[column], 12) for column in order],
-                rotation=60,
-                ha="right",
-            )
+            names = [short(name, 12) for name in held.classes]
+            axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
         else:
             axes.set_xticks([])
         every = max(1, len(users) // 40)
@@ -76,11 +70,3 @@ def _dots(held: Holdings, splits: dict[str, str]) -> Picture:
         f"the area of a dot is the number of a user's examples of a class, at most {counts.max()}; partition.csv has all.{more}"
     )
     return picture("Who holds what", text, draw, height=max(3.0, 1.4 + 0.11 * len(users)))
-
-
-def _places(classes: list[str]) -> list[int]:
-    """Return where on the axis each class stands, in the order of their names."""
-    order = np.argsort(classes, kind="stable")
-    places = np.empty(len(classes), dtype=int)
-    places[order] = np.arange(len(classes))
-    return [int(place) for place in places]

@@ -30,7 +30,7 @@ def write_holdings(directory: RunDirectory, config: RunConfig, splits: Mapping[s
         {"user": user, "split": where.get(user, ""), "class": name, **dict(zip(PARTS, map(int, counts), strict=True))}
         for user, of_user in zip(found.users, found.counts, strict=True)
         for name, counts in zip(found.classes, of_user, strict=True)
-        if counts.any()
+        if counts.any() or user == found.users[0]  # of the first all classes, for their order
     ]
     text = io.StringIO(newline="")
     write_csv(text, ["user", "split", "class", *PARTS], rows)
