@@ -46,7 +46,5 @@ def _mend(name: str, error: Exception) -> str:
     if Path(name).expanduser().exists():
         return "the folder must hold files as the hub has them: train.parquet, or images in class folders"
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-    return (
-        f"check its name, and that this machine reaches huggingface.co or HF_ENDPOINT{offline}; without a network, name a folder "
-        "that holds its files, hub:FOLDER"
-    )
+    reach = f"check its name, and that this machine reaches huggingface.co or HF_ENDPOINT{offline}"
+    return f"{reach}; without a network, name a folder that holds its files, hub:FOLDER"

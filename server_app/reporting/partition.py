@@ -50,9 +50,7 @@ def _dots(held: Holdings, splits: dict[str, str]) -> Picture:
             if at:
                 rows, columns = np.array(at).T
                 sizes = _LARGEST * counts[rows, columns] / counts.max()
-                axes.scatter(
-                    [places[column] for column in columns], rows, s=np.maximum(sizes, 1.0), color=colour, lw=0, label=split
-                )
+                axes.scatter(columns, rows, s=np.maximum(sizes, 1.0), color=colour, lw=0, label=split)
         if held.classes != [""]:
             names = [short(name, 12) for name in held.classes]
             axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
