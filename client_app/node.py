@@ -144,6 +144,11 @@ def _with_own_file(run: RunConfig, config: NodeConfig) -> Options:
             "node settings `data-path`, `task-column`, `task-name`, `target-column`, `time-column` and `encoder` need "
             f'`dataset = "own"`, got {run.dataset!r}'
         )
+    if config.data_path and run.partition:
+        raise ConfigError(
+            f"`partition` spreads one table that all nodes read, got '{run.partition}' beside the node setting `data-path`: "
+            "leave one of them out"
+        )
     return options.model_copy(update=given)
 
 

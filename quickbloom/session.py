@@ -18,7 +18,7 @@ from rich.table import Table
 from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.algorithms.base import Algorithm
 from quickbloom.common.config.key_value import assignment
-from quickbloom.common.config.run import Scalar, parse_run_config
+from quickbloom.common.config.run import Scalar, parse_run_config, spelled_out
 from quickbloom.common.datasets import DATASETS
 from quickbloom.common.datasets.base import Dataset
 from quickbloom.common.errors import ConfigError, RunError
@@ -104,9 +104,11 @@ def run(
     Raises ConfigError or DataError for wrong input, and RunError for a run that cannot go on.
 
     Example: `quickbloom.run("maml", data=frame, task="hospital", target="outcome", rounds=50)`
+
+    Example: `quickbloom.run("fedavg", data=frame, target="kind", settings={"partition": "dirichlet:0.1", "users": 20})`
     """
     named: dict[str, Any] = {"algorithm": algorithm, "dataset": dataset, "rounds": rounds, "seed": seed}
-    values: dict[str, Scalar] = {key: value for key, value in named.items() if value is not None}
+    values: dict[str, Scalar] = spelled_out({key: value for key, value in named.items() if value is not None})
     with ExitStack() as stack:
         values |= own_data(stack.enter_context(as_file(data)), task, target, dataset, time)
         values, why = assigned(values, _assignments(settings, options))
@@ -149,16 +151,18 @@ def compare(
     from quickbloom.server_app.comparing import comparison, each_left_out
     from quickbloom.server_app.comparing.plan import locked
 
+    spelled = spelled_out({} if dataset is None else {"dataset": dataset})
+    named = spelled.pop("dataset", None)
     plan = comparison.planned(
         algorithms,
-        dataset=dataset,
+        dataset=None if named is None else str(named),
         data=None if data is None else str(data),
         task=task,
         target=target,
         time=time,
         seeds=str(seeds),
         rounds=rounds,
-        settings=_assignments(settings, options),
+        settings=_assignments({**spelled, **(settings or {})}, options),
         leave_one_out=leave_one_out,
         modes=",".join(modes) or None,
     )

@@ -48,6 +48,7 @@ from quickbloom.server_app.runs import resume, trackers
 from quickbloom.server_app.runs.best_model import BestModel
 from quickbloom.server_app.runs.checkpoints import Checkpoint, CheckpointWriter
 from quickbloom.server_app.runs.directory import RunDirectory
+from quickbloom.server_app.runs.holdings import HOLDINGS, write_holdings
 from quickbloom.server_app.summary import clients_of, conclude
 
 app = ServerApp()
@@ -128,6 +129,7 @@ class _Run:
         before = resume.tasks_before(self.checkpoint) if self.checkpoint else None
         constants = partial(constants_of, self.config)
         population = call_roll(grid, self.config, self._schema(), self.events, constants, before)
+        self._note_holdings(grid, population)
         self._count_earlier_noise()
         privacy, self.config = _with_privacy(self.config, population, self.directory, self.done, self.events.warn)
         if self.checkpoint is None:
@@ -182,6 +184,15 @@ class _Run:
         metric = metric_for(self.config, population, counts, self.events.warn)
         self.config = self.config.model_copy(update={"metric": metric})
         self.directory.write_json("config.json", self.config.flat())
+
+    def _note_holdings(self, grid: Grid, population: Population) -> None:
+        """Write who holds what, where users are simulated here: this process can read the table, and no node is asked."""
+        if self.config.spread is None or not _stays_here(grid):
+            return
+        try:
+            write_holdings(self.directory, self.config, population.splits)
+        except QuickbloomError as error:
+            self.events.warn(f"No {HOLDINGS} is written: {error}")
 
     def _schema(self) -> str:
         return str(self.checkpoint.facts.get("schema", "")) if self.checkpoint else ""
@@ -310,9 +321,15 @@ def _with_devices(grid: Grid, config: RunConfig) -> Grid:
     """Return the grid in virtual time, where the setting `devices` asks for it. Raises ConfigError for real devices."""
     if not config.devices:
         return grid
-    if not isinstance(grid, InlineGrid) and not (isinstance(grid, PollingGrid) and grid.stays_here):
+    if not _stays_here(grid):
         raise ConfigError('`devices` must be "" on real nodes, which take their own time: simulated devices need a simulation')
     return VirtualGrid(grid)
+
+
+def _stays_here(grid: Grid) -> bool:
+    """Whether all nodes are simulated on this machine."""
+    inner = grid.inner if isinstance(grid, VirtualGrid) else grid
+    return isinstance(inner, InlineGrid) or (isinstance(inner, PollingGrid) and inner.stays_here)
 
 
 def _with_privacy(

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from quickbloom.common.config.parts import REGISTRIES
+from quickbloom.common.datasets import DATASETS
 from quickbloom.common.datasets.own import Own, OwnOptions
+from quickbloom.common.datasets.partitioned import PartitionedOptions
 from quickbloom.common.errors import ConfigError, did_you_mean
 from quickbloom.common.models import is_own_model
 
@@ -28,6 +30,7 @@ def check(config: "RunConfig") -> None:
     _check_scale(config)
     _check_asynchronous(config)
     _check_mean(config)
+    _check_partition(config)
 
 
 def check_choice(key: str, value: str, registry: Collection[str]) -> None:
@@ -156,6 +159,26 @@ def _check_mean(config: "RunConfig") -> None:
             f'`algorithm = "{config.algorithm}"`',
             ("aggregate", config.aggregate, "mean", why),
             ("privacy.noise-multiplier", config.privacy.noise_multiplier, 0.0, why),
+        )
+
+
+def _check_partition(config: "RunConfig") -> None:
+    """Raise ConfigError for a partition that is none, and where there is no table to spread."""
+    able = [name for name, dataset in DATASETS.items() if issubclass(dataset.Options, PartitionedOptions)]
+    if config.dataset not in able:
+        for key, value in (("partition", config.partition), ("users", config.users)):
+            if value:
+                raise ConfigError(
+                    f"`{key}` is for the data sets {', '.join(able)}, whose examples can be one table, got {value!r} for "
+                    f"'{config.dataset}', which has users of its own"
+                )
+        return
+    if (spread := config.spread) is not None:
+        spread.checked()
+    elif config.users:
+        raise ConfigError(
+            f"`users` says how many users share the examples of a `partition`, got {config.users} without one: set "
+            "`partition`, such as dirichlet:0.1, or leave `users` out"
         )
 
 

@@ -9,6 +9,8 @@ declared keys; a test keeps the two equal.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr
@@ -21,11 +23,15 @@ from quickbloom.common.config.privacy import PrivacyOptions
 from quickbloom.common.config.validation import keys, validated
 from quickbloom.common.datasets import DATASETS
 from quickbloom.common.datasets.own import Own, OwnOptions
+from quickbloom.common.datasets.partitioned import PartitionedOptions
 from quickbloom.common.errors import ConfigError, did_you_mean
 from quickbloom.common.metric import Chosen
 from quickbloom.common.models import is_own_model
 from quickbloom.common.options import Options, Text
+from quickbloom.common.partition import Partition
 
+HUB = "hub:"
+"""Start of the names of data sets of the hub."""
 Scalar = bool | int | float | str
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -37,7 +43,21 @@ class RunConfig(Options):
     """Settings of a run, shared by the server and all nodes."""
 
     algorithm: str = Field("reptile", description="algorithm to train with: a name in ALGORITHMS")
-    dataset: str = Field("digits", description="data set with the tasks: a name in DATASETS")
+    dataset: str = Field("digits", description="data set with the tasks: a name in DATASETS, or hub:NAME")
+    partition: Text = Field(
+        "",
+        description="how one table of examples is spread over simulated users: dirichlet:0.1, pathological:2, shards:2, "
+        'size:linear, iid or natural:COLUMN; "": the data set has users of its own',
+    )
+    users: int = Field(0, ge=0, le=100_000, description="number of simulated users; 0: as many as the partition itself says")
+    partition_seed: int = Field(0, ge=0, description="determines the partition, apart from the seed of the run")
+    least_per_user: int = Field(
+        10, ge=3, description="fewest examples of a user of a dirichlet partition, which is redrawn for it"
+    )
+    test_share: float = Field(0.25, gt=0, lt=1, description="share of a simulated user's examples that is its test part")
+    support_share: float = Field(
+        0.5, gt=0, lt=1, description="share of a simulated user's other examples that is its support part; the rest is query"
+    )
     model: str = Field(
         "auto", description='a name in MODELS; "auto": the data set\'s recommendation; "module:factory": your own'
     )
@@ -228,7 +248,22 @@ class RunConfig(Options):
         """Return the settings table of one algorithm, data set or model; an empty one for a user's own model."""
         if is_own_model(name):
             return Options()
-        return self._tables.get(name) or table_types()[name]()
+        found = self._tables.get(name) or table_types()[name]()
+        if name == self.dataset and isinstance(found, PartitionedOptions):
+            return found.spread_by(self.spread)
+        return found
+
+    @property
+    def spread(self) -> Partition | None:
+        """How the data set's one table is spread over simulated users; None: it has users of its own."""
+        dataset = DATASETS[self.dataset]
+        text = self.partition or dataset.partition
+        if not text:
+            return None
+        found = Partition(text, self.users, self.partition_seed, self.least_per_user, self.test_share, self.support_share)
+        if not self.users and found.scheme.kind != "natural" and not found.scheme.sizes:
+            return replace(found, users=dataset.users)
+        return found
 
     def flat(self) -> dict[str, Scalar]:
         """Return all settings as Flower's flat dictionary: the inverse of `parse_run_config`."""
@@ -271,7 +306,7 @@ def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
     own: dict[str, Any] = {}
     types = table_types()
     tables: dict[str, dict[str, Any]] = {name: {} for name in types}
-    for key, value in flat.items():
+    for key, value in spelled_out(flat).items():
         table, dot, name = key.partition(".")
         if not dot:
             own[key] = value
@@ -284,6 +319,16 @@ def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
     config._tables.update({name: validated(types[name], values, name) for name, values in tables.items()})
     check(config)
     return config
+
+
+def spelled_out(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same settings with `dataset = "hub:NAME"` as two: "hub" and `hub.name`. A local folder gets its whole path."""
+    dataset = str(flat.get("dataset", ""))
+    if not dataset.startswith(HUB):
+        return dict(flat)
+    name = dataset.removeprefix(HUB)
+    folder = Path(name).expanduser()
+    return {**flat, "dataset": "hub", "hub.name": str(folder.absolute()) if folder.is_dir() else name}
 
 
 def parse_node_config(flat: Mapping[str, Any]) -> NodeConfig:

@@ -97,6 +97,10 @@ class Dataset(ABC):
     """Inner learning rate for `inner-lr = 0`: a step size that suits the scale of the inputs and of the loss."""
     needs_files: ClassVar[bool] = False
     """True if the data set reads files from QUICKBLOOM_DATA_DIR."""
+    partition: ClassVar[str] = ""
+    """How its one table is spread over simulated users where the run does not say; "": it has users of its own."""
+    users: ClassVar[int] = 0
+    """How many users these are."""
     left_out: Mapping[str, str] = MappingProxyType({})
     """Unusable tasks by name, each with the reason."""
     remarks: Sequence[str] = ()

@@ -9,11 +9,12 @@ import typer
 from rich.console import Console
 
 from quickbloom.common.algorithms import ALGORITHMS
-from quickbloom.common.config.run import RunConfig
+from quickbloom.common.config.key_value import assignment
+from quickbloom.common.config.run import RunConfig, spelled_out
 from quickbloom.common.errors import DataError
 from quickbloom.common.system.processes import cores
 from quickbloom.common.system.terminal import FAILED, STOPPED, console, paper, say, say_error
-from quickbloom.server_app.cli.options import DATASETS, Time
+from quickbloom.server_app.cli.options import DATASETS, Partition, Time, Users
 from quickbloom.server_app.runs.directory import to_json
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def compare(
     task: Annotated[str | None, typer.Option(help="Its column that says whose row it is.")] = None,
     target: Annotated[str | None, typer.Option(help="Its column to predict.")] = None,
     time_column: Time = None,
+    partition: Partition = None,
+    users: Users = None,
     seeds: Annotated[str, typer.Option(help="How many (3: seeds 0, 1, 2), or which (0,1,5).")] = "3",
     rounds: Annotated[int, typer.Option(help="Training rounds.")] = _DEFAULT.rounds,
     inner_lrs: Annotated[
@@ -75,6 +78,9 @@ def compare(
     from quickbloom.server_app.comparing import comparison
     from quickbloom.server_app.comparing.plan import locked
 
+    spelled = spelled_out({"dataset": dataset})
+    dataset = str(spelled.pop("dataset"))
+    spelled |= {key: value for key, value in {"partition": partition, "users": users}.items() if value is not None}
     plan = comparison.planned(
         list(dict.fromkeys(name.strip() for name in algorithms.split(","))),
         dataset=None if dataset == _DEFAULT.dataset else dataset,
@@ -85,7 +91,7 @@ def compare(
         seeds=seeds,
         rounds=rounds,
         inner_lrs=inner_lrs,
-        settings=set_ or [],
+        settings=[*(assignment(key, value) for key, value in spelled.items()), *(set_ or [])],
         simulation=simulation,
         target_score=target_score,
         leave_one_out=leave_one_out,

@@ -10,10 +10,10 @@ import typer
 from rich.console import Console
 
 from quickbloom.common.algorithms import ALGORITHMS
-from quickbloom.common.config.run import Scalar
+from quickbloom.common.config.run import Scalar, spelled_out
 from quickbloom.common.errors import ConfigError, QuickbloomError
 from quickbloom.common.system.terminal import paper, say
-from quickbloom.server_app.cli.options import DATASETS, Encoder, TextColumns, Time
+from quickbloom.server_app.cli.options import DATASETS, Encoder, Partition, TextColumns, Time, Users
 from quickbloom.server_app.launch.follow import follow
 from quickbloom.server_app.launch.prepare import connection_for, own_data, settle
 from quickbloom.server_app.launch.settings import assigned, default_algorithm, parse_assignments
@@ -36,6 +36,8 @@ def run(
     time_column: Time = None,
     encoder: Encoder = None,
     text: TextColumns = None,
+    partition: Partition = None,
+    users: Users = None,
     rounds: Annotated[int | None, typer.Option(help="Training rounds.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides the initial model, the task split and every draw.")] = None,
     nodes: Annotated[
@@ -72,10 +74,13 @@ def run(
 
     Example: quickbloom run --algorithm maml --dataset digits --rounds 100 --set maml.inner-lr=0.3
 
+    Example: quickbloom run --dataset fashion-mnist --partition dirichlet:0.1 --users 100 --algorithm fedavg
+
     Example: quickbloom run --resume runs/digits-maml-seed0-20260101-120000
     """
     named: dict[str, Scalar | None] = {"algorithm": algorithm, "dataset": dataset, "rounds": rounds, "seed": seed}
-    settings = {key: value for key, value in named.items() if value is not None}
+    named |= {"partition": partition, "users": users}
+    settings = spelled_out({key: value for key, value in named.items() if value is not None})
     settings |= own_data(data, task, target, dataset, time_column, encoder, text)
     connection = connection_for(connection, in_process, nodes)
     given = settings | parse_assignments(set_ or [], default_algorithm(settings))

@@ -33,6 +33,7 @@ from quickbloom.server_app.reporting.page import (
     require_packages,
     write_page,
 )
+from quickbloom.server_app.reporting.partition import partition
 from quickbloom.server_app.reporting.result_table import ONE_TASK, kept_line, own_unit, privacy_line
 from quickbloom.server_app.reporting.run_record import RunFacts
 
@@ -84,6 +85,7 @@ def _sections(run: RunFacts) -> list[Section]:
         Section("Asynchronous training", asynchronous(run)),
         Section("Adaptation", adaptation(run)),
         Section("Clients", clients_of(run)),
+        Section("Partition", partition(run)),
         Section("Nodes", _nodes(run)),
         Section("Cost", _cost(run)),
         Section("Configuration", _configuration(run)),

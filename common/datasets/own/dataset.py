@@ -6,18 +6,19 @@ tasks are standardised. With `own.scale = "task"` these come from each task's ow
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from quickbloom.common.datasets import row_order
 from quickbloom.common.datasets.base import DataSpec, FixedSplitDataset, Pool, TaskInfo, left_out_in_words
-from quickbloom.common.datasets.own import remarks
+from quickbloom.common.datasets.holdings import Holdings
+from quickbloom.common.datasets.own import remarks, simulated
 from quickbloom.common.datasets.own.columns import (
     EMPTY,
     NUMBER,
@@ -56,11 +57,10 @@ from quickbloom.common.datasets.own.scales import TARGET, Moments
 from quickbloom.common.datasets.own.target import UnknownClassError, is_quantity, pick_target, read_target
 from quickbloom.common.datasets.own.text import Array, Text, names
 from quickbloom.common.datasets.own.vocabulary import Places
+from quickbloom.common.datasets.partitioned import OnDemand
 from quickbloom.common.errors import DataError
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.printable import flawed
-
-_Made = TypeVar("_Made")
 
 
 class Own(FixedSplitDataset):
@@ -83,6 +83,8 @@ class Own(FixedSplitDataset):
             raise DataError("the data set `own` needs a file: use `--data PATH`, or set `own.path` or the node's `data-path`")
         options = options.cleaned()
         self.table = read_table(options.path, 0 if options.encoder else options.image_side)
+        if options.partition is not None:
+            options = simulated.prepare(self.table, options)
         self.one_task = bool(options.task_name) and options.task_column not in self.table
         if self.one_task:
             _refuse_nearly(self.table, options.task_column, options.path)
@@ -102,6 +104,8 @@ class Own(FixedSplitDataset):
         _require_different(options, name)
         self.target = read_target(self.table, name, options, self._reading, agreed)
         self.kind, self.classes = self.target.kind, self.target.classes
+        if options.partition is not None:
+            simulated.assign(self.table, options, self.target)
         # A node's own file may use another name for the target.
         self.schema = replace(agreed, target=name) if agreed else self._find_schema(name)
         self.inputs = make_inputs(self.table, self.schema, self._reading)
@@ -125,9 +129,9 @@ class Own(FixedSplitDataset):
 
     def _begin_anew(self) -> None:
         """Make the examples of every task at their next use."""
-        self._data = _OnDemand(self._task_data)
-        self._training = _OnDemand(self._training_pool)
-        self._views = _OnDemand(self._views_of)
+        self._data = OnDemand(self._task_data)
+        self._training = OnDemand(self._training_pool)
+        self._views = OnDemand(self._views_of)
 
     @classmethod
     def with_new_classes(cls, options: OwnOptions, schema: str, *, whole: bool) -> "Own":
@@ -293,6 +297,10 @@ class Own(FixedSplitDataset):
         for name, (support, query, test) in self.rows.items():
             found.append(TaskInfo(name, len(support), len(query), len(test), split=self._splits[name]))
         return found
+
+    def holdings(self) -> Holdings | None:
+        """Return who holds what, of simulated users; None for real ones."""
+        return None if self.options.partition is None else simulated.holdings(self)
 
     def train_draw(self, task_id: str, rng: np.random.Generator) -> TaskData:
         if self.options.encoder_views > 1:
@@ -510,18 +518,6 @@ class Own(FixedSplitDataset):
         if white and is_beyond_white(self._pixels[rows], white):
             self.beyond_white.append(name)
         return "" if white else NO_SCALE
-
-
-class _OnDemand(dict[str, _Made]):
-    """Tasks whose examples are made at first use: with 100,000 users, a round needs only a few."""
-
-    def __init__(self, make: Callable[[str], _Made]) -> None:
-        super().__init__()
-        self._make = make
-
-    def __missing__(self, task_id: str) -> _Made:
-        data = self[task_id] = self._make(task_id)
-        return data
 
 
 def reading_of(options: OwnOptions) -> Reading:

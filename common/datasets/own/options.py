@@ -9,10 +9,11 @@ from pydantic import Field
 
 from quickbloom.common.datasets.own.files.csv_file import PACKED
 from quickbloom.common.datasets.own.text import as_name
-from quickbloom.common.options import Options, Text
+from quickbloom.common.datasets.partitioned import PartitionedOptions
+from quickbloom.common.options import Text
 
 
-class OwnOptions(Options):
+class OwnOptions(PartitionedOptions):
     """Settings of the data set `own`."""
 
     path: str = Field("", description="the user's .npz, .csv, .csv.gz, .parquet, .jsonl, folder of images, or module:function")

@@ -142,8 +142,8 @@ def test_the_form_of_the_inputs_chooses_where_a_data_set_leaves_it_to_them(shape
 @pytest.mark.parametrize("name", sorted(set(DATASETS) - {"own"}))
 def test_the_model_that_a_data_set_recommends_reads_its_kind_of_inputs(name: str) -> None:
     model = DATASETS[name].model
-    # The inputs of `intents` are token ids or features, as the settings say.
-    assert name == "intents" if model == "auto" else MODELS[model].tokens == (name == "shakespeare")
+    # The inputs of `intents` are token ids or features, as the settings say; those of the hub images or numbers.
+    assert name in ("intents", "hub") if model == "auto" else MODELS[model].tokens == (name == "shakespeare")
 
 
 def test_outputs_of_another_shape_are_refused() -> None:
