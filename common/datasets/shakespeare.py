@@ -57,8 +57,9 @@ class ShakespeareOptions(Options):
         least = max(4 * draws, 5 * (self.context + self.test_examples))
         if self.min_characters < least:
             raise ValueError(
-                f"`min-characters` must be at least {least} for examples with this `context`, got {self.min_characters}: raise "
-                "it, or lower `context` or the numbers of examples"
+                f"`shakespeare.min-characters` must be at least {least} for these numbers of examples, got {self.min_characters}: "
+                "raise it, or lower `shakespeare.context`, `shakespeare.support-examples`, `shakespeare.query-examples` or "
+                "`shakespeare.test-examples`"
             )
         return self
 
