@@ -6,6 +6,7 @@ are refused, and what they compute must have the SHA-256 of the training, as tha
 """
 
 import hashlib
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -86,7 +87,8 @@ def _unpacked(found: Mapping[str, Tensor], what: str) -> Path:
             place = folder / name
             if not place.is_file() or place.read_bytes() != one:
                 place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                with replacing(place, mode=0o600) as partial:
+                # Of this process alone: another one may unpack the same.
+                with replacing(place, place.with_name(f"{place.name}.{os.getpid()}"), mode=0o600) as partial:
                     partial.write_bytes(one)
     except OSError as error:
         raise ConfigError(
