@@ -1,6 +1,7 @@
 """The result of a run for a person: a table for a terminal, lines for a log."""
 
 import csv
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,46 @@ def baseline_table(summary: dict[str, Any]) -> Table | None:
     return table
 
 
+def users_table(summary: Mapping[str, Any]) -> Table | None:
+    """Unseen and seen users side by side, with one note; None if no training task was scored."""
+    rows = users_rows(summary)
+    if not rows:
+        return None
+    table = Table(title=f"unseen and seen users: {metric_of(summary['seen']).title}", caption=USERS_NOTE)
+    for heading in USERS_HEADINGS:
+        table.add_column(heading, justify="right" if heading else "left")
+    for cells in rows:
+        table.add_row(*cells)
+    return table
+
+
+USERS_HEADINGS = ("", "before", "after", "after, by examples", "spread", "worst 10 % after")
+USERS_NOTE = (
+    "seen: training tasks, scored on test examples of their own after the last round, from what they keep on their nodes; by "
+    "examples: each test example counts alike; spread: standard deviation over users"
+)
+
+
+def users_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """The cells of a table of both protocols, by the score that decides; [] if no training task was scored."""
+    seen, step = summary.get("seen"), summary["chosen"]["adapt_steps"]
+    if not seen:
+        return []
+    metric, rows = metric_of(seen), []
+    numbers = {"unseen": summary["tasks"]["test"], "seen": seen["tasks"]}
+    for name, scores in (("unseen", summary["test"]), ("seen", seen)):
+        if scores is not None and metric.name in scores:
+            before, after, worst = _cells(scores, metric, step)
+            weighted, spread = metric.score(scores[metric.name]["weighted"][step]), scores[metric.name]["sd"][step]
+            of = f" of {seen['of']}" if name == "seen" and seen["of"] > seen["tasks"] else ""
+            rows.append([f"{name} ({numbers[name]}{of})", before, after, weighted, _spread(spread, metric), worst])
+    return rows
+
+
+def _spread(value: float | None, metric: Metric) -> str:
+    return "-" if value is None or not math.isfinite(value) else metric.margin(value)
+
+
 def _rate(summary: dict[str, Any]) -> str:
     algorithm = ALGORITHMS.get(summary["algorithm"])
     return "" if algorithm is not None and not algorithm.uses_adapt_lr else f"rate {summary['chosen']['adapt_lr']:g}, "
@@ -128,6 +169,13 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
         lines.append(
             f"{counted(tasks, f'{split} task')}: {metric.title} {before} before, {after} after "
             f"{counted(summary['chosen']['adapt_steps'], 'step')}, worst 10 % {worst}"
+        )
+    if seen := summary.get("seen"):
+        metric, step = metric_of(seen), summary["chosen"]["adapt_steps"]
+        before, after, worst = _cells(seen, metric, step)
+        lines.append(
+            f"{counted(seen['tasks'], 'seen user')} (training tasks, on test examples of their own): {metric.title} {before} "
+            f"before, {after} after {counted(step, 'step')}, worst 10 % {worst}"
         )
     lines += filter(None, (kept_line(summary), verdict(summary.get("baselines"))))
     if privacy := summary.get("privacy"):
