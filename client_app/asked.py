@@ -5,10 +5,10 @@ derive the gradient of a task. A task that trains in a run is therefore never sc
 versa, with one exception: where `evaluate-users` asks for seen users, and gradients are neither in
 sums nor private, training tasks are scored by one model, the final one, at one rate. If the
 node's meta-gradients travel only in secure sums, it scores one model in each round in which the
-run's own settings ask for scores, at their rates, steps and shots. If the run keeps its best model (`keep`), the initial one is scored as well, as that of round 0, and after
-training one of the models that were scored before may be scored with more steps. This memory lasts
-as long as the run. With a `state-dir`, the lists of trained and scored tasks last as long as the
-training.
+run's own settings ask for scores, at their rates, steps and shots. If the run keeps its best model
+(`keep`), the initial one is scored as well, as that of round 0, and after training one of the
+models that were scored before may be scored with more steps. This memory lasts as long as the run.
+With a `state-dir`, the lists of trained and scored tasks last as long as the training.
 """
 
 import hashlib

@@ -64,7 +64,7 @@ def seen_users_of(run: RunFacts) -> list[Part]:
         "Seen clients took part in training. Each was scored once, after the last round, on test examples of its own that no "
     )
     said += "gradient saw, from what it keeps on its node; they chose nothing."
-    parts: list[Part] = [Text(said), Table("Unseen and seen clients", USERS_HEADINGS, rows)]
+    parts: list[Part] = [Text(said), Table(f"Unseen and seen clients: {run.metric.heading}", USERS_HEADINGS, rows)]
     clients, metric = run.seen_clients, run.metric
     if clients:
         worst = list(tenth(clients))[:LISTED]

@@ -54,15 +54,15 @@ def result_table(summary: dict[str, Any]) -> Table:
         ),
         caption="\n".join(filter(None, notes)),
     )
-    for heading in ("held-out tasks", "", "before", "after", "worst 10 % after"):
-        table.add_column(heading, justify="left" if heading in ("held-out tasks", "") else "right")
-    for split in ("validation", "test"):
-        scores = summary[split]
-        if scores is None:
-            continue
-        for metric in shown(scores):
-            cells = _cells(scores, metric, chosen["adapt_steps"])
-            table.add_row(f"{split} ({summary['tasks'][split]})", metric.title, *cells)
+    held_out = [split for split in ("validation", "test") if summary[split]]
+    users = "seen users" if summary.get("seen") and not held_out else "held-out tasks"
+    for heading in (users, "", "before", "after", "worst 10 % after"):
+        table.add_column(heading, justify="left" if heading in (users, "") else "right")
+    for split in held_out or ["seen"]:
+        scores = summary.get(split) or {}
+        number = summary["tasks"][split] if held_out else scores.get("tasks")
+        for metric in shown(scores) if scores else []:
+            table.add_row(f"{split} ({number})", metric.title, *_cells(scores, metric, chosen["adapt_steps"]))
     return table
 
 
@@ -88,7 +88,7 @@ def users_table(summary: Mapping[str, Any]) -> Table | None:
     rows = users_rows(summary)
     if not rows:
         return None
-    table = Table(title=f"unseen and seen users: {metric_of(summary['seen']).title}", caption=USERS_NOTE)
+    table = Table(title=f"unseen and seen users: {metric_of(summary['seen']).heading}", caption=USERS_NOTE)
     for heading in USERS_HEADINGS:
         table.add_column(heading, justify="right" if heading else "left")
     for cells in rows:
@@ -96,10 +96,10 @@ def users_table(summary: Mapping[str, Any]) -> Table | None:
     return table
 
 
-USERS_HEADINGS = ("", "before", "after", "after, by examples", "spread", "worst 10 % after")
+USERS_HEADINGS = ("", "before", "after", "by examples", "worst 10 %", "spread")
 USERS_NOTE = (
     "seen: training tasks, scored on test examples of their own after the last round, from what they keep on their nodes; by "
-    "examples: each test example counts alike; spread: standard deviation over users"
+    "examples: each test example counts alike; these, worst and spread (standard deviation over users) after adaptation"
 )
 
 
@@ -112,15 +112,16 @@ def users_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     numbers = {"unseen": summary["tasks"]["test"], "seen": seen["tasks"]}
     for name, scores in (("unseen", summary["test"]), ("seen", seen)):
         if scores is not None and metric.name in scores:
-            before, after, worst = _cells(scores, metric, step)
-            weighted, spread = metric.score(scores[metric.name]["weighted"][step]), scores[metric.name]["sd"][step]
+            parts = scores[metric.name]
+            before, after = (metric.number(parts["mean"][k], parts["ci95"][k]) for k in (0, step))
+            others = (metric.number(parts[part][step]) for part in ("weighted", "worst10"))
             of = f" of {seen['of']}" if name == "seen" and seen["of"] > seen["tasks"] else ""
-            rows.append([f"{name} ({numbers[name]}{of})", before, after, weighted, _spread(spread, metric), worst])
+            rows.append([f"{name} ({numbers[name]}{of})", before, after, *others, _spread(parts["sd"][step], metric)])
     return rows
 
 
 def _spread(value: float | None, metric: Metric) -> str:
-    return "-" if value is None or not math.isfinite(value) else metric.margin(value)
+    return "-" if value is None or not math.isfinite(value) else metric.number(value)
 
 
 def _rate(summary: dict[str, Any]) -> str:
