@@ -98,8 +98,8 @@ def users_table(summary: Mapping[str, Any]) -> Table | None:
 
 USERS_HEADINGS = ("", "before", "after", "by examples", "worst 10 %", "spread")
 USERS_NOTE = (
-    "seen: training tasks, scored on test examples of their own after the last round, from what they keep on their nodes; by "
-    "examples: each test example counts alike; these, worst and spread (standard deviation over users) after adaptation"
+    "seen: training tasks, on test examples of their own, from what they keep on their nodes; by examples: each example "
+    "counts alike; spread: standard deviation over users"
 )
 
 

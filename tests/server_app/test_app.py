@@ -55,6 +55,7 @@ KEYS = {
         "baselines",
         "async",
         "virtual_hours",
+        "seen",
     ),
 }
 
@@ -95,7 +96,7 @@ def test_summary_has_exactly_the_documented_keys(tmp_path: Path, dataset: str, m
         assert summary[part].keys() == {"steps", metric, "loss"}
         assert summary[part]["steps"] == [0, 1, 2, 3]
         for name in (metric, "loss"):
-            assert summary[part][name].keys() == {"mean", "ci95", "worst10"}
+            assert summary[part][name].keys() == {"mean", "ci95", "worst10", "sd", "weighted"}
             assert all(len(values) == 4 and np.isfinite(values).all() for values in summary[part][name].values())
     assert summary["tasks"].keys() == {"train", "validation", "test"}
     assert summary["seconds"].keys() == {"total", "cpu", "round_median"}
@@ -117,7 +118,7 @@ def test_per_task_scores_agree_with_the_summary(tmp_path: Path) -> None:
 
 
 def test_bytes_and_failures_are_those_of_all_messages(tmp_path: Path) -> None:
-    summary, grid = run(tmp_path, nodes=2, evaluate_every=1, baselines=False)
+    summary, grid = run(tmp_path, nodes=2, evaluate_every=1, baselines=False, evaluate_users="unseen")
     kinds = [message.metadata.message_type for message in grid.requests]
     assert (kinds.count(TRAIN), kinds.count(EVALUATE)) == (2 * 3, 2 * 3 + 2)
     rounds = read_history(tmp_path)
