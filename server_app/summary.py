@@ -257,7 +257,8 @@ def _score_shots(grid: Grid, strategy: MetaStrategy, lr: float, steps: int) -> d
         return None
 
     def columns(values: Iterable[np.ndarray[Any, Any]], metric: Metric) -> dict[str, list[float]]:
-        spreads = [spread(value[:, 0, [steps]], metric) for value in values]
+        sizes = [[strategy.population.tasks[one].num_test for one in scores.task_ids] for scores in scored.values()]
+        spreads = [spread(value[:, 0, [steps]], metric, of) for value, of in zip(values, sizes, strict=True)]
         return {part: [one[part][0] for one in spreads] for part in spreads[0]}
 
     metric = strategy.evaluation.metric
