@@ -194,7 +194,9 @@ def _seen_scores(grid: Grid, strategy: MetaStrategy, lr: float) -> tuple[Scores 
 def _of_seen(strategy: MetaStrategy, scores: Scores | None, lr: float, could_be: int) -> dict[str, Any] | None:
     """Return what `_describe` does, with how many training tasks were scored, of how many that could be."""
     described = _describe(strategy, scores, lr)
-    return described and scores and {"tasks": len(scores.task_ids), "of": could_be, **described}
+    if scores is None or described is None:
+        return None
+    return {"tasks": len(scores.task_ids), "of": could_be, **described}
 
 
 def _facts(strategy: MetaStrategy) -> dict[str, Any]:

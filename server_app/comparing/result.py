@@ -163,9 +163,8 @@ def figures(result: Result) -> Figures:
 
 
 def _scored(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores of the test tasks; of a run in which all tasks trained those of seen users."""
-    found: dict[str, Any] = summary["test"] or summary.get("seen")
-    return found
+    """The scores of the test tasks; of a run in which all tasks trained those of seen users; {} where there are none."""
+    return summary["test"] or summary.get("seen") or {}
 
 
 def _ends(scores: Mapping[str, Any] | None, step: int) -> Figures:
@@ -261,7 +260,7 @@ def _sd(values: Sequence[float | None]) -> float | None:
 
 def _after(summary: Mapping[str, Any]) -> float | None:
     scored = _scored(summary)
-    if scored is None:
+    if not scored:
         return None
     value = scored[metric_of(scored).name]["mean"][summary["chosen"]["adapt_steps"]]
     return None if value is None or not math.isfinite(value) else value

@@ -96,13 +96,15 @@ def test_of_training_tasks_one_model_is_scored_once_at_one_rate() -> None:
     node = OneNode()
     assert node.train(A, B) == ""
     assert "it gives no scores of it" in node.score(A)
-    for changes in ({"lrs": (0.1, 0.3)}, {"lrs": (0.2,)}, {"shots": 1}):
+    others: list[dict[str, Any]] = [{"lrs": (0.1, 0.3)}, {"lrs": (0.2,)}, {"shots": 1}]
+    for changes in others:
         assert "at other rates or shots" in node.score_seen(A, **changes)
     assert "at other steps" in node.score_seen(A, steps=1)
     assert node.score_seen(A) == ""
     assert node.score_seen(A, B) == ""  # again, as after a message that was lost
     another = "this node has scored tasks that it trains on by another model, and does so by one in a run"
-    for changes in ({"change": 1e-3}, {"lrs": (0.3,)}):
+    models: list[dict[str, Any]] = [{"change": 1e-3}, {"lrs": (0.3,)}]
+    for changes in models:
         assert node.score_seen(A, **changes) == another
         assert node.score_seen(B, lineage="two", **changes) == another
 
@@ -131,7 +133,7 @@ def test_a_node_scores_no_training_task_where_the_run_or_the_node_itself_does_no
 def test_a_server_that_tells_other_settings_gets_no_score_of_what_trained_in_sums(tmp_path: Path) -> None:
     """Not in the same run, and with a `state-dir` not in a later one of the same training."""
     told = {"secure-aggregation": False, "evaluate-users": "both"}
-    kept = {"state_dir": str(tmp_path)}
+    kept: dict[str, Any] = {"state_dir": str(tmp_path)}
     one = OneNode(config(**SECURE), **kept)
     context = one.grid._contexts[100]
     Asked(node_of(context), context.state, "one").to_train([A])  # as the step `masked` does

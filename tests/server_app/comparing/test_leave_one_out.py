@@ -17,7 +17,7 @@ from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.metric import RMSE
 from quickbloom.server_app.cli import main
-from quickbloom.server_app.comparing.leave_one_out import metric_for_all, result, table, write
+from quickbloom.server_app.comparing.leave_one_out import fold, metric_for_all, result, table, tasks_of, write
 
 SMALL = ["--in-process", "--no-report", "--json", "--set", "evaluate-every=0", "--set", "mlp.hidden=16"]
 

@@ -131,7 +131,13 @@ def test_scores_are_those_of_what_a_task_keeps_worked_out_in_plain_torch(algorit
 
 def test_a_task_whose_turn_never_came_is_scored_as_a_new_one(tmp_path: Path) -> None:
     """One of ten trains, in one round, with a step so small that the body stays: the others have a fresh head."""
-    more = {"rounds": 1, "tasks_per_round": 1, "heads__inner_lr": 1e-8, "adapt_lrs": "0.3", "evaluate_users": "seen"}
+    more: dict[str, Any] = {
+        "rounds": 1,
+        "tasks_per_round": 1,
+        "heads__inner_lr": 1e-8,
+        "adapt_lrs": "0.3",
+        "evaluate_users": "seen",
+    }
     run(tmp_path, **more)
     config = settings(tmp_path, **more)
     data = load_dataset("gaussian", config.table("gaussian"), Path())
@@ -235,7 +241,7 @@ def test_what_nodes_keep_in_a_state_dir_is_what_is_scored(tmp_path: Path) -> Non
 
 
 def test_of_many_training_tasks_some_are_scored_drawn_by_the_seed(tmp_path: Path) -> None:
-    drawn = []
+    drawn: list[set[str]] = []
     for seed in (0, 0, 1):
         folder = tmp_path / str(len(drawn))
         summary = run(folder, seed=seed, gaussian__clients=12, seen_users=3, validation_tasks=1, test_tasks=1)
