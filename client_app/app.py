@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from logging import ERROR, WARNING
 from typing import Any
@@ -16,28 +16,26 @@ from flwr.clientapp import ClientApp
 from quickbloom import __version__
 from quickbloom.client_app import baselines, centring, round_log, secure
 from quickbloom.client_app.asked import Asked
-from quickbloom.client_app.measuring import measure
+from quickbloom.client_app.measuring import score_seen, score_unseen
 from quickbloom.client_app.node import Node
 from quickbloom.client_app.personal_models import keep_all
 from quickbloom.client_app.replying import coded, replies
 from quickbloom.client_app.task_state import KeptState
-from quickbloom.common.algorithms import Algorithm
 from quickbloom.common.datasets.own import Own
 from quickbloom.common.engine.compiling import Auto
-from quickbloom.common.engine.round import TaskWork, evaluate, run_round
+from quickbloom.common.engine.round import TaskWork, run_round
 from quickbloom.common.errors import in_one_line
 from quickbloom.common.flower.names import log
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.maths.kernels.compiler import find_compiler
 from quickbloom.common.maths.kernels.compiler import remark as kernel_remark
-from quickbloom.common.maths.params import Params, weighted_mean
-from quickbloom.common.metric import Metric, named
+from quickbloom.common.maths.params import weighted_mean
+from quickbloom.common.metric import named
 from quickbloom.common.printable import keep_log_to_lines
 from quickbloom.common.randomness import generator
 from quickbloom.common.wire.messages import (
     LARGEST_LOSS,
     LOSS_ROUNDING,
-    EvaluateReply,
     EvaluateRequest,
     KeepReply,
     KeepRequest,
@@ -187,43 +185,26 @@ def _draw(node: Node, task_id: str, rng: np.random.Generator, clip: float) -> Ta
 @app.evaluate()
 @replies
 def evaluate_tasks(message: Message, node: Node, state: RecordDict) -> RecordDict:
-    """Reply with the scores of held-out tasks after 0..K adaptation steps."""
+    """Reply with the scores of tasks after 0..K adaptation steps: of held-out ones, or of training tasks as seen users."""
     started = time.perf_counter()
     request, received = EvaluateRequest.from_records(message.content), payload_bytes(message.content)
     message.content.clear()  # to free memory: it has been read
     algorithm, meta = node.algorithm_for(request.meta)
     node.check_hosted(request.task_ids)
-    Asked(node, state, request.lineage).to_score(request, algorithm.options.inner_lr)
-    draws = [
-        [replace(draw, support=draw.support.first(request.shots)) for draw in node.dataset.test_draws(task_id)]
-        for task_id in request.task_ids
-    ]
+    asked = Asked(node, state, request.lineage)
+    if request.seen:
+        asked.to_score_seen(request, algorithm.options.inner_lr)
+        reply = score_seen(node, algorithm, meta, request, KeptState(state, node.state_dir, request.lineage))
+    else:
+        asked.to_score(request, algorithm.options.inner_lr)
+        reply = score_unseen(node, algorithm, meta, request)
     metric = named(request.metric) if request.metric else node.dataset.spec.metric
-    losses, metrics = evaluate(algorithm, meta, draws, request.lrs, request.steps, node.chunk_size_scoring)
-    if metric != node.dataset.spec.metric:
-        metrics = measure(node, algorithm, meta, request, draws, metric, metrics)
-    seconds = time.perf_counter() - started
+    seconds, metrics = time.perf_counter() - started, reply.metrics
     number, at = message.metadata.group_id, _nearest(request.lrs, algorithm.options.inner_lr)
     scores = round_log.in_words(metric, metrics[:, at, 0].mean(), metrics[:, at, -1].mean()) + f" at rate {request.lrs[at]:g}"
-    round_log.tell(node, f"Round {number}, evaluation", request.task_ids, scores, seconds, received, 0)
-    return EvaluateReply(losses, metrics, _second(node, algorithm, meta, request, draws, metric, metrics)).to_records()
-
-
-def _second(
-    node: Node,
-    algorithm: Algorithm,
-    meta: Params,
-    request: EvaluateRequest,
-    draws: Sequence[Sequence[TaskData]],
-    metric: Metric,
-    metrics: np.ndarray[Any, Any],
-) -> np.ndarray[Any, Any] | None:
-    """Return the second metric of a user's own data; None for other data, and while rates are still to be chosen."""
-    if not isinstance(node.dataset, Own) or len(request.lrs) > 1 or request.shots:
-        return None
-    first = node.dataset.spec.metric
-    second = named(metric.second or first.name)
-    return measure(node, algorithm, meta, request, draws, second, metrics if metric == first else None)
+    what = f"Round {number}, evaluation{' of training tasks' * request.seen}"
+    round_log.tell(node, what, request.task_ids, scores, seconds, received, 0)
+    return reply.to_records()
 
 
 app.query("sums")(replies(baselines.sums))

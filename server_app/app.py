@@ -37,6 +37,7 @@ from quickbloom.server_app.federation.best import keeps_best
 from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.privacy import Ledger, TaskPrivacy
 from quickbloom.server_app.federation.roll_call import call_roll
+from quickbloom.server_app.federation.sampling import seen_users
 from quickbloom.server_app.federation.strategy import MetaStrategy
 from quickbloom.server_app.messaging.clock import clock_of
 from quickbloom.server_app.messaging.devices import devices_of
@@ -129,6 +130,7 @@ class _Run:
         before = resume.tasks_before(self.checkpoint) if self.checkpoint else None
         constants = partial(constants_of, self.config)
         population = call_roll(grid, self.config, self._schema(), self.events, constants, before)
+        seen_users(self.config, population)  # to learn now, and not after training, that there are none
         self._note_holdings(grid, population)
         self._count_earlier_noise()
         privacy, self.config = _with_privacy(self.config, population, self.directory, self.done, self.events.warn)

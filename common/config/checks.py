@@ -31,6 +31,7 @@ def check(config: "RunConfig") -> None:
     _check_asynchronous(config)
     _check_mean(config)
     _check_partition(config)
+    _check_users(config)
 
 
 def check_choice(key: str, value: str, registry: Collection[str]) -> None:
@@ -113,6 +114,29 @@ def _check_secure(config: "RunConfig") -> None:
         ("update-dtype", config.update_dtype, "float32", "masks hide whole numbers of 64 bits, which leaves nothing to save"),
         ("over-select", config.over_select, 1, "whoever is not waited for is a drop-out that the others have to make up for"),
     )
+
+
+def why_not_seen(config: "RunConfig") -> str:
+    """Return why training tasks cannot be scored with these settings, as the end of a sentence; "" if they can."""
+    if config.privacy.on:
+        return "with `privacy.noise-multiplier` above 0, because exact scores of training tasks are not private"
+    if config.secure_aggregation:
+        return "with `secure-aggregation`, because scores of a training task tell of it alone what sums hide"
+    if not DATASETS[config.dataset].tests_seen(config.table(config.dataset)):
+        return f"for the data set `{config.dataset}`, whose training tasks have no test examples of their own"
+    return ""
+
+
+def _check_users(config: "RunConfig") -> None:
+    """Raise ConfigError for users that cannot be scored."""
+    if config.evaluate_users in ("seen", "both") and (reason := why_not_seen(config)):
+        raise ConfigError(f'`evaluate-users` must be "unseen" or "auto" {reason}, got {config.evaluate_users!r}')
+    by_default = type(config).model_fields["test_tasks"].default
+    if config.evaluate_users == "seen" and config.test_tasks not in (0, by_default):
+        raise ConfigError(
+            f'`test-tasks` must be 0 with `evaluate-users = "seen"`, which scores no task that is held out for it, got '
+            f'{config.test_tasks:g}: leave it out, or set `evaluate-users` to "both"'
+        )
 
 
 def _check_asynchronous(config: "RunConfig") -> None:

@@ -17,7 +17,7 @@ from pydantic import Field, PrivateAttr
 
 from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.algorithms.base import AlgorithmOptions
-from quickbloom.common.config.checks import check
+from quickbloom.common.config.checks import check, why_not_seen
 from quickbloom.common.config.parts import PRIVACY, table_types
 from quickbloom.common.config.privacy import PrivacyOptions
 from quickbloom.common.config.validation import keys, validated
@@ -78,6 +78,14 @@ class RunConfig(Options):
     test_tasks: float = Field(0.2, ge=0, description="tasks held out for the final score: a part below 1, else a number")
     split: Literal["auto", "hashed", "exact"] = Field(
         "auto", description="hashed: each task by its own hash; exact: exact shares; auto: hashed for own data and with privacy"
+    )
+    evaluate_users: Literal["auto", "unseen", "seen", "both"] = Field(
+        "auto",
+        description="who is scored at the end: unseen, tasks that are held out; seen, training tasks on test examples of their "
+        "own, and by default none is then held out; both; auto: both, where training tasks have such examples and may tell",
+    )
+    seen_users: int = Field(
+        1000, ge=0, description="training tasks that are scored as seen users, drawn by the seed where there are more; 0: all"
     )
     metric: Literal["auto", Chosen] = Field(
         "auto",
@@ -215,6 +223,18 @@ class RunConfig(Options):
         assert isinstance(table, PrivacyOptions)
         return table
 
+    @property
+    def scores_seen(self) -> bool:
+        """Whether training tasks are scored, at the end of the run."""
+        if self.evaluate_users != "auto":
+            return self.evaluate_users != "unseen"
+        return not why_not_seen(self)
+
+    @property
+    def scores_unseen(self) -> bool:
+        """Whether test tasks are scored, at the end of the run."""
+        return self.evaluate_users != "seen"
+
     def tasks_in_round(self, train: int) -> int:
         """Return the intended number of tasks in a round, of `train` training tasks."""
         return min(train, self.tasks_per_round or math.ceil(self.fraction * train))
@@ -222,7 +242,7 @@ class RunConfig(Options):
     def resolved(self) -> "RunConfig":
         """Return these settings with the data set's recommendations in place of `model = "auto"` and `inner-lr = 0`."""
         dataset = DATASETS[self.dataset]
-        config = self.model_copy(update={"model": dataset.model if self.model == "auto" else self.model})
+        config = self.model_copy(update={"model": dataset.model if self.model == "auto" else self.model, **self._held_out()})
         chosen = self.table(self.algorithm)
         if isinstance(chosen, AlgorithmOptions) and chosen.inner_lr == 0:
             chosen = chosen.model_copy(update={"inner_lr": dataset.inner_lr})
@@ -238,6 +258,13 @@ class RunConfig(Options):
             return "shared"
         may_centre = self.aggregate == "mean" and (not self.privacy.on or self.privacy.centre_noise > 0)
         return "features" if own.encoder and may_centre else "task"
+
+    def _held_out(self) -> dict[str, float]:
+        """Return the settings of held-out tasks that are not at their default because nobody unseen is scored."""
+        if self.scores_unseen:
+            return {}
+        by_default = {name: type(self).model_fields[name].default for name in ("validation_tasks", "test_tasks")}
+        return {name: 0.0 for name, value in by_default.items() if getattr(self, name) == value}
 
     @property
     def shows_sums_of_nodes(self) -> bool:

@@ -216,19 +216,21 @@ def evaluate(
     lrs: Sequence[float],
     steps: int,
     chunk_size: int | AutoChunks,
+    kept: Sequence[Params] | None = None,
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Adapt on the support part and score on the test part: (loss, metric), each [tasks, learning rates, steps + 1].
 
     The metric is accuracy in 0..1, or the mean squared error for regression. Position 0 of the last
-    axis is before adaptation. A task with several draws gets their mean.
+    axis is before adaptation. A task with several draws gets their mean. `kept`: the state of every
+    task on its node, from which its path starts; None: the tasks are new, and have none.
     """
     draws = [draw for task in tasks for draw in task]
     owner = np.repeat(np.arange(len(tasks)), [len(task) for task in tasks])
     device, chunk_size = algorithm.learner.device, at_once(algorithm.learner, chunk_size)
 
-    def scores(theta: Params, lr: Tensor, support: Batch, test: Batch) -> tuple[Tensor, Tensor]:
+    def scores(theta: Params, own: Params | None, lr: Tensor, support: Batch, test: Batch) -> tuple[Tensor, Tensor]:
         before, results = None, []
-        for phi in algorithm.passing_path(theta, support, lr, steps):
+        for phi in path_of(algorithm, theta, own, support, lr, steps):
             # A path that repeats its last element (prototypes) is scored once.
             results.append(results[-1] if phi is before else algorithm.score(phi, test))
             before = phi
@@ -236,8 +238,8 @@ def evaluate(
         losses, metrics = zip(*results, strict=True)
         return torch.stack(losses), torch.stack(metrics)
 
-    over_rates = over_tasks(algorithm.learner, scores, (None, 0, None, None))
-    of_all = over_tasks(algorithm.learner, over_rates, (None, None, 0, 0))
+    over_rates = over_tasks(algorithm.learner, scores, (None, None, 0, None, None))
+    of_all = over_tasks(algorithm.learner, over_rates, (None, None if kept is None else 0, None, 0, 0))
     rates = torch.tensor(list(lrs), dtype=algorithm.learner.dtype, device=device)
     result = np.full((2, len(draws), len(lrs), steps + 1), np.nan)
     sizes = [(len(d.support.x), len(d.test.x)) for d in draws]
@@ -248,12 +250,30 @@ def evaluate(
         for positions in chunks(sizes, per_chunk, exact=algorithm.learner.mixes_examples):
             support = stack([draws[i].support for i in positions], device)
             test = stack([draws[i].test for i in positions], device)
+            own = None if kept is None else stack_params([kept[owner[i]] for i in positions], device)
             for i in range(0, len(lrs), rates_at_once):
                 some = slice(i, i + rates_at_once)
-                for part, values in enumerate(of_all(meta, rates[some], support, test)):
+                for part, values in enumerate(of_all(meta, own, rates[some], support, test)):
                     result[part, positions, some] = values.double().cpu().numpy()
     means = np.stack([result[:, owner == task].mean(axis=1) for task in range(len(tasks))], axis=1)
     return means[0], means[1]
+
+
+def path_of(
+    algorithm: Algorithm, meta: Params, kept: Params | None, support: Batch, lr: float | Tensor, steps: int
+) -> Iterator[Params]:
+    """Yield a task's parameters after 0..steps steps: from what it has `kept`, or as a new task's if that is None.
+
+    Each result may be valid only until the next is requested.
+    """
+    if kept is None:
+        return algorithm.passing_path(meta, support, lr, steps)
+    return algorithm.personal_path(meta, kept, support, lr, steps)
+
+
+def stack_params(states: Sequence[Params], device: torch.device) -> Params:
+    """Stack the states of several tasks along a leading task axis."""
+    return {name: torch.stack([state[name].to(device) for state in states]) for name in states[0]}
 
 
 def stack(batches: Sequence[Batch], device: torch.device) -> Batch:

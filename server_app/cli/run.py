@@ -17,7 +17,7 @@ from quickbloom.server_app.cli.options import DATASETS, Encoder, Partition, Text
 from quickbloom.server_app.launch.follow import follow
 from quickbloom.server_app.launch.prepare import connection_for, own_data, settle
 from quickbloom.server_app.launch.settings import assigned, default_algorithm, parse_assignments
-from quickbloom.server_app.reporting.result_table import baseline_table, few_tasks, result_table
+from quickbloom.server_app.reporting.result_table import baseline_table, few_tasks, result_table, users_table
 from quickbloom.server_app.runs.directory import to_json, unused
 
 
@@ -121,6 +121,8 @@ def _show(summary: dict[str, Any], as_json: bool, *, own_file: bool) -> None:
         return
     screen = Console(emoji=False)
     screen.print(result_table(summary))
+    if (users := users_table(summary)) is not None:
+        screen.print(users)
     if (baselines := baseline_table(summary)) is not None:
         screen.print(baselines)
     for line in few_tasks(summary, own_file=own_file):

@@ -187,9 +187,14 @@ class Plan:
         if (algorithm, seed) == (self.algorithms[0], self.seeds[0]):
             for remark in remarks:
                 say(f"Remark: {remark}")
-        for split in ("validation", "test"):
+        for split in ("validation", "test") if config.scores_unseen else ():
             if not splits[split]:
                 raise ConfigError(f"a comparison needs {split} tasks: set `{split}-tasks` above 0")
+        if not splits["validation"] and len(self.candidates(algorithm)) > 1:
+            raise ConfigError(
+                f"a comparison without validation tasks cannot choose the inner rate of `{algorithm}`, as scores of seen users "
+                "must choose nothing: set `validation-tasks` above 0, or give one rate with `--inner-lrs`"
+            )
 
     def _check_target(self, target: float | None) -> None:
         if target is None:
@@ -368,6 +373,8 @@ class _Watch:
 
 def _outcome(result: Result) -> str:
     scores = validation_score(result)
+    if scores is None and not result.code and not result.summary["validation"]:
+        return "done, without validation tasks"
     if scores is None:
         return f"failed: {result.failure}" if result.code else "diverged"
     metric = metric_of(result.summary["validation"])

@@ -24,7 +24,9 @@ from quickbloom.server_app.runs.directory import RunDirectory
 STEPS = (1, 5, 10)
 """Numbers of adaptation steps that the table shows, as far as `adapt-steps` goes."""
 _AVERAGED = ("validation", "before", *(f"after_{step}" for step in STEPS), "after", "worst10")
-_AVERAGED = (*_AVERAGED, "rounds_to_target", "bytes_to_target", "seconds")
+_SEEN = {"seen_before": "seen, before", "seen_after": "seen, chosen step", "seen_worst10": "seen, worst 10 %"}
+"""Scores of training tasks as seen users, with their headings."""
+_AVERAGED = (*_AVERAGED, "weighted", *_SEEN, "seen_weighted", "rounds_to_target", "bytes_to_target", "seconds")
 _BASELINE = "fedavg"
 _DIGITS = 7
 """As in summary.json: history.jsonl has more, and a run has to reach the target that is its own last score."""
@@ -91,7 +93,7 @@ def _timed(result: Result, steps: int) -> Figures:
     rounds, summary = result.rounds, result.summary
     hours = summary.get("virtual_hours")
     end = sum(record["seconds"] for record in rounds) if hours is None else hours
-    return {"timeline": modes.timeline(rounds, metric_of(summary["test"]), steps, _DIGITS), "time": end}
+    return {"timeline": modes.timeline(rounds, metric_of(_scored(summary)), steps, _DIGITS), "time": end}
 
 
 def _attempt(result: Result) -> Figures:
@@ -123,7 +125,8 @@ def failure(result: Result) -> str:
     """Why a run has no scores; "" if it has."""
     if result.code:
         return result.failure
-    if validation_score(result) is None or _after(result.summary) is None:
+    chosen = validation_score(result) is not None or not (result.summary["validation"] or result.summary["test"])
+    if not chosen or _after(result.summary) is None:
         return "diverged: its scores are not finite"
     return ""
 
@@ -139,8 +142,8 @@ def figures(result: Result) -> Figures:
     if known["failure"]:
         return known
     summary = result.summary
-    metric, step = metric_of(summary["test"]), summary["chosen"]["adapt_steps"]
-    scores, (validation, _) = summary["test"][metric.name], validation_score(result) or (None, None)
+    metric, step = metric_of(_scored(summary)), summary["chosen"]["adapt_steps"]
+    scores, (validation, _) = (summary["test"] or {}).get(metric.name), validation_score(result) or (None, None)
     shots = summary.get("shots") or {"shots": [], metric.name: {"mean": []}}
     return known | {
         "metric": metric.name,
@@ -148,16 +151,28 @@ def figures(result: Result) -> Figures:
         "adapt_lr": summary["chosen"]["adapt_lr"] if ALGORITHMS[run.setup.algorithm].uses_adapt_lr else None,
         "adapt_steps": step,
         "validation": validation,
-        "before": scores["mean"][0],
-        **{f"after_{k}": scores["mean"][k] if k < len(scores["mean"]) else None for k in STEPS},
-        "after": scores["mean"][step],
-        "worst10": scores["worst10"][step],
-        "steps": scores["mean"],
+        **{f"after_{k}": scores["mean"][k] if scores and k < len(scores["mean"]) else None for k in STEPS},
+        **_ends(scores, step),
+        **{f"seen_{name}": value for name, value in _ends((summary.get("seen") or {}).get(metric.name), step).items()},
+        "steps": scores["mean"] if scores else [],
         "shots": dict(zip(map(str, shots["shots"]), shots[metric.name]["mean"], strict=True)),
         "curve": curve(result.rounds, metric),
         "seconds": summary["seconds"]["total"],
         "baselines": _of_baselines(summary, metric),
     }
+
+
+def _scored(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of the test tasks; of a run in which all tasks trained those of seen users; {} where there are none."""
+    return summary["test"] or summary.get("seen") or {}
+
+
+def _ends(scores: Mapping[str, Any] | None, step: int) -> Figures:
+    """Mean scores before adaptation and at the chosen step, there also over examples and of the worst tenth."""
+    if not scores:
+        return dict.fromkeys(("before", "after", "weighted", "worst10"))
+    after = {"after": scores["mean"][step], "worst10": scores["worst10"][step]}
+    return {"before": scores["mean"][0], **after, "weighted": scores["weighted"][step] if "weighted" in scores else None}
 
 
 def _of_baselines(summary: Mapping[str, Any], metric: Metric) -> dict[str, dict[str, float]]:
@@ -244,10 +259,10 @@ def _sd(values: Sequence[float | None]) -> float | None:
 
 
 def _after(summary: Mapping[str, Any]) -> float | None:
-    test = summary["test"]
-    if test is None:
+    scored = _scored(summary)
+    if not scored:
         return None
-    value = test[metric_of(test).name]["mean"][summary["chosen"]["adapt_steps"]]
+    value = scored[metric_of(scored).name]["mean"][summary["chosen"]["adapt_steps"]]
     return None if value is None or not math.isfinite(value) else value
 
 
@@ -256,10 +271,10 @@ def _after(summary: Mapping[str, Any]) -> float | None:
 
 def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """(headings, rows of cells), the same for the terminal, Markdown and HTML."""
-    steps = [k for k in STEPS if any(row["mean"][f"after_{k}"] is not None for row in result["algorithms"])]
-    headings = ["algorithm", "inner lr", "adapt lr x steps", "before", *(f"{k} step{'s' * (k > 1)}" for k in steps)]
-    headings += ["chosen step", "worst 10 %", "rounds to target", "bytes to target", "seconds"]
-    scored = ["before", *(f"after_{k}" for k in steps), "after", "worst10"]
+    columns = _columns(result["algorithms"])
+    headings = ["algorithm", "inner lr", "adapt lr x steps", *columns.values()]
+    headings += ["rounds to target", "bytes to target", "seconds"]
+    scored = list(columns)
     rows = []
     for row in result["algorithms"]:
         cells = [_name(row), _span(row["runs"], "inner_lr"), _adaptation(row["runs"])]
@@ -276,12 +291,28 @@ def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return headings, rows
 
 
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The scores that the table shows, with their headings: of unseen users, of seen ones, or of both."""
+
+    def is_known(name: str) -> bool:
+        return any(row["mean"].get(name) is not None for row in rows)
+
+    after = {f"after_{k}": f"{k} step{'s' * (k > 1)}" for k in STEPS if is_known(f"after_{k}")}
+    unseen = {"before": "before", **after, "after": "chosen step", "worst10": "worst 10 %"}
+    seen = _SEEN if is_known("seen_after") else {}
+    return {**(unseen if is_known("after") or not seen else {}), **seen}
+
+
 def caption(result: Mapping[str, Any]) -> list[str]:
     """What one has to know to read the table, in sentences."""
     metric, seeds, target = named(result["metric"]), result["seeds"], result["target"]["validation"]
     what = metric.heading if metric.higher_is_better else f"{metric.heading} (lower is better)"
     over = f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
-    sentences = [f"{result['data']}: {what} on {result['tasks'].get('test', 0)} held-out test tasks, {over}."]
+    tasks, columns = result["tasks"], _columns(result["algorithms"])
+    on = f"{tasks.get('test', 0)} held-out test tasks" if "after" in columns else f"{tasks.get('train', 0)} training tasks"
+    sentences = [f"{result['data']}: {what} on {on}, {over}."]
+    if "seen_after" in columns:
+        sentences.append("Seen: training tasks, on test examples of their own, from what they keep on their nodes.")
     sentences += [*_ranked(result, metric), *_choices(result)]
     if target is not None:
         nodes = result["nodes"]
@@ -309,10 +340,10 @@ def _choices(result: Mapping[str, Any]) -> list[str]:
     """What was chosen, out of what, and for which algorithms it was not."""
     rows, own = result["algorithms"], ", by each seed on its own" if len(result["seeds"]) > 1 else ""
     grid = ", ".join(f"{lr:g}" for lr in result["adapt_lrs"])
-    sentences = [
-        f"Chosen on the validation tasks{own}, for every algorithm alike: "
-        f"the rate (of {grid}) and the number of steps of adaptation."
-    ]
+    chosen = f"Chosen on the validation tasks{own}, for every algorithm alike: "
+    sentences = [f"{chosen}the rate (of {grid}) and the number of steps of adaptation."]
+    if result["tasks"].get("validation") == 0:
+        sentences = ["There are no validation tasks to choose on: all adapt with their inner rate, in `adapt-steps` steps."]
     by_origin = {origin: [row for row in rows if row["rate"] == origin] for origin in ("chosen", "given", "unused")}
     if searched := by_origin["chosen"]:
         rates = ", ".join(f"{lr:g}" for lr in dict.fromkeys(tried["inner_lr"] for tried in searched[0]["tried"]))

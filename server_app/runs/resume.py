@@ -36,7 +36,17 @@ from quickbloom.server_app.runs.directory import RunDirectory, history_until
 # Settings that do not determine what is learned, so that a continued run may change them.
 _MAY_CHANGE = {
     *("output-dir", "resume-from", "data-dir", "device", "chunk-size", "min-nodes", "node-deadline", "round-deadline"),
-    *("evaluate-every", "checkpoint-every", "adapt-lrs", "adapt-steps", "test-shots", "min-replies", "on-too-few"),
+    *(
+        "evaluate-every",
+        "evaluate-users",
+        "seen-users",
+        "checkpoint-every",
+        "adapt-lrs",
+        "adapt-steps",
+        "test-shots",
+        "min-replies",
+        "on-too-few",
+    ),
     *("personal", "tensorboard", "mlflow", "compile", "secure-threshold", "baselines", "join", *trust.PLACES),
 }
 

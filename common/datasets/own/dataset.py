@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from quickbloom.common.datasets import row_order
-from quickbloom.common.datasets.base import DataSpec, FixedSplitDataset, Pool, TaskInfo, left_out_in_words
+from quickbloom.common.datasets.base import DataSpec, FixedSplitDataset, Pool, TaskInfo, all_to_support, left_out_in_words
 from quickbloom.common.datasets.holdings import Holdings
 from quickbloom.common.datasets.own import remarks, simulated
 from quickbloom.common.datasets.own.columns import (
@@ -345,12 +345,18 @@ class Own(FixedSplitDataset):
         columns = (Encoded(features, np.arange(len(rows)), []) for features in found)
         return np.stack([preparation.encode({PIXELS: column}) for column in columns])
 
+    def seen_draw(self, task_id: str) -> TaskData:
+        """Return a training task as a seen user, on the scale that it trains on."""
+        if self.kind == "classification":
+            return super().seen_draw(task_id)
+        return all_to_support(self._training[task_id].data)
+
     def preparation(self, task_id: str) -> Mapping[str, Any]:
         return self._measured(task_id).to_json()
 
-    def target_deviation(self, task_id: str) -> float:
-        """Return the factor that converts a task's errors to the unit of its target; 1 for classes."""
-        target = self._measured(task_id).target
+    def target_deviation(self, task_id: str, *, seen: bool = False) -> float:
+        """Return the factor that converts a task's errors to the unit of its target; 1 for classes. `seen`: by `seen_draw`."""
+        target = (self._training_preparation if seen else self._measured)(task_id).target
         return 1.0 if target is None else target.deviation
 
     @property
@@ -388,14 +394,19 @@ class Own(FixedSplitDataset):
         """
         if self.schema.target_scale:
             return Pool.of(self._data[task_id])
+        preparation = self._training_preparation(task_id)
+        return Pool.of(TaskData(*(self.batch(preparation, rows) for rows in self.rows[task_id])))
+
+    def _training_preparation(self, task_id: str) -> Preparation:
+        if self.schema.target_scale or self.kind == "classification":
+            return self._measured(task_id)
         support, query, _ = self.rows[task_id]
         numbers = self.target.values[np.concatenate([support, query])]
         target = Scale.of(numbers, self.options.target_deviation)
         if self.times is not None:
             mean = self.target.values[support].mean()
             target = Scale(float(mean), float(np.hypot(target.deviation, target.mean - mean)))
-        preparation = replace(self._measured(task_id), target=target)
-        return Pool.of(TaskData(*(self.batch(preparation, rows) for rows in self.rows[task_id])))
+        return replace(self._measured(task_id), target=target)
 
     def _measured(self, task_id: str) -> Preparation:
         return self.preparation_by(self.rows[task_id][0])
