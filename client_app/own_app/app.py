@@ -117,13 +117,18 @@ def _evaluate(message: Message, node: AppNode, state: RecordDict) -> RecordDict:
     message.content.clear()  # to free memory: it has been read
     algorithm, meta = node.algorithm_for(request.meta)
     (task_id,) = _one(node.check_hosted(request.task_ids))
-    Asked(node, state, request.lineage).to_score(request, algorithm.options.inner_lr)
+    asked, kept = Asked(node, state, request.lineage), None
+    if request.seen:
+        asked.to_score_seen(request, algorithm.options.inner_lr)
+        kept = KeptState(state, node.state_dir, request.lineage).load(task_id, node.fresh())
+    else:
+        asked.to_score(request, algorithm.options.inner_lr)
     if request.metric and named(request.metric) != node.dataset.spec.metric:
         raise WireError(
             f"`metric` is {request.metric}, and a Flower app with a trainer of its own is scored by what it returns"
         )
     rng = generator(node.run.seed, "evaluate", task_id)
-    losses, metrics = node.scores(meta, None, request.lrs, request.steps, rng)
+    losses, metrics = node.scores(meta, kept, request.lrs, request.steps, rng)
     return EvaluateReply(losses, metrics, None).to_records()
 
 

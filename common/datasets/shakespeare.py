@@ -58,8 +58,8 @@ class ShakespeareOptions(Options):
         if self.min_characters < least:
             raise ValueError(
                 f"`shakespeare.min-characters` must be at least {least} for these numbers of examples, got "
-                f"{self.min_characters}: raise it, or lower `shakespeare.context`, `shakespeare.support-examples`, `shakespeare.query-examples` or "
-                "`shakespeare.test-examples`"
+                f"{self.min_characters}: raise it, or lower `shakespeare.context`, `shakespeare.support-examples`, "
+                "`shakespeare.query-examples` or `shakespeare.test-examples`"
             )
         return self
 

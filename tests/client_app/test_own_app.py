@@ -178,6 +178,7 @@ def test_a_run_trains_and_personalises_with_the_apps_functions(algorithm: str, t
     assert summary["tasks"] == {"train": 3, "validation": 1, "test": 1}
     assert len(summary["test"]["accuracy"]["mean"]) == 4
     assert summary["test"]["loss"]["mean"][-1] < summary["test"]["loss"]["mean"][0]
+    assert summary["seen"]["tasks"] == 3
     losses = [line["train"]["loss"] for line in read_history(tmp_path)]
     assert losses[-1] < losses[0]
 
