@@ -76,7 +76,19 @@ def test_every_section_is_there_and_no_section_is_empty(run_dir: Path) -> None:
     headings = re.findall(r"<h2 id=\"([^\"]+)\">([^<]+)</h2>", html)
     said = ["Warnings"] * bool(RunFacts.read(run_dir).warnings)
     assert [heading for _, heading in headings] == [
-        *("Result", *said, "Baselines", "Learning", "Adaptation", "Clients", "Nodes", "Cost", "Configuration", "Repeat it"),
+        *(
+            "Result",
+            *said,
+            "Seen users",
+            "Baselines",
+            "Learning",
+            "Adaptation",
+            "Clients",
+            "Nodes",
+            "Cost",
+            "Configuration",
+            "Repeat it",
+        ),
     ]
     assert re.findall(r"<a href=\"#([^\"]+)\">", html) == [anchor for anchor, _ in headings]
     assert "</h2>\n</section>" not in html
