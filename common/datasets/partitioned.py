@@ -93,7 +93,7 @@ class PartitionedDataset(FixedSplitDataset):
     def tasks(self) -> list[TaskInfo]:
         if not self.is_spread:
             return super().tasks()
-        return [TaskInfo(name, *map(len, parts)) for name, parts in self._parts.items()]
+        return [TaskInfo(name, len(support), len(query), len(test)) for name, (support, query, test) in self._parts.items()]
 
     def holdings(self) -> Holdings | None:
         """Return who holds what; None for users that are not simulated."""

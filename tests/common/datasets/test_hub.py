@@ -1,5 +1,6 @@
 """Data sets of the hub, read from local folders in its layout, and what is told where there is no network."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ def hub(folder: str, **settings: Any) -> Hub:
     flat = {"dataset": f"hub:{folder}"} | {name.replace("__", ".").replace("_", "-"): value for name, value in settings.items()}
     options = parse_run_config(flat).table("hub")
     assert isinstance(options, HubOptions)
-    return Hub(options, small_hub.Path())
+    return Hub(options, Path())
 
 
 def parts_of(found: Hub, task_id: str) -> tuple[Batch, Batch, Batch]:
@@ -112,4 +113,4 @@ def test_without_a_network_the_sentence_says_what_to_do(monkeypatch: pytest.Monk
 
 def test_a_data_set_needs_a_name() -> None:
     with pytest.raises(DataError, match="use `--dataset hub:NAME`"):
-        Hub(HubOptions(), small_hub.Path())
+        Hub(HubOptions(), Path())
