@@ -70,7 +70,7 @@ def users_by_name(values: list[Any]) -> dict[str, Array]:
 
 def _table(rows: Array, classes: Any) -> Any:
     """Return the table that a partitioner divides."""
-    dataset = load("datasets").Dataset
+    dataset: Any = load("datasets").Dataset
 
     class Table(dataset):  # type: ignore[misc, valid-type]
         """Hands out a column as a list, since a partitioner would read it cell by cell, which takes seconds."""

@@ -10,11 +10,12 @@ import pytest
 
 import quickbloom
 from quickbloom.client_app.check_data import describe
+from quickbloom.common.config.run import Scalar
 from quickbloom.common.errors import ConfigError
 from quickbloom.server_app.reporting.report import write_report
 from quickbloom.server_app.runs.holdings import read_holdings
 
-SETTINGS: dict[str, bool | int | float | str] = {"partition": "dirichlet:0.5", "users": 12, "adapt-steps": 2, "model": "mlp"}
+SETTINGS: dict[str, Scalar] = {"partition": "dirichlet:0.5", "users": 12, "adapt-steps": 2, "model": "mlp"}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_a_frame_is_a_table_too(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     kind = np.arange(240) % 3
     frame = pd.DataFrame({"a": rng.normal(size=240) + kind, "b": rng.normal(size=240), "kind": [f"k{k}" for k in kind]})
-    settings: dict[str, bool | int | float | str] = {"partition": "pathological:2", "users": 10, "adapt-steps": 1}
+    settings: dict[str, Scalar] = {"partition": "pathological:2", "users": 10, "adapt-steps": 1}
     run = quickbloom.run("fedavg", data=frame, target="kind", rounds=1, output=tmp_path, progress=False, settings=settings)
     assert sum(run.summary["tasks"].values()) == 10
     found = read_holdings(tmp_path)
