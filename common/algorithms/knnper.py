@@ -3,7 +3,7 @@
 Training is FedAvg's. A task personalises without a gradient: it stores the features of its support examples, the inputs of
 the model's last layer, and predicts with lambda p_knn + (1 - lambda) p_model, where the k nearest stored examples vote by
 exp(-distance). The first "step" stores them; further steps change nothing. By itself lambda is the one of 0, 0.1,
-.. 1 with which each support example would be predicted best by all others.
+.. 1 with which each support example would be predicted best by all others, its class having as many votes as with it.
 """
 
 from collections.abc import Iterator
@@ -67,16 +67,23 @@ class KnnPer(FedAvg):
         return self._last.features(model, x)[:, :-1]
 
     def _chosen(self, model: Params, stored: Params, support: Batch) -> Tensor:
-        """Return the lambda [1] of least loss over the support examples, each predicted without itself."""
-        of_others = self._votes(stored, stored[FEATURES], itself=False)
-        shares = torch.linspace(0, 1, _TRIED, dtype=of_others.dtype, device=of_others.device)
+        """Return the lambda [1] of least loss over the support examples, each predicted without itself.
+
+        Without it its class has one vote less than all others, which is made up for. An example that is the only one of its
+        class cannot be judged; if none can, lambda is 0.5, or 0 where all are of one class.
+        """
+        members = stored[CLASSES]
+        counts = members.sum(dim=0)
+        of_own = counts[support.y]
+        votes = self._votes(stored, stored[FEATURES], itself=False)
+        votes = torch.where(members > 0, votes * (of_own / (of_own - 1).clamp(min=1)).unsqueeze(-1), votes)
+        votes = votes / votes.sum(dim=-1, keepdim=True).clamp(min=_LEAST)
         own = self.learner.apply(model, support.x).softmax(dim=-1)
-        losses = [
-            mean_over_examples(cross_entropy(_logits(own, of_others, share), support.y), support.weight) for share in shares
-        ]
-        # A single example has no neighbour: then nothing speaks for them.
-        alone = support.weight.sum() < 2
-        return torch.where(alone, shares[:1], shares[torch.stack(losses).argmin()].unsqueeze(0))
+        shares = torch.linspace(0, 1, _TRIED, dtype=votes.dtype, device=votes.device)
+        judged = torch.where(of_own > 1, support.weight, 0.0)
+        losses = torch.stack([(cross_entropy(_logits(own, votes, share), support.y) * judged).sum() for share in shares])
+        unjudged = 0.5 * ((counts > 0).sum() > 1).to(shares.dtype)
+        return torch.where(judged.sum() > 0, shares[losses.argmin()], unjudged).unsqueeze(0)
 
     def _votes(self, stored: Params, features: Tensor, *, itself: bool = True) -> Tensor:
         """Return the neighbours' probabilities of the classes [n, classes]. `itself`: an example may be its own neighbour."""

@@ -57,12 +57,22 @@ def test_the_share_of_the_neighbours_is_the_best_by_leave_one_out() -> None:
         votes = np.concatenate(
             [neighbours(meta, Batch(*(part[torch.arange(12) != i] for part in data)), data.x[i : i + 1]) for i in range(12)]
         )
+        # Without the example its class, of four, has three votes: as if each were 4 / 3.
+        votes[np.arange(12), data.y] *= 4 / 3
+        votes /= votes.sum(axis=1, keepdims=True)
         losses = []
         for share in np.linspace(0, 1, 11):
             mixed = share * votes + (1 - share) * own(meta, data.x)
             losses.append(-np.log(mixed.clip(1e-6)[np.arange(12), data.y]).mean())
         assert float(personal[MIXING]) == pytest.approx(np.argmin(losses) / 10)
         assert (centre == 3.0) == (float(personal[MIXING]) > 0.5)
+
+
+@pytest.mark.parametrize(("labels", "share"), [([0, 1, 2], 0.5), ([1], 0.0)])
+def test_where_no_example_can_be_judged_the_share_is_a_half_or_nothing_for_one_class(labels: list[int], share: float) -> None:
+    algorithm, support = knnper(), random_episode("classification", len(labels), 5).support
+    *_, personal = algorithm.adaptation_path(algorithm.init(), support._replace(y=torch.tensor(labels)), 0.1, 1)
+    assert personal[MIXING].tolist() == [share]
 
 
 def test_padding_and_too_few_examples_change_nothing() -> None:
@@ -77,7 +87,7 @@ def test_padding_and_too_few_examples_change_nothing() -> None:
             loss, score = algorithm.score(personal, data.test)
             assert losses[t, 0, step] == pytest.approx(float(loss), abs=1e-10)
             assert scores[t, 0, step] == pytest.approx(float(score))
-    assert losses[0, 0, 0] == pytest.approx(losses[0, 0, 1], abs=1e-12)  # one example has no neighbour to choose by
+    assert losses[0, 0, 0] == pytest.approx(losses[0, 0, 1], abs=1e-12)  # the share of one class alone is 0
 
 
 def test_training_is_fedavgs() -> None:
