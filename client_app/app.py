@@ -14,7 +14,7 @@ from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from quickbloom import __version__
-from quickbloom.client_app import baselines, centring, round_log, secure
+from quickbloom.client_app import baselines, round_log, secure
 from quickbloom.client_app.asked import Asked
 from quickbloom.client_app.measuring import score_seen, score_unseen
 from quickbloom.client_app.node import Node
@@ -102,8 +102,8 @@ def moments(message: Message, node: Node, state: RecordDict) -> RecordDict:
     return MomentsReply(node.dataset.column_moments(task_ids), node.dataset.class_counts(task_ids)).to_records()
 
 
-app.query("means")(replies(centring.means))
-app.query("masked_means")(replies(centring.masked_means))
+app.query("means")(replies(secure.means))
+app.query("masked_means")(replies(secure.masked_means))
 
 
 @app.train()
