@@ -72,7 +72,7 @@ def _table(rows: Array, classes: Any) -> Any:
     """Return the table that a partitioner divides."""
     dataset: Any = load("datasets").Dataset
 
-    class Table(dataset):  # type: ignore[misc, valid-type]
+    class Table(dataset):  # type: ignore[misc]
         """Hands out a column as a list, since a partitioner would read it cell by cell, which takes seconds."""
 
         def __getitem__(self, key: Any) -> Any:
