@@ -118,8 +118,10 @@ def run(
 
 
 def compare(
-    algorithms: Sequence[str],
+    algorithms: Sequence[str] = (),
     *,
+    variants: Mapping[str, Mapping[str, Scalar]] | None = None,
+    grids: Mapping[str, Sequence[Scalar]] | None = None,
     dataset: str | None = None,
     data: str | Path | None = None,
     task: str | None = None,
@@ -137,18 +139,23 @@ def compare(
     """Compare algorithms on the same held-out tasks, and return the content of comparison.json.
 
     The same as `quickbloom compare`: each run is a process of its own, and what is finished in `output` is kept.
-    `seeds`: how many. `leave_one_out`: each task of your own data is held out once, and the content of leave-one-out.json is
-    returned. `modes`: ["sync", "async"] compares both. Raises ConfigError or DataError for wrong input, and RunError if a run
-    fails.
+    `seeds`: how many. `variants`: further rows by name, each with its algorithm and settings,
+    {"fedrep": {"algorithm": "heads", "head-steps": 5}}. `grids`: values to choose from by validation score, short runs first,
+    {"inner-lr": [0.1, 0.3, 1]}. `leave_one_out`: each task of your own data is held out once, and the content of
+    leave-one-out.json is returned. `modes`: ["sync", "async"] compares both. Raises ConfigError or DataError for wrong input,
+    and RunError if a run fails.
 
     Example: `quickbloom.compare(["fedavg", "maml"], dataset="digits", rounds=30)`
     """
     from quickbloom.common.system.terminal import console
     from quickbloom.server_app.comparing import comparison, each_left_out
-    from quickbloom.server_app.comparing.plan import locked
+    from quickbloom.server_app.comparing.searching import locked
+    from quickbloom.server_app.comparing.variants import variant_of
 
     plan = comparison.planned(
         algorithms,
+        variants=[variant_of(name, values) for name, values in (variants or {}).items()],
+        grids=[f"{key.replace('_', '-')}={','.join(map(_plain, values))}" for key, values in (grids or {}).items()],
         dataset=dataset,
         data=None if data is None else str(data),
         task=task,
@@ -252,6 +259,11 @@ def _as_html(table: Table) -> str:
 def _assignments(settings: Mapping[str, Scalar] | None, options: Mapping[str, Scalar]) -> list[str]:
     named = {name.replace("_", "-"): value for name, value in options.items()}
     return [assignment(key, value) for key, value in {**(settings or {}), **named}.items()]
+
+
+def _plain(value: Scalar) -> str:
+    """A value as it stands after `--set`."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _row(ended: RoundEnded, scored: Scored | None) -> dict[str, Any]:

@@ -3,17 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 
-from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.errors import DataError
 from quickbloom.common.system.processes import cores
 from quickbloom.common.system.terminal import FAILED, STOPPED, console, paper, say, say_error
-from quickbloom.server_app.cli.options import DATASETS, Time
+from quickbloom.server_app.cli import compare_options as options
+from quickbloom.server_app.cli.options import Time
 from quickbloom.server_app.runs.directory import to_json
 
 if TYPE_CHECKING:
@@ -23,45 +23,27 @@ _DEFAULT = RunConfig()
 
 
 def compare(
-    algorithms: Annotated[str, typer.Option(help=f"With commas between them: {', '.join(ALGORITHMS)}.")],
-    dataset: Annotated[str, typer.Option(help=f"Whose tasks: {DATASETS}.")] = _DEFAULT.dataset,
-    data: Annotated[str | None, typer.Option(help="Your own file; see docs/own-data.md.")] = None,
-    task: Annotated[str | None, typer.Option(help="Its column that says whose row it is.")] = None,
-    target: Annotated[str | None, typer.Option(help="Its column to predict.")] = None,
+    algorithms: options.Algorithms = "",
+    variant: options.Variants = None,
+    grid: options.Grids = None,
+    dataset: options.Dataset = _DEFAULT.dataset,
+    data: options.Data = None,
+    task: options.Task = None,
+    target: options.Target = None,
     time_column: Time = None,
-    seeds: Annotated[str, typer.Option(help="How many (3: seeds 0, 1, 2), or which (0,1,5).")] = "3",
-    rounds: Annotated[int, typer.Option(help="Training rounds.")] = _DEFAULT.rounds,
-    inner_lrs: Annotated[
-        str | None, typer.Option(help="Inner rates of training to choose from; by default the data set's, / 3 and x 3.")
-    ] = None,
-    target_score: Annotated[
-        float | None,
-        typer.Option(
-            help="Validation accuracy (0..1) or mse to count rounds to; by default fedavg's last, else the weakest's."
-        ),
-    ] = None,
-    leave_one_out: Annotated[
-        bool, typer.Option("--leave-one-out", help="Few tasks: hold each out once, in a run for each algorithm, seed and rate.")
-    ] = False,
-    modes: Annotated[
-        str | None,
-        typer.Option(help="sync,async: every algorithm in both, the time to sync's score and bytes; a node for each task."),
-    ] = None,
-    async_rounds: Annotated[
-        int | None, typer.Option(help="Steps of the async runs, which are short; by default as many as --rounds.", min=1)
-    ] = None,
-    devices: Annotated[
-        str | None,
-        typer.Option(help="Simulated devices in virtual time: even, lognormal, or a CSV file (docs/configuration.md)."),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting of all runs, see `quickbloom settings`; repeat."),
-    ] = None,
-    jobs: Annotated[int | None, typer.Option(help="Runs at once; by default one per core, 1 with --simulation.", min=1)] = None,
-    simulation: Annotated[bool, typer.Option("--simulation", help="Run in Flower's simulation: same result, later.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Directory; by default runs/compare-DATASET.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the result alone, as JSON, on stdout.")] = False,
+    seeds: options.Seeds = "3",
+    rounds: options.Rounds = _DEFAULT.rounds,
+    inner_lrs: options.InnerLrs = None,
+    target_score: options.TargetScore = None,
+    leave_one_out: options.LeaveOneOut = False,
+    modes: options.Modes = None,
+    async_rounds: options.AsyncRounds = None,
+    devices: options.Devices = None,
+    set_: options.Settings = None,
+    jobs: options.Jobs = None,
+    simulation: options.Simulation = False,
+    output: options.Output = None,
+    json_: options.Json = False,
 ) -> None:
     """Compare algorithms on the same held-out tasks, with rates chosen on validation tasks for all alike.
 
@@ -70,13 +52,19 @@ def compare(
 
     Example: quickbloom compare --algorithms fedavg,reptile,maml,protonet --dataset digits --seeds 3
 
+    Example: quickbloom compare --variant fedper:heads.head-steps=0 --variant fedrep:heads,heads.head-steps=5 --dataset digits
+
+    Example: quickbloom compare --algorithms heads,maml --grid heads.head-steps=0,1,5 --grid inner-lr=0.1,0.3,1
+
     Example: quickbloom compare --algorithms reptile,protonet --dataset digits --modes sync,async --devices lognormal
     """
     from quickbloom.server_app.comparing import comparison
-    from quickbloom.server_app.comparing.plan import locked
+    from quickbloom.server_app.comparing.searching import locked
 
     plan = comparison.planned(
-        list(dict.fromkeys(name.strip() for name in algorithms.split(","))),
+        [name for part in algorithms.split(",") if (name := part.strip())],
+        variants=variant or [],
+        grids=grid or [],
         dataset=None if dataset == _DEFAULT.dataset else dataset,
         data=data,
         task=task,
@@ -110,7 +98,7 @@ def compare(
 def _each_left_out(plan: "Plan", directory: Path, jobs: int, as_json: bool) -> None:
     """The same with every task left out once, and a table over tasks."""
     from quickbloom.server_app.comparing import each_left_out
-    from quickbloom.server_app.comparing.plan import locked
+    from quickbloom.server_app.comparing.searching import locked
 
     with locked(directory), _told(directory):
         say(plan.describe(len(each_left_out.folds(plan))))
@@ -129,7 +117,7 @@ def _each_left_out(plan: "Plan", directory: Path, jobs: int, as_json: bool) -> N
 @contextmanager
 def _told(directory: Path) -> Iterator[None]:
     """Say how it ended, and end the command, where it is stopped or a run breaks."""
-    from quickbloom.server_app.comparing.plan import CompareError
+    from quickbloom.server_app.comparing.watching import CompareError
 
     try:
         yield
@@ -142,7 +130,7 @@ def _told(directory: Path) -> Iterator[None]:
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:
-    from quickbloom.server_app.comparing.result import caption, failures, rich_table, rich_table_of_modes
+    from quickbloom.server_app.comparing.table import caption, failures, rich_table, rich_table_of_modes
 
     if as_json:
         print(to_json(result))

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,7 +44,11 @@ _PATIENCE = 60.0
 
 @dataclass(frozen=True)
 class Setup:
-    """The settings of `quickbloom run` but for the seed. `settings`: texts "key=value", as after `--set`."""
+    """The settings of `quickbloom run` but for the seed. `settings`: texts "key=value", as after `--set`.
+
+    `name`: what a comparison calls it, "" for the algorithm's name; `searched`: those settings that tell it from the other
+    candidates, in words. Both decide nothing.
+    """
 
     algorithm: str
     dataset: str
@@ -52,6 +56,8 @@ class Setup:
     settings: tuple[str, ...] = ()
     nodes: int = 2
     in_process: bool = False
+    name: str = field(default="", compare=False)
+    searched: tuple[str, ...] = field(default=(), compare=False)
 
     def command(self, seed: int | str) -> list[str]:
         """What a user would type to repeat one run."""

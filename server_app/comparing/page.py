@@ -9,7 +9,7 @@ import numpy as np
 
 from quickbloom.common.metric import Metric, named
 from quickbloom.server_app.comparing import modes
-from quickbloom.server_app.comparing.result import caption, failures, name_of, table
+from quickbloom.server_app.comparing.table import caption, failures, name_of, table
 from quickbloom.server_app.reporting.drawing import QUIET, every, few_numbers, picture, possible, style, whole_numbers
 from quickbloom.server_app.reporting.page import (
     Code,
@@ -38,7 +38,7 @@ def write_comparison_page(result: Mapping[str, Any], path: Path) -> Path:
     """Write the page of a comparison (see `comparison.assemble`) and return its path. Raises DataError."""
     require_packages()
     plots, missing = _plots(result)
-    title = f"{', '.join(dict.fromkeys(row['algorithm'] for row in result['algorithms']))} on {result['data']}"
+    title = f"{', '.join(dict.fromkeys(map(modes.title, result['algorithms'])))} on {result['data']}"
     said = caption(result)
     sections = [
         Section(
@@ -151,12 +151,12 @@ def _by_mode(
     heading: str, axis: str, lines: Mapping[str, Sequence[tuple[float, float]]], result: Mapping[str, Any], metric: Metric
 ) -> Picture:
     rows = {name_of(row): row for row in result["algorithms"]}
-    algorithms = list(dict.fromkeys(row["algorithm"] for row in result["algorithms"]))
+    algorithms = list(dict.fromkeys(map(modes.title, result["algorithms"])))
 
     def draw(axes: "Axes") -> None:
         for name, line in lines.items():
             row = rows[name]
-            looks = {**style(algorithms.index(row["algorithm"])), "ls": _AT_SIGHT[row["mode"]]}
+            looks = {**style(algorithms.index(modes.title(row))), "ls": _AT_SIGHT[row["mode"]]}
             places, scores = zip(*line, strict=True)
             axes.plot(places, metric.scaled(scores), label=name, markevery=every(len(line)), **looks)
         axes.set(xlabel=axis, ylabel=metric.axis, xlim=(0, None))

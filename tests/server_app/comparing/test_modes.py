@@ -13,8 +13,10 @@ from quickbloom.server_app.comparing import modes
 from quickbloom.server_app.comparing.batch import Run
 from quickbloom.server_app.comparing.comparison import planned
 from quickbloom.server_app.comparing.page import write_comparison_page
-from quickbloom.server_app.comparing.plan import Plan, describe, parse_modes
-from quickbloom.server_app.comparing.result import caption, curve, default_target, markdown, table
+from quickbloom.server_app.comparing.plan import Plan, parse_modes
+from quickbloom.server_app.comparing.table import caption, markdown, table
+from quickbloom.server_app.comparing.targets import curve, default_target
+from quickbloom.server_app.comparing.watching import describe
 
 SMALL = ("sinusoid.clients=20", "over-select=1.3", "min-replies=0.5", "devices=lognormal")
 
@@ -137,7 +139,7 @@ def rows() -> list[dict[str, Any]]:
     ]
     free = [run(0, 0.7, [2, 0.59, 90, 0.5], [4, 0.6, 180, 1.0], [6, 0.7, 270, 2.0]), run(1, 0.7, [4, 0.79, 180, 1.5])]
     return [
-        {"algorithm": "reptile", "mode": mode, "runs": runs, "mean": {"after": 0.5}}
+        {"algorithm": "reptile", "mode": mode, "runs": runs, "mean": {"after": 0.5}, "grid": {}, "edges": {}, "settings": []}
         for mode, runs in (("sync", waiting), ("async", free))
     ]
 

@@ -17,30 +17,14 @@ from quickbloom.common.errors import ConfigError, RunError
 from quickbloom.common.metric import ACCURACY, MSE, named
 from quickbloom.server_app.cli import compare as compare_command
 from quickbloom.server_app.cli import main
-from quickbloom.server_app.comparing import result as comparison
+from quickbloom.server_app.comparing import files as comparison
 from quickbloom.server_app.comparing.page import write_comparison_page
-from quickbloom.server_app.comparing.plan import (
-    CompareError,
-    Entry,
-    Plan,
-    choose,
-    compare,
-    inner_lr,
-    locked,
-    parse_rates,
-    parse_seeds,
-    recommended_rates,
-)
-from quickbloom.server_app.comparing.result import (
-    assemble,
-    caption,
-    curve,
-    default_target,
-    failures,
-    markdown,
-    table,
-    to_target,
-)
+from quickbloom.server_app.comparing.plan import Plan, parse_rates, parse_seeds, recommended_rates
+from quickbloom.server_app.comparing.result import assemble
+from quickbloom.server_app.comparing.searching import Entry, choose, compare, locked
+from quickbloom.server_app.comparing.table import caption, failures, markdown, table
+from quickbloom.server_app.comparing.targets import curve, default_target, to_target
+from quickbloom.server_app.comparing.watching import CompareError, inner_lr
 from quickbloom.server_app.events.file import written
 from quickbloom.server_app.events.kinds import Event, Failed, Warned
 
