@@ -130,14 +130,14 @@ def _told(directory: Path) -> Iterator[None]:
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:
-    from quickbloom.server_app.comparing.table import caption, failures, rich_table, rich_table_of_modes
+    from quickbloom.server_app.comparing.table import caption, failures, rich_table, rich_tables_below
 
     if as_json:
         print(to_json(result))
         return
     paper().print(rich_table(result))
-    if result["modes"]:
-        paper().print(rich_table_of_modes(result))
+    for below in rich_tables_below(result):
+        paper().print(below)
     for line in (*caption(result), *failures(result)):
         Console(emoji=False).print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -28,6 +28,7 @@ from quickbloom.common.models import MODELS, is_own_model
 from quickbloom.common.system import user_code
 from quickbloom.common.system.processes import end_group, uninterrupted
 from quickbloom.common.system.whole_files import whole
+from quickbloom.server_app.comparing import fingerprint
 from quickbloom.server_app.events.file import read_events
 from quickbloom.server_app.events.kinds import Failed, Warned
 from quickbloom.server_app.launch.flower_run import CPU_ENVIRONMENT
@@ -47,7 +48,7 @@ class Setup:
     """The settings of `quickbloom run` but for the seed. `settings`: texts "key=value", as after `--set`.
 
     `name`: what a comparison calls it, "" for the algorithm's name; `searched`: those settings that tell it from the other
-    candidates, in words. Both decide nothing.
+    candidates, in words. Both decide nothing. `data`: what it reads, None: found when it is asked for.
     """
 
     algorithm: str
@@ -58,6 +59,7 @@ class Setup:
     in_process: bool = False
     name: str = field(default="", compare=False)
     searched: tuple[str, ...] = field(default=(), compare=False)
+    data: fingerprint.Data | None = field(default=None, compare=False)
 
     def command(self, seed: int | str) -> list[str]:
         """What a user would type to repeat one run."""
@@ -100,10 +102,10 @@ class Run:
 
     @property
     def directory(self) -> Path:
-        settings = self.setup.effective()
+        settings, data = self.setup.effective(), self.setup.data or fingerprint.of_files(self.setup.config())
         decisive = [
-            settings,
-            _own_code(settings["model"]) + _own_files(self.setup) + _own_data(settings) + _devices(settings),
+            {**settings, **data.placeless},  # the same data in another place are the same
+            _own_code(settings["model"]) + _own_files(self.setup) + data.digest,
             self.setup.nodes,
             self.setup.in_process,
             self.seed,
@@ -207,18 +209,6 @@ def _own_files(setup: Setup) -> str:
     """The files of the parts that a user registered, an algorithm, a data set or a model; "" if there are none."""
     files = dict.fromkeys(inspect.getfile(part) for part in own_parts(setup.config()).values())
     return "".join(Path(file).read_text(encoding="utf-8") for file in files)
-
-
-def _own_data(settings: Mapping[str, Any]) -> str:
-    """A digest of the user's own file, which decides the result as well. "" for any other data set, a folder or a function."""
-    file = Path(str(settings.get("own.path", "")))
-    return hashlib.sha256(file.read_bytes()).hexdigest() if settings["dataset"] == "own" and file.is_file() else ""
-
-
-def _devices(settings: Mapping[str, Any]) -> str:
-    """A digest of the file of simulated devices, which decides the result as well. "" without one."""
-    file = Path(str(settings["devices"])).expanduser()
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
 def _start(run: Run) -> subprocess.Popen[bytes]:

@@ -11,6 +11,7 @@ from quickbloom.common.config.run import RunConfig
 from quickbloom.common.errors import ConfigError
 from quickbloom.server_app.comparing.each_left_out import folds
 from quickbloom.server_app.comparing.files import write
+from quickbloom.server_app.comparing.fingerprint import remember
 from quickbloom.server_app.comparing.modes import ASYNC
 from quickbloom.server_app.comparing.plan import Plan, parse_modes, parse_rates, parse_seeds, recommended_rates
 from quickbloom.server_app.comparing.result import assemble
@@ -90,6 +91,8 @@ def place(plan: Plan, output: str | Path | None, *, leave_one_out: bool = False)
 
 def carry_out(plan: Plan, directory: Path, jobs: int, console: Console, target_score: float | None = None) -> dict[str, Any]:
     """Do what is not finished of `plan` in `directory`, write its result there and return it. Raises CompareError."""
+    if changed := remember(directory, plan.parts()):
+        console.print(f"Remark: {changed}.", markup=False, soft_wrap=True)
     entries = compare(plan, directory, jobs, console)
     result = assemble(plan, entries, target_score)
     write(result, directory)

@@ -23,6 +23,7 @@ from quickbloom.common.maths.intervals import half_width
 from quickbloom.common.metric import ACCURACY, Metric, named
 from quickbloom.common.spreadsheets import write_csv
 from quickbloom.common.system.whole_files import whole
+from quickbloom.server_app.comparing.fingerprint import remember
 from quickbloom.server_app.comparing.leave_one_out import FILE, metric_for_all, own_of, tasks_of
 from quickbloom.server_app.comparing.plan import Plan
 from quickbloom.server_app.comparing.result import Figures, failure, figures
@@ -60,6 +61,8 @@ def folds(plan: Plan, say: Callable[[str], None] = lambda sentence: None) -> dic
 def carry_out(plan: Plan, directory: Path, jobs: int, console: Console) -> dict[str, Any]:
     """Do what is not finished in `directory`, write the result there and return it. Raises CompareError."""
     parts = folds(plan, lambda sentence: console.print(escape(sentence)))
+    if changed := remember(directory, plan.parts()):
+        console.print(f"Remark: {changed}.", markup=False, soft_wrap=True)
     entries = compare_all(list(parts.values()), directory, jobs, console)
     result = assemble(plan, dict(zip(parts, entries, strict=True)))
     write(result, directory)

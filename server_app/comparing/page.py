@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quickbloom.common.metric import Metric, named
-from quickbloom.server_app.comparing import modes
-from quickbloom.server_app.comparing.table import caption, failures, name_of, table
+from quickbloom.server_app.comparing import modes, paired
+from quickbloom.server_app.comparing.result import label as title_of
+from quickbloom.server_app.comparing.table import caption, failures, table
 from quickbloom.server_app.reporting.drawing import QUIET, every, few_numbers, picture, possible, style, whole_numbers
 from quickbloom.server_app.reporting.page import (
     Code,
@@ -45,6 +46,7 @@ def write_comparison_page(result: Mapping[str, Any], path: Path) -> Path:
             "Result",
             [Table("Test tasks before and after adaptation", *table(result)), *(Text(sentence) for sentence in said[1:])],
         ),
+        Section("Tests", [Table("Better, or luck?", *paired.table(result))] if paired.table(result)[1] else []),
         Section("Modes", _modes(result)),
         Section("Curves", [Text(_band(result)), *plots, *(Text(sentence) for sentence in missing)]),
         Section("Failures", [Text(failure) for failure in failures(result)]),
@@ -62,7 +64,7 @@ def _repeat(result: Mapping[str, Any]) -> list[Part]:
     ]
     for row in result["algorithms"]:
         settings = "\n".join(f"{key} = {json.dumps(value)}" for key, value in row["configuration"].items())
-        parts.append(Fold(f"Settings of {name_of(row)}", [Code(f"Settings of {name_of(row)}", settings)]))
+        parts.append(Fold(f"Settings of {title_of(row)}", [Code(f"Settings of {title_of(row)}", settings)]))
     return parts
 
 
@@ -96,7 +98,7 @@ def _plots(result: Mapping[str, Any]) -> tuple[list[Picture], list[str]]:
     target = result["target"]["validation"]
     plots, missing = [], []
     for number, (heading, text, label, points) in enumerate(described):
-        lines = {name_of(row): _over_seeds(row["runs"], points) for row in result["algorithms"]}
+        lines = {title_of(row): _over_seeds(row["runs"], points) for row in result["algorithms"]}
         lines = {name: line for name, line in lines.items() if line}
         if lines:
             plots.append(_picture(heading, text, lines, label, metric, target if number == 0 else None))
@@ -133,7 +135,7 @@ def _modes(result: Mapping[str, Any]) -> list[Part]:
         (f"Validation tasks by {unit}", unit, 3, 1.0),
         ("Validation tasks by bytes", "MB up and down", 2, 1e-6),
     ):
-        lines = {name_of(row): _by(row["runs"], column, scale) for row in result["algorithms"]}
+        lines = {title_of(row): _by(row["runs"], column, scale) for row in result["algorithms"]}
         if any(lines.values()):
             parts.append(_by_mode(heading, axis, {name: line for name, line in lines.items() if line}, result, metric))
     return [*parts, Text("At each round that was evaluated: the mean over seeds of the score, and of the time or the bytes.")]
@@ -150,7 +152,7 @@ def _by(runs: Sequence[Row], column: int, scale: float) -> list[tuple[float, flo
 def _by_mode(
     heading: str, axis: str, lines: Mapping[str, Sequence[tuple[float, float]]], result: Mapping[str, Any], metric: Metric
 ) -> Picture:
-    rows = {name_of(row): row for row in result["algorithms"]}
+    rows = {title_of(row): row for row in result["algorithms"]}
     algorithms = list(dict.fromkeys(map(modes.title, result["algorithms"])))
 
     def draw(axes: "Axes") -> None:

@@ -5,7 +5,7 @@ Tasks and splits depend on the seed alone, so all rows of a seed have the same. 
 
 import math
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from quickbloom.common.algorithms import ALGORITHMS
@@ -17,6 +17,7 @@ from quickbloom.common.errors import ConfigError
 from quickbloom.common.formatting import counted
 from quickbloom.common.system.terminal import say
 from quickbloom.server_app.comparing.batch import Setup
+from quickbloom.server_app.comparing.fingerprint import Data, Parts, of_run
 from quickbloom.server_app.comparing.modes import ASYNC, SYNC, remark, settings_for
 from quickbloom.server_app.comparing.variants import ELSEWHERE, Grid, Variant, contenders, points
 from quickbloom.server_app.launch.prepare import check_machine, check_simulation, one_for_each_task
@@ -52,6 +53,8 @@ class Plan:
 
     named_rows: tuple[Variant, ...] = ()
     grids: tuple[Grid, ...] = ()
+    data: dict[str, Data] = field(default_factory=dict, compare=False, repr=False)
+    """What the runs read, as far as it was looked at: once for each comparison, also for its folds."""
 
     @cached_property
     def rows(self) -> dict[str, Variant]:
@@ -73,12 +76,17 @@ class Plan:
         `rounds`: those of a rung, None: all.
         """
         row, rates = self.rows[name], f"adapt-lrs={self.adapt_lrs}"
-        setups = [(point, self._setup(row, *point, rates, mode=mode, rounds=rounds)) for point in self._points(row)]
+        setups = [
+            (point, self._of_data(self._setup(row, *point, rates, mode=mode, rounds=rounds))) for point in self._points(row)
+        ]
         if not self.grids:
             return [setup for _, setup in setups]
         rate = f"{row.algorithm}.inner-lr="
         told = {setup: tuple(text for text in point if not text.startswith(rate)) for point, setup in setups}
         return [replace(setup, searched=(*told[setup], f"{setup.rounds} rounds")) for _, setup in setups]
+
+    def _of_data(self, setup: Setup) -> Setup:
+        return replace(setup, data=of_run(setup.config(), self.data))
 
     def rungs(self, name: str, mode: str = "") -> list[tuple[int, int]]:
         """(rounds, candidates) of every step of the search: a third of the candidates goes on with three times the rounds.
@@ -94,6 +102,11 @@ class Plan:
             found.append((math.ceil(rounds / _ETA**step), number))
             number = math.ceil(number / _ETA)
         return found
+
+    def parts(self) -> Parts:
+        """The hashes of everything that the runs read."""
+        found = (setup.data for name, mode in self.variants for setup in self.candidates(name, mode))
+        return {name: items for data in found if data for name, items in data.parts.items()}
 
     def searched(self, name: str) -> dict[str, tuple[str, ...]]:
         """The settings of the grids that a row searches, with their values; without the inner rate of `inner_lrs`."""

@@ -11,7 +11,8 @@ from quickbloom.common.baselines.scoring import BASELINES
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.formatting import data_name
 from quickbloom.common.metric import ACCURACY, Metric, metric_of, named
-from quickbloom.server_app.comparing import modes
+from quickbloom.common.spreadsheets import read_csv
+from quickbloom.server_app.comparing import modes, paired
 from quickbloom.server_app.comparing.batch import Result
 from quickbloom.server_app.comparing.plan import Plan
 from quickbloom.server_app.comparing.searching import Entry
@@ -38,6 +39,9 @@ def assemble(plan: Plan, entries: Sequence[Entry], target: float | None) -> dict
         for run in row["runs"]:
             run["rounds_to_target"], run["bytes_to_target"] = to_target(run.get("curve", []), value, metric)
         row |= _over_seeds(row["runs"])
+    tests = _tests(entries, rows, metric)
+    for row in rows:
+        row["mean_rank"] = tests["ranks"].get(label(row))
     return {
         "schema": 1,
         "dataset": plan.dataset,
@@ -50,11 +54,38 @@ def assemble(plan: Plan, entries: Sequence[Entry], target: float | None) -> dict
         "adapt_lrs": [float(lr) for lr in plan.adapt_lrs.split(",")],
         "target": {"validation": value, "origin": origin},
         "algorithms": rows,
+        "paired": tests,
         "modes": _modes(plan, rows, metric, config) if plan.modes else None,
         "baselines": _baselines(rows),
         "command": plan.command() + (f" --target-score {target:g}" if target is not None else ""),
         "version": __version__,
     }
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """What names a row: its name, and the mode where modes are compared: "maml, async"."""
+    return ", ".join(filter(None, (modes.title(row), row.get("mode"))))
+
+
+def _tests(entries: Sequence[Entry], rows: Sequence[dict[str, Any]], metric: Metric) -> dict[str, Any]:
+    """Every row against every other, over the seeds and users that both have."""
+    scores, means = {}, {}
+    for entry, row in zip(entries, rows, strict=True):
+        done = {run["seed"]: run["after"] for run in row["runs"] if not run["failure"]}
+        chosen = {seed: result for seed, result in entry.chosen.items() if result and seed in done}
+        scores[label(row)] = {seed: of_users(result, metric) for seed, result in chosen.items()}
+        means[label(row)] = done
+    return paired.compared(scores, means, metric)
+
+
+def of_users(result: Result, metric: Metric) -> dict[str, float]:
+    """The score of every test user after the chosen step; {} if the run wrote none."""
+    file, column = result.run.directory / "per_task.csv", f"{metric.name}_step{result.summary['chosen']['adapt_steps']}"
+    if not file.is_file():
+        return {}
+    with file.open(newline="", encoding="utf-8") as opened:
+        rows = [row for row in read_csv(opened) if row["split"] == "test"]
+    return {row["task"]: float(row[column]) for row in rows if row.get(column, "") not in ("", "nan")}
 
 
 def _modes(plan: Plan, rows: Sequence[dict[str, Any]], metric: Metric, config: RunConfig) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from rich.table import Table
 
 from quickbloom.common.formatting import size
 from quickbloom.common.metric import Metric, named
-from quickbloom.server_app.comparing import modes
-from quickbloom.server_app.comparing.result import STEPS, Figures
+from quickbloom.server_app.comparing import modes, paired
+from quickbloom.server_app.comparing.result import STEPS, Figures, label
 from quickbloom.server_app.reporting.against_baselines import in_words, title_of
 
 
@@ -17,13 +17,14 @@ def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     steps = [k for k in STEPS if any(row["mean"][f"after_{k}"] is not None for row in result["algorithms"])]
     searched = list(dict.fromkeys(key for row in result["algorithms"] for key in row["grid"] if not key.endswith(".inner-lr")))
     headings = ["algorithm", "inner lr", *searched, "adapt lr x steps", "before", *(f"{k} step{'s' * (k > 1)}" for k in steps)]
-    headings += ["chosen step", "worst 10 %", "rounds to target", "bytes to target", "seconds"]
+    headings += ["chosen step", "worst 10 %", "mean rank", "rounds to target", "bytes to target", "seconds"]
     scored = ["before", *(f"after_{k}" for k in steps), "after", "worst10"]
     rows = []
     for row in result["algorithms"]:
         cells = [_name(row), _span(row["runs"], "inner_lr"), *(_chosen(row["runs"], key) for key in searched)]
         cells.append(_adaptation(row["runs"]))
         cells += [_score(row, name, named(result["metric"])) for name in scored]
+        cells.append("-" if row["mean_rank"] is None else f"{row['mean_rank']:.2f}")
         reached = f" ({row['reached']} of {len(row['runs'])})" if row["reached"] and len(result["seeds"]) > 1 else ""
         cells.append(_plain(row, "rounds_to_target") + reached)
         sent = row["mean"]["bytes_to_target"]
@@ -32,7 +33,7 @@ def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     for row in result.get("baselines", []):
         scores = {"after": _score(row, "after", metric), "worst10": _score(row, "worst10", metric)}
         cells = [*("-" for _ in searched), "-", *(scores.get(name, "-") for name in scored)]
-        rows.append([title_of(row["baseline"], metric), "-", *cells, "-", "-", "-"])
+        rows.append([title_of(row["baseline"], metric), "-", *cells, "-", "-", "-", "-"])
     return headings, rows
 
 
@@ -42,7 +43,7 @@ def caption(result: Mapping[str, Any]) -> list[str]:
     what = metric.heading if metric.higher_is_better else f"{metric.heading} (lower is better)"
     over = f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
     sentences = [f"{result['data']}: {what} on {result['tasks'].get('test', 0)} held-out test tasks, {over}."]
-    sentences += [*_ranked(result, metric), *_choices(result)]
+    sentences += [*_ranked(result, metric), *paired.caption(result), *_choices(result)]
     if target is not None:
         nodes = result["nodes"]
         sentences.append(
@@ -56,7 +57,7 @@ def caption(result: Mapping[str, Any]) -> list[str]:
 
 def _ranked(result: Mapping[str, Any], metric: Metric) -> list[str]:
     """All of them with the baselines, the best first."""
-    ends = {name_of(row): row["mean"]["after"] for row in result["algorithms"]}
+    ends = {label(row): row["mean"]["after"] for row in result["algorithms"]}
     beside = {in_words(row["baseline"], metric): row["mean"]["after"] for row in result.get("baselines", [])}
     known = {name: end for name, end in (ends | beside).items() if end is not None}
     if not known.keys() & beside.keys():
@@ -92,8 +93,8 @@ def _searched(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in gridded:
         values = "; ".join(f"`{key}` of {_listed(values)}" for key, values in row["grid"].items())
         rounds = _listed(sorted({tried["rounds"] for tried in row["tried"]}))
-        said.append(f"{name_of(row)}: {values}, {_combinations(row)} combinations, in runs of {rounds} rounds")
-    beside = [name_of(row) for row in rows if not row["grid"]]
+        said.append(f"{label(row)}: {values}, {_combinations(row)} combinations, in runs of {rounds} rounds")
+    beside = [label(row) for row in rows if not row["grid"]]
     if not said:
         return []
     found = [
@@ -129,14 +130,14 @@ def _edges(plain: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
     if edges := [row for row in plain if row["edge"]]:
         sentences.append(
             "At the lowest or highest of the inner rates that were tried, so that a wider range (`--inner-lrs`) may do better: "
-            + "; ".join(f"{name_of(row)}, {_seeds(row['edge'])}" for row in edges)
+            + "; ".join(f"{label(row)}, {_seeds(row['edge'])}" for row in edges)
             + "."
         )
     found = [(row, key, seeds) for row in rows for key, seeds in row["edges"].items() if seeds]
     if found:
         sentences.append(
             "At the edge of the grid, so that a wider one (`--grid`) may do better: "
-            + "; ".join(f"{name_of(row)}, `{key}`, {_seeds(seeds)}" for row, key, seeds in found)
+            + "; ".join(f"{label(row)}, `{key}`, {_seeds(seeds)}" for row, key, seeds in found)
             + "."
         )
     return sentences
@@ -150,11 +151,6 @@ def _names(rows: Sequence[Mapping[str, Any]]) -> str:
     return _listed(list(dict.fromkeys(map(modes.title, rows))))
 
 
-def name_of(row: Mapping[str, Any]) -> str:
-    """What names a row: its name, and the mode where modes are compared: "maml, async"."""
-    return ", ".join(filter(None, (modes.title(row), row.get("mode"))))
-
-
 def _listed(values: Sequence[Any]) -> str:
     return ", ".join(map(str, values))
 
@@ -166,7 +162,7 @@ def failures(result: Mapping[str, Any]) -> list[str]:
         seen = [(run["inner_lr"], run["seed"], run["failure"]) for run in (*row["tried"], *row["runs"])]
         for rate, seed, reason in dict.fromkeys(item for item in seen if item[2]):
             with_rate = "" if rate is None else f"inner lr {rate:g}, "
-            lines.append(f"{name_of(row)}, {with_rate}seed {seed}: {reason}")
+            lines.append(f"{label(row)}, {with_rate}seed {seed}: {reason}")
     return lines
 
 
@@ -175,15 +171,21 @@ def rich_table(result: Mapping[str, Any]) -> Table:
     return _for_terminal(*table(result))
 
 
-def rich_table_of_modes(result: Mapping[str, Any]) -> Table:
-    """The table of the modes for a terminal."""
-    return _for_terminal(*modes.table(result))
+def further_tables(result: Mapping[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
+    """(headings, rows of cells) of what stands below the table: the tests, and the modes."""
+    found = [paired.table(result), *([modes.table(result)] if result["modes"] else [])]
+    return [one for one in found if one[1]]
+
+
+def rich_tables_below(result: Mapping[str, Any]) -> list[Table]:
+    """The same for a terminal."""
+    return [_for_terminal(*one) for one in further_tables(result)]
 
 
 def _for_terminal(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     built = Table()
-    for heading in headings:
-        built.add_column(heading, justify="left" if heading in ("algorithm", "mode") else "right")
+    for place, heading in enumerate(headings):
+        built.add_column(heading, justify="left" if not place or heading == "mode" else "right")
     for cells in rows:
         built.add_row(*cells)
     return built
@@ -192,8 +194,8 @@ def _for_terminal(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Tab
 def markdown(result: Mapping[str, Any]) -> str:
     """comparison.md: the table, how to read it, and how to repeat it."""
     lines = _in_markdown(*table(result))
-    if result["modes"]:
-        lines += ["", *_in_markdown(*modes.table(result))]
+    for beside in further_tables(result):
+        lines += ["", *_in_markdown(*beside)]
     lines += ["", *caption(result)]
     lines += ["", *(f"- {line}" for line in failures(result))] if failures(result) else []
     return "\n".join([*lines, "", "To repeat it:", "", f"    {result['command']}", ""])
@@ -206,8 +208,8 @@ def _in_markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list
 
 def _name(row: Mapping[str, Any]) -> str:
     if not row["failed"]:
-        return name_of(row)
-    return f"{name_of(row)} ({row['failed']} of {len(row['runs'])} failed)"
+        return label(row)
+    return f"{label(row)} ({row['failed']} of {len(row['runs'])} failed)"
 
 
 def _adaptation(runs: Sequence[Figures]) -> str:
