@@ -57,7 +57,7 @@ from quickbloom.common.system.whole_files import write_private
 PERSONAL = "quickbloom-personal-1"
 SUFFIX = ".safetensors"
 
-_MACHINES = ("output-dir", "resume-from", "data-dir", "own.path", "own.leave-out", "device", "tensorboard", "mlflow")
+_MACHINES = ("output-dir", "resume-from", "data-dir", "own.path", "own.leave-out", "device", "tensorboard", "mlflow", "wandb")
 """Settings that name a place, or the part of the tasks that a run used."""
 
 

@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 
 from quickbloom.common.config.run import RunConfig
-from quickbloom.common.errors import DataError
+from quickbloom.common.errors import ConfigError, DataError
+from quickbloom.common.formatting import counted
 from quickbloom.common.system.processes import cores
 from quickbloom.common.system.terminal import FAILED, STOPPED, console, paper, say, say_error
 from quickbloom.server_app.cli import compare_options as options
@@ -42,6 +43,9 @@ def compare(
     set_: options.Settings = None,
     jobs: options.Jobs = None,
     simulation: options.Simulation = False,
+    plan_file: options.PlanFile = None,
+    one_run: options.OneRun = None,
+    merge: options.Merge = None,
     output: options.Output = None,
     json_: options.Json = False,
 ) -> None:
@@ -57,10 +61,14 @@ def compare(
     Example: quickbloom compare --algorithms heads,maml --grid heads.head-steps=0,1,5 --grid inner-lr=0.1,0.3,1
 
     Example: quickbloom compare --algorithms reptile,protonet --dataset digits --modes sync,async --devices lognormal
+
+    Example: quickbloom compare --plan runs.jsonl --run 7
     """
     from quickbloom.server_app.comparing import comparison
-    from quickbloom.server_app.comparing.searching import locked
 
+    if one_run is not None:
+        _one_of_the_list(plan_file, one_run, output)
+        return
     plan = comparison.planned(
         [name for part in algorithms.split(",") if (name := part.strip())],
         variants=variant or [],
@@ -82,15 +90,61 @@ def compare(
         async_rounds=async_rounds,
     )
     directory = comparison.place(plan, output, leave_one_out=leave_one_out)
-    if leave_one_out:
+    _gather(merge or [], directory)
+    if plan_file is not None:
+        _list(plan, directory, plan_file, leave_one_out=leave_one_out)
+    elif leave_one_out:
         _each_left_out(plan, directory, jobs or cores(), json_)
+    else:
+        _compare(plan, directory, jobs or (1 if simulation else cores()), target_score, json_)
+
+
+def _one_of_the_list(file: Path | None, number: int, output: Path | None) -> None:
+    """Do one run of a list."""
+    from quickbloom.server_app.comparing import spread_out
+
+    if file is None:
+        raise ConfigError("`--run` is the number of a run in a list: name the list with `--plan`")
+    run = spread_out.read_run(file, number, output)
+    with _told(run.root):
+        result = spread_out.do(run)
+    if result.code:
+        say_error(result.failure)
+        raise typer.Exit(result.code if result.code > 0 else FAILED)
+    say(f"Run {number}: {run.directory}")
+
+
+def _gather(places: list[Path], directory: Path) -> None:
+    if not places:
         return
+    from quickbloom.server_app.comparing.searching import locked
+    from quickbloom.server_app.comparing.spread_out import gather
+
+    with locked(directory):
+        say(f"Gathered: {counted(gather(places, directory), 'new run')} in {directory}")
+
+
+def _list(plan: "Plan", directory: Path, file: Path, *, leave_one_out: bool) -> None:
+    from quickbloom.server_app.comparing.comparison import listed
+
+    number = listed(plan, directory, file, leave_one_out=leave_one_out)
+    if not number:
+        say(f"Nothing is left to do: repeat the command without `--plan` for the table, in {directory}")
+        return
+    say(f"{counted(number, 'run')} in {file}: `quickbloom compare --plan {file} --run K` does one, K from 1 to {number}")
+
+
+def _compare(plan: "Plan", directory: Path, jobs: int, target_score: float | None, as_json: bool) -> None:
+    """Runs, table and page."""
+    from quickbloom.server_app.comparing import comparison
+    from quickbloom.server_app.comparing.searching import locked
+
     with locked(directory):
         say(plan.describe())
         with _told(directory):
-            result = comparison.carry_out(plan, directory, jobs or (1 if simulation else cores()), console, target_score)
+            result = comparison.carry_out(plan, directory, jobs, console, target_score)
         _write_comparison_page(result, directory)
-    _show(result, json_)
+    _show(result, as_json)
     if all(row["failed"] == len(row["runs"]) for row in result["algorithms"]):
         raise typer.Exit(FAILED)
 

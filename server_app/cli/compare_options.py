@@ -63,6 +63,18 @@ Settings = Annotated[
 ]
 Simulation = Annotated[bool, typer.Option("--simulation", help="Run in Flower's simulation: same result, later.")]
 
+# ---- over several machines
+
+PlanFile = Annotated[
+    Path | None,
+    typer.Option("--plan", metavar="FILE", help="Write the list of runs, for other machines; with --run: the list to read."),
+]
+OneRun = Annotated[int | None, typer.Option("--run", metavar="K", help="Do the run in line K of the list alone, from 1 on.")]
+Merge = Annotated[
+    list[Path] | None,
+    typer.Option("--merge", metavar="DIR", help="First gather what is finished in this directory; repeat."),
+]
+
 # ---- where, and what comes out
 
 Jobs = Annotated[int | None, typer.Option(help="Runs at once; by default one per core, 1 with --simulation.", min=1)]

@@ -36,8 +36,8 @@ from quickbloom.server_app.launch.settings import parse_assignments
 from quickbloom.server_app.runs.directory import read_history
 from quickbloom.server_app.runs.program import named, program
 
-_NOT_COMPARED = ("output-dir", "data-dir", "resume-from", "seed", "tensorboard", "mlflow")
-_FINISHED, _LOG = "finished.json", "command.log"
+_NOT_COMPARED = ("output-dir", "data-dir", "resume-from", "seed", "tensorboard", "mlflow", "wandb")
+FINISHED, _LOG = "finished.json", "command.log"
 _TRACEBACK = "Traceback (most recent call last)"
 _PATIENCE = 60.0
 """Seconds that a run has to end what it started when it is stopped: a SuperLink takes its time."""
@@ -116,7 +116,7 @@ class Run:
 
     def result(self) -> "Result | None":
         """What the run left; None if it is not finished."""
-        file = self.directory / _FINISHED
+        file = self.directory / FINISHED
         return Result(self, json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
 
@@ -237,7 +237,7 @@ def _finish(run: Run, code: int, facts: dict[str, Any]) -> Result:
         # A run that failed is not kept: what stood in its way may be gone the next time.
         said = (run.directory / _LOG).read_text(encoding="utf-8", errors="replace").strip()
         return Result(run, facts, code, _failure(said))
-    with whole(run.directory / _FINISHED) as file:
+    with whole(run.directory / FINISHED) as file:
         json.dump(facts, file)
     return Result(run, facts)
 

@@ -16,6 +16,7 @@ from quickbloom.server_app.comparing.modes import ASYNC
 from quickbloom.server_app.comparing.plan import Plan, parse_modes, parse_rates, parse_seeds, recommended_rates
 from quickbloom.server_app.comparing.result import assemble
 from quickbloom.server_app.comparing.searching import compare
+from quickbloom.server_app.comparing.spread_out import write_list
 from quickbloom.server_app.comparing.variants import Variant, parse_grid, parse_variant
 from quickbloom.server_app.launch.prepare import own_data
 
@@ -83,10 +84,20 @@ def _devices(devices: str | None, settings: Sequence[str]) -> list[str]:
     return [assignment("devices", devices)]
 
 
+def listed(plan: Plan, directory: Path, file: Path, *, leave_one_out: bool = False) -> int:
+    """Write the list of the runs that are to be done now, and return their number."""
+    return write_list(list(folds(plan).values()) if leave_one_out else [plan], directory, file)
+
+
 def place(plan: Plan, output: str | Path | None, *, leave_one_out: bool = False) -> Path:
     """The directory of a comparison: `output`, by default runs/compare-DATASET, or runs/leave-one-out-DATASET."""
+    return place_of(plan.dataset, output, leave_one_out=leave_one_out)
+
+
+def place_of(dataset: str, output: str | Path | None, *, leave_one_out: bool = False) -> Path:
+    """The same by the name of the data set."""
     kind = "leave-one-out" if leave_one_out else "compare"
-    return Path(output) if output is not None else Path("runs") / f"{kind}-{plan.dataset}"
+    return Path(output).expanduser() if output is not None else Path("runs") / f"{kind}-{dataset}"
 
 
 def carry_out(plan: Plan, directory: Path, jobs: int, console: Console, target_score: float | None = None) -> dict[str, Any]:

@@ -23,11 +23,13 @@ from quickbloom.common.maths.intervals import half_width
 from quickbloom.common.metric import ACCURACY, Metric, named
 from quickbloom.common.spreadsheets import write_csv
 from quickbloom.common.system.whole_files import whole
+from quickbloom.server_app.comparing import fingerprint
 from quickbloom.server_app.comparing.fingerprint import remember
 from quickbloom.server_app.comparing.leave_one_out import FILE, metric_for_all, own_of, tasks_of
 from quickbloom.server_app.comparing.plan import Plan
 from quickbloom.server_app.comparing.result import Figures, failure, figures
 from quickbloom.server_app.comparing.searching import Entry, compare_all
+from quickbloom.server_app.comparing.table import footing
 from quickbloom.server_app.launch.prepare import scored_one_by_one
 from quickbloom.server_app.runs.directory import RunDirectory
 
@@ -85,6 +87,7 @@ def assemble(plan: Plan, entries: Mapping[str, Sequence[Entry]]) -> dict[str, An
         "tasks": list(entries),
         "algorithms": rows,
         "command": f"{plan.command()} --leave-one-out",
+        **fingerprint.facts(plan.parts()),
         "version": __version__,
     }
 
@@ -225,6 +228,8 @@ def write(result: Mapping[str, Any], directory: Path) -> None:
         "To repeat it:",
         "",
         f"    {result['command']}",
+        "",
+        *footing(result),
         "",
     ]
     writer.write_text(f"{FILE}.md", "\n".join(lines))

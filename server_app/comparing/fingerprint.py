@@ -8,14 +8,17 @@ is said what changed.
 import hashlib
 import inspect
 import json
+import platform
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from quickbloom import __version__
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.datasets import DATASETS, load_dataset
 from quickbloom.common.datasets.base import Dataset, resolve_data_dir
@@ -94,6 +97,17 @@ def of_content(config: RunConfig) -> Parts:
     return {config.dataset: {RETURNS: _generated(config.dataset, options, config)}}
 
 
+def facts(parts: Parts) -> dict[str, Any]:
+    """Return what every output says of the data, and of the software that made it."""
+    listed = [{"name": name, "parts": len(items), "sha256": Data({name: items}, {}).digest} for name, items in parts.items()]
+    packages = {name: version(name) for name in ("torch", "numpy", "flwr")}
+    return {
+        "data_sha256": Data(parts, {}).digest,
+        "data_parts": listed,
+        "versions": {"quickbloom": __version__, "python": platform.python_version(), **packages, "system": platform.platform()},
+    }
+
+
 def changes(before: Parts, now: Parts) -> list[str]:
     """Return what is other than before, each in a few words: "patients.csv", "2 of 40 files of photos (a.png, b.png)"."""
     said = []
@@ -117,6 +131,7 @@ def remember(directory: Path, now: Parts) -> str:
     file = directory / FILE
     before: Parts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     said = changes(before, now)
+    directory.mkdir(parents=True, exist_ok=True)
     RunDirectory(directory).write_json(FILE, before | now)
     if not said:
         return ""

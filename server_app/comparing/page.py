@@ -10,7 +10,7 @@ import numpy as np
 from quickbloom.common.metric import Metric, named
 from quickbloom.server_app.comparing import modes, paired
 from quickbloom.server_app.comparing.result import label as title_of
-from quickbloom.server_app.comparing.table import caption, failures, table
+from quickbloom.server_app.comparing.table import caption, failures, footing, table
 from quickbloom.server_app.reporting.drawing import QUIET, every, few_numbers, picture, possible, style, whole_numbers
 from quickbloom.server_app.reporting.page import (
     Code,
@@ -60,6 +60,7 @@ def _repeat(result: Mapping[str, Any]) -> list[Part]:
     parts: list[Part] = [
         Code("Command that repeats the comparison", result["command"]),
         Text("Runs that are finished in its directory are not repeated."),
+        *(Text(sentence) for sentence in footing(result)),
         Fold("The runs of the table, one by one", [Code("Commands of all runs", runs)]),
     ]
     for row in result["algorithms"]:

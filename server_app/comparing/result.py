@@ -12,7 +12,7 @@ from quickbloom.common.config.run import RunConfig
 from quickbloom.common.formatting import data_name
 from quickbloom.common.metric import ACCURACY, Metric, metric_of, named
 from quickbloom.common.spreadsheets import read_csv
-from quickbloom.server_app.comparing import modes, paired
+from quickbloom.server_app.comparing import fingerprint, modes, paired
 from quickbloom.server_app.comparing.batch import Result
 from quickbloom.server_app.comparing.plan import Plan
 from quickbloom.server_app.comparing.searching import Entry
@@ -58,6 +58,7 @@ def assemble(plan: Plan, entries: Sequence[Entry], target: float | None) -> dict
         "modes": _modes(plan, rows, metric, config) if plan.modes else None,
         "baselines": _baselines(rows),
         "command": plan.command() + (f" --target-score {target:g}" if target is not None else ""),
+        **fingerprint.facts(plan.parts()),
         "version": __version__,
     }
 

@@ -149,6 +149,8 @@ def locked(directory: Path) -> Iterator[None]:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locks.locked(directory / ".lock", create=True))
+            if any(locks.is_locked(run) for run in directory.glob(".run-*.lock")):  # of a list whose runs go on here
+                raise BlockingIOError
         except BlockingIOError:
             raise ConfigError(
                 f"another comparison is at work in '{directory}': wait for it, or choose another `--output`"

@@ -198,7 +198,14 @@ def markdown(result: Mapping[str, Any]) -> str:
         lines += ["", *_in_markdown(*beside)]
     lines += ["", *caption(result)]
     lines += ["", *(f"- {line}" for line in failures(result))] if failures(result) else []
-    return "\n".join([*lines, "", "To repeat it:", "", f"    {result['command']}", ""])
+    return "\n".join([*lines, "", "To repeat it:", "", f"    {result['command']}", "", *footing(result), ""])
+
+
+def footing(result: Mapping[str, Any]) -> list[str]:
+    """Which data and which software a result stands on, in sentences."""
+    parts = ", ".join(str(part["name"]) for part in result["data_parts"])
+    software = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return [f"Data: {parts or result['data']}, SHA-256 {result['data_sha256']}.", f"Made with {software}."]
 
 
 def _in_markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -37,7 +37,7 @@ from quickbloom.server_app.runs.directory import RunDirectory, history_until
 _MAY_CHANGE = {
     *("output-dir", "resume-from", "data-dir", "device", "chunk-size", "min-nodes", "node-deadline", "round-deadline"),
     *("evaluate-every", "checkpoint-every", "adapt-lrs", "adapt-steps", "test-shots", "min-replies", "on-too-few"),
-    *("personal", "tensorboard", "mlflow", "compile", "secure-threshold", "baselines", "join", *trust.PLACES),
+    *("personal", "tensorboard", "mlflow", "wandb", "compile", "secure-threshold", "baselines", "join", *trust.PLACES),
 }
 
 
