@@ -21,7 +21,6 @@ from quickbloom.server_app.comparing.files import _escaped
 from quickbloom.server_app.comparing.page import write_comparison_page
 from quickbloom.server_app.comparing.table import table
 
-
 _BY_LIBRARIES = ("GRPC_VERBOSITY", "TORCHINDUCTOR_CACHE_DIR")
 """Set by flwr and torch themselves when they are imported."""
 

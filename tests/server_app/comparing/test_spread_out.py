@@ -1,13 +1,20 @@
-"""A comparison in three places, interrupted and continued, has the table of one in one go; the runs are real and small."""
+"""A comparison in three places, interrupted and continued, has the table of one in one go.
+
+The runs are real and small: what a process of its own would do is done in this one.
+"""
 
 import json
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from quickbloom.common.errors import ConfigError
 from quickbloom.server_app.cli import main
@@ -21,11 +28,29 @@ from quickbloom.server_app.comparing.spread_out import do, gather, read_run, wri
 QUIET = Console(quiet=True)
 
 
+class Here:
+    """Stands in for the process of `quickbloom run`: the command, here and at once."""
+
+    begun = 0
+
+    def __init__(self, command: list[str], stderr: Any, **options: Any) -> None:
+        Here.begun += 1
+        done = CliRunner().invoke(main.cli, command[1:])
+        stderr.write(done.stderr.encode())
+        self.code = done.exit_code
+
+    def poll(self) -> int:
+        return self.code
+
+
 @pytest.fixture
-def plan() -> Plan:
-    """Three inner rates with one round, and the best of them with three: four runs."""
+def plan(monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """Of two seeds three inner rates with one round, and the best with three: eight runs."""
+    monkeypatch.setattr(
+        "quickbloom.server_app.comparing.batch.subprocess", SimpleNamespace(Popen=Here, DEVNULL=subprocess.DEVNULL)
+    )
     return planned(
-        [], variants=["fast:fomaml,inner-steps=1"], grids=["inner-lr=0.01,0.1,1"], dataset="gaussian", rounds=3, seeds="0,"
+        [], variants=["fast:fomaml,inner-steps=1"], grids=["inner-lr=0.01,0.1,1"], dataset="gaussian", rounds=3, seeds="2"
     )
 
 
@@ -37,31 +62,39 @@ def without_clocks(result: dict[str, Any]) -> dict[str, Any]:
 def test_interrupted_and_merged_from_three_places_it_is_the_same(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = carry_out(plan, tmp_path / "whole", 2, QUIET)
-    home, file = tmp_path / "home", tmp_path / "runs.jsonl"
-    assert write_list([plan], home, file) == 3
-    for number, place in ((1, "a"), (2, "b"), (3, "c")):
-        run = read_run(file, number, tmp_path / place)
+    Here.begun = 0
+    whole = carry_out(plan, tmp_path / "whole", 1, QUIET)
+    assert Here.begun == 8
+    home, file, random = tmp_path / "home", tmp_path / "runs.jsonl", Random(0)
+    assert write_list([plan], home, file) == 6  # those that are short
+    for number in range(1, 7):
+        run = read_run(file, number, tmp_path / random.choice("abc"))
         assert do(run).code == 0
         assert do(run).facts == run.result().facts  # type: ignore[union-attr]  # it is not done twice
-    assert gather([tmp_path / "a", tmp_path / "b"], home) == 2
-    assert write_list([plan], home, file) == 1
-    assert gather([tmp_path / place for place in "abc"], home) == 1
-    # The rung of three rounds, which waited for the first; the comparison is stopped in the middle of it.
-    assert write_list([plan], home, file) == 1
-    assert json.loads(file.read_text())["rounds"] == 3
+    assert Here.begun == 14
+    places = [tmp_path / place for place in "abc"]
+    assert gather(places[:2], home) + gather(places[1:], home) == 6
+    # Those that waited for the short ones: a comparison is stopped twice in the middle of them, and another left half a run.
+    assert write_list([plan], home, file) == 2
+    assert [json.loads(line)["rounds"] for line in file.read_text().splitlines()] == [3, 3]
+    half_done = read_run(file, 2, home).directory
+    half_done.mkdir()
+    (half_done / "history.jsonl").write_text('{"round": 1}\n')
 
     def stopped(wanted: Any, jobs: int, on_start: Callable[..., None], on_end: Callable[..., None]) -> Any:
-        def stop(run: Any) -> None:
-            raise KeyboardInterrupt
+        def stop(result: Any, kept: bool) -> None:
+            if not kept:
+                raise KeyboardInterrupt
 
-        return perform(wanted, jobs, on_start=stop, on_end=on_end)
+        return perform(wanted, jobs, on_start=on_start, on_end=stop)
 
     with monkeypatch.context() as patch:
         patch.setattr(searching, "perform", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            carry_out(plan, home, 2, QUIET)
-    found = carry_out(plan, home, 2, QUIET)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                carry_out(plan, home, 1, QUIET)
+    found = carry_out(plan, home, 1, QUIET)
+    assert Here.begun == 16
     assert without_clocks(found) == without_clocks(whole)
     assert write_list([plan], home, file) == 0
     tables = [

@@ -202,18 +202,24 @@ def test_a_tracking_server_that_does_not_answer_is_refused_before_the_first_roun
 
 
 def wandb_records(path: Path) -> list[Any]:
-    """What wandb's own reader finds in the one file of an offline run."""
+    """The records in the one file of an offline run: LevelDB's log format, behind a header of seven bytes.
+
+    Blocks of 32 KiB hold pieces with a checksum (4 bytes), a length (2) and a type (1): whole, first, middle or last.
+    """
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
     (file,) = path.glob("wandb/offline-run-*/*.wandb")
-    store = DataStore()
-    store.open_for_scan(str(file))
-    found = []
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        found.append(record)
+    data, at, held, found = file.read_bytes(), 7, b"", []
+    assert data[:4] == b":W&B"
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # the rest of a block that is too short for a piece
+            at += 32768 - at % 32768
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        held = (b"" if kind in (1, 2) else held) + data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            found.append(wandb_internal_pb2.Record.FromString(held))
     return found
 
 
