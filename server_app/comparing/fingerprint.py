@@ -100,11 +100,12 @@ def of_content(config: RunConfig) -> Parts:
 def facts(parts: Parts) -> dict[str, Any]:
     """Return what every output says of the data, and of the software that made it."""
     listed = [{"name": name, "parts": len(items), "sha256": Data({name: items}, {}).digest} for name, items in parts.items()]
+    machine = f"{platform.system()} {platform.machine()}"
     packages = {name: version(name) for name in ("torch", "numpy", "flwr")}
     return {
         "data_sha256": Data(parts, {}).digest,
         "data_parts": listed,
-        "versions": {"quickbloom": __version__, "python": platform.python_version(), **packages, "system": platform.platform()},
+        "versions": {"quickbloom": __version__, "python": platform.python_version(), **packages, "system": machine},
     }
 
 

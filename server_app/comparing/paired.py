@@ -28,7 +28,10 @@ Values = Mapping[Any, float]
 """Scores by what is paired: a seed, or a user."""
 
 
-def signed_rank(differences: Sequence[float]) -> tuple[float, float]:
+Numbers = Sequence[float] | np.ndarray[Any, Any]
+
+
+def signed_rank(differences: Numbers) -> tuple[float, float]:
     """Return (two-sided p value, matched-pairs rank biserial correlation) of paired differences; zeros are left out.
 
     (1.0, 0.0) where none is left. Exact up to 200 differences: all signs are equally likely, so that the sums of ranks are
@@ -69,7 +72,7 @@ def holm(values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def seeds_needed(differences: Sequence[float], tests: int) -> int | None:
+def seeds_needed(differences: Numbers, tests: int) -> int | None:
     """Return how many seeds would settle a difference as large and as steady as this one; None: not to be told, or never.
 
     For a paired test at level 0.05 / `tests` (Holm's strictest) with power 0.8: ((z_level + z_power) * sd / mean)^2, times

@@ -48,7 +48,7 @@ def test_the_effect_by_hand() -> None:
     # 1 and 1 share ranks 1 and 2; 3 has rank 3: (1.5 + 3 - 1.5) / 6.
     assert signed_rank([1, -1, 3])[1] == pytest.approx(0.5)
     assert signed_rank([0, 0]) == (1.0, 0.0)
-    assert signed_rank([1, 2, 3, 4, 5, 6]) == (pytest.approx(2 / 64), 1.0)
+    assert signed_rank([1, 2, 3, 4, 5, 6]) == pytest.approx((2 / 64, 1.0))
 
 
 def test_ranks_are_those_of_scipy() -> None:
