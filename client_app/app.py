@@ -2,53 +2,47 @@
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
 from logging import ERROR, WARNING
 from typing import Any
 
 import flwr
 import numpy as np
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from quickbloom import __version__
-from quickbloom.client_app import baselines, round_log, secure
+from quickbloom.client_app import baselines, centring, round_log, secure
 from quickbloom.client_app.asked import Asked
-from quickbloom.client_app.measuring import measure
-from quickbloom.client_app.node import Node, node_of
+from quickbloom.client_app.measuring import score_seen, score_unseen
+from quickbloom.client_app.node import Node
 from quickbloom.client_app.personal_models import keep_all
+from quickbloom.client_app.replying import coded, replies
 from quickbloom.client_app.task_state import KeptState
-from quickbloom.common.algorithms import Algorithm
 from quickbloom.common.datasets.own import Own
 from quickbloom.common.engine.compiling import Auto
-from quickbloom.common.engine.round import TaskWork, evaluate, run_round
-from quickbloom.common.errors import QuickbloomError, in_one_line
+from quickbloom.common.engine.round import TaskWork, run_round
+from quickbloom.common.errors import in_one_line
 from quickbloom.common.flower.names import log
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.maths.kernels.compiler import find_compiler
 from quickbloom.common.maths.kernels.compiler import remark as kernel_remark
-from quickbloom.common.maths.params import Params, weighted_mean
-from quickbloom.common.metric import Metric, named
+from quickbloom.common.maths.params import weighted_mean
+from quickbloom.common.metric import named
 from quickbloom.common.printable import keep_log_to_lines
 from quickbloom.common.randomness import generator
-from quickbloom.common.wire import packing
-from quickbloom.common.wire.compression import FLOAT32, CodingError, encode, with_feedback
 from quickbloom.common.wire.messages import (
     LARGEST_LOSS,
     LOSS_ROUNDING,
-    EvaluateReply,
     EvaluateRequest,
     KeepReply,
     KeepRequest,
     TrainReply,
     TrainRequest,
     WireError,
-    error_records,
     payload_bytes,
-    told_settings,
 )
 from quickbloom.common.wire.roll_call import (
     ConstantsReply,
@@ -56,7 +50,6 @@ from quickbloom.common.wire.roll_call import (
     MomentsRequest,
     RollCallReply,
     check_roll_call,
-    told_agreed,
 )
 from quickbloom.common.wire.secure.messages import MaskedRequest
 from quickbloom.common.wire.secure.updates import to_row
@@ -64,58 +57,39 @@ from quickbloom.common.wire.secure.updates import to_row
 app = ClientApp()
 keep_log_to_lines()
 
-Handler = Callable[[Message, Node, RecordDict], RecordDict]
-
 ToReply = Callable[[TrainReply, KeptState], RecordDict]
-
-_LOST = "\0what coding lost of the sum"
-"""Name, which no task has, of the error that `update-dtype` left of the last meta-gradients, times their weight."""
-
-
-def _replies(handler: Handler) -> Callable[[Message, Context], Message]:
-    """Turn errors that a user can mend into a reply with one sentence. Any other exception is a defect and is raised."""
-
-    @wraps(handler)
-    def wrapped(message: Message, context: Context) -> Message:
-        packed = packing.is_packed(message.content)
-        try:
-            message.content = packing.unpack(message.content)
-            node = node_of(context, told_settings(message.content), *told_agreed(message.content))
-            content = handler(message, node, context.state)
-        except (QuickbloomError, WireError) as error:
-            log(ERROR, "%s", error)
-            content = error_records(error.for_others() if isinstance(error, QuickbloomError) else str(error))
-        return Message(packing.pack(content) if packed else content, reply_to=message)
-
-    return wrapped
 
 
 @app.query("roll_call")
-@_replies
+@replies
 def roll_call(message: Message, node: Node, state: RecordDict) -> RecordDict:
     """Reply with the tasks that this node hosts, and the form of their examples."""
     check_roll_call(message.content)
     if find_compiler() and (lacking := kernel_remark()):
         log(WARNING, "%s", lacking)
-    versions = {
+    left_out, keeps = node.dataset.left_out, bool(node.state_dir)
+    return RollCallReply(node.dataset.spec, node.tasks, versions(), left_out=left_out, keeps=keeps).to_records()
+
+
+def versions() -> dict[str, str]:
+    """Return the releases of this node's software by package."""
+    return {
         "quickbloom": __version__,
         "flwr": flwr.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    left_out, keeps = node.dataset.left_out, bool(node.state_dir)
-    return RollCallReply(node.dataset.spec, node.tasks, versions, left_out=left_out, keeps=keeps).to_records()
 
 
 @app.query("constants")
-@_replies
+@replies
 def constants(message: Message, node: Node, state: RecordDict) -> RecordDict:
     """Reply with the hash of what this node's model has besides what is trained."""
     return ConstantsReply(node.algorithm.learner.digest).to_records()
 
 
 @app.query("moments")
-@_replies
+@replies
 def moments(message: Message, node: Node, state: RecordDict) -> RecordDict:
     """Reply with what the training rows of this node show together of every column of numbers: no row is told."""
     request = MomentsRequest.from_records(message.content)
@@ -128,36 +102,40 @@ def moments(message: Message, node: Node, state: RecordDict) -> RecordDict:
     return MomentsReply(node.dataset.column_moments(task_ids), node.dataset.class_counts(task_ids)).to_records()
 
 
+app.query("means")(replies(centring.means))
+app.query("masked_means")(replies(centring.masked_means))
+
+
 @app.train()
-@_replies
+@replies
 def train(message: Message, node: Node, state: RecordDict) -> RecordDict:
     """Reply with the mean meta-gradient of the requested tasks."""
     request = TrainRequest.from_records(message.content)
     secure.check_open(node)
 
     def reply(made: TrainReply, store: KeptState) -> RecordDict:
-        return replace(made, gradient=_coded(node, store, made, request)).to_records()
+        return replace(made, gradient=coded(node.run, store, made, request)).to_records()
 
     return _trained(message, node, state, request, reply)
 
 
 @app.train("masked")
-@_replies
+@replies
 def train_masked(message: Message, node: Node, state: RecordDict) -> RecordDict:
     """Reply with the mean meta-gradient of the requested tasks, masked for a secure sum."""
-    request = MaskedRequest.from_records(message.content)
+    request = MaskedRequest.from_records(message.content, TrainRequest)
     stage = secure.ready(request, state)
 
     def reply(made: TrainReply, store: KeptState) -> RecordDict:
         row = to_row(made.gradient, made.weight, made.losses, made.within)
         return secure.masked(stage, request, row, state)
 
-    return _trained(message, node, state, request.train, reply)
+    return _trained(message, node, state, request.of, reply)
 
 
-app.query("secure_keys")(_replies(secure.keys))
-app.query("secure_shares")(_replies(secure.shares))
-app.query("secure_reveal")(_replies(secure.reveal))
+app.query("secure_keys")(replies(secure.keys))
+app.query("secure_shares")(replies(secure.shares))
+app.query("secure_reveal")(replies(secure.reveal))
 
 
 def _trained(message: Message, node: Node, state: RecordDict, request: TrainRequest, to_reply: ToReply) -> RecordDict:
@@ -204,72 +182,37 @@ def _draw(node: Node, task_id: str, rng: np.random.Generator, clip: float) -> Ta
         return TaskData(nothing, nothing, nothing)
 
 
-def _coded(node: Node, store: KeptState, made: TrainReply, request: TrainRequest) -> Params:
-    """Return the gradient encoded by `update-dtype`; the encoding error stays on this node for its next gradient."""
-    kind, share = node.run.update_dtype, node.run.update_share
-    rng = generator(request.seed, "coding", request.round, *request.task_ids)
-    if kind == FLOAT32:
-        return encode(made.gradient, kind, share, rng)
-    gradient = {name: value.cpu() for name, value in made.gradient.items()}
-    # All rules but the mean give every node the same weight.
-    weight = made.weight if node.run.aggregate == "mean" else min(made.weight, 1.0)
-    try:
-        coded, lost = with_feedback(gradient, weight, store.load(_LOST, gradient), kind, share, rng)
-    except CodingError as error:
-        raise WireError(f"this node's meta-gradient cannot be sent as {kind}: {error}") from None
-    if lost is not None:
-        store.save(_LOST, lost)
-    return coded
-
-
 @app.evaluate()
-@_replies
+@replies
 def evaluate_tasks(message: Message, node: Node, state: RecordDict) -> RecordDict:
-    """Reply with the scores of held-out tasks after 0..K adaptation steps."""
+    """Reply with the scores of tasks after 0..K adaptation steps: of held-out ones, or of training tasks as seen users."""
     started = time.perf_counter()
     request, received = EvaluateRequest.from_records(message.content), payload_bytes(message.content)
     message.content.clear()  # to free memory: it has been read
     algorithm, meta = node.algorithm_for(request.meta)
     node.check_hosted(request.task_ids)
-    Asked(node, state, request.lineage).to_score(request, algorithm.options.inner_lr)
-    draws = [
-        [replace(draw, support=draw.support.first(request.shots)) for draw in node.dataset.test_draws(task_id)]
-        for task_id in request.task_ids
-    ]
+    asked = Asked(node, state, request.lineage)
+    if request.seen:
+        asked.to_score_seen(request, algorithm.options.inner_lr)
+        reply = score_seen(node, algorithm, meta, request, KeptState(state, node.state_dir, request.lineage))
+    else:
+        asked.to_score(request, algorithm.options.inner_lr)
+        reply = score_unseen(node, algorithm, meta, request)
     metric = named(request.metric) if request.metric else node.dataset.spec.metric
-    losses, metrics = evaluate(algorithm, meta, draws, request.lrs, request.steps, node.chunk_size_scoring)
-    if metric != node.dataset.spec.metric:
-        metrics = measure(node, algorithm, meta, request, draws, metric, metrics)
-    seconds = time.perf_counter() - started
+    seconds, metrics = time.perf_counter() - started, reply.metrics
     number, at = message.metadata.group_id, _nearest(request.lrs, algorithm.options.inner_lr)
     scores = round_log.in_words(metric, metrics[:, at, 0].mean(), metrics[:, at, -1].mean()) + f" at rate {request.lrs[at]:g}"
-    round_log.tell(node, f"Round {number}, evaluation", request.task_ids, scores, seconds, received, 0)
-    return EvaluateReply(losses, metrics, _second(node, algorithm, meta, request, draws, metric, metrics)).to_records()
+    what = f"Round {number}, evaluation{' of training tasks' * request.seen}"
+    round_log.tell(node, what, request.task_ids, scores, seconds, received, 0)
+    return reply.to_records()
 
 
-def _second(
-    node: Node,
-    algorithm: Algorithm,
-    meta: Params,
-    request: EvaluateRequest,
-    draws: Sequence[Sequence[TaskData]],
-    metric: Metric,
-    metrics: np.ndarray[Any, Any],
-) -> np.ndarray[Any, Any] | None:
-    """Return the second metric of a user's own data; None for other data, and while rates are still to be chosen."""
-    if not isinstance(node.dataset, Own) or len(request.lrs) > 1 or request.shots:
-        return None
-    first = node.dataset.spec.metric
-    second = named(metric.second or first.name)
-    return measure(node, algorithm, meta, request, draws, second, metrics if metric == first else None)
-
-
-app.query("sums")(_replies(baselines.sums))
-app.query("scores")(_replies(baselines.scores))
+app.query("sums")(replies(baselines.sums))
+app.query("scores")(replies(baselines.scores))
 
 
 @app.query("keep")
-@_replies
+@replies
 def keep(message: Message, node: Node, state: RecordDict) -> RecordDict:
     """Adapt the final model to this node's own tasks and keep the results here. Only their number is sent."""
     request = KeepRequest.from_records(message.content)

@@ -2,12 +2,13 @@
 
 A score is an exact loss at weights chosen by the server; from differences of many scores it could
 derive the gradient of a task. A task that trains in a run is therefore never scored in it, and vice
-versa. If the node's meta-gradients travel only in secure sums, it scores one model in each round in
-which the run's own settings ask for scores, at their rates, steps and shots. If the run
-keeps its best model (`keep`), the initial one is scored as well, as that of round 0, and after
-training one of the models that were scored before may be scored with more steps. This memory lasts
-as long as the run. With a `state-dir`, the lists of trained and scored tasks last as long as the
-training.
+versa, with one exception: where `evaluate-users` asks for seen users, and gradients are neither in
+sums nor private, training tasks are scored by one model, the final one, at one rate. If the
+node's meta-gradients travel only in secure sums, it scores one model in each round in which the
+run's own settings ask for scores, at their rates, steps and shots. If the run keeps its best model
+(`keep`), the initial one is scored as well, as that of round 0, and after training one of the
+models that were scored before may be scored with more steps. This memory lasts as long as the run.
+With a `state-dir`, the lists of trained and scored tasks last as long as the training.
 """
 
 import hashlib
@@ -28,7 +29,8 @@ from quickbloom.common.system.whole_files import write_private
 from quickbloom.common.wire.messages import EvaluateRequest, WireError
 
 _KEPT = "asked"
-_TRAINED, _SCORED = "trained", "scored"
+_TRAINED, _SCORED, _HIDDEN = "trained", "scored", "hidden"
+"""Lists of tasks. `hidden`: those that trained while meta-gradients travelled in sums alone, or were to be private."""
 _WHY = {
     _TRAINED: "this node trains on the task '{}' in this run, so it gives no scores of it, which would tell its gradient",
     _SCORED: "this node was asked for scores of the task '{}' in this run, so it does not train on it",
@@ -49,12 +51,15 @@ class Asked:
         kept = state.get(_KEPT)
         self._fields: dict[str, Any] = dict(kept) if isinstance(kept, ConfigRecord) else {}
         on_disk = self._read()
-        self._tasks = {kind: {*self._fields.get(kind, []), *on_disk.get(kind, [])} for kind in (_TRAINED, _SCORED)}
+        kinds = (_TRAINED, _SCORED, _HIDDEN)
+        self._tasks = {kind: {*self._fields.get(kind, []), *on_disk.get(kind, [])} for kind in kinds}
 
     def to_train(self, task_ids: Sequence[str]) -> None:
         """Record a request to train these tasks, or refuse it."""
         self._check_data()
         self._refuse(_SCORED, task_ids)
+        if self._hides:
+            self._add(_HIDDEN, task_ids)
         self._add(_TRAINED, task_ids)
 
     def to_score(self, request: EvaluateRequest, inner_lr: float) -> None:
@@ -68,6 +73,30 @@ class Asked:
             self._by_schedule(request, inner_lr)
         self._add(_SCORED, request.task_ids)
 
+    def to_score_seen(self, request: EvaluateRequest, inner_lr: float) -> None:
+        """Record a request for scores of training tasks, or refuse it."""
+        self._check_data()
+        run = self._node.run
+        if self._hides or not run.scores_seen:
+            raise WireError("this node gives no scores of tasks that train in this run, which would tell their gradients")
+        self._refuse(_HIDDEN, request.task_ids)
+        if len(request.lrs) > 1 or not set(request.lrs) <= {*run.lrs, inner_lr} or request.shots:
+            raise WireError("scores of training tasks are asked for at other rates or shots than one of `adapt-lrs` and all")
+        if request.steps not in (run.first_steps, *run.more_steps):
+            raise WireError("scores of training tasks are asked for at other steps than `adapt-steps` of this run")
+        model = f"{_digest(request.meta)} {request.lrs[0]!r} {request.steps}"
+        if self._fields.setdefault("seen", model) != model:
+            raise WireError("this node has scored tasks that it trains on by another model, and does so by one in a run")
+        # One that never trained here could train from now on.
+        self._add(_SCORED, sorted(set(request.task_ids) - self._tasks[_TRAINED]))
+        self._remember()
+
+    @property
+    def _hides(self) -> bool:
+        """Whether the server must not learn of a task what its scores tell."""
+        run = self._node.run
+        return bool(run.secure_aggregation or run.privacy.on or self._node.least_in_sum)
+
     def _check_data(self) -> None:
         """Refuse changed data settings: with another task column, a task could hold rows of a task that trains."""
         run = self._node.run
@@ -77,7 +106,7 @@ class Asked:
 
     def _refuse(self, kind: str, task_ids: Sequence[str]) -> None:
         if both := sorted(set(task_ids) & self._tasks[kind]):
-            raise WireError(_WHY[kind].format(both[0]))
+            raise WireError(_WHY[_TRAINED if kind == _HIDDEN else kind].format(both[0]))
 
     def _add(self, kind: str, task_ids: Sequence[str]) -> None:
         if not set(task_ids) <= self._tasks[kind]:
@@ -135,7 +164,8 @@ class Asked:
             return {}
         try:
             found = json.loads(self._file.read_text())
-            return {kind: [str(name) for name in found[kind]] for kind in (_TRAINED, _SCORED)}
+            lists = {kind: found[kind] for kind in (_TRAINED, _SCORED)} | {_HIDDEN: found.get(_HIDDEN, [])}
+            return {kind: [str(name) for name in names] for kind, names in lists.items()}
         except (OSError, ValueError, KeyError, TypeError) as error:
             # Without this list, a trained task could be scored.
             raise ConfigError(

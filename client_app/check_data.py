@@ -6,8 +6,10 @@ from types import MappingProxyType
 
 import numpy as np
 
-from quickbloom.common.config.run import Scalar, parse_run_config
-from quickbloom.common.datasets.base import left_out_in_words
+from quickbloom.common.config.run import HUB, Scalar, parse_run_config
+from quickbloom.common.datasets import DATASETS, load_dataset
+from quickbloom.common.datasets.base import left_out_in_words, resolve_data_dir
+from quickbloom.common.datasets.holdings import Holdings, in_words, table_of
 from quickbloom.common.datasets.own import Own, OwnOptions, task_of_file
 from quickbloom.common.datasets.own.columns import categories
 from quickbloom.common.datasets.own.encoded import FEATURES, TOKENS, Encoded, parts
@@ -17,6 +19,9 @@ from quickbloom.common.datasets.own.numbers import read_numbers
 from quickbloom.common.datasets.own.remarks import variance_in_words
 from quickbloom.common.datasets.own.text import Array, Text, as_text
 from quickbloom.common.datasets.own.vocabulary import Places, input_names
+from quickbloom.common.datasets.partitioned import PartitionedDataset
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.partition import Partition
 from quickbloom.common.printable import one_line
 
 _MOST_TASKS = 50
@@ -39,14 +44,47 @@ def describe(
     `task`: the task column, which must exist; "": `task` if there is one, else all rows are one
     task. `task_name`: name of that task; "": the name of the file. `settings`: further settings of
     a run, such as {"own.shots": 5}. `show`: number of rows to show at the end as the model sees
-    them. `time`: the column by which rows are cut, "": none.
+    them. `time`: the column by which rows are cut, "": none. With the setting `partition` the table of users and classes is
+    told instead of tasks; `path` may then also name a data set that is spread over users, such as fashion-mnist or hub:NAME.
     """
+    if is_table(path):
+        yield from map(one_line, _spread(path, task or target or time, settings))
+        return
     run = parse_run_config({"dataset": "own", **settings}).table("own")
     assert isinstance(run, OwnOptions)
-    name = task_name or run.task_name or ("" if task else task_of_file(path))
+    name = task_name or run.task_name or ("" if task or run.partition else task_of_file(path))
     given = {"task_column": task, "task_name": name, "target_column": target, "time_column": time}
     options = run.model_copy(update={"path": path} | {key: value for key, value in given.items() if value})
     yield from map(one_line, _lines(Own(options, Path()), show))
+
+
+def is_table(path: str) -> bool:
+    """Return whether a data set of this name, and no file, is one that can be spread over simulated users."""
+    kind = DATASETS.get("hub" if path.startswith(HUB) else path)
+    return kind is not None and issubclass(kind, PartitionedDataset) and not Path(path).exists()
+
+
+def _spread(name: str, column: str, settings: Mapping[str, Scalar]) -> Iterator[str]:
+    if column:
+        raise ConfigError(
+            f"`--task`, `--target` and `--time` name columns of a file, got '{column}' with '{name}': leave it out"
+        )
+    config = parse_run_config({**settings, "dataset": name})
+    dataset = load_dataset(config.dataset, config.table(config.dataset), resolve_data_dir(config.data_dir))
+    assert isinstance(dataset, PartitionedDataset)
+    found = dataset.holdings()
+    if config.spread is None or found is None:
+        yield f"{name}: {len(dataset.tasks())} users of its own; `--partition` spreads its examples over simulated ones"
+        return
+    yield f"{name}: classification; inputs {dataset.spec.input_shape}"
+    yield from _holdings(config.spread, found)
+    if dataset.left_out:
+        yield left_out_in_words(dataset.left_out)
+
+
+def _holdings(by: Partition, found: Holdings) -> Iterator[str]:
+    yield f"partition {by.in_words()}: {in_words(found)}"
+    yield from table_of(found)
 
 
 def _lines(own: Own, show: int) -> Iterator[str]:
@@ -59,7 +97,8 @@ def _lines(own: Own, show: int) -> Iterator[str]:
     for name in own.table:
         if not (own.one_task and name == own.options.task_column):
             yield _column(own, name)
-    yield from _tasks(own)
+    found = own.holdings()
+    yield from _holdings(own.options.partition, found) if own.options.partition and found else _tasks(own)
     yield from variance_in_words(own)
     if own.left_out:
         yield left_out_in_words(own.left_out)

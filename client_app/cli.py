@@ -59,7 +59,11 @@ def _commands() -> None:
 @cli.command()
 def check_data(
     path: Annotated[
-        str, typer.Argument(help="A .csv, .csv.gz, .parquet, .jsonl or .npz file, a folder of images, or module:function.")
+        str,
+        typer.Argument(
+            help="A .csv, .csv.gz, .parquet, .jsonl or .npz file, a folder of images, or module:function; to see a partition "
+            "also digits, fashion-mnist or hub:NAME."
+        ),
     ],
     task: Annotated[
         str, typer.Option(help="Column that says whose row it is; by default `task`, without one all rows are one task.")
@@ -70,6 +74,10 @@ def check_data(
     ] = "",
     encoder: Annotated[str, typer.Option(help="The run's frozen encoder, such as onnx:FILE or sentence:DIRECTORY.")] = "",
     text: Annotated[str, typer.Option(help="Columns of text for the encoder, with commas between them.")] = "",
+    partition: Annotated[
+        str, typer.Option(help="The run's partition over simulated users, such as dirichlet:0.1: shows who holds what.")
+    ] = "",
+    users: Annotated[int | None, typer.Option(help="How many simulated users.", min=1)] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of the run, such as own.categorical=ward; repeat."),
@@ -79,11 +87,14 @@ def check_data(
     """Say what a file holds and what is wrong with it; nothing connects. Exit code: 0 usable, 2 not.
 
     Example: quickbloom-edge check-data hospitals.csv --task hospital --target outcome --set own.shots=5 --show 5
+
+    Example: quickbloom-edge check-data fashion-mnist --partition dirichlet:0.1 --users 20
     """
     from quickbloom.client_app.check_data import describe  # imports torch, which takes seconds
 
     settings = {key: scalar(value) for key, value in map(split_assignment, set_ or [])}
-    settings |= {key: value for key, value in {"own.encoder": encoder, "own.text": text}.items() if value}
+    named = {"own.encoder": encoder, "own.text": text, "partition": partition, "users": users}
+    settings |= {key: value for key, value in named.items() if value}
     for line in describe(path, task, target, settings=settings, show=show, time=time):
         print(one_line(line))
 

@@ -19,11 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from quickbloom.client_app.export_whole import write_with_encoder
-from quickbloom.client_app.offline.files import fits_together, one_model
+from quickbloom.client_app.offline.files import fits_together, one_model, placed
 from quickbloom.common.datasets.own.preparation import Preparation
 from quickbloom.common.errors import ConfigError, DataError, in_one_line
 from quickbloom.common.personal.model import Personal, spec_of
-from quickbloom.common.personal.trust import check_encoder
 from quickbloom.common.system.extras import needs
 
 TOLERANCE = 1e-5
@@ -80,10 +79,8 @@ def export(
     if with_encoder and form != "onnx":
         raise ConfigError(f"`--with-encoder` is for `--format onnx`, got '{form}'")
     personal = one_model(Path(model).expanduser(), trust)
-    if encoder:
-        personal = personal.with_encoder(encoder)
-    else:
-        check_encoder(personal.own_options.encoder, trust, f"the personal model of '{personal.task}'")
+    if encoder or with_encoder:
+        personal = placed(personal, trust, encoder)
     path, write, read = Path(output).expanduser(), *_WRITERS[form]
     with fits_together(f"the personal model of '{personal.task}'"):
         module = PersonalModule(personal).eval()

@@ -37,7 +37,7 @@ class Node:
         self.state_dir = config.state_dir
         self.least_in_sum = config.least_in_sum
         self.show_rounds = config.show_rounds
-        self.device = _device(config.device or run.device)
+        self.device = device_of(config.device or run.device)
         # Training and scoring need different amounts of memory.
         self.chunk_size = config.chunk_size or run.chunk_size or AutoChunks(self.device)
         self.chunk_size_scoring = config.chunk_size or run.chunk_size or AutoChunks(self.device)
@@ -144,10 +144,15 @@ def _with_own_file(run: RunConfig, config: NodeConfig) -> Options:
             "node settings `data-path`, `task-column`, `task-name`, `target-column`, `time-column` and `encoder` need "
             f'`dataset = "own"`, got {run.dataset!r}'
         )
+    if config.data_path and run.partition:
+        raise ConfigError(
+            f"`partition` spreads one table that all nodes read, got '{run.partition}' beside the node setting `data-path`: "
+            "leave one of them out"
+        )
     return options.model_copy(update=given)
 
 
-def _device(setting: str) -> torch.device:
+def device_of(setting: str) -> torch.device:
     if setting == "cuda" and not torch.cuda.is_available():
         raise ConfigError('`device` is "cuda", but this node has no CUDA device: use "auto" or "cpu"')
     if setting == "auto":

@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from torch import Tensor
 
 from quickbloom.client_app.node import Node
 from quickbloom.client_app.task_state import KeptState, as_name
+from quickbloom.common.datasets.own import Own
 from quickbloom.common.datasets.own.preparation import Preparation
 from quickbloom.common.errors import ConfigError, DataError, in_one_line
 from quickbloom.common.flower.names import log
 from quickbloom.common.formatting import counted
 from quickbloom.common.metric import MSE, RMSE, Metric, named
 from quickbloom.common.personal import checkpoint
+from quickbloom.common.personal.carried import packed
 from quickbloom.common.personal.cross_validation import AFTER, BEFORE, CONSTANT, OWN, as_told
 from quickbloom.common.personal.model import SUFFIX, Origin, Personal, adapt, description, is_worse, save
 from quickbloom.common.wire.messages import KeepRequest
@@ -47,12 +50,13 @@ def keep_all(node: Node, request: KeepRequest, store: KeptState) -> int:
     facts |= {"run": request.run, "adapt": {"lr": request.lr, "steps": request.steps}}
     try:
         (directory / FOLDER).mkdir(parents=True, exist_ok=True)
-        checkpoint.write(directory / META, {f"meta/{n}": v for n, v in request.meta.items()}, facts, wait=True)
+        tensors = {f"meta/{n}": v for n, v in request.meta.items()} | _encoder_of(node)
+        checkpoint.write(directory / META, tensors, facts, wait=True)
         for task in node.tasks:
             if not task.num_support or not task.num_test:
                 continue
-            kept = store.load(task.task_id, fresh) or fresh
-            kept = {name: value.to(node.device) for name, value in kept.items()}
+            kept = store.load(task.task_id, fresh)
+            kept = None if kept is None else {name: value.to(node.device) for name, value in kept.items()}
             try:
                 personal = adapt(algorithm, meta, kept, node.dataset, task.task_id, node.run, origin)
             except DataError as error:
@@ -67,6 +71,12 @@ def keep_all(node: Node, request: KeepRequest, store: KeptState) -> int:
             "some space there; the old one stays"
         ) from None
     return count
+
+
+def _encoder_of(node: Node) -> dict[str, Tensor]:
+    """Return the small encoder for the checkpoint of this node; its personal models find it where it is."""
+    dataset = node.dataset
+    return packed(dataset.options, dataset.schema) if isinstance(dataset, Own) else {}
 
 
 def path_of(folder: Path, task_id: str) -> Path:

@@ -5,7 +5,7 @@ cannot be repeated.
 """
 
 import os
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flwr.app import Message, RecordDict
 
@@ -57,12 +57,12 @@ def shares(message: Message, node: Node, state: RecordDict) -> RecordDict:
     return SharesReply(made).to_records()
 
 
-def ready(request: MaskedRequest, state: RecordDict) -> Shared:
+def ready(request: MaskedRequest[Any], state: RecordDict) -> Shared:
     """Return this node's state for the step `masked`. Raises SecureError if there is none."""
     return _taken(state, request.session, Shared)
 
 
-def masked(stage: Shared, request: MaskedRequest, row: Numbers, state: RecordDict) -> RecordDict:
+def masked(stage: Shared, request: MaskedRequest[Any], row: Numbers, state: RecordDict) -> RecordDict:
     """Reply with this node's numbers, masked."""
     opened = stage.mask(row, request.envelopes)
     remember(state, opened.after)

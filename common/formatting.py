@@ -30,6 +30,8 @@ def duration(seconds: float) -> str:
 
 def data_name(config: Mapping[str, Any]) -> str:
     """What the data of a run with these settings are called: of a user's own the file, without the folder that it lies in."""
+    if config.get("dataset") == "hub":
+        return f"hub:{Path(str(config.get('hub.name', ''))).name}"
     if config.get("dataset") != "own":
         return str(config.get("dataset"))
     # Without a file in the settings every node has one of its own.

@@ -7,9 +7,11 @@ from typing import Any
 def load(package: str, *names: str) -> dict[str, Any]:
     """Return the class with `name = "NAME"` of the module `package`.NAME, for each of `names`, in this order.
 
+    A dash in a name is an underscore in that of its module.
+
     Raises ImportError if a module has no such class.
     """
-    return {name: _find(f"{package}.{name}", name) for name in names}
+    return {name: _find(f"{package}.{name.replace('-', '_')}", name) for name in names}
 
 
 def _find(module: str, name: str) -> Any:

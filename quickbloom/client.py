@@ -7,5 +7,7 @@ module lies in the package's own folder, and the first import waits until the pa
 
 import quickbloom  # noqa: F401
 from quickbloom.client_app import app as _app
+from quickbloom.client_app.own_app import app as _own
 
 app = _app.app
+own_trainer = _own.own_trainer

@@ -7,5 +7,7 @@ module lies in the package's own folder, and the first import waits until the pa
 
 import quickbloom  # noqa: F401
 from quickbloom.server_app import app as _app
+from quickbloom.server_app import own_app as _own
 
 app = _app.app
+own_server = _own.own_server

@@ -19,7 +19,7 @@ from rich.table import Table
 from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.algorithms.base import Algorithm
 from quickbloom.common.config.key_value import assignment
-from quickbloom.common.config.run import Scalar, parse_run_config
+from quickbloom.common.config.run import Scalar, parse_run_config, spelled_out
 from quickbloom.common.datasets import DATASETS
 from quickbloom.common.datasets.base import Dataset
 from quickbloom.common.errors import ConfigError, RunError
@@ -28,15 +28,15 @@ from quickbloom.common.models import MODELS
 from quickbloom.common.models.base import Model
 from quickbloom.common.spreadsheets import read_csv
 from quickbloom.common.system.processes import cores
-from quickbloom.common.system.terminal import STOPPED
+from quickbloom.common.system.terminal import STOPPED, say
 from quickbloom.common.system.whole_files import replacing
 from quickbloom.server_app.events.channel import Listener
 from quickbloom.server_app.events.file import read_events
 from quickbloom.server_app.events.kinds import RoundEnded, Scored
 from quickbloom.server_app.launch.follow import follow, run_here
 from quickbloom.server_app.launch.prepare import Start, own_data, settle
-from quickbloom.server_app.launch.settings import default_algorithm, parse_assignments
-from quickbloom.server_app.reporting.result_table import baseline_table, result_lines, result_table
+from quickbloom.server_app.launch.settings import assigned
+from quickbloom.server_app.reporting.result_table import baseline_table, result_lines, result_table, users_table
 
 Kind = TypeVar("Kind", bound=type[Algorithm] | type[Dataset] | type[Model])
 Values = Mapping[str, Any]
@@ -73,7 +73,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         """Return the table of results, for a notebook."""
-        tables = [result_table(self.summary), baseline_table(self.summary)]
+        tables = [result_table(self.summary), users_table(self.summary), baseline_table(self.summary)]
         return "".join(_as_html(table) for table in tables if table is not None)
 
 
@@ -99,19 +99,23 @@ def run(
 
     `data`: your own file as for `--data`, a pandas or polars DataFrame, or arrays by column; `task` and `target` name its
     columns, and `time` the one by which each task's rows are cut in order, support first and test last.
-    `algorithm`: by default "ridge" for your own data, else "reptile".
+    `algorithm`: by default "ridge" for your own data, or "protonet" behind an encoder if labels are each user's own, else
+    "reptile".
     `settings`: any settings by name, {"own.shots": 5}; those of the run or the algorithm also as `options`, inner_lr=0.1.
     `simulation`: run in Flower's simulation instead: same result, later. `listener`: is called with every event of the run.
     Raises ConfigError or DataError for wrong input, and RunError for a run that cannot go on.
 
     Example: `quickbloom.run("maml", data=frame, task="hospital", target="outcome", rounds=50)`
+
+    Example: `quickbloom.run("fedavg", data=frame, target="kind", settings={"partition": "dirichlet:0.1", "users": 20})`
     """
     named: dict[str, Any] = {"algorithm": algorithm, "dataset": dataset, "rounds": rounds, "seed": seed}
-    values: dict[str, Scalar] = {key: value for key, value in named.items() if value is not None}
+    values: dict[str, Scalar] = spelled_out({key: value for key, value in named.items() if value is not None})
     with ExitStack() as stack:
         values |= own_data(stack.enter_context(as_file(data)), task, target, dataset, time)
-        values |= parse_assignments(_assignments(settings, options), default_algorithm(values))
-        values["algorithm"] = default_algorithm(values)
+        values, why = assigned(values, _assignments(settings, options))
+        if why and progress:
+            say(why)
         if output is not None:
             values["output-dir"] = str(Path(output).expanduser().absolute())
         start = settle(values, None, nodes, not simulation)
@@ -164,18 +168,20 @@ def compare(
             place = comparison.place_of("own", output, leave_one_out=leave_one_out)
             stack.enter_context(locked(place))
             data = _kept(stack.enter_context(as_file(data)), place)
+        spelled = spelled_out({} if dataset is None else {"dataset": dataset})
+        named = spelled.pop("dataset", None)
         plan = comparison.planned(
             algorithms,
             variants=[variant_of(name, values) for name, values in (variants or {}).items()],
             grids=[f"{key.replace('_', '-')}={','.join(map(_plain, values))}" for key, values in (grids or {}).items()],
-            dataset=dataset,
+            dataset=None if named is None else str(named),
             data=None if data is None else str(data),
             task=task,
             target=target,
             time=time,
             seeds=str(seeds) if isinstance(seeds, int) else ",".join(map(str, seeds)) + ",",
             rounds=rounds,
-            settings=_assignments(settings, options),
+            settings=_assignments({**spelled, **(settings or {})}, options),
             leave_one_out=leave_one_out,
             modes=",".join(modes) or None,
         )

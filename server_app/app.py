@@ -15,25 +15,29 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
+from torch import Tensor
 
 from quickbloom.common.config.run import RunConfig, parse_run_config
+from quickbloom.common.datasets.own import OwnOptions
+from quickbloom.common.datasets.own.columns import Schema
 from quickbloom.common.engine.build import build_algorithm, constants_of
 from quickbloom.common.errors import ConfigError, QuickbloomError
 from quickbloom.common.files import shown
 from quickbloom.common.flower import registry
 from quickbloom.common.flower.names import log
 from quickbloom.common.formatting import data_name
-from quickbloom.common.personal import facts
+from quickbloom.common.personal import carried, facts
 from quickbloom.common.personal.model import description
 from quickbloom.common.printable import keep_log_to_lines
 from quickbloom.server_app.events.channel import Events, Warn, into_log
 from quickbloom.server_app.events.file import written
 from quickbloom.server_app.events.kinds import Event, Saved, Started
-from quickbloom.server_app.federation.agreeing import metric_for, share_scales
+from quickbloom.server_app.federation.agreeing import centres, metric_for, share_means, share_scales
 from quickbloom.server_app.federation.best import keeps_best
 from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.privacy import Ledger, TaskPrivacy
 from quickbloom.server_app.federation.roll_call import call_roll
+from quickbloom.server_app.federation.sampling import seen_users
 from quickbloom.server_app.federation.strategy import MetaStrategy
 from quickbloom.server_app.messaging.clock import clock_of
 from quickbloom.server_app.messaging.devices import devices_of
@@ -45,6 +49,7 @@ from quickbloom.server_app.runs import resume, trackers
 from quickbloom.server_app.runs.best_model import BestModel
 from quickbloom.server_app.runs.checkpoints import Checkpoint, CheckpointWriter
 from quickbloom.server_app.runs.directory import RunDirectory
+from quickbloom.server_app.runs.holdings import HOLDINGS, write_holdings
 from quickbloom.server_app.summary import clients_of, conclude
 
 app = ServerApp()
@@ -125,14 +130,16 @@ class _Run:
         before = resume.tasks_before(self.checkpoint) if self.checkpoint else None
         constants = partial(constants_of, self.config)
         population = call_roll(grid, self.config, self._schema(), self.events, constants, before)
-        if self.checkpoint is None:
-            self._agree(grid, population)
+        seen_users(self.config, population)  # to learn now, and not after training, that there are none
+        self._note_holdings(grid, population)
         self._count_earlier_noise()
         privacy, self.config = _with_privacy(self.config, population, self.directory, self.done, self.events.warn)
+        if self.checkpoint is None:
+            self._agree(grid, population, privacy)
         algorithm = build_algorithm(self.config, population.spec)
         for remark in algorithm.learner.remarks:
             self.events.warn(remark)
-        outer = OuterOptimizer(algorithm.options, algorithm.init(), self.config.rounds)
+        outer = OuterOptimizer(algorithm.options, algorithm.init(), self.config.rounds, algorithm.server_state())
         algorithm.learner.drop_numbers()  # they are the outer optimizer's now
         origin = resume.origin_of(self.checkpoint, self.config)
         if self.checkpoint is not None:
@@ -172,12 +179,22 @@ class _Run:
         self.directory.write_json("config.json", self.config.flat())
         self.events.join(self.until_end.enter_context(written(self.directory.path, before)))
 
-    def _agree(self, grid: Grid, population: Population) -> None:
+    def _agree(self, grid: Grid, population: Population, privacy: TaskPrivacy | None) -> None:
         """Let the nodes agree on scales, and find what the run is scored by."""
+        share_means(grid, self.config, population, self.events, privacy)
         counts = share_scales(grid, self.config, population, self.events.warn)
         metric = metric_for(self.config, population, counts, self.events.warn)
         self.config = self.config.model_copy(update={"metric": metric})
         self.directory.write_json("config.json", self.config.flat())
+
+    def _note_holdings(self, grid: Grid, population: Population) -> None:
+        """Write who holds what, where users are simulated here: this process can read the table, and no node is asked."""
+        if self.config.spread is None or not _stays_here(grid):
+            return
+        try:
+            write_holdings(self.directory, self.config, population.splits)
+        except QuickbloomError as error:
+            self.events.warn(f"No {HOLDINGS} is written: {error}")
 
     def _schema(self) -> str:
         return str(self.checkpoint.facts.get("schema", "")) if self.checkpoint else ""
@@ -214,6 +231,8 @@ class _Run:
             names.setdefault(population.homes[task_id], task_id)
         before = self.checkpoint.facts["so-far"].get("virtual-seconds", 0.0) if self.checkpoint else 0.0
         grid.begin(devices_of(self.config.devices, self.config.seed, names), float(before))
+        if (hours := grid.clock.now() / 3600) > before / 3600:
+            self.events.warn(f"None of the simulated `devices` is there yet: the run waits until {hours % 24:.1f} o'clock")
         yield
         grid.end()
 
@@ -227,7 +246,19 @@ class _Run:
             "nodes": len(set(population.homes.values())),
             "in-process": isinstance(grid.inner if isinstance(grid, VirtualGrid) else grid, InlineGrid),
         }
-        return CheckpointWriter(self.directory.checkpoints, said)
+        return CheckpointWriter(self.directory.checkpoints, said, self._encoder(population))
+
+    def _encoder(self, population: Population) -> dict[str, Tensor]:
+        """Return the small encoder that the last checkpoint carries; {} for none, or if its file is on the nodes alone."""
+        own = self.config.table(self.config.dataset)
+        if not isinstance(own, OwnOptions):
+            return {}
+        try:
+            return carried.packed(own, Schema.from_json(population.spec.schema))
+        except ConfigError as error:
+            tell = self.events.warn if own.carry_encoder is True else partial(log, INFO)
+            tell(f"The checkpoint carries no encoder, because it is not on this server: {error}")
+            return {}
 
 
 class _Keeper:
@@ -292,9 +323,15 @@ def _with_devices(grid: Grid, config: RunConfig) -> Grid:
     """Return the grid in virtual time, where the setting `devices` asks for it. Raises ConfigError for real devices."""
     if not config.devices:
         return grid
-    if not isinstance(grid, InlineGrid) and not (isinstance(grid, PollingGrid) and grid.stays_here):
+    if not _stays_here(grid):
         raise ConfigError('`devices` must be "" on real nodes, which take their own time: simulated devices need a simulation')
     return VirtualGrid(grid)
+
+
+def _stays_here(grid: Grid) -> bool:
+    """Whether all nodes are simulated on this machine."""
+    inner = grid.inner if isinstance(grid, VirtualGrid) else grid
+    return isinstance(inner, InlineGrid) or (isinstance(inner, PollingGrid) and inner.stays_here)
 
 
 def _with_privacy(
@@ -304,7 +341,10 @@ def _with_privacy(
     if not config.privacy.on:
         return None, config
     train = len(population.splits["train"])
-    privacy = TaskPrivacy(config.privacy, train, config.tasks_in_round(train), Ledger(directory.path / LEDGER))
+    ledger, mean = Ledger(directory.path / LEDGER), centres(config, population)
+    privacy = TaskPrivacy(config.privacy, train, config.tasks_in_round(train), ledger, centres=mean)
+    if config.privacy.centre_noise and not mean:
+        warn("`privacy.centre-noise` does nothing here: there are no features of an encoder, or `own.scale` is task")
     if config.privacy.noise_seed >= 0:
         warn("Privacy noise is seeded (`privacy.noise-seed`): anybody can subtract it, so this run protects nobody")
     if config.privacy.delta > 1 / train:

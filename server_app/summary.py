@@ -1,4 +1,4 @@
-"""The end of a run: choose the rate on the validation tasks, score the test tasks once, write the results."""
+"""The end of a run: choose the rate on the validation tasks, score test and training tasks once, write the results."""
 
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +20,7 @@ from quickbloom.common.scores import names
 from quickbloom.server_app.events.kinds import Ended, finite
 from quickbloom.server_app.federation.asynchronous.turns import contributions
 from quickbloom.server_app.federation.baselines import TaskScores
+from quickbloom.server_app.federation.sampling import seen_users
 from quickbloom.server_app.federation.scores import Scores, gains_at_the_end
 from quickbloom.server_app.federation.strategy import MetaStrategy
 from quickbloom.server_app.messaging.population import Population
@@ -48,7 +49,7 @@ def conclude(
     resumed: int,
     live: trackers.Trackers,
 ) -> dict[str, Any]:
-    """Choose the adaptation rate on the validation tasks, score the test tasks once, write the results.
+    """Choose the adaptation rate on the validation tasks, score the test tasks and the training tasks once, write the results.
 
     `seconds`: returns the duration of the run so far, "total" and "cpu". Returns the summary.
     Raises RunError.
@@ -58,6 +59,7 @@ def conclude(
     test = _test_scores(grid, strategy, lr)
     shots = _score_shots(grid, strategy, lr, steps)
     beside = strategy.score_baselines(grid, lr, steps) if strategy.config.baselines and test.task_ids else None
+    seen, could_be = _seen_scores(grid, strategy, lr)
     kind = strategy.population.spec.kind
     strategy.let_keep(grid, strategy.meta, lr, steps, directory.path.name)
     history = read_history(directory.path)
@@ -70,6 +72,7 @@ def conclude(
         "edge": _edge(strategy, validation, lr, steps),
         "test": _describe(strategy, test, lr),
         "validation": _describe(strategy, validation, lr),
+        "seen": _of_seen(strategy, seen, lr, could_be),
         "shots": shots,
         "baselines": _beside_baselines(strategy, beside) if beside else None,
         "seconds": {**seconds(), "round_median": pace},
@@ -81,7 +84,11 @@ def conclude(
     population = strategy.population
     more = rows_of(beside, kind) if beside else {}
     metric = strategy.evaluation.metric
-    rows = _rows(population, "validation", validation, lr, metric) + _rows(population, "test", test, lr, metric)
+    rows = [
+        row
+        for split, scores in (("validation", validation), ("test", test), ("seen", seen))
+        for row in _rows(population, split, scores, lr, metric)
+    ]
     directory.write_per_task([{**row, **more.get(row["task"], {})} for row in rows])
     directory.write_json("summary.json", summary)
     live.end(summary, clients_of(strategy, "test", test, lr, steps))
@@ -149,8 +156,16 @@ def _validation_scores(strategy: MetaStrategy) -> Scores | None:
 
 
 def _test_scores(grid: Grid, strategy: MetaStrategy, lr: float) -> Scores:
-    tasks = strategy.population.splits["test"]
+    tasks = strategy.population.splits["test"] if strategy.config.scores_unseen else []
     scores = strategy.score_tasks(grid, strategy.meta, tasks, [lr])
+    _tell_without(strategy, scores)
+    if tasks and not scores.task_ids:
+        raise RunError("no node sent a usable score of the test tasks: the log above names the reasons")
+    return scores
+
+
+def _tell_without(strategy: MetaStrategy, scores: Scores) -> None:
+    """Warn of tasks that have no such score; raises RunError if no other is left."""
     if without := strategy.evaluation.without:
         some = ", ".join(as_told(task, 60) for task in without[:_MOST_NAMED])
         said = f"the test rows of {counted(len(without), 'task')} ({some}) are of one class, which has no"
@@ -158,9 +173,30 @@ def _test_scores(grid: Grid, strategy: MetaStrategy, lr: float) -> Scores:
         if not scores.task_ids:
             raise RunError(f"{said}: choose another `metric`, such as accuracy or log_loss")
         strategy.events.warn(f"{said}: scores are of the other tasks")
-    if tasks and not scores.task_ids:
-        raise RunError("no node sent a usable score of the test tasks: the log above names the reasons")
-    return scores
+
+
+def _seen_scores(grid: Grid, strategy: MetaStrategy, lr: float) -> tuple[Scores | None, int]:
+    """Return (scores of the training tasks as seen users, how many tasks could be scored); None without any."""
+    config = strategy.config
+    tasks, could_be = seen_users(config, strategy.population)
+    if not tasks:
+        return None, could_be
+    scores = strategy.score_seen(grid, tasks, lr)
+    if config.scores_unseen and not scores.task_ids:
+        strategy.events.warn("No training task could be scored as a seen user: the log above names the reasons")
+        return None, could_be
+    _tell_without(strategy, scores)
+    if not scores.task_ids:
+        raise RunError("no node sent a usable score of its training tasks: the log above names the reasons")
+    return scores, could_be
+
+
+def _of_seen(strategy: MetaStrategy, scores: Scores | None, lr: float, could_be: int) -> dict[str, Any] | None:
+    """Return what `_describe` does, with how many training tasks were scored, of how many that could be."""
+    described = _describe(strategy, scores, lr)
+    if scores is None or described is None:
+        return None
+    return {"tasks": len(scores.task_ids), "of": could_be, **described}
 
 
 def _facts(strategy: MetaStrategy) -> dict[str, Any]:
@@ -190,17 +226,18 @@ def _facts(strategy: MetaStrategy) -> dict[str, Any]:
 
 
 def _describe(strategy: MetaStrategy, scores: Scores | None, lr: float) -> dict[str, Any] | None:
-    """Return mean, spread and worst tenth at every step; None if no held-out task was scored."""
+    """Return mean, spread and worst tenth at every step; None if no task was scored."""
     if scores is None or not scores.task_ids:
         return None
     at = scores.lrs.index(lr)
     metric = strategy.evaluation.metric
     other = _second(metric)
-    second = {} if scores.second is None else {other.name: spread(scores.second[:, at], other)}
+    sizes = [strategy.population.tasks[task_id].num_test for task_id in scores.task_ids]
+    second = {} if scores.second is None else {other.name: spread(scores.second[:, at], other, sizes)}
     return {
         "steps": list(range(scores.metrics.shape[2])),
-        metric.name: spread(scores.metrics[:, at], metric),
-        "loss": spread(scores.losses[:, at], LOSS),
+        metric.name: spread(scores.metrics[:, at], metric, sizes),
+        "loss": spread(scores.losses[:, at], LOSS, sizes),
         **second,
     }
 
@@ -222,7 +259,8 @@ def _score_shots(grid: Grid, strategy: MetaStrategy, lr: float, steps: int) -> d
         return None
 
     def columns(values: Iterable[np.ndarray[Any, Any]], metric: Metric) -> dict[str, list[float]]:
-        spreads = [spread(value[:, 0, [steps]], metric) for value in values]
+        sizes = [[strategy.population.tasks[one].num_test for one in scores.task_ids] for scores in scored.values()]
+        spreads = [spread(value[:, 0, [steps]], metric, of) for value, of in zip(values, sizes, strict=True)]
         return {part: [one[part][0] for one in spreads] for part in spreads[0]}
 
     metric = strategy.evaluation.metric
@@ -255,7 +293,8 @@ def _rows(population: Population, split: str, scores: Scores | None, lr: float, 
     rows = []
     for i, task_id in enumerate(scores.task_ids):
         info = population.tasks[task_id]
-        row: dict[str, Any] = {"task": task_id, "split": split, "num_support": info.num_support, "num_test": info.num_test}
+        adapts_on = info.num_support + (info.num_query if split == "seen" else 0)
+        row: dict[str, Any] = {"task": task_id, "split": split, "num_support": adapts_on, "num_test": info.num_test}
         row |= {f"{metric.name}_step{step}": value for step, value in enumerate(scores.metrics[i, at].tolist())}
         row |= {f"loss_step{step}": value for step, value in enumerate(scores.losses[i, at].tolist())}
         if scores.second is not None:

@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+from loopback import LoopbackGrid
 from onnx import TensorProto, helper, numpy_helper
+
+from quickbloom.common.config.run import RunConfig, parse_run_config
 
 MARKS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 WORDS = (
@@ -172,3 +175,23 @@ def adapter(folder: Path, users: str) -> dict[str, Any]:
 
 WAYS: dict[str, Callable[[Path, str], dict[str, Any]]] = {"frozen encoder": frozen, "adapter": adapter}
 """The ways of using a pretrained model, by name: settings of a run of two rounds from a folder and users of one letter."""
+
+
+def run_config(folder: Path, encoder: str, **more: Any) -> RunConfig:
+    """Return the settings of a run of three rounds on own texts behind an encoder."""
+    flat: dict[str, Any] = {"dataset": "own", "own.task-column": "user", "own.text": "said", "own.encoder": encoder}
+    flat |= {"min-nodes": 1, "rounds": 3, "algorithm": "ridge", "validation-tasks": 2, "test-tasks": 2, "adapt-steps": 1}
+    flat |= {"output-dir": str(folder / "run"), "node-deadline": 5.0, "round-deadline": 20.0, **more}
+    return parse_run_config(flat).resolved()
+
+
+def on_nodes(folder: Path, config: RunConfig, *nodes: str, encoders: tuple[str, ...] = ()) -> LoopbackGrid:
+    """Return nodes of which each hosts some users of one letter."""
+    settings: dict[int, dict[str, Any]] = {}
+    for node, users in enumerate(nodes):
+        settings[node] = {
+            "data-path": str(sentences(folder / f"{users}.csv", users)),
+            "state-dir": str(folder / f"state-{users}"),
+        }
+        settings[node] |= {"encoder": encoders[node]} if encoders else {}
+    return LoopbackGrid(len(nodes), config.flat(), {}, settings)

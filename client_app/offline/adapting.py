@@ -1,6 +1,7 @@
 """A checkpoint becomes a personal model for every task of one's own file."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,13 @@ from quickbloom.common.datasets.own import Own
 from quickbloom.common.errors import ConfigError, DataError, in_one_line
 from quickbloom.common.frames import as_file
 from quickbloom.common.personal import model as personal_model
+from quickbloom.common.personal.carried import packed
+from quickbloom.common.personal.checkpoint import ENCODER
 from quickbloom.common.personal.cross_validation import FOLDS
 from quickbloom.common.personal.model import SUFFIX, Personal, adapt_to_all
+
+_MOST_CARRY = 10
+"""Personal models that each carry the encoder; more take the space of as many copies."""
 
 
 def adapt(
@@ -46,7 +52,7 @@ def adapt(
     model that adapting makes worse by it stays the shared one, and where ridge or a constant on these rows alone is
     better by more than a standard error, that is the personal model, unless `own_rows` is false.
     With `protonet` and `ridge` the rows may have classes that training never saw: see `StartingPoint.own_of`.
-    `encoder`: where the encoder is on this machine, if the run has one and it is elsewhere.
+    `encoder`: where the encoder is on this machine, if the run has one, the checkpoint does not carry it, and it is elsewhere.
     A task that no model can be made of is said, and left out. Raises DataError, also if that is every task, or ConfigError.
     """
     if folds < 0 or folds == 1:
@@ -58,7 +64,7 @@ def adapt(
         say(left_out_in_words(own.left_out))
     for remark in [*own.remarks, *_on_new_classes(start.new_classes(own))]:
         say(f"Remark: {remark}")
-    models = _adapted(start, own, folds, say, own_rows=own_rows)
+    models = _with_encoder(_adapted(start, own, folds, say, own_rows=own_rows), own, say)
     _write(models, Path(output).expanduser())
     return models
 
@@ -85,6 +91,18 @@ def _adapted(start: StartingPoint, own: Own, folds: int, say: Say, *, own_rows: 
         say(f"No model: {one}")
     if not models:
         raise failed[-1]
+    return models
+
+
+def _with_encoder(models: list[Personal], own: Own, say: Say) -> list[Personal]:
+    """Return the models with their encoder in them, if it is small, and they are few."""
+    files = {name.removeprefix(ENCODER): value for name, value in packed(own.options, own.schema).items()}
+    if not files or len(models) <= _MOST_CARRY:
+        return [replace(model, encoder=files) for model in models] if files else models
+    say(
+        f"The {len(models)} personal models do not carry the encoder, each for itself: on another device name it with "
+        "`--encoder`"
+    )
     return models
 
 

@@ -142,7 +142,7 @@ def _shared(model: Personal, start: StartingPoint) -> _Scored:
             "`--checkpoint` out"
         )
     algorithm, meta = start.model_for(model.classes)
-    return algorithm, ends_of_path(algorithm, meta, algorithm.fresh(), no_rows(model), 0.0, 0)[0]
+    return algorithm, ends_of_path(algorithm, meta, None, no_rows(model), 0.0, 0)[0]
 
 
 def _chosen(rows: Rows) -> Array:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from quickbloom.common.errors import DataError, in_one_line
 from quickbloom.common.personal import model as personal_model
+from quickbloom.common.personal.carried import place_of
 from quickbloom.common.personal.model import SUFFIX, Personal
-from quickbloom.common.personal.trust import check_encoder
 
 
 @contextmanager
@@ -42,14 +42,24 @@ def models_of(path: Path, trust: Collection[str]) -> list[Personal]:
 def for_files(path: Path, trust: Collection[str], encoder: str = "") -> list[Personal]:
     """Return the personal models at `path`, which predict rows of files. Raises DataError or ConfigError.
 
-    `encoder`: where their encoder is now; "": where they say.
+    `encoder`: where their encoder is now; "": in themselves, or where they say.
     """
     models = models_of(path, trust)
-    if encoder:
-        models = [one.with_encoder(encoder) for one in models]
-    for one in models if not encoder else ():
-        check_encoder(one.own_options.encoder, trust, f"the personal model of '{one.task}'")
+    models = [placed(one, trust, encoder) for one in models]
     for one in models:
         if (name := one.card["config"].get("dataset")) != "own":
             raise DataError(f"the personal model of '{one.task}' is for the data set `{name}`, and no file fits it")
     return models
+
+
+def placed(model: Personal, trust: Collection[str], encoder: str = "") -> Personal:
+    """Return a model with the place of its encoder: `encoder`, else in the model itself, else where it says.
+
+    Raises ConfigError if that is nowhere, or code that is not in `trust`, and DataError if it has none.
+    """
+    if encoder:
+        return model.with_encoder(encoder)
+    if not model.own_options.encoder:
+        return model
+    named = place_of(model.encoder, model.own_options.encoder, trust, f"the personal model of '{model.task}'")
+    return model.with_encoder(named) if model.encoder else model

@@ -18,6 +18,7 @@ from quickbloom.common.maths.params import Params, mismatch
 from quickbloom.common.personal import checkpoint, facts
 from quickbloom.common.personal import model as personal_model
 from quickbloom.common.personal import trust as trusted
+from quickbloom.common.personal.carried import place_of
 from quickbloom.common.personal.model import Origin
 
 Say = Callable[[str], None]
@@ -58,8 +59,8 @@ class StartingPoint:
         """
         options = self.config.table("own").model_copy(update={"path": data, "leave_out": ""})
         assert isinstance(options, OwnOptions)
-        if not encoder:
-            trusted.check_encoder(options.encoder, self.trust, f"the checkpoint '{self.found.path}'")
+        if not encoder and options.encoder:
+            encoder = place_of(self.found.encoder, options.encoder, self.trust, f"the checkpoint '{self.found.path}'")
         # As on a device that takes part, a named column must exist.
         named = {"task_column": task, "target_column": target, "time_column": time, "encoder": encoder}
         named["task_name"] = "" if task else task_of_file(data)

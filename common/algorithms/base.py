@@ -11,7 +11,7 @@ values (`if loss > 1`) or change tensors in place.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -73,6 +73,18 @@ class ZeroHeadOptions(Options):
     )
 
 
+class ServerStep(NamedTuple):
+    """What the server does with the mean of a round's contributions.
+
+    `gradient`: what the outer optimizer steps along, for some or all of the meta-parameters. `placed`: new values of others,
+    which the optimizer does not touch. `state`: what the server keeps and does not send, see `Algorithm.server_state`.
+    """
+
+    gradient: Params
+    placed: Params
+    state: Params
+
+
 class Algorithm(ABC):
     """Base class of the algorithms. A new one is a file with a subclass, and one line in `ALGORITHMS`."""
 
@@ -89,7 +101,8 @@ class Algorithm(ABC):
     """Model for `model = "auto"` where a data set recommends none and the inputs are no images."""
 
     per_step: ClassVar[tuple[str, ...]] = ()
-    """Names of personal tensors [times, outputs] that appear only after some steps and grow with their number."""
+    """Names of personal tensors with any number of rows: of examples, or of steps, where they are [steps, outputs] and appear
+    only after some."""
 
     takes_new_classes: ClassVar[bool] = False
     """True if a task may have classes that training never saw, see `with_classes`."""
@@ -99,6 +112,11 @@ class Algorithm(ABC):
 
     embeds: ClassVar[bool] = False
     """True if the model is to give an embedding, of its own size if it has one, see `Model.embedding`."""
+
+    needs_mean: ClassVar[str] = ""
+    """Why the server must be given the mean of the contributions as they are, for a message to people; "": it need not.
+
+    Rules against liars and privacy, which change it, are refused then."""
 
     first_order: bool = False
     """True if the inner loop of training is `fast_paths.end_of_descent`. On known models torch.compile then brings no gain."""
@@ -197,6 +215,18 @@ class Algorithm(ABC):
         same = all(getattr(own, name) is getattr(other, name) for name in names)
         return same and not (clip and self._zeroed)
 
+    def server_state(self) -> Params:
+        """Return what the server keeps beside the meta-parameters and never sends, before the first round; {} for nothing."""
+        return {}
+
+    def server_step(self, meta: Params, state: Params, mean: Params, share: float) -> ServerStep:
+        """Return what the server does with the `mean` of the contributions: by itself all is the outer optimizer's.
+
+        `meta` and `state`: as they are before this step. `share`: part of the training tasks that contributed; under privacy
+        the part that is expected to.
+        """
+        return ServerStep(mean, {}, state)
+
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Yield personal parameters after 0, 1, .. `steps` gradient steps on the whole support set.
 
@@ -215,7 +245,7 @@ class Algorithm(ABC):
         return descend(self.learner.loss, meta, iter([support] * steps), lr, passing=True)
 
     def personal_path(self, meta: Params, kept: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
-        """Like `adaptation_path`, for a task with the state `kept` on its node, or `fresh()` if it has none."""
+        """Like `adaptation_path`, for a task with the state `kept` on its node. One that never trained has none."""
         return self.adaptation_path(meta, support, lr, steps)
 
     def predict(self, personal: Params, x: Tensor) -> Tensor:

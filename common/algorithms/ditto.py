@@ -37,7 +37,8 @@ class Ditto(FedAvg):
         self, meta: Params, kept: Params, episode: Episode, minibatches: Minibatches
     ) -> tuple[Params, Tensor, Params]:
         gradient, loss = self.meta_gradient(meta, episode, minibatches)
-        path = self._pulled_path(meta, kept, minibatches.batches(episode), self.options.inner_lr)
+        pulled = with_pull(self.learner.loss, meta, self.options.strength)
+        path = descend(pulled, kept, minibatches.batches(episode), self.options.inner_lr, optimizer=self.optimizer)
         return self.with_zero_head(gradient), loss, last(path)
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:

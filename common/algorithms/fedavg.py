@@ -4,17 +4,14 @@ w <- sum over tasks of (n_t / n) w_t is SGD with rate 1 on g = theta - phi_k, we
 examples n_t. The fine-tuning rate is chosen on validation tasks, as for every algorithm.
 """
 
-from typing import ClassVar, Literal
-
-from pydantic import Field
+from typing import ClassVar
 
 from quickbloom.common.algorithms.base import AlgorithmOptions, ZeroHeadOptions
-from quickbloom.common.algorithms.local_sgd import LocalSgd, LocalSgdOptions
+from quickbloom.common.algorithms.local_sgd import AveragedOptions, LocalSgd
 
 
-class FedAvgOptions(LocalSgdOptions, ZeroHeadOptions):
-    outer_optimizer: Literal["sgd", "adam"] = Field("sgd", description="the server's optimizer")
-    outer_lr: float = Field(1.0, gt=0, description="learning rate of the server; 1 replaces the model by the mean")
+class FedAvgOptions(AveragedOptions, ZeroHeadOptions):
+    """Settings of FedAvg."""
 
 
 class FedAvg(LocalSgd):
@@ -22,6 +19,7 @@ class FedAvg(LocalSgd):
 
     name = "fedavg"
     Options: ClassVar[type[AlgorithmOptions]] = FedAvgOptions
+    plain_steps = False
 
     def weight(self, num_examples: int) -> float:
         return float(num_examples)

@@ -5,26 +5,24 @@ phi_k, weighted by the number of examples. At evaluation body and head are fine-
 """
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
 from quickbloom.common.algorithms.base import AlgorithmOptions
-from quickbloom.common.algorithms.local_sgd import LocalSgd, LocalSgdOptions
+from quickbloom.common.algorithms.local_sgd import AveragedOptions, LocalSgd
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.inner_loop import descend, last
 from quickbloom.common.maths.learner import Learner
-from quickbloom.common.maths.params import Params, subtract
+from quickbloom.common.maths.params import Params, split, subtract
 from quickbloom.common.options import Text
 
 
-class FedBabuOptions(LocalSgdOptions):
+class FedBabuOptions(AveragedOptions):
     head: Text = Field(
         "auto", description='comma-separated name prefixes of the parameters that never train; "auto": the last layer'
     )
-    outer_optimizer: Literal["sgd", "adam"] = Field("sgd", description="the server's optimizer")
-    outer_lr: float = Field(1.0, gt=0, description="learning rate of the server; 1 replaces the body by the mean")
 
 
 class FedBabu(LocalSgd):
@@ -32,6 +30,7 @@ class FedBabu(LocalSgd):
 
     name = "fedbabu"
     Options: ClassVar[type[AlgorithmOptions]] = FedBabuOptions
+    plain_steps = False
     starts_from_meta = False
     first_order = False
 
@@ -40,11 +39,11 @@ class FedBabu(LocalSgd):
         self._head = learner.head("fedbabu.head", options.head)
 
     def init(self) -> Params:
-        return {name: value for name, value in self.learner.initial().items() if name not in self._head}
+        return split(self.learner.initial(), self._head)[1]
 
     def head(self) -> Params:
         """Return the head that all tasks share and that never trains, a function of the run's seed."""
-        return {name: value for name, value in self.learner.initial().items() if name in self._head}
+        return split(self.learner.initial(), self._head)[0]
 
     def weight(self, num_examples: int) -> float:
         return float(num_examples)
@@ -55,7 +54,7 @@ class FedBabu(LocalSgd):
         def loss(body: Params, batch: Batch) -> Tensor:
             return self.learner.loss({**body, **head}, batch)
 
-        body = last(descend(loss, meta, minibatches.batches(episode), self.options.inner_lr))
+        body = last(descend(loss, meta, minibatches.batches(episode), self.options.inner_lr, optimizer=self.optimizer))
         # The query examples were trained on as well, so this is a training loss.
         return subtract(meta, body), loss(body, episode.query)
 

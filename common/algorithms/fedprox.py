@@ -30,6 +30,6 @@ class FedProx(FedAvg):
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
         objective = with_pull(self.learner.loss, meta, self.options.strength)
-        phi = last(descend(objective, meta, minibatches.batches(episode), self.options.inner_lr))
+        phi = last(descend(objective, meta, minibatches.batches(episode), self.options.inner_lr, optimizer=self.optimizer))
         # The query examples were trained on as well, so this is a training loss.
         return subtract(meta, phi), self.learner.loss(phi, episode.query)

@@ -6,87 +6,88 @@ many steps, then the body alone for k. Every new task starts from the same fresh
 phi_k.
 """
 
-from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from collections.abc import Collection, Iterator
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from quickbloom.common.algorithms.base import AlgorithmOptions
-from quickbloom.common.algorithms.local_sgd import LocalSgd, LocalSgdOptions, shuffled_epochs
+from quickbloom.common.algorithms.local_sgd import AveragedOptions, inner_steps, shuffled_epochs, steps_of_an_epoch
+from quickbloom.common.algorithms.part_stays import PartStays
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
-from quickbloom.common.maths.fast_paths import end_of_descent, loss_of
-from quickbloom.common.maths.inner_loop import descend, last
+from quickbloom.common.maths.fast_paths import loss_of
+from quickbloom.common.maths.inner_loop import PLAIN, InnerOptimizer, descend, last
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params, subtract
 from quickbloom.common.options import Text
 
 
-class HeadsOptions(LocalSgdOptions):
+class HeadsOptions(AveragedOptions):
     head: Text = Field("auto", description='comma-separated name prefixes of the parameters that stay; "auto": the last layer')
     head_steps: int = Field(
         0, ge=0, le=10_000, description="FedRep: steps of the head alone, before those of the body; 0: FedPer"
     )
-    outer_optimizer: Literal["sgd", "adam"] = Field("sgd", description="the server's optimizer")
-    outer_lr: float = Field(1.0, gt=0, description="learning rate of the server; 1 replaces the body by the mean")
+    head_epochs: int = Field(0, ge=0, le=1000, description="FedRep: epochs of the head alone, with `local-epochs` of the body")
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> Self:
+        if self.head_epochs and (self.head_steps or not self.local_epochs):
+            raise ValueError(
+                "`heads.head-epochs` goes with `heads.local-epochs` above 0 and `heads.head-steps = 0`, got "
+                f"local-epochs {self.local_epochs} and head-steps {self.head_steps}: count both in steps, or both in epochs"
+            )
+        return self
 
 
-class Heads(LocalSgd):
+class Heads(PartStays):
     """FedPer and FedRep: g = body of theta - phi_k; the head of phi_k is kept on the node."""
 
     name = "heads"
     Options: ClassVar[type[AlgorithmOptions]] = HeadsOptions
-    starts_from_meta = False
 
     def __init__(self, options: Any, learner: Learner) -> None:
         super().__init__(options, learner)
-        self._head = learner.head("heads.head", options.head)
-        self.first_order = options.head_steps == 0
+        self._head_first = options.head_steps + options.head_epochs > 0
+        self.first_order = not self._head_first
 
-    def init(self) -> Params:
-        return {name: value for name, value in self.learner.initial().items() if name not in self._head}
-
-    def fresh(self) -> Params:
-        return {name: value for name, value in self.learner.initial().items() if name in self._head}
+    def staying(self) -> Collection[str]:
+        return self.learner.head("heads.head", self.options.head)
 
     def minibatch_indices(self, num_examples: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-        steps = self.options.head_steps + self.options.inner_steps
+        of_head = self.options.head_epochs * steps_of_an_epoch(num_examples, self.options.batch_size) or self.options.head_steps
+        steps = of_head + inner_steps(self.options, num_examples)
         return shuffled_epochs(num_examples, steps, self.options.batch_size, rng)
-
-    def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
-        gradient, loss, _ = self.contribute(meta, self.fresh(), episode, minibatches)
-        return gradient, loss
 
     def contribute(
         self, meta: Params, kept: Params, episode: Episode, minibatches: Minibatches
     ) -> tuple[Params, Tensor, Params]:
-        lr, of_head = self.options.inner_lr, self.options.head_steps
-        if of_head:
-            batches = list(minibatches.batches(episode))
-            head = last(self._descend_part(kept, meta, batches[:of_head], lr))
-            body = last(self._descend_part(meta, head, batches[of_head:], lr))
-        else:
-            phi = end_of_descent(self.learner, {**meta, **kept}, minibatches.of(episode), lr)
-            body, head = ({name: phi[name] for name in part} for part in (meta, kept))
+        if not self._head_first:
+            return super().contribute(meta, kept, episode, minibatches)
+        batches, lr = list(minibatches.batches(episode)), self.options.inner_lr
+        of_head = self._steps_of_head(len(batches))
+        head = last(self._descend_part(kept, meta, batches[:of_head], lr, self.optimizer))
+        body = last(self._descend_part(meta, head, batches[of_head:], lr, self.optimizer))
         # The query examples were trained on as well, so this is a training loss.
         return subtract(meta, body), loss_of(self.learner, {**body, **head}, episode.query), head
 
-    def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
-        """Yield full parameters after 0, 1, .. `steps` steps from a fresh head. FedRep moves the head alone."""
-        return self.personal_path(meta, self.fresh(), support, lr, steps)
-
     def personal_path(self, meta: Params, kept: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Yield full parameters after 0, 1, .. `steps` steps from the head `kept`. FedRep moves the head alone."""
-        batches = [support] * steps
-        if self.options.head_steps:
-            for head in self._descend_part(kept, meta, batches, lr):
-                yield {**meta, **head}
-        else:
-            yield from self._descend_part({**meta, **kept}, {}, batches, lr)
+        if not self._head_first:
+            return super().personal_path(meta, kept, support, lr, steps)
+        return ({**meta, **head} for head in self._descend_part(kept, meta, [support] * steps, lr))
 
-    def _descend_part(self, moving: Params, fixed: Params, batches: list[Batch], lr: float | Tensor) -> Iterator[Params]:
+    def _steps_of_head(self, steps: int) -> int:
+        """Return how many of a round's `steps` move the head alone."""
+        epochs: int = self.options.head_epochs
+        of_all: int = epochs + self.options.local_epochs
+        return steps * epochs // of_all if epochs else int(self.options.head_steps)
+
+    def _descend_part(
+        self, moving: Params, fixed: Params, batches: list[Batch], lr: float | Tensor, optimizer: InnerOptimizer = PLAIN
+    ) -> Iterator[Params]:
         def loss(part: Params, batch: Batch) -> Tensor:
             return self.learner.loss({**fixed, **part}, batch)
 
-        return descend(loss, moving, iter(batches), lr)
+        return descend(loss, moving, iter(batches), lr, optimizer=optimizer)

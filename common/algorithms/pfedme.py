@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from quickbloom.common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions
-from quickbloom.common.algorithms.local_sgd import shuffled_epochs
+from quickbloom.common.algorithms.local_sgd import shuffled_epochs, steps_of_an_epoch
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.inner_loop import descend_towards, last
 from quickbloom.common.maths.params import Params, add, subtract
@@ -22,6 +22,9 @@ from quickbloom.common.maths.params import Params, add, subtract
 
 class PFedMeOptions(InnerLoopOptions):
     local_steps: int = Field(10, ge=1, le=10_000, description="local rounds of a task in a round (R)")
+    local_epochs: int = Field(
+        0, ge=0, le=1000, description="epochs over a task's own examples in place of `local-steps`; 0: so many steps for all"
+    )
     local_lr: float = Field(5.0, gt=0, description="learning rate of the local rounds (eta)")
     strength: float = Field(0.1, gt=0, description="how strongly personal parameters are drawn to the local ones (lambda)")
     batch_size: int = Field(10, ge=0, description="examples per local round; 0: all examples of the task")
@@ -45,7 +48,9 @@ class PFedMe(Algorithm):
     Options: ClassVar[type[AlgorithmOptions]] = PFedMeOptions
 
     def minibatch_indices(self, num_examples: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-        return shuffled_epochs(num_examples, self.options.local_steps, self.options.batch_size, rng)
+        size = self.options.batch_size
+        steps = self.options.local_epochs * steps_of_an_epoch(num_examples, size) or self.options.local_steps
+        return shuffled_epochs(num_examples, steps, size, rng)
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
         w = phi = meta

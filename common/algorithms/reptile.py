@@ -26,3 +26,4 @@ class Reptile(LocalSgd):
 
     name = "reptile"
     Options: ClassVar[type[AlgorithmOptions]] = ReptileOptions
+    plain_steps = False

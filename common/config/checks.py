@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from quickbloom.common.config.parts import REGISTRIES
-from quickbloom.common.datasets.own import Own
+from quickbloom.common.datasets import DATASETS
+from quickbloom.common.datasets.own import Own, OwnOptions
+from quickbloom.common.datasets.partitioned import PartitionedOptions
 from quickbloom.common.errors import ConfigError, did_you_mean
 from quickbloom.common.models import is_own_model
 
@@ -24,8 +26,12 @@ def check(config: "RunConfig") -> None:
     _check_tracking(config.mlflow)
     _check_privacy(config)
     _check_secure(config)
+    _check_encoder(config)
     _check_scale(config)
     _check_asynchronous(config)
+    _check_mean(config)
+    _check_partition(config)
+    _check_users(config)
 
 
 def check_choice(key: str, value: str, registry: Collection[str]) -> None:
@@ -76,7 +82,8 @@ def _check_privacy(config: "RunConfig") -> None:
     """Raise ConfigError for settings under which differential privacy does not hold."""
     privacy = config.privacy
     if not privacy.on:
-        for key, value in (("clip", privacy.clip), ("epsilon", privacy.epsilon), ("clip-quantile", privacy.clip_quantile)):
+        names = ("clip", "epsilon", "clip-quantile", "centre-noise")
+        for key, value in ((name, getattr(privacy, name.replace("-", "_"))) for name in names):
             if value:
                 raise ConfigError(
                     f"`privacy.{key}` does nothing without noise, got {value:g}: set `privacy.noise-multiplier` too"
@@ -109,6 +116,29 @@ def _check_secure(config: "RunConfig") -> None:
     )
 
 
+def why_not_seen(config: "RunConfig") -> str:
+    """Return why training tasks cannot be scored with these settings, as the end of a sentence; "" if they can."""
+    if config.privacy.on:
+        return "with `privacy.noise-multiplier` above 0, because exact scores of training tasks are not private"
+    if config.secure_aggregation:
+        return "with `secure-aggregation`, because scores of a training task tell of it alone what sums hide"
+    if not DATASETS[config.dataset].tests_seen(config.table(config.dataset)):
+        return f"for the data set `{config.dataset}`, whose training tasks have no test examples of their own"
+    return ""
+
+
+def _check_users(config: "RunConfig") -> None:
+    """Raise ConfigError for users that cannot be scored."""
+    if config.evaluate_users in ("seen", "both") and (reason := why_not_seen(config)):
+        raise ConfigError(f'`evaluate-users` must be "unseen" or "auto" {reason}, got {config.evaluate_users!r}')
+    by_default = type(config).model_fields["test_tasks"].default
+    if config.evaluate_users == "seen" and config.test_tasks not in (0, by_default):
+        raise ConfigError(
+            f'`test-tasks` must be 0 with `evaluate-users = "seen"`, which scores no task that is held out for it, got '
+            f'{config.test_tasks:g}: leave it out, or set `evaluate-users` to "both"'
+        )
+
+
 def _check_asynchronous(config: "RunConfig") -> None:
     """Raise ConfigError for settings that need a round that all its tasks share."""
     if config.mode != "async":
@@ -134,14 +164,67 @@ def _check_asynchronous(config: "RunConfig") -> None:
     )
 
 
+def _check_encoder(config: "RunConfig") -> None:
+    """Raise ConfigError for an encoder that is to be carried and cannot be."""
+    own = config.table(Own.name)
+    if config.dataset != Own.name or not isinstance(own, OwnOptions) or own.carry_encoder is not True:
+        return
+    if not own.encoder.startswith("onnx:"):
+        raise ConfigError(
+            '`own.carry-encoder` must be "auto" or false with any encoder but onnx:FILE, because code and directories are '
+            f"never carried in a checkpoint, got true with '{own.encoder}'"
+        )
+
+
+def _check_mean(config: "RunConfig") -> None:
+    """Raise ConfigError for a changed mean with an algorithm that is defined for the mean alone."""
+    if why := REGISTRIES["algorithm"][config.algorithm].needs_mean:
+        _require(
+            f'`algorithm = "{config.algorithm}"`',
+            ("aggregate", config.aggregate, "mean", why),
+            ("privacy.noise-multiplier", config.privacy.noise_multiplier, 0.0, why),
+        )
+
+
+def _check_partition(config: "RunConfig") -> None:
+    """Raise ConfigError for a partition that is none, and where there is no table to spread."""
+    able = [name for name, dataset in DATASETS.items() if issubclass(dataset.Options, PartitionedOptions)]
+    if config.dataset not in able:
+        for key, value in (("partition", config.partition), ("users", config.users)):
+            if value:
+                raise ConfigError(
+                    f"`{key}` is for the data sets {', '.join(able)}, whose examples can be one table, got {value!r} for "
+                    f"'{config.dataset}', which has users of its own"
+                )
+        return
+    if (spread := config.spread) is not None:
+        spread.checked()
+    elif config.users:
+        raise ConfigError(
+            f"`users` says how many users share the examples of a `partition`, got {config.users} without one: set "
+            "`partition`, such as dirichlet:0.1, or leave `users` out"
+        )
+
+
 def _check_scale(config: "RunConfig") -> None:
     """Raise ConfigError for a scale that all tasks share where nodes must not tell what their rows show."""
     own = config.table(Own.name)
     if config.dataset == Own.name and getattr(own, "scale", "") == "shared" and not config.shows_sums_of_nodes:
         raise ConfigError(
-            '`own.scale` must be "task" with `privacy.noise-multiplier`, `secure-aggregation` or an `aggregate` other than '
-            '"mean", because each node would tell the means of its columns, got "shared"'
+            '`own.scale` must be "task", or "features" behind an encoder, with privacy, `secure-aggregation` or an `aggregate` '
+            'other than "mean", because each node would tell the means of its columns, got "shared"'
         )
+    if config.dataset == Own.name and getattr(own, "scale", "") == "features":
+        if config.aggregate != "mean":
+            raise ConfigError(
+                f'`own.scale` must be "task" with `aggregate` "{config.aggregate}", because one node that lies would move the '
+                'mean of all features, got "features"'
+            )
+        if config.privacy.on and not config.privacy.centre_noise:
+            raise ConfigError(
+                '`own.scale` must be "task" with `privacy.noise-multiplier` unless `privacy.centre-noise` is above 0, because '
+                'the mean of all features tells of every task, got "features"'
+            )
 
 
 def _require(setting: str, *needs: "tuple[str, Scalar, Scalar, str]") -> None:

@@ -20,6 +20,13 @@ class PrivacyOptions(Options):
         le=MOST_CLIP,
         description="largest norm of a task's meta-gradient, scaled down if above; the first value if it adapts",
     )
+    centre_noise: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="deviation of the noise on the sum of the tasks' means of an encoder's features, in units of the largest "
+        "norm of one, before the first round; 0: features are not centred",
+    )
     delta: float = Field(1e-5, gt=0, lt=1, description="of (epsilon, delta): well below 1 / number of training tasks")
     epsilon: float = Field(0.0, ge=0, description="privacy budget: training ends before it is exceeded; 0: none")
     clip_quantile: float = Field(0.0, ge=0, lt=1, description="adapt `clip` to this quantile of the tasks' norms; 0: keep it")

@@ -9,23 +9,29 @@ declared keys; a test keeps the two equal.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr
 
 from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.algorithms.base import AlgorithmOptions
-from quickbloom.common.config.checks import check
+from quickbloom.common.config.checks import check, why_not_seen
 from quickbloom.common.config.parts import PRIVACY, table_types
 from quickbloom.common.config.privacy import PrivacyOptions
 from quickbloom.common.config.validation import keys, validated
 from quickbloom.common.datasets import DATASETS
 from quickbloom.common.datasets.own import Own, OwnOptions
+from quickbloom.common.datasets.partitioned import PartitionedOptions
 from quickbloom.common.errors import ConfigError, did_you_mean
 from quickbloom.common.metric import Chosen
 from quickbloom.common.models import is_own_model
 from quickbloom.common.options import Options, Text
+from quickbloom.common.partition import Partition
 
+HUB = "hub:"
+"""Start of the names of data sets of the hub."""
 Scalar = bool | int | float | str
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -37,7 +43,21 @@ class RunConfig(Options):
     """Settings of a run, shared by the server and all nodes."""
 
     algorithm: str = Field("reptile", description="algorithm to train with: a name in ALGORITHMS")
-    dataset: str = Field("digits", description="data set with the tasks: a name in DATASETS")
+    dataset: str = Field("digits", description="data set with the tasks: a name in DATASETS, or hub:NAME")
+    partition: Text = Field(
+        "",
+        description="how one table of examples is spread over simulated users: dirichlet:0.1, pathological:2, shards:2, "
+        'size:linear, iid or natural:COLUMN; "": the data set has users of its own',
+    )
+    users: int = Field(0, ge=0, le=100_000, description="number of simulated users; 0: as many as the partition itself says")
+    partition_seed: int = Field(0, ge=0, description="determines the partition, apart from the seed of the run")
+    least_per_user: int = Field(
+        10, ge=3, description="fewest examples of a user of a dirichlet partition, which is redrawn for it"
+    )
+    test_share: float = Field(0.25, gt=0, lt=1, description="share of a simulated user's examples that is its test part")
+    support_share: float = Field(
+        0.5, gt=0, lt=1, description="share of a simulated user's other examples that is its support part; the rest is query"
+    )
     model: str = Field(
         "auto", description='a name in MODELS; "auto": the data set\'s recommendation; "module:factory": your own'
     )
@@ -58,6 +78,14 @@ class RunConfig(Options):
     test_tasks: float = Field(0.2, ge=0, description="tasks held out for the final score: a part below 1, else a number")
     split: Literal["auto", "hashed", "exact"] = Field(
         "auto", description="hashed: each task by its own hash; exact: exact shares; auto: hashed for own data and with privacy"
+    )
+    evaluate_users: Literal["auto", "unseen", "seen", "both"] = Field(
+        "auto",
+        description="who is scored at the end: unseen, tasks that are held out; seen, training tasks on test examples of their "
+        "own, and by default none is then held out; both; auto: both, where training tasks have such examples and may tell",
+    )
+    seen_users: int = Field(
+        1000, ge=0, description="training tasks that are scored as seen users, drawn by the seed where there are more; 0: all"
     )
     metric: Literal["auto", Chosen] = Field(
         "auto",
@@ -151,6 +179,11 @@ class RunConfig(Options):
     output_dir: str = Field("", description='absolute directory of the run; "": a new one in ~/quickbloom-runs')
     data_dir: str = Field("", description='where data files are; "": QUICKBLOOM_DATA_DIR, else the user\'s cache')
     device: Device = Field("auto", description="where nodes compute: auto takes CUDA where there is one")
+    inner_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="number type in which nodes compute a pretrained, partly trained or own model; what is trained, its "
+        "gradients and the outer step are float32 in any case",
+    )
     chunk_size: int = Field(
         128, ge=0, description="tasks computed at once on a node: bounds its memory; 0: as many as its free memory allows"
     )
@@ -193,6 +226,18 @@ class RunConfig(Options):
         assert isinstance(table, PrivacyOptions)
         return table
 
+    @property
+    def scores_seen(self) -> bool:
+        """Whether training tasks are scored, at the end of the run."""
+        if self.evaluate_users != "auto":
+            return self.evaluate_users != "unseen"
+        return not why_not_seen(self)
+
+    @property
+    def scores_unseen(self) -> bool:
+        """Whether test tasks are scored, at the end of the run."""
+        return self.evaluate_users != "seen"
+
     def tasks_in_round(self, train: int) -> int:
         """Return the intended number of tasks in a round, of `train` training tasks."""
         return min(train, self.tasks_per_round or math.ceil(self.fraction * train))
@@ -200,15 +245,29 @@ class RunConfig(Options):
     def resolved(self) -> "RunConfig":
         """Return these settings with the data set's recommendations in place of `model = "auto"` and `inner-lr = 0`."""
         dataset = DATASETS[self.dataset]
-        config = self.model_copy(update={"model": dataset.model if self.model == "auto" else self.model})
+        config = self.model_copy(update={"model": dataset.model if self.model == "auto" else self.model, **self._held_out()})
         chosen = self.table(self.algorithm)
         if isinstance(chosen, AlgorithmOptions) and chosen.inner_lr == 0:
             chosen = chosen.model_copy(update={"inner_lr": dataset.inner_lr})
         config._tables = {**self._tables, self.algorithm: chosen}
         own = self.table(Own.name)
         if isinstance(own, OwnOptions) and own.scale == "auto":
-            config._tables[Own.name] = own.model_copy(update={"scale": "shared" if self.shows_sums_of_nodes else "task"})
+            config._tables[Own.name] = own.model_copy(update={"scale": self._scale_of(own)})
         return config
+
+    def _scale_of(self, own: OwnOptions) -> str:
+        """Return what `own.scale = "auto"` means."""
+        if self.shows_sums_of_nodes:
+            return "shared"
+        may_centre = self.aggregate == "mean" and (not self.privacy.on or self.privacy.centre_noise > 0)
+        return "features" if own.encoder and may_centre else "task"
+
+    def _held_out(self) -> dict[str, float]:
+        """Return the settings of held-out tasks that are not at their default because nobody unseen is scored."""
+        if self.scores_unseen:
+            return {}
+        by_default = {name: type(self).model_fields[name].default for name in ("validation_tasks", "test_tasks")}
+        return {name: 0.0 for name, value in by_default.items() if getattr(self, name) == value}
 
     @property
     def shows_sums_of_nodes(self) -> bool:
@@ -219,7 +278,22 @@ class RunConfig(Options):
         """Return the settings table of one algorithm, data set or model; an empty one for a user's own model."""
         if is_own_model(name):
             return Options()
-        return self._tables.get(name) or table_types()[name]()
+        found = self._tables.get(name) or table_types()[name]()
+        if name == self.dataset and isinstance(found, PartitionedOptions):
+            return found.spread_by(self.spread)
+        return found
+
+    @property
+    def spread(self) -> Partition | None:
+        """How the data set's one table is spread over simulated users; None: it has users of its own."""
+        dataset = DATASETS[self.dataset]
+        text = self.partition or dataset.partition
+        if not text:
+            return None
+        found = Partition(text, self.users, self.partition_seed, self.least_per_user, self.test_share, self.support_share)
+        if not self.users and found.scheme.kind != "natural" and not found.scheme.sizes:
+            return replace(found, users=dataset.users)
+        return found
 
     def flat(self) -> dict[str, Scalar]:
         """Return all settings as Flower's flat dictionary: the inverse of `parse_run_config`."""
@@ -262,7 +336,7 @@ def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
     own: dict[str, Any] = {}
     types = table_types()
     tables: dict[str, dict[str, Any]] = {name: {} for name in types}
-    for key, value in flat.items():
+    for key, value in spelled_out(flat).items():
         table, dot, name = key.partition(".")
         if not dot:
             own[key] = value
@@ -275,6 +349,16 @@ def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
     config._tables.update({name: validated(types[name], values, name) for name, values in tables.items()})
     check(config)
     return config
+
+
+def spelled_out(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same settings with `dataset = "hub:NAME"` as two: "hub" and `hub.name`. A local folder gets its whole path."""
+    dataset = str(flat.get("dataset", ""))
+    if not dataset.startswith(HUB):
+        return dict(flat)
+    name = dataset.removeprefix(HUB)
+    folder = Path(name).expanduser()
+    return {**flat, "dataset": "hub", "hub.name": str(folder.absolute()) if folder.is_dir() else name}
 
 
 def parse_node_config(flat: Mapping[str, Any]) -> NodeConfig:

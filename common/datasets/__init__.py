@@ -12,7 +12,9 @@ from quickbloom.common.options import Options
 DATASETS: dict[str, type[Dataset]] = registries.load(
     __name__,
     "digits",
+    "fashion-mnist",
     "gaussian",
+    "hub",
     "intents",
     "omniglot",
     "own",

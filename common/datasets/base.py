@@ -97,6 +97,10 @@ class Dataset(ABC):
     """Inner learning rate for `inner-lr = 0`: a step size that suits the scale of the inputs and of the loss."""
     needs_files: ClassVar[bool] = False
     """True if the data set reads files from QUICKBLOOM_DATA_DIR."""
+    partition: ClassVar[str] = ""
+    """How its one table is spread over simulated users where the run does not say; "": it has users of its own."""
+    users: ClassVar[int] = 0
+    """How many users these are."""
     left_out: Mapping[str, str] = MappingProxyType({})
     """Unusable tasks by name, each with the reason."""
     remarks: Sequence[str] = ()
@@ -123,6 +127,19 @@ class Dataset(ABC):
     def test_draws(self, task_id: str) -> list[TaskData]:
         """Return the draws on which a held-out task is scored, equal in every run whatever its seed."""
 
+    @classmethod
+    def tests_seen(cls, options: Any) -> bool:
+        """Return whether a training task has test examples of its own, which no draw of it in training can hold."""
+        return False
+
+    def seen_draw(self, task_id: str) -> TaskData:
+        """Return a training task as a seen user: `support` holds what it trains on, and `test` its own test part.
+
+        Only where `tests_seen`. The query part is empty.
+        """
+        (draw,) = self.test_draws(task_id)
+        return all_to_support(draw)
+
     def preparation(self, task_id: str) -> Mapping[str, Any]:
         """Return as JSON how raw examples of this task become inputs, for its personal model; {} if they are inputs already."""
         return {}
@@ -138,6 +155,10 @@ class FixedSplitDataset(Dataset):
     resample: bool = True
     _data: dict[str, TaskData]
 
+    @classmethod
+    def tests_seen(cls, options: Any) -> bool:
+        return True
+
     def tasks(self) -> list[TaskInfo]:
         return list(self._infos)
 
@@ -149,10 +170,14 @@ class FixedSplitDataset(Dataset):
 
     def redraw(self, task_id: str, rng: np.random.Generator) -> TaskData:
         """Return a task with support and query redrawn from their union."""
+        return self.pool(task_id).draw(rng)
+
+    def pool(self, task_id: str) -> "Pool":
+        """Return the examples of a task of which support and query are drawn."""
         if task_id not in self._pools:
             pool = self._pools[task_id] = Pool.of(self._data[task_id])
             self._data[task_id] = pool.data  # so that no example is in memory twice
-        return self._pools[task_id].draw(rng)
+        return self._pools[task_id]
 
     @cached_property
     def _infos(self) -> list[TaskInfo]:
@@ -161,6 +186,12 @@ class FixedSplitDataset(Dataset):
     @cached_property
     def _pools(self) -> "dict[str, Pool]":
         return {}
+
+
+def all_to_support(draw: TaskData) -> TaskData:
+    """Return the draw with its query examples behind those of the support, and none in the query part."""
+    support = Batch(*(torch.cat(parts) for parts in zip(draw.support, draw.query, strict=True)))
+    return TaskData(support, Batch(*(values[:0] for values in draw.query)), draw.test)
 
 
 @dataclass(frozen=True)
@@ -271,6 +302,7 @@ __all__ = [
     "Kind",
     "Pool",
     "TaskInfo",
+    "all_to_support",
     "generator",
     "read_npz",
     "require_below",

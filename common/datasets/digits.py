@@ -4,6 +4,9 @@ A device knows five of the ten digits, under its own labels, and sees all its im
 sheared by its own amounts. No single model fits all devices, and ten labelled images must reveal a
 device's labels and distortion. Source: "Optical Recognition of Handwritten Digits" (Alpaydin,
 Kaynak 1998), 1,797 images as shipped with scikit-learn.
+
+With the setting `partition` the images are one table instead, undistorted and of ten classes, which is spread over simulated
+users.
 """
 
 import gzip
@@ -15,10 +18,11 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from quickbloom.common.datasets.base import DataSpec, FixedSplitDataset, generator
+from quickbloom.common.datasets.base import DataSpec, generator
+from quickbloom.common.datasets.partitioned import PartitionedDataset, PartitionedOptions, in_memory
 from quickbloom.common.errors import DataError
 from quickbloom.common.maths.batch import Batch, TaskData
-from quickbloom.common.options import Options
+from quickbloom.common.partition import Partition
 from quickbloom.common.system.extras import needs
 
 CLIENTS = 56
@@ -32,7 +36,7 @@ WHITE = 16.0
 Array = np.ndarray[Any, Any]
 
 
-class DigitsOptions(Options):
+class DigitsOptions(PartitionedOptions):
     """Settings of the data set `digits`."""
 
     rotation: float = Field(30.0, ge=0, le=180, description="largest rotation of a device's images, in degrees either way")
@@ -40,7 +44,7 @@ class DigitsOptions(Options):
     data_seed: int = Field(0, ge=0, description="seed of the devices, apart from the seed of the run")
 
 
-class Digits(FixedSplitDataset):
+class Digits(PartitionedDataset):
     """56 devices with disjoint images; five classes with 2 support, 2 query and 2 test images each."""
 
     name = "digits"
@@ -48,9 +52,14 @@ class Digits(FixedSplitDataset):
     model = "mlp"
     algorithm = "ridge"
     inner_lr = 0.3
+    partition = ""  # the devices
+    users = 0
 
     def __init__(self, options: DigitsOptions, data_dir: Path) -> None:
         images, targets = _read()
+        if options.partition is not None:
+            self._spread_plain(images, targets, options.partition)
+            return
         vocabularies = _vocabularies(generator(options.data_seed, "digits", "vocabulary"))
         rng = generator(options.data_seed, "digits", "images")
         pools = [iter(rng.permutation(np.flatnonzero(targets == digit))) for digit in range(DIGITS)]
@@ -62,7 +71,17 @@ class Digits(FixedSplitDataset):
 
     @property
     def spec(self) -> DataSpec:
-        return DataSpec("classification", (1, SIDE, SIDE), WAYS)
+        return super().spec if self.is_spread else DataSpec("classification", (1, SIDE, SIDE), WAYS)
+
+    def _spread_plain(self, images: Array, digits: Array, by: Partition) -> None:
+        """Spread all images over users, each with the ten digits as its classes."""
+        rows = in_memory(by, digits)
+
+        def take(name: str, positions: Array) -> Array:
+            return images[rows[name][positions], None]
+
+        names = [str(digit) for digit in range(DIGITS)]
+        self.spread({name: digits[held] for name, held in rows.items()}, names, (1, SIDE, SIDE), take, by)
 
 
 def _read() -> tuple[Array, Array]:

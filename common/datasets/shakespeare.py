@@ -57,8 +57,9 @@ class ShakespeareOptions(Options):
         least = max(4 * draws, 5 * (self.context + self.test_examples))
         if self.min_characters < least:
             raise ValueError(
-                f"`min-characters` must be at least {least} for examples with this `context`, got {self.min_characters}: raise "
-                "it, or lower `context` or the numbers of examples"
+                f"`shakespeare.min-characters` must be at least {least} for these numbers of examples, got "
+                f"{self.min_characters}: raise it, or lower `shakespeare.context`, `shakespeare.support-examples`, "
+                "`shakespeare.query-examples` or `shakespeare.test-examples`"
             )
         return self
 
@@ -81,6 +82,10 @@ class Shakespeare(Dataset):
                 f"`min-characters` must be at most {max(map(len, texts.values()), default=0)}, what the longest role of data "
                 f"set `shakespeare` says, got {options.min_characters}: lower it"
             )
+
+    @classmethod
+    def tests_seen(cls, options: Any) -> bool:
+        return True  # the last fifth of a role's text is in no draw of its training
 
     @property
     def spec(self) -> DataSpec:

@@ -62,6 +62,10 @@ class Sinusoid(Dataset):
             f"client-{k:03d}": Wave.draw(generator(options.data_seed, "sinusoid", "wave", k)) for k in range(options.clients)
         }
 
+    @classmethod
+    def tests_seen(cls, options: SinusoidOptions) -> bool:
+        return not options.fresh_tasks  # else training is on other waves than those of the clients
+
     @property
     def spec(self) -> DataSpec:
         return DataSpec("regression", (1,), 1)

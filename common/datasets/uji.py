@@ -52,6 +52,10 @@ class Uji(FixedSplitDataset):
             query = Batch.of(second, digits)
             self._data[f"writer-{writer:02d}"] = TaskData(Batch.of(first, digits), query, query)
 
+    @classmethod
+    def tests_seen(cls, options: Any) -> bool:
+        return False  # a writer's two images of a digit are support and query, of which the query is also the test part
+
     @property
     def spec(self) -> DataSpec:
         return DataSpec("classification", (1, SIDE, SIDE), WAYS)

@@ -16,13 +16,17 @@ import torch
 from quickbloom.common.encoders.base import Encoder, Features, Kind, digest_of, existing
 from quickbloom.common.encoders.pictures import Normalising
 from quickbloom.common.encoders.pooling import of_sentence_transformers, pooled
-from quickbloom.common.encoders.tokens import FILE, Tokenizer, read_json
+from quickbloom.common.encoders.tokens import FILE, LENGTHS, Tokenizer, read_json
 from quickbloom.common.errors import ConfigError, in_one_line
 from quickbloom.common.system.extras import needs
 
 _IDS, _MASK, _TYPES = "input_ids", "attention_mask", "token_type_ids"
 _EMBEDDINGS = ("sentence_embedding", "embeddings", "embedding", "features", "image_embeds", "text_embeds")
 """Names of outputs that are features already, which come before any other."""
+_POOLING, _PICTURES = "1_Pooling/config.json", "preprocessor_config.json"
+MODEL = "model.onnx"
+PARTS = (MODEL, FILE, *LENGTHS, _POOLING, _PICTURES)
+"""Files that an encoder may consist of, beside its model."""
 
 
 class OnnxEncoder(Encoder):
@@ -55,6 +59,17 @@ class OnnxEncoder(Encoder):
         """Numbers of one example, for an encoder of numbers; 0: any."""
         found = next(iter(self._inputs.values())).shape[1]
         return found if isinstance(found, int) else 0
+
+    @property
+    def parts(self) -> dict[str, Path]:
+        """The files that it consists of, by the names that they have beside `MODEL`."""
+        found = {MODEL: self.file, _POOLING: _beside(self.file, _POOLING)}
+        if self.kind == "text":
+            folder = self._tokenizer.file.parent
+            found |= {FILE: self._tokenizer.file, **{name: folder / name for name in LENGTHS}}
+        elif self.kind == "images":
+            found[_PICTURES] = _beside(self.file, _PICTURES)
+        return {name: file for name, file in found.items() if file.is_file() and file.stat().st_size}
 
     def encode(self, examples: Sequence[Any]) -> Features:
         feed, mask = self.feed(examples)
@@ -95,7 +110,7 @@ class OnnxEncoder(Encoder):
     def _pooling_of(self, asked: str) -> str:
         if asked != "auto":
             return asked
-        said = read_json(_beside(self.file, "1_Pooling/config.json"))
+        said = read_json(_beside(self.file, _POOLING))
         found = of_sentence_transformers(said)
         if said and not found:
             raise ConfigError(f"the pooling of the encoder '{self.file}' is not known here: set `own.encoder-pooling`")
@@ -105,7 +120,7 @@ class OnnxEncoder(Encoder):
         (one,) = self._inputs.values()
         first = one.shape[1] in (1, 3)
         channels, side = (one.shape[1], one.shape[2]) if first else (one.shape[3], one.shape[1])
-        config = read_json(_beside(self.file, "preprocessor_config.json"))
+        config = read_json(_beside(self.file, _PICTURES))
         return Normalising.of_config(config, side if isinstance(side, int) else 0, channels)
 
     def _tried(self) -> int:

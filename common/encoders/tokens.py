@@ -13,6 +13,9 @@ from quickbloom.common.errors import ConfigError, in_one_line
 from quickbloom.common.system.extras import needs
 
 FILE = "tokenizer.json"
+_NAMED = {"sentence_bert_config.json": "max_seq_length", "tokenizer_config.json": "model_max_length"}
+LENGTHS = tuple(_NAMED)
+"""Files beside it that name the most tokens of a text."""
 LONGEST = 512
 """Most tokens of a text, unless the model's own directory names fewer."""
 
@@ -60,8 +63,7 @@ class Tokenizer:
 
 def _longest(directory: Path) -> int:
     """Return the most tokens that the files of a model's directory name."""
-    asked = (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length"))
-    found = [read_json(directory / file).get(name) for file, name in asked]
+    found = [read_json(directory / file).get(name) for file, name in _NAMED.items()]
     numbers = [int(number) for number in found if isinstance(number, int | float) and 0 < number <= LONGEST]
     return min(numbers, default=LONGEST)
 

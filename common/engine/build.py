@@ -42,6 +42,11 @@ def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _C
     """
     chosen, options = ALGORITHMS[config.algorithm], config.table(config.algorithm)
     model = _model_of(config, spec)
+    if _trains_itself(model):
+        module = build_model(model, config.table(model), spec.input_shape, spec.outputs, config.seed)
+        learner = Learner(module, spec.kind, spec.outputs)
+        learner.remarks.clear()  # what becomes of dropout and batch norm is the app's own business
+        return chosen(options, learner)
     ours = model in MODELS and not registries.is_users(chosen)
     learner, own_size = _build_learner(config, spec, bare=tried and ours and chosen.starts_from_meta)
     if own_size:
@@ -50,12 +55,40 @@ def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _C
         learner.drop_numbers()
     foreign = model not in MODELS or registries.is_users(MODELS[model]) or MODELS[model].pretrained
     # The tests cover large built-in models by small ones.
+    learner.reduced = _reduced(config, model, learner)
     if foreign or not (tried or (ours and _size(learner) >= LARGE)):
-        try_out_with(chosen(_few_steps(options), learner), model, spec)
+        _try_reduced(chosen(_few_steps(options), learner), model, spec)
     learner.to(device)
     if tried and learner.constants and chosen.starts_from_meta:
         learner.drop_numbers()
     return chosen(options, learner)
+
+
+def _reduced(config: RunConfig, model: str, learner: Learner) -> torch.dtype | None:
+    """Return the shorter number type that `inner-dtype` asks for, or None. Raises ConfigError for a model that has none."""
+    if config.inner_dtype == "float32":
+        return None
+    if model in MODELS and not learner.constants:
+        raise ConfigError(
+            f'`inner-dtype` must be "float32" with `model = "{model}"`, which is small and trained as a whole, by code written '
+            f'for float32, got "{config.inner_dtype}": it is for pretrained and partly trained models, and your own'
+        )
+    return torch.bfloat16
+
+
+def _try_reduced(algorithm: Algorithm, model: str, spec: DataSpec) -> None:
+    """Try a model out as `try_out_with` does; the error for a number type that it cannot be computed in says so."""
+    try:
+        try_out_with(algorithm, model, spec)
+    except ConfigError as error:
+        if algorithm.learner.reduced is None:
+            raise
+        algorithm.learner.reduced = None
+        try_out_with(algorithm, model, spec)  # whose error is about more than the number type
+        raise ConfigError(
+            f'`inner-dtype` must be "float32" with `model = "{model}"`, which cannot be computed in bfloat16 '
+            f"({in_one_line(error.__cause__ or error)})"
+        ) from error
 
 
 def constants_of(config: RunConfig, spec: DataSpec) -> str:
@@ -64,9 +97,16 @@ def constants_of(config: RunConfig, spec: DataSpec) -> str:
     Raises ConfigError as `build_algorithm` does.
     """
     model = _model_of(config, spec)
+    if _trains_itself(model):
+        return build_algorithm(config, spec).learner.digest
     if model in MODELS and not MODELS[model].pretrained and not registries.is_users(MODELS[model]) and config.trainable == ALL:
         return ""
     return _build_learner(config, spec, bare=False)[0].digest
+
+
+def _trains_itself(model: str) -> bool:
+    """Return whether a Flower app trains the model by code of its own, so that it needs no tests here."""
+    return model in MODELS and MODELS[model].own_trainer
 
 
 def _model_of(config: RunConfig, spec: DataSpec) -> str:
@@ -190,7 +230,7 @@ def _watching(learner: Learner) -> Iterator[None]:
 
 
 def try_out_with(algorithm: Algorithm, model: str, spec: DataSpec) -> None:
-    """Run training and scoring once, as a node does, on two made-up examples, and note how the model is to be computed.
+    """Train and score once, as a node does, on two tasks of two made-up examples, and note how the model is to be computed.
 
     A model that `torch.func.vmap` cannot map goes task by task, and one whose fused attention lacks a derivative takes
     torch's plain one. Raises ConfigError if nothing helps.
@@ -245,8 +285,9 @@ def _try_once(algorithm: Algorithm, spec: DataSpec, *, slow: bool) -> None:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore" if slow else "error", message=_NO_RULE)
         meta, state = algorithm.init(), torch.random.get_rng_state()
-        run_round(algorithm, meta, [TaskWork(data, generator(0, "try"))], chunk_size=1)
-        evaluate(algorithm, meta, [[data]], [algorithm.options.inner_lr], steps=1, chunk_size=1)
+        # Two tasks, since a single one is not mapped.
+        run_round(algorithm, meta, [TaskWork(data, generator(0, "try")) for _ in range(2)], chunk_size=2)
+        evaluate(algorithm, meta, [[data]] * 2, [algorithm.options.inner_lr], steps=1, chunk_size=2)
         if not torch.equal(torch.random.get_rng_state(), state):
             raise RuntimeError("it called a random operation")
 
@@ -267,6 +308,6 @@ def _made_up(spec: DataSpec) -> Tensor:
 
 
 def _few_steps(options: Options) -> Options:
-    """Return the options with at most two steps of every kind, which find the same errors as a thousand."""
-    few = {name: min(2, value) for name, value in options if name.endswith("_steps")}
+    """Return the options with at most two steps or epochs of every kind, which find the same errors as a thousand."""
+    few = {name: min(2, value) for name, value in options if name.endswith(("_steps", "_epochs"))}
     return options.model_copy(update=few)

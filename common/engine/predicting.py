@@ -11,7 +11,7 @@ from quickbloom.common.algorithms.base import Algorithm
 from quickbloom.common.baselines.scoring import Outputs
 from quickbloom.common.engine.chunking import AutoChunks, at_once, chunks
 from quickbloom.common.engine.mapping import over_tasks
-from quickbloom.common.engine.round import stack
+from quickbloom.common.engine.round import path_of, stack, stack_params
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.maths.params import Params
 
@@ -24,7 +24,7 @@ def predict_tests(
     """Return the outputs for the test part of every draw, before adaptation to its support and after `steps` steps."""
     knows = type(algorithm).deviation is not Algorithm.deviation
 
-    def outputs(theta: Params, support: Batch, x: Tensor) -> tuple[Tensor, ...]:
+    def outputs(theta: Params, _: None, support: Batch, x: Tensor) -> tuple[Tensor, ...]:
         before = None
         for phi in algorithm.passing_path(theta, support, lr, steps):
             before = algorithm.predict(phi, x) if before is None else before
@@ -43,31 +43,41 @@ def predict_path(
     lrs: Sequence[float],
     steps: int,
     chunk_size: int | AutoChunks,
+    kept: Sequence[Params] | None = None,
 ) -> list[Numbers]:
-    """Return the outputs for every draw's test part, with every rate after 0..steps steps: [rates, steps + 1, n, outputs]."""
+    """Return the outputs for every draw's test part, with every rate after 0..steps steps: [rates, steps + 1, n, outputs].
+
+    `kept`: the state of every draw's task on its node; None: the tasks are new.
+    """
     of_rates = []
     for lr in lrs:
 
-        def outputs(theta: Params, support: Batch, x: Tensor, lr: float = lr) -> tuple[Tensor, ...]:
-            return tuple(algorithm.predict(phi, x) for phi in algorithm.passing_path(theta, support, lr, steps))
+        def outputs(theta: Params, own: Params | None, support: Batch, x: Tensor, lr: float = lr) -> tuple[Tensor, ...]:
+            return tuple(algorithm.predict(phi, x) for phi in path_of(algorithm, theta, own, support, lr, steps))
 
-        of_rates.append([np.stack(parts) for parts in _mapped(outputs, algorithm, meta, draws, chunk_size)])
+        of_rates.append([np.stack(parts) for parts in _mapped(outputs, algorithm, meta, draws, chunk_size, kept)])
     return [np.stack(of_draw) for of_draw in zip(*of_rates, strict=True)]
 
 
 def _mapped(
-    outputs: Any, algorithm: Algorithm, meta: Params, draws: Sequence[TaskData], chunk_size: int | AutoChunks
+    outputs: Any,
+    algorithm: Algorithm,
+    meta: Params,
+    draws: Sequence[TaskData],
+    chunk_size: int | AutoChunks,
+    kept: Sequence[Params] | None = None,
 ) -> list[list[Numbers]]:
-    """Return what `outputs` of (meta, support, test inputs) returns for every draw, as float64 and without padding."""
+    """Return what `outputs` of (meta, kept, support, test inputs) returns for every draw, as float64 and without padding."""
     device = algorithm.learner.device
     found: list[list[Numbers]] = [[] for _ in draws]
     sizes = [(len(draw.support.x), len(draw.test.x)) for draw in draws]
     with torch.no_grad():
-        mapped = over_tasks(algorithm.learner, outputs, (None, 0, 0))
+        mapped = over_tasks(algorithm.learner, outputs, (None, None if kept is None else 0, 0, 0))
         for positions in chunks(sizes, at_once(algorithm.learner, chunk_size), exact=algorithm.learner.mixes_examples):
             support = stack([draws[i].support for i in positions], device)
             test = stack([draws[i].test for i in positions], device)
-            parts = [part.double().cpu().numpy() for part in mapped(meta, support, test.x)]
+            own = None if kept is None else stack_params([kept[i] for i in positions], device)
+            parts = [part.double().cpu().numpy() for part in mapped(meta, own, support, test.x)]
             for place, i in enumerate(positions):
                 found[i] = [part[place, : sizes[i][1]] for part in parts]
     return found

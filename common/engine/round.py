@@ -5,7 +5,7 @@ chunks that bound the memory (`common.engine.mapping`). A model that mixes the e
 padding, so its tasks are grouped by exact size instead.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,16 +135,26 @@ def _stacks(algorithm: Algorithm, work: Sequence[TaskWork], chunk_size: int | Au
     whole = [i for i, w in enumerate(work) if all(_sizes(w.data))]
     # State comes from a record or a file, hence on the CPU; a fresh state is already on the model's device.
     kept = [algorithm.fresh() if w.kept is None else {name: value.to(device) for name, value in w.kept.items()} for w in work]
-    for found in chunks(
-        [_sizes(work[i].data) for i in whole], at_once(algorithm.learner, chunk_size), exact=algorithm.learner.mixes_examples
-    ):
-        positions = [whole[i] for i in found]
-        chosen = [work[i] for i in positions]
-        episode = Episode(stack([w.data.support for w in chosen], device), stack([w.data.query for w in chosen], device))
-        indices = [algorithm.minibatch_indices(w.num_examples, w.rng) for w in chosen]
-        minibatches = _stack_minibatches(indices, [w.data.support.x.shape[0] for w in chosen], episode, device)
-        before = {name: torch.stack([kept[i][name] for i in positions]) for name in kept[positions[0]]}
-        yield _Stack(positions, episode, minibatches, before)
+    drawn = {i: algorithm.minibatch_indices(work[i].num_examples, work[i].rng) for i in whole}
+    most = at_once(algorithm.learner, chunk_size)
+    for alike in _by_steps(whole, drawn):
+        for found in chunks([_sizes(work[i].data) for i in alike], most, exact=algorithm.learner.mixes_examples):
+            positions = [alike[i] for i in found]
+            chosen = [work[i] for i in positions]
+            episode = Episode(stack([w.data.support for w in chosen], device), stack([w.data.query for w in chosen], device))
+            num_support = [w.data.support.x.shape[0] for w in chosen]
+            minibatches = _stack_minibatches([drawn[i] for i in positions], num_support, episode, device)
+            before = {name: torch.stack([kept[i][name] for i in positions]) for name in kept[positions[0]]}
+            yield _Stack(positions, episode, minibatches, before)
+
+
+def _by_steps(whole: Sequence[int], drawn: Mapping[int, np.ndarray[Any, Any] | None]) -> list[list[int]]:
+    """Return the tasks in groups with equally many inner steps: with epochs, who has more examples takes more of them."""
+    groups: dict[int, list[int]] = {}
+    for i in whole:
+        index = drawn[i]
+        groups.setdefault(0 if index is None else len(index), []).append(i)
+    return list(groups.values())
 
 
 @dataclass(frozen=True)
@@ -206,19 +216,21 @@ def evaluate(
     lrs: Sequence[float],
     steps: int,
     chunk_size: int | AutoChunks,
+    kept: Sequence[Params] | None = None,
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Adapt on the support part and score on the test part: (loss, metric), each [tasks, learning rates, steps + 1].
 
     The metric is accuracy in 0..1, or the mean squared error for regression. Position 0 of the last
-    axis is before adaptation. A task with several draws gets their mean.
+    axis is before adaptation. A task with several draws gets their mean. `kept`: the state of every
+    task on its node, from which its path starts; None: the tasks are new, and have none.
     """
     draws = [draw for task in tasks for draw in task]
     owner = np.repeat(np.arange(len(tasks)), [len(task) for task in tasks])
     device, chunk_size = algorithm.learner.device, at_once(algorithm.learner, chunk_size)
 
-    def scores(theta: Params, lr: Tensor, support: Batch, test: Batch) -> tuple[Tensor, Tensor]:
+    def scores(theta: Params, own: Params | None, lr: Tensor, support: Batch, test: Batch) -> tuple[Tensor, Tensor]:
         before, results = None, []
-        for phi in algorithm.passing_path(theta, support, lr, steps):
+        for phi in path_of(algorithm, theta, own, support, lr, steps):
             # A path that repeats its last element (prototypes) is scored once.
             results.append(results[-1] if phi is before else algorithm.score(phi, test))
             before = phi
@@ -226,8 +238,8 @@ def evaluate(
         losses, metrics = zip(*results, strict=True)
         return torch.stack(losses), torch.stack(metrics)
 
-    over_rates = over_tasks(algorithm.learner, scores, (None, 0, None, None))
-    of_all = over_tasks(algorithm.learner, over_rates, (None, None, 0, 0))
+    over_rates = over_tasks(algorithm.learner, scores, (None, None, 0, None, None))
+    of_all = over_tasks(algorithm.learner, over_rates, (None, None if kept is None else 0, None, 0, 0))
     rates = torch.tensor(list(lrs), dtype=algorithm.learner.dtype, device=device)
     result = np.full((2, len(draws), len(lrs), steps + 1), np.nan)
     sizes = [(len(d.support.x), len(d.test.x)) for d in draws]
@@ -238,12 +250,30 @@ def evaluate(
         for positions in chunks(sizes, per_chunk, exact=algorithm.learner.mixes_examples):
             support = stack([draws[i].support for i in positions], device)
             test = stack([draws[i].test for i in positions], device)
+            own = None if kept is None else stack_params([kept[owner[i]] for i in positions], device)
             for i in range(0, len(lrs), rates_at_once):
                 some = slice(i, i + rates_at_once)
-                for part, values in enumerate(of_all(meta, rates[some], support, test)):
+                for part, values in enumerate(of_all(meta, own, rates[some], support, test)):
                     result[part, positions, some] = values.double().cpu().numpy()
     means = np.stack([result[:, owner == task].mean(axis=1) for task in range(len(tasks))], axis=1)
     return means[0], means[1]
+
+
+def path_of(
+    algorithm: Algorithm, meta: Params, kept: Params | None, support: Batch, lr: float | Tensor, steps: int
+) -> Iterator[Params]:
+    """Yield a task's parameters after 0..steps steps: from what it has `kept`, or as a new task's if that is None.
+
+    Each result may be valid only until the next is requested.
+    """
+    if kept is None:
+        return algorithm.passing_path(meta, support, lr, steps)
+    return algorithm.personal_path(meta, kept, support, lr, steps)
+
+
+def stack_params(states: Sequence[Params], device: torch.device) -> Params:
+    """Stack the states of several tasks along a leading task axis."""
+    return {name: torch.stack([state[name].to(device) for state in states]) for name in states[0]}
 
 
 def stack(batches: Sequence[Batch], device: torch.device) -> Batch:

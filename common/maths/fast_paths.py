@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from quickbloom.common.maths.batch import Batch, Draws
-from quickbloom.common.maths.inner_loop import descend, last
+from quickbloom.common.maths.inner_loop import PLAIN, InnerOptimizer, descend, last
 from quickbloom.common.maths.kernels.network import Network
 from quickbloom.common.maths.kernels.train import Train, What, known, sum_up
 from quickbloom.common.maths.learner import Learner
@@ -23,25 +23,35 @@ from quickbloom.common.maths.perceptron import descend_perceptron, layer_names
 
 def is_written_out(learner: Learner) -> bool:
     """Return whether there is a path that a compiler would not make faster."""
-    names = layer_names(learner.module)
+    names = _layers(learner)
     return (names is not None and set(names) == learner.trained.keys()) or has_kernels(learner)
+
+
+def _layers(learner: Learner) -> list[str] | None:
+    """Return the layers of a perceptron that is written out; None for another model, and for one in a shorter number type."""
+    return layer_names(learner.module) if learner.reduced is None else None
 
 
 def has_kernels(learner: Learner) -> bool:
     """Return whether the kernels do the work."""
-    network = known(learner.module) if learner.device.type == "cpu" else None
+    network = known(learner.module) if learner.device.type == "cpu" and learner.reduced is None else None
     return network is not None and network.shapes.keys() == learner.trained.keys()
 
 
-def end_of_descent(learner: Learner, start: Params, batches: Batch | Draws, lr: float) -> Params:
+def end_of_descent(
+    learner: Learner, start: Params, batches: Batch | Draws, lr: float, optimizer: InnerOptimizer = PLAIN
+) -> Params:
     """Return phi_k after one step on each of `batches` [steps, examples, ...]: the last element of `inner_loop.descend`.
 
     Works under `vmap`. Only for first-order algorithms: the fast paths have no gradient.
     """
+    if not optimizer.plain:
+        steps = batches.stacked() if isinstance(batches, Draws) else batches
+        return last(descend(learner.loss, start, steps.unbind(), lr, optimizer=optimizer))
     if (network := _network(learner, start, batches)) is not None:
         return network.named(_train("descent", network, start, batches, lr))
     steps = batches.stacked() if isinstance(batches, Draws) else batches
-    names = None if torch.compiler.is_compiling() else layer_names(learner.module)
+    names = None if torch.compiler.is_compiling() else _layers(learner)
     if names is not None and set(names) == start.keys():
         return descend_perceptron(names, start, steps, lr)
     return last(descend(learner.loss, start, steps.unbind(), lr))
@@ -113,7 +123,7 @@ def _network(learner: Learner, at: Params, batches: Batch | Draws, *, stacked: i
     `stacked`: number of leading task axes of the examples.
     """
     # Checked first, since a module on the "meta" device does not show where the computing happens.
-    away = torch.compiler.is_compiling() or learner.device.type != "cpu"
+    away = torch.compiler.is_compiling() or learner.device.type != "cpu" or learner.reduced is not None
     network = None if away else known(learner.module)
     if network is None:
         return None

@@ -1,30 +1,76 @@
 """The inner loop: gradient descent on a task's own examples, differentiable with respect to its start."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
 from quickbloom.common.maths.batch import Batch
-from quickbloom.common.maths.params import Params, add
+from quickbloom.common.maths.params import Params, add, dot
 
 _PIECE = 2**20  # numbers
 Loss = Callable[[Params, Batch], Tensor]
 
 
+@dataclass(frozen=True)
+class InnerOptimizer:
+    """How a step follows from a gradient. `kind`: sgd, momentum or adam; `momentum`: beta of the second, beta1 of the third.
+
+    As torch.optim has them (SGD without dampening; Adam of Kingma, Ba 2015, with beta2 = 0.999 and epsilon = 1e-8). The state
+    starts anew in every descent, since tasks keep none.
+    """
+
+    kind: str = "sgd"
+    momentum: float = 0.9
+
+    @property
+    def plain(self) -> bool:
+        return self.kind == "sgd"
+
+    def path(self, loss: Loss, start: Params, batches: Iterator[Batch], lr: float | Tensor) -> Iterator[Params]:
+        """Yield the points of the descent, `start` first."""
+        phi = start
+        yield phi
+        mean = square = {name: torch.zeros_like(value) for name, value in start.items()}
+        for step, batch in enumerate(batches, 1):
+            slope = grad(loss)(phi, batch)
+            if self.kind == "momentum":
+                mean = add(slope, mean, self.momentum)
+                phi = add(phi, mean, -lr)
+            else:
+                mean = {name: self.momentum * mean[name] + (1 - self.momentum) * value for name, value in slope.items()}
+                square = {name: 0.999 * square[name] + 0.001 * value.square() for name, value in slope.items()}
+                first, second = 1 - self.momentum**step, 1 - 0.999**step
+                moves = {name: mean[name] / first / ((square[name] / second).sqrt() + 1e-8) for name in phi}
+                phi = add(phi, moves, -lr)
+            yield phi
+
+
+PLAIN = InnerOptimizer()
+
+
 def descend(
-    loss: Loss, start: Params, batches: Iterator[Batch], lr: float | Tensor, *, passing: bool = False
+    loss: Loss,
+    start: Params,
+    batches: Iterator[Batch],
+    lr: float | Tensor,
+    *,
+    passing: bool = False,
+    optimizer: InnerOptimizer = PLAIN,
 ) -> Iterator[Params]:
     """Yield phi_0 = start, then phi_{i+1} = phi_i - lr * grad loss(phi_i, batch_i) for every batch.
 
-    Written with `torch.func`, so that a gradient taken through it is exact to any order. This is
-    plain SGD: optimizer state such as Adam's would have to be carried from task to task, which
-    stateless clients cannot do.
+    Written with `torch.func`, so that a gradient taken through it is exact to any order. By itself this is
+    plain SGD; the state of another `optimizer` starts anew here.
 
     `passing`: every phi but the first may be overwritten by the next, and no gradient is taken
     through them.
     """
+    if not optimizer.plain:
+        yield from optimizer.path(loss, start, batches, lr)
+        return
     phi = start
     yield phi
     for batch in batches:
@@ -84,6 +130,11 @@ def with_pull(loss: Loss, anchor: Params, strength: float) -> Loss:
         return loss(phi, batch) + strength / 2 * distance
 
     return pulled
+
+
+def with_slope(loss: Loss, slope: Params) -> Loss:
+    """Return loss(phi) + <slope, phi>, as a loss of phi: `slope` is added to its gradient."""
+    return lambda phi, batch: loss(phi, batch) + dot(slope, phi)
 
 
 def gradient_and_hessian(loss: Callable[[Params], Tensor], at: Params) -> tuple[Params, Callable[[Params], Params]]:

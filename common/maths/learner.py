@@ -40,6 +40,8 @@ class Learner:
         """False for a model that `torch.func.vmap` cannot map, whose tasks are computed one after the other."""
         self.plain_attention = False
         """True for a model whose attention has to be computed without fused kernels, which lack a derivative."""
+        self.reduced: torch.dtype | None = None
+        """A shorter number type to compute matrix products in, as torch's autocast does; parameters keep theirs."""
         self.remarks = _in_evaluation_mode(module)
         """What a person should know of how the model is computed, one sentence each."""
         self._digest: str | None = None
@@ -89,6 +91,10 @@ class Learner:
     def initial(self) -> Params:
         """Return a copy of the module's own parameters that are trained."""
         return {name: value.detach().clone() for name, value in self.trained.items()}
+
+    def zeros(self) -> Params:
+        """Return zeros in the shapes of what is trained, on the device to compute on."""
+        return {name: torch.zeros(value.shape, dtype=value.dtype, device=self.device) for name, value in self.trained.items()}
 
     @property
     def device(self) -> torch.device:
@@ -165,8 +171,13 @@ class Learner:
         return self._apply(params, x)
 
     def _apply(self, params: Params, x: Tensor) -> Tensor:
-        result: Tensor = functional_call(self.module, params, (x,))
-        return result
+        if self.reduced is None:
+            result: Tensor = functional_call(self.module, params, (x,))
+            return result
+        # Without its cache, which knows nothing of tensors under torch.func.
+        with torch.autocast(x.device.type, self.reduced, cache_enabled=False):
+            result = functional_call(self.module, params, (x,))
+        return result.to(self.dtype)  # losses and closed forms are computed in full
 
     def _losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return the loss per example [n]: cross-entropy, or the squared error averaged over the outputs."""

@@ -22,15 +22,18 @@ these have to move by factors."""
 class LinearHead:
     """The last layer of a model and what lies before it. A model that is one linear layer has its inputs as features."""
 
-    def __init__(self, learner: Learner, algorithm: str) -> None:
-        """Raise ConfigError, which names `algorithm`, if the last layer is no linear layer with a bias."""
+    def __init__(self, learner: Learner, algorithm: str, does: str = "solves for", *, body: bool = False) -> None:
+        """Raise ConfigError, which says what `algorithm` `does` with the last layer, if that is no linear layer with a bias.
+
+        `body`: also if nothing before it is trained.
+        """
         name = learner.last()
         layer = learner.module.get_submodule(name)
         is_last = learner.ran[-1:] in ([], [name]) and all(value.requires_grad for value in layer.parameters())
         if type(layer) is not nn.Linear or layer.bias is None or not is_last:
             frozen = "" if is_last else ", of which not all is trained"
             raise ConfigError(
-                f'`algorithm = "{algorithm}"` solves for the last layer of the model, which must be a torch.nn.Linear '
+                f'`algorithm = "{algorithm}"` {does} the last layer of the model, which must be a torch.nn.Linear '
                 f"with a bias, got {type(layer).__name__}{frozen}: choose another `model` or `algorithm`"
             )
         dot = "." if name else ""
@@ -45,6 +48,11 @@ class LinearHead:
         self._names = [name for name, value in self._body.named_parameters() if value.requires_grad]
         self.is_all = not self._names
         """Whether the model has nothing to learn before its head."""
+        if body and self.is_all:
+            raise ConfigError(
+                f'`algorithm = "{algorithm}"` {does} the last layer of the model, and nothing before it is trained: choose '
+                "another `model` or `algorithm`"
+            )
 
     def features(self, params: Params, x: Tensor) -> Tensor:
         """Return the inputs of the last layer for `x` [n, ...], and a column of ones: [n, features + 1]."""

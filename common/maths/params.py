@@ -1,7 +1,7 @@
 """Named parameters as plain dictionaries, and the arithmetic that meta-learning needs on them."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,11 @@ def add(a: Params, b: Params, scale: float | Tensor = 1.0) -> Params:
 def subtract(a: Params, b: Params) -> Params:
     """Return a - b, key by key."""
     return {name: value - b[name] for name, value in a.items()}
+
+
+def split(params: Params, names: Collection[str]) -> tuple[Params, Params]:
+    """Return (the tensors in `names`, all others)."""
+    return {k: v for k, v in params.items() if k in names}, {k: v for k, v in params.items() if k not in names}
 
 
 def dot(a: Params, b: Params) -> Tensor:

@@ -11,11 +11,16 @@ def prototypes_of(embedded: Tensor, support: Batch, classes: int) -> tuple[Tenso
 
     The prototype of a class without examples is 0.
     """
-    # functional.one_hot does not work inside vmap.
-    every = torch.arange(classes, device=support.y.device)
-    members = (support.y.unsqueeze(-1) == every).to(support.weight.dtype) * support.weight.unsqueeze(-1)
+    members = members_of(support, classes)
     counts = members.sum(dim=0)
     return members.T @ embedded / counts.clamp(min=1).unsqueeze(-1), counts
+
+
+def members_of(batch: Batch, classes: int) -> Tensor:
+    """Return the weight of every example at its class and 0 elsewhere: [n, classes]."""
+    # functional.one_hot does not work inside vmap.
+    every = torch.arange(classes, device=batch.y.device)
+    return (batch.y.unsqueeze(-1) == every).to(batch.weight.dtype) * batch.weight.unsqueeze(-1)
 
 
 def within_reach(known: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ MODELS: dict[str, type[Model]] = registries.load(
     __name__,
     "mlp",
     "conv4",
+    "cnn",
     "resnet",
     "sine",
     "linear",

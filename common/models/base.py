@@ -18,6 +18,8 @@ class Model(ABC):
     """True if the model reads int64 token ids instead of numbers."""
     pretrained: ClassVar[bool] = False
     """True if the model has constants, which it reads from files of its own."""
+    own_trainer: ClassVar[bool] = False
+    """True if a Flower app trains the model with code of its own: then it needs no derivatives of `torch.func`."""
 
     @classmethod
     @abstractmethod

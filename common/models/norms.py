@@ -1,4 +1,4 @@
-"""Normalisations without running state, which could not be averaged over tasks."""
+"""Normalisations without running state, which could not be averaged over tasks, and the parameters of any."""
 
 from typing import Literal
 
@@ -13,6 +13,17 @@ def norm_layers(norm: Norm, channels: int) -> list[nn.Module]:
     if norm == "group":
         return [nn.GroupNorm(_groups(channels), channels)]
     return [nn.BatchNorm2d(channels, track_running_stats=False)] if norm == "batch" else []
+
+
+def norm_parameters(module: nn.Module) -> list[str]:
+    """Return the names of scale and shift of all normalisations, of torch or of a library with its own classes."""
+    layers = [name for name, one in module.named_modules() if _is_norm(one)]
+    return [name for name, _ in module.named_parameters() if name.rpartition(".")[0] in layers]
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Return whether a layer is a normalisation, of torch or of a library with its own classes (LlamaRMSNorm)."""
+    return "norm" in type(module).__name__.lower() and next(module.children(), None) is None
 
 
 def _groups(channels: int) -> int:

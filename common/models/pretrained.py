@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from quickbloom.common.errors import ConfigError, as_told, in_one_line
+from quickbloom.common.models.norms import norm_parameters
 
 ALL, HEAD, NORM, BIAS = "all", "head", "norm", "bias"
 """Words for `trainable`: what the model leaves trainable by itself, its last layer, normalisations, biases."""
@@ -110,16 +111,10 @@ def _of_part(module: nn.Module, parameters: Mapping[str, nn.Parameter], part: st
     if part == HEAD:
         return {name for name in parameters if name.startswith(f"{last}." if last else "")}
     if part == NORM:
-        layers = [name for name, one in module.named_modules() if _is_norm(one)]
-        return {name for name in parameters if name.rpartition(".")[0] in layers}
+        return set(norm_parameters(module)) & parameters.keys()
     if part == BIAS:
         return {name for name in parameters if name.rpartition(".")[2] == "bias"}
     return {name for name in parameters if fnmatchcase(name, part)}
-
-
-def _is_norm(module: nn.Module) -> bool:
-    """Return whether a layer is a normalisation, of torch or of a library with its own classes (LlamaRMSNorm)."""
-    return "norm" in type(module).__name__.lower() and next(module.children(), None) is None
 
 
 def _shape(value: Tensor) -> tuple[int, ...]:

@@ -24,6 +24,8 @@ OnDamage = Callable[[str], None]
 
 CHECKPOINT = "quickbloom-2"
 """Format of a checkpoint, as written in its file."""
+ENCODER = "encoder/"
+"""Begin of the names of an encoder's files among the tensors, see `common.personal.carried`."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,15 @@ class Checkpoint:
     @property
     def meta(self) -> dict[str, Tensor]:
         """The meta-parameters by name."""
-        return {name.removeprefix("meta/"): value for name, value in self.tensors.items() if name.startswith("meta/")}
+        return self._named("meta/")
+
+    @property
+    def encoder(self) -> dict[str, Tensor]:
+        """The files of the encoder that it carries, by their names; {} for none."""
+        return self._named(ENCODER)
+
+    def _named(self, begin: str) -> dict[str, Tensor]:
+        return {name.removeprefix(begin): value for name, value in self.tensors.items() if name.startswith(begin)}
 
 
 def load(path: Path, on_damage: OnDamage) -> Checkpoint:

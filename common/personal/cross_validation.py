@@ -128,7 +128,7 @@ class Scores:
 
 
 def cross_validate(
-    algorithm: Algorithm, meta: Params, kept: Params, own: Own, task_id: str, lr: float, steps: int, folds: int
+    algorithm: Algorithm, meta: Params, own: Own, task_id: str, lr: float, steps: int, folds: int
 ) -> Scores | None:
     """Return what `steps` of adaptation with the rate `lr` are worth on a task, or None for fewer than two folds.
 
@@ -149,7 +149,7 @@ def cross_validate(
         preparation = own.preparation_by(learned)
         support, test = own.batch(preparation, learned), own.batch(preparation, rows[held])
         unit = preparation.target.deviation if preparation.target else 1.0
-        for name, found in _predictions(algorithm, meta, kept, support, test.x, lr, steps, len(own.classes)).items():
+        for name, found in _predictions(algorithm, meta, support, test.x, lr, steps, len(own.classes)).items():
             each[name][held] = _right(found, test.y) if classes else _squares(found, test.y) * unit**2
             if name in outputs:
                 outputs[name][held] = found
@@ -172,10 +172,10 @@ def _folds(own: Own, rows: Array, most: int) -> tuple[Array, int]:
 
 
 def _predictions(
-    algorithm: Algorithm, meta: Params, kept: Params, support: Batch, x: Tensor, lr: float, steps: int, classes: int
+    algorithm: Algorithm, meta: Params, support: Batch, x: Tensor, lr: float, steps: int, classes: int
 ) -> dict[str, Array]:
     """Return the outputs of all of `SCORED` that can be had for the rows `x`, by what `support` shows: float64 [n, outputs]."""
-    first, last = ends_of_path(algorithm, meta, kept, support, lr, steps)
+    first, last = ends_of_path(algorithm, meta, None, support, lr, steps)
     there = x.to(algorithm.learner.device)
     with torch.no_grad():
         before, after = (algorithm.predict(phi, there).cpu().double().numpy() for phi in (first, last))
@@ -218,11 +218,15 @@ def _squares(outputs: Array, y: Tensor) -> Array:
 
 
 def ends_of_path(
-    algorithm: Algorithm, meta: Params, kept: Params, support: Batch, lr: float, steps: int
+    algorithm: Algorithm, meta: Params, kept: Params | None, support: Batch, lr: float, steps: int
 ) -> tuple[Params, Params]:
-    """Return the parameters before the first and after the last step of adaptation."""
+    """Return the parameters before the first and after the last step of adaptation. `kept`: the task's state, if it has any."""
+    there = on_device(support, algorithm)
     with torch.no_grad():
-        path = iter(algorithm.personal_path(meta, kept, on_device(support, algorithm), lr, steps))
+        if kept is None:
+            path = iter(algorithm.adaptation_path(meta, there, lr, steps))
+        else:
+            path = iter(algorithm.personal_path(meta, kept, there, lr, steps))
         first = next(path)
         return first, [first, *deque(path, maxlen=1)][-1]
 

@@ -19,6 +19,7 @@ from quickbloom.common.datasets.base import DataSpec
 from quickbloom.common.errors import ConfigError, DataError, as_told
 from quickbloom.common.metric import CHOSEN_BY, of_kind
 from quickbloom.common.models import MODELS, build_model
+from quickbloom.common.personal.checkpoint import ENCODER
 from quickbloom.common.printable import flaw_of
 
 MOST_INPUTS, MOST_TOKENS, MOST_IDS, MOST_OUTPUTS = 2**22, 4096, 2**20, 2**20
@@ -259,7 +260,7 @@ def check_size(config: RunConfig, spec: DataSpec, tensors: Mapping[str, Tensor],
         raise DataError(f"{what} cannot be used: its model `{name}` is not for such data")
     outputs = ALGORITHMS[config.algorithm].model_outputs(config.table(config.algorithm), spec.outputs)
     parameters, activations = _sizes(config, name, spec, outputs)
-    held = sum(value.numel() for value in tensors.values())
+    held = sum(value.numel() for name, value in tensors.items() if not name.startswith(ENCODER))
     if parameters > MOST_PARAMETERS + 4 * held or activations > MOST_ACTIVATIONS + 4 * held:
         raise DataError(
             f"{what} cannot be used: by its settings its model has {parameters} parameters and computes {activations} numbers "

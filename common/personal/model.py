@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,7 @@ from quickbloom.common.models import MODELS
 from quickbloom.common.personal import checkpoint, facts
 from quickbloom.common.personal import own_rows as linear
 from quickbloom.common.personal import trust as trusted
+from quickbloom.common.personal.checkpoint import ENCODER
 from quickbloom.common.personal.cross_validation import (
     AFTER,
     BEFORE,
@@ -57,8 +58,19 @@ from quickbloom.common.system.whole_files import write_private
 PERSONAL = "quickbloom-personal-1"
 SUFFIX = ".safetensors"
 
-_MACHINES = ("output-dir", "resume-from", "data-dir", "own.path", "own.leave-out", "device", "tensorboard", "mlflow", "wandb")
-"""Settings that name a place, or the part of the tasks that a run used."""
+_MACHINES = (
+    "output-dir",
+    "resume-from",
+    "data-dir",
+    "own.path",
+    "own.leave-out",
+    "device",
+    "inner-dtype",
+    "tensorboard",
+    "mlflow",
+    "wandb",
+)
+"""Settings that name a place, the part of the tasks that a run used, or what its machines are good at."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +89,11 @@ class Origin:
 
 @dataclass(frozen=True)
 class Personal:
-    """A personal model. `card`: see `make_card`."""
+    """A personal model. `card`: see `make_card`; `encoder`: the files of the one that it carries, by their names."""
 
     tensors: Params
     card: Mapping[str, Any]
+    encoder: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def task(self) -> str:
@@ -141,11 +154,11 @@ class Personal:
 
 
 def adapt(
-    algorithm: Algorithm, meta: Params, kept: Params, dataset: Dataset, task_id: str, config: RunConfig, origin: Origin
+    algorithm: Algorithm, meta: Params, kept: Params | None, dataset: Dataset, task_id: str, config: RunConfig, origin: Origin
 ) -> Personal:
     """Adapt `meta` to the support part of a task, and score it before and after on the test part.
 
-    `kept`: the task's state on its node (`algorithm.fresh()` if there is none). A data set with
+    `kept`: the task's state on its node; None if it never trained there. A data set with
     several draws uses the first. Raises DataError if the result is not finite.
     """
     data = dataset.test_draws(task_id)[0]
@@ -177,13 +190,13 @@ def adapt_to_all(
     that by more than chance, see `Scores.kept`. Raises DataError if the result is not finite, and for one row alone
     if the model needs several to compare.
     """
-    kept, support = algorithm.fresh(), own.test_draws(task_id)[0].support
+    support = own.test_draws(task_id)[0].support
     if algorithm.learner.mixes_examples and len(support.x) < 2:
         raise DataError(
             f"the task '{task_id}' must have two rows with a target for this model, whose batch norm compares rows, got 1"
         )
-    scores = cross_validate(algorithm, meta, kept, own, task_id, origin.lr, origin.steps, folds)
-    first, last = ends_of_path(algorithm, meta, kept, support, origin.lr, origin.steps)
+    scores = cross_validate(algorithm, meta, own, task_id, origin.lr, origin.steps, folds)
+    first, last = ends_of_path(algorithm, meta, None, support, origin.lr, origin.steps)
     metric = own.spec.metric
     stays = scores is not None and is_worse(known(scores.value(BEFORE)), known(scores.value(AFTER)), metric)
     stays = stays and _tells_classes_apart(algorithm, first, on_device(support, algorithm))
@@ -304,7 +317,8 @@ def save(personal: Personal, path: Path) -> None:
 
     Raises OSError or SafetensorError.
     """
-    checkpoint.write(path, personal.tensors, personal.card, PERSONAL, wait=True)
+    encoder = {f"{ENCODER}{name}": value for name, value in personal.encoder.items()}
+    checkpoint.write(path, {**personal.tensors, **encoder}, personal.card, PERSONAL, wait=True)
     write_private(path.with_suffix(".json"), json.dumps(personal.card, indent=2) + "\n")
 
 
@@ -318,15 +332,14 @@ def load(path: Path, trust: Collection[str] = ()) -> Personal:
     found = checkpoint.read(path, PERSONAL, "personal model")
     facts.check(found.facts, facts.CardFacts, what)
     settings = trusted.of_a_model(found.facts["config"], trust, what)
-    personal = Personal(found.tensors, {**found.facts, "config": settings})
+    tensors = {name: value for name, value in found.tensors.items() if not name.startswith(ENCODER)}
+    personal = Personal(tensors, {**found.facts, "config": settings}, found.encoder)
     try:
-        facts.check_size(parse_run_config(settings).resolved(), spec_of(found.facts), found.tensors, what)
+        facts.check_size(parse_run_config(settings).resolved(), spec_of(found.facts), tensors, what)
         wanted = next(iter(personal.algorithm.adaptation_path(personal.algorithm.init(), no_rows(personal), 0.1, 0)))
         algorithm = personal.algorithm
         facts.check_constants(found.facts, algorithm.learner.digest, what)
-        row = (algorithm.learner.outputs,)
-        fit = [name for name in algorithm.per_step if name in personal.tensors and personal.tensors[name].shape[1:] == row]
-        reason = mismatch({name: value for name, value in personal.tensors.items() if name not in fit}, wanted)
+        reason = mismatch(*_without_rows(algorithm, personal.tensors, wanted))
         Preparation.from_json(found.facts["preparation"])
         OwnOptions.model_validate(found.facts["columns"])
     except QuickbloomError as error:
@@ -336,6 +349,16 @@ def load(path: Path, trust: Collection[str] = ()) -> Personal:
     if reason:
         raise DataError(reason if reason.startswith(what) else f"{what} cannot be used: {reason}")
     return personal
+
+
+def _without_rows(algorithm: Algorithm, found: Params, wanted: Params) -> tuple[Params, Params]:
+    """Return both without the tensors of `found` whose number of rows may be any, if their rows have the right form."""
+    row, fit = (algorithm.learner.outputs,), set()
+    for name in found.keys() & set(algorithm.per_step):
+        if found[name].shape[1:] == (wanted[name].shape[1:] if name in wanted else row):
+            fit.add(name)
+    kept, expected = ({name: value for name, value in one.items() if name not in fit} for one in (found, wanted))
+    return kept, expected
 
 
 def no_rows(personal: Personal) -> Batch:

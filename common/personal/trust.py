@@ -52,6 +52,10 @@ def _names_data(settings: Settings) -> bool:
     return settings.get("dataset") == "own" and bool(settings.get("own.path"))
 
 
+def _names_a_data_set_of_the_hub(settings: Settings) -> bool:
+    return settings.get("dataset") == "hub" and bool(settings.get("hub.name"))
+
+
 def _names_an_encoder(settings: Settings) -> bool:
     return settings.get("dataset") == "own" and bool(settings.get("own.encoder"))
 
@@ -85,6 +89,7 @@ def _is_used(place: str, settings: Settings) -> bool:
 GUARDED = (
     Guarded("model", "--trust-model ", _names_a_model),
     Guarded("own.path", "--data ", _names_data),
+    Guarded("hub.name", "--set hub.name=", _names_a_data_set_of_the_hub),
     Guarded("own.encoder", "--encoder ", _names_an_encoder),
     Guarded("intents.encoder", "--set intents.encoder=", _names_an_encoder_of_intents),
     Guarded("data-dir", "--set data-dir=", _names_a_folder),

@@ -120,7 +120,8 @@ class EvaluateRequest:
 
     `shots`: adapt only on the first so many support examples of each class (regression: in all); 0:
     on all of them. `round`: the round after which the model is scored; `lineage` names the
-    training. `metric`: what to measure, a name of `common.metric`; "": what the data are measured by.
+    training. `metric`: what to measure, a name of `common.metric`; "": what the data are measured by. `seen`: the tasks are
+    training tasks, which adapt what they keep on the node to all that they trained on, and are scored on their own test part.
     """
 
     meta: Params
@@ -131,10 +132,12 @@ class EvaluateRequest:
     round: int = 0
     lineage: str = ""
     metric: str = ""
+    seen: bool = False
 
     def to_records(self, encoded: ArrayRecord | None = None) -> RecordDict:
         fields: dict[str, Any] = {"lrs": self.lrs, "steps": self.steps, "task-ids": self.task_ids, "shots": self.shots}
-        request = ConfigRecord({**fields, "round": self.round, "lineage": self.lineage, "metric": self.metric})
+        fields |= {"round": self.round, "lineage": self.lineage, "metric": self.metric, "seen": self.seen}
+        request = ConfigRecord(fields)
         return RecordDict({"meta": to_arrays(self.meta) if encoded is None else encoded, "request": request})
 
     @classmethod
@@ -143,8 +146,10 @@ class EvaluateRequest:
         fields = config_of(records, "request")
         (steps,), (shots,), (round_,) = (ints([fields[name]], name) for name in ("steps", "shots", "round"))
         task_ids, (lineage, metric) = strings(fields["task-ids"], "task-ids"), strings(_two(fields), "lineage and metric")
-        lrs = floats(fields["lrs"], "lrs")
-        return cls(arrays_of(records, "meta"), lrs, steps, task_ids, shots, round_, lineage, metric)
+        lrs, seen = floats(fields["lrs"], "lrs"), fields["seen"]
+        if not isinstance(seen, bool):
+            raise WireError(f"`seen` must be true or false, got {short(seen)}")
+        return cls(arrays_of(records, "meta"), lrs, steps, task_ids, shots, round_, lineage, metric, seen)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from quickbloom.common.datasets.own.scales import Moments
 from quickbloom.common.printable import as_told, flawed, one_line
 from quickbloom.common.wire.checks import WireError, config_of, floats, ints, nothing_else, reads, short, strings
 
-PROTOCOL = 10
+PROTOCOL = 11
 """Version of the protocol, raised whenever an old node could not work with a new server."""
 
 ROLL_CALL = "query.roll_call"

@@ -24,8 +24,8 @@ from quickbloom.server_app.runs.directory import RunDirectory
 
 FILE = "advice.json"
 _DECIDED = (
-    "algorithm", "model", "dataset", "baselines", "validation-tasks", "test-tasks", "test-shots", "own.leave-out", "output-dir",
-    "resume-from",
+    "algorithm", "model", "dataset", "baselines", "validation-tasks", "test-tasks", "test-shots", "evaluate-users",
+    "own.leave-out", "output-dir", "resume-from",
 )  # fmt: skip
 """Settings that `quickbloom advise` gives its runs itself."""
 _OPTIONS = ("metric", "rounds", "seed")

@@ -119,7 +119,7 @@ def _filled(by_contender: Mapping[str, Mapping[str, float]], tasks: Sequence[str
 
 def _tried(settings: Mapping[str, Scalar], candidate: Candidate, rounds: int, tasks: Sequence[str], folder: Path) -> Trial:
     shared = {"min-nodes": 1, "checkpoint-every": 0, "evaluate-every": 0, **settings, **candidate.settings, "rounds": rounds}
-    shared |= {"baselines": True, "test-shots": SHOTS}
+    shared |= {"baselines": True, "test-shots": SHOTS, "evaluate-users": "unseen"}
     few = len(tasks) < FEW_USERS
     runs = []
     for number, task in enumerate(tasks if few else [""]):

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
-from quickbloom.common.config.run import RunConfig
+from quickbloom.common.config.key_value import assignment
+from quickbloom.common.config.run import RunConfig, spelled_out
 from quickbloom.common.errors import ConfigError, DataError
 from quickbloom.common.formatting import counted
 from quickbloom.common.system.processes import cores
 from quickbloom.common.system.terminal import FAILED, STOPPED, console, paper, say, say_error
 from quickbloom.server_app.cli import compare_options as options
-from quickbloom.server_app.cli.options import Time
+from quickbloom.server_app.cli.options import Partition, Time, Users
 from quickbloom.server_app.runs.directory import to_json
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def compare(
     task: options.Task = None,
     target: options.Target = None,
     time_column: Time = None,
+    partition: Partition = None,
+    users: Users = None,
     seeds: options.Seeds = "3",
     rounds: options.Rounds = _DEFAULT.rounds,
     inner_lrs: options.InnerLrs = None,
@@ -69,6 +72,9 @@ def compare(
     if one_run is not None:
         _one_of_the_list(plan_file, one_run, output)
         return
+    spelled = spelled_out({"dataset": dataset})
+    dataset = str(spelled.pop("dataset"))
+    spelled |= {key: value for key, value in {"partition": partition, "users": users}.items() if value is not None}
     plan = comparison.planned(
         [name for part in algorithms.split(",") if (name := part.strip())],
         variants=variant or [],
@@ -81,7 +87,7 @@ def compare(
         seeds=seeds,
         rounds=rounds,
         inner_lrs=inner_lrs,
-        settings=set_ or [],
+        settings=[*(assignment(key, value) for key, value in spelled.items()), *(set_ or [])],
         simulation=simulation,
         target_score=target_score,
         leave_one_out=leave_one_out,

@@ -10,20 +10,24 @@ import typer
 from rich.console import Console
 
 from quickbloom.common.algorithms import ALGORITHMS
-from quickbloom.common.config.run import Scalar
+from quickbloom.common.config.run import Scalar, spelled_out
 from quickbloom.common.errors import ConfigError, QuickbloomError
 from quickbloom.common.system.terminal import paper, say
-from quickbloom.server_app.cli.options import DATASETS, Encoder, TextColumns, Time
+from quickbloom.server_app.cli.options import DATASETS, Encoder, Partition, TextColumns, Time, Users
 from quickbloom.server_app.launch.follow import follow
 from quickbloom.server_app.launch.prepare import connection_for, own_data, settle
-from quickbloom.server_app.launch.settings import default_algorithm, parse_assignments
-from quickbloom.server_app.reporting.result_table import baseline_table, few_tasks, result_table
+from quickbloom.server_app.launch.settings import assigned, default_algorithm, parse_assignments
+from quickbloom.server_app.reporting.result_table import baseline_table, few_tasks, result_table, users_table
 from quickbloom.server_app.runs.directory import to_json, unused
 
 
 def run(
     algorithm: Annotated[
-        str | None, typer.Option(help=f"What to train: {', '.join(ALGORITHMS)}; by default ridge for own data, else reptile.")
+        str | None,
+        typer.Option(
+            help=f"What to train: {', '.join(ALGORITHMS)}; by default ridge for own data, or protonet behind an encoder if "
+            "labels are each user's own, else reptile."
+        ),
     ] = None,
     dataset: Annotated[str | None, typer.Option(help=f"Whose tasks: {DATASETS}.")] = None,
     data: Annotated[str | None, typer.Option(help="Your own file; see docs/own-data.md.")] = None,
@@ -32,6 +36,8 @@ def run(
     time_column: Time = None,
     encoder: Encoder = None,
     text: TextColumns = None,
+    partition: Partition = None,
+    users: Users = None,
     rounds: Annotated[int | None, typer.Option(help="Training rounds.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides the initial model, the task split and every draw.")] = None,
     nodes: Annotated[
@@ -68,15 +74,21 @@ def run(
 
     Example: quickbloom run --algorithm maml --dataset digits --rounds 100 --set maml.inner-lr=0.3
 
+    Example: quickbloom run --dataset fashion-mnist --partition dirichlet:0.1 --users 100 --algorithm fedavg
+
     Example: quickbloom run --resume runs/digits-maml-seed0-20260101-120000
     """
     named: dict[str, Scalar | None] = {"algorithm": algorithm, "dataset": dataset, "rounds": rounds, "seed": seed}
-    settings = {key: value for key, value in named.items() if value is not None}
+    named |= {"partition": partition, "users": users}
+    settings = spelled_out({key: value for key, value in named.items() if value is not None})
     settings |= own_data(data, task, target, dataset, time_column, encoder, text)
     connection = connection_for(connection, in_process, nodes)
-    settings |= parse_assignments(set_ or [], default_algorithm(settings))
-    if resume is None and "resume-from" not in settings:
-        settings["algorithm"] = default_algorithm(settings)
+    given = settings | parse_assignments(set_ or [], default_algorithm(settings))
+    if resume is None and "resume-from" not in given:
+        given, why = assigned(settings, set_ or [], here=connection is None)
+        if why:
+            say(why)
+    settings = given
     if leave_one_out:
         if connection or nodes or resume or "own.leave-out" in settings:
             raise ConfigError(
@@ -109,6 +121,8 @@ def _show(summary: dict[str, Any], as_json: bool, *, own_file: bool) -> None:
         return
     screen = Console(emoji=False)
     screen.print(result_table(summary))
+    if (users := users_table(summary)) is not None:
+        screen.print(users)
     if (baselines := baseline_table(summary)) is not None:
         screen.print(baselines)
     for line in few_tasks(summary, own_file=own_file):

@@ -132,6 +132,8 @@ def tasks_of(config: RunConfig) -> list[str]:
     """The tasks to leave out, one after the other. Raises ConfigError if there is nothing to leave out."""
     if config.dataset != "own":
         raise ConfigError(f'`--leave-one-out` is for data of your own (`--data`), got `dataset = "{config.dataset}"`')
+    if not config.scores_unseen:
+        raise ConfigError('`evaluate-users` must not be "seen" with `--leave-one-out`, which scores the task that is left out')
     tasks = own_of(config).tasks()
     if len(tasks) < 2:
         raise ConfigError(
@@ -148,7 +150,7 @@ def fold(settings: Mapping[str, Scalar], task: str, number: int, directory: Path
     chooses = number > 2 and (algorithm is None or algorithm.uses_adapt_lr)
     validation: dict[str, Scalar] = {} if chooses else {"validation-tasks": 0}
     where = str((directory / quote(task, safe="").replace(".", "%2E")).absolute())
-    return {**validation, **settings, "own.leave-out": task, "output-dir": where}
+    return {**validation, "evaluate-users": "unseen", **settings, "own.leave-out": task, "output-dir": where}
 
 
 def rows(tasks: Sequence[str], summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

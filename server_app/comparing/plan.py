@@ -250,9 +250,14 @@ class Plan:
         if told:
             for remark in remarks:
                 say(f"Remark: {remark}")
-        for split in ("validation", "test"):
+        for split in ("validation", "test") if config.scores_unseen else ():
             if not splits[split]:
                 raise ConfigError(f"a comparison needs {split} tasks: set `{split}-tasks` above 0")
+        if not splits["validation"] and len(self.candidates(name)) > 1:
+            raise ConfigError(
+                f"a comparison without validation tasks cannot choose the inner rate of `{name}`, as scores of seen users "
+                "must choose nothing: set `validation-tasks` above 0, or give one rate with `--inner-lrs`"
+            )
 
     def _check_target(self, target: float | None) -> None:
         if target is None:

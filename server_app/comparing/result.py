@@ -23,7 +23,9 @@ from quickbloom.server_app.comparing.watching import inner_lr, validation_score
 STEPS = (1, 5, 10)
 """Numbers of adaptation steps that the table shows, as far as `adapt-steps` goes."""
 _AVERAGED = ("validation", "before", *(f"after_{step}" for step in STEPS), "after", "worst10")
-_AVERAGED = (*_AVERAGED, "rounds_to_target", "bytes_to_target", "seconds")
+SEEN = {"seen_before": "seen, before", "seen_after": "seen, chosen step", "seen_worst10": "seen, worst 10 %"}
+"""Scores of training tasks as seen users, with their headings."""
+_AVERAGED = (*_AVERAGED, "weighted", *SEEN, "seen_weighted", "rounds_to_target", "bytes_to_target", "seconds")
 
 Figures = dict[str, Any]
 
@@ -72,7 +74,12 @@ def _tests(entries: Sequence[Entry], rows: Sequence[dict[str, Any]], metric: Met
     """Every row against every other, over the seeds and users that both have."""
     scores, means = {}, {}
     for entry, row in zip(entries, rows, strict=True):
-        done = {run["seed"]: run["after"] for run in row["runs"] if not run["failure"]}
+        scored = {
+            run["seed"]: run["seen_after"] if run["after"] is None else run["after"]
+            for run in row["runs"]
+            if not run["failure"]
+        }
+        done = {seed: value for seed, value in scored.items() if value is not None}
         chosen = {seed: result for seed, result in entry.chosen.items() if result and seed in done}
         scores[label(row)] = {seed: of_users(result, metric) for seed, result in chosen.items()}
         means[label(row)] = done
@@ -80,12 +87,13 @@ def _tests(entries: Sequence[Entry], rows: Sequence[dict[str, Any]], metric: Met
 
 
 def of_users(result: Result, metric: Metric) -> dict[str, float]:
-    """The score of every test user after the chosen step; {} if the run wrote none."""
+    """The score of every test user after the chosen step, or where there are none of every seen one; {} if none is written."""
     file, column = result.run.directory / "per_task.csv", f"{metric.name}_step{result.summary['chosen']['adapt_steps']}"
     if not file.is_file():
         return {}
     with file.open(newline="", encoding="utf-8") as opened:
-        rows = [row for row in read_csv(opened) if row["split"] == "test"]
+        split = "test" if result.summary["test"] else "seen"
+        rows = [row for row in read_csv(opened) if row["split"] == split]
     return {row["task"]: float(row[column]) for row in rows if row.get(column, "") not in ("", "nan")}
 
 
@@ -97,16 +105,17 @@ def _modes(plan: Plan, rows: Sequence[dict[str, Any]], metric: Metric, config: R
 def _row(plan: Plan, entry: Entry, steps: int) -> dict[str, Any]:
     """`steps`: those of adaptation after which modes are compared while they train."""
     results = entry.all_tried
-    row = plan.rows[entry.name]
+    name = entry.name or entry.algorithm
+    row = plan.rows[name]
     # Where no candidate of a seed worked, the first shows why.
     taken = [chosen or entry.tried[seed][0] for seed, chosen in entry.chosen.items()]
     runs = [figures(result) | (_timed(result, steps) if entry.mode else {}) for result in taken]
-    searched = plan.searched(entry.name)
+    searched = plan.searched(name)
     for run, result in zip(runs, taken, strict=True):
         run["settings"] = _of(searched, result)
     return {
         "algorithm": entry.algorithm,
-        "name": entry.name,
+        "name": name,
         "mode": entry.mode,
         "settings": list(row.settings),
         "rate": _origin(entry),
@@ -138,7 +147,7 @@ def _timed(result: Result, steps: int) -> Figures:
     rounds, summary = result.rounds, result.summary
     hours = summary.get("virtual_hours")
     end = sum(record["seconds"] for record in rounds) if hours is None else hours
-    return {"timeline": modes.timeline(rounds, metric_of(summary["test"]), steps, DIGITS), "time": end}
+    return {"timeline": modes.timeline(rounds, metric_of(_scored(summary)), steps, DIGITS), "time": end}
 
 
 def _attempt(result: Result) -> Figures:
@@ -170,7 +179,8 @@ def failure(result: Result) -> str:
     """Why a run has no scores; "" if it has."""
     if result.code:
         return result.failure
-    if validation_score(result) is None or _after(result.summary) is None:
+    chosen = validation_score(result) is not None or not (result.summary["validation"] or result.summary["test"])
+    if not chosen or _after(result.summary) is None:
         return "diverged: its scores are not finite"
     return ""
 
@@ -186,8 +196,8 @@ def figures(result: Result) -> Figures:
     if known["failure"]:
         return known
     summary = result.summary
-    metric, step = metric_of(summary["test"]), summary["chosen"]["adapt_steps"]
-    scores, (validation, _) = summary["test"][metric.name], validation_score(result) or (None, None)
+    metric, step = metric_of(_scored(summary)), summary["chosen"]["adapt_steps"]
+    scores, (validation, _) = (summary["test"] or {}).get(metric.name), validation_score(result) or (None, None)
     shots = summary.get("shots") or {"shots": [], metric.name: {"mean": []}}
     return known | {
         "metric": metric.name,
@@ -195,16 +205,28 @@ def figures(result: Result) -> Figures:
         "adapt_lr": summary["chosen"]["adapt_lr"] if ALGORITHMS[run.setup.algorithm].uses_adapt_lr else None,
         "adapt_steps": step,
         "validation": validation,
-        "before": scores["mean"][0],
-        **{f"after_{k}": scores["mean"][k] if k < len(scores["mean"]) else None for k in STEPS},
-        "after": scores["mean"][step],
-        "worst10": scores["worst10"][step],
-        "steps": scores["mean"],
+        **{f"after_{k}": scores["mean"][k] if scores and k < len(scores["mean"]) else None for k in STEPS},
+        **_ends(scores, step),
+        **{f"seen_{name}": value for name, value in _ends((summary.get("seen") or {}).get(metric.name), step).items()},
+        "steps": scores["mean"] if scores else [],
         "shots": dict(zip(map(str, shots["shots"]), shots[metric.name]["mean"], strict=True)),
         "curve": curve(result.rounds, metric),
         "seconds": summary["seconds"]["total"],
         "baselines": _of_baselines(summary, metric),
     }
+
+
+def _scored(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of the test tasks; of a run in which all tasks trained those of seen users; {} where there are none."""
+    return summary["test"] or summary.get("seen") or {}
+
+
+def _ends(scores: Mapping[str, Any] | None, step: int) -> Figures:
+    """Mean scores before adaptation and at the chosen step, there also over examples and of the worst tenth."""
+    if not scores:
+        return dict.fromkeys(("before", "after", "weighted", "worst10"))
+    after = {"after": scores["mean"][step], "worst10": scores["worst10"][step]}
+    return {"before": scores["mean"][0], **after, "weighted": scores["weighted"][step] if "weighted" in scores else None}
 
 
 def _of_baselines(summary: Mapping[str, Any], metric: Metric) -> dict[str, dict[str, float]]:
@@ -244,8 +266,8 @@ def _over_seeds(runs: Sequence[Figures]) -> dict[str, Any]:
 
 
 def _after(summary: Mapping[str, Any]) -> float | None:
-    test = summary["test"]
-    if test is None:
+    scored = _scored(summary)
+    if not scored:
         return None
-    value = test[metric_of(test).name]["mean"][summary["chosen"]["adapt_steps"]]
+    value = scored[metric_of(scored).name]["mean"][summary["chosen"]["adapt_steps"]]
     return None if value is None or not math.isfinite(value) else value

@@ -8,17 +8,17 @@ from rich.table import Table
 from quickbloom.common.formatting import size
 from quickbloom.common.metric import Metric, named
 from quickbloom.server_app.comparing import modes, paired
-from quickbloom.server_app.comparing.result import STEPS, Figures, label
+from quickbloom.server_app.comparing.result import SEEN, STEPS, Figures, label
 from quickbloom.server_app.reporting.against_baselines import in_words, title_of
 
 
 def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """(headings, rows of cells), the same for the terminal, Markdown and HTML."""
-    steps = [k for k in STEPS if any(row["mean"][f"after_{k}"] is not None for row in result["algorithms"])]
+    columns = _columns(result["algorithms"])
     searched = list(dict.fromkeys(key for row in result["algorithms"] for key in row["grid"] if not key.endswith(".inner-lr")))
-    headings = ["algorithm", "inner lr", *searched, "adapt lr x steps", "before", *(f"{k} step{'s' * (k > 1)}" for k in steps)]
-    headings += ["chosen step", "worst 10 %", "mean rank", "rounds to target", "bytes to target", "seconds"]
-    scored = ["before", *(f"after_{k}" for k in steps), "after", "worst10"]
+    headings = ["algorithm", "inner lr", *searched, "adapt lr x steps", *columns.values()]
+    headings += ["mean rank", "rounds to target", "bytes to target", "seconds"]
+    scored = list(columns)
     rows = []
     for row in result["algorithms"]:
         cells = [_name(row), _span(row["runs"], "inner_lr"), *(_chosen(row["runs"], key) for key in searched)]
@@ -37,12 +37,28 @@ def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return headings, rows
 
 
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The scores that the table shows, with their headings: of unseen users, of seen ones, or of both."""
+
+    def is_known(name: str) -> bool:
+        return any(row["mean"].get(name) is not None for row in rows)
+
+    after = {f"after_{k}": f"{k} step{'s' * (k > 1)}" for k in STEPS if is_known(f"after_{k}")}
+    unseen = {"before": "before", **after, "after": "chosen step", "worst10": "worst 10 %"}
+    seen = SEEN if is_known("seen_after") else {}
+    return {**(unseen if is_known("after") or not seen else {}), **seen}
+
+
 def caption(result: Mapping[str, Any]) -> list[str]:
     """What one has to know to read the table, in sentences."""
     metric, seeds, target = named(result["metric"]), result["seeds"], result["target"]["validation"]
     what = metric.heading if metric.higher_is_better else f"{metric.heading} (lower is better)"
     over = f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
-    sentences = [f"{result['data']}: {what} on {result['tasks'].get('test', 0)} held-out test tasks, {over}."]
+    tasks, columns = result["tasks"], _columns(result["algorithms"])
+    on = f"{tasks.get('test', 0)} held-out test tasks" if "after" in columns else f"{tasks.get('train', 0)} training tasks"
+    sentences = [f"{result['data']}: {what} on {on}, {over}."]
+    if "seen_after" in columns:
+        sentences.append("Seen: training tasks, on test examples of their own, from what they keep on their nodes.")
     sentences += [*_ranked(result, metric), *paired.caption(result), *_choices(result)]
     if target is not None:
         nodes = result["nodes"]
@@ -74,6 +90,8 @@ def _choices(result: Mapping[str, Any]) -> list[str]:
         f"Chosen on the validation tasks{own}, for every algorithm alike: "
         f"the rate (of {grid}) and the number of steps of adaptation."
     ]
+    if result["tasks"].get("validation") == 0:
+        sentences = ["There are no validation tasks to choose on: all adapt with their inner rate, in `adapt-steps` steps."]
     by_origin = {origin: [row for row in rows if row["rate"] == origin] for origin in ("chosen", "given", "unused")}
     plain = [row for row in by_origin["chosen"] if not any(key.endswith(".inner-lr") for key in row["grid"])]
     if plain:

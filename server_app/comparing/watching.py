@@ -90,6 +90,8 @@ class Watch:
 
 def _outcome(result: Result) -> str:
     scores = validation_score(result)
+    if scores is None and not result.code and not result.summary["validation"]:
+        return "done, without validation tasks"
     if scores is None:
         return f"failed: {result.failure}" if result.code else "diverged"
     metric = metric_of(result.summary["validation"])

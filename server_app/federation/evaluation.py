@@ -1,6 +1,7 @@
-"""Scores of held-out tasks: ask their nodes, read the replies, and choose the rate and the steps of adaptation.
+"""Scores of tasks: ask their nodes, read the replies, and choose the rate and the steps of adaptation.
 
-Held-out tasks adapt on their nodes; only their scores come back. Validation tasks are scored every few rounds, test tasks once.
+Tasks adapt on their nodes; only their scores come back. Validation tasks are scored every few rounds, test tasks once. Training
+tasks (seen users) are scored once too, after the last round, and choose nothing.
 """
 
 import math
@@ -82,20 +83,28 @@ class Evaluation:
         return (every > 0 and server_round % every == 0) or server_round == self._config.rounds
 
     def ask(
-        self, arrays: ArrayRecord, task_ids: list[str], lrs: list[float], number: int, shots: int = 0, *, final: bool = False
+        self,
+        arrays: ArrayRecord,
+        task_ids: list[str],
+        lrs: list[float],
+        number: int,
+        shots: int = 0,
+        *,
+        final: bool = False,
+        seen: bool = False,
     ) -> list[Message]:
         """Return the messages that ask for these tasks' scores after round `number`. `final`: also of nodes that owe an answer.
 
-        `shots`: as for `score`.
+        `shots`, `seen`: as for `score`.
         """
-        request = self.request(arrays, lrs, number, shots)
+        request = self.request(arrays, lrs, number, shots, seen=seen)
         return self._messages.address(self._messages.hosts(task_ids, final=final), EVALUATE, number, request)
 
-    def request(self, arrays: ArrayRecord, lrs: list[float], number: int, shots: int = 0) -> Request:
+    def request(self, arrays: ArrayRecord, lrs: list[float], number: int, shots: int = 0, *, seen: bool = False) -> Request:
         """Return what makes the content of a message to a node: to score tasks by the model `arrays` of round `number`."""
 
         def request(_: int, part: list[str]) -> RecordDict:
-            asked = EvaluateRequest({}, lrs, self.steps, part, shots, number, self._lineage, self.metric.name)
+            asked = EvaluateRequest({}, lrs, self.steps, part, shots, number, self._lineage, self.metric.name, seen)
             return asked.to_records(arrays)
 
         return request
@@ -106,21 +115,33 @@ class Evaluation:
         self._messages.receive(replies, rows.read)
         return rows.scores()
 
-    def score(self, grid: Grid, meta: Params, task_ids: list[str], lrs: list[float], shots: int = 0) -> Scores:
+    def score(
+        self, grid: Grid, meta: Params, task_ids: list[str], lrs: list[float], shots: int = 0, *, seen: bool = False
+    ) -> Scores:
         """Ask for the scores of these tasks, outside the rounds. Tasks of nodes that fail are missing, and are named.
 
         `meta`: the model after round `of_round`; `shots`: adapt only on the first so many support examples of
-        each class; 0: on all.
+        each class; 0: on all. `seen`: the tasks are training tasks.
         """
         number = self.of_round
-        messages = self.ask(to_arrays(meta), task_ids, lrs, number, shots, final=True)
+        messages = self.ask(to_arrays(meta), task_ids, lrs, number, shots, final=True, seen=seen)
         scores = self.read(grid.send_and_receive(messages, timeout=self._config.round_deadline), lrs)
-        every = self.wait_for(grid, scores, meta, task_ids, number, shots)
+        every = self.wait_for(grid, scores, meta, task_ids, number, shots, seen=seen)
         found = every.known(self.metric)
         self.without = sorted(set(every.task_ids) - set(found.task_ids))
         return found
 
-    def wait_for(self, grid: Grid, scores: Scores, meta: Params, wanted: list[str], number: int, shots: int = 0) -> Scores:
+    def wait_for(
+        self,
+        grid: Grid,
+        scores: Scores,
+        meta: Params,
+        wanted: list[str],
+        number: int,
+        shots: int = 0,
+        *,
+        seen: bool = False,
+    ) -> Scores:
         """With `on-too-few = "repeat"`, ask again for tasks whose nodes were away and return within `node-deadline`.
 
         `number`: the round after which they are scored. Returns `scores` with the additional ones.
@@ -136,7 +157,7 @@ class Evaluation:
             clock.sleep(min(0.5, self._config.node_deadline))
             nodes.refresh(grid)
             if back := sorted(task for task in away if nodes.can_be_asked(homes[task])):
-                messages = self.ask(to_arrays(meta), back, scores.lrs, number, shots)
+                messages = self.ask(to_arrays(meta), back, scores.lrs, number, shots, seen=seen)
                 replies = grid.send_and_receive(messages, timeout=self._config.round_deadline)
                 scores = scores.joined(self.read(replies, scores.lrs))
         return scores

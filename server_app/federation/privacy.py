@@ -29,6 +29,7 @@ from quickbloom.common.system.extras import needs
 from quickbloom.common.wire.messages import TrainReply
 
 Bytes = Callable[[int], bytes]
+Array = np.ndarray[Any, Any]
 
 _SUMMANDS = 4
 """Number of normal numbers that are summed for one: their known last bits then do not reveal the sum (Holohan, Braghin 2021,
@@ -42,9 +43,14 @@ class TaskPrivacy:
     a line before each. Raises ConfigError if the package that keeps the account is missing.
     """
 
-    def __init__(self, options: PrivacyOptions, train: int, per_round: int, ledger: "Ledger | None" = None) -> None:
+    def __init__(
+        self, options: PrivacyOptions, train: int, per_round: int, ledger: "Ledger | None" = None, *, centres: bool = False
+    ) -> None:
+        """`centres`: the run centres an encoder's features before its first round, which the account holds from the start."""
         require_accountant()
         self.options = options
+        self.train = train
+        self.centre = options.centre_noise if centres else 0.0
         self.clip = options.clip
         self.per_round = per_round
         self.sampling = per_round / train
@@ -83,6 +89,21 @@ class TaskPrivacy:
             self._adapt(replies)
         return result
 
+    def noisy_mean(self, total: Array, most: float) -> Array:
+        """Return the mean over all training tasks of one vector from each, float64. `total`: their sum, [n].
+
+        One Gaussian mechanism without sampling: a vector has norm `most` or less, so noise N(0, (centre-noise * most)^2) in
+        every number. The denominator is the number of training tasks, also if some are missing in the sum.
+        """
+        if not self.centre:
+            raise ValueError("the account of this run does not hold a mean")
+        if self._ledger:
+            self._ledger.add_centre(self.centre, self.epsilon(self.released))
+        seed = self.options.noise_seed
+        source: Bytes = os.urandom if seed < 0 else generator(seed, "centre").bytes
+        found: Array = (total + self.centre * most * normal(len(total), source)) / self.train
+        return found
+
     def _adapt(self, replies: Sequence[TrainReply]) -> None:
         """Set C <- C exp(-rate (b - quantile)); b: noisy share of tasks within C. A task moves the sum of bits by +-1/2."""
         centred = sum(reply.within - reply.weight / 2 for reply in replies)
@@ -93,7 +114,7 @@ class TaskPrivacy:
 
     def epsilon(self, steps: int) -> float:
         """Return epsilon after so many noisy steps, for the `delta` of the settings."""
-        return epsilon(self.options.noise_multiplier, self.sampling, steps, self.options.delta)
+        return epsilon(self.options.noise_multiplier, self.sampling, steps, self.options.delta, self.centre)
 
     def steps_within_budget(self, most: int) -> int:
         """Return how many of `most` more noisy steps the budget allows."""
@@ -118,6 +139,7 @@ class TaskPrivacy:
             "sampling": self.sampling,
             "noise_multiplier": self.options.noise_multiplier,
             "clip": self.clip,
+            **({"centre_noise": self.centre} if self.centre else {}),
         }
 
 
@@ -136,11 +158,17 @@ class Ledger:
         """Return the steps so far. An unfinished line counts, and a line may record steps that stand nowhere else."""
         steps = 0
         for line in self._path.read_bytes().splitlines() if self._path.exists() else ():
+            if _is_centre(line):
+                continue
             steps = max(steps + 1, _step_of(line))
         return steps
 
     def add(self, spent: float) -> None:
         self._append({"step": self.released() + 1, "epsilon": spent})
+
+    def add_centre(self, noise: float, spent: float) -> None:
+        """Count the mean of the features, before it is made."""
+        self._append({"centre": noise, "epsilon": spent})
 
     def at_least(self, steps: int) -> None:
         """Count at least so many steps, known from a checkpoint, which may have been copied without its ledger, or be newer."""
@@ -170,25 +198,41 @@ def _step_of(line: bytes) -> int:
     return step if isinstance(step, int) else 0
 
 
+def _is_centre(line: bytes) -> bool:
+    """Return whether a line is about the mean of the features, and no step."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(entry, dict) and set(entry) == {"centre", "epsilon"}
+
+
 def require_accountant() -> None:
     """Raise ConfigError unless `dp_accounting` can be imported."""
     needs("privacy", "dp_accounting.rdp", "`privacy.noise-multiplier` above 0")
 
 
 @cache
-def epsilon(noise_multiplier: float, sampling: float, steps: int, delta: float) -> float:
-    """Return epsilon of `steps` Gaussian mechanisms on Poisson samples, by Renyi divergences (Mironov, Talwar, Zhang 2019)."""
+def epsilon(noise_multiplier: float, sampling: float, steps: int, delta: float, centre: float = 0.0) -> float:
+    """Return epsilon of `steps` Gaussian mechanisms on Poisson samples, by Renyi divergences (Mironov, Talwar, Zhang 2019).
+
+    `centre`: the noise multiplier of one more mechanism, on all tasks; 0: there is none.
+    """
     import dp_accounting
     from absl import logging
     from dp_accounting.rdp import RdpAccountant
 
     # It warns of every order that it omits because a series does not converge: epsilon is the least of the others.
     logging.set_verbosity(logging.ERROR)
-    if steps == 0:
+    if steps == 0 and not centre:
         return 0.0
     accountant = RdpAccountant()
-    event = dp_accounting.PoissonSampledDpEvent(sampling, dp_accounting.GaussianDpEvent(noise_multiplier))
-    return float(accountant.compose(event, steps).get_epsilon(delta))
+    if centre:
+        accountant.compose(dp_accounting.GaussianDpEvent(centre))
+    if steps:
+        event = dp_accounting.PoissonSampledDpEvent(sampling, dp_accounting.GaussianDpEvent(noise_multiplier))
+        accountant.compose(event, steps)
+    return float(accountant.get_epsilon(delta))
 
 
 def uniform(count: int, source: Bytes) -> np.ndarray[Any, Any]:

@@ -1,4 +1,4 @@
-"""Chooses the training tasks of a round, the number that must contribute, and checks that this can work."""
+"""Chooses the training tasks of a round and those that are scored as seen users, and checks that this can work."""
 
 import math
 
@@ -9,6 +9,26 @@ from quickbloom.server_app.federation.aggregation import too_few
 from quickbloom.server_app.federation.privacy import TaskPrivacy
 from quickbloom.server_app.federation.secure_sum import unfit
 from quickbloom.server_app.messaging.population import Population
+
+
+def seen_users(config: RunConfig, population: Population) -> tuple[list[str], int]:
+    """Return (the training tasks to score as seen users, sorted; the number of those that could be), a function of the seed.
+
+    At most `seen-users`, of the tasks with test examples of their own. Raises ConfigError if the settings ask for seen users
+    and there are none.
+    """
+    if not config.scores_seen:
+        return [], 0
+    able = sorted(task_id for task_id in population.splits["train"] if population.tasks[task_id].num_test)
+    if not able and config.evaluate_users != "auto":
+        raise ConfigError(
+            f'`evaluate-users` must be "unseen" or "auto" where no training task has test examples of its own, got '
+            f"{config.evaluate_users!r}"
+        )
+    if not config.seen_users or len(able) <= config.seen_users:
+        return able, len(able)
+    chosen = generator(config.seed, "seen").choice(len(able), config.seen_users, replace=False)
+    return [able[i] for i in sorted(chosen)], len(able)
 
 
 class Sampling:

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.maths.params import Params, norm
+from quickbloom.common.wire.centring import MeansRequest
 from quickbloom.common.wire.messages import TrainRequest, WireError
 from quickbloom.common.wire.secure.masks import FRACTION_BITS, MOST_NODES, Integers, to_numbers
 from quickbloom.common.wire.secure.messages import (
@@ -71,7 +72,7 @@ def unfit(nodes: int) -> str | None:
 class SecureSum:
     """One secure sum. `by_node`: the tasks of every node that is asked; `request`: what a node computes for its tasks.
 
-    `encoded`: the meta-parameters as they are sent.
+    `encoded`: the meta-parameters as they are sent; `kind`: of the message that asks for what is summed.
     """
 
     config: RunConfig
@@ -79,10 +80,11 @@ class SecureSum:
     exchange: Exchange
     number: int
     by_node: Mapping[int, list[str]]
-    request: Callable[[list[str]], TrainRequest]
+    request: Callable[[list[str]], TrainRequest | MeansRequest]
     like: Params
-    encoded: ArrayRecord
+    encoded: ArrayRecord | None
     timeout: float | None = None
+    kind: str = MASKED
     session: bytes = field(default_factory=lambda: os.urandom(SESSION_BYTES))
 
     def totals(self) -> tuple[Totals, list[int]]:
@@ -133,7 +135,7 @@ class SecureSum:
         def read(node_id: int, records: RecordDict, _: list[str]) -> None:
             found[node_id] = MaskedReply.from_records(records, length(self.like)).masked
 
-        self._ask(MASKED, list(shares), request, read)
+        self._ask(self.kind, list(shares), request, read)
         self._check_left(len(found), threshold)
         return found
 

@@ -103,7 +103,9 @@ class Before:
 
 def by_hash(config: RunConfig) -> bool:
     """Return whether each task is decided on by itself. A user's own tasks come and go; those of built-in data are fixed."""
-    return config.split == "hashed" or (config.split == "auto" and (config.dataset == "own" or config.privacy.on))
+    return config.split == "hashed" or (
+        config.split == "auto" and ((config.dataset == "own" and not config.partition) or config.privacy.on)
+    )
 
 
 def exact(names: Sequence[str], seed: int, validation: float, test: float) -> Split:

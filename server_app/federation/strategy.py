@@ -237,6 +237,14 @@ class MetaStrategy(Strategy):
         self._count()
         return scores
 
+    def score_seen(self, grid: Grid, task_ids: list[str], lr: float) -> Scores:
+        """Scores of training tasks by the model that the run ends with, as seen users; no task is asked twice."""
+        self._messages.begin()
+        self.nodes.refresh(grid)
+        scores = self.evaluation.score(grid, self.meta, task_ids, [lr], seen=True)
+        self._count()
+        return scores
+
     def score_again(self, grid: Grid) -> bool:
         """Score the validation tasks if a finished training goes on with other rates or steps; return whether it was so."""
         evaluation, tasks, meta = self.evaluation, self.population.splits["validation"], self.meta

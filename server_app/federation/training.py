@@ -50,6 +50,7 @@ class Training:
         self._population = population
         self._algorithm = algorithm
         self._outer = outer
+        outer.beside = outer.beside or algorithm.server_state()
         self._messages = messages
         self._events = events
         self._lineage = lineage
@@ -194,7 +195,8 @@ class Training:
     def _step(self, number: int, gradient: Params, loss: float, tasks: int) -> MetricRecord:
         """The outer step with the meta-gradient of so many tasks, whose mean loss is `loss`."""
         # Privacy noise is in every number, and a node may lie: what tasks must start from at 0 stays there.
-        self._outer.step(self._algorithm.with_zero_head(gradient), number)
+        share = self._privacy.sampling if self._privacy else tasks / len(self._population.splits["train"])
+        self._outer.take_in(self._algorithm, self._algorithm.with_zero_head(gradient), number, share)
         del gradient
         if not all_finite(self._outer.leaves):
             raise RunError(f"round {number}: the model is not finite any more: lower `outer-lr`")

@@ -41,6 +41,10 @@ class Device:
         """Return whether the device is there `now`, in seconds since the midnight before the run."""
         return self._away(now) == 0
 
+    def back(self, now: float) -> float:
+        """Return when the device is there next, from `now` on."""
+        return now + self._away(now)
+
     def finish(self, now: float, seconds: float) -> float:
         """Return when it has computed for `seconds`, from `now` on: it pauses while it is away, and goes on when it is back."""
         now += self._away(now)

@@ -44,9 +44,9 @@ class VirtualGrid(Grid):
         self._last: dict[int, str] = {}
 
     def begin(self, devices: Mapping[int, Device], seconds: float = 0.0) -> None:
-        """From now on these nodes are slow, and it is so many seconds after midnight."""
+        """From now on these nodes are slow, and it is so many seconds after midnight; later, if none of them is there then."""
         self._devices = devices
-        self.clock.seconds = seconds
+        self.clock.seconds = min((device.back(seconds) for device in devices.values()), default=seconds)
 
     def end(self) -> None:
         """From now on nothing takes time any more; what was not done is done now."""

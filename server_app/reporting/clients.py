@@ -9,6 +9,7 @@ from quickbloom.common.formatting import counted
 from quickbloom.common.metric import Metric
 from quickbloom.server_app.reporting.drawing import QUIET, SERIES, picture, short
 from quickbloom.server_app.reporting.page import LISTED, Fold, Part, Picture, Table, Text
+from quickbloom.server_app.reporting.result_table import USERS_HEADINGS, users_rows
 from quickbloom.server_app.reporting.run_record import Client, RunFacts, tenth
 
 if TYPE_CHECKING:
@@ -51,6 +52,27 @@ def clients_of(run: RunFacts) -> list[Part]:
         parts.append(
             Fold(f"Every unseen client ({note})", [Table("Unseen clients, the worst first", headings, rows(clients[:LISTED]))])
         )
+    return parts
+
+
+def seen_users_of(run: RunFacts) -> list[Part]:
+    """Training clients on test examples of their own, beside the unseen ones."""
+    rows = users_rows(run.summary) if run.summary else []
+    if not rows:
+        return []
+    said = (
+        "Seen clients took part in training. Each was scored once, after the last round, on test examples of its own that no "
+    )
+    said += "gradient saw, from what it keeps on its node; they chose nothing."
+    parts: list[Part] = [Text(said), Table(f"Unseen and seen clients: {run.metric.heading}", USERS_HEADINGS, rows)]
+    clients, metric = run.seen_clients, run.metric
+    if clients:
+        worst = list(tenth(clients))[:LISTED]
+        cells = [
+            [one.task, metric.score(one.before), metric.score(one.after), str(one.support), str(one.test)] for one in worst
+        ]
+        headings = ("client", "before", "after", "examples it adapts on", "test examples")
+        parts.append(Fold("The worst 10 % of the seen clients", [Table("Seen clients, the worst first", headings, cells)]))
     return parts
 
 

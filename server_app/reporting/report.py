@@ -17,7 +17,7 @@ from quickbloom.common.formatting import counted, duration, size
 from quickbloom.common.metric import LOSS, Metric, named
 from quickbloom.server_app.reporting.against_baselines import title_of, verdict
 from quickbloom.server_app.reporting.asynchronous import asynchronous
-from quickbloom.server_app.reporting.clients import clients_of
+from quickbloom.server_app.reporting.clients import clients_of, seen_users_of
 from quickbloom.server_app.reporting.curves import adaptation, learning
 from quickbloom.server_app.reporting.drawing import SERIES, every, picture, style, whole_numbers
 from quickbloom.server_app.reporting.many_runs import sections_of_runs
@@ -33,6 +33,7 @@ from quickbloom.server_app.reporting.page import (
     require_packages,
     write_page,
 )
+from quickbloom.server_app.reporting.partition import partition
 from quickbloom.server_app.reporting.result_table import ONE_TASK, kept_line, own_unit, privacy_line
 from quickbloom.server_app.reporting.run_record import RunFacts
 
@@ -67,10 +68,13 @@ def _lead(run: RunFacts) -> str:
     if run.summary:
         tasks = run.summary["tasks"]
         trained, chose = (counted(tasks[split], "client") for split in ("train", "validation"))
+        begin = f"{counted(run.summary['rounds'], 'round')} of federated training on {trained}, in {duration(run.seconds)}. "
+        what = "A client is one task: a user, a writer, a hospital."
+        if not run.summary["test"]:
+            return f"{begin}{what}"
         return (
-            f"{counted(run.summary['rounds'], 'round')} of federated training on {trained}, in {duration(run.seconds)}. "
-            f"{chose} chose the rate and {tasks['test']} unseen ones tested the result: none of these took part in "
-            "training. A client is one task: a user, a writer, a hospital."
+            f"{begin}{chose} chose the rate and {tasks['test']} unseen ones tested the result: none of these took part in "
+            f"training. {what}"
         )
     return f"The run has not finished: {done} rounds so far, of {total}."
 
@@ -79,11 +83,13 @@ def _sections(run: RunFacts) -> list[Section]:
     made = [
         Section("Result", _result(run)),
         Section("Warnings", [Text(sentence) for sentence in run.warnings]),
+        Section("Seen users", seen_users_of(run)),
         Section("Baselines", _baselines(run)),
         Section("Learning", learning(run)),
         Section("Asynchronous training", asynchronous(run)),
         Section("Adaptation", adaptation(run)),
         Section("Clients", clients_of(run)),
+        Section("Partition", partition(run)),
         Section("Nodes", _nodes(run)),
         Section("Cost", _cost(run)),
         Section("Configuration", _configuration(run)),
@@ -151,9 +157,9 @@ def _result(run: RunFacts) -> list[Part]:
         parts.append(Text(f"{kept[0].upper()}{kept[1:]}."))
     if edge := summary.get("edge"):
         parts.append(Text(f"{edge[0].upper()}{edge[1:]}."))
-    parts.append(
-        Table("Held-out clients, before and after", ("clients", "measure", "before", "after", "worst 10 % after"), _rows(run))
-    )
+    if rows := _rows(run):
+        headings = ("clients", "measure", "before", "after", "worst 10 % after")
+        parts.append(Table("Held-out clients, before and after", headings, rows))
     if any(
         _half(scores["ci95"][0]) is None for scores in (summary[s][metric.name] for s in ("validation", "test") if summary[s])
     ):

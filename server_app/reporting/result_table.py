@@ -1,6 +1,7 @@
 """The result of a run for a person: a table for a terminal, lines for a log."""
 
 import csv
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,15 +54,15 @@ def result_table(summary: dict[str, Any]) -> Table:
         ),
         caption="\n".join(filter(None, notes)),
     )
-    for heading in ("held-out tasks", "", "before", "after", "worst 10 % after"):
-        table.add_column(heading, justify="left" if heading in ("held-out tasks", "") else "right")
-    for split in ("validation", "test"):
-        scores = summary[split]
-        if scores is None:
-            continue
-        for metric in shown(scores):
-            cells = _cells(scores, metric, chosen["adapt_steps"])
-            table.add_row(f"{split} ({summary['tasks'][split]})", metric.title, *cells)
+    held_out = [split for split in ("validation", "test") if summary[split]]
+    users = "seen users" if summary.get("seen") and not held_out else "held-out tasks"
+    for heading in (users, "", "before", "after", "worst 10 % after"):
+        table.add_column(heading, justify="left" if heading in (users, "") else "right")
+    for split in held_out or ["seen"]:
+        scores = summary.get(split) or {}
+        number = summary["tasks"][split] if held_out else scores.get("tasks")
+        for metric in shown(scores) if scores else []:
+            table.add_row(f"{split} ({number})", metric.title, *_cells(scores, metric, chosen["adapt_steps"]))
     return table
 
 
@@ -80,6 +81,47 @@ def baseline_table(summary: dict[str, Any]) -> Table | None:
         if any(cells):
             table.add_row(title_of(contender, columns[0]), *map(_short, columns, cells))
     return table
+
+
+def users_table(summary: Mapping[str, Any]) -> Table | None:
+    """Unseen and seen users side by side, with one note; None if no training task was scored."""
+    rows = users_rows(summary)
+    if not rows:
+        return None
+    table = Table(title=f"unseen and seen users: {metric_of(summary['seen']).heading}", caption=USERS_NOTE)
+    for heading in USERS_HEADINGS:
+        table.add_column(heading, justify="right" if heading else "left")
+    for cells in rows:
+        table.add_row(*cells)
+    return table
+
+
+USERS_HEADINGS = ("", "before", "after", "by examples", "worst 10 %", "spread")
+USERS_NOTE = (
+    "seen: training tasks, on test examples of their own, from what they keep on their nodes; by examples: each example "
+    "counts alike; spread: standard deviation over users"
+)
+
+
+def users_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """The cells of a table of both protocols, by the score that decides; [] if no training task was scored."""
+    seen, step = summary.get("seen"), summary["chosen"]["adapt_steps"]
+    if not seen:
+        return []
+    metric, rows = metric_of(seen), []
+    numbers = {"unseen": summary["tasks"]["test"], "seen": seen["tasks"]}
+    for name, scores in (("unseen", summary["test"]), ("seen", seen)):
+        if scores is not None and metric.name in scores:
+            parts = scores[metric.name]
+            before, after = (metric.number(parts["mean"][k], parts["ci95"][k]) for k in (0, step))
+            others = (metric.number(parts[part][step]) for part in ("weighted", "worst10"))
+            of = f" of {seen['of']}" if name == "seen" and seen["of"] > seen["tasks"] else ""
+            rows.append([f"{name} ({numbers[name]}{of})", before, after, *others, _spread(parts["sd"][step], metric)])
+    return rows
+
+
+def _spread(value: float | None, metric: Metric) -> str:
+    return "-" if value is None or not math.isfinite(value) else metric.number(value)
 
 
 def _rate(summary: dict[str, Any]) -> str:
@@ -128,6 +170,13 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
         lines.append(
             f"{counted(tasks, f'{split} task')}: {metric.title} {before} before, {after} after "
             f"{counted(summary['chosen']['adapt_steps'], 'step')}, worst 10 % {worst}"
+        )
+    if seen := summary.get("seen"):
+        metric, step = metric_of(seen), summary["chosen"]["adapt_steps"]
+        before, after, worst = _cells(seen, metric, step)
+        lines.append(
+            f"{counted(seen['tasks'], 'seen user')} (training tasks, on test examples of their own): {metric.title} {before} "
+            f"before, {after} after {counted(step, 'step')}, worst 10 % {worst}"
         )
     lines += filter(None, (kept_line(summary), verdict(summary.get("baselines"))))
     if privacy := summary.get("privacy"):

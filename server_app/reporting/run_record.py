@@ -34,7 +34,7 @@ _ALWAYS = ("algorithm", "dataset", "rounds", "seed")
 
 @dataclass(frozen=True)
 class Client:
-    """A test task: scores before and after adaptation, numbers of support and test examples."""
+    """A scored task: scores before and after adaptation, numbers of support and test examples."""
 
     task: str
     before: float
@@ -94,7 +94,8 @@ class RunFacts:
     @cached_property
     def metric(self) -> Metric:
         """What the run is scored by; accuracy as long as nothing was scored."""
-        scored = [part for part in ((self.summary or {}).get("test"), *(r.get("validation") for r in self.rounds)) if part]
+        ends = ((self.summary or {}).get(part) for part in ("test", "seen"))
+        scored = [part for part in (*ends, *(r.get("validation") for r in self.rounds)) if part]
         return metric_of(scored[0]) if scored else ACCURACY
 
     @property
@@ -125,8 +126,16 @@ class RunFacts:
     @cached_property
     def clients(self) -> list[Client]:
         """The test tasks, the worst after adaptation first; none of a run that has not ended."""
+        return self._clients_of("test")
+
+    @cached_property
+    def seen_clients(self) -> list[Client]:
+        """The training tasks that were scored as seen users, in the same form."""
+        return self._clients_of("seen")
+
+    def _clients_of(self, split: str) -> list[Client]:
         file = self.path / "per_task.csv"
-        if not (self.summary and self.summary["test"] and file.is_file()):
+        if not (self.summary and self.summary.get(split) and file.is_file()):
             return []
         before, after = (f"{self.metric.name}_step{step}" for step in (0, self.summary["chosen"]["adapt_steps"]))
         try:
@@ -134,7 +143,7 @@ class RunFacts:
                 clients = [
                     Client(row["task"], float(row[before]), float(row[after]), int(row["num_support"]), int(row["num_test"]))
                     for row in read_csv(opened)
-                    if row["split"] == "test"
+                    if row["split"] == split
                 ]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"'{file}' is damaged ({in_one_line(error)})") from None

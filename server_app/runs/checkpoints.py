@@ -1,10 +1,10 @@
 """Checkpoints of a run: writes them, and removes all but the newest few.
 
-The tensors are the meta-parameters (`meta/...`), the outer optimizer's state (`outer/...`) and,
-after the last round, the scores of the validation tasks (`validation/...`). If the run ends with an
-earlier model, `meta/...` is that one, and the one of the last round is `last/...`. The facts say
-which run, round and settings they belong to. There is no random state to keep: every draw is a
-function of (seed, round, task).
+The tensors are the meta-parameters (`meta/...`), the outer optimizer's state (`outer/...`), what an
+algorithm keeps on the server (`server/...`) and, after the last round, the scores of the validation
+tasks (`validation/...`). If the run ends with an earlier model, `meta/...` is that one, and the one
+of the last round is `last/...`. The facts say which run, round and settings they belong to. There
+is no random state to keep: every draw is a function of (seed, round, task).
 
 With `keep = "best"` the best model so far is in a file of its own, without the optimizer's state,
 and nowhere in memory. Each checkpoint names the round of the best one by then, whose file stays as
@@ -13,6 +13,7 @@ long as the checkpoint does.
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,11 @@ class CheckpointWriter:
     file that is surely on the disk is kept.
     """
 
-    def __init__(self, directory: Path, facts: dict[str, Any]) -> None:
+    def __init__(self, directory: Path, facts: dict[str, Any], encoder: Mapping[str, Tensor] | None = None) -> None:
+        """`encoder`: tensors of a small encoder, which the checkpoint after the last round carries."""
         self.directory = directory
         self._facts = facts
+        self._encoder = dict(encoder or {})
         self._synced = -math.inf
         self._durable: Path | None = None
         self._best_of: dict[Path, int] = {}
@@ -60,7 +63,8 @@ class CheckpointWriter:
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / f"round-{server_round:06d}.safetensors"
         due = last or time.monotonic() - self._synced > 1
-        files.write(path, tensors, {**self._facts, **facts, "round": server_round}, wait=due)
+        carried = self._encoder if last else {}
+        files.write(path, {**tensors, **carried}, {**self._facts, **facts, "round": server_round}, wait=due)
         if due:
             self._synced, self._durable = time.monotonic(), path
         for old in sorted(self.directory.glob("round-*.safetensors"))[:-_KEEP]:

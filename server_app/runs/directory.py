@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ class RunDirectory:
         self.write_text("history.jsonl", "".join(to_json(record) + "\n" for record in records))
 
     def write_per_task(self, rows: list[dict[str, Any]]) -> None:
-        """Write one line per held-out task: its scores after every step."""
+        """Write one line per scored task: its scores after every step."""
         if not rows:
             return
         with whole(self.path / "per_task.csv", newline="") as file:
@@ -122,16 +122,20 @@ def history_until(path: Path, last_round: int, warn: Warn = warn_in_log) -> list
     return [records[number] for number in sorted(records) if 1 <= number <= last_round]
 
 
-def spread(values: np.ndarray[Any, Any], metric: Metric) -> dict[str, list[float]]:
-    """Return mean, 95 % half-width and mean of the worst tenth over tasks, one entry per step; `values` [tasks, steps + 1].
+def spread(values: np.ndarray[Any, Any], metric: Metric, sizes: Sequence[int] = ()) -> dict[str, list[float]]:
+    """Return mean, 95 % half-width, deviation and mean of the worst tenth over tasks, one entry per step.
 
-    The half-width is that of Student's t (`intervals.half_width`); NaN for a single task, which has
-    no known spread.
+    `values` [tasks, steps + 1]; `sizes`: test examples of every task, for the mean in which each example counts alike. The
+    half-width is that of Student's t (`intervals.half_width`), the deviation has n - 1; both are NaN for a single task, which
+    has no known spread.
     """
     tasks = len(values)
     ordered = np.sort(values, axis=0) if metric.higher_is_better else -np.sort(-values, axis=0)
     worst = ordered[: max(1, tasks // 10)].mean(axis=0)
-    parts = {"mean": values.mean(axis=0), "ci95": half_width(values), "worst10": worst}
+    deviation = values.std(axis=0, ddof=1) if tasks > 1 else np.full(values.shape[1:], np.nan)
+    parts = {"mean": values.mean(axis=0), "ci95": half_width(values), "worst10": worst, "sd": deviation}
+    if len(sizes):
+        parts["weighted"] = np.average(values, axis=0, weights=sizes)
     # Scores travel as float32: more digits would be noise.
     return {name: [_rounded(float(value)) for value in part] for name, part in parts.items()}
 

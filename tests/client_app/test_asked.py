@@ -61,9 +61,16 @@ class OneNode:
         shots: int = 0,
         change: float = 0.0,
         lineage: str = "one",
+        seen: bool = False,
+        told: dict[str, Any] | None = None,
     ) -> str:
-        request = EvaluateRequest(meta(change), list(lrs), steps, list(tasks), shots, number, lineage)
-        return self.ask(request.to_records(), EVALUATE)
+        request = EvaluateRequest(meta(change), list(lrs), steps, list(tasks), shots, number, lineage, seen=seen)
+        records = request.to_records()
+        tell_settings(records, told or {})
+        return self.ask(records, EVALUATE)
+
+    def score_seen(self, *tasks: str, **changes: Any) -> str:
+        return self.score(*tasks, **{"lrs": (0.1,), "seen": True, **changes})
 
 
 A, B, C = "client-000", "client-001", "client-002"
@@ -83,6 +90,56 @@ def test_a_task_that_trains_is_never_scored(run: RunConfig) -> None:
         words = f"this node trains on the task '{B}' in this run, so it gives no scores of it, which would tell its gradient"
         assert trained.score(C, B, lineage=lineage) == words
     assert trained.score(C) == ""
+
+
+def test_of_training_tasks_one_model_is_scored_once_at_one_rate() -> None:
+    node = OneNode()
+    assert node.train(A, B) == ""
+    assert "it gives no scores of it" in node.score(A)
+    others: list[dict[str, Any]] = [{"lrs": (0.1, 0.3)}, {"lrs": (0.2,)}, {"shots": 1}]
+    for changes in others:
+        assert "at other rates or shots" in node.score_seen(A, **changes)
+    assert "at other steps" in node.score_seen(A, steps=1)
+    assert node.score_seen(A) == ""
+    assert node.score_seen(A, B) == ""  # again, as after a message that was lost
+    another = "this node has scored tasks that it trains on by another model, and does so by one in a run"
+    models: list[dict[str, Any]] = [{"change": 1e-3}, {"lrs": (0.3,)}]
+    for changes in models:
+        assert node.score_seen(A, **changes) == another
+        assert node.score_seen(B, lineage="two", **changes) == another
+
+
+def test_a_task_that_is_scored_as_a_seen_user_and_never_trained_does_not_train_afterwards() -> None:
+    node = OneNode()
+    assert node.score_seen(A) == ""
+    assert "does not train on it" in node.train(A)
+
+
+@pytest.mark.parametrize(
+    ("run", "node"),
+    [(config(**SECURE), {}), (config(evaluate_users="unseen"), {}), (config(), {"least_in_sum": 3})],
+    ids=["secure", "unseen", "least in sum"],
+)
+def test_a_node_scores_no_training_task_where_the_run_or_the_node_itself_does_not_let_it(
+    run: RunConfig, node: dict[str, Any]
+) -> None:
+    one = OneNode(run, **node)
+    one.train(A)
+    for task in (A, B):
+        said = one.score_seen(task)
+        assert said == "this node gives no scores of tasks that train in this run, which would tell their gradients"
+
+
+def test_a_server_that_tells_other_settings_gets_no_score_of_what_trained_in_sums(tmp_path: Path) -> None:
+    """Not in the same run, and with a `state-dir` not in a later one of the same training."""
+    told = {"secure-aggregation": False, "evaluate-users": "both"}
+    kept: dict[str, Any] = {"state_dir": str(tmp_path)}
+    one = OneNode(config(**SECURE), **kept)
+    context = one.grid._contexts[100]
+    Asked(node_of(context), context.state, "one").to_train([A])  # as the step `masked` does
+    assert "it gives no scores of it" in one.score_seen(A, told=told)
+    assert "it gives no scores of it" in OneNode(**kept).score_seen(A)
+    assert OneNode(**kept).score_seen(A, lineage="two") == ""
 
 
 def test_finite_differences_of_a_training_task_are_not_to_be_had() -> None:

@@ -24,6 +24,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "mlp": {"algorithm": "fomaml"},
     "regression": {"algorithm": "fomaml", "own.target-column": "amount"},
     "prototypes": {"algorithm": "protonet"},
+    "neighbours": {"algorithm": "knnper", "knnper.neighbours": 3, "adapt-steps": 1},
+    "own prototypes": {"algorithm": "fedproto", "adapt-steps": 2},
     "refined": {"algorithm": "protonet", "protonet.refine": True, "adapt-steps": 3},
     "images": {"algorithm": "fomaml", "conv4.filters": 4, "rounds": 1, "adapt-steps": 2},
 }

@@ -84,9 +84,9 @@ def test_a_file_without_a_task_column_is_one_task_from_training_to_prediction(tm
     assert again.value == adapted.card["score"]["after"]
 
 
-@pytest.mark.parametrize("algorithm", ["fomaml", "metasgd", "protonet", "heads", "pfedme"])
+@pytest.mark.parametrize("algorithm", ["fomaml", "metasgd", "protonet", "heads", "pfedme", "ditto", "apfl", "fedala"])
 def test_predict_on_the_device_reproduces_the_accuracy_of_per_task_csv_exactly(tmp_path: Path, algorithm: str) -> None:
-    grid, more = federation(tmp_path, algorithm=algorithm)
+    grid, more = federation(tmp_path, algorithm=algorithm, rounds=20)
     summary = run_federation(grid, more["config"])
     rows, step = per_task(tmp_path / "run"), summary["chosen"]["adapt_steps"]
     assert len(rows) == 4
@@ -96,6 +96,9 @@ def test_predict_on_the_device_reproduces_the_accuracy_of_per_task_csv_exactly(t
         assert [score.task for score in found.scores] == list(names)
         for score in found.scores:
             if score.task in rows:
+                card = json.loads((tmp_path / f"state-{node}" / "personal" / f"{score.task}.json").read_text())
+                # A held-out task keeps nothing, so it starts from the server's model.
+                assert card["score"]["before"] == pytest.approx(float(rows[score.task]["accuracy_step0"]), abs=1e-6)
                 assert (score.value, score.examples) == (
                     float(rows[score.task][f"accuracy_step{step}"]),
                     int(rows[score.task]["num_test"]),

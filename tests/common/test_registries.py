@@ -31,9 +31,9 @@ def test_a_part_lies_in_the_file_of_its_name(room: str, base: type, registry: Ma
     for name, kind in registry.items():
         assert issubclass(kind, base)
         assert vars(kind)["name"] == name
-        assert kind.__module__.startswith(f"quickbloom.common.{room}.{name}")
+        assert kind.__module__.startswith(f"quickbloom.common.{room}.{name.replace('-', '_')}")
         assert not registries.is_users(kind)
-        place = ROOT / "common" / room / name
+        place = ROOT / "common" / room / name.replace("-", "_")
         assert place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def test_training_that_does_not_wait_outlives_a_node_the_superlink_and_its_own_s
         run = three_nodes.start("quickbloom", "run", *settings, "--set", "async-buffer=6", "--set", "checkpoint-every=1")
         for part in ("supernode-2", "superlink", "superexec"):
             before = rounds(directory())
-            until(lambda before=before: rounds(directory()) >= before + 3, 300)
+            until(partial(has_grown, directory(), before), 300)
             three_nodes.kill(part)
         _, said = run.communicate(timeout=300)
         assert run.returncode == 1
@@ -193,6 +194,11 @@ def test_training_that_does_not_wait_outlives_a_node_the_superlink_and_its_own_s
         assert len(summary["test"]["accuracy"]["mean"]) > 1
         assert len((directory() / "per_task.csv").read_text().splitlines()) == 1 + 8 + 11  # validation and test tasks
     three_nodes.until_healthy("superlink", "superexec", *NODES)
+
+
+def has_grown(directory: Path, before: int) -> bool:
+    """Whether a run has three more steps than `before`."""
+    return rounds(directory) >= before + 3
 
 
 def completed(run: Any, seconds: float) -> dict[str, Any]:

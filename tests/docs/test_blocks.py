@@ -12,6 +12,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import sys
 import tomllib
 import warnings
@@ -286,7 +287,18 @@ def of_pretrained(reader: Reader) -> None:
     small_encoders.transformer(reader.folder / "all-MiniLM-L6-v2")
 
 
-PREPARED = {"pretrained.md": of_pretrained, "report.md": of_report, "own-data.md": of_own_data, "edge.md": of_edge}
+def of_flower_app(reader: Reader) -> None:
+    """The reader's own app."""
+    shutil.copytree(ROOT / "examples" / "own_trainer" / "pads", reader.folder / "pads")
+
+
+PREPARED = {
+    "flower-app.md": of_flower_app,
+    "pretrained.md": of_pretrained,
+    "report.md": of_report,
+    "own-data.md": of_own_data,
+    "edge.md": of_edge,
+}
 
 
 def is_shell(block: Block) -> bool:
@@ -299,6 +311,7 @@ def is_shell(block: Block) -> bool:
 def test_a_page_does_what_it_says(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.syspath_prepend(tmp_path)
     # What a page registers is forgotten afterwards.
     monkeypatch.setattr("quickbloom.common.algorithms.ALGORITHMS", dict(ALGORITHMS))
     monkeypatch.setattr("quickbloom.common.datasets.DATASETS", dict(DATASETS))

@@ -12,7 +12,7 @@ from typing import Any
 import nbformat
 import pytest
 import torch
-from documents import blocks
+from documents import PAGES, blocks
 from nbclient import NotebookClient
 
 from quickbloom.common.algorithms import ALGORITHMS
@@ -151,6 +151,33 @@ def test_the_other_app_trains_with_the_strategy_under_flowers_own_runtime(tmp_pa
     (said,) = (line for line in log if "new users" in line)
     assert "11 new users: accuracy 0." in said
     assert "[ROUND 3/3]" in "\n".join(log)
+
+
+def test_the_page_has_the_files_of_the_app_that_trains_by_itself() -> None:
+    page = next(page for page in PAGES if page.name == "flower-app.md")
+    shown = [block.text.strip() for block in blocks(page) if block.language == "python"]
+    files = [(EXAMPLES / "own_trainer" / "pads" / name).read_text() for name in ("client_app.py", "server_app.py")]
+    assert [file.split('"""', 2)[2].strip() for file in files] == shown
+
+
+@pytest.mark.slow
+@pytest.mark.simulation
+def test_the_app_that_trains_by_itself_is_personalised_under_flowers_own_runtime(tmp_path: Path) -> None:
+    app = shutil.copytree(EXAMPLES / "own_trainer", tmp_path / "own_trainer")
+    with (app / "pyproject.toml").open("a") as file:  # settings of this project beside the app's own
+        file.write(f'node-deadline = 300.0\noutput-dir = "{tmp_path / "run"}"\n')
+    with LocalSuperLink(ROOT) as link:
+        run = Run(app, link, {"num-server-rounds": 4, "evaluate-every": 4}, 20)
+        try:
+            log = list(run.lines())
+            status, details = run.status()
+        finally:
+            run.close()
+    assert status == "finished:completed", details + "\n".join(log)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["rounds"], summary["failures"], sum(summary["tasks"].values())) == (4, 0, 20)
+    scores = summary["test"]["accuracy"]["mean"]
+    assert scores[-1] > scores[0]  # a new user's own pad is learned
 
 
 @pytest.mark.slow

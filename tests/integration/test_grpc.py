@@ -64,9 +64,23 @@ def test_the_curve_over_grpc_equals_the_simulation(federation: Path, tmp_path: P
     assert "new Python process" not in (federation / "node1.log").read_text()
     one, other = (json.loads(done.stdout) for done in (real, simulated))
     assert numbers(one["test"]) == pytest.approx(numbers(other["test"]), abs=1e-5)
+    assert one["seen"]["tasks"] == one["tasks"]["train"]
+    assert numbers(one["seen"]) == pytest.approx(numbers(other["seen"]), abs=1e-5)
     scores = one["baselines"]["scores"]
     assert scores["accuracy"].keys() >= {"after", "own", "global"}
     assert numbers(scores) == pytest.approx(numbers(other["baselines"]["scores"]), abs=1e-4)
+
+
+def test_seen_users_are_scored_with_the_heads_on_their_nodes_as_in_process(federation: Path, tmp_path: Path) -> None:
+    arguments = ["run", "--algorithm", "heads", *ROUNDS, "--set", "evaluate-users=seen", "--set", "heads.inner-lr=0.3"]
+    found = []
+    for place in (["--connection", "loopback"], ["--in-process"]):
+        done = quickbloom(*arguments, *place, "--output", place[0].strip("-"), cwd=tmp_path, flwr_home=federation)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    assert [one["seen"]["tasks"] for one in found] == [56, 56]
+    assert found[0]["seen"]["accuracy"]["mean"][0] > 0.3  # a fresh head guesses one of five
+    assert numbers(found[0]["seen"]) == pytest.approx(numbers(found[1]["seen"]), abs=1e-5)
 
 
 @pytest.mark.slow

@@ -55,6 +55,7 @@ KEYS = {
         "baselines",
         "async",
         "virtual_hours",
+        "seen",
     ),
 }
 
@@ -95,7 +96,7 @@ def test_summary_has_exactly_the_documented_keys(tmp_path: Path, dataset: str, m
         assert summary[part].keys() == {"steps", metric, "loss"}
         assert summary[part]["steps"] == [0, 1, 2, 3]
         for name in (metric, "loss"):
-            assert summary[part][name].keys() == {"mean", "ci95", "worst10"}
+            assert summary[part][name].keys() == {"mean", "ci95", "worst10", "sd", "weighted"}
             assert all(len(values) == 4 and np.isfinite(values).all() for values in summary[part][name].values())
     assert summary["tasks"].keys() == {"train", "validation", "test"}
     assert summary["seconds"].keys() == {"total", "cpu", "round_median"}
@@ -117,7 +118,7 @@ def test_per_task_scores_agree_with_the_summary(tmp_path: Path) -> None:
 
 
 def test_bytes_and_failures_are_those_of_all_messages(tmp_path: Path) -> None:
-    summary, grid = run(tmp_path, nodes=2, evaluate_every=1, baselines=False)
+    summary, grid = run(tmp_path, nodes=2, evaluate_every=1, baselines=False, evaluate_users="unseen")
     kinds = [message.metadata.message_type for message in grid.requests]
     assert (kinds.count(TRAIN), kinds.count(EVALUATE)) == (2 * 3, 2 * 3 + 2)
     rounds = read_history(tmp_path)
@@ -128,8 +129,8 @@ def test_bytes_and_failures_are_those_of_all_messages(tmp_path: Path) -> None:
 
 
 def test_baselines_cost_two_messages_to_a_node_and_the_bytes_of_sums_and_of_one_model(tmp_path: Path) -> None:
-    without, first = run(tmp_path / "without", nodes=2, baselines=False)
-    summary, grid = run(tmp_path / "with", nodes=2)
+    without, first = run(tmp_path / "without", nodes=2, baselines=False, evaluate_users="unseen")
+    summary, grid = run(tmp_path / "with", nodes=2, evaluate_users="unseen")
     assert [message.metadata.message_type for message in grid.requests[len(first.requests) :]] == [SUMS] * 2 + [SCORES] * 2
     # X^T X of 64 pixels and a one, X^T Y and Y^T Y of 5 classes go up; the model trained and the linear one go down.
     sums, linear = 8 * (65 * 65 + 65 * 5 + 5), 8 * (64 * 5 + 5 + 5)
@@ -140,7 +141,7 @@ def test_baselines_cost_two_messages_to_a_node_and_the_bytes_of_sums_and_of_one_
     assert (summary["test"], summary["chosen"]) == (without["test"], without["chosen"])
 
 
-def test_test_tasks_are_scored_once_at_the_end_and_with_the_chosen_rate_alone(tmp_path: Path) -> None:
+def test_test_and_training_tasks_are_scored_once_at_the_end_and_with_the_chosen_rate_alone(tmp_path: Path) -> None:
     summary, grid = run(tmp_path, evaluate_every=1)
     seen: list[tuple[set[str], list[float]]] = []
     for message in grid.requests:
@@ -149,15 +150,15 @@ def test_test_tasks_are_scored_once_at_the_end_and_with_the_chosen_rate_alone(tm
             seen.append((set(request.task_ids), request.lrs))
     with (tmp_path / "per_task.csv").open(newline="") as file:
         where = {row["task"]: row["split"] for row in csv.DictReader(file)}
-    last = seen[-3:]
-    assert {where[task_id] for ids, _ in last for task_id in ids} == {"test"}
-    assert {where[task_id] for ids, _ in seen[:-3] for task_id in ids} == {"validation"}
-    assert all(lrs == [summary["chosen"]["adapt_lr"]] for _, lrs in last)
+    assert {where[task_id] for ids, _ in seen[-3:] for task_id in ids} == {"seen"}
+    assert {where[task_id] for ids, _ in seen[-6:-3] for task_id in ids} == {"test"}
+    assert {where[task_id] for ids, _ in seen[:-6] for task_id in ids} == {"validation"}
+    assert all(lrs == [summary["chosen"]["adapt_lr"]] for _, lrs in seen[-6:])
 
 
 def test_test_shots_scores_few_examples_at_the_chosen_step(tmp_path: Path) -> None:
     # Digits have two support images per class: 2 is all of them, and 3 is left out.
-    summary, grid = run(tmp_path, test_shots="3,2,1")
+    summary, grid = run(tmp_path, test_shots="3,2,1", evaluate_users="unseen")
     shots, step = summary["shots"], summary["chosen"]["adapt_steps"]
     assert shots["shots"] == [1, 2]
     assert shots.keys() == {"shots", "accuracy", "loss"}
@@ -183,7 +184,7 @@ def test_where_classes_outnumber_the_examples_all_may_be_of_one_class(support: i
 def test_for_regression_shots_are_examples(tmp_path: Path) -> None:
     summary, _ = run(tmp_path, dataset="sinusoid", sinusoid__clients=12, test_shots="1,10,11")
     assert summary["shots"]["shots"] == [1, 10]
-    assert summary["shots"]["mse"].keys() == {"mean", "ci95", "worst10"}
+    assert summary["shots"]["mse"].keys() == {"mean", "ci95", "worst10", "sd", "weighted"}
 
 
 @pytest.mark.parametrize("algorithm", ["reptile", "maml"])

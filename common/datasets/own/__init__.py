@@ -5,7 +5,7 @@ text, numbers, dates               the meaning of a cell
 encoded                            columns that a frozen encoder turns into features
 columns, vocabulary, target        the kind of a column
 agreement, scales                  what all nodes agree on about the columns
-dataset, parts                     tasks, and the parts into which their rows are cut
+dataset, parts, simulated          tasks, and the parts into which their rows are cut
 preparation, remarks               their inputs, and possible mistakes in the data
 """
 

@@ -6,18 +6,19 @@ tasks are standardised. With `own.scale = "task"` these come from each task's ow
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from quickbloom.common.datasets import row_order
-from quickbloom.common.datasets.base import DataSpec, FixedSplitDataset, Pool, TaskInfo, left_out_in_words
-from quickbloom.common.datasets.own import remarks
+from quickbloom.common.datasets.base import DataSpec, FixedSplitDataset, Pool, TaskInfo, all_to_support, left_out_in_words
+from quickbloom.common.datasets.holdings import Holdings
+from quickbloom.common.datasets.own import remarks, simulated
 from quickbloom.common.datasets.own.columns import (
     EMPTY,
     NUMBER,
@@ -35,7 +36,18 @@ from quickbloom.common.datasets.own.columns import (
     require,
     usable,
 )
-from quickbloom.common.datasets.own.encoded import FEATURES, TOKENS, Encoded, Tokens, facts_of, parts, token_facts
+from quickbloom.common.datasets.own.encoded import (
+    FEATURES,
+    TOKENS,
+    Encoded,
+    Tokens,
+    clipped,
+    encode_views,
+    facts_of,
+    most_norm,
+    parts,
+    token_facts,
+)
 from quickbloom.common.datasets.own.files.image_arrays import NO_SCALE, choose_images, is_beyond_white, white_of
 from quickbloom.common.datasets.own.files.tables import PIXELS, Table, read_table
 from quickbloom.common.datasets.own.options import OwnOptions, listed, quoted
@@ -45,11 +57,10 @@ from quickbloom.common.datasets.own.scales import TARGET, Moments
 from quickbloom.common.datasets.own.target import UnknownClassError, is_quantity, pick_target, read_target
 from quickbloom.common.datasets.own.text import Array, Text, names
 from quickbloom.common.datasets.own.vocabulary import Places
+from quickbloom.common.datasets.partitioned import OnDemand
 from quickbloom.common.errors import DataError
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.printable import flawed
-
-_Made = TypeVar("_Made")
 
 
 class Own(FixedSplitDataset):
@@ -72,6 +83,8 @@ class Own(FixedSplitDataset):
             raise DataError("the data set `own` needs a file: use `--data PATH`, or set `own.path` or the node's `data-path`")
         options = options.cleaned()
         self.table = read_table(options.path, 0 if options.encoder else options.image_side)
+        if options.partition is not None:
+            options = simulated.prepare(self.table, options)
         self.one_task = bool(options.task_name) and options.task_column not in self.table
         if self.one_task:
             _refuse_nearly(self.table, options.task_column, options.path)
@@ -91,6 +104,8 @@ class Own(FixedSplitDataset):
         _require_different(options, name)
         self.target = read_target(self.table, name, options, self._reading, agreed)
         self.kind, self.classes = self.target.kind, self.target.classes
+        if options.partition is not None:
+            simulated.assign(self.table, options, self.target)
         # A node's own file may use another name for the target.
         self.schema = replace(agreed, target=name) if agreed else self._find_schema(name)
         self.inputs = make_inputs(self.table, self.schema, self._reading)
@@ -107,9 +122,16 @@ class Own(FixedSplitDataset):
         self.content = self._content_of_rows()
         """A hash of inputs and target of every row, by which rows are drawn: uint64 [rows]."""
         self._cut_tasks()
-        self._data = _OnDemand(self._task_data)
-        self._training = _OnDemand(self._training_pool)
+        self._begin_anew()
+        if not whole:
+            self._check_views()
         self.remarks = remarks.of(self)
+
+    def _begin_anew(self) -> None:
+        """Make the examples of every task at their next use."""
+        self._data = OnDemand(self._task_data)
+        self._training = OnDemand(self._training_pool)
+        self._views = OnDemand(self._views_of)
 
     @classmethod
     def with_new_classes(cls, options: OwnOptions, schema: str, *, whole: bool) -> "Own":
@@ -138,7 +160,7 @@ class Own(FixedSplitDataset):
         found.target, found.classes = replace(self.target, classes=classes, values=values), classes
         found.schema = replace(self.schema, classes=classes)
         found.options = self.options.model_copy(update={"classes": quoted(classes) if self.options.classes else ""})
-        found._data, found._training = _OnDemand(found._task_data), _OnDemand(found._training_pool)
+        found._begin_anew()
         return found
 
     def classes_of(self, task_id: str) -> list[str]:
@@ -276,17 +298,65 @@ class Own(FixedSplitDataset):
             found.append(TaskInfo(name, len(support), len(query), len(test), split=self._splits[name]))
         return found
 
+    def holdings(self) -> Holdings | None:
+        """Return who holds what, of simulated users; None for real ones."""
+        return None if self.options.partition is None else simulated.holdings(self)
+
     def train_draw(self, task_id: str, rng: np.random.Generator) -> TaskData:
+        if self.options.encoder_views > 1:
+            return self._draw_among_views(task_id, rng)
         if self.kind == "classification":
             return super().train_draw(task_id, rng)
         return self._training[task_id].draw(rng) if self.resample else self._training[task_id].data
 
+    def _check_views(self) -> None:
+        """Raise DataError if there are no pictures of which an encoder could see several views."""
+        if self.options.encoder_views > 1 and not isinstance(self.inputs.get(PIXELS), Encoded):
+            what = f"`own.encoder={self.options.encoder}` reads no pictures" if self.options.encoder else "there is no encoder"
+            raise DataError(f"`own.encoder-views` must be 1 here, where {what}, got {self.options.encoder_views}")
+
+    def _draw_among_views(self, task_id: str, rng: np.random.Generator) -> TaskData:
+        """Return a draw in which every support and query example is one of the views of its picture."""
+        pool = self.pool(task_id) if self.kind == "classification" else self._training[task_id]
+        views = self._views[task_id]
+        places = np.arange(len(pool.x))
+        x = np.concatenate([pool.x[None], views])[rng.integers(len(views) + 1, size=len(places)), places]
+        if self.resample:
+            return replace(pool, x=x).draw(rng)
+        support, query, test = pool.data.support, pool.data.query, pool.data.test
+        parts = torch.split(torch.from_numpy(x), [len(support.x), len(query.x)])
+        return TaskData(support._replace(x=parts[0]), query._replace(x=parts[1]), test)
+
+    def _views_of(self, task_id: str) -> Array:
+        """Return the further views of the support and query examples of a task as inputs, float32 [views - 1, examples, size].
+
+        They are encoded when a task first trains, since held-out tasks need none.
+        """
+        rows, options = np.concatenate(self.rows[task_id][:2]), self.options
+        found = encode_views(
+            options.encoder,
+            options.encoder_pooling,
+            self.table[PIXELS],
+            rows,
+            options.encoder_views,
+            flips=options.encoder_flips,
+        )
+        preparation = self._measured(task_id)
+        columns = (Encoded(features, np.arange(len(rows)), []) for features in found)
+        return np.stack([preparation.encode({PIXELS: column}) for column in columns])
+
+    def seen_draw(self, task_id: str) -> TaskData:
+        """Return a training task as a seen user, on the scale that it trains on."""
+        if self.kind == "classification":
+            return super().seen_draw(task_id)
+        return all_to_support(self._training[task_id].data)
+
     def preparation(self, task_id: str) -> Mapping[str, Any]:
         return self._measured(task_id).to_json()
 
-    def target_deviation(self, task_id: str) -> float:
-        """Return the factor that converts a task's errors to the unit of its target; 1 for classes."""
-        target = self._measured(task_id).target
+    def target_deviation(self, task_id: str, *, seen: bool = False) -> float:
+        """Return the factor that converts a task's errors to the unit of its target; 1 for classes. `seen`: by `seen_draw`."""
+        target = (self._training_preparation if seen else self._measured)(task_id).target
         return 1.0 if target is None else target.deviation
 
     @property
@@ -324,14 +394,19 @@ class Own(FixedSplitDataset):
         """
         if self.schema.target_scale:
             return Pool.of(self._data[task_id])
+        preparation = self._training_preparation(task_id)
+        return Pool.of(TaskData(*(self.batch(preparation, rows) for rows in self.rows[task_id])))
+
+    def _training_preparation(self, task_id: str) -> Preparation:
+        if self.schema.target_scale or self.kind == "classification":
+            return self._measured(task_id)
         support, query, _ = self.rows[task_id]
         numbers = self.target.values[np.concatenate([support, query])]
         target = Scale.of(numbers, self.options.target_deviation)
         if self.times is not None:
             mean = self.target.values[support].mean()
             target = Scale(float(mean), float(np.hypot(target.deviation, target.mean - mean)))
-        preparation = replace(self._measured(task_id), target=target)
-        return Pool.of(TaskData(*(self.batch(preparation, rows) for rows in self.rows[task_id])))
+        return replace(self._measured(task_id), target=target)
 
     def _measured(self, task_id: str) -> Preparation:
         return self.preparation_by(self.rows[task_id][0])
@@ -358,7 +433,7 @@ class Own(FixedSplitDataset):
         """Return this data set with these scales ([mean, deviation]), not read again. Raises TypeError or ValueError."""
         other = copy(self)
         other.schema = replace(self.schema, scales=dict(scales), target_scale=target_scale).checked()
-        other._data, other._training = _OnDemand(other._task_data), _OnDemand(other._training_pool)
+        other._begin_anew()
         other.__dict__.pop("_pools", None)
         return other
 
@@ -379,6 +454,23 @@ class Own(FixedSplitDataset):
         for name, column in self.inputs.items():
             found |= column.moments(name, rows) if isinstance(column, Encoded) else {}
         return found
+
+    def feature_sum(self, task_ids: Sequence[str], *, by_task: bool) -> tuple[Array, float]:
+        """Return (sum of the encoder's features over support and query rows of these tasks, weight).
+
+        The sum, float64: of every column of features, in the order of their names, its features [size], and the number of its
+        cells that are not empty; weight: the rows. With `by_task` the sum of the tasks' means, without numbers of cells, each
+        of norm at most `encoded.most_norm`; weight: the tasks.
+        """
+        columns = [column for _, column in sorted(self.inputs.items()) if isinstance(column, Encoded)]
+        parts = [np.concatenate(self.rows[task_id][:2]) for task_id in task_ids]
+        if by_task:
+            means = [np.concatenate([column.mean(rows) for column in columns]) for rows in parts]
+            return sum(
+                (clipped(one, most_norm(len(columns))) for one in means), np.zeros(sum(column.size for column in columns))
+            ), float(len(parts))
+        rows = np.concatenate(parts) if parts else np.array([], dtype=np.int64)
+        return np.concatenate([part for column in columns for part in column.sum(rows)]), float(len(rows))
 
     def class_counts(self, task_ids: Sequence[str]) -> list[int]:
         """Return how many support and query rows of these tasks are of each class; [] for numbers."""
@@ -437,18 +529,6 @@ class Own(FixedSplitDataset):
         if white and is_beyond_white(self._pixels[rows], white):
             self.beyond_white.append(name)
         return "" if white else NO_SCALE
-
-
-class _OnDemand(dict[str, _Made]):
-    """Tasks whose examples are made at first use: with 100,000 users, a round needs only a few."""
-
-    def __init__(self, make: Callable[[str], _Made]) -> None:
-        super().__init__()
-        self._make = make
-
-    def __missing__(self, task_id: str) -> _Made:
-        data = self[task_id] = self._make(task_id)
-        return data
 
 
 def reading_of(options: OwnOptions) -> Reading:

@@ -5,6 +5,7 @@ unit length again, which makes what all users' examples have in common vanish (a
 a sentence). They then get the length of a row of sixteen standardised numbers, so rates that suit tables suit them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from quickbloom.common.datasets.own.files.image_arrays import NO_SCALE, value_of_white
-from quickbloom.common.datasets.own.files.pictures import ArrayPictures, Pictures, Sized
+from quickbloom.common.datasets.own.files.pictures import ArrayPictures, Cuts, Pictures, Sized
 from quickbloom.common.datasets.own.scales import Moments
 from quickbloom.common.datasets.own.text import Array, Text
 from quickbloom.common.encoders import Encoder, load_encoder
@@ -65,6 +66,17 @@ class Encoded:
         squares = np.square(known - means).sum(axis=0)
         every = zip(parts(name, self.size), means, squares, strict=True)
         return {part: Moments(len(known), float(mean), float(square)) for part, mean, square in every}
+
+    def sum(self, rows: Array) -> tuple[Array, Array]:
+        """Return (sum of the features of these rows, float64 [size]; the number of those that are no empty cells, [1])."""
+        known = self.features[self.codes[rows][self.codes[rows] >= 0]].astype(np.float64)
+        return known.sum(axis=0), np.array([float(len(known))])
+
+    def mean(self, rows: Array) -> Array:
+        """Return the mean of the features of these rows, float64 [size], of norm at most 1; zeros if all cells are empty."""
+        total, count = self.sum(rows)
+        found: Array = total / max(float(count[0]), 1.0)
+        return found
 
     def inputs(self, mean: Sequence[float]) -> Array:
         """Return float32 inputs [rows, size]: moved by `mean` (empty: not moved), of `LENGTH`; 0 for an empty cell."""
@@ -139,6 +151,17 @@ def unit_length(features: Array) -> Array:
     return found
 
 
+def most_norm(columns: int) -> float:
+    """Return the largest norm that a task's means of so many columns of features have together: features have length 1."""
+    return math.sqrt(columns)
+
+
+def clipped(vector: Array, norm: float) -> Array:
+    """Return the vector, scaled down to a norm if it is longer."""
+    found: Array = vector * min(1.0, norm / max(float(np.linalg.norm(vector)), _LEAST))
+    return found
+
+
 def parts(name: str, size: int) -> list[str]:
     """Return the names of a column's features, by which their means are told."""
     return [f"{name}[{place}]" for place in range(size)]
@@ -167,17 +190,32 @@ def encode_pictures(setting: str, pooling: str, column: Any, rows: Array | None 
     encoder = load_encoder(setting, pooling)
     if encoder.kind != "images":
         raise DataError(f"`own.encoder={setting}` reads {encoder.kind}, and these data are images: choose an encoder of images")
+    pictures = _pictures_of(column, rows)
+    found = encode_all(encoder, Sized(pictures, encoder.shorter_side))
+    keys = Text.of(pictures.key(at).hex() for at in range(len(pictures)))
+    first = np.unique(keys.codes, return_index=True)[1]
+    return Encoded(unit_length(found[first]), keys.codes, keys.values)
+
+
+def encode_views(setting: str, pooling: str, column: Any, rows: Array, views: int, *, flips: bool) -> Array:
+    """Return the features float32 [views - 1, rows, size] of further views of pictures, of unit length; see `Cuts`.
+
+    Each is encoded once. Raises ConfigError or DataError.
+    """
+    encoder, pictures = load_encoder(setting, pooling), _pictures_of(column, rows)
+    every = [Cuts(pictures, encoder.shorter_side, view, flips=flips) for view in range(1, views)]
+    return np.stack([unit_length(encode_all(encoder, cuts)) for cuts in every])
+
+
+def _pictures_of(column: Any, rows: Array | None) -> Pictures:
+    """Return rows of a column, or of an array of images, as pictures. Raises DataError."""
     if isinstance(column, Pictures):
         pictures: Pictures = column
     elif white := value_of_white(column):
         pictures = ArrayPictures(column, white)
     else:
         raise DataError(f"the images cannot be encoded: {NO_SCALE}")
-    pictures = pictures if rows is None else pictures.take(rows)
-    found = encode_all(encoder, Sized(pictures, encoder.shorter_side))
-    keys = Text.of(pictures.key(at).hex() for at in range(len(pictures)))
-    first = np.unique(keys.codes, return_index=True)[1]
-    return Encoded(unit_length(found[first]), keys.codes, keys.values)
+    return pictures if rows is None else pictures.take(rows)
 
 
 def encode_numbers(setting: str, pooling: str, columns: Mapping[str, Array], path: str) -> Encoded:

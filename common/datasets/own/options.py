@@ -9,10 +9,11 @@ from pydantic import Field
 
 from quickbloom.common.datasets.own.files.csv_file import PACKED
 from quickbloom.common.datasets.own.text import as_name
-from quickbloom.common.options import Options, Text
+from quickbloom.common.datasets.partitioned import PartitionedOptions
+from quickbloom.common.options import Text
 
 
-class OwnOptions(Options):
+class OwnOptions(PartitionedOptions):
     """Settings of the data set `own`."""
 
     path: str = Field("", description="the user's .npz, .csv, .csv.gz, .parquet, .jsonl, folder of images, or module:function")
@@ -33,6 +34,19 @@ class OwnOptions(Options):
     )
     encoder_pooling: Literal["auto", "mean", "class", "last"] = Field(
         "auto", description="how an encoder's states of a sequence become one example's features; auto: as its files say"
+    )
+    encoder_views: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="views of each picture that are encoded for training, which draws among them: the picture itself, and "
+        "cuts of it; tests see the picture itself",
+    )
+    encoder_flips: bool = Field(True, description="mirror half of the cuts: not for writing, or where left and right differ")
+    carry_encoder: Literal["auto", True, False] = Field(
+        "auto",
+        description="write the encoder's ONNX file into the last checkpoint and personal models, so that a device needs no "
+        "other file; auto: up to 8 MB",
     )
     text: str = Field("", description='columns of text for the encoder, or the tokenizer, with commas between them; "": none')
     tokenizer: str = Field(
@@ -60,10 +74,11 @@ class OwnOptions(Options):
     target_deviation: float = Field(
         1.0, gt=0, description="regression: divisor of a task's target if all targets of its support are equal"
     )
-    scale: Literal["auto", "shared", "task"] = Field(
+    scale: Literal["auto", "shared", "features", "task"] = Field(
         "auto",
-        description="standardise by what all training tasks show (shared), or each task by its own support (task); auto: "
-        "shared unless privacy, secure sums or a rule against liars forbid it",
+        description="standardise by what all training tasks show (shared), or each task by its own support (task), where an "
+        "encoder's features alone are moved by their mean (features); auto: shared, but with secure sums, or with "
+        "`privacy.centre-noise`, features if there is an encoder, and else task with privacy or a rule against liars",
     )
     image_side: int = Field(28, ge=8, le=256, description="pixels that images are scaled to, each way")
     leave_out: str = Field("", description='test on this task alone, and train on all others; "": split by seed')

@@ -10,16 +10,18 @@ import numpy as np
 
 from quickbloom.common.datasets import row_order, time_order
 from quickbloom.common.datasets.base import SPLITS
+from quickbloom.common.datasets.own import simulated
 from quickbloom.common.datasets.own.columns import usable
 from quickbloom.common.datasets.own.files.tables import Table
 from quickbloom.common.datasets.own.options import OwnOptions
 from quickbloom.common.datasets.own.target import Target
 from quickbloom.common.datasets.own.text import Array, Text, names
+from quickbloom.common.datasets.partitioned import cut
 from quickbloom.common.errors import DataError
 from quickbloom.common.formatting import counted
 
 _PARTS = (0.4, 0.7)
-"""Shares of a task's rows at which the support and the query part end, if `own.shots` is 0."""
+"""Shares of a task's rows at which the support and the query part end, if neither `own.shots` nor `partition` says it."""
 
 
 def read_splits(table: Table, column: str) -> Text | None:
@@ -83,6 +85,8 @@ class Cutting:
         shots, has_test = self.options.shots, bool(forced.any())
         if reason := self._too_few(strata, forced):
             return reason
+        if self.options.partition is not None and not shots:
+            return simulated.too_few(len(rows)) or cut(strata, self.options.partition.shares, content)
         parts: list[list[int]] = [[], [], []]
         for stratum in np.unique(strata):
             members = ((strata == stratum) & ~forced).nonzero()[0]
@@ -141,9 +145,10 @@ class Cutting:
 
     def _ends(self, number: int, *, has_test: bool) -> tuple[int, int]:
         """Return where the support and the query part of a class of `number` rows end."""
-        shots = self.options.shots
-        first = shots or max(1, round(_PARTS[0] * number))
+        shots, by = self.options.shots, self.options.partition
+        ends = (by.shares[0], by.shares[0] + by.shares[1]) if by else _PARTS
+        first = shots or max(1, round(ends[0] * number))
         if has_test:
             return first, max(first + 1, number)
-        second = first + (number - first + 1) // 2 if shots else round(_PARTS[1] * number)
+        second = first + (number - first + 1) // 2 if shots else round(ends[1] * number)
         return first, max(first + 1, second)

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from quickbloom.common.wire.arrays import arrays_of, to_arrays
+from quickbloom.common.wire.centring import MeansRequest
 from quickbloom.common.wire.checks import WireError, byte_strings, config_of, ints, nothing_else, reads
 from quickbloom.common.wire.messages import TrainRequest
 from quickbloom.common.wire.secure.masks import KEY_BYTES, Integers
@@ -20,6 +21,9 @@ SHARES = "query.secure_shares"
 MASKED = "train.masked"
 REVEAL = "query.secure_reveal"
 SESSION_BYTES = 16
+
+
+Asked = TypeVar("Asked", bound=TrainRequest | MeansRequest)
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,10 @@ class SharesReply:
 
 
 @dataclass(frozen=True)
-class MaskedRequest:
-    """Request to train as for `train`, but send the result masked. `envelopes`: those for this node, by the sender's name."""
+class MaskedRequest(Generic[Asked]):
+    """Request to compute what `of` asks for, but send it masked. `envelopes`: those for this node, by the sender's name."""
 
-    train: TrainRequest
+    of: Asked
     session: bytes
     envelopes: Mapping[bytes, Envelope]
 
@@ -109,11 +113,11 @@ class MaskedRequest:
         fields: dict[str, Any] = {"session": [self.session], "owners": list(self.envelopes)}
         fields |= {"sealed": [envelope.sealed for envelope in made], "own_digests": [envelope.own_digest for envelope in made]}
         fields |= {"masking_digests": [envelope.masking_digest for envelope in made]}
-        return RecordDict({**self.train.to_records(encoded), "secure": ConfigRecord(fields)})
+        return RecordDict({**self.of.to_records(encoded), "secure": ConfigRecord(fields)})
 
     @classmethod
     @reads
-    def from_records(cls, records: RecordDict) -> "MaskedRequest":
+    def from_records(cls, records: RecordDict, of: type[Asked]) -> "MaskedRequest[Asked]":
         fields = config_of(records, "secure")
         owners = byte_strings(fields["owners"], "owners", KEY_BYTES)
         sealed = byte_strings(fields["sealed"], "sealed", SEALED_BYTES, len(owners))
@@ -123,7 +127,7 @@ class MaskedRequest:
         if len(set(owners)) != len(owners):
             raise WireError("`owners` names a node twice")
         envelopes = map(Envelope, sealed, own, masking)
-        return cls(TrainRequest.from_records(records), _session(fields), dict(zip(owners, envelopes, strict=True)))
+        return cls(cast(Asked, of.from_records(records)), _session(fields), dict(zip(owners, envelopes, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import small_encoders
+import small_hub
 import torch
 from pydantic import ValidationError
 
 from quickbloom.common.datasets import DATASETS, Dataset, TaskInfo, load_dataset
 from quickbloom.common.datasets.base import SPLITS, generator
+from quickbloom.common.datasets.fashion_mnist import DEBIAN
 from quickbloom.common.errors import DataError
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.options import Options
@@ -19,6 +21,8 @@ from quickbloom.common.options import Options
 @pytest.fixture(scope="module", params=sorted(set(DATASETS) - {"own"}))  # own: needs a user's file, see test_own.py
 def dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     options = options_of(request.param)
+    if request.param == "fashion-mnist" and not DEBIAN.is_dir():
+        pytest.skip("needs the files of Fashion-MNIST: apt-get install dataset-fashion-mnist")
     try:
         return load_dataset(request.param, options, tmp_path_factory.mktemp("empty"))
     except DataError:  # it needs a file
@@ -26,8 +30,11 @@ def dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def options_of(name: str) -> Options:
-    needed = {"tokenizer": small_encoders.characters(), "max_length": 150} if name == "intents" else {}
-    return DATASETS[name].Options.model_validate(needed)
+    needed: dict[str, dict[str, Any]] = {
+        "intents": {"tokenizer": small_encoders.characters(), "max_length": 150},
+        "hub": {"name": small_hub.images()},
+    }
+    return DATASETS[name].Options.model_validate(needed.get(name, {}))
 
 
 def some_tasks(dataset: Dataset) -> list[TaskInfo]:

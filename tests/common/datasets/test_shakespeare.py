@@ -154,7 +154,7 @@ def test_test_draws_follow_the_data_seed(data_dir: Path, dataset: Shakespeare) -
     "changes", [{"context": 400}, {"min-characters": 349}, {"support-examples": 500}, {"test-examples": 400}], ids=str
 )
 def test_roles_too_short_for_the_examples_are_refused(changes: dict[str, int]) -> None:
-    with pytest.raises(ValidationError, match="`min-characters` must be at least"):
+    with pytest.raises(ValidationError, match=r"`shakespeare\.min-characters` must be at least"):
         ShakespeareOptions.model_validate(changes)
     ShakespeareOptions.model_validate({"min-characters": 350})  # 5 * (20 + 50)
 

@@ -68,9 +68,9 @@ class Recurrent(nn.Module):
 @pytest.mark.parametrize("spec", [IMAGES, NUMBERS, TOKENS], ids=["images", "numbers", "tokens"])
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_model_is_built_for_data_that_fit_it_and_refused_in_one_sentence_for_others(name: str, spec: DataSpec) -> None:
-    fits = MODELS[name].tokens == bool(spec.tokens) and (name not in ("conv4", "resnet") or spec is IMAGES)
+    fits = MODELS[name].tokens == bool(spec.tokens) and (name not in ("cnn", "conv4", "resnet") or spec is IMAGES)
     more = {"transformer.directory": small_encoders.directory()} if MODELS[name].pretrained else {}
-    config = parse_run_config({"model": name, "conv4.filters": 4, "lstm.hidden": 4, **more}).resolved()
+    config = parse_run_config({"model": name, "conv4.filters": 4, "cnn.padding": 2, "lstm.hidden": 4, **more}).resolved()
     if fits:
         algorithm = build_algorithm(config, spec)
         x = torch.zeros(3, *spec.input_shape, dtype=torch.int64 if spec.tokens else torch.float32)
@@ -89,9 +89,14 @@ def test_a_model_that_is_only_a_structure_trains_and_scores_as_the_one_with_numb
             pytest.skip("tokens are classes")
         spec = DataSpec("regression", spec.input_shape, 2)
     small: dict[str, Any] = {"conv4.filters": 4, "lstm.hidden": 4, "mlp.hidden": "6", "resnet.channels": "4,6"}
+    small |= {"cnn.filters": 3, "cnn.units": 5, "cnn.padding": 2}
     if MODELS[model].pretrained:
         small |= {"transformer.directory": small_encoders.directory(), "transformer.lora-rank": 2}
-    if name in ("heads", "anil", "fedbabu") and model == "linear":
+    if name == "fedbn":
+        small |= {"mlp.norm": "layer"}
+        if model not in ("conv4", "mlp", "resnet"):
+            pytest.skip("the model trains no normalisation")
+    if name in ("heads", "anil", "fedbabu", "lgfedavg", "fedala", "fedproto", "fedpac") and model == "linear":
         pytest.skip("the model is nothing but a head")
     config = parse_run_config({"model": model, "algorithm": name, **small, f"{name}.inner-lr": 0.01}).resolved()
     whole, bare = build_algorithm(config, spec), build_algorithm(config, spec, tried=True)
@@ -137,8 +142,8 @@ def test_the_form_of_the_inputs_chooses_where_a_data_set_leaves_it_to_them(shape
 @pytest.mark.parametrize("name", sorted(set(DATASETS) - {"own"}))
 def test_the_model_that_a_data_set_recommends_reads_its_kind_of_inputs(name: str) -> None:
     model = DATASETS[name].model
-    # The inputs of `intents` are token ids or features, as the settings say.
-    assert name == "intents" if model == "auto" else MODELS[model].tokens == (name == "shakespeare")
+    # The inputs of `intents` are token ids or features, as the settings say; those of the hub images or numbers.
+    assert name in ("intents", "hub") if model == "auto" else MODELS[model].tokens == (name == "shakespeare")
 
 
 def test_outputs_of_another_shape_are_refused() -> None:
@@ -300,6 +305,8 @@ def test_the_head_is_the_layer_that_runs_last_not_the_one_that_was_made_last() -
 @pytest.mark.parametrize("name", sorted(name for name, one in ALGORITHMS.items() if "classification" in one.kinds))
 def test_every_algorithm_that_is_for_classification_works_on_tokens(name: str) -> None:
     config = parse_run_config({"algorithm": name, "model": "lstm", "lstm.hidden": 4, "dataset": "shakespeare"}).resolved()
+    if name == "fedbn":
+        pytest.skip("the model has no normalisation")
     algorithm = build_algorithm(config, TOKENS)
     assert algorithm.learner.outputs == 7
 

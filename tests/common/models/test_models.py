@@ -27,7 +27,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def build(name: str, settings: Mapping[str, str | int] | None = None, seed: int = 0, outputs: int = 3) -> nn.Module:
     """For images of 2 channels and 9 x 8 pixels, or sequences of 6 tokens; small where it can be."""
     small: dict[str, str | int] = {"mlp.hidden": "7,5", "conv4.filters": 4, "lstm.embedding": 2, "lstm.hidden": 4}
-    small |= {"resnet.channels": "4,6"}
+    small |= {"resnet.channels": "4,6", "cnn.filters": 3, "cnn.units": 5, "cnn.padding": 2}
     if MODELS[name].pretrained:
         small["transformer.directory"] = small_encoders.directory()
     table = parse_run_config({**small, **(settings or {})}).table(name)

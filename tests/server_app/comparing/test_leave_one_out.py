@@ -17,7 +17,7 @@ from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.metric import RMSE
 from quickbloom.server_app.cli import main
-from quickbloom.server_app.comparing.leave_one_out import metric_for_all, result, table, write
+from quickbloom.server_app.comparing.leave_one_out import fold, metric_for_all, result, table, tasks_of, write
 
 SMALL = ["--in-process", "--no-report", "--json", "--set", "evaluate-every=0", "--set", "mlp.hidden=16"]
 
@@ -234,3 +234,11 @@ def test_one_metric_for_all_folds_is_that_of_all_rows(tmp_path: Path) -> None:
     assert chosen(20) == "accuracy"
     assert chosen(80) == "balanced_accuracy"
     assert chosen(80, metric="auroc") == "auroc"
+
+
+def test_seen_users_alone_leave_nobody_to_be_left_out(tmp_path: Path) -> None:
+    config = parse_run_config({"dataset": "own", "own.path": str(tmp_path / "any.csv"), "evaluate-users": "seen"})
+    with pytest.raises(ConfigError, match='`evaluate-users` must not be "seen" with `--leave-one-out`'):
+        tasks_of(config)
+    assert fold({}, "A", 3, tmp_path)["evaluate-users"] == "unseen"  # the others are not asked: it would take time
+    assert fold({"evaluate-users": "both"}, "A", 3, tmp_path)["evaluate-users"] == "both"

@@ -199,6 +199,7 @@ def result() -> dict[str, Any]:
         **{"adapt_lrs": [0.1], "target": {"validation": 0.7, "origin": "x"}, "baselines": [], "command": "quickbloom compare"},
         "algorithms": shown,
         "paired": {"metric": "accuracy", "best": None, "pairs": []},
+        **{"data_parts": [], "data_sha256": "0", "versions": {}},
         "modes": {**modes.beside_sync(shown, ACCURACY, "virtual hours"), **said},
     }
 

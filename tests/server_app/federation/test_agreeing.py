@@ -156,7 +156,7 @@ def test_nobody_tells_means_or_sums_where_nodes_must_not_be_seen_one_by_one(tmp_
     assert {"own", "constant", "after"} <= scored.keys()
     assert not {"global", "global_offset"} & scored.keys()
     assert summary["failures"] == 0
-    with pytest.raises(ConfigError, match=r'must be "task" with `privacy\.noise-multiplier`, `secure-agg'):
+    with pytest.raises(ConfigError, match=r'must be "task", or "features" behind an encoder, with privacy, `secure-agg'):
         parse_run_config({**config.flat(), "own.scale": "shared"})
 
 

@@ -15,12 +15,12 @@ import torch
 from loopback import LoopbackGrid
 from PIL import Image
 from safetensors.torch import load_file
-from small_encoders import sentences
+from small_encoders import on_nodes, run_config, sentences
 
 from quickbloom.client_app.export import export
 from quickbloom.client_app.offline.adapting import adapt
 from quickbloom.client_app.offline.predicting import predict
-from quickbloom.common.config.run import RunConfig, parse_run_config
+from quickbloom.common.config.run import RunConfig
 from quickbloom.common.datasets.own import Own, OwnOptions
 from quickbloom.common.datasets.own.columns import Schema
 from quickbloom.common.datasets.own.encoded import encode_pictures
@@ -37,24 +37,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     load_encoder.cache_clear()
     return tmp_path / "cache"
-
-
-def run_config(folder: Path, encoder: str, **more: Any) -> RunConfig:
-    flat: dict[str, Any] = {"dataset": "own", "own.task-column": "user", "own.text": "said", "own.encoder": encoder}
-    flat |= {"min-nodes": 1, "rounds": 3, "algorithm": "ridge", "validation-tasks": 2, "test-tasks": 2, "adapt-steps": 1}
-    flat |= {"output-dir": str(folder / "run"), "node-deadline": 5.0, "round-deadline": 20.0, **more}
-    return parse_run_config(flat).resolved()
-
-
-def on_nodes(folder: Path, config: RunConfig, *nodes: str, encoders: tuple[str, ...] = ()) -> LoopbackGrid:
-    settings: dict[int, dict[str, Any]] = {}
-    for node, users in enumerate(nodes):
-        settings[node] = {
-            "data-path": str(sentences(folder / f"{users}.csv", users)),
-            "state-dir": str(folder / f"state-{users}"),
-        }
-        settings[node] |= {"encoder": encoders[node]} if encoders else {}
-    return LoopbackGrid(len(nodes), config.flat(), {}, settings)
 
 
 def test_features_are_centred_by_the_training_users_and_have_one_length(tmp_path: Path) -> None:
@@ -171,7 +153,7 @@ def test_each_text_is_encoded_once_also_over_restarts(tmp_path: Path, monkeypatc
 def test_a_device_adapts_and_predicts_with_the_encoder_and_not_with_another(tmp_path: Path) -> None:
     file, _ = small_encoders.text_onnx(tmp_path / "words.onnx")
     other, _ = small_encoders.text_onnx(tmp_path / "other" / "words.onnx", seed=1)
-    config = run_config(tmp_path, f"onnx:{file}")
+    config = run_config(tmp_path, f"onnx:{file}", **{"own.carry-encoder": False})
     run_federation(on_nodes(tmp_path, config, "ABCD", "EFGH"), config)
     mine = sentences(tmp_path / "Z.csv", "Z")
     (model,) = adapt(tmp_path / "run", str(mine), tmp_path / "mine", task="user")

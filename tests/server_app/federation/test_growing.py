@@ -112,7 +112,7 @@ def test_a_finished_training_goes_on_with_what_it_had_grown_to(tmp_path: Path) -
     (tmp_path / "summary.json").unlink()  # as if it had been cut off at the end
     after, grid = run(tmp_path, 1, resume_from=str(tmp_path))
     assert (after["chosen"], after["test"], after["validation"]) == (before["chosen"], before["test"], before["validation"])
-    assert steps_asked(grid) == [len(before["test"]["steps"]) - 1]  # of the test tasks alone
+    assert steps_asked(grid) == [len(before["test"]["steps"]) - 1] * 2  # of the test tasks, and of seen users
 
 
 def test_a_run_that_was_cut_off_before_grows_like_one_that_was_not(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_the_sum_itself_is_exact_to_1e_4() -> None:
         assert abs(one["train"]["loss"] - other["train"]["loss"]) * weight < 1e-4
 
 
-@pytest.mark.parametrize("algorithm", ["maml", "heads", "local", "metasgd"])
+@pytest.mark.parametrize("algorithm", ["maml", "heads", "local", "metasgd", "scaffold", "feddyn", "fedproto", "fedpac"])
 def test_algorithms_with_state_or_without_a_gradient_work_alike(algorithm: str) -> None:
     runs = [Run(algorithm=algorithm, rounds=2, mlp__hidden="8", model="mlp", **more).start() for more in ({}, SECURE)]
     losses = [[record["train"]["loss"] for record in run.records] for run in runs]

@@ -93,6 +93,14 @@ def test_a_device_that_is_away_cannot_be_asked_and_goes_on_when_it_is_back() -> 
     assert slow.clock.now() == pytest.approx(45 * HOUR)  # an hour on the evening before, an hour from 20 o'clock on
 
 
+def test_a_fleet_that_is_away_at_midnight_begins_when_the_first_device_is_there() -> None:
+    assert grid(Device(1.0, 8, 20), Device(1.0, 6, 9)).clock.now() == 6 * HOUR
+    assert grid(Device(1.0, 8, 20), Device(1.0, 22, 3)).clock.now() == 0
+    late = grid(Device(1.0, 8, 20), at=21 * HOUR)  # on the next morning
+    assert late.clock.now() == 32 * HOUR
+    assert late.get_node_ids() == [100]
+
+
 def test_only_training_takes_time_and_only_between_begin_and_end() -> None:
     slow = VirtualGrid(EchoGrid(1, parse_run_config({}).flat()))
     assert nodes(slow.send_and_receive([work(100)])) == [100]

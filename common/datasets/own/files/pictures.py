@@ -1,5 +1,6 @@
 """Pictures for an encoder, which reads them in its own size and in colour: they are decoded only when they are encoded."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from quickbloom.common.datasets.own.text import Array
 from quickbloom.common.encoders.encoding import Examples, hash_of
 
 Picture = NDArray[np.uint8]
+_LEAST_AREA = 0.5
+"""Least share of a picture's area that a cut of it shows."""
 
 
 class Pictures(ABC):
@@ -89,6 +92,39 @@ class ArrayPictures(Pictures):
 
     def take(self, rows: Array) -> "ArrayPictures":
         return ArrayPictures(self._pixels[rows], self._white)
+
+
+class Cuts(Examples):
+    """One further view of each picture: a part with half of its area or more, perhaps mirrored, in the shape of the picture.
+
+    What is cut depends on the picture and on the number of the view alone, so a view is encoded once, on every machine alike.
+    The encoder then prepares it as any other picture.
+    """
+
+    what = "picture"
+
+    def __init__(self, pictures: Pictures, shorter: int, view: int, *, flips: bool) -> None:
+        """`shorter`: pixels of the shorter side that the encoder reads; `view`: from 1."""
+        self._pictures, self._view, self._flips = pictures, view, flips
+        self._shorter = math.ceil(shorter / math.sqrt(_LEAST_AREA))
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def key(self, at: int) -> bytes:
+        return hash_of(self._pictures.key(at) + f"cut {self._view} {self._flips} {_LEAST_AREA}".encode())
+
+    def get(self, at: int) -> Any:
+        picture = self._pictures.get(at, self._shorter)
+        rng = np.random.default_rng(list(self.key(at)))
+        share = math.sqrt(rng.uniform(_LEAST_AREA, 1))
+        sides = [max(1, round(length * share)) for length in picture.shape[:2]]
+        top, left = (int(rng.integers(length - side + 1)) for length, side in zip(picture.shape, sides, strict=False))
+        cut = picture[top : top + sides[0], left : left + sides[1]]
+        return np.ascontiguousarray(cut[:, ::-1] if self._flips and rng.random() < 0.5 else cut)
+
+    def place(self, at: int) -> str:
+        return self._pictures.place(at)
 
 
 class Sized(Examples):

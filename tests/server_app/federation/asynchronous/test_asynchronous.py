@@ -58,7 +58,7 @@ def devices(path: Path, *lines: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("algorithm", ["reptile", "fomaml", "protonet", "perfedavg", "metasgd"])
+@pytest.mark.parametrize("algorithm", ["reptile", "fomaml", "protonet", "perfedavg", "metasgd", "scaffold", "feddyn"])
 @pytest.mark.parametrize("speed", ["", "even"])
 def test_with_one_speed_and_a_buffer_of_a_round_it_is_synchronous_training(tmp_path: Path, algorithm: str, speed: str) -> None:
     rounds = run(tmp_path / "sync", algorithm=algorithm, devices=speed)
