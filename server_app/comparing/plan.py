@@ -142,7 +142,7 @@ class Plan:
         key = f"{row.algorithm}.inner-lr"
         given = key in row.keys or key in parse_assignments(list(self.settings), row.algorithm)
         searched = any(grid.key_for(row.algorithm) == key for grid in self.grids)
-        rates = [(f"{key}={lr!r}",) for lr in self.inner_lrs]
+        rates: list[tuple[str, ...]] = [(f"{key}={lr!r}",) for lr in self.inner_lrs]
         if given or searched or not ALGORITHMS[row.algorithm].tunes_inner_lr:
             rates = [()]
         return [(*rate, *point) for point in points(self.searched(row.name)) for rate in rates]

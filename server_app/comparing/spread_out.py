@@ -66,7 +66,9 @@ def read_run(file: Path, number: int, output: Path | None) -> Run:
     try:
         facts = json.loads(lines[number - 1])
         setup = Setup(
-            *(facts[key] for key in ("algorithm", "dataset", "rounds")),
+            facts["algorithm"],
+            facts["dataset"],
+            facts["rounds"],
             settings=tuple(facts["settings"]),
             nodes=facts["nodes"],
             in_process=facts["in_process"],

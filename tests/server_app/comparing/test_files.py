@@ -21,6 +21,10 @@ from quickbloom.server_app.comparing.files import _escaped
 from quickbloom.server_app.comparing.page import write_comparison_page
 from quickbloom.server_app.comparing.table import table
 
+VARIANTS: dict[str, dict[str, str | float]] = {
+    "slow": {"algorithm": "fedavg", "inner-lr": 0.001},
+    "far": {"algorithm": "fedavg", "inner-lr": 0.1},
+}
 _BY_LIBRARIES = ("GRPC_VERBOSITY", "TORCHINDUCTOR_CACHE_DIR")
 """Set by flwr and torch themselves when they are imported."""
 
@@ -38,7 +42,7 @@ def state() -> list[Any]:
     return [
         torch.get_num_threads(),
         torch.get_rng_state().tolist(),
-        np.random.get_state()[1].tolist(),
+        np.random.get_state(legacy=False)["state"]["key"].tolist(),
         random.getstate(),
         (root.level, list(root.handlers), logging.root.manager.disable, logging.getLogger("flwr").level),
         {name: value for name, value in os.environ.items() if name not in _BY_LIBRARIES},
@@ -53,9 +57,8 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path
     directory = tmp_path_factory.mktemp("compared")
     torch.set_num_threads(2)
     before = state()
-    variants = {"slow": {"algorithm": "fedavg", "inner-lr": 0.001}, "far": {"algorithm": "fedavg", "inner-lr": 0.1}}
     result = quickbloom.compare(
-        variants=variants, data=frame(), task="task", target="target", rounds=2, seeds=[0, 1], output=directory, model="linear"
+        variants=VARIANTS, data=frame(), task="task", target="target", rounds=2, seeds=[0, 1], output=directory, model="linear"
     )
     after = state()
     torch.set_num_threads(1)
@@ -91,12 +94,11 @@ def test_repeated_with_the_same_frame_nothing_runs_and_with_another_it_starts_an
         "output": directory,
         "model": "linear",
     }
-    variants = {"slow": {"algorithm": "fedavg", "inner-lr": 0.001}, "far": {"algorithm": "fedavg", "inner-lr": 0.1}}
-    quickbloom.compare(variants=variants, data=frame(), **asked)
+    quickbloom.compare(variants=VARIANTS, data=frame(), **asked)
     assert started == []
     capsys.readouterr()
     with pytest.raises(StartedError):
-        quickbloom.compare(variants=variants, data=frame() | {"x": frame()["x"] + 1}, **asked)
+        quickbloom.compare(variants=VARIANTS, data=frame() | {"x": frame()["x"] + 1}, **asked)
     said = " ".join(capsys.readouterr().err.split())
     assert "Remark: The data changed since this comparison was begun, `data.npz`: the runs on them start anew." in said
 
