@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from quickbloom.common.algorithms.base import Algorithm
-from quickbloom.common.engine.chunking import AutoChunks, at_once, chunks
+from quickbloom.common.engine.chunking import AutoChunks, at_once, chunks, pieces, rows_at_once
 from quickbloom.common.engine.compiling import Auto, Contribute, compiled, mapped
 from quickbloom.common.engine.mapping import over_tasks
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches, TaskData
@@ -246,13 +246,17 @@ def evaluate(
     # Each pair of task and rate has its own parameters; `chunk_size` bounds the number of pairs.
     rates_at_once = min(len(lrs), chunk_size) if isinstance(chunk_size, int) else len(lrs)
     per_chunk = chunk_size // rates_at_once if isinstance(chunk_size, int) else chunk_size
+    rows = [sum(size) for size in sizes]
+    most = rows_at_once(draws[0].support.x) if draws else 0
+    found = chunks(sizes, per_chunk, exact=algorithm.learner.mixes_examples)
     with torch.no_grad():
-        for positions in chunks(sizes, per_chunk, exact=algorithm.learner.mixes_examples):
+        for positions in (piece for chunk in found for piece in pieces(chunk, rows, most // rates_at_once)):
             support = stack([draws[i].support for i in positions], device)
             test = stack([draws[i].test for i in positions], device)
             own = None if kept is None else stack_params([kept[owner[i]] for i in positions], device)
-            for i in range(0, len(lrs), rates_at_once):
-                some = slice(i, i + rates_at_once)
+            few = max(1, min(rates_at_once, most // max(1, *(rows[i] for i in positions))))  # a task alone may be too large
+            for i in range(0, len(lrs), few):
+                some = slice(i, i + few)
                 for part, values in enumerate(of_all(meta, own, rates[some], support, test)):
                     result[part, positions, some] = values.double().cpu().numpy()
     means = np.stack([result[:, owner == task].mean(axis=1) for task in range(len(tasks))], axis=1)
