@@ -145,8 +145,8 @@ def _classes(table: Any, label: str) -> tuple[list[str], Array]:
     values = table[label][:]
     if _type(table, label) == "ClassLabel":
         return list(table.features[label].names), np.array([-1 if value is None else value for value in values], dtype=np.int64)
-    held = {value if isinstance(value, str | int) else None for value in values if value is not None}
-    if None in held or len(held) > _MOST_CLASSES:
+    held = {value for value in values if isinstance(value, str | int)}
+    if len(held) > _MOST_CLASSES or not all(value is None or isinstance(value, str | int) for value in values):
         raise DataError(f"`hub.label` must name a column of classes, text or whole numbers, got '{label}'")
     names = sorted(held)
     places = {value: place for place, value in enumerate(names)}

@@ -102,7 +102,7 @@ def test_training_is_fedavgs() -> None:
         knnper(mixing=1.5)
 
 
-class Largest(TorchDispatchMode):
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the largest tensor that any operation returns, in numbers."""
 
     most = 0
@@ -118,7 +118,7 @@ def test_no_tensor_holds_every_pair_of_examples_and_every_feature() -> None:
     learner = Learner(nn.Sequential(nn.Linear(5, 64), nn.Tanh(), nn.Linear(64, 3)), "classification", 3)
     algorithm = KnnPer(KnnPer.Options.model_validate({"inner-lr": 0.1, "neighbours": 4}), learner)
     support, query = (Batch.of(torch.randn(size, 5), torch.arange(size) % 3) for size in (90, 80))
-    with Largest() as noted:
+    with Largest() as noted:  # type: ignore[no-untyped-call]
         _, after = algorithm.adaptation_path(algorithm.init(), support, 0.1, 1)
         algorithm.score(after, query)
     assert 90 * 90 <= noted.most < 90 * 80 * 64
