@@ -98,9 +98,10 @@ class Asked:
         return bool(run.secure_aggregation or run.privacy.on or self._node.least_in_sum)
 
     def _check_data(self) -> None:
-        """Refuse changed data settings: with another task column, a task could hold rows of a task that trains."""
+        """Refuse changed data settings: with another task column or partition, a task could hold rows of one that trains."""
         run = self._node.run
-        data = json.dumps([run.dataset, run.table(run.dataset).model_dump()], sort_keys=True)
+        # The partition is no field of the table, so its dump lacks it.
+        data = json.dumps([run.dataset, run.table(run.dataset).model_dump(), repr(run.spread)], sort_keys=True)
         if self._fields.setdefault("data", data) != data:
             raise WireError("the settings of this run that say what its tasks are have changed since it began")
 

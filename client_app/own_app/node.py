@@ -143,11 +143,18 @@ def _apart(kept: Params) -> tuple[Params, Params]:
 
 
 def _examples(loader: Any) -> int:
-    """Return the number of examples of a loader; of one that has no length, by its batches."""
+    """Return the number of examples of a loader, of which a sampler may leave some out; of one without a length, by batches."""
     try:
-        return len(loader.dataset)
+        return min(len(loader.dataset), len(getattr(loader, "sampler", None) or loader.dataset))
     except (AttributeError, TypeError):
-        return sum(len(next(iter(batch.values())) if isinstance(batch, dict) else batch[0]) for batch in loader)
+        return sum(len(_first(batch)) for batch in loader)
+
+
+def _first(batch: Any) -> Any:
+    """Return the first part of a batch, which has a row for each example."""
+    if isinstance(batch, Tensor):
+        return batch
+    return next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
 
 
 def _outputs(net: nn.Module, example: Tensor) -> int:

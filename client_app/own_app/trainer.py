@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from quickbloom.common.datasets.base import Kind
-from quickbloom.common.errors import ConfigError, in_one_line
+from quickbloom.common.errors import ConfigError, as_told, in_one_line
 from quickbloom.common.maths.params import Params
+from quickbloom.common.wire.messages import LARGEST_LOSS, LOSS_ROUNDING
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class Trainer:
         """Train `net` in place; return the loss that the app's function tells, None if it tells none. Raises ConfigError."""
         with _pulled(net, pull):
             told = _called("train", self.train, net, loader, epochs, lr, device)
-        return float(told) if isinstance(told, (int, float, np.number, Tensor)) and np.ndim(told) == 0 else None
+        is_number = isinstance(told, (int, float, np.number, Tensor)) and np.ndim(told) == 0
+        return _from_zero(float(told), "loss that your `train` returns") if is_number else None
 
     def scored(self, net: nn.Module, loader: Any, device: torch.device) -> tuple[float, float]:
         """Return (loss, accuracy or mean squared error) of `net`. Raises ConfigError."""
@@ -80,10 +82,11 @@ class Trainer:
             loss, metric = (float(value) for value in told)
         except (TypeError, ValueError):
             what = "accuracy" if self.kind == "classification" else "mean squared error"
-            raise ConfigError(f"your `test` must return (loss, {what}), two numbers, got {told!r}") from None
+            shown = as_told(repr(told))  # which may be a user's predictions
+            raise ConfigError(f"your `test` must return (loss, {what}), two numbers, got {shown}", shown) from None
         if self.kind == "classification" and not (0 <= metric <= 1 or math.isnan(metric)):
             raise ConfigError(f"the accuracy that your `test` returns must be a share from 0 to 1, got {metric:g}")
-        return loss, metric
+        return _from_zero(loss, "loss that your `test` returns"), _from_zero(metric, "error that your `test` returns")
 
 
 @contextmanager
@@ -119,6 +122,13 @@ def _pulled(net: nn.Module, pull: Pull | None) -> Iterator[None]:
 
 def _adding(anchor: Tensor, value: Tensor, strength: float) -> Callable[[Tensor], Tensor]:
     return lambda gradient: gradient + strength * (value.detach() - anchor.to(value.device))
+
+
+def _from_zero(value: float, what: str) -> float:
+    """Return a number of the app as a reply may hold it. Raises ConfigError for one below 0."""
+    if value < -LOSS_ROUNDING:
+        raise ConfigError(f"the {what} must be 0 or more, got {value:g}: leave out what is subtracted from it")
+    return min(max(value, 0.0), LARGEST_LOSS) if math.isfinite(value) else value
 
 
 def _called(name: str, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -87,8 +87,7 @@ class KnnPer(FedAvg):
 
     def _votes(self, stored: Params, features: Tensor, *, itself: bool = True) -> Tensor:
         """Return the neighbours' probabilities of the classes [n, classes]. `itself`: an example may be its own neighbour."""
-        gaps = features.unsqueeze(1) - stored[FEATURES].unsqueeze(0)
-        distances = gaps.square().sum(dim=-1).sqrt()
+        distances = _distances(features, stored[FEATURES])
         distances = torch.where(stored[CLASSES].sum(dim=-1) > 0, distances, _FAR)
         if not itself:
             distances = distances + _FAR * torch.eye(len(distances), dtype=distances.dtype, device=distances.device)
@@ -110,6 +109,14 @@ class KnnPer(FedAvg):
         outputs = self.predict(personal, batch.x)
         losses = cross_entropy(outputs, batch.y)
         return mean_over_examples(losses, batch.weight), mean_over_examples(hits(outputs, batch.y), batch.weight)
+
+
+def _distances(one: Tensor, other: Tensor) -> Tensor:
+    """Return the Euclidean distances [n, m] of rows [n, d] and [m, d]."""
+    if torch.compiler.is_compiling():  # ONNX knows no other form
+        return (one.unsqueeze(1) - other.unsqueeze(0)).square().sum(dim=-1).sqrt()
+    # The differences themselves, [n, m, d], are gigabytes for a task of some thousand examples.
+    return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _logits(own: Tensor, of_neighbours: Tensor, share: Tensor) -> Tensor:

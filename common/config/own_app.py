@@ -28,7 +28,10 @@ TRAINERS = ("fedavg", "reptile", "fedprox", "ditto")
 """Algorithms that need nothing of a device but to train from given weights."""
 _DEFAULTS: dict[str, Any] = {"algorithm": "reptile", "baselines": False, "personal": False, "adapt-steps": 3}
 _ALWAYS = {"secure-aggregation": False, "test-shots": "", "metric": "auto", "inner-dtype": "float32"}
+_ALWAYS |= {"baselines": False, "personal": False}
 """Settings that cannot have another value, since what they ask for needs gradients or examples."""
+_STEPS = ("inner-steps", "batch-size", "local-epochs", "inner-optimizer", "inner-momentum")
+"""Settings of an algorithm that say how a task takes its steps."""
 
 
 class AppData(Dataset):
@@ -38,6 +41,10 @@ class AppData(Dataset):
     Options: ClassVar[type[Options]] = Options
     model: ClassVar[str] = APP
     inner_lr: ClassVar[float] = 0.01
+
+    @classmethod
+    def tests_seen(cls, options: Any) -> bool:
+        return True
 
     def __init__(self, options: Any, data_dir: Path, spec: DataSpec | None = None, task: TaskInfo | None = None) -> None:
         self._spec, self._task = spec, task
@@ -101,10 +108,16 @@ def is_ours(key: str) -> bool:
 
 
 def remarks_on(run_config: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each setting that is nearly one of this project's, and so may be misspelt."""
+    """Return a sentence for each setting that is nearly one of this project's, or does nothing because the app trains."""
     known = RunConfig().model_dump(by_alias=True)
-    found = {key: did_you_mean(key, known) for key in run_config if not is_ours(key)}
-    return [f"`{key}` is no setting of quickbloom, so it is your app's own{hint}" for key, hint in found.items() if hint]
+    # `flwr new` writes `batch-size` for the app's own loader.
+    found = {key: did_you_mean(key, known) for key in run_config if not is_ours(key) and key != "batch-size"}
+    slips = [f"`{key}` is no setting of quickbloom, so it is your app's own{hint}" for key, hint in found.items() if hint]
+    idle = [key for key in run_config if key.partition(".")[0] in TRAINERS and key.partition(".")[2] in _STEPS]
+    return slips + [
+        f"`{key}` does nothing here, where your own function `train` takes the steps: set `local-epochs`, or leave it out"
+        for key in idle
+    ]
 
 
 def _register(model: Callable[[], nn.Module]) -> None:

@@ -76,13 +76,23 @@ class Hub(PartitionedDataset):
         found = self.table.select(rows)
         if len(self._inputs) == 1 and _type(found, self._inputs[0]) == "Image":
             return self._images(found[self._inputs[0]][:])
-        columns = [np.array(found[name][:], dtype=np.float32).reshape(len(rows), -1) for name in self._inputs]
+        try:
+            columns = [np.array(found[name][:], dtype=np.float32).reshape(len(rows), -1) for name in self._inputs]
+        except (TypeError, ValueError):
+            raise DataError(
+                "the inputs of a data set of the hub must be numbers, or lists of numbers of one length, in every row: name "
+                "other columns with `hub.inputs`"
+            ) from None
         numbers = np.concatenate(columns, axis=1)
         if not np.isfinite(numbers).all():
             raise DataError("the inputs of a data set of the hub must be numbers in every row, got an empty or infinite cell")
         return numbers
 
     def _images(self, pictures: Sequence[Any]) -> Array:
+        if any(picture is None for picture in pictures):
+            raise DataError(
+                "the images of a data set of the hub must be there in every row, got an empty cell: leave such rows out"
+            )
         self._mode = self._mode or ("L" if pictures[0].mode in ("L", "1", "I", "I;16", "F") else "RGB")
         size = (self._side, self._side) if self._side else None
         made = [picture.convert(self._mode) for picture in pictures]
@@ -99,8 +109,12 @@ def _users(table: Any, by: Partition, labels: Array) -> dict[str, Array]:
     if by.scheme.kind != "natural":
         drawn = partitioners.draw(by, labels, shuffled=True)
         return dict(zip(user_names(len(drawn)), drawn, strict=True))
-    values = table[by.scheme.column][:]
+    column, values = by.scheme.column, table[by.scheme.column][:]
+    if any(isinstance(value, list | dict) for value in values):
+        raise DataError(f"`partition = natural:COLUMN` must name a column of single values, got '{column}', which holds lists")
     known = np.array([row for row, value in enumerate(values) if value is not None and labels[row] >= 0], dtype=np.int64)
+    if not len(known):
+        raise DataError(f"no row of the data set has both a class and a value of '{column}': name other columns")
     return {name: known[rows] for name, rows in partitioners.users_by_name([values[row] for row in known]).items()}
 
 
@@ -131,8 +145,8 @@ def _classes(table: Any, label: str) -> tuple[list[str], Array]:
     values = table[label][:]
     if _type(table, label) == "ClassLabel":
         return list(table.features[label].names), np.array([-1 if value is None else value for value in values], dtype=np.int64)
-    held = {value for value in values if value is not None}
-    if any(isinstance(value, float) or not isinstance(value, str | int) for value in held) or len(held) > _MOST_CLASSES:
+    held = {value for value in values if isinstance(value, str | int)}
+    if len(held) > _MOST_CLASSES or not all(value is None or isinstance(value, str | int) for value in values):
         raise DataError(f"`hub.label` must name a column of classes, text or whole numbers, got '{label}'")
     names = sorted(held)
     places = {value: place for place, value in enumerate(names)}

@@ -21,6 +21,9 @@ _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
+MOST_NUMBERS = 2**21
+"""Most numbers in the inputs of the tasks that are scored at once, padding and rates included: 2,675 images of 28 x 28. A
+convolutional network needs some hundred times their memory, and users may have thousands of examples each."""
 HEAVY = 2
 """Most tasks at once of a model with constants of LARGE bytes: one of them fills a processor, and takes much memory."""
 
@@ -41,6 +44,21 @@ def chunks(sizes: Sequence[Any], chunk_size: "int | AutoChunks", *, exact: bool)
         # Even chunks: 100 tasks with room for 64 become 2 x 50, since a small chunk takes nearly as long as a full one.
         size = -(-len(members) // -(-len(members) // chunk_size))
         yield from (members[i : i + size] for i in range(0, len(members), size))
+
+
+def rows_at_once(x: torch.Tensor) -> int:
+    """Return how many examples like those in `x` [n, ...] may be scored at once: `MOST_NUMBERS`."""
+    return max(1, MOST_NUMBERS // max(1, x[:1].numel()))
+
+
+def pieces(positions: Sequence[int], rows: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Yield a chunk in even parts of at most `most` rows, where each task has as many as the largest, or of one task.
+
+    `rows`: examples of every task.
+    """
+    room = max(1, most // max(1, *(rows[i] for i in positions)))
+    size = -(-len(positions) // -(-len(positions) // room))
+    yield from (list(positions[i : i + size]) for i in range(0, len(positions), size))
 
 
 class AutoChunks:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quickbloom.common.algorithms.base import Algorithm
 from quickbloom.common.baselines.scoring import Outputs
-from quickbloom.common.engine.chunking import AutoChunks, at_once, chunks
+from quickbloom.common.engine.chunking import AutoChunks, at_once, chunks, pieces, rows_at_once
 from quickbloom.common.engine.mapping import over_tasks
 from quickbloom.common.engine.round import path_of, stack, stack_params
 from quickbloom.common.maths.batch import Batch, TaskData
@@ -73,7 +73,9 @@ def _mapped(
     sizes = [(len(draw.support.x), len(draw.test.x)) for draw in draws]
     with torch.no_grad():
         mapped = over_tasks(algorithm.learner, outputs, (None, None if kept is None else 0, 0, 0))
-        for positions in chunks(sizes, at_once(algorithm.learner, chunk_size), exact=algorithm.learner.mixes_examples):
+        every = chunks(sizes, at_once(algorithm.learner, chunk_size), exact=algorithm.learner.mixes_examples)
+        rows, most = [sum(size) for size in sizes], rows_at_once(draws[0].support.x) if draws else 0
+        for positions in (piece for chunk in every for piece in pieces(chunk, rows, most)):
             support = stack([draws[i].support for i in positions], device)
             test = stack([draws[i].test for i in positions], device)
             own = None if kept is None else stack_params([kept[i] for i in positions], device)

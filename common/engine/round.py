@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from quickbloom.common.algorithms.base import Algorithm
-from quickbloom.common.engine.chunking import AutoChunks, at_once, chunks
+from quickbloom.common.engine.chunking import AutoChunks, at_once, chunks, pieces, rows_at_once
 from quickbloom.common.engine.compiling import Auto, Contribute, compiled, mapped
 from quickbloom.common.engine.mapping import over_tasks
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches, TaskData
@@ -137,8 +137,11 @@ def _stacks(algorithm: Algorithm, work: Sequence[TaskWork], chunk_size: int | Au
     kept = [algorithm.fresh() if w.kept is None else {name: value.to(device) for name, value in w.kept.items()} for w in work]
     drawn = {i: algorithm.minibatch_indices(work[i].num_examples, work[i].rng) for i in whole}
     most = at_once(algorithm.learner, chunk_size)
+    room = rows_at_once(work[whole[0]].data.support.x) if whole else 0
     for alike in _by_steps(whole, drawn):
-        for found in chunks([_sizes(work[i].data) for i in alike], most, exact=algorithm.learner.mixes_examples):
+        every = chunks([_sizes(work[i].data) for i in alike], most, exact=algorithm.learner.mixes_examples)
+        rows = [work[i].num_examples for i in alike]
+        for found in (piece for chunk in every for piece in pieces(chunk, rows, room)):
             positions = [alike[i] for i in found]
             chosen = [work[i] for i in positions]
             episode = Episode(stack([w.data.support for w in chosen], device), stack([w.data.query for w in chosen], device))
@@ -246,13 +249,17 @@ def evaluate(
     # Each pair of task and rate has its own parameters; `chunk_size` bounds the number of pairs.
     rates_at_once = min(len(lrs), chunk_size) if isinstance(chunk_size, int) else len(lrs)
     per_chunk = chunk_size // rates_at_once if isinstance(chunk_size, int) else chunk_size
+    rows = [sum(size) for size in sizes]
+    most = rows_at_once(draws[0].support.x) if draws else 0
+    found = chunks(sizes, per_chunk, exact=algorithm.learner.mixes_examples)
     with torch.no_grad():
-        for positions in chunks(sizes, per_chunk, exact=algorithm.learner.mixes_examples):
+        for positions in (piece for chunk in found for piece in pieces(chunk, rows, most // rates_at_once)):
             support = stack([draws[i].support for i in positions], device)
             test = stack([draws[i].test for i in positions], device)
             own = None if kept is None else stack_params([kept[owner[i]] for i in positions], device)
-            for i in range(0, len(lrs), rates_at_once):
-                some = slice(i, i + rates_at_once)
+            few = max(1, min(rates_at_once, most // max(1, *(rows[i] for i in positions))))  # a task alone may be too large
+            for i in range(0, len(lrs), few):
+                some = slice(i, i + few)
                 for part, values in enumerate(of_all(meta, own, rates[some], support, test)):
                     result[part, positions, some] = values.double().cpu().numpy()
     means = np.stack([result[:, owner == task].mean(axis=1) for task in range(len(tasks))], axis=1)

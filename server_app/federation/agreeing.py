@@ -91,8 +91,12 @@ def share_means(
     schema = Schema.from_json(population.spec.schema)
     columns, size = sorted(name for name, kind in schema.features.items() if kind == FEATURES), int(schema.encoder["size"])
     hosts = _training_hosts(population)
-    if config.secure_aggregation and len(hosts) < LEAST_NODES:
-        return  # the run says that it cannot train so, and ends
+    if config.secure_aggregation:
+        if len(hosts) < LEAST_NODES:
+            return  # the run says that it cannot train so, and ends
+        if len(hosts) > MOST_NODES:
+            events.warn(f"The mean of the features is over {MOST_NODES} of {len(hosts)} nodes, the most of a secure sum")
+            hosts = dict(list(hosts.items())[:MOST_NODES])
     means = _Means(grid, config, population, events, len(columns), size, privacy is not None)
     total, _ = means.securely(hosts) if config.secure_aggregation else means.openly(hosts)
     if privacy:
@@ -111,11 +115,11 @@ def centres(config: RunConfig, population: Population) -> bool:
 
 
 def _training_hosts(population: Population) -> dict[int, list[str]]:
-    """Return the training tasks of every node, of as many nodes as a secure sum takes."""
+    """Return the training tasks of every node that hosts some."""
     by_node: dict[int, list[str]] = {}
     for task_id in population.splits["train"]:
         by_node.setdefault(population.homes[task_id], []).append(task_id)
-    return dict(list(by_node.items())[:MOST_NODES])
+    return by_node
 
 
 @dataclass(frozen=True)
@@ -229,9 +233,7 @@ def _check(said: MomentsReply, schema: Schema, rows: int) -> None:
 
 def _ask(grid: Grid, config: RunConfig, population: Population, schema: Schema, warn: Warn) -> list[MomentsReply]:
     """Return the usable answers of nodes that host training tasks, in the order of the nodes."""
-    by_node: dict[int, list[str]] = {}
-    for task_id in population.splits["train"]:
-        by_node.setdefault(population.homes[task_id], []).append(task_id)
+    by_node = _training_hosts(population)
     messages = []
     for node_id, task_ids in by_node.items():
         records = MomentsRequest(task_ids).to_records()

@@ -337,6 +337,29 @@ def test_a_task_cannot_be_given_another_name_on_the_way(tmp_path: Path, run: Run
     assert ask(EvaluateRequest(model(), [0.1], 2, ["B"], 0, 2, "one").to_records(), EVALUATE) == ""
 
 
+@pytest.mark.parametrize("told", [{"partition-seed": 1}, {"users": 7}, {"test-share": 0.5}, {"partition": "shards:2"}])
+def test_examples_cannot_be_dealt_anew_on_the_way(told: dict[str, Any]) -> None:
+    """Images of a user that trains are those of others in another partition, which a server could have scored."""
+    spread = {"dataset": "digits", "partition": "iid", "users": 6, "model": "linear"}
+    run = parse_run_config({**config().flat(), **spread}).resolved()
+    grid = LoopbackGrid(1, run.flat())
+    spec = load_dataset("digits", run.table("digits"), Path()).spec
+    start = build_algorithm(run, spec).init()
+
+    def ask(records: RecordDict, kind: str) -> str:
+        reply = grid.answer(Message(records, 100, kind))
+        assert reply is not None
+        assert not reply.has_error(), reply.error
+        return error_reason(reply.content) or ""
+
+    assert ask(TrainRequest(start, 1, 0, ["user-00"], "one").to_records(), TRAIN) == ""
+    request = EvaluateRequest(start, [0.1], 2, ["user-01"], 0, 2, "one")
+    records = request.to_records()
+    tell_settings(records, told)
+    assert "that say what its tasks are have changed" in ask(records, EVALUATE)
+    assert ask(request.to_records(), EVALUATE) == ""
+
+
 def test_the_schedule_cannot_be_changed_on_the_way() -> None:
     node = OneNode(config(**SECURE))
     assert node.score(A) == ""

@@ -12,7 +12,7 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 from loopback import LoopbackGrid
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from quickbloom.client_app.own_app.app import own_trainer
 from quickbloom.client_app.own_app.trainer import Pull, Trainer, seeded
@@ -228,6 +228,9 @@ def no_share(*_: Any) -> tuple[float, float]:
         ({"load_data": empty}, "at least one batch"),
         ({"load_data": lambda *_: 5}, r"must return \(trainloader, testloader\), got a int"),
         ({"train": lambda *_: None, "test": no_share}, "share from 0 to 1, got 93"),
+        ({"train": lambda *_: None, "test": lambda *_: (0.1, ["no such file"])}, r"two numbers, got \(not told\)"),
+        ({"train": lambda *_: -2.5}, "the loss that your `train` returns must be 0 or more, got -2.5"),
+        ({"train": lambda *_: None, "test": lambda *_: (-2.5, 0.5)}, "the loss that your `test` returns must be 0 or more"),
         ({"inputs": lambda batch: batch[1]}, r"give `inputs=lambda batch"),
         ({"inputs": lambda batch: batch[0][:, :2]}, "your network must turn inputs of shape"),
     ],
@@ -264,6 +267,8 @@ def test_a_task_that_diverges_contributes_nothing_and_keeps_its_state() -> None:
         ({"algorithm": "maml"}, "needs gradients of the model"),
         ({"algorithm": "fedavgg"}, "is none that is known"),
         ({"secure-aggregation": True}, "`secure-aggregation` must be False"),
+        ({"baselines": True}, "`baselines` must be False"),
+        ({"personal": True}, "`personal` must be False"),
         ({"rounds": 0}, "rounds"),
     ],
 )
@@ -280,6 +285,25 @@ def test_settings_of_the_app_are_its_own_and_slips_are_named() -> None:
     assert remarks_on({"my-augmentation": "flip", "seed": 1}) == []
     (remark,) = remarks_on({"evaluate-evry": 5})
     assert "did you mean `evaluate-every`" in remark
+    (remark,) = remarks_on({"reptile.inner-steps": 5, "reptile.inner-lr": 0.1, "local-epochs": 2, "batch-size": 8})
+    assert "`reptile.inner-steps` does nothing here" in remark
+
+
+def test_examples_that_a_sampler_leaves_out_do_not_weigh() -> None:
+    def part(partition_id: int, num_partitions: int) -> tuple[Any, Any]:
+        sampler = SubsetRandomSampler(range(8))
+        return DataLoader(data(partition_id), batch_size=4, sampler=sampler), DataLoader(data(partition_id), batch_size=50)
+
+    assert trained(grid_of(the_app(load_data=part)), asked()).weight == 8
+
+
+def test_a_loss_beyond_what_a_reply_can_hold_is_the_largest() -> None:
+    def large(*given: Any) -> float:
+        train(*given)
+        return 1e39
+
+    (loss,) = trained(grid_of(the_app(train=large)), asked()).losses
+    assert loss == pytest.approx(np.finfo(np.float32).max)
 
 
 def test_a_pull_that_is_none_changes_nothing() -> None:

@@ -73,6 +73,10 @@ LOOKED_AT = [
     (r"quickbloom run .*--resume ", "needs a run that was cut off: tests/integration/test_resume.py"),
     (r"quickbloom run .*--leave-one-out", "a run for each task: tests/server_app/comparing/test_leave_one_out.py"),
     (r"quickbloom run .*--dataset intents", "needs a data file and weights: tests/server_app/test_partly_trained.py"),
+    (
+        r"(quickbloom (run|compare)|quickbloom-edge check-data) .*fashion-mnist",
+        "minutes, and Debian's files: tests/common/datasets/test_fashion_mnist.py",
+    ),
     (r"quickbloom advise ", "a minute: tests/server_app/advising/test_carry_out.py"),
     (r"quickbloom compare .*--algorithms fedavg,reptile,maml,protonet --dataset digits", "minutes; the README's is run"),
     (r"quickbloom compare .*--(variant|grid) ", "runs that are many: tests/server_app/comparing/test_variants.py"),

@@ -1,16 +1,21 @@
 """kNN-Per against scikit-learn's nearest neighbours on features computed by hand."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from plain_torch import random_episode, tanh_learner, tanh_outputs
 from sklearn.neighbors import KNeighborsClassifier
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from quickbloom.common.algorithms.fedavg import FedAvg
 from quickbloom.common.algorithms.knnper import MIXING, KnnPer
 from quickbloom.common.engine.round import evaluate
 from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params
 
 
@@ -95,3 +100,25 @@ def test_training_is_fedavgs() -> None:
         assert getattr(KnnPer, name) is getattr(FedAvg, name)
     with pytest.raises(ValueError, match="mixing"):
         knnper(mixing=1.5)
+
+
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the largest tensor that any operation returns, in numbers."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        sizes = (one.untyped_storage().nbytes() // one.element_size() for one in tree_leaves(found) if isinstance(one, Tensor))
+        self.most = max(self.most, *sizes, 0)
+        return found
+
+
+def test_no_tensor_holds_every_pair_of_examples_and_every_feature() -> None:
+    learner = Learner(nn.Sequential(nn.Linear(5, 64), nn.Tanh(), nn.Linear(64, 3)), "classification", 3)
+    algorithm = KnnPer(KnnPer.Options.model_validate({"inner-lr": 0.1, "neighbours": 4}), learner)
+    support, query = (Batch.of(torch.randn(size, 5), torch.arange(size) % 3) for size in (90, 80))
+    with Largest() as noted:  # type: ignore[no-untyped-call]
+        _, after = algorithm.adaptation_path(algorithm.init(), support, 0.1, 1)
+        algorithm.score(after, query)
+    assert 90 * 90 <= noted.most < 90 * 80 * 64

@@ -101,6 +101,39 @@ def test_columns_that_are_not_there_are_told_with_what_is(folder: str, settings:
     assert said in str(caught.value)
 
 
+LABELS = [("x", "y")[k % 2] for k in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "partition", "said"),
+    [
+        ({"a": [[1.0] * (k % 3 + 1) for k in range(12)], "label": LABELS}, "iid", "lists of numbers of one length"),
+        ({"a": [None if k == 5 else [1.0, 2.0] for k in range(12)], "label": LABELS}, "iid", "lists of numbers of one length"),
+        ({"a": [1.0] * 12, "label": [[1, 2]] * 12}, "iid", "a column of classes, text or whole numbers, got 'label'"),
+        ({"image": [None] * 12, "label": [0, 1] * 6}, "iid", "must be there in every row, got an empty cell"),
+        ({"a": [1.0] * 12, "who": ["u"] * 12, "label": [None] * 12}, "natural:who", "both a class and a value of 'who'"),
+        ({"a": [1.0] * 12, "who": [["u"]] * 12, "label": LABELS}, "natural:who", "a column of single values, got 'who'"),
+    ],
+)
+def test_cells_that_cannot_be_used_are_told_in_one_sentence(
+    columns: dict[str, Any], partition: str, said: str, tmp_path: Path
+) -> None:
+    package = small_hub.datasets()
+    form = {"image": package.Image(), "label": package.ClassLabel(names=["x", "y"])}
+    features = package.Features(form) if "image" in columns else None
+    package.Dataset.from_dict(columns, features=features).to_parquet(str(tmp_path / "train.parquet"))
+    users = {} if partition.startswith("natural") else {"users": 2}
+
+    def read() -> None:
+        found = hub(str(tmp_path), partition=partition, **users)
+        for task in found.tasks():
+            found.test_draws(task.task_id)
+
+    with pytest.raises(DataError) as caught:
+        read()
+    assert said in str(caught.value)
+
+
 def test_without_a_network_the_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     package = small_hub.datasets()
     monkeypatch.setattr(package.config, "HF_HUB_OFFLINE", True)

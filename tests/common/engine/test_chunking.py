@@ -9,7 +9,8 @@ from torch import nn
 
 from quickbloom.common.algorithms.maml import Maml
 from quickbloom.common.engine import chunking
-from quickbloom.common.engine.chunking import FIRST, HEAVY, MOST, AutoChunks, at_once, chunks
+from quickbloom.common.engine import round as engine
+from quickbloom.common.engine.chunking import FIRST, HEAVY, MOST, AutoChunks, at_once, chunks, pieces
 from quickbloom.common.engine.round import TaskWork, evaluate, run_round
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.maths.learner import Learner
@@ -117,3 +118,38 @@ def test_few_tasks_of_a_model_with_large_constants_are_computed_at_once() -> Non
     assert at_once(learner, 1) == 1
     assert at_once(learner, AutoChunks(CPU)) == HEAVY
     assert isinstance(at_once(Learner(nn.Linear(2, 2), "regression"), AutoChunks(CPU)), AutoChunks)
+
+
+def test_a_chunk_is_cut_where_its_largest_task_makes_it_too_large() -> None:
+    rows = [10, 30, 20, 30, 1, 1]
+    # Three tasks of 30 rows have 90: five tasks are two parts, as even as can be.
+    assert list(pieces([0, 2, 1, 3, 4], rows, 90)) == [[0, 2, 1], [3, 4]]
+    assert list(pieces([4, 5], rows, 90)) == [[4, 5]]
+    assert list(pieces([1, 3], rows, 7)) == [[1], [3]]  # a task is never cut
+
+
+@pytest.mark.parametrize("rates", [1, 3])
+def test_scores_of_large_tasks_are_the_same_in_smaller_pieces(rates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    algorithm = Maml(Maml.Options(inner_lr=0.1), Learner(nn.Linear(4, 3), "classification", 3))
+
+    def batch(size: int) -> Batch:
+        return Batch.of(torch.randn(size, 4), torch.arange(size) % 3)
+
+    tasks = [[TaskData(batch(size), batch(1), batch(5))] for size in (4, 20, 9, 20, 6)]
+    lrs = [0.1, 0.3, 1.0][:rates]
+    whole = evaluate(algorithm, algorithm.init(), tasks, lrs, 2, 128)
+    stacked: list[int] = []
+    plain = engine.stack
+
+    def noted(batches: list[Batch], device: torch.device) -> Batch:
+        stacked.append(len(batches) * max(len(one.x) for one in batches))
+        return plain(batches, device)
+
+    monkeypatch.setattr(engine, "stack", noted)
+    monkeypatch.setattr(chunking, "MOST_NUMBERS", 4 * 50)
+    found = evaluate(algorithm, algorithm.init(), tasks, lrs, 2, 128)
+    for part, other in zip(found, whole, strict=True):
+        np.testing.assert_allclose(part, other, atol=1e-6)
+    assert max(stacked) <= 50
+    assert len(stacked) > 2

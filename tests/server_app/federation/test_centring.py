@@ -28,6 +28,7 @@ from quickbloom.common.wire.centring import MASKED_MEANS, MEANS
 from quickbloom.common.wire.roll_call import MOMENTS
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.events.channel import Events
+from quickbloom.server_app.federation import agreeing
 from quickbloom.server_app.federation import privacy as accounts
 from quickbloom.server_app.federation.agreeing import share_means
 from quickbloom.server_app.federation.privacy import Ledger, TaskPrivacy, epsilon
@@ -93,6 +94,14 @@ def test_without_a_need_to_hide_it_the_mean_is_the_same(tmp_path: Path) -> None:
     found = np.array([means_of(tmp_path)[f"said[{place}]"][0] for place in range(6)])
     np.testing.assert_allclose(found, by_hand(tmp_path, str(config.flat()["own.encoder"])), atol=1e-6)
     assert MEANS in kinds_of(grid)
+
+
+def test_all_nodes_count_where_no_secure_sum_bounds_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreeing, "MOST_NODES", 1)
+    config = settings_of(tmp_path, **{"own.scale": "features"})
+    run_federation(on_nodes(tmp_path, config, *USERS), config)
+    found = np.array([means_of(tmp_path)[f"said[{place}]"][0] for place in range(6)])
+    np.testing.assert_allclose(found, by_hand(tmp_path, str(config.flat()["own.encoder"])), atol=1e-6)
 
 
 def test_a_node_masks_its_sum_once_in_a_run(tmp_path: Path) -> None:
