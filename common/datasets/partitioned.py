@@ -12,6 +12,7 @@ from pydantic import PrivateAttr
 
 from quickbloom.common.datasets.base import DataSpec, FixedSplitDataset, TaskInfo
 from quickbloom.common.datasets.holdings import Holdings, held
+from quickbloom.common.errors import DataError
 from quickbloom.common.flower import partitioners
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.options import Options
@@ -116,6 +117,11 @@ def user_names(number: int) -> list[str]:
 
 def in_memory(partition: Partition, classes: Array) -> dict[str, Array]:
     """Return the rows of every simulated user by name, of a table with these classes, int64 [rows]. Raises DataError."""
+    if partition.scheme.kind == "natural":
+        raise DataError(
+            f'`partition = "{partition.text}"` is for data with columns, a file of your own or hub:NAME, and these have none: '
+            "choose another partition"
+        )
     drawn = partitioners.draw(partition, classes)
     return dict(zip(user_names(len(drawn)), drawn, strict=True))
 

@@ -12,6 +12,7 @@ from quickbloom.common.datasets import load_dataset
 from quickbloom.common.datasets.digits import _read
 from quickbloom.common.datasets.holdings import held, in_words, table_of
 from quickbloom.common.datasets.partitioned import PartitionedDataset, cut, user_names
+from quickbloom.common.errors import DataError
 from quickbloom.common.maths.batch import Batch, TaskData
 
 
@@ -65,6 +66,11 @@ def test_copies_of_few_examples_go_to_one_part_too(copies: list[int], test: floa
     for one in range(3):
         for other in range(one):
             assert not set(every[parts[one]]) & set(every[parts[other]])
+
+
+def test_natural_users_need_a_column() -> None:
+    with pytest.raises(DataError, match="is for data with columns"):
+        digits("natural:writer", users=0)
 
 
 def test_three_copies_of_one_example_still_make_three_parts() -> None:
