@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,6 +29,7 @@ from quickbloom.common.models.base import Model
 from quickbloom.common.spreadsheets import read_csv
 from quickbloom.common.system.processes import cores
 from quickbloom.common.system.terminal import STOPPED, say
+from quickbloom.common.system.whole_files import replacing
 from quickbloom.server_app.events.channel import Listener
 from quickbloom.server_app.events.file import read_events
 from quickbloom.server_app.events.kinds import RoundEnded, Scored
@@ -122,55 +124,83 @@ def run(
 
 
 def compare(
-    algorithms: Sequence[str],
+    algorithms: Sequence[str] = (),
     *,
+    variants: Mapping[str, Mapping[str, Scalar]] | None = None,
+    grids: Mapping[str, Sequence[Scalar]] | None = None,
     dataset: str | None = None,
-    data: str | Path | None = None,
+    data: Any = None,
     task: str | None = None,
     target: str | None = None,
     time: str | None = None,
-    seeds: int = 3,
+    seeds: int | Sequence[int] = 3,
     rounds: int | None = None,
     output: str | Path | None = None,
     jobs: int | None = None,
     leave_one_out: bool = False,
     modes: Sequence[str] = (),
+    merge: Sequence[str | Path] = (),
     settings: Mapping[str, Scalar] | None = None,
     **options: Scalar,
 ) -> dict[str, Any]:
     """Compare algorithms on the same held-out tasks, and return the content of comparison.json.
 
     The same as `quickbloom compare`: each run is a process of its own, and what is finished in `output` is kept.
-    `seeds`: how many. `leave_one_out`: each task of your own data is held out once, and the content of leave-one-out.json is
-    returned. `modes`: ["sync", "async"] compares both. Raises ConfigError or DataError for wrong input, and RunError if a run
-    fails.
+    `seeds`: how many. `variants`: further rows by name, each with its algorithm and settings,
+    {"fedrep": {"algorithm": "heads", "head-steps": 5}}. `grids`: values to choose from by validation score, short runs first,
+    {"inner-lr": [0.1, 0.3, 1]}. `leave_one_out`: each task of your own data is held out once, and the content of
+    leave-one-out.json is returned. `modes`: ["sync", "async"] compares both. `merge`: directories of the same comparison
+    elsewhere, whose finished runs are gathered first. `data`: a path, a pandas or polars DataFrame, or arrays by column.
+    Raises ConfigError or DataError for wrong input, and RunError if a run fails.
 
     Example: `quickbloom.compare(["fedavg", "maml"], dataset="digits", rounds=30)`
     """
     from quickbloom.common.system.terminal import console
     from quickbloom.server_app.comparing import comparison, each_left_out
-    from quickbloom.server_app.comparing.plan import locked
+    from quickbloom.server_app.comparing.searching import locked
+    from quickbloom.server_app.comparing.spread_out import gather
+    from quickbloom.server_app.comparing.variants import variant_of
 
-    spelled = spelled_out({} if dataset is None else {"dataset": dataset})
-    named = spelled.pop("dataset", None)
-    plan = comparison.planned(
-        algorithms,
-        dataset=None if named is None else str(named),
-        data=None if data is None else str(data),
-        task=task,
-        target=target,
-        time=time,
-        seeds=str(seeds),
-        rounds=rounds,
-        settings=_assignments({**spelled, **(settings or {})}, options),
-        leave_one_out=leave_one_out,
-        modes=",".join(modes) or None,
-    )
-    directory = comparison.place(plan, output, leave_one_out=leave_one_out)
-    with locked(directory):
+    with ExitStack() as stack:
+        stack.enter_context(_threads_kept())
+        in_memory = data is not None and not isinstance(data, str | os.PathLike)
+        if in_memory:  # kept beside the runs, which read it, so that the comparison can go on
+            place = comparison.place_of("own", output, leave_one_out=leave_one_out)
+            stack.enter_context(locked(place))
+            data = _kept(stack.enter_context(as_file(data)), place)
+        spelled = spelled_out({} if dataset is None else {"dataset": dataset})
+        named = spelled.pop("dataset", None)
+        plan = comparison.planned(
+            algorithms,
+            variants=[variant_of(name, values) for name, values in (variants or {}).items()],
+            grids=[f"{key.replace('_', '-')}={','.join(map(_plain, values))}" for key, values in (grids or {}).items()],
+            dataset=None if named is None else str(named),
+            data=None if data is None else str(data),
+            task=task,
+            target=target,
+            time=time,
+            seeds=str(seeds) if isinstance(seeds, int) else ",".join(map(str, seeds)) + ",",
+            rounds=rounds,
+            settings=_assignments({**spelled, **(settings or {})}, options),
+            leave_one_out=leave_one_out,
+            modes=",".join(modes) or None,
+        )
+        directory = comparison.place(plan, output, leave_one_out=leave_one_out)
+        if not in_memory:
+            stack.enter_context(locked(directory))
+        gather([Path(place).expanduser() for place in merge], directory)
         if leave_one_out:
             return each_left_out.carry_out(plan, directory, jobs or cores(), console)
         return comparison.carry_out(plan, directory, jobs or cores(), console)
+
+
+def _kept(file: str | None, directory: Path) -> Path:
+    """A copy of a table in memory in the directory of its comparison, for this user's eyes alone."""
+    source = Path(str(file))
+    kept = directory / f"data{source.suffix}"
+    with replacing(kept, mode=0o600) as partial:
+        shutil.copyfile(source, partial)
+    return kept
 
 
 def advise(
@@ -258,6 +288,11 @@ def _as_html(table: Table) -> str:
 def _assignments(settings: Mapping[str, Scalar] | None, options: Mapping[str, Scalar]) -> list[str]:
     named = {name.replace("_", "-"): value for name, value in options.items()}
     return [assignment(key, value) for key, value in {**(settings or {}), **named}.items()]
+
+
+def _plain(value: Scalar) -> str:
+    """A value as it stands after `--set`."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _row(ended: RoundEnded, scored: Scored | None) -> dict[str, Any]:

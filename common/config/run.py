@@ -189,6 +189,9 @@ class RunConfig(Options):
     )
     tensorboard: bool = Field(False, description="the server writes TensorBoard's files, in `tensorboard` of the run directory")
     mlflow: str = Field("", description='URI of an MLflow tracking server to log the rounds to; "": none')
+    wandb: str = Field(
+        "", description='Weights & Biases project to log the rounds to, offline unless WANDB_MODE says otherwise; "": none'
+    )
     compile: Literal["auto", True, False] = Field(
         False, description="compile rounds with torch.compile, once per size of tasks; auto: if that saves time in this run"
     )

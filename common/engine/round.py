@@ -137,8 +137,11 @@ def _stacks(algorithm: Algorithm, work: Sequence[TaskWork], chunk_size: int | Au
     kept = [algorithm.fresh() if w.kept is None else {name: value.to(device) for name, value in w.kept.items()} for w in work]
     drawn = {i: algorithm.minibatch_indices(work[i].num_examples, work[i].rng) for i in whole}
     most = at_once(algorithm.learner, chunk_size)
+    room = rows_at_once(work[whole[0]].data.support.x) if whole else 0
     for alike in _by_steps(whole, drawn):
-        for found in chunks([_sizes(work[i].data) for i in alike], most, exact=algorithm.learner.mixes_examples):
+        every = chunks([_sizes(work[i].data) for i in alike], most, exact=algorithm.learner.mixes_examples)
+        rows = [work[i].num_examples for i in alike]
+        for found in (piece for chunk in every for piece in pieces(chunk, rows, room)):
             positions = [alike[i] for i in found]
             chosen = [work[i] for i in positions]
             episode = Episode(stack([w.data.support for w in chosen], device), stack([w.data.query for w in chosen], device))

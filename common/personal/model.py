@@ -68,6 +68,7 @@ _MACHINES = (
     "inner-dtype",
     "tensorboard",
     "mlflow",
+    "wandb",
 )
 """Settings that name a place, the part of the tasks that a run used, or what its machines are good at."""
 

@@ -3,18 +3,19 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 
-from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.config.key_value import assignment
 from quickbloom.common.config.run import RunConfig, spelled_out
-from quickbloom.common.errors import DataError
+from quickbloom.common.errors import ConfigError, DataError
+from quickbloom.common.formatting import counted
 from quickbloom.common.system.processes import cores
 from quickbloom.common.system.terminal import FAILED, STOPPED, console, paper, say, say_error
-from quickbloom.server_app.cli.options import DATASETS, Partition, Time, Users
+from quickbloom.server_app.cli import compare_options as options
+from quickbloom.server_app.cli.options import Partition, Time, Users
 from quickbloom.server_app.runs.directory import to_json
 
 if TYPE_CHECKING:
@@ -24,47 +25,32 @@ _DEFAULT = RunConfig()
 
 
 def compare(
-    algorithms: Annotated[str, typer.Option(help=f"With commas between them: {', '.join(ALGORITHMS)}.")],
-    dataset: Annotated[str, typer.Option(help=f"Whose tasks: {DATASETS}.")] = _DEFAULT.dataset,
-    data: Annotated[str | None, typer.Option(help="Your own file; see docs/own-data.md.")] = None,
-    task: Annotated[str | None, typer.Option(help="Its column that says whose row it is.")] = None,
-    target: Annotated[str | None, typer.Option(help="Its column to predict.")] = None,
+    algorithms: options.Algorithms = "",
+    variant: options.Variants = None,
+    grid: options.Grids = None,
+    dataset: options.Dataset = _DEFAULT.dataset,
+    data: options.Data = None,
+    task: options.Task = None,
+    target: options.Target = None,
     time_column: Time = None,
     partition: Partition = None,
     users: Users = None,
-    seeds: Annotated[str, typer.Option(help="How many (3: seeds 0, 1, 2), or which (0,1,5).")] = "3",
-    rounds: Annotated[int, typer.Option(help="Training rounds.")] = _DEFAULT.rounds,
-    inner_lrs: Annotated[
-        str | None, typer.Option(help="Inner rates of training to choose from; by default the data set's, / 3 and x 3.")
-    ] = None,
-    target_score: Annotated[
-        float | None,
-        typer.Option(
-            help="Validation accuracy (0..1) or mse to count rounds to; by default fedavg's last, else the weakest's."
-        ),
-    ] = None,
-    leave_one_out: Annotated[
-        bool, typer.Option("--leave-one-out", help="Few tasks: hold each out once, in a run for each algorithm, seed and rate.")
-    ] = False,
-    modes: Annotated[
-        str | None,
-        typer.Option(help="sync,async: every algorithm in both, the time to sync's score and bytes; a node for each task."),
-    ] = None,
-    async_rounds: Annotated[
-        int | None, typer.Option(help="Steps of the async runs, which are short; by default as many as --rounds.", min=1)
-    ] = None,
-    devices: Annotated[
-        str | None,
-        typer.Option(help="Simulated devices in virtual time: even, lognormal, or a CSV file (docs/configuration.md)."),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting of all runs, see `quickbloom settings`; repeat."),
-    ] = None,
-    jobs: Annotated[int | None, typer.Option(help="Runs at once; by default one per core, 1 with --simulation.", min=1)] = None,
-    simulation: Annotated[bool, typer.Option("--simulation", help="Run in Flower's simulation: same result, later.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Directory; by default runs/compare-DATASET.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the result alone, as JSON, on stdout.")] = False,
+    seeds: options.Seeds = "3",
+    rounds: options.Rounds = _DEFAULT.rounds,
+    inner_lrs: options.InnerLrs = None,
+    target_score: options.TargetScore = None,
+    leave_one_out: options.LeaveOneOut = False,
+    modes: options.Modes = None,
+    async_rounds: options.AsyncRounds = None,
+    devices: options.Devices = None,
+    set_: options.Settings = None,
+    jobs: options.Jobs = None,
+    simulation: options.Simulation = False,
+    plan_file: options.PlanFile = None,
+    one_run: options.OneRun = None,
+    merge: options.Merge = None,
+    output: options.Output = None,
+    json_: options.Json = False,
 ) -> None:
     """Compare algorithms on the same held-out tasks, with rates chosen on validation tasks for all alike.
 
@@ -73,16 +59,26 @@ def compare(
 
     Example: quickbloom compare --algorithms fedavg,reptile,maml,protonet --dataset digits --seeds 3
 
+    Example: quickbloom compare --variant fedper:heads.head-steps=0 --variant fedrep:heads,heads.head-steps=5 --dataset digits
+
+    Example: quickbloom compare --algorithms heads,maml --grid heads.head-steps=0,1,5 --grid inner-lr=0.1,0.3,1
+
     Example: quickbloom compare --algorithms reptile,protonet --dataset digits --modes sync,async --devices lognormal
+
+    Example: quickbloom compare --plan runs.jsonl --run 7
     """
     from quickbloom.server_app.comparing import comparison
-    from quickbloom.server_app.comparing.plan import locked
 
+    if one_run is not None:
+        _one_of_the_list(plan_file, one_run, output)
+        return
     spelled = spelled_out({"dataset": dataset})
     dataset = str(spelled.pop("dataset"))
     spelled |= {key: value for key, value in {"partition": partition, "users": users}.items() if value is not None}
     plan = comparison.planned(
-        list(dict.fromkeys(name.strip() for name in algorithms.split(","))),
+        [name for part in algorithms.split(",") if (name := part.strip())],
+        variants=variant or [],
+        grids=grid or [],
         dataset=None if dataset == _DEFAULT.dataset else dataset,
         data=data,
         task=task,
@@ -100,15 +96,61 @@ def compare(
         async_rounds=async_rounds,
     )
     directory = comparison.place(plan, output, leave_one_out=leave_one_out)
-    if leave_one_out:
+    _gather(merge or [], directory)
+    if plan_file is not None:
+        _list(plan, directory, plan_file, leave_one_out=leave_one_out)
+    elif leave_one_out:
         _each_left_out(plan, directory, jobs or cores(), json_)
+    else:
+        _compare(plan, directory, jobs or (1 if simulation else cores()), target_score, json_)
+
+
+def _one_of_the_list(file: Path | None, number: int, output: Path | None) -> None:
+    """Do one run of a list."""
+    from quickbloom.server_app.comparing import spread_out
+
+    if file is None:
+        raise ConfigError("`--run` is the number of a run in a list: name the list with `--plan`")
+    run = spread_out.read_run(file, number, output)
+    with _told(run.root):
+        result = spread_out.do(run)
+    if result.code:
+        say_error(result.failure)
+        raise typer.Exit(result.code if result.code > 0 else FAILED)
+    say(f"Run {number}: {run.directory}")
+
+
+def _gather(places: list[Path], directory: Path) -> None:
+    if not places:
         return
+    from quickbloom.server_app.comparing.searching import locked
+    from quickbloom.server_app.comparing.spread_out import gather
+
+    with locked(directory):
+        say(f"Gathered: {counted(gather(places, directory), 'new run')} in {directory}")
+
+
+def _list(plan: "Plan", directory: Path, file: Path, *, leave_one_out: bool) -> None:
+    from quickbloom.server_app.comparing.comparison import listed
+
+    number = listed(plan, directory, file, leave_one_out=leave_one_out)
+    if not number:
+        say(f"Nothing is left to do: repeat the command without `--plan` for the table, in {directory}")
+        return
+    say(f"{counted(number, 'run')} in {file}: `quickbloom compare --plan {file} --run K` does one, K from 1 to {number}")
+
+
+def _compare(plan: "Plan", directory: Path, jobs: int, target_score: float | None, as_json: bool) -> None:
+    """Runs, table and page."""
+    from quickbloom.server_app.comparing import comparison
+    from quickbloom.server_app.comparing.searching import locked
+
     with locked(directory):
         say(plan.describe())
         with _told(directory):
-            result = comparison.carry_out(plan, directory, jobs or (1 if simulation else cores()), console, target_score)
+            result = comparison.carry_out(plan, directory, jobs, console, target_score)
         _write_comparison_page(result, directory)
-    _show(result, json_)
+    _show(result, as_json)
     if all(row["failed"] == len(row["runs"]) for row in result["algorithms"]):
         raise typer.Exit(FAILED)
 
@@ -116,7 +158,7 @@ def compare(
 def _each_left_out(plan: "Plan", directory: Path, jobs: int, as_json: bool) -> None:
     """The same with every task left out once, and a table over tasks."""
     from quickbloom.server_app.comparing import each_left_out
-    from quickbloom.server_app.comparing.plan import locked
+    from quickbloom.server_app.comparing.searching import locked
 
     with locked(directory), _told(directory):
         say(plan.describe(len(each_left_out.folds(plan))))
@@ -135,7 +177,7 @@ def _each_left_out(plan: "Plan", directory: Path, jobs: int, as_json: bool) -> N
 @contextmanager
 def _told(directory: Path) -> Iterator[None]:
     """Say how it ended, and end the command, where it is stopped or a run breaks."""
-    from quickbloom.server_app.comparing.plan import CompareError
+    from quickbloom.server_app.comparing.watching import CompareError
 
     try:
         yield
@@ -148,14 +190,14 @@ def _told(directory: Path) -> Iterator[None]:
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:
-    from quickbloom.server_app.comparing.result import caption, failures, rich_table, rich_table_of_modes
+    from quickbloom.server_app.comparing.table import caption, failures, rich_table, rich_tables_below
 
     if as_json:
         print(to_json(result))
         return
     paper().print(rich_table(result))
-    if result["modes"]:
-        paper().print(rich_table_of_modes(result))
+    for below in rich_tables_below(result):
+        paper().print(below)
     for line in (*caption(result), *failures(result)):
         Console(emoji=False).print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +28,7 @@ from quickbloom.common.models import MODELS, is_own_model
 from quickbloom.common.system import user_code
 from quickbloom.common.system.processes import end_group, uninterrupted
 from quickbloom.common.system.whole_files import whole
+from quickbloom.server_app.comparing import fingerprint
 from quickbloom.server_app.events.file import read_events
 from quickbloom.server_app.events.kinds import Failed, Warned
 from quickbloom.server_app.launch.flower_run import CPU_ENVIRONMENT
@@ -35,8 +36,8 @@ from quickbloom.server_app.launch.settings import parse_assignments
 from quickbloom.server_app.runs.directory import read_history
 from quickbloom.server_app.runs.program import named, program
 
-_NOT_COMPARED = ("output-dir", "data-dir", "resume-from", "seed", "tensorboard", "mlflow")
-_FINISHED, _LOG = "finished.json", "command.log"
+_NOT_COMPARED = ("output-dir", "data-dir", "resume-from", "seed", "tensorboard", "mlflow", "wandb")
+FINISHED, _LOG = "finished.json", "command.log"
 _TRACEBACK = "Traceback (most recent call last)"
 _PATIENCE = 60.0
 """Seconds that a run has to end what it started when it is stopped: a SuperLink takes its time."""
@@ -44,7 +45,11 @@ _PATIENCE = 60.0
 
 @dataclass(frozen=True)
 class Setup:
-    """The settings of `quickbloom run` but for the seed. `settings`: texts "key=value", as after `--set`."""
+    """The settings of `quickbloom run` but for the seed. `settings`: texts "key=value", as after `--set`.
+
+    `name`: what a comparison calls it, "" for the algorithm's name; `searched`: those settings that tell it from the other
+    candidates, in words. Both decide nothing. `data`: what it reads, None: found when it is asked for.
+    """
 
     algorithm: str
     dataset: str
@@ -52,6 +57,9 @@ class Setup:
     settings: tuple[str, ...] = ()
     nodes: int = 2
     in_process: bool = False
+    name: str = field(default="", compare=False)
+    searched: tuple[str, ...] = field(default=(), compare=False)
+    data: fingerprint.Data | None = field(default=None, compare=False)
 
     def command(self, seed: int | str) -> list[str]:
         """What a user would type to repeat one run."""
@@ -94,10 +102,10 @@ class Run:
 
     @property
     def directory(self) -> Path:
-        settings = self.setup.effective()
+        settings, data = self.setup.effective(), self.setup.data or fingerprint.of_files(self.setup.config())
         decisive = [
-            settings,
-            _own_code(settings["model"]) + _own_files(self.setup) + _own_data(settings) + _devices(settings),
+            {**settings, **data.placeless},  # the same data in another place are the same
+            _own_code(settings["model"]) + _own_files(self.setup) + data.digest,
             self.setup.nodes,
             self.setup.in_process,
             self.seed,
@@ -108,7 +116,7 @@ class Run:
 
     def result(self) -> "Result | None":
         """What the run left; None if it is not finished."""
-        file = self.directory / _FINISHED
+        file = self.directory / FINISHED
         return Result(self, json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
 
@@ -203,18 +211,6 @@ def _own_files(setup: Setup) -> str:
     return "".join(Path(file).read_text(encoding="utf-8") for file in files)
 
 
-def _own_data(settings: Mapping[str, Any]) -> str:
-    """A digest of the user's own file, which decides the result as well. "" for any other data set, a folder or a function."""
-    file = Path(str(settings.get("own.path", "")))
-    return hashlib.sha256(file.read_bytes()).hexdigest() if settings["dataset"] == "own" and file.is_file() else ""
-
-
-def _devices(settings: Mapping[str, Any]) -> str:
-    """A digest of the file of simulated devices, which decides the result as well. "" without one."""
-    file = Path(str(settings["devices"])).expanduser()
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
-
-
 def _start(run: Run) -> subprocess.Popen[bytes]:
     shutil.rmtree(run.directory, ignore_errors=True)  # what a run that was interrupted has left
     run.directory.mkdir(parents=True)
@@ -241,7 +237,7 @@ def _finish(run: Run, code: int, facts: dict[str, Any]) -> Result:
         # A run that failed is not kept: what stood in its way may be gone the next time.
         said = (run.directory / _LOG).read_text(encoding="utf-8", errors="replace").strip()
         return Result(run, facts, code, _failure(said))
-    with whole(run.directory / _FINISHED) as file:
+    with whole(run.directory / FINISHED) as file:
         json.dump(facts, file)
     return Result(run, facts)
 

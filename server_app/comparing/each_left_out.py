@@ -23,9 +23,13 @@ from quickbloom.common.maths.intervals import half_width
 from quickbloom.common.metric import ACCURACY, Metric, named
 from quickbloom.common.spreadsheets import write_csv
 from quickbloom.common.system.whole_files import whole
+from quickbloom.server_app.comparing import fingerprint
+from quickbloom.server_app.comparing.fingerprint import remember
 from quickbloom.server_app.comparing.leave_one_out import FILE, metric_for_all, own_of, tasks_of
-from quickbloom.server_app.comparing.plan import Entry, Plan, compare_all
+from quickbloom.server_app.comparing.plan import Plan
 from quickbloom.server_app.comparing.result import Figures, failure, figures
+from quickbloom.server_app.comparing.searching import Entry, compare_all
+from quickbloom.server_app.comparing.table import footing
 from quickbloom.server_app.launch.prepare import scored_one_by_one
 from quickbloom.server_app.runs.directory import RunDirectory
 
@@ -38,7 +42,7 @@ def folds(plan: Plan, say: Callable[[str], None] = lambda sentence: None) -> dic
 
     `say`: called with a sentence on tasks that the metric cannot score.
     """
-    config = plan.candidates(plan.algorithms[0])[0].config()
+    config = plan.first().config()
     if config.flat().get("own.leave-out"):
         raise ConfigError("`--leave-one-out` excludes `own.leave-out`: it leaves every task out once")
     tasks = tasks_of(config)
@@ -59,6 +63,8 @@ def folds(plan: Plan, say: Callable[[str], None] = lambda sentence: None) -> dic
 def carry_out(plan: Plan, directory: Path, jobs: int, console: Console) -> dict[str, Any]:
     """Do what is not finished in `directory`, write the result there and return it. Raises CompareError."""
     parts = folds(plan, lambda sentence: console.print(escape(sentence)))
+    if changed := remember(directory, plan.parts()):
+        console.print(f"Remark: {changed}.", markup=False, soft_wrap=True)
     entries = compare_all(list(parts.values()), directory, jobs, console)
     result = assemble(plan, dict(zip(parts, entries, strict=True)))
     write(result, directory)
@@ -67,9 +73,7 @@ def carry_out(plan: Plan, directory: Path, jobs: int, console: Console) -> dict[
 
 def assemble(plan: Plan, entries: Mapping[str, Sequence[Entry]]) -> dict[str, Any]:
     """What leave-one-out.json holds; the algorithms in order, the best first. `entries`: those of every task left out."""
-    rows = [
-        _row(name, {task: of_task[place] for task, of_task in entries.items()}) for place, name in enumerate(plan.algorithms)
-    ]
+    rows = [_row(name, {task: of_task[place] for task, of_task in entries.items()}) for place, name in enumerate(plan.rows)]
     done = [fold["metric"] for row in rows for fold in row["folds"] if not fold["failures"]]
     metric = named(done[0]) if done else ACCURACY
     rows = sorted((_over_tasks(row, metric) for row in rows), key=lambda row: (row["failed"], _cost(row["after"], metric)))
@@ -77,12 +81,13 @@ def assemble(plan: Plan, entries: Mapping[str, Sequence[Entry]]) -> dict[str, An
         row["behind"] = _behind(row, rows[0], metric)
     return {
         "schema": 1,
-        "data": data_name(plan.candidates(plan.algorithms[0])[0].config().flat()),
+        "data": data_name(plan.first().config().flat()),
         "metric": metric.name,
         "seeds": list(plan.seeds),
         "tasks": list(entries),
         "algorithms": rows,
         "command": f"{plan.command()} --leave-one-out",
+        **fingerprint.facts(plan.parts()),
         "version": __version__,
     }
 
@@ -91,8 +96,8 @@ def _cost(value: float | None, metric: Metric) -> float:
     return metric.cost(float("nan") if value is None else value)
 
 
-def _row(algorithm: str, entries: Mapping[str, Entry]) -> Figures:
-    return {"algorithm": algorithm, "folds": [_fold(task, entry) for task, entry in entries.items()]}
+def _row(name: str, entries: Mapping[str, Entry]) -> Figures:
+    return {"algorithm": name, "folds": [_fold(task, entry) for task, entry in entries.items()]}
 
 
 def _fold(task: str, entry: Entry) -> Figures:
@@ -223,6 +228,8 @@ def write(result: Mapping[str, Any], directory: Path) -> None:
         "To repeat it:",
         "",
         f"    {result['command']}",
+        "",
+        *footing(result),
         "",
     ]
     writer.write_text(f"{FILE}.md", "\n".join(lines))

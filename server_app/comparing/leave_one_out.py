@@ -28,7 +28,7 @@ from quickbloom.common.spreadsheets import write_csv
 from quickbloom.common.system.terminal import OK, STOPPED, say
 from quickbloom.common.system.whole_files import whole
 from quickbloom.server_app.comparing.batch import Run, Setup
-from quickbloom.server_app.comparing.plan import locked
+from quickbloom.server_app.comparing.searching import locked
 from quickbloom.server_app.federation.baselines import TaskScores
 from quickbloom.server_app.launch.follow import follow_here
 from quickbloom.server_app.launch.prepare import check_locally, scored_one_by_one

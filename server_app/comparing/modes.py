@@ -68,11 +68,16 @@ def beside_sync(rows: Sequence[Mapping[str, Any]], metric: Metric, unit: str) ->
     Every run gets `time` (at its end), and, where the run in mode sync has a score, `time_to_sync` and `bytes_to_sync` until
     it was as good as that one's end, and `ratio` of its time to that of the run in mode sync; None if it never was.
     """
-    ends = {(row["algorithm"], run["seed"]): run for row in rows if row["mode"] == SYNC for run in row["runs"]}
+    ends = {(title(row), run["seed"]): run for row in rows if row["mode"] == SYNC for run in row["runs"]}
     for row in rows:
         for run in row["runs"]:
-            _time(run, ends.get((row["algorithm"], run["seed"])), metric)
+            _time(run, ends.get((title(row), run["seed"])), metric)
     return {"unit": unit, "rows": [_over_seeds(row) for row in rows]}
+
+
+def title(row: Mapping[str, Any]) -> str:
+    """Return what a row is called, without its mode: its name, else its algorithm."""
+    return str(row.get("name") or row["algorithm"])
 
 
 def _time(run: Figures, sync: Figures | None, metric: Metric) -> None:
@@ -96,6 +101,7 @@ def _over_seeds(row: Mapping[str, Any]) -> Figures:
     columns = {name: [run[name] for run in done if run.get(name) is not None] for name in _TOLD}
     return {
         "algorithm": row["algorithm"],
+        "name": title(row),
         "mode": row["mode"],
         "reached": len(columns["time_to_sync"]),
         "mean": {name: float(np.mean(values)) if values else None for name, values in columns.items()},
@@ -119,7 +125,7 @@ def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         until = _number(mean["time_to_sync"], sd["time_to_sync"])
         until += f" ({row['reached']} of {seeds})" if row["reached"] and seeds > 1 else ""
         sent = "-" if mean["bytes_to_sync"] is None else size(mean["bytes_to_sync"])
-        rows.append([row["algorithm"], row["mode"], *scores, _number(mean["time"], sd["time"]), until])
+        rows.append([title(row), row["mode"], *scores, _number(mean["time"], sd["time"]), until])
         rows[-1] += [_number(mean["ratio"], sd["ratio"]), sent]
     return headings, rows
 

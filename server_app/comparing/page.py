@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quickbloom.common.metric import Metric, named
-from quickbloom.server_app.comparing import modes
-from quickbloom.server_app.comparing.result import caption, failures, name_of, table
+from quickbloom.server_app.comparing import modes, paired
+from quickbloom.server_app.comparing.result import label as title_of
+from quickbloom.server_app.comparing.table import caption, failures, footing, table
 from quickbloom.server_app.reporting.drawing import QUIET, every, few_numbers, picture, possible, style, whole_numbers
 from quickbloom.server_app.reporting.page import (
     Code,
@@ -38,13 +39,14 @@ def write_comparison_page(result: Mapping[str, Any], path: Path) -> Path:
     """Write the page of a comparison (see `comparison.assemble`) and return its path. Raises DataError."""
     require_packages()
     plots, missing = _plots(result)
-    title = f"{', '.join(dict.fromkeys(row['algorithm'] for row in result['algorithms']))} on {result['data']}"
+    title = f"{', '.join(dict.fromkeys(map(modes.title, result['algorithms'])))} on {result['data']}"
     said = caption(result)
     sections = [
         Section(
             "Result",
             [Table("Test tasks before and after adaptation", *table(result)), *(Text(sentence) for sentence in said[1:])],
         ),
+        Section("Tests", [Table("Better, or luck?", *paired.table(result))] if paired.table(result)[1] else []),
         Section("Modes", _modes(result)),
         Section("Curves", [Text(_band(result)), *plots, *(Text(sentence) for sentence in missing)]),
         Section("Failures", [Text(failure) for failure in failures(result)]),
@@ -58,11 +60,12 @@ def _repeat(result: Mapping[str, Any]) -> list[Part]:
     parts: list[Part] = [
         Code("Command that repeats the comparison", result["command"]),
         Text("Runs that are finished in its directory are not repeated."),
+        *(Text(sentence) for sentence in footing(result)),
         Fold("The runs of the table, one by one", [Code("Commands of all runs", runs)]),
     ]
     for row in result["algorithms"]:
         settings = "\n".join(f"{key} = {json.dumps(value)}" for key, value in row["configuration"].items())
-        parts.append(Fold(f"Settings of {name_of(row)}", [Code(f"Settings of {name_of(row)}", settings)]))
+        parts.append(Fold(f"Settings of {title_of(row)}", [Code(f"Settings of {title_of(row)}", settings)]))
     return parts
 
 
@@ -96,7 +99,7 @@ def _plots(result: Mapping[str, Any]) -> tuple[list[Picture], list[str]]:
     target = result["target"]["validation"]
     plots, missing = [], []
     for number, (heading, text, label, points) in enumerate(described):
-        lines = {name_of(row): _over_seeds(row["runs"], points) for row in result["algorithms"]}
+        lines = {title_of(row): _over_seeds(row["runs"], points) for row in result["algorithms"]}
         lines = {name: line for name, line in lines.items() if line}
         if lines:
             plots.append(_picture(heading, text, lines, label, metric, target if number == 0 else None))
@@ -133,7 +136,7 @@ def _modes(result: Mapping[str, Any]) -> list[Part]:
         (f"Validation tasks by {unit}", unit, 3, 1.0),
         ("Validation tasks by bytes", "MB up and down", 2, 1e-6),
     ):
-        lines = {name_of(row): _by(row["runs"], column, scale) for row in result["algorithms"]}
+        lines = {title_of(row): _by(row["runs"], column, scale) for row in result["algorithms"]}
         if any(lines.values()):
             parts.append(_by_mode(heading, axis, {name: line for name, line in lines.items() if line}, result, metric))
     return [*parts, Text("At each round that was evaluated: the mean over seeds of the score, and of the time or the bytes.")]
@@ -150,13 +153,13 @@ def _by(runs: Sequence[Row], column: int, scale: float) -> list[tuple[float, flo
 def _by_mode(
     heading: str, axis: str, lines: Mapping[str, Sequence[tuple[float, float]]], result: Mapping[str, Any], metric: Metric
 ) -> Picture:
-    rows = {name_of(row): row for row in result["algorithms"]}
-    algorithms = list(dict.fromkeys(row["algorithm"] for row in result["algorithms"]))
+    rows = {title_of(row): row for row in result["algorithms"]}
+    algorithms = list(dict.fromkeys(map(modes.title, result["algorithms"])))
 
     def draw(axes: "Axes") -> None:
         for name, line in lines.items():
             row = rows[name]
-            looks = {**style(algorithms.index(row["algorithm"])), "ls": _AT_SIGHT[row["mode"]]}
+            looks = {**style(algorithms.index(modes.title(row))), "ls": _AT_SIGHT[row["mode"]]}
             places, scores = zip(*line, strict=True)
             axes.plot(places, metric.scaled(scores), label=name, markevery=every(len(line)), **looks)
         axes.set(xlabel=axis, ylabel=metric.axis, xlim=(0, None))

@@ -23,7 +23,7 @@ from quickbloom.server_app.reporting.page import nan_for_null
 from quickbloom.server_app.runs.directory import read_history
 from quickbloom.server_app.runs.program import named, program
 
-_NOT_OF_THE_RESULT = ("output-dir", "resume-from", "data-dir", "tensorboard", "mlflow")
+_NOT_OF_THE_RESULT = ("output-dir", "resume-from", "data-dir", "tensorboard", "mlflow", "wandb")
 _FLAGS = {
     **{"algorithm": "--algorithm", "dataset": "--dataset", "rounds": "--rounds", "seed": "--seed", "min-nodes": "--nodes"},
     **{"own.path": "--data", "own.task-column": "--task", "own.target-column": "--target"},

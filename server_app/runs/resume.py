@@ -47,7 +47,7 @@ _MAY_CHANGE = {
         "min-replies",
         "on-too-few",
     ),
-    *("personal", "tensorboard", "mlflow", "compile", "secure-threshold", "baselines", "join", *trust.PLACES),
+    *("personal", "tensorboard", "mlflow", "wandb", "compile", "secure-threshold", "baselines", "join", *trust.PLACES),
 }
 
 

@@ -1,4 +1,4 @@
-"""Numbers of a run that are worth a curve, by the names that TensorBoard and MLflow show."""
+"""Numbers of a run that are worth a curve, by the names that TensorBoard, MLflow and Weights & Biases show."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

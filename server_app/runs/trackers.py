@@ -1,6 +1,6 @@
-"""The live view of a run: scalars and histograms over clients for TensorBoard, scalars for an MLflow server.
+"""The live view of a run: scalars and histograms over clients for TensorBoard, scalars for MLflow and Weights & Biases.
 
-Both get the content of history.jsonl and summary.json as it is written. They never make a run fail:
+All get the content of history.jsonl and summary.json as it is written. They never make a run fail:
 one that cannot be opened is refused before the first round, one that breaks later is left out from
 there on, with a warning.
 """
@@ -134,6 +134,48 @@ class MLflow:
             self._client.log_batch(self._id, metrics=metrics[start : start + _MOST_METRICS])
 
 
+class WeightsAndBiases:
+    """A run of a Weights & Biases project, whose files lie in the run directory until `wandb sync` sends them.
+
+    It is offline unless WANDB_MODE says otherwise: no run waits for a network, and nobody is told of it. A run that goes on in
+    its directory is the same one there (`branch`). Raises ConfigError.
+    """
+
+    name = "Weights & Biases"
+
+    def __init__(self, project: str, directory: Path, branch: str, settings: Mapping[str, Any]) -> None:
+        import wandb
+
+        try:
+            quiet = wandb.Settings(silent=True, console="off", x_disable_stats=True, x_save_requirements=False)
+            self._run = wandb.init(
+                project=project,
+                dir=str(directory),
+                mode=os.environ.get("WANDB_MODE") or "offline",
+                id=branch,
+                name=directory.name,
+                resume="allow",
+                reinit="create_new",
+                config={key: value for key, value in settings.items() if value != ""},
+                settings=quiet,
+            )
+        except Exception as error:  # any exception of its service
+            raise ConfigError(
+                f"`wandb` must be a project that Weights & Biases can write to, got '{project}' ({in_one_line(error)})"
+            ) from None
+
+    def round(self, record: Mapping[str, Any], clients: Clients) -> None:
+        values = {name: value for name, value in scalars(record) if math.isfinite(value)}
+        self._run.log(values, step=int(record["round"]))
+
+    def end(self, summary: Mapping[str, Any], clients: Clients) -> None:
+        # Its x axis is the round, so a curve over steps of adaptation is a number for each step.
+        self._run.summary.update({f"{name}/{step}": value for name, step, value in adaptation(summary)})
+
+    def close(self, *, ended: bool) -> None:
+        self._run.finish(exit_code=0 if ended else 1)
+
+
 class Trackers:
     """All places that show a run; one that breaks is left out from then on."""
 
@@ -164,7 +206,11 @@ class Trackers:
 
 def check(config: RunConfig) -> None:
     """Raise ConfigError for a live view that needs a package that is not installed."""
-    needed = (("tensorboard", config.tensorboard, "tensorboard", "report"), ("mlflow", config.mlflow, "mlflow", "mlflow"))
+    needed: tuple[tuple[str, object, str, str], ...] = (
+        ("tensorboard", config.tensorboard, "tensorboard", "report"),
+        ("mlflow", config.mlflow, "mlflow", "mlflow"),
+        ("wandb", config.wandb, "wandb", "wandb"),
+    )
     for setting, wanted, package, extra in needed:
         if wanted:
             needs(extra, package, f"`{setting}`", instead=" where the server runs", load=False)
@@ -184,6 +230,8 @@ def tracked(config: RunConfig, directory: Path, done: int, branch: str, warn: Wa
             opened.append(TensorBoard(directory, done))
         if config.mlflow:
             opened.append(MLflow(config.mlflow, directory.name, branch, config.flat()))
+        if config.wandb:
+            opened.append(WeightsAndBiases(config.wandb, directory, branch, config.flat()))
         yield trackers
         ended = True
     finally:

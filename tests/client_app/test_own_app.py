@@ -1,7 +1,7 @@
 """A Flower app that trains with code of its own, against the same training written by hand."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 from quickbloom.client_app.own_app.app import own_trainer
 from quickbloom.client_app.own_app.trainer import Pull, Trainer, seeded
 from quickbloom.common.config.own_app import APP, remarks_on, settings_of
+from quickbloom.common.datasets import DATASETS
 from quickbloom.common.errors import ConfigError
-from quickbloom.common.models import build_model
+from quickbloom.common.models import MODELS, build_model
 from quickbloom.common.options import Options
 from quickbloom.common.randomness import generator
 from quickbloom.common.wire.messages import TRAIN, TrainReply, TrainRequest, error_reason
@@ -27,6 +28,14 @@ from quickbloom.server_app.runs.directory import read_history
 
 RATE, EPOCHS, STRENGTH, USERS = 0.1, 2, 0.4, 5
 FLAT: dict[str, Any] = {"learning-rate": RATE, "local-epochs": EPOCHS, "seed": 3, "batch-size": 99, "algorithm": "fedavg"}
+
+
+@pytest.fixture(autouse=True)
+def _forgotten() -> Iterator[None]:
+    """What an app registers is forgotten after its test."""
+    yield
+    DATASETS.pop(APP, None)
+    MODELS.pop(APP, None)
 
 
 class Net(nn.Module):

@@ -33,6 +33,10 @@ def test_a_thread_that_comes_in_the_middle_of_the_import_finds_the_apps(tmp_path
         (tmp_path / f"{side}_app").mkdir()
         (tmp_path / f"{side}_app" / "__init__.py").touch()
         (tmp_path / f"{side}_app" / "app.py").write_text("app = 1\n")
+    (tmp_path / "server_app" / "own_app.py").write_text("own_server = 1\n")
+    (tmp_path / "client_app" / "own_app").mkdir()
+    (tmp_path / "client_app" / "own_app" / "__init__.py").touch()
+    (tmp_path / "client_app" / "own_app" / "app.py").write_text("own_trainer = 1\n")
     command = [sys.executable, "-c", THREADS, str(tmp_path), module]
     done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == code, done.stderr

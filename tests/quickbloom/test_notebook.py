@@ -64,4 +64,4 @@ def test_a_run_is_displayed_as_a_table(outputs: list[Any]) -> None:
 
 
 def test_tables_are_data_frames(outputs: list[Any]) -> None:
-    assert said(outputs[4], "stdout").strip() == "DataFrame [1, 2, 3] ['test', 'validation']"
+    assert said(outputs[4], "stdout").strip() == "DataFrame [1, 2, 3] ['seen', 'test', 'validation']"

@@ -13,9 +13,12 @@ from quickbloom.server_app.comparing import modes
 from quickbloom.server_app.comparing.batch import Run
 from quickbloom.server_app.comparing.comparison import planned
 from quickbloom.server_app.comparing.page import write_comparison_page
-from quickbloom.server_app.comparing.plan import Plan, describe, parse_modes
-from quickbloom.server_app.comparing.result import caption, curve, default_target, markdown, table
+from quickbloom.server_app.comparing.plan import Plan, parse_modes
+from quickbloom.server_app.comparing.table import caption, markdown, table
+from quickbloom.server_app.comparing.targets import curve, default_target
+from quickbloom.server_app.comparing.watching import describe
 
+PLAIN: dict[str, Any] = {"grid": {}, "edges": {}, "settings": []}
 SMALL = ("sinusoid.clients=20", "over-select=1.3", "min-replies=0.5", "devices=lognormal")
 
 
@@ -71,10 +74,13 @@ def test_the_command_repeats_it() -> None:
 def test_the_file_of_devices_decides_which_run_it_is(tmp_path: Path) -> None:
     file = tmp_path / "devices.csv"
     file.write_text("seconds,from,until\n1,0,0\n")
-    run = Run(plan("sinusoid.clients=20", f"devices={file}").candidates("reptile", "sync")[0], 0, Path("x"))
-    before = run.directory
+
+    def directory() -> Path:
+        return Run(plan("sinusoid.clients=20", f"devices={file}").candidates("reptile", "sync")[0], 0, Path("x")).directory
+
+    before = directory()
     file.write_text("seconds,from,until\n2,0,0\n")
-    assert run.directory != before
+    assert directory() != before
 
 
 @pytest.mark.parametrize(
@@ -137,7 +143,7 @@ def rows() -> list[dict[str, Any]]:
     ]
     free = [run(0, 0.7, [2, 0.59, 90, 0.5], [4, 0.6, 180, 1.0], [6, 0.7, 270, 2.0]), run(1, 0.7, [4, 0.79, 180, 1.5])]
     return [
-        {"algorithm": "reptile", "mode": mode, "runs": runs, "mean": {"after": 0.5}}
+        {"algorithm": "reptile", "mode": mode, "runs": runs, "mean": {"after": 0.5}} | PLAIN
         for mode, runs in (("sync", waiting), ("async", free))
     ]
 
@@ -183,7 +189,7 @@ def result() -> dict[str, Any]:
     shown = rows()
     names = ("before", "after_1", "after_5", "after_10", "after", "worst10", "rounds_to_target", "bytes_to_target", "seconds")
     for row in shown:
-        row |= {"failed": 0, "reached": 0, "rate": "given", "edge": [], "tried": [], "configuration": {}}
+        row |= {"failed": 0, "reached": 0, "mean_rank": None, "rate": "given", "edge": [], "tried": [], "configuration": {}}
         row |= {"mean": dict.fromkeys(names, 0.5), "sd": dict.fromkeys(names)}
         for run in row["runs"]:
             run |= {"inner_lr": 0.1, "adapt_lr": 0.1, "adapt_steps": 1, "curve": [], "steps": [], "shots": {}, "command": "x"}
@@ -192,6 +198,8 @@ def result() -> dict[str, Any]:
         **{"metric": "accuracy", "data": "digits", "seeds": [0, 1], "tasks": {"test": 3}, "nodes": 3, "evaluate_every": 2},
         **{"adapt_lrs": [0.1], "target": {"validation": 0.7, "origin": "x"}, "baselines": [], "command": "quickbloom compare"},
         "algorithms": shown,
+        "paired": {"metric": "accuracy", "best": None, "pairs": []},
+        **{"data_parts": [], "data_sha256": "0", "versions": {}},
         "modes": {**modes.beside_sync(shown, ACCURACY, "virtual hours"), **said},
     }
 

@@ -17,30 +17,14 @@ from quickbloom.common.errors import ConfigError, RunError
 from quickbloom.common.metric import ACCURACY, MSE, named
 from quickbloom.server_app.cli import compare as compare_command
 from quickbloom.server_app.cli import main
-from quickbloom.server_app.comparing import result as comparison
+from quickbloom.server_app.comparing import files as comparison
 from quickbloom.server_app.comparing.page import write_comparison_page
-from quickbloom.server_app.comparing.plan import (
-    CompareError,
-    Entry,
-    Plan,
-    choose,
-    compare,
-    inner_lr,
-    locked,
-    parse_rates,
-    parse_seeds,
-    recommended_rates,
-)
-from quickbloom.server_app.comparing.result import (
-    assemble,
-    caption,
-    curve,
-    default_target,
-    failures,
-    markdown,
-    table,
-    to_target,
-)
+from quickbloom.server_app.comparing.plan import Plan, parse_rates, parse_seeds, recommended_rates
+from quickbloom.server_app.comparing.result import assemble
+from quickbloom.server_app.comparing.searching import Entry, choose, compare, locked
+from quickbloom.server_app.comparing.table import caption, failures, markdown, table
+from quickbloom.server_app.comparing.targets import curve, default_target, to_target
+from quickbloom.server_app.comparing.watching import CompareError, inner_lr
 from quickbloom.server_app.events.file import written
 from quickbloom.server_app.events.kinds import Event, Failed, Warned
 
@@ -397,14 +381,14 @@ def test_the_table_by_hand(start: Any, tmp_path: Path) -> None:
     headings, (fedavg, protonet) = table(result)
     assert headings == [
         *("algorithm", "inner lr", "adapt lr x steps", "before", "1 step", "chosen step", "worst 10 %"),
-        *("rounds to target", "bytes to target", "seconds"),
+        *("mean rank", "rounds to target", "bytes to target", "seconds"),
     ]
     # Test accuracies 0.6 and 0.4: mean 0.5, deviations 0.1, sd sqrt(0.02 / 1) = 0.141. The worst tenth is half of it.
     assert fedavg[1:7] == ["0.25", "0.3 x 1", "10.0 ± 0.0", "50.0 ± 14.1", "50.0 ± 14.1", "25.0 ± 7.1"]
-    assert fedavg[7:] == ["4 (1 of 2)", "120 B", "5 ± 0"]
+    assert fedavg[7:] == ["-", "4 (1 of 2)", "120 B", "5 ± 0"]
     # Rounds 4 and 2: mean 3, sd sqrt(2) = 1.4. Bytes 120 and 60.
-    assert protonet[7:] == ["3 ± 1.4 (2 of 2)", "90 B", "5 ± 0"]
-    assert table(assemble(what, done(what, tmp_path)[0], 0.99))[1][0][7:9] == ["-", "-"]
+    assert protonet[7:] == ["-", "3 ± 1.4 (2 of 2)", "90 B", "5 ± 0"]
+    assert table(assemble(what, done(what, tmp_path)[0], 0.99))[1][0][8:10] == ["-", "-"]
 
 
 def with_baselines(directory: Path, **means: float) -> None:
@@ -456,7 +440,7 @@ def test_what_is_written_says_how_to_read_and_repeat_it(start: Any, tmp_path: Pa
     assert json.loads((tmp_path / "comparison.json").read_text()) == result
     text = (tmp_path / "comparison.md").read_text()
     assert text == markdown(result)
-    assert "| maml | 0.1 | 0.3 x 1 | 10.0 | 50.0 | 50.0 | 25.0 | - | - | 5 |" in text
+    assert "| maml | 0.1 | 0.3 x 1 | 10.0 | 50.0 | 50.0 | 25.0 | - | - | - | 5 |" in text
     assert "the inner rate of training (of 0.1, 0.3, 0.9): maml." in text
     assert "seeds" not in text.partition("To repeat it")[0]
     assert "every 2 rounds" in " ".join(caption(result))

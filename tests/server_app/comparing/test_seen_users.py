@@ -9,8 +9,10 @@ import pytest
 from quickbloom.common.errors import ConfigError
 from quickbloom.server_app.comparing.batch import Result, Run
 from quickbloom.server_app.comparing.page import write_comparison_page
-from quickbloom.server_app.comparing.plan import Entry, Plan
-from quickbloom.server_app.comparing.result import assemble, caption, table
+from quickbloom.server_app.comparing.plan import Plan
+from quickbloom.server_app.comparing.result import assemble
+from quickbloom.server_app.comparing.searching import Entry
+from quickbloom.server_app.comparing.table import caption, table
 
 
 def scores(*after: float) -> dict[str, Any]:

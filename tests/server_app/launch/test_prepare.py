@@ -37,6 +37,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             r"needs dp-accounting, .*'quickbloom\[privacy\]'",
         ),
         ("tensorboard", {"tensorboard": True}, r"`tensorboard` needs tensorboard, .*'quickbloom\[report\]'"),
+        ("wandb", {"wandb": "mine"}, r"`wandb` needs wandb, .*'quickbloom\[wandb\]'"),
         ("mlflow", {"mlflow": "http://127.0.0.1:1"}, r"`mlflow` needs mlflow-skinny, .*'quickbloom\[mlflow\]'"),
     ],
 )

@@ -157,8 +157,9 @@ def federation(folder: Path, kind: str, nodes: int = 1, **more: Any) -> tuple[Lo
 
 
 def per_task(run: Path) -> dict[str, dict[str, str]]:
+    """The rows of held-out tasks, by name."""
     with (run / "per_task.csv").open(newline="") as file:
-        return {row["task"]: row for row in csv.DictReader(file)}
+        return {row["task"]: row for row in csv.DictReader(file) if row["split"] != "seen"}
 
 
 def by_scikit_learn(rows: list[dict[str, Any]], classes: list[str]) -> dict[str, float]:

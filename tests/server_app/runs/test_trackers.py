@@ -19,6 +19,7 @@ from quickbloom.server_app.runs import trackers
 from quickbloom.server_app.runs.directory import read_history
 from quickbloom.server_app.runs.tracked_values import FOLDER
 
+WITHOUT_WANDB = importlib.util.find_spec("wandb") is None
 WITHOUT_MLFLOW = importlib.util.find_spec("mlflow") is None
 
 
@@ -198,3 +199,56 @@ def test_a_tracking_server_that_does_not_answer_is_refused_before_the_first_roun
         run(tmp_path, mlflow="http://127.0.0.1:9")
     assert read_history(tmp_path) == []
     assert json.loads((tmp_path / "config.json").read_text())["mlflow"] == "http://127.0.0.1:9"
+
+
+def wandb_records(path: Path) -> list[Any]:
+    """The records in the one file of an offline run: LevelDB's log format, behind a header of seven bytes.
+
+    Blocks of 32 KiB hold pieces with a checksum (4 bytes), a length (2) and a type (1): whole, first, middle or last.
+    """
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = path.glob("wandb/offline-run-*/*.wandb")
+    data, at, held, found = file.read_bytes(), 7, b"", []
+    assert data[:4] == b":W&B"
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # the rest of a block that is too short for a piece
+            at += 32768 - at % 32768
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        held = (b"" if kind in (1, 2) else held) + data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            found.append(wandb_internal_pb2.Record.FromString(held))
+    return found
+
+
+@pytest.mark.skipif(WITHOUT_WANDB, reason="needs wandb, 60 MB: pip install 'quickbloom[wandb]'")
+def test_weights_and_biases_has_the_curves_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    summary = run(tmp_path, wandb="mine")
+    records = wandb_records(tmp_path)
+    shown: list[dict[str, float]] = []
+    for record in records:
+        if record.HasField("history"):
+            items = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+            shown.append(items)
+    lines = read_history(tmp_path)
+    assert [(line["_step"], line["train/loss"]) for line in shown] == [(one["round"], one["train"]["loss"]) for one in lines]
+    assert [line["validation/accuracy_after"] for line in shown] == [one["validation"]["accuracy"][-1] for one in lines]
+    (started,) = [record.run for record in records if record.HasField("run")]
+    assert (started.project, started.display_name) == ("mine", tmp_path.name)
+    texts = " ".join(item.key + "".join(item.nested_key) for record in records for item in record.summary.update)
+    assert f"test/accuracy_by_step/{len(summary['test']['accuracy']['mean']) - 1}" in texts
+    (ended,) = [record.exit for record in records if record.HasField("exit")]
+    assert ended.exit_code == 0
+
+
+@pytest.mark.skipif(WITHOUT_WANDB, reason="needs wandb, 60 MB: pip install 'quickbloom[wandb]'")
+def test_two_runs_in_one_process_are_two_at_weights_and_biases(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run(tmp_path / name, rounds=1, wandb="mine")
+    ids = [
+        next(record.run.run_id for record in wandb_records(tmp_path / name) if record.HasField("run")) for name in ("a", "b")
+    ]
+    assert ids[0] != ids[1]
