@@ -12,6 +12,7 @@ from pydantic import PrivateAttr
 
 from quickbloom.common.datasets.base import DataSpec, FixedSplitDataset, TaskInfo
 from quickbloom.common.datasets.holdings import Holdings, held
+from quickbloom.common.errors import DataError
 from quickbloom.common.flower import partitioners
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.options import Options
@@ -116,6 +117,11 @@ def user_names(number: int) -> list[str]:
 
 def in_memory(partition: Partition, classes: Array) -> dict[str, Array]:
     """Return the rows of every simulated user by name, of a table with these classes, int64 [rows]. Raises DataError."""
+    if partition.scheme.kind == "natural":
+        raise DataError(
+            f'`partition = "{partition.text}"` is for data with columns, a file of your own or hub:NAME, and these have none: '
+            "choose another partition"
+        )
     drawn = partitioners.draw(partition, classes)
     return dict(zip(user_names(len(drawn)), drawn, strict=True))
 
@@ -131,13 +137,15 @@ def cut(strata: Array, shares: tuple[float, float, float], copies: Array | None 
     n = len(strata)
     order = np.argsort(strata, kind="stable") if copies is None else np.lexsort((copies, strata))
     starts = np.arange(n) if copies is None else _starts(strata[order], copies[order])
+    ends = np.append(starts[1:], n)
     done, owed = np.zeros(3), np.array(shares)
-    where = np.empty(n, dtype=np.int64)
-    for start, end in zip(starts, [*starts[1:], n], strict=True):
-        part = int((owed * end - done).argmax())
-        where[order[start:end]] = part
+    part_of = np.empty(len(starts), dtype=np.int64)
+    for group, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        part_of[group] = part = int((owed * end - done).argmax())
         done[part] += end - start
-    _fill(where, order)
+    _fill(part_of, ends - starts)
+    where = np.empty(n, dtype=np.int64)
+    where[order] = np.repeat(part_of, ends - starts)
     return [np.flatnonzero(where == part) for part in range(3)]
 
 
@@ -148,9 +156,14 @@ def _starts(strata: Array, copies: Array) -> Array:
     return new if enough else np.arange(len(strata))
 
 
-def _fill(where: Array, order: Array) -> None:
-    """Let every part have an example: small shares of few examples may come to nothing. The largest part gives one away."""
+def _fill(part_of: Array, sizes: Array) -> None:
+    """Let every part have an example: small shares of few examples may come to nothing. The largest part gives some away.
+
+    `part_of`, `sizes`: of every group of examples that stay together; the last one of the smallest moves as a whole.
+    """
     for part in range(3):
-        counts = np.bincount(where, minlength=3)
-        if not counts[part] and counts.max() > 1:
-            where[order[where[order] == counts.argmax()][-1]] = part
+        groups = np.bincount(part_of, minlength=3)
+        if not groups[part] and groups.max() > 1:
+            giver = np.where(groups > 1, np.bincount(part_of, sizes, minlength=3), 0).argmax()
+            mine = np.flatnonzero(part_of == giver)
+            part_of[mine[sizes[mine] == sizes[mine].min()][-1]] = part

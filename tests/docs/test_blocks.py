@@ -301,6 +301,7 @@ PREPARED = {
     "pretrained.md": of_pretrained,
     "report.md": of_report,
     "own-data.md": of_own_data,
+    "choosing.md": of_own_data,
     "edge.md": of_edge,
 }
 

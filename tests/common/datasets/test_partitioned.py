@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from quickbloom.common.config.run import parse_run_config
@@ -12,6 +12,7 @@ from quickbloom.common.datasets import load_dataset
 from quickbloom.common.datasets.digits import _read
 from quickbloom.common.datasets.holdings import held, in_words, table_of
 from quickbloom.common.datasets.partitioned import PartitionedDataset, cut, user_names
+from quickbloom.common.errors import DataError
 from quickbloom.common.maths.batch import Batch, TaskData
 
 
@@ -52,6 +53,24 @@ def test_copies_of_an_example_go_to_one_part() -> None:
     for one in range(3):
         for other in range(one):
             assert not set(copies[parts[one]]) & set(copies[parts[other]])
+
+
+@given(st.lists(st.integers(0, 5), min_size=3, max_size=16), st.floats(0.05, 0.5))
+def test_copies_of_few_examples_go_to_one_part_too(copies: list[int], test: float) -> None:
+    every = np.array(copies)
+    # As many copies as count one by one are left out.
+    assume(len(set(copies)) >= 3 and len(set(copies)) * 4 >= len(copies))
+    parts = cut(every % 2, ((1 - test) / 2, (1 - test) / 2, test), every)
+    assert all(map(len, parts))
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(copies)))
+    for one in range(3):
+        for other in range(one):
+            assert not set(every[parts[one]]) & set(every[parts[other]])
+
+
+def test_natural_users_need_a_column() -> None:
+    with pytest.raises(DataError, match="is for data with columns"):
+        digits("natural:writer", users=0)
 
 
 def test_three_copies_of_one_example_still_make_three_parts() -> None:
