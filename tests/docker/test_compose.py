@@ -145,7 +145,9 @@ def test_nothing_is_lost_when_nodes_are_cut_off_for_30_and_for_120_seconds(three
             assert network.returncode == 0, network.stderr
         completed(run, 600)
         assert numbers(curve(directory())) == pytest.approx(simulated(tmp_path, settings), abs=1e-5)
-        assert len((directory() / "per_task.csv").read_text().splitlines()) == 1 + 8 + 11 + 37  # validation and test tasks, and seen users
+        assert (
+            len((directory() / "per_task.csv").read_text().splitlines()) == 1 + 8 + 11 + 37
+        )  # validation and test tasks, and seen users
     assert all(inspect(three_nodes.container(node), "{{.State.Health.Status}}") == "healthy" for node in NODES)
 
 
@@ -192,7 +194,9 @@ def test_training_that_does_not_wait_outlives_a_node_the_superlink_and_its_own_s
         late = {node for line in lines[steps // 2 :] for node in line["nodes"]["trained"]}
         assert len(late) == 3  # the one that was killed as well
         assert len(summary["test"]["accuracy"]["mean"]) > 1
-        assert len((directory() / "per_task.csv").read_text().splitlines()) == 1 + 8 + 11 + 37  # validation and test tasks, and seen users
+        assert (
+            len((directory() / "per_task.csv").read_text().splitlines()) == 1 + 8 + 11 + 37
+        )  # validation and test tasks, and seen users
     three_nodes.until_healthy("superlink", "superexec", *NODES)
 
 

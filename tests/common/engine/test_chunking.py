@@ -153,3 +153,28 @@ def test_scores_of_large_tasks_are_the_same_in_smaller_pieces(rates: int, monkey
         np.testing.assert_allclose(part, other, atol=1e-6)
     assert max(stacked) <= 50
     assert len(stacked) > 2
+
+
+def test_a_round_of_large_tasks_is_the_same_in_smaller_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    algorithm = Maml(Maml.Options(inner_lr=0.1), Learner(nn.Linear(4, 3), "classification", 3))
+
+    def batch(size: int) -> Batch:
+        return Batch.of(torch.randn(size, 4), torch.arange(size) % 3)
+
+    tasks = [TaskData(batch(size), batch(5), batch(1)) for size in (4, 20, 9, 20, 6)]
+    work = [TaskWork(task, np.random.default_rng(0)) for task in tasks]
+    whole = run_round(algorithm, algorithm.init(), work, 128)
+    sizes: list[int] = []
+    plain = engine.stack
+
+    def noted(batches: list[Batch], device: torch.device) -> Batch:
+        sizes.append(len(batches))
+        return plain(batches, device)
+
+    monkeypatch.setattr(engine, "stack", noted)
+    monkeypatch.setattr(chunking, "MOST_NUMBERS", 4 * 50)
+    found = run_round(algorithm, algorithm.init(), work, 128)
+    assert found.losses == pytest.approx(whole.losses, abs=1e-6)
+    assert all(torch.allclose(value, whole.gradient[name], atol=1e-6) for name, value in found.gradient.items())
+    assert max(sizes) <= 2  # of 25 rows each
