@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.func import grad
 
 from quickbloom.common.algorithms.base import AlgorithmOptions
-from quickbloom.common.algorithms.local_sgd import AveragedOptions, LocalSgd
+from quickbloom.common.algorithms.local_sgd import AveragedOptions, KeepsState
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.params import Params, add, dot, subtract
 
@@ -31,7 +31,7 @@ class ApflOptions(AveragedOptions):
     adaptive: bool = Field(True, description="every task learns its own share by gradient steps")
 
 
-class Apfl(LocalSgd):
+class Apfl(KeepsState):
     """g = theta - w_k; the personal model v and its share alpha are kept on the node."""
 
     name = "apfl"
@@ -45,10 +45,6 @@ class Apfl(LocalSgd):
     def _beginning(self, personal: Params) -> Params:
         share = torch.full((), self.options.mixing, dtype=self.learner.dtype, device=self.learner.device)
         return {**personal, MIXING: share}
-
-    def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
-        gradient, loss, _ = self.contribute(meta, self.fresh(), episode, minibatches)
-        return gradient, loss
 
     def contribute(
         self, meta: Params, kept: Params, episode: Episode, minibatches: Minibatches

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.func import grad
 
 from quickbloom.common.algorithms.base import AlgorithmOptions
-from quickbloom.common.algorithms.local_sgd import AveragedOptions, LocalSgd, inner_steps, shuffled_epochs
+from quickbloom.common.algorithms.local_sgd import AveragedOptions, KeepsState, inner_steps, shuffled_epochs
 from quickbloom.common.maths.batch import Batch, Draws, Episode, Minibatches
 from quickbloom.common.maths.fast_paths import end_of_descent, loss_of
 from quickbloom.common.maths.inner_loop import descend
@@ -40,7 +40,7 @@ class FedAlaOptions(AveragedOptions):
     mixing_lr: float = Field(1.0, gt=0, description="learning rate of the mixing weights (eta)")
 
 
-class FedAla(LocalSgd):
+class FedAla(KeepsState):
     """g = theta - phi_k after k steps from a learned mixture; mixing weights and own higher layers are kept on the node."""
 
     name = "fedala"
@@ -62,10 +62,6 @@ class FedAla(LocalSgd):
     def minibatch_indices(self, num_examples: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
         steps = self.options.mixing_steps + inner_steps(self.options, num_examples)
         return shuffled_epochs(num_examples, steps, self.options.batch_size, rng)
-
-    def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
-        gradient, loss, _ = self.contribute(meta, self.fresh(), episode, minibatches)
-        return gradient, loss
 
     def contribute(
         self, meta: Params, kept: Params, episode: Episode, minibatches: Minibatches

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from quickbloom.common.algorithms.base import AlgorithmOptions, ServerStep
-from quickbloom.common.algorithms.local_sgd import AveragedOptions, LocalSgd
+from quickbloom.common.algorithms.local_sgd import AveragedOptions, KeepsState
 from quickbloom.common.maths.batch import Episode, Minibatches
 from quickbloom.common.maths.inner_loop import descend, last, with_pull, with_slope
 from quickbloom.common.maths.params import Params, add, subtract
@@ -25,7 +25,7 @@ class FedDynOptions(AveragedOptions):
     strength: float = Field(0.1, gt=0, description="how strongly a task is drawn to the server's model (alpha in the paper)")
 
 
-class FedDyn(LocalSgd):
+class FedDyn(KeepsState):
     """g = theta - phi_k of a loss with a linear and a quadratic term; the linear one is kept on the node."""
 
     name = "feddyn"
@@ -35,10 +35,6 @@ class FedDyn(LocalSgd):
 
     def fresh(self) -> Params:
         return self.learner.zeros()
-
-    def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
-        gradient, loss, _ = self.contribute(meta, self.fresh(), episode, minibatches)
-        return gradient, loss
 
     def contribute(
         self, meta: Params, kept: Params, episode: Episode, minibatches: Minibatches

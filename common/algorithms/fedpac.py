@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from quickbloom.common.algorithms.base import AlgorithmOptions, ServerStep
-from quickbloom.common.algorithms.local_sgd import AveragedOptions, LocalSgd, inner_steps, shuffled_epochs
+from quickbloom.common.algorithms.local_sgd import AveragedOptions, KeepsState, inner_steps, shuffled_epochs
 from quickbloom.common.maths import class_means
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.class_means import KNOWN, MEANS
@@ -33,7 +33,7 @@ class FedPacOptions(AveragedOptions):
     strength: float = Field(1.0, ge=0, description="how strongly features are drawn to the mean of their class (lambda)")
 
 
-class FedPac(LocalSgd):
+class FedPac(KeepsState):
     """g = body of theta - phi_k, with sums of features and numbers of examples by class; the head is kept on the node."""
 
     name = "fedpac"
@@ -61,10 +61,6 @@ class FedPac(LocalSgd):
     def minibatch_indices(self, num_examples: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
         steps = self.options.head_steps + inner_steps(self.options, num_examples)
         return shuffled_epochs(num_examples, steps, self.options.batch_size, rng)
-
-    def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
-        gradient, loss, _ = self.contribute(meta, self.fresh(), episode, minibatches)
-        return gradient, loss
 
     def contribute(
         self, meta: Params, kept: Params, episode: Episode, minibatches: Minibatches

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from quickbloom.common.algorithms.base import AlgorithmOptions, ServerStep
-from quickbloom.common.algorithms.local_sgd import LocalSgd, LocalSgdOptions
+from quickbloom.common.algorithms.local_sgd import KeepsState, LocalSgdOptions
 from quickbloom.common.maths import class_means
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.class_means import KNOWN, MEANS
@@ -31,7 +31,7 @@ class FedProtoOptions(LocalSgdOptions):
     strength: float = Field(1.0, ge=0, description="how strongly features are drawn to the prototype of their class (lambda)")
 
 
-class FedProto(LocalSgd):
+class FedProto(KeepsState):
     """g: sums of features and numbers of examples by class; the whole model is kept on the node."""
 
     name = "fedproto"
@@ -51,10 +51,6 @@ class FedProto(LocalSgd):
 
     def fresh(self) -> Params:
         return self.learner.initial()
-
-    def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
-        gradient, loss, _ = self.contribute(meta, self.fresh(), episode, minibatches)
-        return gradient, loss
 
     def contribute(
         self, meta: Params, kept: Params, episode: Episode, minibatches: Minibatches

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import grad
 
 from quickbloom.common.algorithms.base import AlgorithmOptions
-from quickbloom.common.algorithms.local_sgd import AveragedOptions, LocalSgd
+from quickbloom.common.algorithms.local_sgd import AveragedOptions, KeepsState
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.inner_loop import Loss, descend
 from quickbloom.common.maths.learner import Learner, cross_entropy, mean_over_examples
@@ -24,7 +24,7 @@ from quickbloom.common.maths.params import Params, add, split, subtract
 from quickbloom.common.maths.prototypes import members_of
 
 
-class FedRod(LocalSgd):
+class FedRod(KeepsState):
     """g = theta - phi_k by balanced softmax; a personal head, added to the generic one, is kept on the node."""
 
     name = "fedrod"
@@ -43,10 +43,6 @@ class FedRod(LocalSgd):
 
     def weight(self, num_examples: int) -> float:
         return float(num_examples)
-
-    def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
-        gradient, loss, _ = self.contribute(meta, self.fresh(), episode, minibatches)
-        return gradient, loss
 
     def contribute(
         self, meta: Params, kept: Params, episode: Episode, minibatches: Minibatches

@@ -68,6 +68,14 @@ class LocalSgd(Algorithm):
         return sum_of_descents(self.learner, meta, batches, episode.query, lr, weights, clip)
 
 
+class KeepsState(LocalSgd):
+    """Base of algorithms whose tasks keep something on their node: a subclass writes `fresh` and `contribute`."""
+
+    def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
+        gradient, loss, _ = self.contribute(meta, self.fresh(), episode, minibatches)
+        return gradient, loss
+
+
 def inner_steps(options: LocalSgdOptions, num_examples: int) -> int:
     """Return the number of inner steps of a task in a round: `inner-steps`, or those of `local-epochs` over its examples."""
     return options.local_epochs * steps_of_an_epoch(num_examples, options.batch_size) or options.inner_steps

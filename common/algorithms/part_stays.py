@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from quickbloom.common.algorithms.local_sgd import LocalSgd
+from quickbloom.common.algorithms.local_sgd import KeepsState
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.fast_paths import end_of_descent, loss_of
 from quickbloom.common.maths.inner_loop import descend
@@ -18,7 +18,7 @@ from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params, split, subtract
 
 
-class PartStays(LocalSgd):
+class PartStays(KeepsState):
     """g = theta - phi_k of the part that travels; the other part of phi_k is kept on the node."""
 
     starts_from_meta = False
@@ -37,10 +37,6 @@ class PartStays(LocalSgd):
 
     def fresh(self) -> Params:
         return split(self.learner.initial(), self._stays)[0]
-
-    def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
-        gradient, loss, _ = self.contribute(meta, self.fresh(), episode, minibatches)
-        return gradient, loss
 
     def contribute(
         self, meta: Params, kept: Params, episode: Episode, minibatches: Minibatches

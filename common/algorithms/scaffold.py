@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from quickbloom.common.algorithms.base import AlgorithmOptions, ServerStep
-from quickbloom.common.algorithms.local_sgd import AveragedOptions, LocalSgd
+from quickbloom.common.algorithms.local_sgd import AveragedOptions, KeepsState
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.inner_loop import descend, last, with_slope
 from quickbloom.common.maths.params import Params, add, subtract
@@ -27,7 +27,7 @@ CONTROL = "control/"
 """Prefix of the names of the server's control variate; the name of the parameter follows."""
 
 
-class Scaffold(LocalSgd):
+class Scaffold(KeepsState):
     """g = (theta - y_K, c_i - c_i+); the task's own control variate is kept on the node."""
 
     name = "scaffold"
@@ -42,10 +42,6 @@ class Scaffold(LocalSgd):
 
     def fresh(self) -> Params:
         return self.learner.zeros()
-
-    def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
-        gradient, loss, _ = self.contribute(meta, self.fresh(), episode, minibatches)
-        return gradient, loss
 
     def contribute(
         self, meta: Params, kept: Params, episode: Episode, minibatches: Minibatches
