@@ -15,7 +15,7 @@ from torch import Tensor
 from quickbloom.common.algorithms.base import AlgorithmOptions
 from quickbloom.common.algorithms.fedavg import FedAvg, FedAvgOptions
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
-from quickbloom.common.maths.inner_loop import descend, last, with_pull
+from quickbloom.common.maths.inner_loop import descend, endpoint, with_pull
 from quickbloom.common.maths.params import Params
 
 
@@ -38,8 +38,8 @@ class Ditto(FedAvg):
     ) -> tuple[Params, Tensor, Params]:
         gradient, loss = self.meta_gradient(meta, episode, minibatches)
         pulled = with_pull(self.learner.loss, meta, self.options.strength)
-        path = descend(pulled, kept, minibatches.batches(episode), self.options.inner_lr, optimizer=self.optimizer)
-        return self.with_zero_head(gradient), loss, last(path)
+        own = endpoint(pulled, kept, minibatches.batches(episode), self.options.inner_lr, self.optimizer)
+        return self.with_zero_head(gradient), loss, own
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Yield the steps of a personal model that starts at the server's."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from quickbloom.common.algorithms.base import AlgorithmOptions
 from quickbloom.common.algorithms.local_sgd import AveragedOptions, LocalSgd
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
-from quickbloom.common.maths.inner_loop import descend, last
+from quickbloom.common.maths.inner_loop import descend, endpoint
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params, split, subtract
 from quickbloom.common.options import Text
@@ -54,7 +54,7 @@ class FedBabu(LocalSgd):
         def loss(body: Params, batch: Batch) -> Tensor:
             return self.learner.loss({**body, **head}, batch)
 
-        body = last(descend(loss, meta, minibatches.batches(episode), self.options.inner_lr, optimizer=self.optimizer))
+        body = endpoint(loss, meta, minibatches.batches(episode), self.options.inner_lr, self.optimizer)
         # The query examples were trained on as well, so this is a training loss.
         return subtract(meta, body), loss(body, episode.query)
 

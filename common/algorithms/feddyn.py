@@ -17,7 +17,7 @@ from torch import Tensor
 from quickbloom.common.algorithms.base import AlgorithmOptions, ServerStep
 from quickbloom.common.algorithms.local_sgd import AveragedOptions, KeepsState
 from quickbloom.common.maths.batch import Episode, Minibatches
-from quickbloom.common.maths.inner_loop import descend, last, with_pull, with_slope
+from quickbloom.common.maths.inner_loop import endpoint, with_pull, with_slope
 from quickbloom.common.maths.params import Params, add, subtract
 
 
@@ -42,7 +42,7 @@ class FedDyn(KeepsState):
         strength = self.options.strength
         pulled = with_pull(self.learner.loss, meta, strength)
         objective = with_slope(pulled, {name: -value for name, value in kept.items()})
-        phi = last(descend(objective, meta, minibatches.batches(episode), self.options.inner_lr))
+        phi = endpoint(objective, meta, minibatches.batches(episode), self.options.inner_lr)
         gradient = subtract(meta, phi)
         # The query examples were trained on as well, so this is a training loss.
         return gradient, self.learner.loss(phi, episode.query), add(kept, gradient, strength)

@@ -22,7 +22,7 @@ from quickbloom.common.algorithms.local_sgd import AveragedOptions, KeepsState, 
 from quickbloom.common.maths import class_means
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.class_means import KNOWN, MEANS
-from quickbloom.common.maths.inner_loop import descend, last
+from quickbloom.common.maths.inner_loop import Loss, descend, endpoint
 from quickbloom.common.maths.learner import Learner, cross_entropy, mean_over_examples
 from quickbloom.common.maths.linear_head import LinearHead
 from quickbloom.common.maths.params import Params, split, subtract
@@ -67,7 +67,7 @@ class FedPac(KeepsState):
     ) -> tuple[Params, Tensor, Params]:
         known, theta = split(meta, (MEANS, KNOWN))
         batches, lr, first = list(minibatches.batches(episode)), self.options.inner_lr, self.options.head_steps
-        head = last(self._of_head(theta, kept, batches[:first], lr))
+        head = endpoint(self._beside(theta), kept, iter(batches[:first]), lr)
 
         def aligned(body: Params, batch: Batch) -> Tensor:
             features = self._last.features(body, batch.x)
@@ -76,7 +76,7 @@ class FedPac(KeepsState):
             total: Tensor = mean_over_examples(losses, batch.weight) + self.options.strength * apart
             return total
 
-        body = last(descend(aligned, theta, iter(batches[first:]), lr))
+        body = endpoint(aligned, theta, iter(batches[first:]), lr)
         # The query examples were trained on as well, so this is a training loss.
         return subtract(theta, body) | self._told(body, episode), self.learner.loss({**body, **head}, episode.query), head
 
@@ -99,7 +99,9 @@ class FedPac(KeepsState):
     def personal_path(self, meta: Params, kept: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Yield full parameters after 0, 1, .. `steps` steps of the head `kept` alone."""
         theta = split(meta, (MEANS, KNOWN))[1]
-        return ({**theta, **head} for head in self._of_head(theta, kept, [support] * steps, lr))
+        path = descend(self._beside(theta), kept, iter([support] * steps), lr)
+        return ({**theta, **head} for head in path)
 
-    def _of_head(self, body: Params, head: Params, batches: list[Batch], lr: float | Tensor) -> Iterator[Params]:
-        return descend(lambda moving, batch: self.learner.loss({**body, **moving}, batch), head, iter(batches), lr)
+    def _beside(self, body: Params) -> Loss:
+        """Return the loss as a function of the head, with this body."""
+        return lambda head, batch: self.learner.loss({**body, **head}, batch)

@@ -18,7 +18,7 @@ from quickbloom.common.algorithms.local_sgd import KeepsState, LocalSgdOptions
 from quickbloom.common.maths import class_means
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.class_means import KNOWN, MEANS
-from quickbloom.common.maths.inner_loop import Loss, descend, last
+from quickbloom.common.maths.inner_loop import Loss, descend, endpoint
 from quickbloom.common.maths.learner import Learner, cross_entropy, hits, mean_over_examples
 from quickbloom.common.maths.linear_head import LinearHead
 from quickbloom.common.maths.params import Params, split
@@ -55,7 +55,7 @@ class FedProto(KeepsState):
     def contribute(
         self, meta: Params, kept: Params, episode: Episode, minibatches: Minibatches
     ) -> tuple[Params, Tensor, Params]:
-        model = last(descend(self._objective(meta), kept, minibatches.batches(episode), self.options.inner_lr))
+        model = endpoint(self._objective(meta), kept, minibatches.batches(episode), self.options.inner_lr)
         told = [self._sums(model, batch) for batch in episode]
         # The query examples were trained on as well, so this is a training loss.
         return {n: told[0][n] + told[1][n] for n in told[0]}, self.learner.loss(model, episode.query), model

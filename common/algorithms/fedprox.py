@@ -13,7 +13,7 @@ from torch import Tensor
 from quickbloom.common.algorithms.base import AlgorithmOptions
 from quickbloom.common.algorithms.fedavg import FedAvg, FedAvgOptions
 from quickbloom.common.maths.batch import Episode, Minibatches
-from quickbloom.common.maths.inner_loop import descend, last, with_pull
+from quickbloom.common.maths.inner_loop import endpoint, with_pull
 from quickbloom.common.maths.params import Params, subtract
 
 
@@ -30,6 +30,6 @@ class FedProx(FedAvg):
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
         objective = with_pull(self.learner.loss, meta, self.options.strength)
-        phi = last(descend(objective, meta, minibatches.batches(episode), self.options.inner_lr, optimizer=self.optimizer))
+        phi = endpoint(objective, meta, minibatches.batches(episode), self.options.inner_lr, self.optimizer)
         # The query examples were trained on as well, so this is a training loss.
         return subtract(meta, phi), self.learner.loss(phi, episode.query)

@@ -18,7 +18,7 @@ from quickbloom.common.algorithms.local_sgd import AveragedOptions, inner_steps,
 from quickbloom.common.algorithms.part_stays import PartStays
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.fast_paths import loss_of
-from quickbloom.common.maths.inner_loop import PLAIN, InnerOptimizer, descend, last
+from quickbloom.common.maths.inner_loop import Loss, descend, endpoint
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params, subtract
 from quickbloom.common.options import Text
@@ -67,8 +67,8 @@ class Heads(PartStays):
             return super().contribute(meta, kept, episode, minibatches)
         batches, lr = list(minibatches.batches(episode)), self.options.inner_lr
         of_head = self._steps_of_head(len(batches))
-        head = last(self._descend_part(kept, meta, batches[:of_head], lr, self.optimizer))
-        body = last(self._descend_part(meta, head, batches[of_head:], lr, self.optimizer))
+        head = endpoint(self._beside(meta), kept, iter(batches[:of_head]), lr, self.optimizer)
+        body = endpoint(self._beside(head), meta, iter(batches[of_head:]), lr, self.optimizer)
         # The query examples were trained on as well, so this is a training loss.
         return subtract(meta, body), loss_of(self.learner, {**body, **head}, episode.query), head
 
@@ -76,7 +76,8 @@ class Heads(PartStays):
         """Yield full parameters after 0, 1, .. `steps` steps from the head `kept`. FedRep moves the head alone."""
         if not self._head_first:
             return super().personal_path(meta, kept, support, lr, steps)
-        return ({**meta, **head} for head in self._descend_part(kept, meta, [support] * steps, lr))
+        path = descend(self._beside(meta), kept, iter([support] * steps), lr)
+        return ({**meta, **head} for head in path)
 
     def _steps_of_head(self, steps: int) -> int:
         """Return how many of a round's `steps` move the head alone."""
@@ -84,10 +85,6 @@ class Heads(PartStays):
         of_all: int = epochs + self.options.local_epochs
         return steps * epochs // of_all if epochs else int(self.options.head_steps)
 
-    def _descend_part(
-        self, moving: Params, fixed: Params, batches: list[Batch], lr: float | Tensor, optimizer: InnerOptimizer = PLAIN
-    ) -> Iterator[Params]:
-        def loss(part: Params, batch: Batch) -> Tensor:
-            return self.learner.loss({**fixed, **part}, batch)
-
-        return descend(loss, moving, iter(batches), lr, optimizer=optimizer)
+    def _beside(self, fixed: Params) -> Loss:
+        """Return the loss as a function of one part, while the other is `fixed`."""
+        return lambda part, batch: self.learner.loss({**fixed, **part}, batch)

@@ -20,7 +20,7 @@ from torch import Tensor
 from quickbloom.common.algorithms.base import AlgorithmOptions, ServerStep
 from quickbloom.common.algorithms.local_sgd import AveragedOptions, KeepsState
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
-from quickbloom.common.maths.inner_loop import descend, last, with_slope
+from quickbloom.common.maths.inner_loop import descend, endpoint, with_slope
 from quickbloom.common.maths.params import Params, add, subtract
 
 CONTROL = "control/"
@@ -49,7 +49,7 @@ class Scaffold(KeepsState):
         theta, control = _parts(meta)
         lr, steps = self.options.inner_lr, minibatches.rows.shape[0]
         objective = with_slope(self.learner.loss, subtract(control, kept))
-        y = last(descend(objective, theta, minibatches.batches(episode), lr))
+        y = endpoint(objective, theta, minibatches.batches(episode), lr)
         moved = subtract(theta, y)
         own = add(subtract(kept, control), moved, 1 / (steps * lr))
         gradient = moved | {CONTROL + name: kept[name] - value for name, value in own.items()}

@@ -24,15 +24,16 @@ _CGROUP = Path("/sys/fs/cgroup")
 MOST_NUMBERS = 2**21
 """Most numbers in the inputs of the tasks that are scored at once, padding and rates included: 2,675 images of 28 x 28. A
 convolutional network needs some hundred times their memory, and users may have thousands of examples each."""
-HEAVY = 2
-"""Most tasks at once of a model with constants of LARGE bytes: one of them fills a processor, and takes much memory."""
 
 
 def at_once(learner: Learner, chunk_size: "int | AutoChunks") -> "int | AutoChunks":
-    """Return the number of tasks to compute at once for a model: `chunk_size`, but few for one with large constants."""
-    if sum(value.nbytes for value in learner.constants.values()) < LARGE:
+    """Return the number of tasks to compute at once for a model: `chunk_size`, but 1 on a CPU for one with large constants.
+
+    One task of such a model fills the processor, and many take much memory.
+    """
+    if learner.device.type != "cpu" or sum(value.nbytes for value in learner.constants.values()) < LARGE:
         return chunk_size
-    return min(chunk_size, HEAVY) if isinstance(chunk_size, int) else HEAVY
+    return 1
 
 
 def chunks(sizes: Sequence[Any], chunk_size: "int | AutoChunks", *, exact: bool) -> Iterator[list[int]]:

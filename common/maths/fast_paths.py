@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value
 
 from quickbloom.common.maths.batch import Batch, Draws
-from quickbloom.common.maths.inner_loop import PLAIN, InnerOptimizer, descend, last
+from quickbloom.common.maths.inner_loop import PLAIN, InnerOptimizer, endpoint, gradient_and_value
 from quickbloom.common.maths.kernels.network import Network
 from quickbloom.common.maths.kernels.train import Train, What, known, sum_up
 from quickbloom.common.maths.learner import Learner
@@ -47,20 +46,20 @@ def end_of_descent(
     """
     if not optimizer.plain:
         steps = batches.stacked() if isinstance(batches, Draws) else batches
-        return last(descend(learner.loss, start, steps.unbind(), lr, optimizer=optimizer))
+        return endpoint(learner.loss, start, steps.unbind(), lr, optimizer)
     if (network := _network(learner, start, batches)) is not None:
         return network.named(_train("descent", network, start, batches, lr))
     steps = batches.stacked() if isinstance(batches, Draws) else batches
     names = None if torch.compiler.is_compiling() else _layers(learner)
     if names is not None and set(names) == start.keys():
         return descend_perceptron(names, start, steps, lr)
-    return last(descend(learner.loss, start, steps.unbind(), lr))
+    return endpoint(learner.loss, start, steps.unbind(), lr)
 
 
 def gradient_and_loss(learner: Learner, at: Params, batch: Batch) -> tuple[Params, Tensor]:
     """Return (gradient with the keys of `at`, loss) of one batch; works under `vmap`."""
     if (network := _network(learner, at, batch.times(1))) is None:
-        return grad_and_value(learner.loss)(at, batch)
+        return gradient_and_value(learner.loss, at, batch)
     *gradient, loss = _train("gradient", network, at, batch.times(1))
     return network.named(gradient), loss
 

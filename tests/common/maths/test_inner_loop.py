@@ -5,12 +5,20 @@ from collections.abc import Sequence
 import pytest
 import torch
 from plain_torch import cross_entropy, leaves, line_learner, random_episode, row, tanh_learner
-from torch import Tensor
-from torch.func import vmap
+from torch import Tensor, nn
+from torch.func import grad_and_value, vmap
 
 from quickbloom.common.maths import inner_loop
 from quickbloom.common.maths.batch import Batch
-from quickbloom.common.maths.inner_loop import descend, descend_towards, gradient_and_hessian, last
+from quickbloom.common.maths.inner_loop import (
+    descend,
+    descend_towards,
+    endpoint,
+    gradient_and_hessian,
+    gradient_and_value,
+    last,
+)
+from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params
 
 LINE = line_learner(1)
@@ -89,3 +97,51 @@ def test_a_passing_path_has_the_bits_of_the_one_that_is_kept(piece: int, monkeyp
     for phi, same in zip(kept, passed, strict=True):
         assert all(torch.equal(value, same[name]) for name, value in phi.items())
     assert all(torch.equal(value, before[name]) for name, value in start.items())
+
+
+def test_the_endpoint_is_the_last_of_the_path_and_the_start_stays_as_it_was() -> None:
+    """In place with plain autograd, or under vmap: the numbers of `descend`."""
+    learner = Learner(convolutional().double(), "classification")
+    start = {**learner.initial(), "unused": torch.ones(2, dtype=torch.float64)}
+    before = {name: value.clone() for name, value in start.items()}
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 2, 5, 1, 8, 8, generator=draw, dtype=torch.float64)
+    y = torch.randint(0, 4, (3, 2, 5), generator=draw)
+
+    def loss(params: Params, batch: Batch) -> Tensor:
+        return learner.loss({name: value for name, value in params.items() if name != "unused"}, batch)
+
+    def batches(task: int) -> list[Batch]:
+        return [Batch.of(x[task, step], y[task, step]) for step in range(2)]
+
+    def mapped(inputs: Tensor, labels: Tensor) -> Params:
+        weight = torch.ones(5, dtype=torch.float64)
+        return endpoint(loss, start, iter(Batch(inputs[step], labels[step], weight) for step in range(2)), 0.1)
+
+    of_all = vmap(mapped)(x, y)
+    for task in range(3):
+        expected = last(descend(loss, start, iter(batches(task)), 0.1))
+        found = endpoint(loss, start, iter(batches(task)), 0.1)
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(of_all[name][task], value, rtol=1e-12, atol=1e-12)
+            assert found[name].is_contiguous()
+            assert not found[name].requires_grad
+            assert torch.equal(start[name], before[name])
+    assert torch.equal(found["unused"], before["unused"])
+
+
+def test_gradient_and_value_are_those_of_torch_func() -> None:
+    learner = Learner(convolutional().double(), "classification")
+    at, batch = learner.initial(), Batch.of(torch.randn(6, 1, 8, 8, dtype=torch.float64), torch.arange(6) % 4)
+    gradient, value = gradient_and_value(learner.loss, at, batch)
+    expected, loss = grad_and_value(learner.loss)(at, batch)
+    torch.testing.assert_close(value, loss)
+    for name, slope in expected.items():
+        torch.testing.assert_close(gradient[name], slope, rtol=1e-12, atol=1e-12)
+        assert not at[name].requires_grad
+
+
+def convolutional() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 4))
