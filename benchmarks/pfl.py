@@ -60,15 +60,15 @@ WITHOUT_EPOCHS = ("perfedavg",)
 """Algorithms whose local steps are of all examples, and not of batches."""
 
 
-def setup(row: Row, users: int, rounds: int) -> Setup:
-    """Return the command of a row, for any seed."""
+def setup(row: Row, users: int, rounds: int, nodes: int = 1) -> Setup:
+    """Return the command of a row, for any seed: in one process, or with so many simulated nodes."""
     own = [f"inner-lr={RATE}", *row.settings]
     own += [] if row.algorithm in WITHOUT_EPOCHS else ["local-epochs=1", f"batch-size={BATCH}"]
     # One run serves all rows that differ only in their fine-tuning.
     alike = [other for other in ROWS if (other.algorithm, other.settings) == (row.algorithm, row.settings)]
     steps = max(1, *(other.steps for other in alike), 0)
     settings = (*SETTINGS, f"users={users}", f"adapt-steps={steps}", *(f"{row.algorithm}.{one}" for one in own))
-    return Setup(row.algorithm, "fashion-mnist", rounds, settings, 1, True)
+    return Setup(row.algorithm, "fashion-mnist", rounds, settings, nodes, nodes == 1)
 
 
 def main() -> None:
@@ -97,9 +97,11 @@ def main() -> None:
         finish(result, text)
 
 
-def measured(rows: Sequence[Row], users: int, rounds: int, seeds: Sequence[int], jobs: int) -> dict[Row, list[Result]]:
+def measured(
+    rows: Sequence[Row], users: int, rounds: int, seeds: Sequence[int], jobs: int, nodes: int = 1
+) -> dict[Row, list[Result]]:
     """Return the results of every row, from runs/benchmarks if finished there."""
-    runs = {(row, seed): Run(setup(row, users, rounds), seed, RAW / "pfl") for row in rows for seed in seeds}
+    runs = {(row, seed): Run(setup(row, users, rounds, nodes), seed, RAW / "pfl") for row in rows for seed in seeds}
     different = list(dict.fromkeys(runs.values()))
 
     def on_end(result: Result, kept: bool) -> None:
