@@ -20,7 +20,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.pretrained import minilm, without_place
-from benchmarks.runner import RAW, Plan, Variant, average, by_label, finish, goal, parser, run_all, table
+from benchmarks.runner import RAW, RESULTS, Plan, Variant, average, by_label, finish, goal, parser, run_all, table
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.datasets.base import generator, resolve_data_dir
 from quickbloom.common.datasets.intents import Intents, IntentsOptions
@@ -154,7 +154,9 @@ def _distances(
 def _parser() -> argparse.ArgumentParser:
     arguments = parser("unseen intents over a pretrained encoder", "intents")
     arguments.add_argument("--cell", choices=list(CELLS), default="20w1s", help="ways and shots; default: %(default)s")
-    arguments.add_argument("--labels", nargs="+", default=[], metavar="LABEL", help="these variants alone; default: all")
+    arguments.add_argument(
+        "--labels", nargs="+", default=[], metavar="LABEL", help="run these variants alone; others stay as they are"
+    )
     arguments.add_argument("--out-of-scope", action="store_true", help="also tell sentences that ask for none of the intents")
     return arguments
 
@@ -166,8 +168,10 @@ def main() -> None:
         kept = tuple(variant for variant in the_plan.variants if variant.label in chosen.labels)
         the_plan = Plan(**{**vars(the_plan), "variants": kept})
     result = run_all(the_plan, chosen.seeds, fresh=chosen.fresh, jobs=chosen.jobs)
+    if chosen.labels:
+        _keep_others(result, [variant.label for variant in plan(chosen.cell).variants])
     if chosen.out_of_scope:
-        result["out_of_scope"] = {
+        result["out_of_scope"] = result.get("out_of_scope", {}) | {
             variant.label: _out_of_scope(the_plan, variant, chosen.seeds)
             for variant in the_plan.variants
             if "net" in variant.algorithm
@@ -176,6 +180,20 @@ def main() -> None:
     finish(without_place(result, minilm()), table(result))
     for label, found in result.get("out_of_scope", {}).items():
         print(f"{label}: out of scope, {', '.join(f'{name} {value:.3f}' for name, value in found['mean'].items())}")
+
+
+def _keep_others(result: dict[str, Any], labels: Sequence[str]) -> None:
+    """Add the variants of the result file that were not run now, if they have the same seeds: every run names its commit."""
+    path = RESULTS / f"{result['benchmark']}.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"seeds": None}
+    if before["seeds"] != result["seeds"]:
+        return
+    now = {variant["label"]: variant for variant in result["variants"]}
+    both = {variant["label"]: variant for variant in before["variants"]} | now
+    result["variants"] = [both[label] for label in labels if label in both]
+    result["commit"] = ", ".join(sorted({run["commit"] for variant in result["variants"] for run in variant["runs"]}))
+    if "out_of_scope" in before:
+        result["out_of_scope"] = {label: found for label, found in before["out_of_scope"].items() if label not in now}
 
 
 def _out_of_scope(the_plan: Plan, variant: Variant, seeds: Sequence[int]) -> dict[str, Any]:
