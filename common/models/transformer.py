@@ -66,6 +66,17 @@ class Transformer(Model):
         return TextEncoder(encoder, head, options.pooling, unit=options.unit, centre=options.centre)
 
 
+class Centre(nn.Module):
+    """[n, size] -> [n, size], moved by a learned centre: a layer, so that the one after it is the last layer of the model."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.at = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - self.at
+
+
 class TextEncoder(nn.Module):
     """Token ids [n, length] -> [n, outputs], or the pooled state [n, hidden]; padding is on the right and has no effect."""
 
@@ -73,7 +84,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.encoder, self.head = encoder, head
         self._pooling, self._unit = pooling, unit
-        self.centre = nn.Parameter(torch.zeros(encoder.config.hidden_size)) if unit and centre else None
+        self.centre = Centre(encoder.config.hidden_size) if unit and centre else None
         self._padding = int(encoder.config.pad_token_id)
         self._causal = _is_causal(encoder)
         self._more = {"use_cache": False} if self._causal else {}
@@ -85,7 +96,7 @@ class TextEncoder(nn.Module):
         if self._unit:
             pooled = nn.functional.normalize(pooled, dim=-1)
         if self.centre is not None:
-            pooled = nn.functional.normalize(pooled - self.centre, dim=-1)
+            pooled = nn.functional.normalize(self.centre(pooled), dim=-1)
         return pooled if self.head is None else self.head(pooled)
 
     def _mask(self, real: Tensor) -> Tensor:

@@ -249,9 +249,18 @@ def test_a_learned_centre_starts_at_nothing_and_moves_what_a_text_is() -> None:
     torch.testing.assert_close(plain(x), centred(x))
     centre = torch.linspace(-0.2, 0.3, 8)
     with torch.no_grad():
-        centred.centre.copy_(centre)  # type: ignore[operator]
+        centred.centre.at.copy_(centre)  # type: ignore[operator, union-attr]
         moved = plain(x) - centre
     torch.testing.assert_close(centred(x), moved / moved.norm(dim=1, keepdim=True))
+
+
+def test_the_head_is_the_layer_behind_a_learned_centre() -> None:
+    settings = {"transformer.unit": True, "transformer.centre": True, "fomaml.zero-head": True}
+    algorithm = algorithm_of("fomaml", **settings)
+    assert algorithm.learner.head("heads.head", "auto") == ["head.weight", "head.bias"]
+    start = algorithm.init()
+    zeros = {name for name, value in start.items() if not value.any() and "lora_B" not in name}
+    assert zeros == {"centre.at", "head.weight", "head.bias"}
 
 
 def test_an_encoder_that_does_not_say_what_padding_is_is_refused(tmp_path: Path) -> None:
