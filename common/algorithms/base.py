@@ -118,6 +118,9 @@ class Algorithm(ABC):
 
     Rules against liars and privacy, which change it, are refused then."""
 
+    needs_whole: ClassVar[bool] = False
+    """True if no contribution may count in part, because a task keeps all of what it tells the server: see `needs_mean`."""
+
     first_order: bool = False
     """True if the inner loop of training is `fast_paths.end_of_descent`. On known models torch.compile then brings no gain."""
 

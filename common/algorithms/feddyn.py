@@ -32,6 +32,7 @@ class FedDyn(KeepsState):
     Options: ClassVar[type[AlgorithmOptions]] = FedDynOptions
     first_order = False
     needs_mean = "the server's correction has to stay the mean of what the tasks keep"
+    needs_whole = True
 
     def fresh(self) -> Params:
         return self.learner.zeros()

@@ -34,6 +34,7 @@ class Scaffold(KeepsState):
     Options: ClassVar[type[AlgorithmOptions]] = AveragedOptions
     first_order = False
     needs_mean = "the server's control variate has to stay the mean of those that the tasks keep"
+    needs_whole = True
 
     def init(self) -> Params:
         """Return theta, and for each of its numbers the server's control under "control/" and the parameter's name: 0."""

@@ -162,6 +162,10 @@ def _check_asynchronous(config: "RunConfig") -> None:
         ("over-select", config.over_select, 1, "nobody is waited for anyway"),
         ("min-replies", config.min_replies, 0, "`async-buffer` says how many tasks a step needs"),
     )
+    algorithm = REGISTRIES["algorithm"][config.algorithm]
+    if algorithm.needs_whole:
+        setting = f'`mode = "async"` and `algorithm = "{config.algorithm}"`'
+        _require(setting, ("async-staleness", config.async_staleness, 0, algorithm.needs_mean))
 
 
 def _check_encoder(config: "RunConfig") -> None:
