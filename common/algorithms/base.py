@@ -25,7 +25,7 @@ from quickbloom.common.maths.fast_paths import Summed
 from quickbloom.common.maths.inner_loop import descend
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params
-from quickbloom.common.options import Options
+from quickbloom.common.options import Options, refuse_idle
 
 
 class AlgorithmOptions(Options):
@@ -121,6 +121,9 @@ class Algorithm(ABC):
     needs_whole: ClassVar[bool] = False
     """True if no contribution may count in part, because a task keeps all of what it tells the server: see `needs_mean`."""
 
+    has_outer_step: ClassVar[bool] = True
+    """False if nothing travels that the server's optimizer could move, so that its settings decide nothing."""
+
     first_order: bool = False
     """True if the inner loop of training is `fast_paths.end_of_descent`. On known models torch.compile then brings no gain."""
 
@@ -128,6 +131,13 @@ class Algorithm(ABC):
     def model_outputs(cls, options: Any, outputs: int) -> int:
         """Return the number of outputs the model needs for data with `outputs` classes or targets."""
         return outputs
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """Raise ConfigError for settings of its table that cannot work, or that decide nothing beside the others."""
+        if not cls.has_outer_step:
+            keys = ("outer-optimizer", "outer-lr", "outer-momentum", "outer-decay")
+            refuse_idle(options, keys, "because no weights travel that the server could move", cls.name)
 
     def __init__(self, options: Any, learner: Learner) -> None:
         if learner.kind not in self.kinds:

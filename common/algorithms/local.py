@@ -5,7 +5,7 @@ round to round where it stopped: the "Local" of papers on personalised federated
 """
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -16,6 +16,7 @@ from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.fast_paths import end_of_descent, loss_of
 from quickbloom.common.maths.inner_loop import descend
 from quickbloom.common.maths.params import Params
+from quickbloom.common.options import refuse_idle
 
 
 class LocalOptions(LocalSgdOptions):
@@ -34,6 +35,15 @@ class Local(LocalSgd):
     plain_steps = False
     starts_from_meta = False
     tunes_inner_lr = False
+    has_outer_step = False
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        if not options.keep:
+            keys = ("batch-size", "local-epochs", "inner-optimizer", "inner-momentum")
+            why = "without `local.keep`, because a task then takes `inner-steps` plain steps on its whole support"
+            refuse_idle(options, keys, why, cls.name)
+        super().check_options(options)
 
     def init(self) -> Params:
         return {}
