@@ -245,7 +245,7 @@ class Algorithm(ABC):
 
         The last are the personal parameters to predict with.
         """
-        return descend(self.learner.loss, meta, iter([support] * steps), lr)
+        return descend(self.learner.mean_loss, meta, iter([support] * steps), lr)
 
     def passing_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Like `adaptation_path`, but each result is valid only until the next is requested.
@@ -255,7 +255,7 @@ class Algorithm(ABC):
         """
         if type(self).adaptation_path is not Algorithm.adaptation_path:
             return self.adaptation_path(meta, support, lr, steps)
-        return descend(self.learner.loss, meta, iter([support] * steps), lr, passing=True)
+        return descend(self.learner.mean_loss, meta, iter([support] * steps), lr, passing=True)
 
     def personal_path(self, meta: Params, kept: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Like `adaptation_path`, for a task with the state `kept` on its node. One that never trained has none."""

@@ -66,8 +66,8 @@ class Local(LocalSgd):
         return {}, loss_of(self.learner, phi, episode.query), phi
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
-        return descend(self.learner.loss, self.learner.initial(), iter([support] * steps), lr)
+        return descend(self.learner.mean_loss, self.learner.initial(), iter([support] * steps), lr)
 
     def personal_path(self, meta: Params, kept: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Yield the steps of the model that the task keeps, if it keeps one."""
-        return descend(self.learner.loss, kept or self.learner.initial(), iter([support] * steps), lr)
+        return descend(self.learner.mean_loss, kept or self.learner.initial(), iter([support] * steps), lr)

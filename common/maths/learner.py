@@ -10,7 +10,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from quickbloom.common.errors import ConfigError
-from quickbloom.common.maths.batch import Batch
+from quickbloom.common.maths.batch import Batch, in_one_piece
+from quickbloom.common.maths.inner_loop import Loss, MeanLoss
 from quickbloom.common.maths.params import Params
 
 
@@ -171,6 +172,13 @@ class Learner:
         return self._apply(params, x)
 
     def _apply(self, params: Params, x: Tensor) -> Tensor:
+        most = in_one_piece(x.shape[1:])
+        if x.shape[0] <= most or self.mixes_examples:
+            return self._apply_at_once(params, x)
+        # Without a gradient, only the outputs of all examples are ever in memory together.
+        return torch.cat([self._apply_at_once(params, some) for some in x.split(most)])
+
+    def _apply_at_once(self, params: Params, x: Tensor) -> Tensor:
         if self.reduced is None:
             result: Tensor = functional_call(self.module, params, (x,))
             return result
@@ -186,6 +194,12 @@ class Learner:
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """Return the weighted mean loss over the batch; a scalar."""
         return mean_over_examples(self._losses(self.apply(params, batch.x), batch.y), batch.weight)
+
+    @property
+    def mean_loss(self) -> Loss:
+        """`loss`, whose gradient over many examples is taken in pieces unless an example's output depends on the others."""
+        pieces = not self.mixes_examples and type(self).loss is Learner.loss
+        return MeanLoss(self.loss) if pieces else self.loss
 
     def score(self, params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (loss, accuracy) over the batch, or (loss, mean squared error) for regression; two scalars."""
