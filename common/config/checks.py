@@ -10,6 +10,7 @@ from quickbloom.common.datasets import DATASETS
 from quickbloom.common.datasets.own import Own, OwnOptions
 from quickbloom.common.datasets.partitioned import PartitionedOptions
 from quickbloom.common.errors import ConfigError, did_you_mean
+from quickbloom.common.maths.augmentation import read_augmentation
 from quickbloom.common.models import is_own_model
 from quickbloom.common.options import refuse_idle
 
@@ -32,6 +33,7 @@ def check(config: "RunConfig") -> None:
     _check_scale(config)
     _check_asynchronous(config)
     _check_mean(config)
+    read_augmentation(config.augment)  # whether the examples are images only the data tell
     _check_partition(config)
     _check_users(config)
 

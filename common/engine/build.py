@@ -20,6 +20,7 @@ from quickbloom.common.datasets.base import DataSpec
 from quickbloom.common.datasets.own import is_encoded
 from quickbloom.common.engine.round import TaskWork, evaluate, run_round
 from quickbloom.common.errors import ConfigError, in_one_line
+from quickbloom.common.maths.augmentation import read_augmentation
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import LARGE
@@ -42,6 +43,8 @@ def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _C
     """
     chosen, options = ALGORITHMS[config.algorithm], config.table(config.algorithm)
     model = _model_of(config, spec)
+    if augmentation := read_augmentation(config.augment):
+        augmentation.check(spec.input_shape)
     if _trains_itself(model):
         module = build_model(model, config.table(model), spec.input_shape, spec.outputs, config.seed)
         learner = Learner(module, spec.kind, spec.outputs)
