@@ -34,6 +34,8 @@ def check(config: "RunConfig") -> None:
     _check_asynchronous(config)
     _check_mean(config)
     read_augmentation(config.augment)  # whether the examples are images only the data tell
+    if config.dropout:
+        _require("`dropout = true`", ("compile", config.compile is True, False, "tasks with random numbers are not compiled"))
     _check_partition(config)
     _check_users(config)
 
