@@ -64,7 +64,7 @@ class Batch(NamedTuple):
         if n <= most:
             return [self]
         size = -(-n // -(-n // most))
-        return [Batch(*part) for part in zip(*(values.split(size) for values in self), strict=True)]
+        return [Batch(*part) for part in zip(*(torch.split(values, size) for values in self), strict=True)]
 
     def times(self, steps: int) -> "Batch":
         """Return this batch repeated along a new leading axis of `steps`; nothing is copied."""

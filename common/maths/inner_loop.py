@@ -36,7 +36,8 @@ def slope(loss: Loss, at: Params, batch: Batch) -> Params:
     """
     plain, parts = _parts(loss, batch)
     if len(parts) == 1:
-        return grad(plain)(at, batch)
+        found: Params = grad(plain)(at, batch)
+        return found
     total = {name: torch.zeros_like(value) for name, value in at.items()}
     for piece, share in parts:
         total = add(total, grad(plain)(at, piece), share)

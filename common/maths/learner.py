@@ -205,7 +205,7 @@ class Learner:
         if x.shape[0] <= most or self.mixes_examples:
             return self._apply_at_once(params, x)
         # Without a gradient, only the outputs of all examples are ever in memory together.
-        return torch.cat([self._apply_at_once(params, some) for some in x.split(most)])
+        return torch.cat([self._apply_at_once(params, some) for some in torch.split(x, most)])
 
     def _apply_at_once(self, params: Params, x: Tensor) -> Tensor:
         if self.reduced is None:

@@ -90,7 +90,7 @@ def test_training_has_it_and_scores_do_not(name: str) -> None:
     one, other = (run_round(algorithm, meta, work([0, 1]), 8) for algorithm in (kept, off))
     assert one.losses != pytest.approx(other.losses, abs=1e-6)
     scores = [evaluate(algorithm, meta, [[TASKS[0]], [TASKS[1]]], [0.1], 2, 8) for algorithm in (kept, off)]
-    np.testing.assert_array_equal(*scores)
+    np.testing.assert_array_equal(scores[0], scores[1])
 
 
 def test_two_tasks_with_the_same_examples_and_two_rounds_draw_different_numbers() -> None:
@@ -138,7 +138,7 @@ def test_batch_norm_keeps_its_statistics_and_everything_is_as_before_afterwards(
     assert len(learner.remarks) == 1
     digest = learner.digest
     with learner.training(0):
-        assert [layer.training for layer in learner.module] == [True, False, True]
+        assert [layer.training for layer in learner.module.children()] == [True, False, True]
         learner.apply(learner.initial(), torch.randn(5, 3))
     assert not any(layer.training for layer in learner.module.modules())
     learner._digest = None
@@ -147,6 +147,8 @@ def test_batch_norm_keeps_its_statistics_and_everything_is_as_before_afterwards(
 
 class Counts(nn.Module):
     """Counts in a buffer how often it was trained."""
+
+    times: Tensor
 
     def __init__(self) -> None:
         super().__init__()

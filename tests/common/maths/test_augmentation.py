@@ -116,7 +116,7 @@ def run(path: Path, nodes: int = 1, **settings: Any) -> tuple[list[dict[str, Any
 
 def test_training_alone_sees_it_and_does_not_depend_on_nodes(tmp_path: Path) -> None:
     """The server's steps are so small that the model stays: scores are then those of the images as they are."""
-    still = {"algorithm": "fedavg", "fedavg.outer-lr": 1e-30}
+    still: dict[str, Any] = {"algorithm": "fedavg", "fedavg.outer-lr": 1e-30}
     plain, as_they_are = run(tmp_path / "plain", **still)
     one, varied = run(tmp_path / "one", **still, augment="shift:2,flip")
     four, _ = run(tmp_path / "four", 4, **still, augment="shift:2,flip")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -176,6 +177,5 @@ def test_a_comparison_on_a_cluster_is_that_of_this_machine(cluster: str, tmp_pat
 
 
 def free_processors() -> float:
-    import ray
-
+    ray: Any = import_module("ray")
     return float(ray.available_resources().get("CPU", 0))

@@ -65,7 +65,7 @@ WHOLE = ["scaffold", "feddyn"]
 @pytest.mark.parametrize("algorithm", ["reptile", "fomaml", "protonet", "perfedavg", "metasgd", *WHOLE])
 @pytest.mark.parametrize("speed", ["", "even"])
 def test_with_one_speed_and_a_buffer_of_a_round_it_is_synchronous_training(tmp_path: Path, algorithm: str, speed: str) -> None:
-    more = {"async_staleness": 0} if algorithm in WHOLE else {}
+    more: dict[str, Any] = {"async_staleness": 0} if algorithm in WHOLE else {}
     rounds = run(tmp_path / "sync", algorithm=algorithm, devices=speed)
     steps = run(tmp_path / "async", algorithm=algorithm, devices=speed, mode="async", **more)
     assert furthest(model(tmp_path / "sync"), model(tmp_path / "async")) < 1e-5
