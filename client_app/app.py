@@ -26,6 +26,7 @@ from quickbloom.common.engine.compiling import Auto
 from quickbloom.common.engine.round import TaskWork, run_round
 from quickbloom.common.errors import in_one_line
 from quickbloom.common.flower.names import log
+from quickbloom.common.maths.augmentation import read_augmentation
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.maths.kernels.compiler import find_compiler
 from quickbloom.common.maths.kernels.compiler import remark as kernel_remark
@@ -144,13 +145,17 @@ def _trained(message: Message, node: Node, state: RecordDict, request: TrainRequ
     message.content.clear()  # to free memory: it has been read
     algorithm, meta = node.algorithm_for(request.meta)
     fresh, store = algorithm.fresh(), KeptState(state, node.state_dir, request.lineage)
-    work = []
+    work, augmentation = [], read_augmentation(node.run.augment)
     Asked(node, state, request.lineage).to_train(node.check_hosted(request.task_ids))
     for task_id in request.task_ids:
         kept = store.load(task_id, fresh)
         for episode in range(node.episodes):
-            rng = generator(request.seed, "train", request.round, task_id, episode)
-            work.append(TaskWork(_draw(node, task_id, rng, request.clip), rng, kept))
+            place = request.round, task_id, episode
+            rng = generator(request.seed, "train", *place)
+            drawn = _draw(node, task_id, rng, request.clip)
+            if augmentation:
+                drawn = augmentation.of(drawn, generator(request.seed, "augment", *place))
+            work.append(TaskWork(drawn, rng, kept))
     compile = node.compile.round(request.round) if isinstance(node.compile, Auto) else node.compile
     result = run_round(algorithm, meta, work, node.chunk_size, compile=compile, clip=request.clip)
     for t, task_id in enumerate(request.task_ids if fresh else ()):

@@ -73,8 +73,8 @@ class Asked:
             self._by_schedule(request, inner_lr)
         self._add(_SCORED, request.task_ids)
 
-    def to_score_seen(self, request: EvaluateRequest, inner_lr: float) -> None:
-        """Record a request for scores of training tasks, or refuse it."""
+    def to_score_seen(self, request: EvaluateRequest, inner_lr: float, *, again: bool = False) -> None:
+        """Record a request for scores of training tasks, or refuse it. `again`: of the same model, by more scores."""
         self._check_data()
         run = self._node.run
         if self._hides or not run.scores_seen:
@@ -84,7 +84,11 @@ class Asked:
             raise WireError("scores of training tasks are asked for at other rates or shots than one of `adapt-lrs` and all")
         if request.steps not in (run.first_steps, *run.more_steps):
             raise WireError("scores of training tasks are asked for at other steps than `adapt-steps` of this run")
-        model = f"{_digest(request.meta)} {request.lrs[0]!r} {request.steps}"
+        name, steps = f"{_digest(request.meta)} {request.lrs[0]!r} ", request.steps
+        told = str(self._fields.get("seen", ""))
+        if again and told.startswith(name):
+            steps = max(steps, int(told.removeprefix(name)))  # fewer steps were told along with more
+        model = f"{name}{steps}"
         if self._fields.setdefault("seen", model) != model:
             raise WireError("this node has scored tasks that it trains on by another model, and does so by one in a run")
         # One that never trained here could train from now on.

@@ -1,8 +1,11 @@
 """Base class of every settings model: kebab-case keys outside, snake_case fields inside, frozen, no unknown keys."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from quickbloom.common.errors import ConfigError
 
 
 def _kebab(name: str) -> str:
@@ -18,6 +21,18 @@ class Options(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, alias_generator=_kebab, populate_by_name=True, allow_inf_nan=False
     )
+
+
+def refuse_idle(table: Options, keys: Iterable[str], why: str, name: str = "") -> None:
+    """Raise ConfigError for one of the settings `keys` that is not at its default, since it decides nothing.
+
+    `why`: what follows "does nothing" in the message; `name`: of the table, "" for the run's own settings.
+    """
+    for key in keys:
+        field = key.replace("-", "_")
+        value = getattr(table, field)
+        if value != type(table).model_fields[field].default:
+            raise ConfigError(f"`{f'{name}.' * bool(name)}{key}` does nothing {why}, got {value!r}: leave it out")
 
 
 def _number_as_text(value: Any) -> Any:

@@ -36,7 +36,7 @@ from quickbloom.server_app.events.kinds import RoundEnded, Scored
 from quickbloom.server_app.launch.follow import follow, run_here
 from quickbloom.server_app.launch.prepare import Start, own_data, settle
 from quickbloom.server_app.launch.settings import assigned
-from quickbloom.server_app.reporting.result_table import baseline_table, result_lines, result_table, users_table
+from quickbloom.server_app.reporting.result_table import baseline_tables, result_lines, result_table, users_table
 
 Kind = TypeVar("Kind", bound=type[Algorithm] | type[Dataset] | type[Model])
 Values = Mapping[str, Any]
@@ -73,7 +73,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         """Return the table of results, for a notebook."""
-        tables = [result_table(self.summary), users_table(self.summary), baseline_table(self.summary)]
+        tables = [result_table(self.summary), users_table(self.summary), *baseline_tables(self.summary)]
         return "".join(_as_html(table) for table in tables if table is not None)
 
 

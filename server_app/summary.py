@@ -58,8 +58,9 @@ def conclude(
     lr, steps = strategy.chosen_rate()
     test = _test_scores(grid, strategy, lr)
     shots = _score_shots(grid, strategy, lr, steps)
-    beside = strategy.score_baselines(grid, lr, steps) if strategy.config.baselines and test.task_ids else None
     seen, could_be = _seen_scores(grid, strategy, lr)
+    compared = strategy.config.baselines and (test.task_ids or seen)
+    beside = strategy.score_baselines(grid, lr, steps, seen.task_ids if seen else ()) if compared else None
     kind = strategy.population.spec.kind
     strategy.let_keep(grid, strategy.meta, lr, steps, directory.path.name)
     history = read_history(directory.path)
@@ -72,7 +73,7 @@ def conclude(
         "edge": _edge(strategy, validation, lr, steps),
         "test": _describe(strategy, test, lr),
         "validation": _describe(strategy, validation, lr),
-        "seen": _of_seen(strategy, seen, lr, could_be),
+        "seen": _of_seen(strategy, seen, lr, could_be, beside),
         "shots": shots,
         "baselines": _beside_baselines(strategy, beside) if beside else None,
         "seconds": {**seconds(), "round_median": pace},
@@ -191,12 +192,16 @@ def _seen_scores(grid: Grid, strategy: MetaStrategy, lr: float) -> tuple[Scores 
     return scores, could_be
 
 
-def _of_seen(strategy: MetaStrategy, scores: Scores | None, lr: float, could_be: int) -> dict[str, Any] | None:
-    """Return what `_describe` does, with how many training tasks were scored, of how many that could be."""
+def _of_seen(
+    strategy: MetaStrategy, scores: Scores | None, lr: float, could_be: int, beside: TaskScores | None
+) -> dict[str, Any] | None:
+    """Return what `_describe` does, with how many training tasks were scored, of how many that could be, and baselines."""
     described = _describe(strategy, scores, lr)
     if scores is None or described is None:
         return None
-    return {"tasks": len(scores.task_ids), "of": could_be, **described}
+    kind, metric = strategy.population.spec.kind, strategy.evaluation.metric
+    baselines = against_baselines(beside.of(scores.task_ids), names(kind), metric) if beside else None
+    return {"tasks": len(scores.task_ids), "of": could_be, **described, "baselines": baselines}
 
 
 def _facts(strategy: MetaStrategy) -> dict[str, Any]:

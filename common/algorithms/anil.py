@@ -13,7 +13,7 @@ from torch import Tensor
 from quickbloom.common.algorithms.base import AlgorithmOptions
 from quickbloom.common.algorithms.maml import Maml, MamlOptions
 from quickbloom.common.maths.batch import Batch
-from quickbloom.common.maths.inner_loop import descend
+from quickbloom.common.maths.inner_loop import built_on, descend
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params
 from quickbloom.common.options import Text
@@ -40,5 +40,5 @@ class Anil(Maml):
             return self.learner.loss({**meta, **head}, batch)
 
         head = {name: meta[name] for name in self._head}
-        for phi in descend(loss, head, iter([support] * steps), lr):
+        for phi in descend(built_on(self.learner.mean_loss, loss), head, iter([support] * steps), lr):
             yield {**meta, **phi}

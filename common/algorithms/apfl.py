@@ -15,11 +15,11 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.func import grad
 
 from quickbloom.common.algorithms.base import AlgorithmOptions
 from quickbloom.common.algorithms.local_sgd import AveragedOptions, KeepsState
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
+from quickbloom.common.maths.inner_loop import slope
 from quickbloom.common.maths.params import Params, add, dot, subtract
 
 MIXING = "apfl/mixing"
@@ -67,12 +67,12 @@ class Apfl(KeepsState):
         """Yield (w, what the task keeps) after 0, 1, .. steps."""
         yield w, kept
         for batch in batches:
-            slope = grad(self.learner.loss)(_mixture(w, kept), batch)
+            gradient = slope(self.learner.mean_loss, _mixture(w, kept), batch)
             share, personal = kept[MIXING], _personal(kept)
-            moved = add(personal, slope, -lr * share)
+            moved = add(personal, gradient, -lr * share)
             if self.options.adaptive:
-                share = (share - lr * dot(slope, subtract(personal, w))).clamp(0, 1)
-            w, kept = add(w, grad(self.learner.loss)(w, batch), -lr), {**moved, MIXING: share}
+                share = (share - lr * dot(gradient, subtract(personal, w))).clamp(0, 1)
+            w, kept = add(w, slope(self.learner.mean_loss, w, batch), -lr), {**moved, MIXING: share}
             yield w, kept
 
 

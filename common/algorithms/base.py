@@ -25,7 +25,7 @@ from quickbloom.common.maths.fast_paths import Summed
 from quickbloom.common.maths.inner_loop import descend
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params
-from quickbloom.common.options import Options
+from quickbloom.common.options import Options, refuse_idle
 
 
 class AlgorithmOptions(Options):
@@ -118,6 +118,12 @@ class Algorithm(ABC):
 
     Rules against liars and privacy, which change it, are refused then."""
 
+    needs_whole: ClassVar[bool] = False
+    """True if no contribution may count in part, because a task keeps all of what it tells the server: see `needs_mean`."""
+
+    has_outer_step: ClassVar[bool] = True
+    """False if nothing travels that the server's optimizer could move, so that its settings decide nothing."""
+
     first_order: bool = False
     """True if the inner loop of training is `fast_paths.end_of_descent`. On known models torch.compile then brings no gain."""
 
@@ -125,6 +131,13 @@ class Algorithm(ABC):
     def model_outputs(cls, options: Any, outputs: int) -> int:
         """Return the number of outputs the model needs for data with `outputs` classes or targets."""
         return outputs
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """Raise ConfigError for settings of its table that cannot work, or that decide nothing beside the others."""
+        if not cls.has_outer_step:
+            keys = ("outer-optimizer", "outer-lr", "outer-momentum", "outer-decay")
+            refuse_idle(options, keys, "because no weights travel that the server could move", cls.name)
 
     def __init__(self, options: Any, learner: Learner) -> None:
         if learner.kind not in self.kinds:
@@ -232,7 +245,7 @@ class Algorithm(ABC):
 
         The last are the personal parameters to predict with.
         """
-        return descend(self.learner.loss, meta, iter([support] * steps), lr)
+        return descend(self.learner.mean_loss, meta, iter([support] * steps), lr)
 
     def passing_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Like `adaptation_path`, but each result is valid only until the next is requested.
@@ -242,7 +255,7 @@ class Algorithm(ABC):
         """
         if type(self).adaptation_path is not Algorithm.adaptation_path:
             return self.adaptation_path(meta, support, lr, steps)
-        return descend(self.learner.loss, meta, iter([support] * steps), lr, passing=True)
+        return descend(self.learner.mean_loss, meta, iter([support] * steps), lr, passing=True)
 
     def personal_path(self, meta: Params, kept: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Like `adaptation_path`, for a task with the state `kept` on its node. One that never trained has none."""

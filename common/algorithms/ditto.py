@@ -37,7 +37,7 @@ class Ditto(FedAvg):
         self, meta: Params, kept: Params, episode: Episode, minibatches: Minibatches
     ) -> tuple[Params, Tensor, Params]:
         gradient, loss = self.meta_gradient(meta, episode, minibatches)
-        pulled = with_pull(self.learner.loss, meta, self.options.strength)
+        pulled = with_pull(self.learner.mean_loss, meta, self.options.strength)
         own = endpoint(pulled, kept, minibatches.batches(episode), self.options.inner_lr, self.optimizer)
         return self.with_zero_head(gradient), loss, own
 
@@ -50,4 +50,4 @@ class Ditto(FedAvg):
         return self._pulled_path(meta, kept, iter([support] * steps), lr)
 
     def _pulled_path(self, meta: Params, start: Params, batches: Iterator[Batch], lr: float | Tensor) -> Iterator[Params]:
-        return descend(with_pull(self.learner.loss, meta, self.options.strength), start, batches, lr)
+        return descend(with_pull(self.learner.mean_loss, meta, self.options.strength), start, batches, lr)

@@ -93,4 +93,4 @@ class FedAla(KeepsState):
 
     def personal_path(self, meta: Params, kept: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Yield the steps of a model that starts as the mixture by the weights in `kept`."""
-        return descend(self.learner.loss, self._mixed(meta, kept), iter([support] * steps), lr)
+        return descend(self.learner.mean_loss, self._mixed(meta, kept), iter([support] * steps), lr)

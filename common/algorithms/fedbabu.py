@@ -13,7 +13,7 @@ from torch import Tensor
 from quickbloom.common.algorithms.base import AlgorithmOptions
 from quickbloom.common.algorithms.local_sgd import AveragedOptions, LocalSgd
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
-from quickbloom.common.maths.inner_loop import descend, endpoint
+from quickbloom.common.maths.inner_loop import built_on, descend, endpoint
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params, split, subtract
 from quickbloom.common.options import Text
@@ -54,10 +54,11 @@ class FedBabu(LocalSgd):
         def loss(body: Params, batch: Batch) -> Tensor:
             return self.learner.loss({**body, **head}, batch)
 
-        body = endpoint(loss, meta, minibatches.batches(episode), self.options.inner_lr, self.optimizer)
+        of_body = built_on(self.learner.mean_loss, loss)
+        body = endpoint(of_body, meta, minibatches.batches(episode), self.options.inner_lr, self.optimizer)
         # The query examples were trained on as well, so this is a training loss.
         return subtract(meta, body), loss(body, episode.query)
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Yield full parameters after 0, 1, .. `steps` steps of body and head together."""
-        return descend(self.learner.loss, {**meta, **self.head()}, iter([support] * steps), lr)
+        return descend(self.learner.mean_loss, {**meta, **self.head()}, iter([support] * steps), lr)

@@ -32,6 +32,7 @@ class FedDyn(KeepsState):
     Options: ClassVar[type[AlgorithmOptions]] = FedDynOptions
     first_order = False
     needs_mean = "the server's correction has to stay the mean of what the tasks keep"
+    needs_whole = True
 
     def fresh(self) -> Params:
         return self.learner.zeros()
@@ -40,7 +41,7 @@ class FedDyn(KeepsState):
         self, meta: Params, kept: Params, episode: Episode, minibatches: Minibatches
     ) -> tuple[Params, Tensor, Params]:
         strength = self.options.strength
-        pulled = with_pull(self.learner.loss, meta, strength)
+        pulled = with_pull(self.learner.mean_loss, meta, strength)
         objective = with_slope(pulled, {name: -value for name, value in kept.items()})
         phi = endpoint(objective, meta, minibatches.batches(episode), self.options.inner_lr)
         gradient = subtract(meta, phi)

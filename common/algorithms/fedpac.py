@@ -22,7 +22,7 @@ from quickbloom.common.algorithms.local_sgd import AveragedOptions, KeepsState, 
 from quickbloom.common.maths import class_means
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.class_means import KNOWN, MEANS
-from quickbloom.common.maths.inner_loop import Loss, descend, endpoint
+from quickbloom.common.maths.inner_loop import Loss, built_on, descend, endpoint
 from quickbloom.common.maths.learner import Learner, cross_entropy, mean_over_examples
 from quickbloom.common.maths.linear_head import LinearHead
 from quickbloom.common.maths.params import Params, split, subtract
@@ -104,4 +104,4 @@ class FedPac(KeepsState):
 
     def _beside(self, body: Params) -> Loss:
         """Return the loss as a function of the head, with this body."""
-        return lambda head, batch: self.learner.loss({**body, **head}, batch)
+        return built_on(self.learner.mean_loss, lambda head, batch: self.learner.loss({**body, **head}, batch))

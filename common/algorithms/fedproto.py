@@ -40,6 +40,7 @@ class FedProto(KeepsState):
     starts_from_meta = False
     first_order = False
     needs_mean = "prototypes are quotients of sums and counts"
+    has_outer_step = False
 
     def __init__(self, options: Any, learner: Learner) -> None:
         super().__init__(options, learner)

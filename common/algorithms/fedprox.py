@@ -29,7 +29,7 @@ class FedProx(FedAvg):
     first_order = False
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
-        objective = with_pull(self.learner.loss, meta, self.options.strength)
+        objective = with_pull(self.learner.mean_loss, meta, self.options.strength)
         phi = endpoint(objective, meta, minibatches.batches(episode), self.options.inner_lr, self.optimizer)
         # The query examples were trained on as well, so this is a training loss.
         return subtract(meta, phi), self.learner.loss(phi, episode.query)

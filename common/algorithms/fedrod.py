@@ -17,7 +17,7 @@ from torch.func import grad
 from quickbloom.common.algorithms.base import AlgorithmOptions
 from quickbloom.common.algorithms.local_sgd import AveragedOptions, KeepsState
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
-from quickbloom.common.maths.inner_loop import Loss, descend
+from quickbloom.common.maths.inner_loop import Loss, built_on, descend, slope
 from quickbloom.common.maths.learner import Learner, cross_entropy, mean_over_examples
 from quickbloom.common.maths.linear_head import LinearHead
 from quickbloom.common.maths.params import Params, add, split, subtract
@@ -50,9 +50,9 @@ class FedRod(KeepsState):
         balanced, lr = self._balanced(episode), self.options.inner_lr
         generic, personal = meta, kept
         for batch in minibatches.batches(episode):
-            slope = grad(self._of_both(generic))(personal, batch)
+            of_head = slope(self._of_both(generic), personal, batch)
             generic = add(generic, grad(balanced)(generic, batch), -lr)
-            personal = add(personal, slope, -lr)
+            personal = add(personal, of_head, -lr)
         # The query examples were trained on as well, so this is a training loss.
         return subtract(meta, generic), self._of_both(generic)(personal, episode.query), personal
 
@@ -69,7 +69,7 @@ class FedRod(KeepsState):
 
     def _of_both(self, generic: Params) -> Loss:
         """Return the loss of the sum of both heads, as a function of the personal one."""
-        return lambda personal, batch: self.learner.loss(_sum(generic, personal), batch)
+        return built_on(self.learner.mean_loss, lambda personal, batch: self.learner.loss(_sum(generic, personal), batch))
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Yield the generic model, then with a personal head after 1, .. `steps` steps."""

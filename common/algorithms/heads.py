@@ -18,7 +18,7 @@ from quickbloom.common.algorithms.local_sgd import AveragedOptions, inner_steps,
 from quickbloom.common.algorithms.part_stays import PartStays
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.fast_paths import loss_of
-from quickbloom.common.maths.inner_loop import Loss, descend, endpoint
+from quickbloom.common.maths.inner_loop import Loss, built_on, descend, endpoint
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params, subtract
 from quickbloom.common.options import Text
@@ -87,4 +87,4 @@ class Heads(PartStays):
 
     def _beside(self, fixed: Params) -> Loss:
         """Return the loss as a function of one part, while the other is `fixed`."""
-        return lambda part, batch: self.learner.loss({**fixed, **part}, batch)
+        return built_on(self.learner.mean_loss, lambda part, batch: self.learner.loss({**fixed, **part}, batch))

@@ -16,11 +16,10 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.func import grad_and_value
 
 from quickbloom.common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
-from quickbloom.common.maths.inner_loop import descend_towards, gradient_and_hessian, last
+from quickbloom.common.maths.inner_loop import descend_towards, gradient_and_hessian, gradient_and_value, last
 from quickbloom.common.maths.params import Params, add, dot, subtract
 
 
@@ -39,7 +38,7 @@ class Imaml(Algorithm):
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
         phi = last(self.adaptation_path(meta, episode.support, self.options.inner_lr, self.options.inner_steps))
-        gradient, loss = grad_and_value(self.learner.loss)(phi, episode.query)
+        gradient, loss = gradient_and_value(self.learner.mean_loss, phi, episode.query)
         _, times_hessian = gradient_and_hessian(lambda phi: self.learner.loss(phi, episode.support), phi)
 
         def matrix(p: Params) -> Params:
@@ -49,7 +48,7 @@ class Imaml(Algorithm):
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Yield the proximal gradient steps towards the solution of the inner problem, in training and at evaluation."""
-        return descend_towards(self.learner.loss, meta, meta, iter([support] * steps), lr, self.options.strength)
+        return descend_towards(self.learner.mean_loss, meta, meta, iter([support] * steps), lr, self.options.strength)
 
 
 def conjugate_gradient(matrix: Callable[[Params], Params], b: Params, steps: int) -> Params:

@@ -5,7 +5,7 @@ round to round where it stopped: the "Local" of papers on personalised federated
 """
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -16,6 +16,7 @@ from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.fast_paths import end_of_descent, loss_of
 from quickbloom.common.maths.inner_loop import descend
 from quickbloom.common.maths.params import Params
+from quickbloom.common.options import refuse_idle
 
 
 class LocalOptions(LocalSgdOptions):
@@ -34,6 +35,15 @@ class Local(LocalSgd):
     plain_steps = False
     starts_from_meta = False
     tunes_inner_lr = False
+    has_outer_step = False
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        if not options.keep:
+            keys = ("batch-size", "local-epochs", "inner-optimizer", "inner-momentum")
+            why = "without `local.keep`, because a task then takes `inner-steps` plain steps on its whole support"
+            refuse_idle(options, keys, why, cls.name)
+        super().check_options(options)
 
     def init(self) -> Params:
         return {}
@@ -56,8 +66,8 @@ class Local(LocalSgd):
         return {}, loss_of(self.learner, phi, episode.query), phi
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
-        return descend(self.learner.loss, self.learner.initial(), iter([support] * steps), lr)
+        return descend(self.learner.mean_loss, self.learner.initial(), iter([support] * steps), lr)
 
     def personal_path(self, meta: Params, kept: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Yield the steps of the model that the task keeps, if it keeps one."""
-        return descend(self.learner.loss, kept or self.learner.initial(), iter([support] * steps), lr)
+        return descend(self.learner.mean_loss, kept or self.learner.initial(), iter([support] * steps), lr)

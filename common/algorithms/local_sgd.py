@@ -13,6 +13,7 @@ from quickbloom.common.maths.fast_paths import Summed, end_of_descent, has_kerne
 from quickbloom.common.maths.inner_loop import InnerOptimizer
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params
+from quickbloom.common.options import refuse_idle
 
 
 class LocalSgdOptions(InnerLoopOptions):
@@ -41,14 +42,15 @@ class LocalSgd(Algorithm):
     plain_steps: ClassVar[bool] = True
     """True if the local steps have to be those of SGD. Other optimizers are refused then."""
 
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        super().check_options(options)
+        if _optimizer(cls, options).plain:
+            refuse_idle(options, ["inner-momentum"], 'with `inner-optimizer = "sgd"`', cls.name)
+
     def __init__(self, options: Any, learner: Learner) -> None:
         super().__init__(options, learner)
-        self.optimizer = InnerOptimizer(options.inner_optimizer, options.inner_momentum)
-        if self.plain_steps and not self.optimizer.plain:
-            raise ConfigError(
-                f'`{self.name}.inner-optimizer` must be "sgd", as the paper of {self.name} has it, got '
-                f'"{options.inner_optimizer}": leave it out, or choose `fedavg`, `reptile`, `heads` or `ditto`'
-            )
+        self.optimizer = _optimizer(type(self), options)
 
     def minibatch_indices(self, num_examples: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
         steps = inner_steps(self.options, num_examples)
@@ -66,6 +68,17 @@ class LocalSgd(Algorithm):
             return None
         batches, lr = minibatches.of(episode, axis=1), self.options.inner_lr
         return sum_of_descents(self.learner, meta, batches, episode.query, lr, weights, clip)
+
+
+def _optimizer(algorithm: type[LocalSgd], options: Any) -> InnerOptimizer:
+    """Return the optimizer of the local steps. Raises ConfigError for one that the algorithm has no steps of."""
+    optimizer = InnerOptimizer(options.inner_optimizer, options.inner_momentum)
+    if algorithm.plain_steps and not optimizer.plain:
+        raise ConfigError(
+            f'`{algorithm.name}.inner-optimizer` must be "sgd", as the paper of {algorithm.name} has it, got '
+            f'"{options.inner_optimizer}": leave it out, or choose `fedavg`, `reptile`, `heads` or `ditto`'
+        )
+    return optimizer
 
 
 class KeepsState(LocalSgd):

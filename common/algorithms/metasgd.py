@@ -11,11 +11,11 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.func import grad
 
 from quickbloom.common.algorithms.base import AlgorithmOptions
 from quickbloom.common.algorithms.maml import Maml, MamlOptions
 from quickbloom.common.maths.batch import Batch
+from quickbloom.common.maths.inner_loop import slope
 from quickbloom.common.maths.params import Params
 
 RATE = "rate/"
@@ -43,6 +43,6 @@ class MetaSgd(Maml):
         phi = {name: value for name, value in meta.items() if not name.startswith(RATE)}
         yield phi
         for _ in range(steps):
-            gradient = grad(self.learner.loss)(phi, support)
+            gradient = slope(self.learner.mean_loss, phi, support)
             phi = {name: value - scale * meta[RATE + name] * gradient[name] for name, value in phi.items()}
             yield phi

@@ -52,4 +52,4 @@ class PartStays(KeepsState):
 
     def personal_path(self, meta: Params, kept: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Yield full parameters after 0, 1, .. `steps` steps of both parts from the part `kept`."""
-        return descend(self.learner.loss, {**meta, **kept}, iter([support] * steps), lr)
+        return descend(self.learner.mean_loss, {**meta, **kept}, iter([support] * steps), lr)

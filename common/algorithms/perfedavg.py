@@ -13,11 +13,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
-from torch.func import grad
 
 from quickbloom.common.algorithms.base import Algorithm, AlgorithmOptions
 from quickbloom.common.maths.batch import Episode, Minibatches
-from quickbloom.common.maths.inner_loop import gradient_and_hessian
+from quickbloom.common.maths.inner_loop import gradient_and_hessian, slope
 from quickbloom.common.maths.params import Params, add, subtract
 
 
@@ -39,12 +38,12 @@ class PerFedAvg(Algorithm):
         w, beta = meta, self.options.local_lr or self.options.inner_lr
         for _ in range(self.options.local_steps):
             w = add(w, self.local_meta_gradient(w, episode), -beta)
-        adapted = add(w, grad(self.learner.loss)(w, episode.support), -self.options.inner_lr)
+        adapted = add(w, slope(self.learner.mean_loss, w, episode.support), -self.options.inner_lr)
         return subtract(meta, w), self.learner.loss(adapted, episode.query)
 
     def local_meta_gradient(self, w: Params, episode: Episode) -> Params:
         """Return (I - alpha H(w)) v, or v alone if `variant` is "fo"."""
         alpha = self.options.inner_lr
         gradient, times_hessian = gradient_and_hessian(lambda w: self.learner.loss(w, episode.support), w)
-        v: Params = grad(self.learner.loss)(add(w, gradient, -alpha), episode.query)
+        v: Params = slope(self.learner.mean_loss, add(w, gradient, -alpha), episode.query)
         return v if self.options.variant == "fo" else add(v, times_hessian(v), -alpha)

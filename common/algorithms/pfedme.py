@@ -62,4 +62,4 @@ class PFedMe(Algorithm):
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Yield the proximal gradient steps from `meta` towards the proximal point of the loss on `support`."""
-        return descend_towards(self.learner.loss, meta, meta, iter([support] * steps), lr, self.options.strength)
+        return descend_towards(self.learner.mean_loss, meta, meta, iter([support] * steps), lr, self.options.strength)

@@ -34,6 +34,7 @@ class Scaffold(KeepsState):
     Options: ClassVar[type[AlgorithmOptions]] = AveragedOptions
     first_order = False
     needs_mean = "the server's control variate has to stay the mean of those that the tasks keep"
+    needs_whole = True
 
     def init(self) -> Params:
         """Return theta, and for each of its numbers the server's control under "control/" and the parameter's name: 0."""
@@ -48,7 +49,7 @@ class Scaffold(KeepsState):
     ) -> tuple[Params, Tensor, Params]:
         theta, control = _parts(meta)
         lr, steps = self.options.inner_lr, minibatches.rows.shape[0]
-        objective = with_slope(self.learner.loss, subtract(control, kept))
+        objective = with_slope(self.learner.mean_loss, subtract(control, kept))
         y = endpoint(objective, theta, minibatches.batches(episode), lr)
         moved = subtract(theta, y)
         own = add(subtract(kept, control), moved, 1 / (steps * lr))
@@ -63,7 +64,7 @@ class Scaffold(KeepsState):
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Yield theta after 0, 1, .. `steps` gradient steps."""
-        return descend(self.learner.loss, _parts(meta)[0], iter([support] * steps), lr)
+        return descend(self.learner.mean_loss, _parts(meta)[0], iter([support] * steps), lr)
 
 
 def _parts(meta: Params) -> tuple[Params, Params]:

@@ -10,7 +10,9 @@ from quickbloom.common.datasets import DATASETS
 from quickbloom.common.datasets.own import Own, OwnOptions
 from quickbloom.common.datasets.partitioned import PartitionedOptions
 from quickbloom.common.errors import ConfigError, did_you_mean
+from quickbloom.common.maths.augmentation import read_augmentation
 from quickbloom.common.models import is_own_model
+from quickbloom.common.options import refuse_idle
 
 if TYPE_CHECKING:
     from quickbloom.common.config.run import RunConfig, Scalar
@@ -20,6 +22,7 @@ def check(config: "RunConfig") -> None:
     """Raise ConfigError for settings that each are of the right type, and cannot work all the same."""
     _check_choices(config)
     _check_numbers(config)
+    REGISTRIES["algorithm"][config.algorithm].check_options(config.table(config.algorithm))
     for key, path in (("output-dir", config.output_dir), ("resume-from", config.resume_from)):
         if path and not Path(path).is_absolute():
             raise ConfigError(f"`{key}` must be an absolute path, because the server runs elsewhere, got {path!r}")
@@ -30,6 +33,9 @@ def check(config: "RunConfig") -> None:
     _check_scale(config)
     _check_asynchronous(config)
     _check_mean(config)
+    read_augmentation(config.augment)  # whether the examples are images only the data tell
+    if config.dropout:
+        _require("`dropout = true`", ("compile", config.compile is True, False, "tasks with random numbers are not compiled"))
     _check_partition(config)
     _check_users(config)
 
@@ -137,6 +143,8 @@ def _check_users(config: "RunConfig") -> None:
             f'`test-tasks` must be 0 with `evaluate-users = "seen"`, which scores no task that is held out for it, got '
             f'{config.test_tasks:g}: leave it out, or set `evaluate-users` to "both"'
         )
+    if not config.scores_seen:
+        refuse_idle(config, ["seen-users"], why_not_seen(config) or f'with `evaluate-users = "{config.evaluate_users}"`')
 
 
 def _check_asynchronous(config: "RunConfig") -> None:
@@ -162,6 +170,10 @@ def _check_asynchronous(config: "RunConfig") -> None:
         ("over-select", config.over_select, 1, "nobody is waited for anyway"),
         ("min-replies", config.min_replies, 0, "`async-buffer` says how many tasks a step needs"),
     )
+    algorithm = REGISTRIES["algorithm"][config.algorithm]
+    if algorithm.needs_whole:
+        setting = f'`mode = "async"` and `algorithm = "{config.algorithm}"`'
+        _require(setting, ("async-staleness", config.async_staleness, 0, algorithm.needs_mean))
 
 
 def _check_encoder(config: "RunConfig") -> None:
@@ -187,7 +199,7 @@ def _check_mean(config: "RunConfig") -> None:
 
 
 def _check_partition(config: "RunConfig") -> None:
-    """Raise ConfigError for a partition that is none, and where there is no table to spread."""
+    """Raise ConfigError for a partition that is none, where there is no table to spread, and for settings without use."""
     able = [name for name, dataset in DATASETS.items() if issubclass(dataset.Options, PartitionedOptions)]
     if config.dataset not in able:
         for key, value in (("partition", config.partition), ("users", config.users)):
@@ -196,14 +208,23 @@ def _check_partition(config: "RunConfig") -> None:
                     f"`{key}` is for the data sets {', '.join(able)}, whose examples can be one table, got {value!r} for "
                     f"'{config.dataset}', which has users of its own"
                 )
+        refuse_idle(config, _OF_PARTITIONS, _WITHOUT_PARTITION)
         return
     if (spread := config.spread) is not None:
-        spread.checked()
+        if spread.checked().scheme.kind != "dirichlet":
+            why = f'with `partition = "{spread.text}"`, because dirichlet alone is redrawn for it'
+            refuse_idle(config, ["least-per-user"], why)
     elif config.users:
         raise ConfigError(
             f"`users` says how many users share the examples of a `partition`, got {config.users} without one: set "
             "`partition`, such as dirichlet:0.1, or leave `users` out"
         )
+    else:
+        refuse_idle(config, _OF_PARTITIONS, _WITHOUT_PARTITION)
+
+
+_OF_PARTITIONS = ("partition-seed", "least-per-user", "test-share", "support-share")
+_WITHOUT_PARTITION = "without a `partition`, because only simulated users are drawn and divided by it"
 
 
 def _check_scale(config: "RunConfig") -> None:

@@ -79,6 +79,16 @@ class RunConfig(Options):
     split: Literal["auto", "hashed", "exact"] = Field(
         "auto", description="hashed: each task by its own hash; exact: exact shares; auto: hashed for own data and with privacy"
     )
+    augment: Text = Field(
+        "",
+        description="how images vary in training, once for each draw of a task: shift:N by up to N pixels each way, flip from "
+        'left to right, or both as shift:N,flip; "": not at all, as wherever something is scored',
+    )
+    dropout: bool = Field(
+        False,
+        description="keep the model's dropout on in the local steps of training, for which tasks are computed one after the "
+        "other; scores are without it in any case",
+    )
     evaluate_users: Literal["auto", "unseen", "seen", "both"] = Field(
         "auto",
         description="who is scored at the end: unseen, tasks that are held out; seen, training tasks on test examples of their "

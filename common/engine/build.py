@@ -20,6 +20,7 @@ from quickbloom.common.datasets.base import DataSpec
 from quickbloom.common.datasets.own import is_encoded
 from quickbloom.common.engine.round import TaskWork, evaluate, run_round
 from quickbloom.common.errors import ConfigError, in_one_line
+from quickbloom.common.maths.augmentation import read_augmentation
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import LARGE
@@ -42,6 +43,8 @@ def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _C
     """
     chosen, options = ALGORITHMS[config.algorithm], config.table(config.algorithm)
     model = _model_of(config, spec)
+    if augmentation := read_augmentation(config.augment):
+        augmentation.check(spec.input_shape)
     if _trains_itself(model):
         module = build_model(model, config.table(model), spec.input_shape, spec.outputs, config.seed)
         learner = Learner(module, spec.kind, spec.outputs)
@@ -56,6 +59,10 @@ def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _C
     foreign = model not in MODELS or registries.is_users(MODELS[model]) or MODELS[model].pretrained
     # The tests cover large built-in models by small ones.
     learner.reduced = _reduced(config, model, learner)
+    if config.dropout:
+        learner.keep_dropout()
+        if not tried:
+            _try_dropout(learner, model, spec)
     if foreign or not (tried or (ours and _size(learner) >= LARGE)):
         _try_reduced(chosen(_few_steps(options), learner), model, spec)
     learner.to(device)
@@ -89,6 +96,33 @@ def _try_reduced(algorithm: Algorithm, model: str, spec: DataSpec) -> None:
             f'`inner-dtype` must be "float32" with `model = "{model}"`, which cannot be computed in bfloat16 '
             f"({in_one_line(error.__cause__ or error)})"
         ) from error
+
+
+def _try_dropout(learner: Learner, model: str, spec: DataSpec) -> None:
+    """Raise ConfigError unless the model draws random numbers in training, and changes nothing then."""
+    subject, before = f'`model = "{model}"`', _versions(learner)
+    with learner.training(0), torch.no_grad():
+        state = torch.random.get_rng_state()
+        try:
+            outputs: object = learner.apply(learner.initial(), _made_up(spec).to(learner.device))
+        except Exception as error:  # the user's code may raise anything
+            raise ConfigError(
+                f"`dropout` must be false with {subject}, which raised {in_one_line(error)} in training mode: leave it out"
+            ) from error
+        same = torch.equal(torch.random.get_rng_state(), state)
+    if not isinstance(outputs, Tensor):
+        raise ConfigError(
+            f"`dropout` must be false with {subject}, which returned a {type(outputs).__name__} in training mode: leave it out"
+        )
+    if same:
+        raise ConfigError(
+            f"`dropout` must be false with {subject}, which has no dropout: leave it out, or choose another `model`"
+        )
+    if changed := [name for name, version in _versions(learner).items() if before.get(name) != version]:
+        raise ConfigError(
+            f"`dropout` must be false with {subject}, which changes its buffer `{changed[0]}` in training mode, and all tasks "
+            "share it: leave it out"
+        )
 
 
 def constants_of(config: RunConfig, spec: DataSpec) -> str:

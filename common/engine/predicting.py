@@ -19,20 +19,29 @@ Numbers = np.ndarray[Any, Any]
 
 
 def predict_tests(
-    algorithm: Algorithm, meta: Params, draws: Sequence[TaskData], lr: float, steps: int, chunk_size: int | AutoChunks
+    algorithm: Algorithm,
+    meta: Params,
+    draws: Sequence[TaskData],
+    lr: float,
+    steps: int,
+    chunk_size: int | AutoChunks,
+    kept: Sequence[Params] | None = None,
 ) -> list[Outputs]:
-    """Return the outputs for the test part of every draw, before adaptation to its support and after `steps` steps."""
+    """Return the outputs for the test part of every draw, before adaptation to its support and after `steps` steps.
+
+    `kept`: the state of every draw's task on its node; None: the tasks are new.
+    """
     knows = type(algorithm).deviation is not Algorithm.deviation
 
-    def outputs(theta: Params, _: None, support: Batch, x: Tensor) -> tuple[Tensor, ...]:
+    def outputs(theta: Params, own: Params | None, support: Batch, x: Tensor) -> tuple[Tensor, ...]:
         before = None
-        for phi in algorithm.passing_path(theta, support, lr, steps):
+        for phi in path_of(algorithm, theta, own, support, lr, steps):
             before = algorithm.predict(phi, x) if before is None else before
         deviation = algorithm.deviation(phi, x)
         assert before is not None  # a path has at least its beginning
         return (before, algorithm.predict(phi, x), *([] if deviation is None else [deviation]))
 
-    found = _mapped(outputs, algorithm, meta, draws, chunk_size)
+    found = _mapped(outputs, algorithm, meta, draws, chunk_size, kept)
     return [Outputs(parts[0], parts[1], parts[2][:, 0] if knows else None) for parts in found]
 
 

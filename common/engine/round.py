@@ -84,7 +84,8 @@ def run_round(
     for some in _stacks(algorithm, work, chunk_size):
         numbers = [1.0 if clip else algorithm.weight(work[i].num_examples) for i in some.positions]
         weights = torch.tensor(numbers, dtype=torch.float64, device=algorithm.learner.device)
-        summed = None if some.kept else algorithm.sum_up(meta, some.episode, some.minibatches, weights, clip)
+        plain = not some.kept and some.seed is None
+        summed = algorithm.sum_up(meta, some.episode, some.minibatches, weights, clip) if plain else None
         if summed is not None:
             finite, norms, of_part = summed.norms.isfinite(), summed.norms, summed.losses
             weights = weights * finite
@@ -92,7 +93,7 @@ def run_round(
             for name, value in algorithm.with_zero_head(summed.total).items():
                 total[name] += value
         else:
-            part = _part(some.positions, *_contribute(algorithm, compile)(meta, some.kept, some.episode, some.minibatches))
+            part = _contributed(algorithm, meta, some, compile)
             finite, norms, of_part = part.finite, task_norms(part.gradients) if clip else weights, part.losses
             weights = weights * finite
             scaled = weights * (clip / norms.clamp(min=clip)) if clip else weights
@@ -121,12 +122,16 @@ def run_round(
 
 @dataclass(frozen=True)
 class _Stack:
-    """Some of a round's tasks with a leading task axis: their `positions` in the round, and their state `kept` so far."""
+    """Some of a round's tasks with a leading task axis: their `positions` in the round, and their state `kept` so far.
+
+    `seed`: of the random numbers of the only task, where the model has any in training.
+    """
 
     positions: list[int]
     episode: Episode
     minibatches: Minibatches
     kept: Params
+    seed: int | None = None
 
 
 def _stacks(algorithm: Algorithm, work: Sequence[TaskWork], chunk_size: int | AutoChunks) -> Iterator[_Stack]:
@@ -136,7 +141,9 @@ def _stacks(algorithm: Algorithm, work: Sequence[TaskWork], chunk_size: int | Au
     # State comes from a record or a file, hence on the CPU; a fresh state is already on the model's device.
     kept = [algorithm.fresh() if w.kept is None else {name: value.to(device) for name, value in w.kept.items()} for w in work]
     drawn = {i: algorithm.minibatch_indices(work[i].num_examples, work[i].rng) for i in whole}
-    most = at_once(algorithm.learner, chunk_size)
+    # Random numbers of several tasks would depend on which are computed together, and on their padding.
+    random = algorithm.learner.dropout
+    most = 1 if random else at_once(algorithm.learner, chunk_size)
     room = rows_at_once(work[whole[0]].data.support.x) if whole else 0
     for alike in _by_steps(whole, drawn):
         every = chunks([_sizes(work[i].data) for i in alike], most, exact=algorithm.learner.mixes_examples)
@@ -148,7 +155,8 @@ def _stacks(algorithm: Algorithm, work: Sequence[TaskWork], chunk_size: int | Au
             num_support = [w.data.support.x.shape[0] for w in chosen]
             minibatches = _stack_minibatches([drawn[i] for i in positions], num_support, episode, device)
             before = {name: torch.stack([kept[i][name] for i in positions]) for name in kept[positions[0]]}
-            yield _Stack(positions, episode, minibatches, before)
+            seed = int(work[positions[0]].rng.integers(2**63)) if random else None
+            yield _Stack(positions, episode, minibatches, before, seed)
 
 
 def _by_steps(whole: Sequence[int], drawn: Mapping[int, np.ndarray[Any, Any] | None]) -> list[list[int]]:
@@ -178,9 +186,15 @@ def contributions(
     algorithm: Algorithm, meta: Params, work: Sequence[TaskWork], chunk_size: int | AutoChunks, *, compile: bool | Auto = False
 ) -> Iterator[Part]:
     """Yield every task's meta-gradient by itself, before weighting, clipping and averaging; `chunk_size` tasks at once."""
-    contribute = _contribute(algorithm, compile)
     for some in _stacks(algorithm, work, chunk_size):
-        yield _part(some.positions, *contribute(meta, some.kept, some.episode, some.minibatches))
+        yield _contributed(algorithm, meta, some, compile)
+
+
+def _contributed(algorithm: Algorithm, meta: Params, some: _Stack, compile: bool | Auto) -> Part:
+    if some.seed is None:
+        return _part(some.positions, *_contribute(algorithm, compile)(meta, some.kept, some.episode, some.minibatches))
+    with algorithm.learner.training(some.seed):
+        return _part(some.positions, *mapped(algorithm)(meta, some.kept, some.episode, some.minibatches))
 
 
 def _part(positions: list[int], gradients: Params, loss: Tensor, after: Params) -> Part:

@@ -1,11 +1,20 @@
 """Input of the algorithms: weighted batches, and the three parts of a task."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+PIECE = 2**19
+"""Most numbers in the inputs of one task that go through a model at once: 668 images of 28 x 28. A user may have thousands."""
+
+
+def in_one_piece(shape: Sequence[int]) -> int:
+    """Return how many examples of this shape, all of one task, go through a model at once: one or more."""
+    return max(1, PIECE // max(1, math.prod(shape)))
 
 
 class Batch(NamedTuple):
@@ -48,6 +57,14 @@ class Batch(NamedTuple):
         members = (self.y.unsqueeze(1) == self.y).sum(dim=1).to(self.weight.dtype)
         classes = (1 / members).sum()
         return self._replace(weight=len(self.y) / (classes * members))
+
+    def pieces(self) -> list["Batch"]:
+        """Return the examples of one task in even pieces, none larger than `in_one_piece` says."""
+        n, most = self.x.shape[0], in_one_piece(self.x.shape[1:])
+        if n <= most:
+            return [self]
+        size = -(-n // -(-n // most))
+        return [Batch(*part) for part in zip(*(torch.split(values, size) for values in self), strict=True)]
 
     def times(self, steps: int) -> "Batch":
         """Return this batch repeated along a new leading axis of `steps`; nothing is copied."""

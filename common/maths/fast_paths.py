@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quickbloom.common.maths.batch import Batch, Draws
+from quickbloom.common.maths.batch import Batch, Draws, in_one_piece
 from quickbloom.common.maths.inner_loop import PLAIN, InnerOptimizer, endpoint, gradient_and_value
 from quickbloom.common.maths.kernels.network import Network
 from quickbloom.common.maths.kernels.train import Train, What, known, sum_up
@@ -46,20 +46,20 @@ def end_of_descent(
     """
     if not optimizer.plain:
         steps = batches.stacked() if isinstance(batches, Draws) else batches
-        return endpoint(learner.loss, start, steps.unbind(), lr, optimizer)
+        return endpoint(learner.mean_loss, start, steps.unbind(), lr, optimizer)
     if (network := _network(learner, start, batches)) is not None:
         return network.named(_train("descent", network, start, batches, lr))
     steps = batches.stacked() if isinstance(batches, Draws) else batches
     names = None if torch.compiler.is_compiling() else _layers(learner)
     if names is not None and set(names) == start.keys():
         return descend_perceptron(names, start, steps, lr)
-    return endpoint(learner.loss, start, steps.unbind(), lr)
+    return endpoint(learner.mean_loss, start, steps.unbind(), lr)
 
 
 def gradient_and_loss(learner: Learner, at: Params, batch: Batch) -> tuple[Params, Tensor]:
     """Return (gradient with the keys of `at`, loss) of one batch; works under `vmap`."""
     if (network := _network(learner, at, batch.times(1))) is None:
-        return gradient_and_value(learner.loss, at, batch)
+        return gradient_and_value(learner.mean_loss, at, batch)
     *gradient, loss = _train("gradient", network, at, batch.times(1))
     return network.named(gradient), loss
 
@@ -128,6 +128,8 @@ def _network(learner: Learner, at: Params, batches: Batch | Draws, *, stacked: i
         return None
     first = stacked + (1 if isinstance(batches, Draws) else 2)  # axes before those of one example
     size = batches.weight.shape[-1]
+    if size > in_one_piece(batches.x.shape[first:]):  # the kernels have the numbers of all examples in memory at once
+        return None
     of_the_kind = (learner.kind == "classification") == (batches.y.dtype == torch.int64) and type(learner) is Learner
     return network if of_the_kind and network.takes(at, batches.x, batches.y, first, size) else None
 

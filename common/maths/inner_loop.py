@@ -14,6 +14,49 @@ _PIECE = 2**20  # numbers
 Loss = Callable[[Params, Batch], Tensor]
 
 
+class MeanLoss:
+    """A loss that is a mean over the examples of a batch, and terms without examples: its gradient can be taken in pieces."""
+
+    def __init__(self, plain: Loss) -> None:
+        self.plain = plain
+
+    def __call__(self, params: Params, batch: Batch) -> Tensor:
+        return self.plain(params, batch)
+
+
+def built_on(base: Loss, loss: Loss) -> Loss:
+    """Return `loss` as a `MeanLoss` if `base` is one, of which `loss` is made by other parameters or terms without examples."""
+    return MeanLoss(loss) if isinstance(base, MeanLoss) else loss
+
+
+def slope(loss: Loss, at: Params, batch: Batch) -> Params:
+    """Return grad loss(at, batch). That of a `MeanLoss` over many examples is summed over pieces, which bounds the memory.
+
+    A gradient taken through this one is exact, and needs the memory of all pieces.
+    """
+    plain, parts = _parts(loss, batch)
+    if len(parts) == 1:
+        found: Params = grad(plain)(at, batch)
+        return found
+    total = {name: torch.zeros_like(value) for name, value in at.items()}
+    for piece, share in parts:
+        total = add(total, grad(plain)(at, piece), share)
+    return total
+
+
+def _parts(loss: Loss, batch: Batch) -> tuple[Loss, list[tuple[Batch, Tensor]]]:
+    """Return (a loss, pieces of the batch with their shares): its sum over pieces by these shares is `loss` of the batch."""
+    pieces = batch.pieces() if isinstance(loss, MeanLoss) else [batch]
+    plain = loss.plain if isinstance(loss, MeanLoss) else loss
+    if len(pieces) == 1:
+        return plain, [(batch, batch.weight.new_ones(()))]
+    weights = [piece.weight.sum() for piece in pieces]
+    whole = torch.stack(weights).sum()
+    # Nothing but padding has no mean: its copies of an example are taken as examples, and then count as nothing.
+    known = [piece._replace(weight=torch.where(own > 0, piece.weight, 1.0)) for piece, own in zip(pieces, weights, strict=True)]
+    return plain, [(piece, own / whole) for piece, own in zip(known, weights, strict=True)]
+
+
 @dataclass(frozen=True)
 class InnerOptimizer:
     """How a step follows from a gradient. `kind`: sgd, momentum or adam; `momentum`: beta of the second, beta1 of the third.
@@ -35,13 +78,13 @@ class InnerOptimizer:
         yield phi
         mean = square = {name: torch.zeros_like(value) for name, value in start.items()}
         for step, batch in enumerate(batches, 1):
-            slope = grad(loss)(phi, batch)
+            gradient = slope(loss, phi, batch)
             if self.kind == "momentum":
-                mean = add(slope, mean, self.momentum)
+                mean = add(gradient, mean, self.momentum)
                 phi = add(phi, mean, -lr)
             else:
-                mean = {name: self.momentum * mean[name] + (1 - self.momentum) * value for name, value in slope.items()}
-                square = {name: 0.999 * square[name] + 0.001 * value.square() for name, value in slope.items()}
+                mean = {name: self.momentum * mean[name] + (1 - self.momentum) * value for name, value in gradient.items()}
+                square = {name: 0.999 * square[name] + 0.001 * value.square() for name, value in gradient.items()}
                 first, second = 1 - self.momentum**step, 1 - 0.999**step
                 moves = {name: mean[name] / first / ((square[name] / second).sqrt() + 1e-8) for name in phi}
                 phi = add(phi, moves, -lr)
@@ -75,9 +118,9 @@ def descend(
     yield phi
     for batch in batches:
         if passing and isinstance(lr, Tensor):
-            phi = _moved(phi, grad(loss)(phi, batch), -lr, in_place=phi is not start)
+            phi = _moved(phi, slope(loss, phi, batch), -lr, in_place=phi is not start)
         else:
-            phi = add(phi, grad(loss)(phi, batch), -lr)
+            phi = add(phi, slope(loss, phi, batch), -lr)
         yield phi
 
 
@@ -91,24 +134,51 @@ def endpoint(loss: Loss, start: Params, batches: Iterator[Batch], lr: float, opt
         return last(descend(loss, start, batches, lr, optimizer=optimizer))
     phi = {name: _leaf(value) for name, value in start.items()}
     for batch in batches:
-        with torch.enable_grad():
-            slopes = torch.autograd.grad(loss(phi, batch), list(phi.values()), materialize_grads=True)
+        slopes, _ = _by_autograd(loss, phi, batch)
         with torch.no_grad():
-            for value, slope in zip(phi.values(), slopes, strict=True):
-                value.sub_(slope, alpha=lr)
+            for value, moves in zip(phi.values(), slopes, strict=True):
+                value.sub_(moves, alpha=lr)
     return {name: value.detach().contiguous() for name, value in phi.items()}
 
 
 def gradient_and_value(loss: Loss, at: Params, batch: Batch) -> tuple[Params, Tensor]:
     """Return (gradient of the loss with the keys of `at`, the loss), through which no gradient is taken. See `endpoint`."""
-    if _is_transformed():
-        found: tuple[Params, Tensor] = grad_and_value(loss)(at, batch)
+    if not _is_transformed():
+        leaves = {name: _leaf(value) for name, value in at.items()}
+        slopes, value = _by_autograd(loss, leaves, batch)
+        return {name: moves.contiguous() for name, moves in zip(leaves, slopes, strict=True)}, value
+    plain, parts = _parts(loss, batch)
+    found: tuple[Params, Tensor] = grad_and_value(plain)(at, parts[0][0])
+    if len(parts) == 1:
         return found
-    leaves = {name: _leaf(value) for name, value in at.items()}
-    with torch.enable_grad():
-        value = loss(leaves, batch)
-        slopes = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
-    return {name: slope.contiguous() for name, slope in zip(leaves, slopes, strict=True)}, value.detach()
+    total, mean = (
+        add({name: torch.zeros_like(value) for name, value in at.items()}, found[0], parts[0][1]),
+        parts[0][1] * found[1],
+    )
+    for piece, share in parts[1:]:
+        gradient, value = grad_and_value(plain)(at, piece)
+        total, mean = add(total, gradient, share), mean + share * value
+    return total, mean
+
+
+def _by_autograd(loss: Loss, leaves: Params, batch: Batch) -> tuple[list[Tensor], Tensor]:
+    """Return (gradients by `leaves`, the loss) of plain autograd, in pieces as `slope` is."""
+    plain, parts = _parts(loss, batch)
+    total: list[Tensor] = []
+    mean = batch.weight.new_zeros(())
+    for piece, share in parts:
+        with torch.enable_grad():
+            value = plain(leaves, piece)
+            slopes = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+        if len(parts) == 1:
+            return list(slopes), value.detach()
+        total = (
+            [moves * share for moves in slopes]
+            if not total
+            else [a.add_(b * share) for a, b in zip(total, slopes, strict=True)]
+        )
+        mean = mean + share * value.detach()
+    return total, mean
 
 
 def _is_transformed() -> bool:
@@ -130,19 +200,19 @@ def _moved(phi: Params, gradient: Params, scale: Tensor, *, in_place: bool) -> P
     """
     moved = {}
     for name, value in phi.items():
-        slope = gradient.pop(name)
+        slopes = gradient.pop(name)
         if value.numel() <= _PIECE:
-            moved[name] = value + scale * slope
+            moved[name] = value + scale * slopes
             continue
         if in_place:
             # A few rows at a time, since all products together would take as much memory again.
             size = max(1, len(value) * _PIECE // value.numel())
-            for rows, slopes in zip(torch.split(value, size), torch.split(slope, size), strict=True):
-                rows.add_(scale * slopes)
+            for rows, some in zip(torch.split(value, size), torch.split(slopes, size), strict=True):
+                rows.add_(scale * some)
             moved[name] = value
         else:
-            moved[name] = scale * slope
-            del slope
+            moved[name] = scale * slopes
+            del slopes
             moved[name].add_(value)
     return moved
 
@@ -159,7 +229,7 @@ def descend_towards(
     phi = start
     yield phi
     for batch in batches:
-        moved = add(add(phi, grad(loss)(phi, batch), -lr), anchor, lr * strength)
+        moved = add(add(phi, slope(loss, phi, batch), -lr), anchor, lr * strength)
         phi = {name: value / (1 + lr * strength) for name, value in moved.items()}
         yield phi
 
@@ -171,12 +241,12 @@ def with_pull(loss: Loss, anchor: Params, strength: float) -> Loss:
         distance = sum(((value - anchor[name]) ** 2).sum() for name, value in phi.items())
         return loss(phi, batch) + strength / 2 * distance
 
-    return pulled
+    return built_on(loss, pulled)
 
 
-def with_slope(loss: Loss, slope: Params) -> Loss:
-    """Return loss(phi) + <slope, phi>, as a loss of phi: `slope` is added to its gradient."""
-    return lambda phi, batch: loss(phi, batch) + dot(slope, phi)
+def with_slope(loss: Loss, added: Params) -> Loss:
+    """Return loss(phi) + <added, phi>, as a loss of phi: `added` is added to its gradient."""
+    return built_on(loss, lambda phi, batch: loss(phi, batch) + dot(added, phi))
 
 
 def gradient_and_hessian(loss: Callable[[Params], Tensor], at: Params) -> tuple[Params, Callable[[Params], Params]]:

@@ -1,7 +1,8 @@
 """A torch module as pure functions of its parameters."""
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from quickbloom.common.errors import ConfigError
-from quickbloom.common.maths.batch import Batch
+from quickbloom.common.maths.batch import Batch, in_one_piece
+from quickbloom.common.maths.inner_loop import Loss, MeanLoss
 from quickbloom.common.maths.params import Params
 
 
@@ -18,9 +20,9 @@ class Learner:
     """A model and its loss, as pure functions of named parameters.
 
     Parameters with `requires_grad` are what is trained. All others, and all buffers, are constants: they stay in the module,
-    which all tasks share, and nothing moves them. The module computes in evaluation mode, so dropout is off and batch norm
-    takes its running statistics where it has them. Losses are means over the examples of positive weight. Works under
-    `torch.func.vmap` and to any order of differentiation.
+    which all tasks share, and nothing moves them. The module computes in evaluation mode, so dropout is off (but see
+    `training`) and batch norm takes its running statistics where it has them. Losses are means over the examples of positive
+    weight. Works under `torch.func.vmap` and to any order of differentiation.
     """
 
     def __init__(self, module: nn.Module, kind: str, outputs: int = 0) -> None:
@@ -42,6 +44,8 @@ class Learner:
         """True for a model whose attention has to be computed without fused kernels, which lack a derivative."""
         self.reduced: torch.dtype | None = None
         """A shorter number type to compute matrix products in, as torch's autocast does; parameters keep theirs."""
+        self.dropout = False
+        """True if dropout is on in training, see `keep_dropout`."""
         self.remarks = _in_evaluation_mode(module)
         """What a person should know of how the model is computed, one sentence each."""
         self._digest: str | None = None
@@ -49,6 +53,32 @@ class Learner:
         self.mixes_examples = any(
             isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in module.modules()
         )
+
+    def keep_dropout(self) -> None:
+        """Let dropout be on inside `training`."""
+        self.dropout = True
+        self.remarks = [remark for remark in self.remarks if remark != _DROPOUT_OFF]
+
+    @contextmanager
+    def training(self, seed: int) -> Iterator[None]:
+        """Compute inside as in usual training, where dropout is kept: with the random numbers of `seed`.
+
+        Batch norm keeps its running statistics. Torch's own random state is the same afterwards.
+        """
+        if not self.dropout:
+            yield
+            return
+        device = self.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            try:
+                self.module.train()
+                for layer in self.module.modules():
+                    if isinstance(layer, nn.modules.batchnorm._NormBase):
+                        layer.eval()
+                yield
+            finally:
+                self.module.eval()
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -171,6 +201,13 @@ class Learner:
         return self._apply(params, x)
 
     def _apply(self, params: Params, x: Tensor) -> Tensor:
+        most = in_one_piece(x.shape[1:])
+        if x.shape[0] <= most or self.mixes_examples:
+            return self._apply_at_once(params, x)
+        # Without a gradient, only the outputs of all examples are ever in memory together.
+        return torch.cat([self._apply_at_once(params, some) for some in torch.split(x, most)])
+
+    def _apply_at_once(self, params: Params, x: Tensor) -> Tensor:
         if self.reduced is None:
             result: Tensor = functional_call(self.module, params, (x,))
             return result
@@ -186,6 +223,12 @@ class Learner:
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """Return the weighted mean loss over the batch; a scalar."""
         return mean_over_examples(self._losses(self.apply(params, batch.x), batch.y), batch.weight)
+
+    @property
+    def mean_loss(self) -> Loss:
+        """`loss`, whose gradient over many examples is taken in pieces unless an example's output depends on the others."""
+        pieces = not self.mixes_examples and type(self).loss is Learner.loss
+        return MeanLoss(self.loss) if pieces else self.loss
 
     def score(self, params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (loss, accuracy) over the batch, or (loss, mean squared error) for regression; two scalars."""
@@ -221,13 +264,17 @@ def is_trained(module: nn.Module) -> bool:
     return any(value.requires_grad for value in module.parameters(recurse=False))
 
 
+_DROPOUT_OFF = (
+    "The model's dropout is off, in training too, since all tasks of a node share one computation without random draws; "
+    "`dropout = true` keeps it on, one task after the other"
+)
+
+
 def _in_evaluation_mode(module: nn.Module) -> list[str]:
     """Return a sentence on each kind of layer that does something else in evaluation mode than in usual training."""
     modules, found = list(module.modules()), []
     if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in modules):
-        found.append(
-            "The model's dropout is off, in training too: all tasks of a node share one computation without random draws"
-        )
+        found.append(_DROPOUT_OFF)
     if any(isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None for m in modules):
         found.append("The model's batch norm takes its running statistics as they are, and they are never updated")
     return found

@@ -15,7 +15,7 @@ from quickbloom.common.baselines.global_ridge import GlobalModel, Sums
 from quickbloom.common.baselines.scoring import CONTENDERS
 from quickbloom.common.maths.params import Params
 from quickbloom.common.wire.arrays import arrays_of, to_arrays
-from quickbloom.common.wire.checks import WireError, config_of, floats, ints, nothing_else, reads, record_of, strings
+from quickbloom.common.wire.checks import WireError, config_of, floats, ints, nothing_else, reads, record_of, strings, truth
 from quickbloom.common.wire.messages import EvaluateRequest
 
 SUMS = "query.sums"
@@ -70,7 +70,7 @@ class ScoresRequest:
     """Request to score these test tasks by the model after `steps` steps with rate `lr`, and by the baselines.
 
     `shared`: the linear model for all tasks; None: there is none. `round`: the one after which the model is this one.
-    `lineage` names the training.
+    `lineage` names the training. `seen`: the tasks are training tasks, see `EvaluateRequest`.
     """
 
     meta: Params
@@ -80,6 +80,7 @@ class ScoresRequest:
     shared: GlobalModel | None = None
     round: int = 0
     lineage: str = ""
+    seen: bool = False
 
     def as_evaluation(self, tried: Sequence[int]) -> EvaluateRequest:
         """Return the request for scores that tells as much of this model.
@@ -89,11 +90,11 @@ class ScoresRequest:
         if self.steps > tried[-1]:
             raise WireError(f"`steps` must be at most `adapt-steps` ({tried[-1]}), got {self.steps}")
         steps = next(number for number in tried if number >= self.steps)
-        return EvaluateRequest(self.meta, [self.lr], steps, self.task_ids, 0, self.round, self.lineage)
+        return EvaluateRequest(self.meta, [self.lr], steps, self.task_ids, 0, self.round, self.lineage, seen=self.seen)
 
     def to_records(self, encoded: ArrayRecord | None = None) -> RecordDict:
         fields: dict[str, Any] = {"lr": self.lr, "steps": self.steps, "task-ids": self.task_ids}
-        request = ConfigRecord({**fields, "round": self.round, "lineage": self.lineage})
+        request = ConfigRecord({**fields, "round": self.round, "lineage": self.lineage, "seen": self.seen})
         records = RecordDict({"meta": to_arrays(self.meta) if encoded is None else encoded, "request": request})
         if self.shared is not None:
             parts = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in vars(self.shared).items()}
@@ -111,7 +112,8 @@ class ScoresRequest:
             wanted = {"weights": (inputs, outputs), "intercept": (outputs,), "shares": (outputs if classes else 0,)}
             shared = GlobalModel(**_arrays(arrays_of(records, "shared"), wanted))
         task_ids = strings(fields["task-ids"], "task-ids")
-        return cls(arrays_of(records, "meta"), lr, steps, task_ids, shared, round_, lineage)
+        seen = truth(fields["seen"], "seen")
+        return cls(arrays_of(records, "meta"), lr, steps, task_ids, shared, round_, lineage, seen)
 
 
 @dataclass(frozen=True)

@@ -84,5 +84,12 @@ def strings(values: Any, name: str) -> list[str]:
     return list(values)
 
 
+def truth(value: Any, name: str) -> bool:
+    """Return a field that is true or false. Raises WireError for any other."""
+    if not isinstance(value, bool):
+        raise WireError(f"`{name}` must be true or false, got {short(value)}")
+    return value
+
+
 def short(values: Any) -> str:
     return as_told(repr(values[:80] if isinstance(values, list | str | bytes) else values), 80)

@@ -19,7 +19,7 @@ from quickbloom.common.wire.arrays import arrays_of
 from quickbloom.common.wire.arrays import from_arrays as from_arrays
 from quickbloom.common.wire.arrays import to_arrays as to_arrays
 from quickbloom.common.wire.checks import WireError as WireError
-from quickbloom.common.wire.checks import config_of, floats, ints, nothing_else, reads, record_of, short, strings
+from quickbloom.common.wire.checks import config_of, floats, ints, nothing_else, reads, record_of, short, strings, truth
 
 TRAIN = "train"
 EVALUATE = "evaluate"
@@ -146,9 +146,7 @@ class EvaluateRequest:
         fields = config_of(records, "request")
         (steps,), (shots,), (round_,) = (ints([fields[name]], name) for name in ("steps", "shots", "round"))
         task_ids, (lineage, metric) = strings(fields["task-ids"], "task-ids"), strings(_two(fields), "lineage and metric")
-        lrs, seen = floats(fields["lrs"], "lrs"), fields["seen"]
-        if not isinstance(seen, bool):
-            raise WireError(f"`seen` must be true or false, got {short(seen)}")
+        lrs, seen = floats(fields["lrs"], "lrs"), truth(fields["seen"], "seen")
         return cls(arrays_of(records, "meta"), lrs, steps, task_ids, shots, round_, lineage, metric, seen)
 
 

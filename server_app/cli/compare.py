@@ -19,6 +19,7 @@ from quickbloom.server_app.cli.options import Partition, Time, Users
 from quickbloom.server_app.runs.directory import to_json
 
 if TYPE_CHECKING:
+    from quickbloom.server_app.comparing.batch import Workers
     from quickbloom.server_app.comparing.plan import Plan
 
 _DEFAULT = RunConfig()
@@ -49,6 +50,7 @@ def compare(
     plan_file: options.PlanFile = None,
     one_run: options.OneRun = None,
     merge: options.Merge = None,
+    ray: options.Ray = None,
     output: options.Output = None,
     json_: options.Json = False,
 ) -> None:
@@ -97,12 +99,24 @@ def compare(
     )
     directory = comparison.place(plan, output, leave_one_out=leave_one_out)
     _gather(merge or [], directory)
+    at_once = _at_once(plan, jobs, ray, simulation=simulation, listed=plan_file is not None)
     if plan_file is not None:
         _list(plan, directory, plan_file, leave_one_out=leave_one_out)
     elif leave_one_out:
-        _each_left_out(plan, directory, jobs or cores(), json_)
+        _each_left_out(plan, directory, at_once, json_)
     else:
-        _compare(plan, directory, jobs or (1 if simulation else cores()), target_score, json_)
+        _compare(plan, directory, at_once, target_score, json_)
+
+
+def _at_once(plan: "Plan", jobs: int | None, ray: str | None, *, simulation: bool, listed: bool) -> "int | Workers":
+    """Return how many runs are done at once here, or what does them on a Ray cluster. Raises ConfigError."""
+    if ray is None:
+        return jobs or (1 if simulation else cores())
+    if excluded := [name for name, given in (("--jobs", jobs), ("--simulation", simulation), ("--plan", listed)) if given]:
+        raise ConfigError(f"`--ray` excludes `{excluded[0]}`: the cluster has a processor for each run")
+    from quickbloom.server_app.comparing.machines.ray_cluster import workers
+
+    return workers(ray, plan)
 
 
 def _one_of_the_list(file: Path | None, number: int, output: Path | None) -> None:
@@ -140,7 +154,7 @@ def _list(plan: "Plan", directory: Path, file: Path, *, leave_one_out: bool) -> 
     say(f"{counted(number, 'run')} in {file}: `quickbloom compare --plan {file} --run K` does one, K from 1 to {number}")
 
 
-def _compare(plan: "Plan", directory: Path, jobs: int, target_score: float | None, as_json: bool) -> None:
+def _compare(plan: "Plan", directory: Path, jobs: "int | Workers", target_score: float | None, as_json: bool) -> None:
     """Runs, table and page."""
     from quickbloom.server_app.comparing import comparison
     from quickbloom.server_app.comparing.searching import locked
@@ -155,7 +169,7 @@ def _compare(plan: "Plan", directory: Path, jobs: int, target_score: float | Non
         raise typer.Exit(FAILED)
 
 
-def _each_left_out(plan: "Plan", directory: Path, jobs: int, as_json: bool) -> None:
+def _each_left_out(plan: "Plan", directory: Path, jobs: "int | Workers", as_json: bool) -> None:
     """The same with every task left out once, and a table over tasks."""
     from quickbloom.server_app.comparing import each_left_out
     from quickbloom.server_app.comparing.searching import locked

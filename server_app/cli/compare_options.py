@@ -70,6 +70,10 @@ PlanFile = Annotated[
     typer.Option("--plan", metavar="FILE", help="Write the list of runs, for other machines; with --run: the list to read."),
 ]
 OneRun = Annotated[int | None, typer.Option("--run", metavar="K", help="Do the run in line K of the list alone, from 1 on.")]
+Ray = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="ADDRESS", help="Spread the runs over a Ray cluster that is running: HOST:PORT, or auto."),
+]
 Merge = Annotated[
     list[Path] | None,
     typer.Option("--merge", metavar="DIR", help="First gather what is finished in this directory; repeat."),

@@ -17,7 +17,7 @@ from quickbloom.server_app.cli.options import DATASETS, Encoder, Partition, Text
 from quickbloom.server_app.launch.follow import follow
 from quickbloom.server_app.launch.prepare import connection_for, own_data, settle
 from quickbloom.server_app.launch.settings import assigned, default_algorithm, parse_assignments
-from quickbloom.server_app.reporting.result_table import baseline_table, few_tasks, result_table, users_table
+from quickbloom.server_app.reporting.result_table import baseline_tables, few_tasks, result_table, users_table
 from quickbloom.server_app.runs.directory import to_json, unused
 
 
@@ -123,7 +123,7 @@ def _show(summary: dict[str, Any], as_json: bool, *, own_file: bool) -> None:
     screen.print(result_table(summary))
     if (users := users_table(summary)) is not None:
         screen.print(users)
-    if (baselines := baseline_table(summary)) is not None:
+    for baselines in baseline_tables(summary):
         screen.print(baselines)
     for line in few_tasks(summary, own_file=own_file):
         say(line)

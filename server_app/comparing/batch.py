@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from quickbloom import __version__
 from quickbloom.common.config.parts import PRIVACY, own_parts
@@ -37,7 +37,7 @@ from quickbloom.server_app.runs.directory import read_history
 from quickbloom.server_app.runs.program import named, program
 
 _NOT_COMPARED = ("output-dir", "data-dir", "resume-from", "seed", "tensorboard", "mlflow", "wandb")
-FINISHED, _LOG = "finished.json", "command.log"
+FINISHED, LOG = "finished.json", "command.log"
 _TRACEBACK = "Traceback (most recent call last)"
 _PATIENCE = 60.0
 """Seconds that a run has to end what it started when it is stopped: a SuperLink takes its time."""
@@ -153,21 +153,51 @@ class Result:
         return read_history(self.run.directory)
 
 
+class Going(Protocol):
+    """A run that has been started."""
+
+    def poll(self) -> int | None:
+        """Return the exit code of the command; None as long as it goes on."""
+
+    def end(self) -> None:
+        """End it, if it goes on, with all that it started."""
+
+
+@dataclass(frozen=True)
+class _Process:
+    popen: "subprocess.Popen[bytes]"
+
+    def poll(self) -> int | None:
+        return self.popen.poll()
+
+    def end(self) -> None:
+        end_group(self.popen, _PATIENCE)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What does the runs: `number` of them at once, each started by `start`."""
+
+    number: int
+    start: Callable[[Run], Going]
+
+
 def perform(
     wanted: Sequence[Run],
-    jobs: int = 1,
+    jobs: int | Workers = 1,
     facts: Mapping[str, Any] | None = None,
     on_start: Callable[[Run], None] = lambda run: None,
     on_end: Callable[[Result, bool], None] = lambda result, kept: None,
 ) -> dict[Run, Result]:
-    """Do what is not finished of `wanted`, `jobs` runs at once; whatever ends this function ends its runs as well.
+    """Do what is not finished of `wanted`, `jobs` runs at once here, or elsewhere; whatever ends this function ends its runs.
 
     `facts` are written down with every new run. `on_end(result, kept)` is called for every run, also for one that failed; it
     may raise to end everything.
     """
+    workers = jobs if isinstance(jobs, Workers) else Workers(jobs, start_here)
     results: dict[Run, Result] = {}
     waiting: list[Run] = []
-    running: dict[Run, tuple[subprocess.Popen[bytes], float]] = {}
+    running: dict[Run, tuple[Going, float]] = {}
     for run in wanted:
         if kept := run.result():
             results[run] = kept
@@ -176,12 +206,12 @@ def perform(
             waiting.append(run)
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
+            while waiting and len(running) < workers.number:
                 run = waiting.pop(0)
                 on_start(run)
-                running[run] = _start(run), time.perf_counter()
-            for run, (process, started) in list(running.items()):
-                if (code := process.poll()) is not None:
+                running[run] = workers.start(run), time.perf_counter()
+            for run, (going, started) in list(running.items()):
+                if (code := going.poll()) is not None:
                     del running[run]
                     wall = time.perf_counter() - started
                     results[run] = _finish(run, code, {"wall": wall, "date": today(), **(facts or {})})
@@ -189,8 +219,8 @@ def perform(
             time.sleep(0.02)
     finally:
         with uninterrupted():
-            for process, _ in running.values():
-                end_group(process, _PATIENCE)
+            for going, _ in running.values():
+                going.end()
     return {run: results[run] for run in wanted}
 
 
@@ -211,7 +241,8 @@ def _own_files(setup: Setup) -> str:
     return "".join(Path(file).read_text(encoding="utf-8") for file in files)
 
 
-def _start(run: Run) -> subprocess.Popen[bytes]:
+def start_here(run: Run) -> Going:
+    """Start a run in a process of its own on this machine."""
     shutil.rmtree(run.directory, ignore_errors=True)  # what a run that was interrupted has left
     run.directory.mkdir(parents=True)
     command = run.setup.command(run.seed)
@@ -220,22 +251,24 @@ def _start(run: Run) -> subprocess.Popen[bytes]:
         command[0] = sys.executable
     else:
         command[0] = str(Path(sys.executable).parent / command[0])
-    with (run.directory / _LOG).open("wb") as log:
-        return subprocess.Popen(
-            [*command, "--output", str(run.directory.absolute()), "--no-report"],
-            env={**os.environ, **CPU_ENVIRONMENT},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            # In a session of its own: Ctrl-C reaches this process alone, which then ends its runs in order.
-            start_new_session=True,
+    with (run.directory / LOG).open("wb") as log:
+        return _Process(
+            subprocess.Popen(
+                [*command, "--output", str(run.directory.absolute()), "--no-report"],
+                env={**os.environ, **CPU_ENVIRONMENT},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                # In a session of its own: Ctrl-C reaches this process alone, which then ends its runs in order.
+                start_new_session=True,
+            )
         )
 
 
 def _finish(run: Run, code: int, facts: dict[str, Any]) -> Result:
     if code:
         # A run that failed is not kept: what stood in its way may be gone the next time.
-        said = (run.directory / _LOG).read_text(encoding="utf-8", errors="replace").strip()
+        said = (run.directory / LOG).read_text(encoding="utf-8", errors="replace").strip()
         return Result(run, facts, code, _failure(said))
     with whole(run.directory / FINISHED) as file:
         json.dump(facts, file)

@@ -9,6 +9,7 @@ from rich.console import Console
 from quickbloom.common.config.key_value import assignment, split_assignment
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.errors import ConfigError
+from quickbloom.server_app.comparing.batch import Workers
 from quickbloom.server_app.comparing.each_left_out import folds
 from quickbloom.server_app.comparing.files import write
 from quickbloom.server_app.comparing.fingerprint import remember
@@ -100,7 +101,9 @@ def place_of(dataset: str, output: str | Path | None, *, leave_one_out: bool = F
     return Path(output).expanduser() if output is not None else Path("runs") / f"{kind}-{dataset}"
 
 
-def carry_out(plan: Plan, directory: Path, jobs: int, console: Console, target_score: float | None = None) -> dict[str, Any]:
+def carry_out(
+    plan: Plan, directory: Path, jobs: int | Workers, console: Console, target_score: float | None = None
+) -> dict[str, Any]:
     """Do what is not finished of `plan` in `directory`, write its result there and return it. Raises CompareError."""
     if changed := remember(directory, plan.parts()):
         console.print(f"Remark: {changed}.", markup=False, soft_wrap=True)

@@ -24,6 +24,7 @@ from quickbloom.common.metric import ACCURACY, Metric, named
 from quickbloom.common.spreadsheets import write_csv
 from quickbloom.common.system.whole_files import whole
 from quickbloom.server_app.comparing import fingerprint
+from quickbloom.server_app.comparing.batch import Workers
 from quickbloom.server_app.comparing.fingerprint import remember
 from quickbloom.server_app.comparing.leave_one_out import FILE, metric_for_all, own_of, tasks_of
 from quickbloom.server_app.comparing.plan import Plan
@@ -60,7 +61,7 @@ def folds(plan: Plan, say: Callable[[str], None] = lambda sentence: None) -> dic
     return {task: replace(plan, settings=(*shared, assignment("own.leave-out", task))) for task in tasks}
 
 
-def carry_out(plan: Plan, directory: Path, jobs: int, console: Console) -> dict[str, Any]:
+def carry_out(plan: Plan, directory: Path, jobs: int | Workers, console: Console) -> dict[str, Any]:
     """Do what is not finished in `directory`, write the result there and return it. Raises CompareError."""
     parts = folds(plan, lambda sentence: console.print(escape(sentence)))
     if changed := remember(directory, plan.parts()):

@@ -16,7 +16,7 @@ from rich.console import Console
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.metric import metric_of
 from quickbloom.common.system import locks
-from quickbloom.server_app.comparing.batch import Result, Run, perform
+from quickbloom.server_app.comparing.batch import Result, Run, Workers, perform
 from quickbloom.server_app.comparing.plan import Plan
 from quickbloom.server_app.comparing.watching import Watch, validation_score
 from quickbloom.server_app.reporting.progress import progress_bar
@@ -79,13 +79,13 @@ class Search:
         self._left = sorted(places[id(result)] for result in keep)
 
 
-def compare(plan: Plan, directory: Path, jobs: int, console: Console) -> list[Entry]:
+def compare(plan: Plan, directory: Path, jobs: int | Workers, console: Console) -> list[Entry]:
     """Do what is not finished of `plan` in `directory`, and return an entry per row."""
     (entries,) = compare_all([plan], directory, jobs, console)
     return entries
 
 
-def compare_all(plans: Sequence[Plan], directory: Path, jobs: int, console: Console) -> list[list[Entry]]:
+def compare_all(plans: Sequence[Plan], directory: Path, jobs: int | Workers, console: Console) -> list[list[Entry]]:
     """Do what is not finished of several plans in one directory, and return their entries."""
     searches = [searches_of(plan, directory) for plan in plans]
     every = [search for of_plan in searches for search in of_plan]
@@ -104,7 +104,7 @@ def searches_of(plan: Plan, directory: Path) -> list[Search]:
     return [Search(plan, name, mode, seed, directory) for seed in plan.seeds for name, mode in plan.variants]
 
 
-def _perform(wanted: Sequence[Run], jobs: int, watch: Watch) -> dict[Run, Result]:
+def _perform(wanted: Sequence[Run], jobs: int | Workers, watch: Watch) -> dict[Run, Result]:
     """The results of runs, each done once: two rows may have the same settings, and then share a directory."""
     places = {run: run.directory for run in wanted}
     first: dict[Path, Run] = {}

@@ -7,7 +7,7 @@ gathered, those of the next. A line says what to run and the hash of the data, s
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +29,8 @@ def write_list(plans: Sequence[Plan], directory: Path, file: Path) -> int:
     """Write the runs that are neither finished in `directory` nor waiting for others, a JSON line each; return their number."""
     runs = {run.directory.name: run for plan in plans for run in _open(plan, directory)}
     with whole(file) as out:
-        for number, (name, run) in enumerate(runs.items(), 1):
-            out.write(json.dumps({"run": number, "directory": name, **_facts(run)}) + "\n")
+        for number, run in enumerate(runs.values(), 1):
+            out.write(json.dumps({"run": number, **facts_of(run)}) + "\n")
     return len(runs)
 
 
@@ -48,9 +48,16 @@ def _open(plan: Plan, directory: Path) -> list[Run]:
     return found
 
 
-def _facts(run: Run) -> dict[str, Any]:
+def facts_of(run: Run) -> dict[str, Any]:
+    """Return as JSON what `as_run` needs on another machine."""
     setup = run.setup
-    facts: dict[str, Any] = {"algorithm": setup.algorithm, "dataset": setup.dataset, "rounds": setup.rounds, "seed": run.seed}
+    facts: dict[str, Any] = {
+        "directory": run.directory.name,
+        "algorithm": setup.algorithm,
+        "dataset": setup.dataset,
+        "rounds": setup.rounds,
+        "seed": run.seed,
+    }
     facts |= {"settings": list(setup.settings), "nodes": setup.nodes, "in_process": setup.in_process, "name": setup.name}
     return facts | {"data": setup.data.digest if setup.data else ""}
 
@@ -65,6 +72,18 @@ def read_run(file: Path, number: int, output: Path | None) -> Run:
         raise ConfigError(f"`--run` must be a line of '{file}', 1 to {len(lines)}, got {number}")
     try:
         facts = json.loads(lines[number - 1])
+    except ValueError:
+        facts = {}
+    root = output or Path("runs") / f"compare-{facts.get('dataset', '') if isinstance(facts, dict) else ''}"
+    return as_run(facts, root, f"'{file}'", f"line {number} of '{file}'")
+
+
+def as_run(facts: Mapping[str, Any], root: Path, source: str, line: str = "") -> Run:
+    """Return the run of `facts_of`, below `root`. Raises ConfigError, also where the data here are others.
+
+    `source`: what the facts are of, in words; `line`: the same of these facts.
+    """
+    try:
         setup = Setup(
             facts["algorithm"],
             facts["dataset"],
@@ -76,14 +95,13 @@ def read_run(file: Path, number: int, output: Path | None) -> Run:
         )
         name, seed, digest = str(facts["directory"]), int(facts["seed"]), facts["data"]
     except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"line {number} of '{file}' is no run: write the list anew with `compare --plan`") from None
-    root = output or Path("runs") / f"compare-{setup.dataset}"
+        raise ConfigError(f"{line or source} is no run: write the list anew with `compare --plan`") from None
     data: Data = of_run(setup.config(), {})
     if data.digest != digest:
-        raise ConfigError(f"the data here are not those of '{file}': bring the same data, or write the list anew")
+        raise ConfigError(f"the data here are not those of {source}: bring the same data, or begin anew")
     run = Run(replace(setup, data=data), seed, root)
     if run.directory.name != name:
-        raise ConfigError(f"'{file}' is of another release or another version of your own code: write the list anew here")
+        raise ConfigError(f"{source} is of another release or another version of your own code: begin anew here")
     return run
 
 

@@ -1,9 +1,10 @@
-"""The baselines of a run: one linear model of all tasks from sums, and every held-out task's scores by model and baselines.
+"""The baselines of a run: one linear model of all tasks from sums, and the scores by model and baselines of every task that
+is scored, held out or a seen user.
 
-They cost three messages to each node after the last round, and need no training.
+They cost up to three messages to each node after the last round, and need no training.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -28,7 +29,7 @@ from quickbloom.server_app.messaging.population import Population
 
 @dataclass(frozen=True)
 class TaskScores:
-    """Scores [tasks, contenders, scores] of held-out tasks, sorted by id; contenders and scores as in `ScoresReply`."""
+    """Scores [tasks, contenders, scores] of tasks, sorted by id; contenders and scores as in `ScoresReply`."""
 
     task_ids: list[str]
     values: np.ndarray[Any, Any]
@@ -52,18 +53,26 @@ class Final:
 
 
 def score_baselines(
-    grid: Grid, config: RunConfig, population: Population, messages: Exchange, final: Final, warn: Warn
+    grid: Grid,
+    config: RunConfig,
+    population: Population,
+    messages: Exchange,
+    final: Final,
+    warn: Warn,
+    seen: Sequence[str] = (),
 ) -> TaskScores:
-    """Return the scores of the held-out tasks by the trained model, before and after adaptation, and by the baselines.
+    """Return the scores of tasks by the trained model, before and after adaptation, and by the baselines.
 
-    Tasks of nodes that fail are missing, and are named.
+    These are the held-out tasks, and the training tasks in `seen`, which have been scored as seen users. Tasks of nodes that
+    fail are missing, and are named.
     """
     spec = population.spec
     shared = _shared(grid, config, population, messages, warn)
     encoded, names = to_arrays(final.meta), scores.names(spec.kind)
 
     def request(_: int, task_ids: list[str]) -> RecordDict:
-        asked = ScoresRequest({}, final.lr, final.steps, task_ids, shared, final.round, final.lineage)
+        of_seen = not held_out.issuperset(task_ids)
+        asked = ScoresRequest({}, final.lr, final.steps, task_ids, shared, final.round, final.lineage, of_seen)
         return asked.to_records(encoded)
 
     found: dict[str, np.ndarray[Any, Any]] = {}
@@ -74,8 +83,10 @@ def score_baselines(
             check_range(told[..., column], named(name))
         found.update(zip(task_ids, told, strict=True))
 
-    held_out = population.splits["validation"] + population.splits["test"]
-    _ask(grid, config, messages, messages.hosts(held_out, final=True), SCORES, request, read)
+    held_out = {*population.splits["validation"], *population.splits["test"]}
+    for tasks in (population.splits["validation"] + population.splits["test"], list(seen)):
+        if tasks:
+            _ask(grid, config, messages, messages.hosts(tasks, final=True), SCORES, request, read)
     ids = sorted(found)
     return TaskScores(ids, np.stack([found[one] for one in ids]) if ids else np.empty((0, 0, len(names))))
 

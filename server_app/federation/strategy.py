@@ -8,7 +8,7 @@ contribute a gradient.
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from logging import INFO
 from typing import Any
@@ -291,12 +291,12 @@ class MetaStrategy(Strategy):
             evaluation.last = early
             self.keep(meta, number, known)
 
-    def score_baselines(self, grid: Grid, lr: float, steps: int) -> TaskScores:
-        """Scores of the held-out tasks by the model and by the baselines, as `baselines.score_baselines`."""
+    def score_baselines(self, grid: Grid, lr: float, steps: int, seen: Sequence[str] = ()) -> TaskScores:
+        """Scores of the held-out tasks, and of `seen` users, by the model and the baselines: `baselines.score_baselines`."""
         self._messages.begin()
         self.nodes.refresh(grid)
         model = Final(self.meta, lr, steps, self.evaluation.of_round, self._lineage)
-        found = score_baselines(grid, self.config, self.population, self._messages, model, self.events.warn)
+        found = score_baselines(grid, self.config, self.population, self._messages, model, self.events.warn, seen)
         self._count()
         return found
 

@@ -77,7 +77,7 @@ def _before_and_after(
 def adaptation(run: RunFacts) -> list[Part]:
     if not run.summary:
         return []
-    splits = [split for split in ("test", "validation") if run.summary[split]]
+    splits = [split for split in ("test", "validation", "seen") if run.summary.get(split)]
     if not splits:
         return []
     metric = run.metric

@@ -99,10 +99,13 @@ def _sections(run: RunFacts) -> list[Section]:
 
 
 def _baselines(run: RunFacts) -> list[Part]:
-    """Every score of the model and of all baselines on the test clients."""
-    content = (run.summary or {}).get("baselines")
-    if not content:
-        return []
+    """Every score of the model and of all baselines on the test clients, and on seen ones."""
+    summary = run.summary or {}
+    known = {"test client": summary.get("baselines"), "seen client": (summary.get("seen") or {}).get("baselines")}
+    return [part for who, content in known.items() if content for part in _beside(content, who)]
+
+
+def _beside(content: dict[str, Any], who: str) -> list[Part]:
     metrics = [named(name) for name, found in content["scores"].items() if found]
     rows = [
         [
@@ -113,8 +116,9 @@ def _baselines(run: RunFacts) -> list[Part]:
         if any(contender in content["scores"][metric.name] for metric in metrics)
     ]
     said = verdict(content)
-    parts: list[Part] = [Text(f"{said[0].upper()}{said[1:]}.")] if said else []
-    caption = f"The model and the baselines on the same {counted(content['tasks'], 'test client')}, means over clients"
+    of = "Of seen clients " if who == "seen client" else ""
+    parts: list[Part] = [Text(f"{of}{said if of else f'{said[0].upper()}{said[1:]}'}.")] if said else []
+    caption = f"The model and the baselines on the same {counted(content['tasks'], who)}, means over clients"
     return [*parts, Table(caption, ("", *(metric.title for metric in metrics)), rows)]
 
 

@@ -66,13 +66,15 @@ def result_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def baseline_table(summary: dict[str, Any]) -> Table | None:
-    """The test tasks' mean scores by the trained model and by every baseline, with one sentence; None if nothing was scored."""
-    content = summary.get("baselines")
-    if not content:
-        return None
+def baseline_tables(summary: Mapping[str, Any]) -> list[Table]:
+    """The mean scores by the trained model and by every baseline, with one sentence: of test tasks, and of seen users."""
+    known = {"test task": summary.get("baselines"), "seen user": (summary.get("seen") or {}).get("baselines")}
+    return [_baseline_table(content, who) for who, content in known.items() if content]
+
+
+def _baseline_table(content: Mapping[str, Any], who: str) -> Table:
     columns = [named(name) for name in _SCORES_SHOWN if name in content["scores"]]
-    table = Table(title=f"the same {counted(content['tasks'], 'test task')} by baselines", caption=escape(verdict(content)))
+    table = Table(title=f"the same {counted(content['tasks'], who)} by baselines", caption=escape(verdict(dict(content))))
     table.add_column("", justify="left", no_wrap=True)
     for metric in columns:
         table.add_column(_SCORES_SHOWN[metric.name], justify="right")
@@ -178,7 +180,8 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
             f"{counted(seen['tasks'], 'seen user')} (training tasks, on test examples of their own): {metric.title} {before} "
             f"before, {after} after {counted(step, 'step')}, worst 10 % {worst}"
         )
-    lines += filter(None, (kept_line(summary), verdict(summary.get("baselines"))))
+    of_seen = verdict((summary.get("seen") or {}).get("baselines"))
+    lines += filter(None, (kept_line(summary), verdict(summary.get("baselines")), of_seen and f"on seen users {of_seen}"))
     if privacy := summary.get("privacy"):
         lines.append(privacy_line(privacy))
     return lines

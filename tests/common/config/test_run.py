@@ -118,6 +118,66 @@ def test_settings_that_do_not_go_together_are_refused_in_plain_words() -> None:
     assert text.count("got") == 1
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "others", "words"),
+    [
+        ("local.local-epochs", 3, {"algorithm": "local"}, "does nothing without `local.keep`, because .*, got 3: leave it out"),
+        ("local.batch-size", 5, {"algorithm": "local"}, "does nothing without `local.keep`"),
+        ("local.inner-optimizer", "adam", {"algorithm": "local"}, "without `local.keep`, .*, got 'adam'"),
+        ("local.outer-lr", 0.1, {"algorithm": "local", "local.keep": True}, "because no weights travel"),
+        ("fedproto.outer-lr", 0.1, {"algorithm": "fedproto"}, "because no weights travel that the server could move, got 0.1"),
+        ("fedproto.outer-optimizer", "sgd", {"algorithm": "fedproto"}, "because no weights travel"),
+        ("fedproto.outer-decay", True, {"algorithm": "fedproto"}, "because no weights travel"),
+        ("fedavg.inner-momentum", 0.5, {"algorithm": "fedavg"}, 'with `inner-optimizer = "sgd"`, got 0.5'),
+        ("partition-seed", 1, {}, "without a `partition`, because .*, got 1: leave it out"),
+        ("least-per-user", 4, {"dataset": "gaussian"}, "without a `partition`"),
+        ("test-share", 0.5, {"dataset": "own"}, "without a `partition`"),
+        ("support-share", 0.2, {"dataset": "sinusoid"}, "without a `partition`, .*, got 0.2"),
+        ("least-per-user", 4, {"partition": "iid", "users": 5}, 'with `partition = "iid"`, because dirichlet alone'),
+        ("seen-users", 7, {"evaluate-users": "unseen"}, 'with `evaluate-users = "unseen"`, got 7: leave it out'),
+        (
+            "seen-users",
+            7,
+            {"dataset": "sinusoid", "sinusoid.fresh-tasks": True},
+            "for the data set `sinusoid`, whose training tasks have no test examples",
+        ),
+        ("seen-users", 7, {"secure-aggregation": True}, "with `secure-aggregation`, because"),
+    ],
+)
+def test_what_decides_nothing_in_this_run_is_refused(key: str, value: Any, others: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=f"^`{key}` does nothing .*{words.removeprefix('does nothing ')}"):
+        parse_run_config({**others, key: value})
+    parse_run_config({**others, key: DEFAULTS[key]})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {
+            "algorithm": "local",
+            "local.keep": True,
+            "local.local-epochs": 3,
+            "local.inner-optimizer": "adam",
+            "local.batch-size": 5,
+        },
+        {"algorithm": "reptile", "local.local-epochs": 3, "fedproto.outer-lr": 0.1, "scaffold.inner-optimizer": "adam"},
+        {"algorithm": "fedavg", "fedavg.inner-optimizer": "momentum", "fedavg.inner-momentum": 0.5},
+        {"partition": "dirichlet:0.5", "users": 5, "least-per-user": 4, "partition-seed": 1, "test-share": 0.5},
+        {"dataset": "fashion-mnist", "least-per-user": 4, "support-share": 0.2},
+        {"dataset": "digits", "evaluate-users": "both", "seen-users": 7},
+        {"dataset": "digits", "seen-users": 7},
+    ],
+)
+def test_what_decides_something_is_taken_and_so_are_tables_of_other_algorithms(settings: dict[str, Any]) -> None:
+    flat = parse_run_config(settings).flat()
+    assert {key: flat[key] for key in settings} == settings
+
+
+def test_an_optimizer_that_the_algorithm_has_no_steps_of_is_refused_with_the_settings() -> None:
+    with pytest.raises(ConfigError, match=r'`scaffold.inner-optimizer` must be "sgd".*got "adam": leave it out'):
+        parse_run_config({"algorithm": "scaffold", "scaffold.inner-optimizer": "adam"})
+
+
 def test_a_whole_number_is_taken_where_a_number_or_a_list_of_numbers_is_expected() -> None:
     config = parse_run_config({"fraction": 1, "mlp.hidden": 32, "adapt-lrs": 0.5})
     assert (config.fraction, config.lrs) == (1.0, (0.5,))

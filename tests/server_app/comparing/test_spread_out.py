@@ -43,6 +43,13 @@ class Here:
         return self.code
 
 
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["quickbloom", "compare", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        main.main()
+    return int(end.value.code or 0)
+
+
 @pytest.fixture
 def plan(monkeypatch: pytest.MonkeyPatch) -> Plan:
     """Of two seeds three inner rates with one round, and the best with three: eight runs."""
@@ -104,11 +111,64 @@ def test_interrupted_and_merged_from_three_places_it_is_the_same(
     assert tables[0] == tables[1]
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr("sys.argv", ["quickbloom", "compare", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        main.main()
-    return int(end.value.code or 0)
+@pytest.mark.slow
+def test_sixty_runs_interrupted_ten_times_and_merged_from_three_places_are_the_same(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fifteen combinations with one round, the best five with three, for three seeds: all by the command, as users type it."""
+    random, stops = Random(3), 0
+    words = ["--variant", "fast:fomaml,inner-steps=1", "--dataset", "gaussian", "--rounds", 3, "--seeds", 3, "--jobs", 1]
+    words += ["--grid", "inner-lr=0.001,0.01,0.1,0.3,1", "--grid", "outer-lr=0.001,0.003,0.03"]
+    words += ["--set", "gaussian.clients=10", "--set", "baselines=false", "--set", "adapt-steps=2", "--set", "evaluate-every=0"]
+    Here.begun = 0
+    assert command(monkeypatch, *words, "--output", tmp_path / "whole") == 0
+    assert Here.begun == 60
+
+    class CutOff(Here):
+        """Is stopped by Ctrl-C in the middle of a run, or right after it."""
+
+        left = -1
+
+        def __init__(self, words: list[str], stderr: Any, **options: Any) -> None:
+            CutOff.left -= 1
+            if CutOff.left == 0 and random.random() < 0.5:
+                folder = Path(words[words.index("--output") + 1])
+                (folder / "history.jsonl").write_text('{"round": 1}\n')
+                raise KeyboardInterrupt
+            super().__init__(words, stderr, **options)
+            if CutOff.left == 0:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        "quickbloom.server_app.comparing.batch.subprocess", SimpleNamespace(Popen=CutOff, DEVNULL=subprocess.DEVNULL)
+    )
+    file, places = tmp_path / "runs.jsonl", [tmp_path / name for name in "abc"]
+    merged = [word for place in places for word in ("--merge", place)]
+    home = [*words, "--output", tmp_path / "home"]
+    assert command(monkeypatch, *home, "--plan", file) == 0
+    assert len(file.read_text().splitlines()) == 45
+    for number in random.sample(range(1, 46), 45):
+        one = ["--plan", file, "--run", number, "--output", random.choice(places)]
+        if stops < 6 and random.random() < 0.3:
+            CutOff.left, stops = 1, stops + 1
+            assert command(monkeypatch, *one) == 130
+        assert command(monkeypatch, *one) == 0
+    assert stops == 6
+    # Of the long ones a few are done elsewhere too, and the others at home, where the comparison is stopped four times.
+    assert command(monkeypatch, *home, *merged, "--plan", file) == 0
+    assert len(file.read_text().splitlines()) == 15
+    for number in random.sample(range(1, 16), 6):
+        assert command(monkeypatch, "--plan", file, "--run", number, "--output", random.choice(places)) == 0
+    for _ in range(4):
+        CutOff.left = random.choice([1, 2])
+        assert command(monkeypatch, *home, *merged) == 130
+    assert command(monkeypatch, *home, *merged) == 0
+    capsys.readouterr()
+    found, whole = (
+        without_clocks(json.loads((tmp_path / place / "comparison.json").read_text())) for place in ("home", "whole")
+    )
+    assert found == whole
+    assert len(list((tmp_path / "home").glob("*/finished.json"))) == 60
 
 
 def test_the_command_writes_the_list_and_says_how_to_do_a_run(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -21,10 +22,11 @@ from quickbloom.common.engine.build import build_algorithm
 from quickbloom.common.errors import ConfigError, RunError
 from quickbloom.common.maths.batch import TaskData
 from quickbloom.common.metric import ACCURACY, MSE
+from quickbloom.common.wire.baselines import SCORES, ScoresRequest
 from quickbloom.common.wire.messages import EVALUATE, EvaluateRequest, error_records
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.reporting.report import write_report
-from quickbloom.server_app.reporting.result_table import result_lines, users_rows
+from quickbloom.server_app.reporting.result_table import baseline_tables, result_lines, users_rows
 from quickbloom.server_app.runs.directory import read_history, spread
 
 SMALL: dict[str, Any] = {"dataset": "gaussian", "gaussian.clients": 10, "model": "mlp", "mlp.hidden": "6", "min-nodes": 1}
@@ -289,6 +291,70 @@ def test_validation_tasks_may_choose_for_seen_users(tmp_path: Path) -> None:
     best = summary["validation"]["accuracy"]["mean"]
     assert best[summary["chosen"]["adapt_steps"]] == max(best[1:])
     assert summary["seen"]["tasks"] == 7
+
+
+# ---- beside baselines
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", *STATEFUL])
+@pytest.mark.parametrize("users", ["seen", "both"])
+def test_the_model_beside_baselines_is_the_one_that_was_scored(algorithm: str, users: str, tmp_path: Path) -> None:
+    """Other code predicts for it, from what a task keeps; a constant and the nearest row are worked out here."""
+    summary = run(tmp_path, algorithm, evaluate_users=users, baselines=True)
+    seen, step = summary["seen"], summary["chosen"]["adapt_steps"]
+    told = seen["baselines"]
+    assert told["tasks"] == seen["tasks"]
+    for contender, at in (("before", 0), ("after", step)):
+        assert told["scores"]["accuracy"][contender]["mean"] == pytest.approx(seen["accuracy"]["mean"][at], abs=1e-6)
+    config = settings(tmp_path, algorithm, evaluate_users=users)
+    data = load_dataset("gaussian", config.table("gaussian"), Path())
+    found = rows(tmp_path)
+    for task, row in found.items():
+        (draw,) = data.test_draws(task)
+        x, y = (torch.cat([getattr(draw.support, part), getattr(draw.query, part)]) for part in ("x", "y"))
+        test = draw.test
+        majority = float((test.y == torch.bincount(y).argmax()).double().mean())
+        nearest = float((test.y == y[torch.cdist(test.x.double(), x.double()).argmin(dim=1)]).double().mean())
+        assert float(row["accuracy_constant"]) == pytest.approx(majority)
+        assert float(row["accuracy_nearest"]) == pytest.approx(nearest)
+        assert float(row["accuracy_after"]) == pytest.approx(curve(row, "accuracy")[step])
+    assert set(told["scores"]["accuracy"]) >= {"own", "global", "global_offset", "prototypes"}
+    assert (summary["baselines"] is None) == (users == "seen")
+    assert any(line.startswith("on seen users the best baseline is") for line in result_lines(summary))
+    assert [str(table.title) for table in baseline_tables(summary)][-1] == f"the same {seen['tasks']} seen users by baselines"
+    page = write_report(tmp_path, None).read_text()
+    assert f"The model and the baselines on the same {seen['tasks']} seen clients" in page
+
+
+def test_a_node_scores_seen_users_beside_baselines_by_no_other_model_and_no_further(tmp_path: Path) -> None:
+    config = settings(tmp_path, "fedavg", baselines=True, evaluate_users="seen", adapt_steps=0)
+    grid = LoopbackGrid(1, config.flat())
+    assert run_federation(grid, config)["failures"] == 0
+    sent = [message for message in grid.requests if message.metadata.message_type == SCORES][-1]
+    data = load_dataset("gaussian", config.table("gaussian"), Path()).spec
+    request = ScoresRequest.from_records(sent.content, data.input_shape[0], data.outputs, classes=True)
+    assert request.seen
+    refused = "this node has scored tasks that it trains on by another model"
+    other = {name: value + 1 for name, value in request.meta.items()}
+    for changed, said in (
+        (replace(request, steps=1), ""),
+        (replace(request, steps=160), refused),
+        (replace(request, meta=other), refused),
+        (replace(request, seen=False), "this node trains on the task"),
+    ):
+        records = changed.to_records()
+        records.update({name: sent.content[name] for name in ("agreed", "settings") if name in sent.content})
+        (reply,) = grid.send_and_receive([Message(records, sent.metadata.dst_node_id, SCORES)])
+        reason = str(reply.content.config_records["error"]["reason"]) if "error" in reply.content.config_records else ""
+        assert said in reason
+        assert bool(said) == bool(reason)
+
+
+def test_the_report_has_their_curve_of_adaptation(tmp_path: Path) -> None:
+    run(tmp_path, evaluate_users="seen")
+    page = write_report(tmp_path, None).read_text()
+    assert "seen clients, steps of adaptation:" in page
+    assert "seen, worst 10 %" in page
 
 
 # ---- what does not work says so

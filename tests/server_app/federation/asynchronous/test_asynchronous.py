@@ -58,11 +58,16 @@ def devices(path: Path, *lines: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("algorithm", ["reptile", "fomaml", "protonet", "perfedavg", "metasgd", "scaffold", "feddyn"])
+WHOLE = ["scaffold", "feddyn"]
+"""Algorithms that take no contribution in part."""
+
+
+@pytest.mark.parametrize("algorithm", ["reptile", "fomaml", "protonet", "perfedavg", "metasgd", *WHOLE])
 @pytest.mark.parametrize("speed", ["", "even"])
 def test_with_one_speed_and_a_buffer_of_a_round_it_is_synchronous_training(tmp_path: Path, algorithm: str, speed: str) -> None:
+    more: dict[str, Any] = {"async_staleness": 0} if algorithm in WHOLE else {}
     rounds = run(tmp_path / "sync", algorithm=algorithm, devices=speed)
-    steps = run(tmp_path / "async", algorithm=algorithm, devices=speed, mode="async")
+    steps = run(tmp_path / "async", algorithm=algorithm, devices=speed, mode="async", **more)
     assert furthest(model(tmp_path / "sync"), model(tmp_path / "async")) < 1e-5
     scores = [[line["validation"] for line in lines if "validation" in line] for lines in (rounds, steps)]
     assert len(scores[0]) == len(scores[1]) == 3
@@ -212,6 +217,18 @@ def test_what_a_liar_sends_is_judged_as_in_rounds(tmp_path: Path) -> None:
 def test_what_needs_rounds_is_refused_with_the_reason(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         parse_run_config({**SMALL, "mode": "async", **settings})
+
+
+@pytest.mark.parametrize("algorithm", WHOLE)
+def test_what_tasks_keep_may_not_count_in_part(algorithm: str) -> None:
+    """By default what is stale weighs less: the task would keep all of it, and the server a part."""
+    sentence = (
+        rf'`async-staleness` must be 0 with `mode = "async"` and `algorithm = "{algorithm}"`, because .* keep.*, got 0\.5'
+    )
+    with pytest.raises(ConfigError, match=sentence):
+        parse_run_config({**SMALL, "algorithm": algorithm, "mode": "async"})
+    parse_run_config({**SMALL, "algorithm": algorithm, "mode": "async", "async-staleness": 0.0})
+    parse_run_config({**SMALL, "algorithm": algorithm, "async-staleness": 0.7})
 
 
 def test_a_rule_that_needs_more_nodes_than_there_are_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Other machines that do the runs of a comparison."""
