@@ -68,7 +68,7 @@ def main() -> None:
         **vars(chosen),
     }
     with tempfile.TemporaryDirectory() as folder:
-        calm = run(Path(folder) / "calm", chosen, ["--in-process", "--nodes", str(chosen.nodes)], dict(os.environ))
+        calm = run(Path(folder) / "calm", chosen, ["--nodes", str(chosen.nodes)], dict(os.environ))
         say(f"undisturbed: {calm['after']:.4f}")
         result["undisturbed"] = calm
         result["disturbed"] = disturbed = chaos(Path(folder), chosen)

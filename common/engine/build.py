@@ -48,12 +48,13 @@ def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _C
         learner.remarks.clear()  # what becomes of dropout and batch norm is the app's own business
         return chosen(options, learner)
     ours = model in MODELS and not registries.is_users(chosen)
-    learner, own_size = _build_learner(config, spec, bare=tried and ours and chosen.starts_from_meta)
+    foreign = model not in MODELS or registries.is_users(MODELS[model]) or MODELS[model].pretrained
+    # A user's model is tried below, which takes numbers.
+    learner, own_size = _build_learner(config, spec, bare=tried and ours and not foreign and chosen.starts_from_meta)
     if own_size:
         options = options.model_copy(update={"embedding": own_size})
     if learner.device.type == "meta":
         learner.drop_numbers()
-    foreign = model not in MODELS or registries.is_users(MODELS[model]) or MODELS[model].pretrained
     # The tests cover large built-in models by small ones.
     learner.reduced = _reduced(config, model, learner)
     if foreign or not (tried or (ours and _size(learner) >= LARGE)):
