@@ -5,6 +5,7 @@ of the whole needs neither.
 """
 
 import ast
+import gc
 import signal
 import sys
 from collections.abc import Callable, Collection
@@ -65,6 +66,16 @@ def _described(name: str, module: str) -> Callable[[], None]:
     return described
 
 
+def _command_of_this_process() -> typer.Typer:
+    """Return the command line for this process. The garbage collector looks through what is imported neither now nor later."""
+    gc.disable()
+    try:
+        return command_line(sys.argv[1:2])
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def __getattr__(name: str) -> Any:
     """`cli`: the command line with all commands, for whoever looks at more than one."""
     if name != "cli":
@@ -79,7 +90,7 @@ def main() -> None:
     for ending in ENDINGS:
         if ending != signal.SIGINT and signal.getsignal(ending) != signal.SIG_IGN:  # as under nohup
             signal.signal(ending, signal.default_int_handler)
-    perform(lambda: command_line(sys.argv[1:2])())
+    perform(lambda: _command_of_this_process()())
 
 
 if __name__ == "__main__":

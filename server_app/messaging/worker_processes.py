@@ -32,7 +32,7 @@ from quickbloom.common.wire.messages import payload_bytes
 
 Answer = Callable[[Message], Message | None]
 
-PAYS = 0.5
+PAYS = 1.0
 """Seconds that workers must have been able to save before they start; to start them takes less."""
 WARM_UP = 3.0
 """Seconds of the first messages of a kind that are no measure: they import, read and compile what later ones find."""
