@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 AGREE = 1e-4
 """Largest difference of a loss or a score: both runtimes compute the same, up to the order of some sums."""
@@ -55,7 +56,7 @@ def curve(run_dir: Path) -> list[list[float]]:
     return [numbers([line.get("train"), line.get("validation")]) for line in lines]
 
 
-def numbers(value: object) -> list[float]:
+def numbers(value: Any) -> list[float]:
     """All numbers in nested dictionaries and lists, in order."""
     if isinstance(value, dict):
         return [number for item in value.values() for number in numbers(item)]
