@@ -198,7 +198,7 @@ def test_workers_pay_once_they_would_have_saved_more_than_their_start_takes() ->
     assert not worth.proven
     worth.note("train", [0.4, 0.1], [message()] * 2)  # saves a tenth of a second, less 2 ms
     assert not worth.proven
-    for _ in range(5):
+    for _ in range(round(PAYS / 0.1)):
         worth.note("train", [0.1, 0.1], [message()] * 2)
     assert worth.proven
 
