@@ -88,6 +88,8 @@ class Workers:
         alive, self._alive = os.pipe()
         self._workers: list[_Worker] = []
         gc.freeze()  # else a worker's look through what was made before would copy it
+        # A fork takes Ctrl-C for its own until it has left this process's group.
+        signals = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
         try:
             for i in range(number):
                 foreign = [states[node_id] for node_id, place in self._place.items() if place != i]
@@ -96,6 +98,7 @@ class Workers:
             self.close()
             raise
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, signals)
             gc.unfreeze()
             os.close(alive)
         for state in states.values():
@@ -213,6 +216,7 @@ def _work(answer: Answer, foreign: Sequence[RecordDict], pipe: Connection, their
     os.setpgid(0, 0)  # Ctrl-C in a terminal is for the run's process
     for ending in ENDINGS:
         signal.signal(ending, signal.SIG_IGN if ending == signal.SIGINT else _leave)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
     theirs.close()
     os.close(parent)
     threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
