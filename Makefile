@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: demo test test-slow test-docker check format lint types tests .package docs bench config picture clean
 
 demo: $(VENV)/.user
-	$(BIN)/quickbloom run
+	$(BIN)/python examples/both_runtimes.py
 
 test: lint types tests
 

@@ -123,9 +123,8 @@ def compare(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     A synchronous run computes the same wherever it runs, so the one without faults is in this process. Without waiting, nodes
     that are equally fast are stale too: that run has the same real nodes.
     """
-    in_process = ["--in-process", "--nodes", str(chosen.nodes)]
     if chosen.mode == "sync":
-        calm = run(folder / "calm", chosen, in_process, dict(os.environ))
+        calm = run(folder / "calm", chosen, ["--nodes", str(chosen.nodes)], dict(os.environ))
         say(f"undisturbed: {calm['after']:.4f}")
     with federated(folder, chosen.nodes) as federation:
         if chosen.mode == "async":

@@ -185,7 +185,7 @@ def main() -> None:
 def _keep_others(result: dict[str, Any], labels: Sequence[str]) -> None:
     """Add the variants of the result file that were not run now, if they have the same seeds: every run names its commit."""
     path = RESULTS / f"{result['benchmark']}.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"seeds": None}
+    before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"seeds": None}
     if before["seeds"] != result["seeds"]:
         return
     now = {variant["label"]: variant for variant in result["variants"]}

@@ -110,7 +110,9 @@ def prepared(place: Path, peer_at: Path) -> Path:
 
 def write(place: Path, users: int) -> None:
     """Write the users that this project draws as PFLlib reads them: an .npz file with x and y for each user and part."""
-    data = FashionMnist(FashionMnistOptions().spread_by(Partition("dirichlet:0.1", users)), resolve_data_dir(""))
+    options = FashionMnistOptions().spread_by(Partition("dirichlet:0.1", users))
+    assert isinstance(options, FashionMnistOptions)
+    data = FashionMnist(options, resolve_data_dir(""))
     names = [task.task_id for task in data.tasks()]
     if len(names) != users:
         raise BenchmarkError(f"{users - len(names)} of {users} users have too few images for both sides: choose fewer users")

@@ -108,8 +108,27 @@ def measure(case: Case, seed: int, cores: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         settings = (*JOB, *DATA, f"gaussian.clients={case.clients}", f"tasks-per-round={case.per_round}")
-        command = [script("quickbloom"), "run", "--algorithm", "reptile", "--dataset", "gaussian", "--seed", str(seed)]
-        command += ["--rounds", str(case.rounds), "--nodes", str(cores if case.nodes == 2 else case.nodes), "--no-report"]
+        command = [
+            script("quickbloom"),
+            "run",
+            "--runtime",
+            "simulation",
+            "--algorithm",
+            "reptile",
+            "--dataset",
+            "gaussian",
+            "--seed",
+            str(seed),
+        ]
+        command += [
+            "--seed",
+            str(seed),
+            "--rounds",
+            str(case.rounds),
+            "--nodes",
+            str(cores if case.nodes == 2 else case.nodes),
+            "--no-report",
+        ]
         command += ["--output", str(run)]
         for setting in settings:
             command += ["--set", setting]

@@ -3,7 +3,7 @@
 As FedAvg, but every local step also draws a task's parameters back to theta: k proximal gradient steps on
 L(phi) + mu / 2 * ||phi - theta||^2, then g = theta - phi_k. With mu = 0 it is FedAvg.
 
-    python examples/own_algorithm.py run --algorithm prox --in-process --set prox.mu=0.1
+    python examples/own_algorithm.py run --algorithm prox --set prox.mu=0.1
 """
 
 from typing import ClassVar, Literal

@@ -3,7 +3,7 @@
 Each task has points on two interleaved half circles and tells the two apart. The whole picture is turned
 by an angle of the task's own, so one model for all devices can not fit.
 
-    python examples/own_dataset.py run --dataset moons --algorithm fomaml --in-process
+    python examples/own_dataset.py run --dataset moons --algorithm fomaml
 """
 
 from pathlib import Path

@@ -36,6 +36,7 @@ from quickbloom.server_app.events.kinds import RoundEnded, Scored
 from quickbloom.server_app.launch.follow import follow, run_here
 from quickbloom.server_app.launch.prepare import Start, own_data, settle
 from quickbloom.server_app.launch.settings import assigned
+from quickbloom.server_app.messaging.runtimes import IN_PROCESS, SIMULATION
 from quickbloom.server_app.reporting.result_table import baseline_tables, result_lines, result_table, users_table
 
 Kind = TypeVar("Kind", bound=type[Algorithm] | type[Dataset] | type[Model])
@@ -90,19 +91,21 @@ def run(
     nodes: int | None = None,
     output: str | Path | None = None,
     simulation: bool = False,
+    workers: int | None = None,
     progress: bool = True,
     listener: Listener | None = None,
     settings: Mapping[str, Scalar] | None = None,
     **options: Scalar,
 ) -> Run:
-    """Train a starting point and test it on held-out tasks, in this process: `quickbloom run --in-process` from Python.
+    """Train a starting point and test it on held-out tasks, in this process: `quickbloom run` from Python.
 
     `data`: your own file as for `--data`, a pandas or polars DataFrame, or arrays by column; `task` and `target` name its
     columns, and `time` the one by which each task's rows are cut in order, support first and test last.
     `algorithm`: by default "ridge" for your own data, or "protonet" behind an encoder if labels are each user's own, else
     "reptile".
     `settings`: any settings by name, {"own.shots": 5}; those of the run or the algorithm also as `options`, inner_lr=0.1.
-    `simulation`: run in Flower's simulation instead: same result, later. `listener`: is called with every event of the run.
+    `simulation`: run in Flower's simulation instead: same result, later. `workers`: how many processes compute the nodes, 1 for
+    this one alone; by default one for each core, once rounds are long enough. `listener`: is called with every event.
     Raises ConfigError or DataError for wrong input, and RunError for a run that cannot go on.
 
     Example: `quickbloom.run("maml", data=frame, task="hospital", target="outcome", rounds=50)`
@@ -118,7 +121,7 @@ def run(
             say(why)
         if output is not None:
             values["output-dir"] = str(Path(output).expanduser().absolute())
-        start = settle(values, None, nodes, not simulation)
+        start = settle(values, None, nodes, SIMULATION if simulation else IN_PROCESS, workers)
         summary = _simulated(start) if simulation else _in_process(start, progress, [listener] if listener else [])
         return Run(summary, Path(str(start.settings["output-dir"])))
 
@@ -238,7 +241,7 @@ def advise(
 def register(kind: Kind) -> Kind:
     """Add an algorithm, a data set or a model of your own under its `name`; also as a decorator. Returns it.
 
-    It is known to this process, so it is for `quickbloom.run` and `quickbloom run --in-process`.
+    It is known to this process and its workers, so it is for runs in process: `quickbloom.run`, `quickbloom run`.
     Raises ConfigError for something else, and for a name that is taken.
     """
     registries: list[tuple[type, dict[str, Any]]] = [(Algorithm, ALGORITHMS), (Dataset, DATASETS), (Model, MODELS)]
@@ -256,7 +259,7 @@ def _in_process(start: Start, progress: bool, listeners: Sequence[Listener]) -> 
     """The summary of a run here."""
     with _threads_kept():
         config = parse_run_config(start.settings)
-        return run_here(config, start.nodes, rounds=progress, shown=progress, listeners=listeners)
+        return run_here(config, start.nodes, rounds=progress, shown=progress, listeners=listeners, workers=start.workers)
 
 
 @contextmanager

@@ -41,9 +41,9 @@ from quickbloom.server_app.federation.sampling import seen_users
 from quickbloom.server_app.federation.strategy import MetaStrategy
 from quickbloom.server_app.messaging.clock import clock_of
 from quickbloom.server_app.messaging.devices import devices_of
-from quickbloom.server_app.messaging.in_process_grid import InlineGrid
 from quickbloom.server_app.messaging.polling_grid import PollingGrid, hands_over
 from quickbloom.server_app.messaging.population import Population
+from quickbloom.server_app.messaging.runtimes import DEPLOYMENT, IN_PROCESS, cpu_of, runtime_of
 from quickbloom.server_app.messaging.virtual_grid import VirtualGrid
 from quickbloom.server_app.runs import resume, trackers
 from quickbloom.server_app.runs.best_model import BestModel
@@ -82,7 +82,7 @@ def main(grid: Grid, context: Context) -> None:
 
 def run_federation(grid: Grid, config: RunConfig, events: Events | None = None) -> dict[str, Any]:
     """Train, test, and write everything into the run directory. Return the summary. `events`: receives what happens."""
-    clock = _Clock()
+    clock = _Clock(grid)
     events = events or Events()
     config = config.resolved()
     grid = _with_devices(grid, config)
@@ -189,7 +189,7 @@ class _Run:
 
     def _note_holdings(self, grid: Grid, population: Population) -> None:
         """Write who holds what, where users are simulated here: this process can read the table, and no node is asked."""
-        if self.config.spread is None or not _stays_here(grid):
+        if self.config.spread is None or runtime_of(grid) == DEPLOYMENT:
             return
         try:
             write_holdings(self.directory, self.config, population.splits)
@@ -244,7 +244,7 @@ class _Run:
             "lineage": origin.lineage,
             "branch": origin.branch,
             "nodes": len(set(population.homes.values())),
-            "in-process": isinstance(grid.inner if isinstance(grid, VirtualGrid) else grid, InlineGrid),
+            "in-process": runtime_of(grid) == IN_PROCESS,
         }
         return CheckpointWriter(self.directory.checkpoints, said, self._encoder(population))
 
@@ -323,15 +323,9 @@ def _with_devices(grid: Grid, config: RunConfig) -> Grid:
     """Return the grid in virtual time, where the setting `devices` asks for it. Raises ConfigError for real devices."""
     if not config.devices:
         return grid
-    if not _stays_here(grid):
+    if runtime_of(grid) == DEPLOYMENT:
         raise ConfigError('`devices` must be "" on real nodes, which take their own time: simulated devices need a simulation')
     return VirtualGrid(grid)
-
-
-def _stays_here(grid: Grid) -> bool:
-    """Whether all nodes are simulated on this machine."""
-    inner = grid.inner if isinstance(grid, VirtualGrid) else grid
-    return isinstance(inner, InlineGrid) or (isinstance(inner, PollingGrid) and inner.stays_here)
 
 
 def _with_privacy(
@@ -364,9 +358,10 @@ def _with_privacy(
 
 
 class _Clock:
-    """Seconds of this process from now on, plus those of the earlier parts of the run."""
+    """Seconds of this process and its workers from now on, plus those of the earlier parts of the run."""
 
-    def __init__(self) -> None:
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
         self._started = time.monotonic(), _cpu_seconds()
         self._before = {"total": 0.0, "cpu": 0.0}
 
@@ -374,7 +369,7 @@ class _Clock:
         self._before = dict(before)
 
     def read(self) -> dict[str, float]:
-        now = {"total": time.monotonic() - self._started[0], "cpu": _cpu_seconds() - self._started[1]}
+        now = {"total": time.monotonic() - self._started[0], "cpu": _cpu_seconds() - self._started[1] + cpu_of(self._grid)}
         return {name: round(value + self._before[name], 3) for name, value in now.items()}
 
 

@@ -24,6 +24,7 @@ from quickbloom.server_app.federation.sampling import seen_users
 from quickbloom.server_app.federation.scores import Scores, gains_at_the_end
 from quickbloom.server_app.federation.strategy import MetaStrategy
 from quickbloom.server_app.messaging.population import Population
+from quickbloom.server_app.messaging.runtimes import runtime_of, workers_of
 from quickbloom.server_app.reporting.against_baselines import against_baselines, rows_of
 from quickbloom.server_app.reporting.result_table import result_lines
 from quickbloom.server_app.runs import trackers
@@ -68,6 +69,8 @@ def conclude(
     content = {
         **_facts(strategy),
         "run_dir": str(directory.path),
+        "runtime": runtime_of(grid),
+        "workers": workers_of(grid),
         "chosen": {"adapt_lr": lr, "adapt_steps": steps},
         "kept": _kept(strategy, validation, lr, steps),
         "edge": _edge(strategy, validation, lr, steps),

@@ -24,8 +24,11 @@ from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.fast_paths import Summed
 from quickbloom.common.maths.inner_loop import descend
 from quickbloom.common.maths.learner import Learner
+from quickbloom.common.maths.light_torch import spare_the_compiler
 from quickbloom.common.maths.params import Params
 from quickbloom.common.options import Options, refuse_idle
+
+spare_the_compiler()
 
 
 class AlgorithmOptions(Options):

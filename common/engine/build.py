@@ -32,6 +32,8 @@ from quickbloom.common.options import Options
 from quickbloom.common.randomness import generator
 
 _CPU = torch.device("cpu")
+SMALL = 2**22
+"""Bytes of a model below which its numbers are not spared: work without numbers imports torch's compiler, of 100 MB."""
 
 
 def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _CPU, *, tried: bool = False) -> Algorithm:
@@ -51,12 +53,14 @@ def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _C
         learner.remarks.clear()  # what becomes of dropout and batch norm is the app's own business
         return chosen(options, learner)
     ours = model in MODELS and not registries.is_users(chosen)
-    learner, own_size = _build_learner(config, spec, bare=tried and ours and chosen.starts_from_meta)
+    foreign = model not in MODELS or registries.is_users(MODELS[model]) or MODELS[model].pretrained
+    # A user's model is tried below, which takes numbers.
+    bare = tried and ours and not foreign and chosen.starts_from_meta
+    learner, own_size = _build_learner(config, spec, bare=bare)
     if own_size:
         options = options.model_copy(update={"embedding": own_size})
     if learner.device.type == "meta":
         learner.drop_numbers()
-    foreign = model not in MODELS or registries.is_users(MODELS[model]) or MODELS[model].pretrained
     # The tests cover large built-in models by small ones.
     learner.reduced = _reduced(config, model, learner)
     if config.dropout:
@@ -150,7 +154,7 @@ def _model_of(config: RunConfig, spec: DataSpec) -> str:
 def _build_learner(config: RunConfig, spec: DataSpec, *, bare: bool) -> tuple[Learner, int]:
     """Return the model with its weights, after one forward pass, and the size of its own embedding, 0 if it makes none.
 
-    `bare`: as a structure without numbers, on the device "meta", if it has nothing but what is trained.
+    `bare`: as a structure without numbers, on the device "meta", if it is large and has nothing but what is trained.
     """
     chosen, model = ALGORITHMS[config.algorithm], _model_of(config, spec)
     outputs = chosen.model_outputs(config.table(config.algorithm), spec.outputs)
@@ -162,7 +166,11 @@ def _build_learner(config: RunConfig, spec: DataSpec, *, bare: bool) -> tuple[Le
         made = 0 if own_size else outputs
         module = build_model(model, config.table(model), spec.input_shape, made, config.seed, spec.tokens)
         learner = Learner(module, spec.kind, spec.outputs)
-        try_out(learner, model, spec, own_size or outputs)
+        small = bare and _size(learner) < SMALL
+        if not small:
+            try_out(learner, model, spec, own_size or outputs)
+    if small:
+        return _build_learner(config, spec, bare=False)
     if bare and learner.constants:
         return _build_learner(config, spec, bare=False)
     if config.weights and not bare and (said := load_weights(module, config.weights, learner.ran[-1])):

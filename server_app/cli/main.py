@@ -1,17 +1,47 @@
-"""The `quickbloom` command: its parts put together, and how each ends."""
+"""The `quickbloom` command: its parts put together, and how each ends.
 
+A command's module is imported when it is called. All of them together import torch and Flower, which takes seconds; the help
+of the whole needs neither.
+"""
+
+import ast
+import gc
 import signal
+import sys
+from collections.abc import Callable, Collection
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import typer
 
 from quickbloom.common.system.command import perform
 from quickbloom.common.system.processes import ENDINGS
-from quickbloom.server_app.cli import advise, compare, deployment, doctor, inspect, run
 
-cli = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False)
+MODULES = {
+    "run": "run",
+    "compare": "compare",
+    "advise": "advise",
+    "superlink": "deployment",
+    "superexec": "deployment",
+    "report": "inspect",
+    "settings": "inspect",
+    "watch": "inspect",
+    "secrets": "deployment",
+    "doctor": "doctor",
+}
+"""The module in this folder of every command, which is its function of that name."""
 
 
-@cli.callback()
+def command_line(wanted: Collection[str]) -> typer.Typer:
+    """Return the command line. Only the commands `wanted` are imported; of the others there is the help of the whole."""
+    cli = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False)
+    cli.callback()(_commands)
+    for name, module in MODULES.items():
+        cli.command(name)(_imported(name, module) if name in wanted else _described(name, module))
+    return cli
+
+
 def _commands() -> None:
     """Few-shot personalisation for Flower federations: learn a starting point that every device makes its own.
 
@@ -19,19 +49,39 @@ def _commands() -> None:
     """
 
 
-for command in (
-    run.run,
-    compare.compare,
-    advise.advise,
-    deployment.superlink,
-    deployment.superexec,
-    inspect.report,
-    inspect.settings,
-    inspect.watch,
-    deployment.secrets,
-    doctor.doctor,
-):
-    cli.command()(command)
+def _imported(name: str, module: str) -> Callable[..., None]:
+    function: Callable[..., None] = getattr(import_module(f"{__package__}.{module}"), name)
+    return function
+
+
+def _described(name: str, module: str) -> Callable[[], None]:
+    """Return a function with the docstring of a command, read from its source."""
+
+    def described() -> None:
+        raise AssertionError(f"`{name}` is called, so it is wanted")
+
+    source = ast.parse(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8"))
+    (function,) = (node for node in source.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    described.__doc__ = ast.get_docstring(function)
+    return described
+
+
+def _command_of_this_process() -> typer.Typer:
+    """Return the command line for this process. The garbage collector looks through what is imported neither now nor later."""
+    gc.disable()
+    try:
+        return command_line(sys.argv[1:2])
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def __getattr__(name: str) -> Any:
+    """`cli`: the command line with all commands, for whoever looks at more than one."""
+    if name != "cli":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = command_line(MODULES)
+    return globals()[name]
 
 
 def main() -> None:
@@ -40,7 +90,7 @@ def main() -> None:
     for ending in ENDINGS:
         if ending != signal.SIGINT and signal.getsignal(ending) != signal.SIG_IGN:  # as under nohup
             signal.signal(ending, signal.default_int_handler)
-    perform(cli)
+    perform(lambda: _command_of_this_process()())
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from quickbloom.common.errors import ConfigError, QuickbloomError
 from quickbloom.common.system.terminal import paper, say
 from quickbloom.server_app.cli.options import DATASETS, Encoder, Partition, TextColumns, Time, Users
 from quickbloom.server_app.launch.follow import follow
-from quickbloom.server_app.launch.prepare import connection_for, own_data, settle
+from quickbloom.server_app.launch.prepare import connection_for, own_data, runtime_for, settle
 from quickbloom.server_app.launch.settings import assigned, default_algorithm, parse_assignments
+from quickbloom.server_app.messaging.runtimes import SIMULATION
 from quickbloom.server_app.reporting.result_table import baseline_tables, few_tasks, result_table, users_table
 from quickbloom.server_app.runs.directory import to_json, unused
 
@@ -42,7 +43,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Decides the initial model, the task split and every draw.")] = None,
     nodes: Annotated[
         int | None,
-        typer.Option(help="Simulated nodes; by default 2, 1 with --in-process, or with `devices` one a task.", min=1),
+        typer.Option(help="Simulated nodes; by default 2, or with `devices` one a task.", min=1),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -52,7 +53,20 @@ def run(
         str | None,
         typer.Option(help="A SuperLink connection of Flower's config.toml; by default $QUICKBLOOM_CONNECTION, if set."),
     ] = None,
-    in_process: Annotated[bool, typer.Option("--in-process", help="All nodes in this process: same result, sooner.")] = False,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            help="Without `--connection`: in-process, the default, or simulation, which is Flower's; the same result."
+        ),
+    ] = None,
+    in_process: Annotated[bool, typer.Option("--in-process", help="The same as `--runtime in-process`.", hidden=True)] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that compute the nodes in process; by default one for each core, once rounds are long enough.",
+            min=1,
+        ),
+    ] = None,
     leave_one_out: Annotated[
         bool, typer.Option("--leave-one-out", help="Few tasks: hold each out once, one run for each; in this process.")
     ] = False,
@@ -82,7 +96,8 @@ def run(
     named |= {"partition": partition, "users": users}
     settings = spelled_out({key: value for key, value in named.items() if value is not None})
     settings |= own_data(data, task, target, dataset, time_column, encoder, text)
-    connection = connection_for(connection, in_process, nodes)
+    runtime = runtime_for(runtime, in_process)
+    connection = connection_for(connection, runtime, nodes)
     given = settings | parse_assignments(set_ or [], default_algorithm(settings))
     if resume is None and "resume-from" not in given:
         given, why = assigned(settings, set_ or [], here=connection is None)
@@ -90,16 +105,17 @@ def run(
             say(why)
     settings = given
     if leave_one_out:
-        if connection or nodes or resume or "own.leave-out" in settings:
+        if connection or nodes or resume or workers or runtime == SIMULATION or "own.leave-out" in settings:
             raise ConfigError(
-                "`--leave-one-out` excludes `--connection`, `--nodes`, `--resume` and `own.leave-out`: it runs here"
+                "`--leave-one-out` excludes `--connection`, `--runtime simulation`, `--nodes`, `--workers`, `--resume` and "
+                "`own.leave-out`: it runs in this process"
             )
         _leave_one_out(settings, output, json_, verbose)
         return
     settings |= _of_resuming(resume, trust, settings)
     if output is not None:
         settings["output-dir"] = str(output.expanduser().absolute())
-    code, summary = follow(settle(settings, connection, nodes, in_process), verbose)
+    code, summary = follow(settle(settings, connection, nodes, runtime, workers), verbose)
     if summary is None:
         raise typer.Exit(code)
     _show(summary, json_, own_file=data is not None)

@@ -33,6 +33,7 @@ from quickbloom.server_app.events.file import read_events
 from quickbloom.server_app.events.kinds import Failed, Warned
 from quickbloom.server_app.launch.flower_run import CPU_ENVIRONMENT
 from quickbloom.server_app.launch.settings import parse_assignments
+from quickbloom.server_app.messaging.runtimes import IN_PROCESS, SIMULATION
 from quickbloom.server_app.runs.directory import read_history
 from quickbloom.server_app.runs.program import named, program
 
@@ -72,7 +73,7 @@ class Setup:
             self.dataset,
         ]
         command += ["--rounds", str(self.rounds), "--nodes", str(self.nodes), "--seed", str(seed)]
-        command += ["--in-process"] * self.in_process
+        command += ["--runtime", IN_PROCESS if self.in_process else SIMULATION]
         for text in self.settings:
             command += ["--set", text]
         return [*command, "--json"]
@@ -254,7 +255,7 @@ def start_here(run: Run) -> Going:
     with (run.directory / LOG).open("wb") as log:
         return _Process(
             subprocess.Popen(
-                [*command, "--output", str(run.directory.absolute()), "--no-report"],
+                [*command, "--output", str(run.directory.absolute()), "--no-report", *_alone(run)],
                 env={**os.environ, **CPU_ENVIRONMENT},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -263,6 +264,11 @@ def start_here(run: Run) -> Going:
                 start_new_session=True,
             )
         )
+
+
+def _alone(run: Run) -> list[str]:
+    """Return what keeps a run to one process, since runs share the cores; the result is the same."""
+    return ["--workers", "1"] if run.setup.in_process else []
 
 
 def _finish(run: Run, code: int, facts: dict[str, Any]) -> Result:

@@ -1,7 +1,8 @@
 """The outer optimizer: theta <- Outer(theta, mean over tasks of g), the same for every algorithm.
 
-torch.optim does the arithmetic. Its state lives as long as the run, so that Adam's moments build up
-over the rounds.
+Its state lives as long as the run, so that Adam's moments build up over the rounds. Steps and state are those of torch.optim
+(SGD without dampening; Adam of Kingma, Ba 2015, with beta1 = 0.9, beta2 = 0.999 and epsilon = 1e-8), bit for bit. They are
+written out, because torch.optim imports torch's compiler, which takes a second.
 """
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from quickbloom.common.algorithms.base import Algorithm, AlgorithmOptions
 from quickbloom.common.maths.params import Params
+
+_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
 
 
 class OuterOptimizer:
@@ -22,19 +25,13 @@ class OuterOptimizer:
         self.beside = beside or {}
         self._options = options
         self._num_rounds = num_rounds
-        self._leaves = {name: value.detach().clone().requires_grad_() for name, value in meta.items()}
-        self._optimizer: torch.optim.Optimizer
-        # Unlike a list of parameters, a group may be empty: an algorithm without communication has no meta-parameters.
-        groups = [{"params": list(self._leaves.values())}]
-        if options.outer_optimizer == "adam":
-            self._optimizer = torch.optim.Adam(groups, lr=options.outer_lr)
-        else:
-            self._optimizer = torch.optim.SGD(groups, lr=options.outer_lr, momentum=options.outer_momentum)
+        self._leaves = {name: value.detach().clone() for name, value in meta.items()}
+        self._state: dict[str, Params] = {name: {} for name in meta}
 
     @property
     def meta(self) -> Params:
         """A copy of the current meta-parameters."""
-        return {name: leaf.detach().clone() for name, leaf in self._leaves.items()}
+        return {name: leaf.clone() for name, leaf in self._leaves.items()}
 
     @property
     def leaves(self) -> Params:
@@ -54,36 +51,59 @@ class OuterOptimizer:
         """
         placed = placed or {}
         decay = 1 - (server_round - 1) / self._num_rounds if self._options.outer_decay else 1.0
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._options.outer_lr * decay
         for name, leaf in self._leaves.items():
-            leaf.grad = None if name in placed else gradient[name].to(leaf.dtype)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+            if name not in placed:
+                self._step(leaf, gradient[name].to(leaf.dtype), self._state[name], self._options.outer_lr * decay)
         for name, value in placed.items():
-            self._leaves[name].data.copy_(value)
+            self._leaves[name].copy_(value)
+
+    def _step(self, leaf: Tensor, gradient: Tensor, state: Params, lr: float) -> None:
+        if self._options.outer_optimizer == "adam":
+            adam_step(leaf, gradient, state, lr)
+        else:
+            sgd_step(leaf, gradient, state, lr, self._options.outer_momentum)
 
     def state(self) -> dict[str, Tensor]:
         """Return everything needed to continue later, the meta-parameters included, as named tensors."""
         tensors = {f"meta/{name}": value for name, value in self.meta.items()}
         tensors |= {f"server/{name}": value.clone() for name, value in self.beside.items()}
-        for index, name in enumerate(self._leaves):
-            for key, value in self._optimizer.state_dict()["state"].get(index, {}).items():
-                if isinstance(value, Tensor):  # SGD without momentum stores None
-                    tensors[f"outer/{key}/{name}"] = value.detach().clone()
+        for name, state in self._state.items():
+            tensors |= {f"outer/{key}/{name}": value.clone() for key, value in state.items()}
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Continue from the result of `state`."""
-        state: dict[int, dict[str, Tensor]] = {}
-        names = list(self._leaves)
+        self._state = {name: {} for name in self._leaves}
         for key, value in tensors.items():
             part, _, rest = key.partition("/")
             if part == "meta":
-                self._leaves[rest].data.copy_(value)
+                self._leaves[rest].copy_(value)
             elif part == "server":
                 self.beside = {**self.beside, rest: value.clone()}
             else:
                 slot, _, name = rest.partition("/")
-                state.setdefault(names.index(name), {})[slot] = value.clone()
-        self._optimizer.load_state_dict({"state": state, "param_groups": self._optimizer.state_dict()["param_groups"]})
+                self._state[name][slot] = value.clone()
+
+
+def sgd_step(leaf: Tensor, gradient: Tensor, state: Params, lr: float, momentum: float) -> None:
+    """Change `leaf` and `state` ("momentum_buffer") by a step of SGD: v <- momentum v + g, theta <- theta - lr v."""
+    if momentum:
+        if "momentum_buffer" in state:
+            state["momentum_buffer"].mul_(momentum).add_(gradient)
+        else:
+            state["momentum_buffer"] = gradient.clone()
+        gradient = state["momentum_buffer"]
+    leaf.add_(gradient, alpha=-lr)
+
+
+def adam_step(leaf: Tensor, gradient: Tensor, state: Params, lr: float) -> None:
+    """Change `leaf` and `state` ("step", "exp_avg", "exp_avg_sq") by a step of Adam."""
+    if not state:
+        state |= {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(leaf), "exp_avg_sq": torch.zeros_like(leaf)}
+    mean, square = state["exp_avg"], state["exp_avg_sq"]
+    state["step"] += 1
+    t = state["step"].item()
+    mean.lerp_(gradient, 1 - _BETA1)
+    square.mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
+    root = (square.sqrt() / (1 - _BETA2**t) ** 0.5).add_(_EPSILON)
+    leaf.addcdiv_(mean, root, value=-lr / (1 - _BETA1**t))

@@ -2,12 +2,12 @@
 
 import logging
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from quickbloom.common.config.run import RunConfig, parse_run_config
+from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
 from quickbloom.common.errors import RunError
 from quickbloom.common.flower import callers
 from quickbloom.common.personal.trust import flags
@@ -16,6 +16,7 @@ from quickbloom.common.system.terminal import FAILED, OK, STOPPED, console, say,
 from quickbloom.server_app.events.channel import Events, Listener, from_log, is_told
 from quickbloom.server_app.launch.flower_run import LaunchError, LocalSuperLink, Run, bundle, unframed
 from quickbloom.server_app.launch.prepare import Start
+from quickbloom.server_app.messaging.runtimes import IN_PROCESS
 from quickbloom.server_app.reporting.progress import Shown, progress_bar
 
 Outcome = tuple[int, dict[str, Any] | None]
@@ -24,8 +25,8 @@ Outcome = tuple[int, dict[str, Any] | None]
 
 def follow(start: Start, verbose: bool) -> Outcome:
     """Start the run and show it to its end. `verbose`: with Flower's whole log."""
-    if start.in_process:
-        return follow_here(parse_run_config(start.settings), start.nodes, verbose)
+    if start.runtime == IN_PROCESS:
+        return follow_here(parse_run_config(start.settings), start.nodes, verbose, workers=start.workers)
     try:
         return _follow_flower(start, verbose)
     except LaunchError as error:
@@ -48,7 +49,7 @@ def _follow_flower(start: Start, verbose: bool) -> Outcome:
             if not connection and not callers.can_tell():
                 say(
                     "Remark: this system does not say who talks to a port, so every user of this machine can run code through "
-                    "the simulation's; with `--in-process` there is none"
+                    "the simulation's; with `--runtime in-process` there is none"
                 )
             app = stack.enter_context(bundle())
             link = connection or stack.enter_context(LocalSuperLink(Path.cwd()))
@@ -75,10 +76,7 @@ def _follow_flower(start: Start, verbose: bool) -> Outcome:
     if status != "finished:completed":
         say_error(shown.stopped or _reason(status, details, log))
         if shown.run_dir and shown.round:
-            told = "".join(
-                f" {words}" for words in (f"--connection {connection}" if connection else "", flags(settings)) if words
-            )
-            say(f"The rounds before are kept; to go on: quickbloom run --resume {shown.run_dir}{told}")
+            _say_how_to_go_on(shown.run_dir, settings, connection)
         return FAILED, None
     if shown.summary is None:
         say_error("the run completed, but its log holds no summary: read summary.json in the run directory on the server")
@@ -87,21 +85,35 @@ def _follow_flower(start: Start, verbose: bool) -> Outcome:
 
 
 def follow_here(
-    config: RunConfig, nodes: int, verbose: bool, *, rounds: bool = True, warned: set[str] | None = None
+    config: RunConfig,
+    nodes: int,
+    verbose: bool,
+    *,
+    rounds: bool = True,
+    warned: set[str] | None = None,
+    workers: int | None = 1,
 ) -> Outcome:
-    """Run with all nodes in this process and without Flower's runtime.
+    """Run without Flower's runtime, with all nodes in this process or its worker processes.
 
     `rounds`: whether to print a line per round. `warned`: warnings that were printed already; it
-    grows.
+    grows. `workers`: see `InlineGrid`.
     """
     try:
-        return OK, run_here(config, nodes, verbose, rounds=rounds, warned=warned)
+        return OK, run_here(config, nodes, verbose, rounds=rounds, warned=warned, workers=workers)
     except KeyboardInterrupt:
         say(f"Stopped; what was finished is in {config.output_dir}.")
         return STOPPED, None
     except RunError as error:
         say_error(str(error))
+        if rounds and any(Path(config.output_dir, "checkpoints").glob("round-*")):
+            _say_how_to_go_on(config.output_dir, config.flat())
         return FAILED, None
+
+
+def _say_how_to_go_on(run_dir: str, settings: Mapping[str, Scalar], connection: str | None = None) -> None:
+    words = [f"--connection {connection}" if connection else "", flags(settings)]
+    told = "".join(f" {word}" for word in words if word)
+    say(f"The rounds before are kept; to go on: quickbloom run --resume {run_dir}{told}")
 
 
 def run_here(
@@ -113,10 +125,11 @@ def run_here(
     shown: bool = True,
     warned: set[str] | None = None,
     listeners: Sequence[Listener] = (),
+    workers: int | None = 1,
 ) -> dict[str, Any]:
     """Run as `follow_here` does, but raise exceptions and return the summary. `shown`: with a bar; warnings are always printed.
 
-    `listeners`: further receivers of every event.
+    `listeners`: further receivers of every event. `workers`: see `InlineGrid`.
     """
     from quickbloom.server_app.app import run_federation
     from quickbloom.server_app.messaging.in_process_grid import InlineGrid
@@ -124,8 +137,8 @@ def run_here(
     with progress_bar(console, shown) as progress:
         task = progress.add_task("roll call", total=None)
         told = Shown(progress, task, rounds=rounds, quiet=verbose, warned=warned)
-        with _log_to(told, verbose):
-            run_federation(InlineGrid(nodes, config.flat(), {}), config, Events(told, *listeners))
+        with _log_to(told, verbose), InlineGrid(nodes, config.flat(), {}, workers) as grid:
+            run_federation(grid, config, Events(told, *listeners))
     assert told.summary is not None
     return told.summary
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from quickbloom.common.config.checks import check_choice
 from quickbloom.common.config.parts import own_parts
 from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
 from quickbloom.common.datasets import load_dataset
@@ -26,6 +27,8 @@ from quickbloom.common.system.terminal import say
 from quickbloom.server_app.federation.privacy import require_accountant
 from quickbloom.server_app.launch.connection import connection_address, connection_exists
 from quickbloom.server_app.launch.settings import check_with_data
+from quickbloom.server_app.messaging.runtimes import DEPLOYMENT, IN_PROCESS, LOCAL, SIMULATION
+from quickbloom.server_app.messaging.worker_processes import why_not
 from quickbloom.server_app.runs.directory import RunDirectory, unused
 from quickbloom.server_app.runs.resume import goes_on_in_place, load_checked, open_checkpoint, with_settings_of
 from quickbloom.server_app.runs.trackers import check as check_live_view
@@ -33,15 +36,25 @@ from quickbloom.server_app.runs.trackers import check as check_live_view
 
 @dataclass(frozen=True)
 class Start:
-    """A run to start: on a SuperLink `connection`, else here with so many `nodes`, simulated or all `in_process`."""
+    """A run to start: on a SuperLink `connection`, else here with so many `nodes`, by this `runtime`.
+
+    `workers`: most processes that compute the nodes of a run in process, None: as many as there are cores.
+    """
 
     settings: dict[str, Scalar]
     connection: str | None
     nodes: int
-    in_process: bool
+    runtime: str
+    workers: int | None = None
 
 
-def settle(settings: dict[str, Scalar], connection: str | None, nodes: int | None, in_process: bool) -> Start:
+NODES = 2
+"""Nodes of a run here, in process and simulated alike: as many as `flwr run` simulates by itself."""
+
+
+def settle(
+    settings: dict[str, Scalar], connection: str | None, nodes: int | None, runtime: str | None, workers: int | None = None
+) -> Start:
     """Return the run that these flags ask for, with defaults filled in. Raises ConfigError or DataError."""
     if connection is not None:
         parse_run_config(settings)
@@ -49,24 +62,40 @@ def settle(settings: dict[str, Scalar], connection: str | None, nodes: int | Non
             raise ConfigError(f"`--connection` must be a [superlink.NAME] of Flower's config.toml, got '{connection}'")
         temporary.check()
         loopback.check_socks(connection_address(connection) or "")
-        return Start(settings, connection, nodes or 2, in_process)
+        check_workers(workers, nodes or NODES, DEPLOYMENT)
+        return Start(settings, connection, nodes or NODES, DEPLOYMENT)
     if settings.get("resume-from"):
-        settings, nodes, in_process = _go_on(settings, nodes, in_process)
+        settings, nodes, runtime = _go_on(settings, nodes, runtime)
+    runtime = runtime or IN_PROCESS
     config = parse_run_config(settings)
-    nodes = nodes or (one_for_each_task(config) if config.devices else 1 if in_process else 2)
+    nodes = nodes or (one_for_each_task(config) if config.devices else NODES)
+    check_workers(workers, nodes, runtime)
     settings = {"min-nodes": nodes, **settings}
     own = own_parts(parse_run_config(settings))
-    if not in_process:
-        check_simulation(", or add `--in-process`")
-    for key, part in () if in_process else own.items():
+    if runtime == SIMULATION:
+        check_simulation(", or choose `--runtime in-process`")
+    for key, part in own.items() if runtime == SIMULATION else ():
         raise ConfigError(
-            f'`{key} = "{part.name}"` is known to this process alone: add `--in-process`, or put it into common/{key}s'
+            f'`{key} = "{part.name}"` is known to this process alone: choose `--runtime in-process`, or put it into '
+            f"common/{key}s"
         )
     if not settings.get("output-dir"):
         settings["output-dir"] = str(_new_directory(settings).absolute())
     for remark in check_locally(parse_run_config(settings), settings, nodes):
         say(f"Remark: {remark}")
-    return Start(settings, None, nodes, in_process)
+    return Start(settings, None, nodes, runtime, workers)
+
+
+def check_workers(workers: int | None, nodes: int, runtime: str) -> None:
+    """Raise ConfigError for a number of worker processes that a run cannot have."""
+    if workers is not None and runtime != IN_PROCESS:
+        raise ConfigError(f"`--workers` is for runs in process, got it with the runtime {runtime}: leave it out")
+    if workers is None or workers == 1:
+        return
+    if reason := why_not():
+        raise ConfigError(f"`--workers` must be 1 here, got {workers}: {reason}")
+    if workers > nodes:
+        raise ConfigError(f"`--workers` must be at most `--nodes` ({nodes}), got {workers}: a node is computed by one of them")
 
 
 def one_for_each_task(config: RunConfig) -> int:
@@ -93,11 +122,23 @@ def check_machine(config: RunConfig) -> None:
         raise ConfigError('`device` is "cuda", but this machine has no CUDA device: use "auto" or "cpu"')
 
 
-def connection_for(connection: str | None, in_process: bool, nodes: int | None) -> str | None:
-    """Return the SuperLink connection to use; None for a run on this machine alone. Raises ConfigError."""
-    if in_process and connection:
-        raise ConfigError("`--in-process` and `--connection` exclude each other: leave one of them out")
-    if connection is None and not in_process and nodes is None:
+def runtime_for(runtime: str | None, in_process: bool) -> str | None:
+    """Return the runtime that `--runtime` and `--in-process` name; None if neither is given. Raises ConfigError."""
+    if runtime is not None:
+        check_choice("--runtime", runtime, LOCAL)
+    if in_process and runtime == SIMULATION:
+        raise ConfigError("`--in-process` and `--runtime simulation` exclude each other: leave one of them out")
+    return IN_PROCESS if in_process else runtime
+
+
+def connection_for(connection: str | None, runtime: str | None, nodes: int | None) -> str | None:
+    """Return the SuperLink connection to use; None for a run on this machine alone. Raises ConfigError.
+
+    `runtime`: the one that is asked for, if any.
+    """
+    if runtime and connection:
+        raise ConfigError(f"`--runtime {runtime}` and `--connection` exclude each other: leave one of them out")
+    if connection is None and runtime is None and nodes is None:
         return os.environ.get("QUICKBLOOM_CONNECTION") or None
     return connection
 
@@ -134,14 +175,15 @@ def _new_directory(settings: dict[str, Scalar]) -> Path:
     return unused(Path("runs") / f"{name}-seed{settings.get('seed', default.seed)}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
-def _go_on(settings: dict[str, Scalar], nodes: int | None, in_process: bool) -> tuple[dict[str, Scalar], int | None, bool]:
-    """Return (settings, nodes, in process) of the run to continue here, filled in from it where they are not given."""
+def _go_on(settings: dict[str, Scalar], nodes: int | None, runtime: str | None) -> tuple[dict[str, Scalar], int | None, str]:
+    """Return (settings, nodes, runtime) of the run to continue here, filled in from it where they are not given."""
     path = Path(str(settings["resume-from"])).expanduser().absolute()
     found = load_checked(path, lambda _: None)  # the run reports a damaged file when it reads it
     if nodes is not None:
         settings = {"min-nodes": nodes, **settings}
     merged = with_settings_of(found, settings | {"resume-from": str(path)})
-    return merged, nodes or int(found.facts["nodes"]), in_process or bool(found.facts["in-process"])
+    before = IN_PROCESS if found.facts["in-process"] else SIMULATION
+    return merged, nodes or int(found.facts["nodes"]), runtime or before
 
 
 def scored_one_by_one(own: Own, tasks: Sequence[str], metric: str) -> tuple[list[str], str]:

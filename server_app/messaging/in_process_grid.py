@@ -1,14 +1,16 @@
 """A Grid without a network: all nodes live in this process, and every message goes straight to the real ClientApp.
 
 Server, client and result are the same as everywhere. Flower's runtime is missing, so nothing is
-started and a round costs little more than its arithmetic. For many short rounds, comparisons and
-tests.
+started and a round costs little more than its arithmetic. Where rounds take long, nodes are computed by
+worker processes, see `worker_processes`.
 """
 
 import copy
+import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
+from types import TracebackType
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -16,6 +18,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from quickbloom.common.flower import names
+from quickbloom.server_app.messaging.worker_processes import Workers, Worth, most
 
 CLIENT_APP = "quickbloom.client_app.app"
 """Found by name, as Flower finds it: the server's code does not depend on the clients'."""
@@ -24,9 +27,19 @@ _FIRST_NODE = 100
 
 
 class InlineGrid(Grid):
-    """A grid of `num_nodes` nodes with ids 100, 101, ...; node i hosts partition i. Their state lasts as long as the grid."""
+    """A grid of `num_nodes` nodes with ids 100, 101, ...; node i hosts partition i. Their state lasts as long as the grid.
 
-    def __init__(self, num_nodes: int, run_config: Mapping[str, Any], node_configs: Mapping[int, Mapping[str, Any]]) -> None:
+    As a context it ends its worker processes. `workers`: how many compute the nodes from the second round on; 1: this process
+    alone; None: as many as there are cores and nodes, once that pays.
+    """
+
+    def __init__(
+        self,
+        num_nodes: int,
+        run_config: Mapping[str, Any],
+        node_configs: Mapping[int, Mapping[str, Any]],
+        workers: int | None = 1,
+    ) -> None:
         if identity := names.find("TaskIdentity"):  # required by Flower's messages
             identity.run_id, identity.task_id, identity.node_id = 1, 1, 1
         self._app: ClientApp = import_module(CLIENT_APP).app
@@ -41,6 +54,26 @@ class InlineGrid(Grid):
             )
             for i in range(num_nodes)
         }
+        self._most = most(num_nodes) if workers is None else min(workers, num_nodes)
+        self._worth = Worth(at_once=workers is not None)
+        self._workers: Workers | None = None
+
+    def __enter__(self) -> "InlineGrid":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._workers is not None:
+            self._workers.close()
+
+    @property
+    def processes(self) -> int:
+        """How many processes compute the nodes: 1 for this one."""
+        return 1 if self._workers is None else self._most
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor seconds of the worker processes."""
+        return 0.0 if self._workers is None else self._workers.cpu_seconds
 
     def answer(self, message: Message) -> Message | None:
         """Return the reply of the node that a message is addressed to; None if there is none."""
@@ -53,13 +86,27 @@ class InlineGrid(Grid):
             return Message(Error(code=0, reason=f"{type(error)}:<'{error}'>"), reply_to=message)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        ids = []
-        for message in messages:
+        listed = list(messages)
+        for message in listed:
             message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
-            ids.append(message.metadata.message_id)
-            if (reply := self.answer(message)) is not None:
+        replies = self._workers.replies(listed) if self._workers else self._answered_here(listed)
+        for message, reply in replies:
+            if reply is not None:
                 self._replies[message.metadata.message_id] = reply
-        return ids
+        if self._workers is None and self._most > 1 and self._worth.proven:
+            states = {node_id: context.state for node_id, context in self._contexts.items()}
+            self._workers = Workers(self._most, self.get_node_ids(), self.answer, states)
+        return [message.metadata.message_id for message in listed]
+
+    def _answered_here(self, messages: list[Message]) -> Iterator[tuple[Message, Message | None]]:
+        """Yield every message with its reply, and note what workers would have saved."""
+        shares = dict.fromkeys(range(self._most), 0.0)
+        for message in messages:
+            started = time.perf_counter()
+            yield message, self.answer(message)
+            shares[(message.metadata.dst_node_id - _FIRST_NODE) % self._most] += time.perf_counter() - started
+        if messages and self._most > 1:
+            self._worth.note(messages[0].metadata.message_type, shares.values(), messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         return [self._replies.pop(message_id) for message_id in list(message_ids) if message_id in self._replies]

@@ -41,8 +41,8 @@ def result_table(summary: dict[str, Any]) -> Table:
         f"adapted with {_rate(summary)}{counted(chosen['adapt_steps'], 'step')} ({chosen_on})",
         kept_line(summary),
         summary.get("edge", ""),
-        f"{duration(seconds['total'])} in all, {seconds['round_median']:.2f} s a round; {size(sent['up'])} up, "
-        f"{size(sent['down'])} down; {counted(summary['failures'], 'failure')}",
+        f"{duration(seconds['total'])} in all{_where(summary)}, {seconds['round_median']:.2f} s a round",
+        f"{size(sent['up'])} up, {size(sent['down'])} down; {counted(summary['failures'], 'failure')}",
         privacy_line(summary["privacy"]) if summary.get("privacy") else "",
         f"of one task {ONE_TASK}" if _one_task(summary) else "",
         _own_unit(summary),
@@ -158,6 +158,16 @@ def _named(run_dir: Path) -> str:
     except (OSError, KeyError, ValueError, csv.Error):  # names come from nodes
         return ""
     return f" ({', '.join(names)})"
+
+
+_PLACES = {"simulation": " in Flower's simulation", "deployment": " on a SuperLink's nodes"}
+
+
+def _where(summary: Mapping[str, Any]) -> str:
+    """Return where the nodes ran, in words; "" if an older release wrote the summary."""
+    workers = summary.get("workers") or 1
+    here = " in one process" if workers == 1 else f" in {workers} worker processes"
+    return here if summary.get("runtime") == "in-process" else _PLACES.get(str(summary.get("runtime")), "")
 
 
 def result_lines(summary: dict[str, Any]) -> list[str]:

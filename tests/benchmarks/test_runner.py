@@ -106,9 +106,9 @@ def test_a_variant_that_is_not_there_is_refused(command: Command) -> None:
 
 def test_the_nodes_may_live_in_the_process_of_the_command(command: Command) -> None:
     measure(replace(PLAN, in_process=True), [(PLAN.variants[0], 0)])
-    assert "--in-process" in command.calls[0]
+    assert "in-process" in command.calls[0]
     measure(PLAN, [(PLAN.variants[0], 0)])
-    assert "--in-process" not in command.calls[1]
+    assert "simulation" in command.calls[1]
 
 
 def test_a_failed_run_names_the_command_and_the_reason(command: Command) -> None:

@@ -78,5 +78,5 @@ def test_a_part_of_this_process_alone_is_refused_where_others_must_know_it(
     monkeypatch.setitem(registry, name, part)
     settings = {"dataset": "gaussian", "output-dir": str(tmp_path / "run"), key: name}
     with pytest.raises(ConfigError, match=f'`{key} = "{name}"` is known to this process alone: .* put it into common/{key}s'):
-        settle(dict(settings), None, 2, False)
-    assert settle(dict(settings), None, 1, True).in_process
+        settle(dict(settings), None, 2, "simulation")
+    assert settle(dict(settings), None, 1, "in-process").runtime == "in-process"

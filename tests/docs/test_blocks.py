@@ -57,7 +57,7 @@ SHORTER = [
     # On what a reader types, in this order.
     (r"^quickbloom compare --algorithms \S+", "quickbloom compare --algorithms fedavg,reptile"),
     (r"^(quickbloom compare .*)$", r"\1 --seeds 1 --rounds 1 --inner-lrs 0.1"),  # of an option the last value counts
-    (r"^(quickbloom run (?!.*--in-process).*)$", r"\1 --in-process"),
+    (r" --runtime simulation", ""),
     (r"^(quickbloom run (?!.*--data).*)$", r"\1 --rounds 2 --no-report"),
     (r"--nodes 2", "--nodes 1"),
     (r"--nodes 56", "--nodes 12"),
@@ -546,7 +546,6 @@ def test_what_is_documented_of_files_is_in_them(tmp_path: Path, monkeypatch: pyt
         block.text for block in blocks(ROOT / "docs" / "run-directory.md") if block.text.startswith("{")
     )
     options = [
-        "--in-process",
         "--rounds",
         "2",
         "--set",

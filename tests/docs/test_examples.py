@@ -55,7 +55,7 @@ def test_the_tables_say_what_their_header_promises_and_are_the_same_every_time(t
 
 def test_the_own_algorithm_trains_with_its_own_setting(tmp_path: Path) -> None:
     settings = ["--rounds", "20", "--set", "prox.mu=0.1", "--set", "evaluate-every=0", "--no-report", "--json"]
-    said = python(EXAMPLES / "own_algorithm.py", "run", "--algorithm", "prox", "--in-process", *settings, cwd=tmp_path)
+    said = python(EXAMPLES / "own_algorithm.py", "run", "--algorithm", "prox", *settings, cwd=tmp_path)
     summary = json.loads(said)
     accuracy = summary["test"]["accuracy"]["mean"]
     # Chance is 20 %.
@@ -255,12 +255,12 @@ def test_a_mistake_in_an_own_algorithm_is_named_with_its_line(own: Any, monkeypa
 
 
 def test_an_own_algorithm_is_refused_where_other_processes_would_not_know_it(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / "own_algorithm.py"), "run", "--algorithm", "prox"]
+    command = [sys.executable, str(EXAMPLES / "own_algorithm.py"), "run", "--runtime", "simulation", "--algorithm", "prox"]
     done = subprocess.run(
         command, cwd=tmp_path, env={**environment(), "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "is known to this process alone: add `--in-process`" in " ".join(done.stderr.split())
+    assert "is known to this process alone: choose `--runtime in-process`" in " ".join(done.stderr.split())
     assert not (tmp_path / "runs").exists()
 
 

@@ -58,7 +58,7 @@ def test_the_curve_over_grpc_equals_the_simulation(federation: Path, tmp_path: P
     arguments = ["run", "--algorithm", "reptile", *ROUNDS]
     real = quickbloom(*arguments, "--connection", "loopback", "--output", "real", cwd=tmp_path, flwr_home=federation)
     assert real.returncode == 0, real.stderr
-    simulated = quickbloom(*arguments, "--output", "simulated", cwd=tmp_path)
+    simulated = quickbloom(*arguments, "--runtime", "simulation", "--output", "simulated", cwd=tmp_path)
     assert simulated.returncode == 0, simulated.stderr
     assert numbers(curve(tmp_path / "real")) == pytest.approx(numbers(curve(tmp_path / "simulated")), abs=1e-5)
     assert "new Python process" not in (federation / "node1.log").read_text()
@@ -92,7 +92,7 @@ def test_what_is_trained_on_a_pretrained_model_over_grpc_is_what_is_trained_in_p
     settings = small_encoders.WAYS[way](tmp_path, "ABCDEFGHIJKLMNOP") | {"baselines": "false", "evaluate-every": 2}
     arguments = ["run", "--json", *(word for key, value in settings.items() for word in ("--set", f"{key}={value}"))]
     found = []
-    for place in (["--in-process"], ["--nodes", "2"], ["--connection", "loopback"]):
+    for place in (["--workers", "1"], ["--runtime", "simulation"], ["--connection", "loopback"]):
         name = place[0].strip("-")
         done = quickbloom(*arguments, *place, "--output", name, cwd=tmp_path, flwr_home=federation)
         assert done.returncode == 0, done.stderr
@@ -120,7 +120,7 @@ def test_a_run_whose_server_is_killed_goes_on_with_its_directory_alone(federatio
     assert resumed.returncode == 0, resumed.stderr
     assert f"round {done + 1}/2" in resumed.stderr
     assert json.loads((run_dir / "summary.json").read_text())["resumed"] == 1
-    whole = quickbloom("run", "--in-process", *settings, "--output", "whole", cwd=tmp_path)
+    whole = quickbloom("run", *settings, "--output", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     assert numbers(curve(run_dir)) == pytest.approx(numbers(curve(tmp_path / "whole")), abs=1e-5)
 

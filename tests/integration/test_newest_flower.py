@@ -32,7 +32,7 @@ def newest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pinned(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], list[float]]:
     """The numbers of the history and of the test on the release that this project is pinned to."""
     directory = tmp_path_factory.mktemp("pinned")
-    done = quickbloom("run", *SETTINGS, "--in-process", "--output", "run", "--no-report", cwd=directory)
+    done = quickbloom("run", *SETTINGS, "--output", "run", "--no-report", cwd=directory)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["versions"]["flwr"] != NEWEST
@@ -60,7 +60,7 @@ def _assert_same(run_dir: Path, done: subprocess.CompletedProcess[str], pinned: 
 def test_a_simulation_on_the_newest_release_has_the_pinned_ones_result(
     tmp_path: Path, pinned: tuple[list[float], list[float]]
 ) -> None:
-    done = quickbloom("run", *SETTINGS, *PATIENT, "--output", "run", "--no-report", cwd=tmp_path)
+    done = quickbloom("run", *SETTINGS, *PATIENT, "--runtime", "simulation", "--output", "run", "--no-report", cwd=tmp_path)
     _assert_same(tmp_path / "run", done, pinned)
 
 

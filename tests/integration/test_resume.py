@@ -27,7 +27,7 @@ def result(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str
         line["nodes"] = {
             key: value for key, value in line["nodes"].items() if key != "trained"
         }  # other ids in every simulation
-    kept = {key: value for key, value in summary.items() if key not in ("seconds", "run_dir", "resumed")}
+    kept = {key: value for key, value in summary.items() if key not in ("seconds", "run_dir", "resumed", "workers")}
     return kept, lines, {"per_task": (folder / "per_task.csv").read_bytes()}
 
 
@@ -52,10 +52,10 @@ def killed(folder: Path, arguments: list[str], more_rounds: int) -> None:
 
 
 def test_a_run_in_one_process_that_is_killed_twice_ends_like_one_that_was_not(tmp_path: Path) -> None:
-    whole = quickbloom("run", "--in-process", *RUN, "--output", "whole", "--json", cwd=tmp_path)
+    whole = quickbloom("run", *RUN, "--output", "whole", "--json", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     cut = tmp_path / "cut"
-    killed(cut, ["--in-process", *RUN, "--output", str(cut)], 23)
+    killed(cut, [*RUN, "--output", str(cut)], 23)
     killed(cut, ["--resume", str(cut)], 61)
     rest = quickbloom("run", "--resume", "cut", "--json", "--no-report", cwd=tmp_path)
     assert rest.returncode == 0, rest.stderr
@@ -71,7 +71,7 @@ def test_a_run_in_one_process_that_is_killed_twice_ends_like_one_that_was_not(tm
 @pytest.mark.slow
 @pytest.mark.simulation
 def test_a_simulation_that_is_killed_ends_like_one_that_was_not(tmp_path: Path) -> None:
-    few = [*RUN, "--rounds", "12"]
+    few = [*RUN, "--runtime", "simulation", "--rounds", "12"]
     whole = quickbloom("run", *few, "--output", "whole", "--json", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     killed(tmp_path / "cut", [*few, "--output", str(tmp_path / "cut")], 4)

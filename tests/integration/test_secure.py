@@ -19,7 +19,7 @@ SECURE = ["--set", "secure-aggregation=true"]
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of the same rounds without masks, in one process."""
     folder = tmp_path_factory.mktemp("whole")
-    done = quickbloom("run", "--in-process", *ROUNDS, "--output", "whole", cwd=folder)
+    done = quickbloom("run", *ROUNDS, "--output", "whole", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "whole"
 
@@ -61,6 +61,6 @@ def test_a_secure_run_over_grpc_has_the_curve_of_the_plain_run(federation: Path,
 @pytest.mark.slow
 @pytest.mark.simulation
 def test_a_secure_simulation_has_the_curve_of_the_plain_run(whole: Path, tmp_path: Path) -> None:
-    done = quickbloom("run", *ROUNDS, *SECURE, "--output", "secure", cwd=tmp_path)
+    done = quickbloom("run", "--runtime", "simulation", *ROUNDS, *SECURE, "--output", "secure", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert numbers(curve(tmp_path / "secure")) == pytest.approx(numbers(curve(whole)), abs=1e-5)

@@ -17,10 +17,11 @@ from quickbloom.server_app.launch.flower_run import LaunchError, LocalSuperLink,
 
 REPOSITORY = Path(__file__).parents[2]
 pytestmark = pytest.mark.simulation
+SIMULATION = ("--runtime", "simulation")
 
 
 def test_run_prints_the_summary_alone_and_leaves_a_run_directory(tmp_path: Path) -> None:
-    done = quickbloom("run", "--rounds", "2", "--set", "evaluate-every=1", "--json", cwd=tmp_path)
+    done = quickbloom("run", *SIMULATION, "--rounds", "2", "--set", "evaluate-every=1", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     run_dir = Path(summary["run_dir"])
@@ -40,7 +41,7 @@ def test_a_simulation_needs_no_name_that_flower_does_not_promise(
     for name, value in without_names(tmp_path / "site", *NAMES).items():
         monkeypatch.setenv(name, value)
     small = ["--dataset", "gaussian", "--rounds", "2", "--set", "gaussian.clients=8", "--output", str(tmp_path / "out")]
-    algorithms = ["--algorithm", "fomaml"] if command == "run" else ["--algorithms", "fedavg", "--seeds", "1"]
+    algorithms = [*SIMULATION, "--algorithm", "fomaml"] if command == "run" else ["--algorithms", "fedavg", "--seeds", "1"]
     done = quickbloom(command, *algorithms, *small, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -50,7 +51,7 @@ def test_a_simulation_needs_no_name_that_flower_does_not_promise(
 
 def test_the_curve_does_not_depend_on_the_number_of_nodes(tmp_path: Path) -> None:
     curves = []
-    for nodes in (["--nodes", "1", "--in-process"], ["--nodes", "5"]):
+    for nodes in (["--nodes", "1"], ["--nodes", "5", *SIMULATION]):
         output = tmp_path / nodes[1]
         settings = ["--rounds", "3", "--set", "evaluate-every=1", *nodes, "--output", str(output), "--json"]
         done = quickbloom("run", "--algorithm", "maml", *settings, cwd=tmp_path)
@@ -72,7 +73,7 @@ def test_ended_from_outside_it_stops_the_run_and_leaves_no_process(tmp_path: Pat
     # Every process of the run inherits the environment, so a mark in it finds what is left behind.
     mark = f"QUICKBLOOM_TEST_MARK={tmp_path}"
     running = subprocess.Popen(
-        [SCRIPTS / "quickbloom", "run", "--rounds", "5000"],
+        [SCRIPTS / "quickbloom", "run", *SIMULATION, "--rounds", "5000"],
         cwd=tmp_path,
         env={**environment(), "QUICKBLOOM_TEST_MARK": str(tmp_path)},
         stderr=subprocess.PIPE,
@@ -126,7 +127,7 @@ def test_a_users_own_model_is_imported_from_the_current_directory(tmp_path: Path
     settings = ["--set", "model=my_models:net", "--set", "evaluate-every=1", "--rounds", "2"]
     own, builtin = (
         quickbloom("run", *model, "--output", str(tmp_path / name), "--json", cwd=tmp_path)
-        for name, model in {"own": settings, "builtin": [*settings, "--in-process", "--set", "model=linear"]}.items()
+        for name, model in {"own": [*settings, *SIMULATION], "builtin": [*settings, "--set", "model=linear"]}.items()
     )
     assert own.returncode == builtin.returncode == 0, own.stderr + builtin.stderr
     assert json.loads((tmp_path / "own" / "config.json").read_text())["model"] == "my_models:net"
@@ -137,7 +138,7 @@ def test_a_users_own_model_is_imported_from_the_current_directory(tmp_path: Path
 @pytest.mark.slow
 def test_a_run_that_diverges_ends_without_a_traceback(tmp_path: Path) -> None:
     settings = ["--rounds", "1", "--set", "fomaml.outer-optimizer=sgd", "--set", "fomaml.outer-lr=1e15"]
-    done = quickbloom("run", "--algorithm", "fomaml", "--dataset", "sinusoid", *settings, "--json", cwd=tmp_path)
+    done = quickbloom("run", *SIMULATION, "--algorithm", "fomaml", "--dataset", "sinusoid", *settings, "--json", cwd=tmp_path)
     assert "Traceback" not in done.stderr
     if done.returncode == 0:
         json.loads(done.stdout)

@@ -51,7 +51,7 @@ def test_a_simulation_behind_proxies_with_a_long_tmpdir_in_the_c_locale(tmp_path
     (foreign / "common" / "__init__.py").write_text("raise SystemExit('theirs')\n")
     environ = {**PROXIES, "ALL_PROXY": "socks5://127.0.0.1:9", "TMPDIR": str(long), **C_LOCALE}
     output = tmp_path / "größe"
-    more = ("--set", "model=my_models:small", "--output", str(output))
+    more = ("--runtime", "simulation", "--set", "model=my_models:small", "--output", str(output))
     done = command("quickbloom", *RUN, *more, cwd=theirs, path=str(foreign), **environ)
     assert done.returncode == 0, done.stderr.decode()
     assert str(output) in done.stderr.decode()
@@ -60,7 +60,7 @@ def test_a_simulation_behind_proxies_with_a_long_tmpdir_in_the_c_locale(tmp_path
 
 
 def test_a_users_own_app_does_not_stand_in_the_way(tmp_path: Path, theirs: Path) -> None:
-    more = ("--in-process", "--set", "model=my_models:small", "--output", str(tmp_path / "run"))
+    more = ("--set", "model=my_models:small", "--output", str(tmp_path / "run"))
     done = command("quickbloom", *RUN, *more, cwd=theirs)
     assert done.returncode == 0, done.stderr.decode()
     done = command("quickbloom-edge", "check-data", "my_data:load", cwd=theirs)
@@ -88,6 +88,6 @@ def test_folders_whose_names_are_not_utf8_end_in_a_sentence(tmp_path: Path) -> N
         assert done.returncode == 2
         assert "d\\xe9p" in done.stderr.decode()
         assert "has a name that is not UTF-8" in " ".join(done.stderr.decode().split())
-    inside = command("quickbloom", *RUN, "--in-process", "--output", "out", cwd=Path(folder))
+    inside = command("quickbloom", *RUN, "--output", "out", cwd=Path(folder))
     assert inside.returncode == 2
     assert "the current directory" in inside.stderr.decode()

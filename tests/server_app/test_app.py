@@ -35,6 +35,8 @@ KEYS = {
         "seed",
         "rounds",
         "run_dir",
+        "runtime",
+        "workers",
         "tasks",
         "chosen",
         "edge",

@@ -215,7 +215,7 @@ def test_no_message_up_or_down_carries_a_head(tmp_path: Path) -> None:
         return reply
 
     run_federation(LoopbackGrid(2, config.flat(), faults={0: overheard, 1: overheard}), config)
-    # Of the baselines sums go up, and the linear model from them down, for unseen and seen users; neither knows of the model's head.
+    # Of the baselines sums go up, and the linear model from them down, for unseen and seen users; neither knows of the head.
     linear = [["gram", "cross", "squares"]] * 2 + [["weights", "intercept", "shares"]] * 4
     assert [names for names in carried if names in linear] == linear
     # 2 rounds of training with arrays both ways and of validation with arrays down, test, seen users, and baselines for both:

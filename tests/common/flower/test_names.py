@@ -66,7 +66,7 @@ def test_every_name_is_in_this_flower(name: str) -> None:
 @pytest.mark.parametrize("place", [place for entry in names.NAMES.values() for place in entry.places])
 def test_a_run_in_one_process_needs_none_of_them(place: str, without: Any, tmp_path: Path) -> None:
     without(place)
-    code, summary = follow(settle({**SETTINGS, "output-dir": str(tmp_path / "run")}, None, None, True), False)
+    code, summary = follow(settle({**SETTINGS, "output-dir": str(tmp_path / "run")}, None, None, "in-process"), False)
     assert code == 0
     assert summary is not None
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 1

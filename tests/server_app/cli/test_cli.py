@@ -1,6 +1,7 @@
 """The `quickbloom` command up to the point where Flower starts: what it takes, and what it refuses."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,34 @@ def test_settings_are_listed_with_defaults_and_meanings(words: list[str], keys: 
     assert listed[: len(keys)] == keys
     assert set(listed) <= set(parse_run_config({"algorithm": "maml"}).flat()) | {"privacy.noise-multiplier"}
     assert len(set(listed)) == len(listed)
+
+
+# ---- what is imported
+
+OVERVIEW = """
+import subprocess
+import sys
+from quickbloom.server_app.cli import main
+sys.argv = ["quickbloom", *sys.argv[1:]]
+try:
+    main.main()
+finally:
+    print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "flwr", "pydantic", "numpy", "ray"}), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["runn"]])
+def test_the_overview_imports_neither_torch_nor_flower(arguments: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", OVERVIEW, *arguments], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "[]"
+    if arguments == ["runn"]:
+        assert "No such command 'runn'" in done.stderr
+    else:
+        assert "Train a starting point and test it on held-out tasks." in done.stdout + done.stderr
+
+
+def test_the_overview_says_what_the_commands_say_themselves() -> None:
+    whole, light = (CliRunner().invoke(cli, ["--help"], env={"COLUMNS": "200"}) for cli in (main.cli, main.command_line(())))
+    assert whole.exit_code == light.exit_code == 0
+    assert whole.stdout == light.stdout
+    assert all(f" {name} " in light.stdout for name in main.MODULES)

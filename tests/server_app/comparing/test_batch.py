@@ -46,9 +46,8 @@ def calls(root: Path) -> list[int]:
 
 
 def test_the_command_is_what_a_user_would_type() -> None:
-    typed = (
-        "quickbloom run --algorithm maml --dataset digits --rounds 3 --nodes 1 --seed 4 --in-process --set inner-lr=0.1 --json"
-    )
+    typed = "quickbloom run --algorithm maml --dataset digits --rounds 3 --nodes 1 --seed 4 --runtime in-process"
+    typed += " --set inner-lr=0.1 --json"
     assert SETUP.command(4) == typed.split()
 
 

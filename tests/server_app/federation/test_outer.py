@@ -120,3 +120,33 @@ def test_a_gradient_of_another_shape_is_an_error() -> None:
 def test_state_of_another_model_is_an_error() -> None:
     with pytest.raises(KeyError):
         outer(ADAM).restore({"meta/other": torch.ones(1)})
+
+
+@pytest.mark.parametrize("settings", [ADAM, SGD, MOMENTUM], ids=["adam", "sgd", "momentum"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_steps_and_state_are_those_of_torch_bit_for_bit(settings: dict[str, Any], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    meta = {"w": torch.randn(7, 3, dtype=dtype), "b": torch.randn(3, dtype=dtype), "none": torch.zeros(0, dtype=dtype)}
+    ours = OuterOptimizer(AlgorithmOptions.model_validate(settings), meta, 30)
+    theirs = {name: value.clone().requires_grad_() for name, value in meta.items()}
+    kinds = {"lr": 0.1} if settings is ADAM else {"lr": 0.1, "momentum": settings.get("outer-momentum", 0.0)}
+    optimizer = (torch.optim.Adam if settings is ADAM else torch.optim.SGD)(theirs.values(), **kinds)
+    for t in range(1, 31):
+        gradient = {name: torch.randn_like(value) for name, value in meta.items()}
+        ours.step(gradient, t)
+        for name, value in theirs.items():
+            value.grad = gradient[name]
+        optimizer.step()
+        if t == 15:  # go on from a checkpoint
+            kept, ours = ours.state(), OuterOptimizer(AlgorithmOptions.model_validate(settings), meta, 30)
+            ours.restore(kept)
+    assert all(torch.equal(ours.meta[name], value.detach()) for name, value in theirs.items())
+    state = {
+        f"outer/{key}/{name}": value
+        for name, one in zip(theirs, optimizer.state_dict()["state"].values(), strict=False)
+        for key, value in one.items()
+        if isinstance(value, torch.Tensor)
+    }
+    kept = {name: value for name, value in ours.state().items() if name.startswith("outer/")}
+    assert kept.keys() == state.keys()
+    assert all(torch.equal(kept[name], value) for name, value in state.items())

@@ -119,7 +119,10 @@ def test_a_run_that_fails_says_why_in_one_sentence_and_in_its_events(tmp_path: P
     assert (code, summary) == (FAILED, None)
     (stopped,) = [event for event in read_events(tmp_path / "run") if isinstance(event, Stopped)]
     assert "not finite" in stopped.reason
-    assert told(said)[-1] == f"error: {stopped.reason}"
+    assert told(said)[-2:] == [
+        f"error: {stopped.reason}",
+        f"The rounds before are kept; to go on: quickbloom run --resume {tmp_path / 'run'}",
+    ]
 
 
 def test_ctrl_c_stops_a_run_in_this_process(tmp_path: Path, said: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +181,7 @@ def flower(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def played(lines: list[str], status: tuple[str, str] = ("finished:completed", ""), verbose: bool = False) -> Any:
         monkeypatch.setattr(follow, "Run", lambda *_: FlowerRun(lines, status))
-        return follow.follow(Start({"output-dir": "/runs/r"}, "link", 2, False), verbose)
+        return follow.follow(Start({"output-dir": "/runs/r"}, "link", 2, "deployment"), verbose)
 
     return played
 

@@ -29,7 +29,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("package", "settings", "sentence"),
     [
-        ("ray", {}, r"Flower's simulation needs ray, .*'quickbloom\[simulation\]', or add `--in-process`"),
+        ("ray", {}, r"Flower's simulation needs ray, .*'quickbloom\[simulation\]', or choose `--runtime in-process`"),
         ("sklearn", {"dataset": "digits"}, r"the data set `digits` needs scikit-learn, .*'quickbloom\[datasets\]'"),
         (
             "dp_accounting",
@@ -50,7 +50,7 @@ def test_an_extra_that_is_missing_is_named(
     # Tests before this one may have read the data.
     load_dataset.cache_clear()
     with pytest.raises(QuickbloomError, match=sentence):
-        settle(GAUSSIAN | settings, None, None, in_process=package != "ray")
+        settle(GAUSSIAN | settings, None, None, "simulation" if package == "ray" else None)
 
 
 @pytest.mark.usefixtures("directory")
@@ -73,9 +73,9 @@ def test_a_simulation_is_refused_where_it_could_not_start(
         monkeypatch.setenv("TMPDIR", str(directory / "none"))
     sentence = r"Flower's simulation needs the address 127\.0\.0\.1" if lacking == "address" else "`TMPDIR` must be a directory"
     with pytest.raises(ConfigError, match=sentence):
-        settle(dict(GAUSSIAN), None, None, in_process=False)
+        settle(dict(GAUSSIAN), None, None, "simulation")
     if lacking == "address":
-        assert settle(dict(GAUSSIAN), None, None, in_process=True).in_process
+        assert settle(dict(GAUSSIAN), None, None, "in-process").runtime == "in-process"
 
 
 def refuse(self: socket.socket, address: object) -> None:
@@ -88,21 +88,21 @@ def test_a_gpu_or_a_compiler_that_is_not_there_is_said(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match='`device` is "cuda", but this machine has no CUDA device: use "auto" or "cpu"'):
-        settle(GAUSSIAN | {"device": "cuda"}, None, None, in_process=True)
+        settle(GAUSSIAN | {"device": "cuda"}, None, None, "in-process")
     monkeypatch.setenv("CXX", "")
     monkeypatch.setattr("shutil.which", lambda name: None)
-    settle(dict(GAUSSIAN), None, None, in_process=True)
+    settle(dict(GAUSSIAN), None, None, "in-process")
     assert " ".join(capsys.readouterr().err.split()).count("Remark: there is no C++ compiler here") == 1
     with pytest.raises(ConfigError, match="`compile = true` needs a C"):
-        settle(GAUSSIAN | {"compile": True}, None, None, in_process=True)
+        settle(GAUSSIAN | {"compile": True}, None, None, "in-process")
     monkeypatch.setenv("QUICKBLOOM_KERNELS", "0")
-    settle(dict(GAUSSIAN), None, None, in_process=True)
+    settle(dict(GAUSSIAN), None, None, "in-process")
     assert "compiler" not in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("directory")
 def test_simulated_devices_are_one_for_each_task() -> None:
     """One node with all tasks would be a single device, which is away for half of the day."""
-    assert settle({**GAUSSIAN, "devices": "lognormal"}, None, None, in_process=True).nodes == 8
-    assert settle({**GAUSSIAN, "devices": "lognormal"}, None, 3, in_process=True).nodes == 3
-    assert settle(GAUSSIAN, None, None, in_process=True).nodes == 1
+    assert settle({**GAUSSIAN, "devices": "lognormal"}, None, None, "in-process").nodes == 8
+    assert settle({**GAUSSIAN, "devices": "lognormal"}, None, 3, "in-process").nodes == 3
+    assert settle(GAUSSIAN, None, None, "in-process").nodes == 2

@@ -1,4 +1,4 @@
-"""The grid without a network, and `quickbloom run --in-process` on it."""
+"""The grid without a network, and `quickbloom run` on it."""
 
 import json
 import logging
@@ -28,9 +28,9 @@ def settings(folder: Path, **more: object) -> RunConfig:
 
 
 def result(folder: Path, summary: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Summary and history without what differs from run to run: times and the directory."""
+    """Summary and history without what differs from run to run: times, and places."""
     rounds = [{key: value for key, value in record.items() if key != "seconds"} for record in read_history(folder)]
-    return {key: value for key, value in summary.items() if key not in ("seconds", "run_dir")}, rounds
+    return {key: value for key, value in summary.items() if key not in ("seconds", "run_dir", "runtime", "workers")}, rounds
 
 
 @pytest.mark.parametrize("algorithm", ["reptile", "heads", "local"])
@@ -76,13 +76,13 @@ def test_a_node_that_is_not_there_is_an_error_reply_and_not_an_exception() -> No
 
 
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of `quickbloom run --in-process`; Flower must not be started."""
+    """(exit code, stdout, stderr) of `quickbloom run`; Flower must not be started."""
 
     def no_start(*_: Any) -> Any:
         raise AssertionError("Flower must not be started")
 
     monkeypatch.setattr(follow, "_follow_flower", no_start)
-    monkeypatch.setattr("sys.argv", ["quickbloom", "run", "--in-process", *arguments])
+    monkeypatch.setattr("sys.argv", ["quickbloom", "run", *arguments])
     handlers = list(logging.getLogger("flwr").handlers)
     with pytest.raises(SystemExit) as end:
         main.main()
@@ -106,7 +106,7 @@ def test_it_prints_the_summary_that_the_same_run_has_on_another_grid(
     assert "round 2/2" in err
 
 
-def test_it_has_one_node_unless_told_otherwise(
+def test_it_has_two_nodes_unless_told_otherwise(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     nodes: list[int] = []
@@ -119,7 +119,7 @@ def test_it_has_one_node_unless_told_otherwise(
     monkeypatch.setattr(in_process_grid, "InlineGrid", Counting)
     for name, more in (("a", []), ("b", ["--nodes", "3"])):
         assert run(monkeypatch, capsys, *SMALL, *more, "--output", str(tmp_path / name), "--json")[0] == 0
-    assert nodes == [1, 3]
+    assert nodes == [2, 3]
 
 
 def test_a_run_that_diverges_ends_with_code_1_and_one_sentence(
@@ -151,8 +151,8 @@ def test_ctrl_c_ends_it_with_code_130_and_names_what_is_finished(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--connection", "x"], "`--in-process` and `--connection` exclude each other"),
-        (["--set", "min-nodes=2"], "`min-nodes` must be at most `--nodes` (1), got 2"),
+        (["--runtime", "in-process", "--connection", "x"], "`--runtime in-process` and `--connection` exclude each other"),
+        (["--set", "min-nodes=3"], "`min-nodes` must be at most `--nodes` (2), got 3"),
         (["--algorithm", "protonet", "--dataset", "sinusoid"], '`algorithm = "protonet"` is defined for classification'),
         (["--set", "resume-from=nowhere"], "cannot be read"),
     ],
