@@ -278,11 +278,11 @@ def test_settings_that_cannot_work_are_refused_in_one_sentence(flat: dict[str, A
 
 
 def test_settings_of_the_app_are_its_own_and_slips_are_named() -> None:
-    config = settings_of({**FLAT, "my-augmentation": "flip", "reptile.inner-lr": 0.7, "algorithm": "reptile"}, Net)
+    config = settings_of({**FLAT, "my-cuts": "flip", "reptile.inner-lr": 0.7, "algorithm": "reptile"}, Net)
     options: Any = config.table("reptile")
     assert options.inner_lr == 0.7  # given by its own name, before `learning-rate`
     assert config.adapt_lrs == "0.7"
-    assert remarks_on({"my-augmentation": "flip", "seed": 1}) == []
+    assert remarks_on({"my-cuts": "flip", "seed": 1}) == []
     (remark,) = remarks_on({"evaluate-evry": 5})
     assert "did you mean `evaluate-every`" in remark
     (remark,) = remarks_on({"reptile.inner-steps": 5, "reptile.inner-lr": 0.1, "local-epochs": 2, "batch-size": 8})

@@ -305,16 +305,18 @@ def test_the_report_has_every_score_of_model_and_baselines(tmp_path: Path) -> No
     page = write_report(tmp_path / "run", None).read_text()
     section = page.partition(">Baselines</h2>")[2].partition("</section>")[0]
     found = summary["baselines"]
-    rows = {
-        name.strip(): re.findall(r"<td[^>]*>(.*?)</td>", cells)
-        for name, cells in re.findall(r"<tr>\s*<th[^>]*>(.*?)</th>(.*?)</tr>", section, re.DOTALL)
-        if "<td" in cells
-    }
-    assert {name for name in rows if "model" not in name} <= {"own mean", *TITLES.values()}
-    for contender, title in (("after", "model, after"), ("own", TITLES["own"]), ("global", TITLES["global"])):
-        for place, name in enumerate(name for name, held in found["scores"].items() if held):
-            cell = found["scores"][name].get(contender)
-            assert rows[title][place].strip() == (named(name).score(cell["mean"]) if cell else "-")
+    tables = section.split("</table>")[:-1]
+    for table, content in zip(tables, (found, summary["seen"]["baselines"]), strict=True):
+        rows = {
+            name.strip(): re.findall(r"<td[^>]*>(.*?)</td>", cells)
+            for name, cells in re.findall(r"<tr>\s*<th[^>]*>(.*?)</th>(.*?)</tr>", table, re.DOTALL)
+            if "<td" in cells
+        }
+        assert {name for name in rows if "model" not in name} <= {"own mean", *TITLES.values()}
+        for contender, title in (("after", "model, after"), ("own", TITLES["own"]), ("global", TITLES["global"])):
+            for place, name in enumerate(name for name, held in content["scores"].items() if held):
+                cell = content["scores"][name].get(contender)
+                assert rows[title][place].strip() == (named(name).score(cell["mean"]) if cell else "-")
     said = words(section)
     assert f"on the same {found['tasks']} test clients" in said
     assert "The best baseline is" in said
