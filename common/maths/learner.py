@@ -201,8 +201,8 @@ class Learner:
         return self._apply(params, x)
 
     def _apply(self, params: Params, x: Tensor) -> Tensor:
-        most = in_one_piece(x.shape[1:])
-        if x.shape[0] <= most or self.mixes_examples:
+        # A compiler, or an export, follows one way for any number of examples.
+        if torch.compiler.is_compiling() or self.mixes_examples or x.shape[0] <= (most := in_one_piece(x.shape[1:])):
             return self._apply_at_once(params, x)
         # Without a gradient, only the outputs of all examples are ever in memory together.
         return torch.cat([self._apply_at_once(params, some) for some in torch.split(x, most)])

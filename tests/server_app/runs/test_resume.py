@@ -64,9 +64,10 @@ def cut(folder: Path, kind: str, number: int, nodes: int = 2, **changes: Any) ->
 
 
 def result(folder: Path, summary: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """All that must be equal bit for bit: the whole summary and history but for times, places and how often it was resumed."""
+    """All that must be equal bit for bit: the summary and history but for times, places, and how often it was resumed."""
+    beside = ("seconds", "run_dir", "resumed", "runtime", "workers")
     rounds = [{key: value for key, value in record.items() if key != "seconds"} for record in read_history(folder)]
-    return {key: value for key, value in summary.items() if key not in ("seconds", "run_dir", "resumed")}, rounds
+    return {key: value for key, value in summary.items() if key not in beside}, rounds
 
 
 # ---- the same result
