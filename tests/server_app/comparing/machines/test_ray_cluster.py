@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from importlib import import_module
@@ -98,12 +99,15 @@ def cluster() -> Iterator[str]:
     """The address of a cluster of this machine alone, with two processors."""
     import ray
 
+    folder = tempfile.mkdtemp(dir="/tmp")  # short: it holds sockets, whose paths may have 107 characters
     mark, port = f"QUICKBLOOM_TEST_RAY={os.getpid()}-{time.monotonic_ns()}", free_port()
     name, _, value = mark.partition("=")
     environment = {
         **os.environ,
         name: value,
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Else the address stays behind in /tmp/ray, and every simulation on this machine waits for a cluster that is gone.
+        "RAY_TMPDIR": folder,
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     program = Path(sys.executable).parent / "ray"
