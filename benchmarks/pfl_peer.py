@@ -132,7 +132,12 @@ def peer(row: Row, chosen: Any, place: Path) -> tuple[float, float]:
     command += ["-lbs", str(BATCH), "-lr", str(RATE), *more.split()]
     env = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     env["PYTHONPATH"] = str(place / "stand-in")
-    done = subprocess.run(command, cwd=place / "system", env=env, capture_output=True, text=True, timeout=SECONDS, check=False)
+    try:
+        done = subprocess.run(
+            command, cwd=place / "system", env=env, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise BenchmarkError(f"PFLlib's {algorithm} took more than {SECONDS} s: give fewer `--rounds`") from None
     accuracy = re.findall(r"Averaged Test Accuracy: ([\d.]+)", done.stdout)
     seconds = [float(found) for found in re.findall(r"-{25,} (?:time cost -+ )?([\d.]+)$", done.stdout, re.MULTILINE)]
     if not accuracy or len(seconds) != chosen.rounds + 1:

@@ -12,6 +12,8 @@ from quickbloom.common.maths.params import Params, add, dot
 
 _PIECE = 2**20  # numbers
 Loss = Callable[[Params, Batch], Tensor]
+Differentiate = Callable[[Loss], Callable[[Params, Batch], tuple[Params, Tensor]]]
+"""Makes of a loss a function that returns (gradient by the parameters, loss), as torch.func.grad_and_value does."""
 
 
 class MeanLoss:
@@ -34,14 +36,19 @@ def slope(loss: Loss, at: Params, batch: Batch) -> Params:
 
     A gradient taken through this one is exact, and needs the memory of all pieces.
     """
+    return _over_pieces(grad_and_value, loss, at, batch)[0]
+
+
+def _over_pieces(differentiate: Differentiate, loss: Loss, at: Params, batch: Batch) -> tuple[Params, Tensor]:
+    """Return (gradient, loss) at `at`, each summed over the pieces that the loss allows."""
     plain, parts = _parts(loss, batch)
     if len(parts) == 1:
-        found: Params = grad(plain)(at, batch)
-        return found
-    total = {name: torch.zeros_like(value) for name, value in at.items()}
+        return differentiate(plain)(at, batch)
+    total, mean = {name: torch.zeros_like(value) for name, value in at.items()}, batch.weight.new_zeros(())
     for piece, share in parts:
-        total = add(total, grad(plain)(at, piece), share)
-    return total
+        gradient, value = differentiate(plain)(at, piece)
+        total, mean = add(total, gradient, share), mean + share * value
+    return total, mean
 
 
 def _parts(loss: Loss, batch: Batch) -> tuple[Loss, list[tuple[Batch, Tensor]]]:
@@ -134,51 +141,31 @@ def endpoint(loss: Loss, start: Params, batches: Iterator[Batch], lr: float, opt
         return last(descend(loss, start, batches, lr, optimizer=optimizer))
     phi = {name: _leaf(value) for name, value in start.items()}
     for batch in batches:
-        slopes, _ = _by_autograd(loss, phi, batch)
+        gradient, _ = _over_pieces(_by_autograd, loss, phi, batch)
         with torch.no_grad():
-            for value, moves in zip(phi.values(), slopes, strict=True):
-                value.sub_(moves, alpha=lr)
+            for name, value in phi.items():
+                value.sub_(gradient[name], alpha=lr)
     return {name: value.detach().contiguous() for name, value in phi.items()}
 
 
 def gradient_and_value(loss: Loss, at: Params, batch: Batch) -> tuple[Params, Tensor]:
     """Return (gradient of the loss with the keys of `at`, the loss), through which no gradient is taken. See `endpoint`."""
-    if not _is_transformed():
-        leaves = {name: _leaf(value) for name, value in at.items()}
-        slopes, value = _by_autograd(loss, leaves, batch)
-        return {name: moves.contiguous() for name, moves in zip(leaves, slopes, strict=True)}, value
-    plain, parts = _parts(loss, batch)
-    found: tuple[Params, Tensor] = grad_and_value(plain)(at, parts[0][0])
-    if len(parts) == 1:
-        return found
-    total, mean = (
-        add({name: torch.zeros_like(value) for name, value in at.items()}, found[0], parts[0][1]),
-        parts[0][1] * found[1],
-    )
-    for piece, share in parts[1:]:
-        gradient, value = grad_and_value(plain)(at, piece)
-        total, mean = add(total, gradient, share), mean + share * value
-    return total, mean
+    if _is_transformed():
+        return _over_pieces(grad_and_value, loss, at, batch)
+    gradient, value = _over_pieces(_by_autograd, loss, {name: _leaf(value) for name, value in at.items()}, batch)
+    return {name: slopes.contiguous() for name, slopes in gradient.items()}, value
 
 
-def _by_autograd(loss: Loss, leaves: Params, batch: Batch) -> tuple[list[Tensor], Tensor]:
-    """Return (gradients by `leaves`, the loss) of plain autograd, in pieces as `slope` is."""
-    plain, parts = _parts(loss, batch)
-    total: list[Tensor] = []
-    mean = batch.weight.new_zeros(())
-    for piece, share in parts:
+def _by_autograd(loss: Loss) -> Callable[[Params, Batch], tuple[Params, Tensor]]:
+    """`grad_and_value` of plain autograd, for parameters that are `_leaf`s."""
+
+    def differentiated(leaves: Params, batch: Batch) -> tuple[Params, Tensor]:
         with torch.enable_grad():
-            value = plain(leaves, piece)
+            value = loss(leaves, batch)
             slopes = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
-        if len(parts) == 1:
-            return list(slopes), value.detach()
-        total = (
-            [moves * share for moves in slopes]
-            if not total
-            else [a.add_(b * share) for a, b in zip(total, slopes, strict=True)]
-        )
-        mean = mean + share * value.detach()
-    return total, mean
+        return dict(zip(leaves, slopes, strict=True)), value.detach()
+
+    return differentiated
 
 
 def _is_transformed() -> bool:

@@ -233,12 +233,47 @@ class Quadratic(Learner):
 def own(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The file of the own algorithm as a module; what it registers is forgotten afterwards."""
     monkeypatch.setattr("quickbloom.common.algorithms.ALGORITHMS", dict(ALGORITHMS))
-    spec = spec_from_file_location("own_algorithm", EXAMPLES / "own_algorithm.py")
+    return loaded(EXAMPLES / "own_algorithm.py")
+
+
+def loaded(path: Path) -> Any:
+    """An example as a module."""
+    spec = spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_two_curves_agree_only_if_all_their_numbers_do(tmp_path: Path) -> None:
+    both = loaded(EXAMPLES / "both_runtimes.py")
+    line = {"round": 1, "train": {"loss": 1.5, "tasks": 4}, "validation": {"accuracy": [0.25, 0.5]}}
+    moved = {**line, "validation": {"accuracy": [0.25, 0.503]}}
+    histories = {
+        "one": [line, line],
+        "same": [line, line],
+        "other": [line, moved],
+        "short": [line],
+        "less": [line, {"round": 2}],
+    }
+    for name, lines in histories.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "history.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in lines))
+    found = {name: both.difference(tmp_path / "one", tmp_path / name) for name in histories}
+    assert found["same"] == (0, 2)
+    assert found["other"] == (pytest.approx(0.003), 2)
+    assert found["short"] == (float("inf"), 1)
+    assert found["less"] == (float("inf"), 2)
+
+
+@pytest.mark.slow
+def test_both_runtimes_of_a_small_run_agree(tmp_path: Path) -> None:
+    said = python(EXAMPLES / "both_runtimes.py", "--algorithm", "reptile", "--rounds", "2", cwd=tmp_path)
+    assert "The two learning curves agree: over 2 rounds" in said
+    folder = next((tmp_path / "runs").iterdir())
+    runtimes = [json.loads((folder / name / "summary.json").read_text())["runtime"] for name in ("in-process", "simulation")]
+    assert runtimes == ["in-process", "simulation"]
 
 
 @pytest.mark.parametrize("limit", [1000, 0])

@@ -109,7 +109,7 @@ def test_results_do_not_depend_on_it(memory: dict[str, float]) -> None:
     assert np.allclose(one, other, rtol=0, atol=1e-10)
 
 
-def test_few_tasks_of_a_model_with_large_constants_are_computed_at_once() -> None:
+def test_tasks_of_a_model_with_large_constants_are_computed_one_after_the_other() -> None:
     module = nn.Sequential(nn.Linear(3000, 3000, bias=False), nn.Linear(3000, 2))  # 36 MB
     assert at_once(Learner(module, "regression"), 128) == 128
     module[0].requires_grad_(False)
