@@ -248,9 +248,9 @@ def loaded(path: Path) -> Any:
 
 def test_two_curves_agree_only_if_all_their_numbers_do(tmp_path: Path) -> None:
     both = loaded(EXAMPLES / "both_runtimes.py")
-    line = {"round": 1, "train": {"loss": 1.5, "tasks": 4}, "validation": {"accuracy": [0.25, 0.5]}}
+    line: dict[str, Any] = {"round": 1, "train": {"loss": 1.5, "tasks": 4}, "validation": {"accuracy": [0.25, 0.5]}}
     moved = {**line, "validation": {"accuracy": [0.25, 0.503]}}
-    histories = {
+    histories: dict[str, list[Any]] = {
         "one": [line, line],
         "same": [line, line],
         "other": [line, moved],
