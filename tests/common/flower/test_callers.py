@@ -207,6 +207,8 @@ def test_every_port_of_a_simulation_is_on_loopback_and_ray_wants_its_secret(tmp_
     command: list[str | Path] = [
         Path(sys.executable).parent / "quickbloom",
         "run",
+        "--runtime",
+        "simulation",
         "--rounds",
         "5000",
         "--set",
