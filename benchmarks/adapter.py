@@ -241,7 +241,7 @@ def _highest(name: str, place: str, tasks: int, chunk: int) -> float:
         else:
             run_round(algorithm, meta, [TaskWork(one, generator(0, k)) for k, one in enumerate(data)], chunk)
     status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1]) / 1e3 for line in status.splitlines() if line.startswith("VmHWM"))
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def _vocabulary(place: Path) -> int:

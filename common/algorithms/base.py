@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.func import grad_and_value
 
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.fast_paths import Summed
-from quickbloom.common.maths.inner_loop import descend
+from quickbloom.common.maths.inner_loop import descend, gradient_and_value
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.light_torch import spare_the_compiler
 from quickbloom.common.maths.params import Params
@@ -292,5 +291,4 @@ class ObjectiveAlgorithm(Algorithm):
         """Return the query loss of one task as a differentiable function of the meta-parameters; a scalar."""
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
-        gradient, loss = grad_and_value(self.objective)(meta, episode)
-        return gradient, loss
+        return gradient_and_value(self.objective, meta, episode)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,9 @@ from quickbloom.common.maths.params import Params, add, dot
 
 _PIECE = 2**20  # numbers
 Loss = Callable[[Params, Batch], Tensor]
-Differentiate = Callable[[Loss], Callable[[Params, Batch], tuple[Params, Tensor]]]
+Data = TypeVar("Data")
+"""What a loss is of: a batch, or all that a task draws for a round."""
+Differentiate = Callable[[Callable[[Params, Data], Tensor]], Callable[[Params, Data], tuple[Params, Tensor]]]
 """Makes of a loss a function that returns (gradient by the parameters, loss), as torch.func.grad_and_value does."""
 
 
@@ -39,29 +42,30 @@ def slope(loss: Loss, at: Params, batch: Batch) -> Params:
     return _over_pieces(grad_and_value, loss, at, batch)[0]
 
 
-def _over_pieces(differentiate: Differentiate, loss: Loss, at: Params, batch: Batch) -> tuple[Params, Tensor]:
+def _over_pieces(
+    differentiate: Differentiate[Data], loss: Callable[[Params, Data], Tensor], at: Params, data: Data
+) -> tuple[Params, Tensor]:
     """Return (gradient, loss) at `at`, each summed over the pieces that the loss allows."""
-    plain, parts = _parts(loss, batch)
-    if len(parts) == 1:
-        return differentiate(plain)(at, batch)
-    total, mean = {name: torch.zeros_like(value) for name, value in at.items()}, batch.weight.new_zeros(())
-    for piece, share in parts:
-        gradient, value = differentiate(plain)(at, piece)
+    if not isinstance(loss, MeanLoss):
+        return differentiate(loss)(at, data)
+    assert isinstance(data, Batch)
+    pieces = data.pieces()
+    if len(pieces) == 1:
+        return differentiate(loss.plain)(at, data)
+    total, mean = {name: torch.zeros_like(value) for name, value in at.items()}, data.weight.new_zeros(())
+    for piece, share in _with_shares(pieces):
+        gradient, value = differentiate(loss.plain)(at, piece)
         total, mean = add(total, gradient, share), mean + share * value
     return total, mean
 
 
-def _parts(loss: Loss, batch: Batch) -> tuple[Loss, list[tuple[Batch, Tensor]]]:
-    """Return (a loss, pieces of the batch with their shares): its sum over pieces by these shares is `loss` of the batch."""
-    pieces = batch.pieces() if isinstance(loss, MeanLoss) else [batch]
-    plain = loss.plain if isinstance(loss, MeanLoss) else loss
-    if len(pieces) == 1:
-        return plain, [(batch, batch.weight.new_ones(()))]
+def _with_shares(pieces: list[Batch]) -> list[tuple[Batch, Tensor]]:
+    """Return the pieces of a batch with their shares: the sum of their mean losses by these shares is that of the batch."""
     weights = [piece.weight.sum() for piece in pieces]
     whole = torch.stack(weights).sum()
     # Nothing but padding has no mean: its copies of an example are taken as examples, and then count as nothing.
     known = [piece._replace(weight=torch.where(own > 0, piece.weight, 1.0)) for piece, own in zip(pieces, weights, strict=True)]
-    return plain, [(piece, own / whole) for piece, own in zip(known, weights, strict=True)]
+    return [(piece, own / whole) for piece, own in zip(known, weights, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -148,20 +152,20 @@ def endpoint(loss: Loss, start: Params, batches: Iterator[Batch], lr: float, opt
     return {name: value.detach().contiguous() for name, value in phi.items()}
 
 
-def gradient_and_value(loss: Loss, at: Params, batch: Batch) -> tuple[Params, Tensor]:
+def gradient_and_value(loss: Callable[[Params, Data], Tensor], at: Params, data: Data) -> tuple[Params, Tensor]:
     """Return (gradient of the loss with the keys of `at`, the loss), through which no gradient is taken. See `endpoint`."""
     if _is_transformed():
-        return _over_pieces(grad_and_value, loss, at, batch)
-    gradient, value = _over_pieces(_by_autograd, loss, {name: _leaf(value) for name, value in at.items()}, batch)
+        return _over_pieces(grad_and_value, loss, at, data)
+    gradient, value = _over_pieces(_by_autograd, loss, {name: _leaf(value) for name, value in at.items()}, data)
     return {name: slopes.contiguous() for name, slopes in gradient.items()}, value
 
 
-def _by_autograd(loss: Loss) -> Callable[[Params, Batch], tuple[Params, Tensor]]:
+def _by_autograd(loss: Callable[[Params, Data], Tensor]) -> Callable[[Params, Data], tuple[Params, Tensor]]:
     """`grad_and_value` of plain autograd, for parameters that are `_leaf`s."""
 
-    def differentiated(leaves: Params, batch: Batch) -> tuple[Params, Tensor]:
+    def differentiated(leaves: Params, data: Data) -> tuple[Params, Tensor]:
         with torch.enable_grad():
-            value = loss(leaves, batch)
+            value = loss(leaves, data)
             slopes = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
         return dict(zip(leaves, slopes, strict=True)), value.detach()
 
