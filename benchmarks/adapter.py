@@ -38,6 +38,7 @@ from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.datasets.base import DataSpec
 from quickbloom.common.engine.build import build_algorithm
 from quickbloom.common.engine.round import TaskWork, run_round
+from quickbloom.common.flower import message_assembly
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.maths.params import Params
 from quickbloom.common.randomness import generator
@@ -64,6 +65,7 @@ def main() -> None:
     if given.repetitions < 7:
         parser.error("--repetitions must be at least 7")
     torch.set_num_threads(1)
+    message_assembly.keep()  # for both sides, as `quickbloom run` does
     with tempfile.TemporaryDirectory() as folder:
         place = drawn(Path(folder)) if given.random else minilm()
         cases = [compare(name, place, given.tasks, given.chunk_size, given.repetitions) for name in ALGORITHMS]
@@ -231,6 +233,7 @@ def peak(name: str, place: str, tasks: int, chunk: int) -> float:
 
 def _highest(name: str, place: str, tasks: int, chunk: int) -> float:
     torch.set_num_threads(1)
+    message_assembly.keep()
     algorithm = built(name, Path(place))
     meta = start(algorithm)
     data = [task(k, _vocabulary(Path(place))) for k in range(tasks)]

@@ -20,7 +20,11 @@ LARGE = 2**25
 """Size of a message in bytes from which a worker saves memory rather than time while it computes."""
 # Numbers of glibc's mallopt, and bytes: of blocks that are mapped by themselves, and of free memory at the end of the heap.
 _TRIM, _MAP, _ARENAS = -1, -3, -8
-_SPARING, _COMPUTING = {_ARENAS: 1, _MAP: 2**20, _TRIM: 2**22}, {_MAP: 2**25, _TRIM: 2**26}
+_SPARING, _COMPUTING, _KEEPING = (
+    {_ARENAS: 1, _MAP: 2**20, _TRIM: 2**22},
+    {_MAP: 2**25, _TRIM: 2**26},
+    {_MAP: 2**30, _TRIM: 2**30},
+)
 
 
 def spare() -> None:
@@ -61,7 +65,7 @@ def give_back() -> None:
 
     For a small message glibc's defaults stay: computing is faster with freed memory kept.
     """
-    if any(name.startswith("MALLOC_") for name in os.environ):  # the user has chosen
+    if _is_chosen():
         return
     tune(_SPARING)
     client: Any = importlib.import_module("flwr.supernode.runtime.run_clientapp")
@@ -75,6 +79,21 @@ def give_back() -> None:
         return task
 
     client.pull_task_input = pull_and_tune
+
+
+def keep() -> None:
+    """Let this process, which computes a whole run, keep the memory that it frees.
+
+    glibc would return large blocks to the system, and map and clear them again in the next step: one step of a MiniLM with an
+    adapter took 5 % longer.
+    """
+    if not _is_chosen():
+        tune(_KEEPING)
+
+
+def _is_chosen() -> bool:
+    """Return whether the user has set options of malloc."""
+    return any(name.startswith("MALLOC_") for name in os.environ)
 
 
 def tune(options: dict[int, int]) -> None:

@@ -141,7 +141,7 @@ def endpoint(loss: Loss, start: Params, batches: Iterator[Batch], lr: float, opt
     Equal to it up to rounding. Outside `vmap`, `grad` and the compiler the parameters are moved in place, with plain autograd:
     a step of a large model took 30 % less time, since nothing is allocated for them.
     """
-    if not optimizer.plain or _is_transformed():
+    if not optimizer.plain or is_transformed():
         return last(descend(loss, start, batches, lr, optimizer=optimizer))
     phi = {name: _leaf(value) for name, value in start.items()}
     for batch in batches:
@@ -154,7 +154,7 @@ def endpoint(loss: Loss, start: Params, batches: Iterator[Batch], lr: float, opt
 
 def gradient_and_value(loss: Callable[[Params, Data], Tensor], at: Params, data: Data) -> tuple[Params, Tensor]:
     """Return (gradient of the loss with the keys of `at`, the loss), through which no gradient is taken. See `endpoint`."""
-    if _is_transformed():
+    if is_transformed():
         return _over_pieces(grad_and_value, loss, at, data)
     gradient, value = _over_pieces(_by_autograd, loss, {name: _leaf(value) for name, value in at.items()}, data)
     return {name: slopes.contiguous() for name, slopes in gradient.items()}, value
@@ -172,7 +172,7 @@ def _by_autograd(loss: Callable[[Params, Data], Tensor]) -> Callable[[Params, Da
     return differentiated
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Return whether `vmap`, `grad`, their like or the compiler is at work."""
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 

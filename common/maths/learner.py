@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths.batch import Batch, in_one_piece
-from quickbloom.common.maths.inner_loop import Loss, MeanLoss
+from quickbloom.common.maths.inner_loop import Loss, MeanLoss, is_transformed
 from quickbloom.common.maths.params import Params
 
 
@@ -41,7 +41,7 @@ class Learner:
         self.maps = True
         """False for a model that `torch.func.vmap` cannot map, whose tasks are computed one after the other."""
         self.plain_attention = False
-        """True for a model whose attention has to be computed without fused kernels, which lack a derivative."""
+        """True for a model whose attention must do without fused kernels inside torch.func, where these lack a rule."""
         self.reduced: torch.dtype | None = None
         """A shorter number type to compute matrix products in, as torch's autocast does; parameters keep theirs."""
         self.dropout = False
@@ -195,7 +195,7 @@ class Learner:
 
     def apply(self, params: Params, x: Tensor) -> Tensor:
         """Return the model's outputs [n, outputs] for the inputs `x` [n, ...]; `params` are those that are trained."""
-        if self.plain_attention:
+        if self.plain_attention and is_transformed():
             with sdpa_kernel(SDPBackend.MATH):
                 return self._apply(params, x)
         return self._apply(params, x)

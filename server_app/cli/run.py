@@ -12,6 +12,7 @@ from rich.console import Console
 from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.config.run import Scalar, spelled_out
 from quickbloom.common.errors import ConfigError, QuickbloomError
+from quickbloom.common.flower import message_assembly
 from quickbloom.common.system.terminal import paper, say
 from quickbloom.server_app.cli.options import DATASETS, Encoder, Partition, TextColumns, Time, Users
 from quickbloom.server_app.launch.follow import follow
@@ -104,6 +105,8 @@ def run(
         if why:
             say(why)
     settings = given
+    if connection is None and runtime != SIMULATION:
+        message_assembly.keep()
     if leave_one_out:
         if connection or nodes or resume or workers or runtime == SIMULATION or "own.leave-out" in settings:
             raise ConfigError(
