@@ -108,3 +108,11 @@ def test_cross_entropy_keeps_its_digits_for_large_logits(size: float) -> None:
     logits = torch.tensor([[size, size + 1, size - 1]]) if size < 1e8 else torch.tensor([[size, size, size]])
     found = learner.loss({}, Batch.of(logits, torch.tensor([0])))
     assert found.item() == pytest.approx(torch.nn.functional.cross_entropy(logits, torch.tensor([0])).item(), rel=1e-6)
+
+
+def test_a_parameter_that_two_layers_share_is_given_once_and_used_by_both() -> None:
+    module = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    module[1].weight = module[0].weight
+    given = torch.tensor([[0.0, 2.0], [3.0, 0.0]])
+    found = Learner(module, "regression").apply({"0.weight": given}, torch.tensor([[1.0, 10.0]]))
+    assert found.tolist() == [[6.0, 60.0]]  # the square of the matrix is six times the identity
