@@ -5,8 +5,8 @@ tests. The network is PFLlib's 4-layer CNN; every round all users train one epoc
 (Zhang et al. 2025) publishes the best of 2,000 rounds, the mean over test images; here it is the model after the last round, of
 far fewer rounds, since one round of all users is 5,250 steps.
 
-    python -m benchmarks.pfl --rounds 20 --jobs 2
-    python -m benchmarks.pfl --users 100 --rounds 20 --jobs 2 --seeds 0
+    python -m benchmarks.pfl --rounds 10 --jobs 2
+    python -m benchmarks.pfl --users 100 --rounds 10 --jobs 2 --seeds 0
 """
 
 import statistics
@@ -26,13 +26,17 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `published`: PFLlib's accuracy with 20 users; `steps`: of fine-tuning before the test; 0: none."""
+    """One line of the table. `published`: PFLlib's accuracy with 20 users; `steps`: of fine-tuning before the test; 0: none.
+
+    A step of fine-tuning is of all training images of a user, at the rate `tuning`.
+    """
 
     label: str
     algorithm: str
     published: float | None = None
     settings: tuple[str, ...] = ()
     steps: int = 0
+    tuning: float = 0.1
 
 
 ROWS = (
@@ -42,7 +46,7 @@ ROWS = (
     Row("FedProx", "fedprox", 0.8563, ("strength=0.001",)),
     Row("SCAFFOLD", "scaffold"),
     Row("FedDyn", "feddyn"),
-    Row("Per-FedAvg", "perfedavg", 0.9510, ("variant=fo",), steps=1),
+    Row("Per-FedAvg", "perfedavg", 0.9510, ("variant=fo",), steps=1, tuning=RATE),
     Row("pFedMe", "pfedme", 0.9725, ("inner-steps=5", "strength=15", "local-lr=0.005"), steps=5),
     Row("Ditto", "ditto", 0.9747),
     Row("APFL", "apfl", 0.9725),
@@ -67,13 +71,19 @@ def setup(row: Row, users: int, rounds: int, nodes: int = 1) -> Setup:
     # One run serves all rows that differ only in their fine-tuning.
     alike = [other for other in ROWS if (other.algorithm, other.settings) == (row.algorithm, row.settings)]
     steps = max(1, *(other.steps for other in alike), 0)
-    settings = (*SETTINGS, f"users={users}", f"adapt-steps={steps}", *(f"{row.algorithm}.{one}" for one in own))
+    settings = (
+        *SETTINGS,
+        f"users={users}",
+        f"adapt-steps={steps}",
+        f"adapt-lrs={row.tuning:g}",
+        *(f"{row.algorithm}.{one}" for one in own),
+    )
     return Setup(row.algorithm, "fashion-mnist", rounds, settings, nodes, nodes == 1)
 
 
 def main() -> None:
     commands = parser("seen users of Fashion-MNIST beside published figures", "pfl", has_only=True)
-    commands.add_argument("--rounds", type=int, default=20, metavar="N", help="default: %(default)s")
+    commands.add_argument("--rounds", type=int, default=10, metavar="N", help="default: %(default)s")
     commands.add_argument("--users", type=int, default=20, metavar="N", help="default: %(default)s")
     chosen = commands.parse_args()
     rows = [row for row in ROWS if not chosen.only or row.label in chosen.only]
