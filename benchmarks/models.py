@@ -5,7 +5,7 @@ the mean contribution of the same tasks, which is checked first. "engine" is wha
 of the ways among which it chooses, without kernels: all tasks at once by torch.func.vmap, and one after the other in place.
 Inner steps: 5 on all examples; `protonet` has none. Few-shot tasks have 10 examples to adapt to and 10 to measure on.
 
-Repetitions take all ways in turn in one process with one thread, and ratios are taken within a repetition, so that other work
+Repetitions take all ways in turn in one process with one thread, and ratios of CPU time within a repetition, so that other work
 on the machine affects all alike.
 
     python -m benchmarks.models
@@ -137,8 +137,8 @@ def measured(case: Case, name: str, repetitions: int) -> dict[str, Any]:
     def computed(key: str) -> tuple[Params, float]:
         with kernels_off() if key in ("mapped", "one by one") else nullcontext():
             gc.collect()
-            before = time.perf_counter()
-            return sides[key](), time.perf_counter() - before
+            before = time.process_time()
+            return sides[key](), time.process_time() - before
 
     expected, *others = (computed(key)[0] for key in sides)  # also warms up
     apart = max(difference(other, expected) for other in others)

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths.batch import Batch, in_one_piece
-from quickbloom.common.maths.inner_loop import Loss, MeanLoss, is_transformed
+from quickbloom.common.maths.inner_loop import Loss, MeanLoss, is_differentiated_twice
 from quickbloom.common.maths.params import Params
 
 
@@ -198,7 +198,7 @@ class Learner:
 
     def apply(self, params: Params, x: Tensor) -> Tensor:
         """Return the model's outputs [n, outputs] for the inputs `x` [n, ...]; `params` are those that are trained."""
-        if self.plain_attention and is_transformed():
+        if self.plain_attention and is_differentiated_twice():
             with sdpa_kernel(SDPBackend.MATH):
                 return self._apply(params, x)
         return self._apply(params, x)
