@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-_PIECE = 2**22
+_DISTANCES_AT_ONCE = 2**22
 """Distances that are computed at once."""
 
 
@@ -17,7 +17,7 @@ def class_shares(labels: NDArray[np.int64], classes: int) -> Array:
 def nearest(support: Array, x: Array) -> NDArray[np.int64]:
     """Return the position of the nearest row of `support` [m, d] for every row of `x` [n, d], by Euclidean distance."""
     squares = np.square(support).sum(axis=1)
-    step = max(1, _PIECE // max(1, len(support)))
+    step = max(1, _DISTANCES_AT_ONCE // max(1, len(support)))
     found = [(squares - 2 * x[at : at + step] @ support.T).argmin(axis=1) for at in range(0, len(x), step)]
     return np.concatenate(found) if found else np.array([], dtype=np.int64)
 

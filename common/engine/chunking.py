@@ -16,14 +16,12 @@ FIRST = 8
 """Tasks at once before their memory is known."""
 SHARE = 0.25
 """Share of the free memory to use, since other nodes may compute on this machine."""
+SCORED_AT_ONCE = 2**21
+"""Most numbers in the inputs of the tasks that are scored at once, padding and rates included: 2,675 images of 28 x 28. A
+convolutional network needs some hundred times their memory, and users may have thousands of examples each."""
 
 _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
-
-
-MOST_NUMBERS = 2**21
-"""Most numbers in the inputs of the tasks that are scored at once, padding and rates included: 2,675 images of 28 x 28. A
-convolutional network needs some hundred times their memory, and users may have thousands of examples each."""
 
 
 def at_once(learner: Learner, chunk_size: "int | AutoChunks") -> "int | AutoChunks":
@@ -48,8 +46,8 @@ def chunks(sizes: Sequence[Any], chunk_size: "int | AutoChunks", *, exact: bool)
 
 
 def rows_at_once(x: torch.Tensor) -> int:
-    """Return how many examples like those in `x` [n, ...] may be scored at once: `MOST_NUMBERS`."""
-    return max(1, MOST_NUMBERS // max(1, x[:1].numel()))
+    """Return how many examples like those in `x` [n, ...] may be scored at once: `SCORED_AT_ONCE`."""
+    return max(1, SCORED_AT_ONCE // max(1, x[:1].numel()))
 
 
 def pieces(positions: Sequence[int], rows: Sequence[int], most: int) -> Iterator[list[int]]:

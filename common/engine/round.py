@@ -21,7 +21,7 @@ from quickbloom.common.engine.mapping import over_tasks
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches, TaskData
 from quickbloom.common.maths.params import Params, add_weighted, weighted_quotient, zeros
 
-_PIECE = 2**20
+_SQUARED_AT_ONCE = 2**20
 """Numbers of a task that are squared at once."""
 
 
@@ -339,7 +339,7 @@ def _finite_tasks(gradients: Params, kept: Params, loss: Tensor) -> Tensor:
 
 def _squares(rows: Tensor) -> Tensor:
     """Return the sum of squares of every row."""
-    if rows.shape[1] <= _PIECE:
+    if rows.shape[1] <= _SQUARED_AT_ONCE:
         return rows.square().sum(dim=1)
     # In pieces, since all squares together would take as much memory again.
-    return torch.stack([piece.square().sum(dim=1) for piece in torch.split(rows, _PIECE, dim=1)]).sum(dim=0)
+    return torch.stack([piece.square().sum(dim=1) for piece in torch.split(rows, _SQUARED_AT_ONCE, dim=1)]).sum(dim=0)

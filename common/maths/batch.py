@@ -8,13 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PIECE = 2**19
+APPLIED_AT_ONCE = 2**19
 """Most numbers in the inputs of one task that go through a model at once: 668 images of 28 x 28. A user may have thousands."""
 
 
 def in_one_piece(shape: Sequence[int]) -> int:
     """Return how many examples of this shape, all of one task, go through a model at once: one or more."""
-    return max(1, PIECE // max(1, math.prod(shape)))
+    return max(1, APPLIED_AT_ONCE // max(1, math.prod(shape)))
 
 
 class Batch(NamedTuple):

@@ -13,7 +13,8 @@ from torch.func import grad, grad_and_value, vjp
 from quickbloom.common.maths.batch import Batch
 from quickbloom.common.maths.params import Params, add, dot
 
-_PIECE = 2**20  # numbers
+_MOVED_AT_ONCE = 2**20
+"""Numbers of a large tensor that a step moves at once, so that its products take little memory."""
 Loss = Callable[[Params, Batch], Tensor]
 Data = TypeVar("Data")
 """What a loss is of: a batch, or all that a task draws for a round."""
@@ -238,12 +239,12 @@ def _moved(phi: Params, gradient: Params, scale: Tensor, *, in_place: bool) -> P
     moved = {}
     for name, value in phi.items():
         slopes = gradient.pop(name)
-        if value.numel() <= _PIECE:
+        if value.numel() <= _MOVED_AT_ONCE:
             moved[name] = value + scale * slopes
             continue
         if in_place:
             # A few rows at a time, since all products together would take as much memory again.
-            size = max(1, len(value) * _PIECE // value.numel())
+            size = max(1, len(value) * _MOVED_AT_ONCE // value.numel())
             for rows, some in zip(torch.split(value, size), torch.split(slopes, size), strict=True):
                 rows.add_(scale * some)
             moved[name] = value

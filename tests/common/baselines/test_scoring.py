@@ -122,7 +122,7 @@ def test_the_nearest_row_by_brute_force(m: int, n: int, d: int, monkeypatch: pyt
     support, x = rng.normal(size=(m, d)), rng.normal(size=(n, d))
     by_hand = [min(range(m), key=lambda i, row=row: ((support[i] - row) ** 2).sum()) for row in x]  # type: ignore[misc]
     assert simple.nearest(support, x).tolist() == by_hand
-    monkeypatch.setattr(simple, "_PIECE", 7)  # in pieces
+    monkeypatch.setattr(simple, "_DISTANCES_AT_ONCE", 7)  # in pieces
     assert simple.nearest(support, x).tolist() == by_hand
     assert simple.nearest(support, x[:0]).tolist() == []
 

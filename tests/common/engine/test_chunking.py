@@ -147,7 +147,7 @@ def test_scores_of_large_tasks_are_the_same_in_smaller_pieces(rates: int, monkey
         return plain(batches, device)
 
     monkeypatch.setattr(engine, "stack", noted)
-    monkeypatch.setattr(chunking, "MOST_NUMBERS", 4 * 50)
+    monkeypatch.setattr(chunking, "SCORED_AT_ONCE", 4 * 50)
     found = evaluate(algorithm, algorithm.init(), tasks, lrs, 2, 128)
     for part, other in zip(found, whole, strict=True):
         np.testing.assert_allclose(part, other, atol=1e-6)
@@ -173,7 +173,7 @@ def test_a_round_of_large_tasks_is_the_same_in_smaller_pieces(monkeypatch: pytes
         return plain(batches, device)
 
     monkeypatch.setattr(engine, "stack", noted)
-    monkeypatch.setattr(chunking, "MOST_NUMBERS", 4 * 50)
+    monkeypatch.setattr(chunking, "SCORED_AT_ONCE", 4 * 50)
     found = run_round(algorithm, algorithm.init(), work, 128)
     assert found.losses == pytest.approx(whole.losses, abs=1e-6)
     assert all(torch.allclose(value, whole.gradient[name], atol=1e-6) for name, value in found.gradient.items())

@@ -37,7 +37,7 @@ class Watched(nn.Module):
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of `ROWS` examples."""
-    monkeypatch.setattr(batches, "PIECE", INPUTS * ROWS)
+    monkeypatch.setattr(batches, "APPLIED_AT_ONCE", INPUTS * ROWS)
 
 
 def examples(size: int, kind: str = "classification", seed: int = 0) -> Batch:
@@ -120,7 +120,7 @@ def test_every_algorithm_trains_and_scores_the_same_in_pieces(name: str, kind: s
         return run_round(algorithm, meta, work, 8), evaluate(algorithm, meta, [[task] for task in tasks], [0.1, 0.3], 2, 8)
 
     whole, scores = once()
-    monkeypatch.setattr(batches, "PIECE", INPUTS * ROWS)
+    monkeypatch.setattr(batches, "APPLIED_AT_ONCE", INPUTS * ROWS)
     cut, scores_cut = once()
     close(cut.gradient, whole.gradient)
     assert cut.losses == pytest.approx(whole.losses, abs=1e-10)

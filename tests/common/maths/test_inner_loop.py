@@ -76,7 +76,7 @@ def test_the_end_of_a_path_is_its_last_entry_and_an_empty_path_has_none() -> Non
 
 @pytest.mark.parametrize("piece", [1, 2, 10**6])
 def test_a_passing_path_has_the_bits_of_the_one_that_is_kept(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inner_loop, "_PIECE", piece)
+    monkeypatch.setattr(inner_loop, "_MOVED_AT_ONCE", piece)
     learner = tanh_learner("classification")
     start, before = learner.initial(), learner.initial()
     tasks = [random_episode("classification", 6, seed).support for seed in range(3)]
