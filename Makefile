@@ -73,7 +73,7 @@ config: $(VENV)/.user
 
 # The picture of a report that the README shows, from a run of its own.
 picture: $(VENV)/.dev
-	sh tests/chromium.sh
+	sh tests/programs.sh
 	$(BIN)/python docs/images/report_picture.py
 
 # torch first and by itself: with it in place, nothing that follows fetches another build of it.

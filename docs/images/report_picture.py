@@ -1,7 +1,7 @@
 """Makes docs/images/report.png: the top of the report of a real run, in a Chromium without a window (`make picture`).
 
 The run is `quickbloom run` with the defaults, the one that README.md shows; or a finished one that is named. Needs the
-extras `simulation`, `dev`, `datasets` and `report`, and a Chromium (`sh tests/chromium.sh`).
+extras `simulation`, `dev`, `datasets` and `report`, and a Chromium (`sh tests/programs.sh`).
 """
 
 import io
@@ -25,7 +25,7 @@ _COLOURS = 64
 def main() -> None:
     program = os.environ.get("QUICKBLOOM_CHROMIUM") or shutil.which("chromium-headless-shell") or shutil.which("chromium")
     if program is None:
-        raise SystemExit("no Chromium: `sh tests/chromium.sh` installs Debian's, or name one in QUICKBLOOM_CHROMIUM")
+        raise SystemExit("no Chromium: `sh tests/programs.sh` installs Debian's, or name one in QUICKBLOOM_CHROMIUM")
     with tempfile.TemporaryDirectory() as folder:
         run = Path(sys.argv[1]).resolve() if sys.argv[1:] else Path(folder) / "run"
         if not run.exists():

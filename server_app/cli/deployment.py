@@ -1,12 +1,15 @@
-"""`quickbloom secrets`, `superlink` and `superexec`: a federation of machines."""
+"""`quickbloom secrets`, `superlink`, `superexec` and `metrics`: a federation of machines, and who looks after it."""
 
+import signal
+import threading
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from quickbloom.common.errors import ConfigError
-from quickbloom.common.system.terminal import FAILED, paper, say_error
+from quickbloom.common.system.extras import needs
+from quickbloom.common.system.terminal import FAILED, STOPPED, paper, say, say_error
 from quickbloom.server_app.launch.connection import SuperLinkError, connection_exists
 
 
@@ -86,3 +89,27 @@ def superexec(
     from quickbloom.server_app.deployment.serve import superexec as become_superexec
 
     become_superexec(secrets, address, runs)
+
+
+def metrics(
+    runs: Annotated[Path, typer.Argument(help="Directory of runs.")] = Path("runs"),
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port.", min=1, max=65535)] = 9464,
+    newest: Annotated[int, typer.Option(help="How many runs, those that were written to last.", min=1)] = 20,
+) -> None:
+    """Serve figures of runs to Prometheus, while they go on and afterwards: /metrics, and /healthz and /readyz.
+
+    Exit code: 0 ended by SIGTERM, 2 wrong input, 130 Ctrl-C.
+
+    Example: quickbloom metrics runs --port 9464
+    """
+    needs("metrics", "prometheus_client", "`quickbloom metrics`")
+    from quickbloom.server_app.deployment.metrics_server import serving
+
+    with serving(runs, host, port, newest) as server:
+        say(f"Serving the runs in '{runs}' at http://{host}:{port}/metrics")
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            raise typer.Exit(STOPPED) from None

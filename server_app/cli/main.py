@@ -27,6 +27,7 @@ MODULES = {
     "report": "inspect",
     "settings": "inspect",
     "watch": "inspect",
+    "metrics": "deployment",
     "secrets": "deployment",
     "doctor": "doctor",
 }

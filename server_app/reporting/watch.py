@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from quickbloom.server_app.events.file import FILE
 from quickbloom.server_app.events.kinds import Event, Failed, Joined, RoundEnded, Scored, Started, Stopped, Warned, from_line
 from quickbloom.server_app.reporting.progress import Pace, change, of_earlier
 from quickbloom.server_app.reporting.result_table import result_table
+from quickbloom.server_app.runs.growing_file import GrowingFile
 
 _PACE = 30  # newest rounds whose median says how long the rest will take
 _TOLD = 5  # newest failures that are shown
@@ -63,8 +63,7 @@ class Watched:
     """Bytes up and down of all rounds."""
     summary: dict[str, Any] | None = None
     _waiting: Scored | None = None
-    _offset: int = 0
-    _inode: int = 0
+    _file: GrowingFile | None = None
 
     def read(self) -> list[Event]:
         """Take in what has been written since; returns the new events. A line that is still being written waits."""
@@ -82,19 +81,11 @@ class Watched:
         return new
 
     def _lines(self) -> list[bytes]:
-        file = self.directory / FILE
-        if not file.exists():
-            return []
-        with file.open("rb") as opened:
-            facts = os.fstat(opened.fileno())
-            if (
-                facts.st_ino != self._inode or facts.st_size < self._offset
-            ):  # a resumed run writes the events anew, into another file
-                self.__dict__.update(Watched(self.directory, self.total, self.name, _inode=facts.st_ino).__dict__)
-            opened.seek(self._offset)
-            whole, newline, _ = opened.read().rpartition(b"\n")
-        self._offset += len(whole) + len(newline)
-        return whole.split(b"\n") if newline else []
+        self._file = self._file or GrowingFile(self.directory / FILE)
+        lines, anew = self._file.read()
+        if anew:
+            self.__dict__.update(Watched(self.directory, self.total, self.name, _file=self._file).__dict__)
+        return lines
 
     def _take(self, event: Event) -> None:
         match event:

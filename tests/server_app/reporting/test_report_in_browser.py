@@ -27,7 +27,7 @@ PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-c
 def browser() -> Iterator[Any]:
     program = os.environ.get("QUICKBLOOM_CHROMIUM") or next(filter(None, map(shutil.which, PROGRAMS)), None)
     if not program:
-        pytest.skip("needs Chromium: `sh tests/chromium.sh` installs Debian's, or name one in QUICKBLOOM_CHROMIUM")
+        pytest.skip("needs Chromium: `sh tests/programs.sh` installs Debian's, or name one in QUICKBLOOM_CHROMIUM")
     with sync_api.sync_playwright() as playwright:
         # Root, as in containers, has no sandbox.
         opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"] if os.geteuid() == 0 else [])
