@@ -18,7 +18,7 @@ _MOVED_AT_ONCE = 2**20
 Loss = Callable[[Params, Batch], Tensor]
 Data = TypeVar("Data")
 """What a loss is of: a batch, or all that a task draws for a round."""
-Differentiate = Callable[[Callable[[Params, Data], Tensor]], Callable[[Params, Data], tuple[Params, Tensor]]]
+Differentiate = Callable[[Callable[..., Tensor]], Callable[..., tuple[Params, Tensor]]]
 """Makes of a loss a function that returns (gradient by the parameters, loss), as torch.func.grad_and_value does."""
 
 
@@ -46,7 +46,7 @@ def slope(loss: Loss, at: Params, batch: Batch) -> Params:
 
 
 def _over_pieces(
-    differentiate: Differentiate[Data], loss: Callable[[Params, Data], Tensor], at: Params, data: Data
+    differentiate: Differentiate, loss: Callable[[Params, Data], Tensor], at: Params, data: Data
 ) -> tuple[Params, Tensor]:
     """Return (gradient, loss) at `at`, each summed over the pieces that the loss allows."""
     if not isinstance(loss, MeanLoss):

@@ -35,7 +35,8 @@ def serving(runs: Path, host: str, port: int, newest: int) -> ThreadingWSGIServe
     def answer(asked: dict[str, Any], start: Start) -> Iterable[bytes]:
         path = asked.get("PATH_INFO", "")
         if path == "/metrics":
-            return metrics(asked, start)
+            found: Iterable[bytes] = metrics(asked, start)
+            return found
         if path == "/healthz":
             return _said(start, "200 OK", "ok")
         if path == "/readyz":
@@ -48,7 +49,7 @@ def serving(runs: Path, host: str, port: int, newest: int) -> ThreadingWSGIServe
         return _said(start, "404 Not Found", "look at /metrics, /healthz or /readyz")
 
     try:
-        return make_server(host, port, answer, ThreadingWSGIServer, handler_class=_Quiet)  # type: ignore[type-var, return-value]
+        return make_server(host, port, answer, ThreadingWSGIServer, handler_class=_Quiet)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
