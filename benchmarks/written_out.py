@@ -55,7 +55,7 @@ def main() -> None:
         parser.error("--repetitions must be at least 5")
     torch.set_num_threads(1)
     if library(torch.float32) is None:
-        raise SystemExit("there is no C++ compiler here: nothing to compare with")
+        raise SystemExit("there are no kernels here: nothing to compare with")
     points = [measure(*case, repetitions) for case in CASES]
     result: dict[str, Any] = {"schema": 1, "benchmark": "written_out", "claim": claim, "points": points, "goals": []}
     result |= {"machine": machine(), "versions": {"torch": torch.__version__}, "commit": commit(), "date": today()}
