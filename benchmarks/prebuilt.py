@@ -1,7 +1,7 @@
 """Speed of the libraries in `quickbloom-kernels`, against the kernels compiled for this very processor and against none.
 
-A round of one node, one thread, goes through the ways in turn; ratios are taken within a repetition. Needs a C++ compiler
-and zig, with which the libraries are built anew.
+A round of one node, one thread, goes through the ways in turn. Times are those of the processor, and ratios are taken within a
+repetition, so that other work on the machine hardly counts. Needs a C++ compiler and zig, which builds the libraries anew.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import ctypes
 import platform
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,9 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from benchmarks.engine import Side, build, spread, task, without_kernels
+from benchmarks.engine import ROUGH, Side, build, spread, task, without_kernels
 from benchmarks.runner import commit, finish, goal, machine, say
-from benchmarks.written_out import in_turn
+from benchmarks.written_out import TOLERANCE, in_turn
 from kernels.build_wheels import libraries
 from quickbloom.common.engine.round import TaskWork, run_round
 from quickbloom.common.maths.kernels import build as kernels
@@ -84,10 +85,10 @@ def measure(
 
     ways: dict[str, Callable[[], Any]] = {way: partial(using, library, side) for way, library in libraries.items()}
     ways["in torch"] = without_kernels(side)
-    seconds = in_turn(ways, repetitions)
+    seconds = in_turn(ways, repetitions, tolerance=ROUGH if images else TOLERANCE, clock=time.process_time)
     case = f"{name}, {steps} steps, {num_tasks} tasks, {examples} examples"
     ratio = {way: spread(list(np.divide(seconds["compiled"], values))) for way, values in seconds.items()}
-    say(f"{case}: {', '.join(f'{way} {values["median"]:.2f}' for way, values in ratio.items())}")
+    say(f"{case}: " + ", ".join(f"{way} {values['median']:.2f}" for way, values in ratio.items()))
     medians = {way: 1000 * statistics.median(values) for way, values in seconds.items()}
     return {"case": case, "repetitions": repetitions, "milliseconds": medians, "ratio": ratio}
 

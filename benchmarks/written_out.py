@@ -87,19 +87,25 @@ def measure(name: str, width: int, steps: int, num_tasks: int, examples: int, re
     return {"case": case, "repetitions": repetitions, "tasks_per_second": medians, "ratio": ratio}
 
 
-def in_turn(ways: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, list[float]]:
-    """Return the seconds of every way in every repetition, after checking that they agree."""
+def in_turn(
+    ways: dict[str, Callable[[], Any]],
+    repetitions: int,
+    *,
+    tolerance: float = TOLERANCE,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Return the seconds of every way in every repetition by `clock`, after checking that they agree."""
     expected, *others = (way() for way in ways.values())  # also warms up
     apart = max(distance(expected, other) for other in others)
-    if apart > TOLERANCE:
-        raise SystemExit(f"two ways differ by {apart:.2g}, more than {TOLERANCE:g}: there is nothing to compare")
+    if apart > tolerance:
+        raise SystemExit(f"two ways differ by {apart:.2g}, more than {tolerance:g}: there is nothing to compare")
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repetitions):
         for name, way in ways.items():
             gc.collect()
-            started = time.perf_counter()
+            started = clock()
             way()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock() - started)
     return seconds
 
 

@@ -70,8 +70,9 @@ def libraries(machine: str) -> dict[str, bytes]:
             for level in LEVELS[machine]:
                 library = Path(folder) / file_name(kind, level)
                 target = ["-target", f"{machine}-linux-gnu.{GLIBC[0]}.{GLIBC[1]}", f"-mcpu={PROCESSORS[level]}"]
-                # C++ without its library, which the kernels do not use; -s leaves the symbols of debuggers out.
-                command = [sys.executable, "-m", "ziglang", "cc", *target, *source.FLAGS, *options.split(), "-s"]
+                # Without C++'s library, which the kernels do not use, and without the symbols of debuggers (-s).
+                more = ["-fno-exceptions", "-s", *options.split()]
+                command = [sys.executable, "-m", "ziglang", "cc", *target, *source.FLAGS, *more]
                 code = ROOT / "common" / "maths" / "kernels" / "kernels.cpp"
                 subprocess.run([*command, "-o", str(library), str(code), "-lm"], check=True)
                 found[library.name] = library.read_bytes()

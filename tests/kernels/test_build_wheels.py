@@ -34,7 +34,9 @@ def libraries(wheel: ZipFile) -> dict[str, bytes]:
     return {Path(name).name: wheel.read(name) for name in wheel.namelist() if name.endswith(".so")}
 
 
-def test_a_wheel_says_in_its_name_and_inside_what_it_is_for(kernel_wheels: dict[str, Path], wheel: ZipFile, machine: str) -> None:
+def test_a_wheel_says_in_its_name_and_inside_what_it_is_for(
+    kernel_wheels: dict[str, Path], wheel: ZipFile, machine: str
+) -> None:
     tag = f"py3-none-manylinux_2_28_{machine}"
     assert kernel_wheels[machine].name == f"quickbloom_kernels-{__version__}-{tag}.whl"
     info = f"quickbloom_kernels-{__version__}.dist-info"

@@ -55,8 +55,12 @@ def reason() -> str:
     assert known(perceptron((3, 4))) is None
     assert remark() == found.detail
     assert "\n" not in found.detail
-    assert found.detail.endswith(f"training takes the slower way through torch, with the same result; {SWITCH}=0 says that this is meant")
-    return found.detail.removeprefix("there is no C++ compiler here (c++, g++, clang++, or what CXX names), and ").split(", so ")[0]
+    assert found.detail.endswith(
+        f"training takes the slower way through torch, with the same result; {SWITCH}=0 says that this is meant"
+    )
+    return found.detail.removeprefix("there is no C++ compiler here (c++, g++, clang++, or what CXX names), and ").split(
+        ", so "
+    )[0]
 
 
 @pytest.mark.usefixtures("folder")
@@ -64,7 +68,10 @@ def reason() -> str:
 def test_without_a_compiler_the_best_level_of_the_processor_is_used(dtype: torch.dtype) -> None:
     found = load(dtype)
     assert found.library is not None
-    assert found[1:] == ("prebuilt", next(level for level in LEVELS if prebuilt.LEVELS[platform.machine()][level] <= prebuilt.processor()))
+    assert found[1:] == (
+        "prebuilt",
+        next(level for level in LEVELS if prebuilt.LEVELS[platform.machine()][level] <= prebuilt.processor()),
+    )
     assert remark() == ""
 
 
@@ -176,6 +183,8 @@ def work(dtype: torch.dtype) -> list[TaskWork]:
     source = torch.Generator().manual_seed(1)
     found = []
     for k in range(5):
-        parts = [Batch.of(torch.randn(n, 6, generator=source).to(dtype), torch.randint(4, (n,), generator=source)) for n in (9, 7)]
+        parts = [
+            Batch.of(torch.randn(n, 6, generator=source).to(dtype), torch.randint(4, (n,), generator=source)) for n in (9, 7)
+        ]
         found.append(TaskWork(TaskData(*parts, parts[1]), generator(0, k)))
     return found
