@@ -29,7 +29,7 @@ from quickbloom.common.maths.kernels import prebuilt, train
 from quickbloom.common.randomness import generator
 from quickbloom.server_app.comparing.batch import today
 
-CASES = (("SGD", 15, 100, 32, False), ("SGD", 15, 8, 10, False), ("conv4, SGD", 5, 32, 10, True))
+CASES = (("SGD", 15, 100, 32, False), ("SGD", 15, 100, 10, False), ("conv4, SGD", 5, 32, 10, True))
 """Name, steps, tasks, examples of a step, and whether the model is conv4 on images or a perceptron 32-64-64-10."""
 CHUNK = 128
 

@@ -73,7 +73,7 @@ def processor() -> set[str]:
 def _level() -> str:
     """Return the best level that this processor has. Raises UnusableError."""
     levels = LEVELS.get(platform.machine(), {}) if platform.system() == "Linux" else {}
-    flags, lacking = processor(), set[str]()
+    flags, lacking = processor(), frozenset[str]()
     for level, needed in levels.items():
         if needed <= flags:
             return level

@@ -181,10 +181,8 @@ def test_a_round_has_the_numbers_of_torch(
 
 def work(dtype: torch.dtype) -> list[TaskWork]:
     source = torch.Generator().manual_seed(1)
-    found = []
-    for k in range(5):
-        parts = [
-            Batch.of(torch.randn(n, 6, generator=source).to(dtype), torch.randint(4, (n,), generator=source)) for n in (9, 7)
-        ]
-        found.append(TaskWork(TaskData(*parts, parts[1]), generator(0, k)))
-    return found
+
+    def part(n: int) -> Batch:
+        return Batch.of(torch.randn(n, 6, generator=source).to(dtype), torch.randint(4, (n,), generator=source))
+
+    return [TaskWork(TaskData(part(9), part(7), part(3)), generator(0, k)) for k in range(5)]
