@@ -20,8 +20,9 @@ from quickbloom import __version__
 from quickbloom.common.maths.kernels import source
 from quickbloom.common.maths.kernels.prebuilt import DISTRIBUTION, LEVELS, MADE_FROM, PACKAGE, file_name, made_from
 
-GLIBC = (2, 28)
+GLIBC = "2.28"
 ROOT = Path(__file__).resolve().parents[1]
+CODE = ROOT / "common" / "maths" / "kernels" / "kernels.cpp"
 PROCESSORS = {"x86-64-v3": "x86_64_v3", "x86-64-v4": "x86_64_v4", "armv8-a": "generic"}
 """What zig calls each level."""
 
@@ -41,7 +42,7 @@ def main() -> None:
 
 def build(machine: str, output: Path) -> Path:
     """Write the wheel for `machine` into the folder `output` and return its path."""
-    tag = f"py3-none-manylinux_{GLIBC[0]}_{GLIBC[1]}_{machine}"
+    tag = f"py3-none-manylinux_{GLIBC.replace('.', '_')}_{machine}"
     info = f"{PACKAGE}-{__version__}.dist-info"
     files = {
         f"{PACKAGE}/__init__.py": b'"""Compiled kernels of quickbloom."""\n',
@@ -69,21 +70,20 @@ def libraries(machine: str) -> dict[str, bytes]:
         for kind, options in source.KINDS.items():
             for level in LEVELS[machine]:
                 library = Path(folder) / file_name(kind, level)
-                target = ["-target", f"{machine}-linux-gnu.{GLIBC[0]}.{GLIBC[1]}", f"-mcpu={PROCESSORS[level]}"]
+                target = ["-target", f"{machine}-linux-gnu.{GLIBC}", f"-mcpu={PROCESSORS[level]}"]
                 # Without C++'s library, which the kernels do not use, and without the symbols of debuggers (-s).
-                more = ["-fno-exceptions", "-s", *options.split()]
-                command = [sys.executable, "-m", "ziglang", "cc", *target, *source.FLAGS, *more]
-                code = ROOT / "common" / "maths" / "kernels" / "kernels.cpp"
-                subprocess.run([*command, "-o", str(library), str(code), "-lm"], check=True)
+                flags = [*target, *source.FLAGS, "-fno-exceptions", "-s", *options.split()]
+                files = [str(CODE), "-o", str(library), "-lm"]
+                subprocess.run([sys.executable, "-m", "ziglang", "cc", *flags, *files], check=True)
                 found[library.name] = library.read_bytes()
     return found
 
 
 def _metadata() -> str:
     return (
-        f"Metadata-Version: 2.1\nName: {DISTRIBUTION}\nVersion: {__version__}\n"
+        f"Metadata-Version: 2.4\nName: {DISTRIBUTION}\nVersion: {__version__}\n"
         "Summary: Compiled kernels of quickbloom, for machines without a C++ compiler\n"
-        "License: Apache-2.0\nRequires-Python: >=3.11\n"
+        "License-Expression: Apache-2.0\nLicense-File: LICENSE\nRequires-Python: >=3.11\n"
     )
 
 
