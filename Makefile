@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow test-docker check format lint types tests .package docs bench config picture clean
+.PHONY: demo test test-slow test-docker check format lint types tests .package docs kernels bench config picture clean
 
 demo: $(VENV)/.user
 	$(BIN)/python examples/both_runtimes.py
@@ -65,6 +65,10 @@ format: $(VENV)/.dev
 # The pages of docs/ as a site in ./site, readable from disk; every warning is an error.
 docs: $(VENV)/.docs .package
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The wheels of quickbloom-kernels for all machines, in ./dist.
+kernels: $(VENV)/.dev
+	$(BIN)/python -m kernels.build_wheels
 
 # Write every setting and its default into pyproject.toml and docs/configuration.md, after a change of the settings models.
 config: $(VENV)/.user

@@ -65,7 +65,7 @@ def main() -> None:
         parser.error("--repetitions must be at least 7")
     torch.set_num_threads(1)
     if library(torch.float32) is None:
-        raise SystemExit("there is no C++ compiler here: nothing to measure")
+        raise SystemExit("there are no kernels here: nothing to measure")
     cases = [compare("reptile", 15, 100, 32, plain_sgd, repetitions)]
     cases += [compare("maml", 5, tasks, batch, plain_maml, repetitions) for tasks, batch in ((100, 32), (32, 32), (32, 10))]
     cases.append(compare("reptile", 5, 32, 10, plain_sgd, repetitions, images=True))

@@ -44,7 +44,7 @@ def main() -> None:
         parser.error("--repetitions must be at least 5")
     torch.set_num_threads(1)
     if library(torch.float32) is None:
-        raise SystemExit("there is no C++ compiler here: nothing to measure")
+        raise SystemExit("there are no kernels here: nothing to measure")
     points = [COMMON, *({**COMMON, name: size} for name, sizes in SIZES.items() for size in sizes)]
     sides = [measure(point, repetitions) for point in points]
     result: dict[str, Any] = {"schema": 1, "benchmark": "scaling", "claim": claim, "points": sides, "goals": []}

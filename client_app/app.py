@@ -28,6 +28,7 @@ from quickbloom.common.errors import in_one_line
 from quickbloom.common.flower.names import log
 from quickbloom.common.maths.augmentation import read_augmentation
 from quickbloom.common.maths.batch import Batch, TaskData
+from quickbloom.common.maths.kernels import prebuilt
 from quickbloom.common.maths.kernels.compiler import find_compiler
 from quickbloom.common.maths.kernels.compiler import remark as kernel_remark
 from quickbloom.common.maths.params import weighted_mean
@@ -66,7 +67,8 @@ ToReply = Callable[[TrainReply, KeptState], RecordDict]
 def roll_call(message: Message, node: Node, state: RecordDict) -> RecordDict:
     """Reply with the tasks that this node hosts, and the form of their examples."""
     check_roll_call(message.content)
-    if find_compiler() and (lacking := kernel_remark()):
+    # A machine with neither was told so when it joined.
+    if (find_compiler() or prebuilt.installed()) and (lacking := kernel_remark()):
         log(WARNING, "%s", lacking)
     left_out, keeps = node.dataset.left_out, bool(node.state_dir)
     return RollCallReply(node.dataset.spec, node.tasks, versions(), left_out=left_out, keeps=keeps).to_records()

@@ -6,7 +6,7 @@
 import subprocess
 from pathlib import Path, PurePosixPath
 
-PACKAGES = ("quickbloom", "common", "server_app", "client_app", "benchmarks")
+PACKAGES = ("quickbloom", "common", "server_app", "client_app", "benchmarks", "kernels")
 
 
 def changed() -> list[str]:

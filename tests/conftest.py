@@ -1,8 +1,10 @@
 """Fixtures for all tests."""
 
 import os
+import platform
 import signal
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from hypothesis import settings
@@ -30,3 +32,22 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs data files: '{folder}' does not exist; set QUICKBLOOM_DATA_DIR to the folder that holds them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def kernel_wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The wheels of `quickbloom-kernels` by machine, built from this tree."""
+    from kernels.build_wheels import build
+    from quickbloom.common.maths.kernels.prebuilt import LEVELS
+
+    return {machine: build(machine, tmp_path_factory.mktemp("wheels")) for machine in LEVELS}
+
+
+@pytest.fixture(scope="session")
+def prebuilt_kernels(kernel_wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the libraries as `pip install` leaves it; skips where there is no wheel for this machine."""
+    if platform.system() != "Linux" or platform.machine() not in kernel_wheels:
+        pytest.skip(f"quickbloom-kernels has no wheel for {platform.system()} on {platform.machine()}")
+    folder = tmp_path_factory.mktemp("installed")
+    ZipFile(kernel_wheels[platform.machine()]).extractall(folder)
+    return folder / "quickbloom_kernels"

@@ -23,6 +23,12 @@ def federation(name: str, home: Path, overlays: Sequence[str] = (), **env: str) 
         it.down()
 
 
+def built_image(home: Path) -> None:
+    """Build the image. Skips the test where there is no engine."""
+    needs_engine()
+    Federation("quickbloom-test", home).build()
+
+
 def needs_engine() -> None:
     """Skip the test where there is no engine, no Compose or no base image."""
     if reason := missing():

@@ -23,6 +23,8 @@ def test_every_dependency_is_overridden_so_that_flwr_run_resolves_nothing() -> N
 
 def test_the_version_is_the_same_everywhere() -> None:
     assert PROJECT["project"]["version"] == __version__
+    (kernels,) = PROJECT["project"]["optional-dependencies"]["fast"]
+    assert kernels.split(" ; ")[0] == f"quickbloom-kernels=={__version__}"
 
 
 def test_no_flower_federations_are_shipped_because_flwr_run_would_rewrite_the_file() -> None:

@@ -4,9 +4,9 @@ The numbers equal those of `inner_loop.descend`, the definition, up to rounding.
 recorded, a step allocates nothing, and the product that forms a weight's gradient also subtracts it
 from the weight (`baddbmm_`).
 
-It is used without a C++ compiler (as in the image of docker/), on a GPU, in half precision and for
-models of more than 1 MB. A round is 1.3 (models of 1 MB) to 3.6 times (few tasks) as fast as with
-autograd: `python -m benchmarks.written_out`, docs/performance.md.
+It is used where there is neither `quickbloom-kernels` nor a C++ compiler, on a GPU, in half
+precision and for models of more than 1 MB. A round is 1.3 (models of 1 MB) to 3.6 times (few tasks)
+as fast as with autograd: `python -m benchmarks.written_out`, docs/performance.md.
 
 One layer of one task, for rows h of examples: a = W h + b, out = relu(a). With d the gradient of
 the loss with respect to a (at the top softmax minus one-hot, weighted): dW = d^T h, db = sum of d,

@@ -75,10 +75,12 @@ def _torch() -> Iterator[Finding]:
 
 
 def _kernels() -> Finding:
-    from quickbloom.common.maths.kernels.compiler import remark
+    import torch
 
-    lacking = remark()
-    return Finding("kernels", "C++ compiler", "missing" if lacking else "found", lacking, lacking)
+    from quickbloom.common.maths.kernels.build import load
+
+    _, state, detail = load(torch.float32)
+    return Finding("kernels", "library", state, detail, detail if state == "none" else "")
 
 
 def _data() -> Finding:

@@ -18,7 +18,7 @@ from quickbloom.common.config.run import RunConfig, parse_run_config
 from quickbloom.common.datasets import load_dataset
 from quickbloom.common.engine.round import TaskWork, evaluate, run_round
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
-from quickbloom.common.maths.kernels import source
+from quickbloom.common.maths.kernels import prebuilt, source
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.models import build_model
 from quickbloom.common.randomness import generator
@@ -78,14 +78,19 @@ def test_roll_call_tells_shapes_counts_and_versions_and_no_example() -> None:
     assert payload_bytes(reply.content) == 0
 
 
-@pytest.mark.parametrize(("compiler", "lines"), [("/usr/bin/c++", 1), (None, 0)], ids=["with a compiler", "without"])
+@pytest.mark.parametrize(
+    ("compiler", "installed", "lines"),
+    [("/usr/bin/c++", None, 1), (None, Path("quickbloom_kernels"), 1), (None, None, 0)],
+    ids=["with a compiler", "with other kernels", "without"],
+)
 def test_a_node_without_the_source_of_the_kernels_says_so_once_a_run(
-    compiler: str | None, lines: int, monkeypatch: pytest.MonkeyPatch
+    compiler: str | None, installed: Path | None, lines: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logged: list[str] = []
     monkeypatch.delenv("QUICKBLOOM_KERNELS", raising=False)
     monkeypatch.setattr(source, "read", lambda: None)
     monkeypatch.setattr(client, "find_compiler", lambda: compiler)
+    monkeypatch.setattr(prebuilt, "installed", lambda: installed)
     monkeypatch.setattr(client, "kernel_remark", source.remark)
     monkeypatch.setattr(client, "log", lambda level, form, *values: logged.append(form % values))
     ask(roll_call(), ROLL_CALL)

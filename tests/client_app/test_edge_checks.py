@@ -296,6 +296,7 @@ def test_an_ipv6_server_is_waited_for_without_its_brackets(tmp_path: Path, monke
 
 def test_a_machine_without_ipv4_and_one_without_a_compiler_are_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
+    monkeypatch.setattr("quickbloom.common.maths.kernels.prebuilt.installed", lambda: None)
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(JoinError, match="cannot be read"):
         join("localhost:1", tmp_path / "none", {"state-dir": str(tmp_path / "state")}, 9094, said.append)

@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from containers import needs_engine
+from containers import built_image
 from real_processes import quickbloom
 
-from benchmarks.compose import IMAGE, ROOT, Federation, docker
+from benchmarks.compose import IMAGE, ROOT, docker
 from quickbloom.server_app.deployment.certificates import issue, load_certificate, load_key, pem
 
 pytestmark = pytest.mark.docker
@@ -32,9 +32,7 @@ SUPERNODE = ["quickbloom-edge", "join", "--server", "superlink:9092", "--secrets
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> None:
-    needs_engine()
-    built = Federation("quickbloom-test", tmp_path_factory.mktemp("build")).compose("build", "superlink")
-    assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
+    built_image(tmp_path_factory.mktemp("build"))
 
 
 @pytest.fixture

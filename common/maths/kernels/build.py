@@ -1,8 +1,9 @@
-"""Builds the kernels for this machine: compiled once, cached for the user, loaded with ctypes.
+"""Loads the kernels with ctypes: those of `quickbloom-kernels`, else compiled for this machine, once, and cached for the user.
 
-`library` returns None without an error if there is no C++ compiler, if the source is missing or if
-compiling fails, since torch can compute everything as well. The commands report a missing compiler,
-and a node a missing source. QUICKBLOOM_KERNELS=0 in the environment turns the kernels off.
+`library` returns None without an error if `quickbloom-kernels` does not fit and there is no C++
+compiler, if the source is missing or if compiling fails, since torch can compute everything as
+well. The commands report that there are none, and a node a missing source. QUICKBLOOM_KERNELS=0 in
+the environment turns the kernels off.
 """
 
 import contextlib
@@ -17,44 +18,62 @@ import tempfile
 import time
 from functools import cache
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 
-from quickbloom.common.maths.kernels import source
-from quickbloom.common.maths.kernels.compiler import SWITCH, find_compiler
+from quickbloom.common.errors import in_one_line
+from quickbloom.common.maths.kernels import prebuilt, source
+from quickbloom.common.maths.kernels.compiler import SWITCH, find_compiler, remark
 from quickbloom.common.system import private
 from quickbloom.common.system.locks import locked
 
 SECONDS, DAY = 120, 86_400
 """Time limit of the compiler in seconds (a small device needs a dozen), and how long a failed build is not retried."""
-FLAGS = ("-O3", "-std=c++14", "-shared", "-fPIC", "-ffp-contract=fast", "-w")
-KINDS = {
-    torch.float32: ("-DREAL=float", "-DBITS=int32_t"),
-    torch.float64: ("-DREAL=double", "-DBITS=int64_t", "-DDOUBLE"),
-}
-
 
 _LOG = logging.getLogger(__name__)
 
 
+class Kernels(NamedTuple):
+    """The kernels for one number type: their library, if there is one, where it comes from, and details or the reason."""
+
+    library: ctypes.CDLL | None
+    state: Literal["prebuilt", "compiled", "none", "off"]
+    detail: str
+
+
 @cache
 def library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """Return the compiled kernels for numbers of `dtype`; None if there are none."""
-    if os.environ.get(SWITCH) == "0" or dtype not in KINDS or (compiler := find_compiler()) is None:
-        return None
-    if (text := source.read()) is None:
-        return None
+    """Return the kernels for numbers of `dtype`; None if there are none."""
+    return load(dtype).library
+
+
+def load(dtype: torch.dtype) -> Kernels:
+    """Return the kernels for numbers of `dtype` and how they were found; raises nothing."""
+    kind = str(dtype).removeprefix("torch.")
+    if os.environ.get(SWITCH) == "0":
+        return Kernels(None, "off", f"{SWITCH}=0")
+    if kind not in source.KINDS:
+        return Kernels(None, "none", f"there are kernels for {' and '.join(source.KINDS)}, not for {kind}")
     try:
-        return ctypes.CDLL(str(_built(compiler, KINDS[dtype], text)))
+        level, found = prebuilt.load(kind)
+        return Kernels(found, "prebuilt", level)
+    except prebuilt.UnusableError as error:
+        reason = str(error)
+    compiler, text = find_compiler(), source.read()
+    if compiler is None or text is None:
+        return Kernels(None, "none", remark())
+    try:
+        return Kernels(ctypes.CDLL(str(_built(compiler, source.KINDS[kind], text))), "compiled", f"by {compiler}: {reason}")
     except Exception as error:  # torch computes everything as well
         _LOG.debug("no compiled kernels: %s", error)
-        return None
+        return Kernels(None, "none", f"{compiler} did not compile them ({in_one_line(error)}), and {reason}")
 
 
-def _built(compiler: str, kind: tuple[str, ...], text: str) -> Path:
+def _built(compiler: str, kind: str, text: str) -> Path:
     """Return the path of the library for the C++ in `text`, compiled if it does not exist yet. Raises BuildError or OSError."""
     native = "-mcpu=native" if platform.machine().startswith(("aarch64", "arm")) else "-march=native"
-    command = [compiler, *FLAGS, native, *kind]
+    command = [compiler, *source.FLAGS, native, *kind.split()]
     made = Path(compiler).resolve().stat()  # stands for the version, which every process would have to ask the compiler for
     # Machines with different processors may share a home directory.
     parts = [*command, str(made.st_mtime_ns), str(made.st_size), _processor(), text]

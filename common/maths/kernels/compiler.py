@@ -3,7 +3,7 @@
 import os
 import shutil
 
-from quickbloom.common.maths.kernels import source
+from quickbloom.common.maths.kernels import prebuilt, source
 
 SWITCH = "QUICKBLOOM_KERNELS"
 
@@ -18,9 +18,13 @@ def remark() -> str:
     """Return what the kernels lack on this machine and how to mend it; "" if nothing or if they are turned off."""
     if os.environ.get(SWITCH) == "0":
         return ""
-    if find_compiler():
-        return source.remark()
-    return (
-        "there is no C++ compiler here (c++, g++, clang++, or what CXX names), so training takes the slower way through torch, "
-        f"with the same result; {SWITCH}=0 says that this is meant"
-    )
+    try:
+        prebuilt.load("float32")
+    except prebuilt.UnusableError as reason:
+        if find_compiler():
+            return source.remark()
+        return (
+            f"there is no C++ compiler here (c++, g++, clang++, or what CXX names), and {reason}, so training takes the slower "
+            f"way through torch, with the same result; {SWITCH}=0 says that this is meant"
+        )
+    return ""

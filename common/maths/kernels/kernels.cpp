@@ -180,20 +180,34 @@ ALONE void weights_product(int count, const REAL *in, const long *offset, int pi
     }
 }
 
-#ifndef __clang__  // clang has no shuffle by variables
-template <int half> INLINE void swap_halves(Vector *x) {
+#ifdef __clang__  // its shuffles take the order of the lanes as constants
+template <int... lane> struct Order {};
+template <int count, int... lane> struct First : First<count - 1, count - 1, lane...> {};
+template <int... lane> struct First<0, lane...> { typedef Order<lane...> Lanes; };
+
+template <int half, int... m> INLINE void swap_two(Vector &a, Vector &b, Order<m...>) {
+    Vector low = __builtin_shufflevector(a, b, ((m & half ? m - half + LANES : m) % (2 * LANES))...);
+    b = __builtin_shufflevector(a, b, ((m & half ? m + LANES : m + half) % (2 * LANES))...);
+    a = low;
+}
+template <int half> INLINE void swap_two(Vector &a, Vector &b) { swap_two<half>(a, b, First<LANES>::Lanes()); }
+#else
+template <int half> INLINE void swap_two(Vector &a, Vector &b) {
     Whole low, high;
     for (int m = 0; m < LANES; m++) {
         low[m] = m & half ? m - half + LANES : m;
         high[m] = m & half ? m + LANES : m + half;
     }
+    Vector old = a;
+    a = __builtin_shuffle(old, b, low);
+    b = __builtin_shuffle(old, b, high);
+}
+#endif
+
+template <int half> INLINE void swap_halves(Vector *x) {
 #pragma GCC unroll 16
     for (int k = 0; k < LANES; k++)
-        if (!(k & half)) {
-            Vector a = x[k], b = x[k + half];
-            x[k] = __builtin_shuffle(a, b, low);
-            x[k + half] = __builtin_shuffle(a, b, high);
-        }
+        if (!(k & half)) swap_two<half>(x[k], x[k + half]);
 }
 
 INLINE void transpose_square(const REAL *in, int in_stride, REAL *out, int out_stride, int columns) {
@@ -206,12 +220,6 @@ INLINE void transpose_square(const REAL *in, int in_stride, REAL *out, int out_s
     if (LANES > 8) swap_halves<8>(x);
     for (int k = 0; k < columns; k++) put(out + (long)k * out_stride, x[k]);
 }
-#else
-INLINE void transpose_square(const REAL *in, int in_stride, REAL *out, int out_stride, int columns) {
-    for (int k = 0; k < columns; k++)
-        for (int i = 0; i < LANES; i++) out[(long)k * out_stride + i] = in[(long)i * in_stride + k];
-}
-#endif
 
 // out[j][i] = in[i][j] for i < rows, j < columns; `rows` and both strides are whole vectors.
 static void transpose(int rows, int columns, const REAL *in, int in_stride, REAL *out, int out_stride) {

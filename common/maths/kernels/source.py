@@ -1,4 +1,4 @@
-"""Finds `kernels.cpp`, the C++ of the kernels.
+"""Finds `kernels.cpp`, the C++ of the kernels, and names the options that it is compiled with.
 
 It lies beside this module in a source tree and in an installed package. A Flower bundle carries no
 C++, so a node that imports this module from a bundle reads the file of the quickbloom that is
@@ -12,8 +12,11 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-SHA256 = "ca3bdc6521ae3b0f57047657ac7de0a16b6c540fb0074afd8aec29f66d8a2bea"
+SHA256 = "be44c812cce5408bc2ea306e6dc1cdd35f31fb6be3b748721827f6665ea7e809"
 """Of `kernels.cpp`; a test compares, and says what to write here after a change."""
+FLAGS = ("-O3", "-std=c++14", "-shared", "-fPIC", "-ffp-contract=fast", "-w")
+KINDS = {"float32": "-DREAL=float -DBITS=int32_t", "float64": "-DREAL=double -DBITS=int64_t -DDOUBLE"}
+"""What the compiler is told of each number type."""
 
 _NAME = "kernels.cpp"
 _FOLDERS = ("quickbloom/common/maths/kernels", "common/maths/kernels")
@@ -24,8 +27,19 @@ _FOLDERS = ("quickbloom/common/maths/kernels", "common/maths/kernels")
 def read() -> str | None:
     """Return the text of `kernels.cpp`; None if this module comes from a bundle and no equal file is installed."""
     with suppress(FileNotFoundError):
-        return Path(__file__).with_name(_NAME).read_text(encoding="utf-8")
+        return _beside().read_text(encoding="utf-8")
     return next((found.decode() for found in _installed() if hashlib.sha256(found).hexdigest() == SHA256), None)
+
+
+def digest() -> str:
+    """Return the SHA-256 of the `kernels.cpp` that belongs to this module, also where a bundle came without it."""
+    with suppress(FileNotFoundError):
+        return hashlib.sha256(_beside().read_bytes()).hexdigest()
+    return SHA256
+
+
+def _beside() -> Path:
+    return Path(__file__).with_name(_NAME)
 
 
 def _installed() -> Iterator[bytes]:

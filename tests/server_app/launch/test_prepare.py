@@ -90,6 +90,7 @@ def test_a_gpu_or_a_compiler_that_is_not_there_is_said(
     with pytest.raises(ConfigError, match='`device` is "cuda", but this machine has no CUDA device: use "auto" or "cpu"'):
         settle(GAUSSIAN | {"device": "cuda"}, None, None, "in-process")
     monkeypatch.setenv("CXX", "")
+    monkeypatch.setattr("quickbloom.common.maths.kernels.prebuilt.installed", lambda: None)
     monkeypatch.setattr("shutil.which", lambda name: None)
     settle(dict(GAUSSIAN), None, None, "in-process")
     assert " ".join(capsys.readouterr().err.split()).count("Remark: there is no C++ compiler here") == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quickbloom.common.maths.kernels import build
+from quickbloom.common.maths.kernels import build, prebuilt
 from quickbloom.common.maths.kernels.build import library
 from quickbloom.common.maths.kernels.compiler import find_compiler
 from quickbloom.common.maths.kernels.train import known
@@ -21,7 +21,8 @@ needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ comp
 
 @pytest.fixture(autouse=True)
 def forgetful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cache of its own, and no memory of libraries that were loaded before."""
+    """A cache of its own, no `quickbloom-kernels`, and no memory of libraries that were loaded before."""
+    monkeypatch.setattr(prebuilt, "installed", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     library.cache_clear()

@@ -18,14 +18,14 @@ from quickbloom.common.maths import fast_paths
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches, TaskData
 from quickbloom.common.maths.kernels import train
 from quickbloom.common.maths.kernels.build import library
-from quickbloom.common.maths.kernels.compiler import SWITCH, find_compiler
+from quickbloom.common.maths.kernels.compiler import SWITCH
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params
 from quickbloom.common.models.conv4 import Conv4, Conv4Options
 from quickbloom.common.models.mlp import perceptron
 from quickbloom.common.randomness import generator
 
-pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler here")
+pytestmark = pytest.mark.usefixtures("each_library")
 
 LR, STEPS, CLASSES = 0.1, 3, 4
 SIZES = ((5, 7), (3, 2), (8, 8), (2, 9))

@@ -15,14 +15,13 @@ from quickbloom.common.maths import fast_paths
 from quickbloom.common.maths.batch import Batch, Draws
 from quickbloom.common.maths.fast_paths import end_of_descent, gradient_and_loss, has_kernels, loss_of
 from quickbloom.common.maths.kernels import train
-from quickbloom.common.maths.kernels.compiler import find_compiler
 from quickbloom.common.maths.kernels.train import known
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params
 from quickbloom.common.models.conv4 import Conv4, Conv4Options
 from quickbloom.common.models.mlp import perceptron
 
-pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler here")
+pytestmark = pytest.mark.usefixtures("each_library")
 
 LR, CLASSES = 0.05, 5
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
