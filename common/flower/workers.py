@@ -9,13 +9,18 @@ A node whose server was away reconnects within seconds: gRPC would wait up to tw
 two attempts, and Flower's retries 20 s more. A silent connection is given up. TCP does so only
 after a quarter of an hour, while the node would wait for an answer that cannot come.
 
+A lean node keeps little between two messages: its SuperExec is a fork of its SuperNode, with which it shares all that both
+import, and each worker is a fork of that, which imports torch when there is a message and takes it along when it ends.
+
 All these are patches of `common.flower.registry`, each with its own guard. Where one is off,
 Flower's own code runs, with a warning. Without a fork server (Windows), every message starts a new
 process.
 """
 
+import gc
 import importlib
 import importlib.metadata
+import json
 import multiprocessing
 import multiprocessing.util
 import os
@@ -25,14 +30,14 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 from quickbloom.common.errors import ConfigError
-from quickbloom.common.flower import callers, message_assembly, registry
+from quickbloom.common.flower import callers, killed, message_assembly, registry
 from quickbloom.common.system import temporary
 
 PRELOAD = (
@@ -50,8 +55,12 @@ MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC
 """Environment of SuperLink, SuperExec and SuperNode. Without it, glibc gives each thread a heap and keeps freed memory."""
 POLL = "QUICKBLOOM_POLL"
 """Environment variable that replaces LONGEST."""
+LEAN = "QUICKBLOOM_LEAN"
+"""Environment variable: 1 makes a node lean."""
 _WAKE = "QUICKBLOOM_WAKE"
 """Environment variable with the number of the pipe through which a SuperNode notifies its SuperExec of work."""
+_OF_BOTH = ("flwr.supernode.cli", "flwr.supercore.cli", "flwr.supernode.runtime.run_clientapp", "httpcore")
+"""Modules that a lean SuperNode imports before its SuperExec is forked, and workers from that."""
 _STOCK_REPLY = 0.5  # pause of a SuperNode that waits for its ClientApp's reply
 _FIRST_BACKOFF = 0.05  # seconds; a notified receiver asks for arrays before they have arrived
 
@@ -67,8 +76,11 @@ CONNECTION = (
 )
 """Options of a node's connection to its server."""
 
-NODE = ("connection-options", "quick-retries", "pull-soon", "assembly-by-parts", "look-ups", "node-polling", "warm-superexec")
-"""Patches of a SuperNode."""
+NODE = (
+    *("connection-options", "quick-retries", "pull-soon", "assembly-by-parts", "look-ups", "node-polling", "killed-workers"),
+    "warm-superexec",
+)
+"""Patches of a SuperNode. The last one forks, if the node is lean, and the fork has what stands before."""
 SUPEREXEC = ("quick-retries", "superexec-polling", "worker-forks")
 """Patches of a SuperExec."""
 WORKER = ("pull-soon", "quick-retries", "assembly-by-parts", "worker-memory", "preloaded-app")
@@ -79,11 +91,19 @@ _WORK = """
 import gc, importlib, os, runpy, sys
 gc.freeze()  # else looking through what was imported before would copy it
 sys.argv = {arguments!r}
+os.environ.update({variables!r})
 sys.dont_write_bytecode = False  # else the app would be compiled anew for every message
 if {quiet!r}:
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 1), os.dup2(nowhere, 2)
 patches = {patches!r}
+if {lean!r}:
+    import ctypes
+    ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: a SuperExec is not, and then a process cannot measure its own memory
+    for name in [name for name in sys.modules if name.split(".")[0] == "quickbloom"]:
+        del sys.modules[name]
+    if "preloaded-app" in patches:
+        importlib.import_module({preloaded!r})
 if "pull-soon" in patches:
     pulling = importlib.import_module({pulling!r})
     for pull in (pulling.pull_objects, pulling.pull_and_inflate_object_from_tree):
@@ -236,7 +256,46 @@ def start_warm_superexec() -> None:
         computing = {name: value for name, value in os.environ.items() if MEMORY.get(name) != value}
         return subprocess.Popen(command(*arguments), env={**computing, _WAKE: str(told)}, pass_fds=[told])
 
-    node.subprocess = types.SimpleNamespace(Popen=start)
+    node.subprocess = types.SimpleNamespace(Popen=_forked_superexec(told) if is_lean() else start)
+
+
+def is_lean() -> bool:
+    """Return whether this process is of a lean node."""
+    return os.environ.get(LEAN) == "1"
+
+
+def _forked_superexec(told: int) -> Callable[[Sequence[str]], None]:
+    """Fork a SuperExec that waits for its command line, now that there is one thread; return what sends it that."""
+    for name in _OF_BOTH:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # else the first collection would copy all of it
+    asked, ask = os.pipe()
+    if not os.fork():
+        os.close(ask)
+        with os.fdopen(asked) as pipe:
+            arguments = json.loads(pipe.read() or "[]")
+        if arguments:
+            _be_superexec(arguments, told)
+        sys.exit(0)
+    os.close(asked)
+
+    def start(arguments: Sequence[str]) -> None:
+        with os.fdopen(ask, "w") as pipe:
+            json.dump(list(arguments), pipe)
+
+    return start
+
+
+def _be_superexec(arguments: Sequence[str], told: int) -> None:
+    """Run a SuperExec in this fork of a SuperNode."""
+    for name, value in MEMORY.items():
+        if os.environ.get(name) == value:
+            del os.environ[name]
+    os.environ[_WAKE] = str(told)
+    sys.argv = list(arguments)
+    registry.apply(*SUPEREXEC)
+    _entry_point(arguments[0]).load()()
 
 
 def _node() -> Any:
@@ -254,19 +313,22 @@ def fork_workers() -> None:
     executor: Any = importlib.import_module("flwr.supercore.superexec.executor.subprocess_executor")
     loop, patches = _loop(), registry.allowed(*WORKER)
     _shorten_sockets()
-    context = multiprocessing.get_context("forkserver")
+    context: Any = multiprocessing.get_context("fork" if is_lean() else "forkserver")
     of_node = os.environ.pop(_WAKE, None) is not None
-    preload_app = of_node and "preloaded-app" in patches
-    context.set_forkserver_preload([*PRELOAD, _PRELOADED] if preload_app else list(PRELOAD))
-    forkserver.ensure_running()
+    if not is_lean():
+        preload_app = of_node and "preloaded-app" in patches
+        context.set_forkserver_preload([*PRELOAD, _PRELOADED] if preload_app else list(PRELOAD))
+        forkserver.ensure_running()
+    started = killed.Workers()
 
     def start(arguments: Sequence[str], stdout: int | None = None, stderr: int | None = None) -> None:
         if isinstance(loop.time, Pace):
             loop.time.work()
-        multiprocessing.active_children()  # reaps those that have ended
         entry = _entry_point(arguments[0])
         work = _WORK.format(
             arguments=list(arguments),
+            variables=started.variables(),
+            lean=is_lean(),
             quiet=stdout == subprocess.DEVNULL,
             patches=patches,
             pulling=_PULLING,
@@ -278,8 +340,9 @@ def fork_workers() -> None:
             module=entry.module,
             function=entry.attr,
         )
-        context.Process(target=exec, args=(work, {"__name__": "__main__"})).start()
+        started.start(context.Process(target=exec, args=(work, {"__name__": "__main__"})), arguments)
 
+    executor.SubprocessExecutor.close = lambda self: started.end()
     executor.subprocess = types.SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL)
 
 
