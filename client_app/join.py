@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from quickbloom.client_app.quiet_hours import QuietHours, outside
 from quickbloom.common.errors import JoinError as JoinError
+from quickbloom.common.flower import lean as lean_node
 from quickbloom.common.flower import transport, workers
 from quickbloom.common.system import loopback, memory, surroundings, user_code
 from quickbloom.common.system.apart import apart
@@ -69,7 +70,7 @@ def join(
     environment = {**_QUIET, **workers.sparing(), workers.POLL: str(poll)}
     if memory.total() < LITTLE if lean is None else lean:
         say("lean: little stays in memory between two messages, and each takes some seconds more")
-        environment[workers.LEAN] = "1"
+        environment[lean_node.LEAN] = "1"
     return outside(quiet or QuietHours(), lambda: _supervise(command, environment, server, say), say)
 
 

@@ -109,6 +109,11 @@ def killed_workers_are_followed() -> bool:
     return bool(handlers.confirm_message_received.__module__ == killed_workers.__name__)
 
 
+def databases_are_left_out() -> bool:
+    """Return whether this process has none of the tables in which servers keep messages."""
+    return not hasattr(_module("server.superlink.linkstate.sql_linkstate"), "NodeModel")
+
+
 def messages_are_told_of() -> bool:
     """Whether a simulation of this process hands messages over by our loop."""
     return bool(_module("server.superlink.fleet.vce.vce_api").add_messages_to_queue.__module__ == simulation.__name__)

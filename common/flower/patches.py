@@ -223,7 +223,8 @@ PATCHES = (
         "a device with too little memory takes part all the same",
         (
             f"{_NODE}:_push_messages",
-            *(f"{_NODE_STATE}.{name}" for name in ("finish_task", "delete_messages", "get_messages", "_store_error_replies")),
+            *(f"{_NODE_STATE}.{name}" for name in ("finish_task", "delete_messages", "_store_error_replies")),
+            f"{_NODE_STATE}.get_messages|{_NODE_STATE}.get_messages_legacy",
             "flwr.supernode.servicer.runtime.runtime_handlers:confirm_message_received",
             "flwr.supercore.routers.runtime.router:confirm_message_received",
         ),
@@ -276,5 +277,19 @@ PATCHES = (
         "In a simulation the server looks for replies again and again; here it is told of them.",
         "a twentieth of a round of 0.3 s",
         (f"{_MEMORY}.store_message_res", "flwr.superlink.grid.inmemory_grid:InMemoryGrid.pull_messages"),
+    ),
+    # The last one, since it takes from a process what others replace.
+    Patch(
+        "no-databases",
+        "Flower's SuperNode imports the databases of servers and never opens one; on a lean node it does without.",
+        "30 MB of a lean node",
+        (
+            "flwr.supercore.object_store.object_store_factory:ObjectStoreFactory.store",
+            "flwr.server.superlink.linkstate.linkstate_factory:LinkStateFactory.state",
+            "flwr.supernode.nodestate.nodestate_factory:NodeStateFactory.state",
+            "flwr.supernode.cli.flower_supernode:flower_supernode",
+        ),
+        f"{_HERE}.lean:leave_databases_out",
+        f"{_HERE}.effects:databases_are_left_out",
     ),
 )

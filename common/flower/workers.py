@@ -9,18 +9,15 @@ A node whose server was away reconnects within seconds: gRPC would wait up to tw
 two attempts, and Flower's retries 20 s more. A silent connection is given up. TCP does so only
 after a quarter of an hour, while the node would wait for an answer that cannot come.
 
-A lean node keeps little between two messages: its SuperExec is a fork of its SuperNode, with which it shares all that both
-import, and each worker is a fork of that, which imports torch when there is a message and takes it along when it ends.
+On a lean node (`common.flower.lean`) workers are forked from one that has not imported torch.
 
 All these are patches of `common.flower.registry`, each with its own guard. Where one is off,
 Flower's own code runs, with a warning. Without a fork server (Windows), every message starts a new
 process.
 """
 
-import gc
 import importlib
 import importlib.metadata
-import json
 import multiprocessing
 import multiprocessing.util
 import os
@@ -30,14 +27,14 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 from quickbloom.common.errors import ConfigError
-from quickbloom.common.flower import callers, killed, message_assembly, registry
+from quickbloom.common.flower import callers, killed, lean, message_assembly, registry
 from quickbloom.common.system import temporary
 
 PRELOAD = (
@@ -55,12 +52,8 @@ MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC
 """Environment of SuperLink, SuperExec and SuperNode. Without it, glibc gives each thread a heap and keeps freed memory."""
 POLL = "QUICKBLOOM_POLL"
 """Environment variable that replaces LONGEST."""
-LEAN = "QUICKBLOOM_LEAN"
-"""Environment variable: 1 makes a node lean."""
 _WAKE = "QUICKBLOOM_WAKE"
 """Environment variable with the number of the pipe through which a SuperNode notifies its SuperExec of work."""
-_OF_BOTH = ("flwr.supernode.cli", "flwr.supercore.cli", "flwr.supernode.runtime.run_clientapp", "httpcore")
-"""Modules that a lean SuperNode imports before its SuperExec is forked, and workers from that."""
 _STOCK_REPLY = 0.5  # pause of a SuperNode that waits for its ClientApp's reply
 _FIRST_BACKOFF = 0.05  # seconds; a notified receiver asks for arrays before they have arrived
 
@@ -192,6 +185,8 @@ def main() -> None:
         longest_pause()
     except ConfigError as error:
         sys.exit(f"error: {error}")
+    if program == "flower-supernode" and lean.is_lean():
+        registry.apply("no-databases")
     registry.apply(*{"flower-supernode": NODE, "flower-superexec": SUPEREXEC}[program])
     _entry_point(program).load()()
 
@@ -251,44 +246,18 @@ def start_warm_superexec() -> None:
 
     node._push_messages = tell_and_push
 
-    def start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    def start(arguments: Sequence[str]) -> object:
         # Workers compute: they keep freed memory for the next step. The user's own settings stay.
         computing = {name: value for name, value in os.environ.items() if MEMORY.get(name) != value}
         return subprocess.Popen(command(*arguments), env={**computing, _WAKE: str(told)}, pass_fds=[told])
 
-    node.subprocess = types.SimpleNamespace(Popen=_forked_superexec(told) if is_lean() else start)
-
-
-def is_lean() -> bool:
-    """Return whether this process is of a lean node."""
-    return os.environ.get(LEAN) == "1"
-
-
-def _forked_superexec(told: int) -> Callable[[Sequence[str]], None]:
-    """Fork a SuperExec that waits for its command line, now that there is one thread; return what sends it that."""
-    for name in _OF_BOTH:
-        importlib.import_module(name)
-    gc.collect()
-    gc.freeze()  # else the first collection would copy all of it
-    asked, ask = os.pipe()
-    if not os.fork():
-        os.close(ask)
-        with os.fdopen(asked) as pipe:
-            arguments = json.loads(pipe.read() or "[]")
-        if arguments:
-            _be_superexec(arguments, told)
-        sys.exit(0)
-    os.close(asked)
-
-    def start(arguments: Sequence[str]) -> None:
-        with os.fdopen(ask, "w") as pipe:
-            json.dump(list(arguments), pipe)
-
-    return start
+    if lean.is_lean():
+        start = lean.forked_superexec(lambda arguments: _be_superexec(arguments, told))
+    node.subprocess = types.SimpleNamespace(Popen=start)
 
 
 def _be_superexec(arguments: Sequence[str], told: int) -> None:
-    """Run a SuperExec in this fork of a SuperNode."""
+    """Run a SuperExec in this fork of a lean SuperNode."""
     for name, value in MEMORY.items():
         if os.environ.get(name) == value:
             del os.environ[name]
@@ -313,9 +282,9 @@ def fork_workers() -> None:
     executor: Any = importlib.import_module("flwr.supercore.superexec.executor.subprocess_executor")
     loop, patches = _loop(), registry.allowed(*WORKER)
     _shorten_sockets()
-    context: Any = multiprocessing.get_context("fork" if is_lean() else "forkserver")
+    context: Any = multiprocessing.get_context("fork" if lean.is_lean() else "forkserver")
     of_node = os.environ.pop(_WAKE, None) is not None
-    if not is_lean():
+    if not lean.is_lean():
         preload_app = of_node and "preloaded-app" in patches
         context.set_forkserver_preload([*PRELOAD, _PRELOADED] if preload_app else list(PRELOAD))
         forkserver.ensure_running()
@@ -328,7 +297,7 @@ def fork_workers() -> None:
         work = _WORK.format(
             arguments=list(arguments),
             variables=started.variables(),
-            lean=is_lean(),
+            lean=lean.is_lean(),
             quiet=stdout == subprocess.DEVNULL,
             patches=patches,
             pulling=_PULLING,

@@ -1,4 +1,4 @@
-"""A real node whose workers are killed by signal 9 while they compute too much at once takes part in every round all the same."""
+"""A real node whose workers are killed by signal 9 while they compute too much at once takes part in every round."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from real_processes import SCRIPTS, process, quickbloom, wait_for
 
+from quickbloom.common.flower import lean as lean_node
 from quickbloom.common.flower import workers
 from quickbloom.server_app.launch.flower_run import environment, free_port
 from quickbloom.server_app.runs.directory import read_history
@@ -34,7 +35,7 @@ def test_a_node_whose_workers_are_killed_computes_less_at_once_until_it_can(lean
     home, run_dir = tmp_path / "home", tmp_path / "run"
     home.mkdir()
     (tmp_path / "hungry.py").write_text(MODEL.format(room=room))
-    env = {**environment(home, tmp_path), workers.LEAN: lean}
+    env = {**environment(home, tmp_path), lean_node.LEAN: lean}
     http, fleet = free_port(), free_port()
     (home / "config.toml").write_text(f'[superlink.loopback]\naddress = "127.0.0.1:{http}"\ninsecure = true\n')
     link: list[str | Path] = [SCRIPTS / "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(http)]

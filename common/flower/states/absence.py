@@ -80,7 +80,7 @@ def _unless_deaf(clean_up: Callable[..., None]) -> Callable[..., None]:
 
 
 def _hear(state: Any, side: str) -> None:
-    """Note that one of `side` is heard, and forgive every side that was silent if this one was. In memory nothing is forgiven."""
+    """Note that one of `side` is heard, and forgive every side that was silent if this one was. Only in a database."""
     if not hasattr(state, "session"):
         return
     heard: dict[str, float] = state.__dict__.setdefault(_HEARD, {})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quickbloom.common.flower import workers
+from quickbloom.common.flower import lean as lean_node
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -45,11 +45,13 @@ print(json.dumps(told))
 """
 
 
-def killed_until(room: int, tmp_path: Path, program: str = "flwr-clientapp", *, notes: bool = True, lean: bool = False) -> list[str]:
+def killed_until(
+    room: int, tmp_path: Path, program: str = "flwr-clientapp", *, notes: bool = True, lean: bool = False
+) -> list[str]:
     """What a SuperExec says of workers that are killed while they compute more than `room` tasks at once, and its log."""
     (tmp_path / "probe.py").write_text(PROBE)
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "ROOM": str(room), "NOTES": str(int(notes))}
-    env |= {workers.LEAN: str(int(lean))}
+    env |= {lean_node.LEAN: str(int(lean))}
     command = [sys.executable, "-P", "-c", SUPEREXEC, program]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
