@@ -1,6 +1,6 @@
 """A SuperExec notices at once that a worker was killed, says so, and lets another one try with fewer tasks at once.
 
-The kernel kills by signal 9 whoever takes memory that is not there. Flower misses the process a minute later, and nobody is told
+The kernel kills by signal 9 whoever takes memory that is not there. Flower misses the process a minute later, and nobody learns
 why. Here whoever started it says it on this machine, and to whoever waits for the result: to the SuperNode, which hands the
 message out again (`common.flower.states.killed_workers`), or to the SuperLink, which ends the run.
 """

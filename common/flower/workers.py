@@ -38,11 +38,10 @@ from quickbloom.common.flower import callers, killed, lean, message_assembly, re
 from quickbloom.common.system import temporary
 
 PRELOAD = (
-    *("torch", "torch._dynamo", "safetensors.torch", "pydantic", "flwr.supernode.cli", "flwr.superlink.cli", "httpcore"),
+    *("torch", "safetensors.torch", "pydantic", "flwr.supernode.cli", "flwr.superlink.cli", "httpcore"),
     "scipy.ndimage",
 )
-"""Modules that a worker has imported before its message arrives, if they are installed. torch.func imports torch._dynamo at
-its first use, and httpx imports httpcore."""
+"""Modules that a worker has imported before its message arrives, if they are installed. httpx imports httpcore late."""
 _PRELOADED = "quickbloom.common.flower.preloaded_app"
 """The module that a node's fork server imports last: the installed app, for runs that bring the same code."""
 
@@ -188,7 +187,20 @@ def main() -> None:
     if program == "flower-supernode" and lean.is_lean():
         registry.apply("no-databases")
     registry.apply(*{"flower-supernode": NODE, "flower-superexec": SUPEREXEC}[program])
-    _entry_point(program).load()()
+    try:
+        _entry_point(program).load()()
+    finally:
+        if program == "flower-supernode":
+            _leave()
+
+
+def _leave() -> None:
+    """End this process at once, if it ends in order: gRPC may hold a lock for ever while Python takes itself down."""
+    error = sys.exc_info()[1]
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(error.code)
 
 
 def longest_pause() -> float:
@@ -246,14 +258,13 @@ def start_warm_superexec() -> None:
 
     node._push_messages = tell_and_push
 
-    def start(arguments: Sequence[str]) -> object:
+    def start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         # Workers compute: they keep freed memory for the next step. The user's own settings stay.
         computing = {name: value for name, value in os.environ.items() if MEMORY.get(name) != value}
         return subprocess.Popen(command(*arguments), env={**computing, _WAKE: str(told)}, pass_fds=[told])
 
-    if lean.is_lean():
-        start = lean.forked_superexec(lambda arguments: _be_superexec(arguments, told))
-    node.subprocess = types.SimpleNamespace(Popen=start)
+    forked = lean.forked_superexec(lambda arguments: _be_superexec(arguments, told)) if lean.is_lean() else None
+    node.subprocess = types.SimpleNamespace(Popen=forked or start)
 
 
 def _be_superexec(arguments: Sequence[str], told: int) -> None:

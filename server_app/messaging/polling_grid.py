@@ -182,7 +182,8 @@ class PollingGrid(Grid):
         # Flower fetches everything that it is asked for before it returns: one large reply is enough in memory.
         at_once = 1 if large else len(waiting)
         in_order, done, over = large and enough is None, False, False
-        deadline = math.inf if timeout is None else started + timeout
+        # From now: a SuperLink that was away while the messages were sent has taken no time of the nodes'.
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
         looks = 0
         while waiting and not (done or over):
             over = time.monotonic() >= deadline

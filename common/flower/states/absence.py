@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 SILENCE = 45.0
-"""Seconds without a word from anybody of a kind, after which the SuperLink itself is taken for having been away. Heartbeats come
+"""Seconds without a word from anybody of a kind, after which the SuperLink itself counts as having been away. Heartbeats come
 every 20 s."""
 LONGEST = 330.0
 """Seconds of silence after which runs are ended all the same."""
