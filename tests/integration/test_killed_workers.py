@@ -18,15 +18,15 @@ import os, signal
 from math import prod
 from torch import nn
 
-class Hungry(nn.Linear):
+class Hungry(nn.Module):
     def forward(self, x):
-        on_node, most = "QUICKBLOOM_AT_ONCE_FILE" in os.environ, int(os.environ.get("QUICKBLOOM_AT_ONCE", "99"))
-        if on_node and most > {room}:
+        noted = os.environ.get("QUICKBLOOM_AT_ONCE_FILE", "/none")
+        if os.path.exists(noted) and int(open(noted).read()) > {room}:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().forward(x)
+        return x
 
 def small(input_shape, outputs):
-    return nn.Sequential(nn.Flatten(), Hungry(prod(input_shape), outputs))
+    return nn.Sequential(nn.Flatten(), Hungry(), nn.Linear(prod(input_shape), outputs))
 """
 
 
@@ -41,7 +41,19 @@ def test_a_node_whose_workers_are_killed_computes_less_at_once_until_it_can(lean
     link: list[str | Path] = [SCRIPTS / "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(http)]
     link += ["--fleet-api-address", f"127.0.0.1:{fleet}", "--disable-runtime-dependency-installation"]
     node: list[str | Path] = [*workers.command("flower-supernode"), "--insecure", "--superlink", f"127.0.0.1:{fleet}"]
-    run = ["run", "--connection", "loopback", "--rounds", "2", "--output", str(run_dir), "--json", "--no-report"]
+    run = [
+        "run",
+        "--connection",
+        "loopback",
+        "--algorithm",
+        "reptile",
+        "--rounds",
+        "2",
+        "--output",
+        str(run_dir),
+        "--json",
+        "--no-report",
+    ]
     for setting in ("model=hungry:small", "chunk-size=16", "baselines=false", "evaluate-every=0", "min-nodes=1"):
         run += ["--set", setting]
     log = home / "node.log"
@@ -52,7 +64,8 @@ def test_a_node_whose_workers_are_killed_computes_less_at_once_until_it_can(lean
         wait_for(http)
         done = quickbloom(*run, cwd=tmp_path, flwr_home=home)
     said = log.read_text() + done.stderr
-    assert said.count("trying again with") == (2 if room else 4), said
+    # 37 training tasks are 13 at once, then 6, then 3. Where there is no room at all, the model's trial with 2 is the first.
+    assert said.count("trying again with") == (2 if room else 1), said
     if room:
         assert done.returncode == 0, said
         assert [record["failures"] for record in read_history(run_dir)] == [[], []]

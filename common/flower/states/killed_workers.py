@@ -1,8 +1,9 @@
 """A SuperNode whose worker was killed: another one computes its message, or the server is told in one sentence.
 
 A SuperExec that finds a worker killed (`common.flower.killed`) finishes its task as failed, with one of two words before the
-reason. Flower's SuperNode has dropped a message by then, since its worker confirmed it. With this patch of
-`common.flower.registry` it keeps a message until it is answered, but a large one, which a small device has no room for twice.
+reason. Flower's SuperNode has dropped a message by then, since its worker confirmed it, and may have announced a reply of which
+the rest will never come. With this patch of `common.flower.registry` it keeps a message until it is answered, but a large one,
+which a small device has no room for twice; and it sends a reply once all of it is there.
 """
 
 import importlib
@@ -22,6 +23,9 @@ def follow_killed_workers() -> None:
     handlers: Any = importlib.import_module("flwr.supernode.servicer.runtime.runtime_handlers")
     state.finish_task = _following(state.finish_task)
     state.delete_messages = _dropping(state.delete_messages)
+    for name in ("get_messages", "get_messages_legacy"):  # of Flower up to 1.40, and later
+        if hasattr(state, name):
+            setattr(state, name, _getting_whole(getattr(state, name)))
     handlers.confirm_message_received = _keeping(handlers.confirm_message_received, handlers.ConfirmMessageReceivedResponse)
 
 
@@ -39,6 +43,31 @@ def _keeping(confirm: Callable[..., Any], response: Callable[[], Any]) -> Callab
 
 def _bytes(store: Any, tree: Any) -> int:
     return len(store.get(tree.object_id) or b"") + sum(_bytes(store, child) for child in tree.children)
+
+
+def _getting_whole(get: Callable[..., Any]) -> Callable[..., Any]:
+    def get_messages(self: Any, **wanted: Any) -> list[Any]:
+        """Return messages as Flower does, but a reply once all of it is there."""
+        found = list(get(self, **wanted))
+        if not wanted.get("is_reply"):
+            return found
+        with self.lock_msg_store:
+            for message in (partial := [message for message in found if not _is_whole(self, message)]):
+                self.msg_store[message.metadata.message_id].is_retrieved = False
+        return [message for message in found if message not in partial]
+
+    return get_messages
+
+
+def _is_whole(state: Any, message: Any) -> bool:
+    store = state.object_store
+    trees = [store.get_object_tree(message.metadata.message_id)]
+    while trees:
+        tree = trees.pop()
+        if store.get(tree.object_id) == b"":
+            return False
+        trees += tree.children
+    return True
 
 
 def _dropping(delete: Callable[..., None]) -> Callable[..., None]:
@@ -79,15 +108,25 @@ def _open(state: Any, run_id: int) -> list[Any]:
     ]
 
 
+def _drop_partial_replies(state: Any, run_id: int) -> None:
+    """Drop the replies that a killed worker had not handed over as a whole."""
+    for entry in list(state.msg_store.values()):
+        metadata = entry.message.metadata
+        if metadata.run_id == run_id and metadata.reply_to_message_id and not _is_whole(state, entry.message):
+            state.msg_store.pop(metadata.message_id)
+            state.object_store.delete(metadata.message_id)
+
+
 def _handed_out_again(state: Any, task: Any) -> bool:
     """Make a task for the message of a killed worker; return False if its content is gone."""
     with state.lock_msg_store:
+        _drop_partial_replies(state, task.run_id)
         entries = _open(state, task.run_id)
         if not all(entry.message.metadata.message_id in state.object_store for entry in entries):
             return False
         for entry in entries:
             entry.is_retrieved = False
-    return state.create_task(task_type=task.type, run_id=task.run_id, fab_hash=task.fab_hash) is not None
+    return not entries or state.create_task(task_type=task.type, run_id=task.run_id, fab_hash=task.fab_hash) is not None
 
 
 def _answer(state: Any, run_id: int, reason: str) -> None:
@@ -95,6 +134,7 @@ def _answer(state: Any, run_id: int, reason: str) -> None:
     app: Any = importlib.import_module("flwr.app")
     code: Any = importlib.import_module("flwr.common.constant").ErrorCode
     with state.lock_msg_store:
+        _drop_partial_replies(state, run_id)
         for entry in _open(state, run_id):
             if not entry.is_retrieved:  # the worker did not even ask for it
                 entry.is_retrieved = True
