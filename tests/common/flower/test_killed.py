@@ -22,9 +22,10 @@ def main():
                 file.write(str(most))
         os.kill(os.getpid(), signal.SIGKILL)
     print("computed", most, flush=True)
+    open(os.environ["DONE"], "w").close()
 """
 SUPEREXEC = """
-import importlib.metadata, json, sys, threading, time
+import importlib.metadata, json, os, sys, threading
 from quickbloom.common.flower import killed, registry, workers
 workers.PRELOAD = ()
 workers._entry_point = lambda program: importlib.metadata.EntryPoint(program, "probe:main", "console_scripts")
@@ -39,7 +40,9 @@ start = subprocess_executor.subprocess.Popen
 command = [sys.argv[1], "--runtime-api-address", "127.0.0.1:1", "--token", "t"]
 while True:
     start(command)
-    if not more.acquire(timeout=8) or not told[-1].startswith("again: "):
+    while not (killed_again := more.acquire(timeout=0.1)) and not os.path.exists(os.environ["DONE"]):
+        pass
+    if not killed_again or not told[-1].startswith("again: "):
         break
 print(json.dumps(told))
 """
@@ -51,7 +54,7 @@ def killed_until(
     """What a SuperExec says of workers that are killed while they compute more than `room` tasks at once, and its log."""
     (tmp_path / "probe.py").write_text(PROBE)
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "ROOM": str(room), "NOTES": str(int(notes))}
-    env |= {lean_node.LEAN: str(int(lean))}
+    env |= {lean_node.LEAN: str(int(lean)), "DONE": str(tmp_path / "done")}
     command = [sys.executable, "-P", "-c", SUPEREXEC, program]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
