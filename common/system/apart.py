@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from quickbloom.common.errors import OneLineError
+from quickbloom.common.errors import OneLineError, QuickbloomError
 
 _HEAVY = "torch"
 """Where this is imported already there is nothing to save."""
@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 def apart(function: Callable[[], Result]) -> Result:
     """Return what `function` returns, or raise what it raises, without keeping what it imports. Linux alone forks safely.
 
-    Result and exception must be picklable. Raises ChildProcessError if the process is killed.
+    Result and exception must be picklable. Raises QuickbloomError if the process is killed.
     """
     if _HEAVY in sys.modules or sys.platform != "linux":
         return function()
@@ -31,7 +31,10 @@ def apart(function: Callable[[], Result]) -> Result:
         result, error = receiving.recv()
     except EOFError:
         child.join()
-        raise ChildProcessError(f"a process of this program was killed (exit code {child.exitcode})") from None
+        raise QuickbloomError(
+            f"a process of this program was ended from outside (exit code {child.exitcode}; -9 most likely means that memory "
+            "ran out): give it more memory, or a smaller file"
+        ) from None
     finally:
         child.kill()  # after Ctrl-C
         child.join()
