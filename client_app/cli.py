@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from quickbloom.common.config.key_value import scalar, split_assignment
-from quickbloom.common.errors import ConfigError
+from quickbloom.common.errors import ConfigError, JoinError
 from quickbloom.common.formatting import counted
 from quickbloom.common.metric import RMSE, named
 from quickbloom.common.printable import one_line
@@ -245,6 +245,14 @@ def join(
         str, typer.Option(metavar="HH:MM-HH:MM", help="Take no part in these hours of the day, in local time.")
     ] = "",
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A node setting; repeat.")] = None,
+    lean: Annotated[
+        bool | None,
+        typer.Option(
+            "--lean/--warm",
+            help="Keep little in memory between two messages, or be quick; by default lean below 2 GB.",
+            show_default=False,
+        ),
+    ] = None,
     port: Annotated[int, typer.Option(help="Port on loopback for the node's own processes.", min=1, max=65535)] = 9094,
     poll: Annotated[float, typer.Option(help="Seconds, at most, between two looks for work.", min=0.05, max=60)] = 3.0,
 ) -> None:
@@ -252,8 +260,6 @@ def join(
 
     Example: quickbloom-edge join --server fl.example.org:9092 --secrets node-1 --data ward.csv --task ward --target outcome
     """
-    from quickbloom.client_app.clock_check import ClockError
-    from quickbloom.client_app.join import JoinError
     from quickbloom.client_app.join import join as take_part
     from quickbloom.client_app.quiet_hours import QuietHours
 
@@ -266,8 +272,9 @@ def join(
     settings = {key: str(value) for key, value in {**named, **others}.items() if value}
     settings |= dict(map(split_assignment, set_ or []))
     try:
-        raise typer.Exit(take_part(server, secrets, settings, port, say, poll, QuietHours.parse(quiet_hours)))
-    except (JoinError, ClockError) as error:
+        code = take_part(server, secrets, settings, port, say, poll, QuietHours.parse(quiet_hours), lean=lean)
+        raise typer.Exit(code)
+    except JoinError as error:
         say_error(str(error))
         raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:  # while waiting for the server

@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
-from quickbloom.common.errors import QuickbloomError
+from quickbloom.common.errors import JoinError
 from quickbloom.common.flower import names, transport
 from quickbloom.common.system.loopback import is_loopback
 
@@ -20,7 +20,7 @@ _AHEAD, _BEHIND = timedelta(seconds=6), timedelta(minutes=5)
 """The same limits where the server's time is known to the second."""
 
 
-class ClockError(QuickbloomError):
+class ClockError(JoinError):
     """The clock of this device is wrong; the message says how that was noticed."""
 
 

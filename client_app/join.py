@@ -16,18 +16,22 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from quickbloom.client_app.clock_check import check_against_ca, check_against_server
 from quickbloom.client_app.quiet_hours import QuietHours, outside
-from quickbloom.common.config.run import NodeConfig, parse_node_config
-from quickbloom.common.errors import QuickbloomError
+from quickbloom.common.errors import JoinError as JoinError
+from quickbloom.common.flower import lean as lean_node
 from quickbloom.common.flower import transport, workers
-from quickbloom.common.maths.kernels.compiler import remark as kernel_remark
-from quickbloom.common.system import loopback, surroundings, user_code
+from quickbloom.common.system import loopback, memory, surroundings, user_code
+from quickbloom.common.system.apart import apart
 from quickbloom.common.system.processes import ENDINGS, start
 from quickbloom.common.system.temporary import make_writable
 from quickbloom.common.system.tls import distrust
+
+if TYPE_CHECKING:
+    from quickbloom.common.config.run import NodeConfig
 
 Say = Callable[[str], None]
 
@@ -35,10 +39,8 @@ PATIENCE = 150.0
 """Seconds for which a refused key is retried: two of the server's heartbeats and some more."""
 _REFUSED = "code: 2004"
 _QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-
-
-class JoinError(QuickbloomError):
-    """This device cannot take part. The text says why and how to mend it."""
+LITTLE = 2e9
+"""Bytes of memory below which a node is lean unless it is told otherwise."""
 
 
 def join(
@@ -49,18 +51,35 @@ def join(
     say: Say,
     poll: float = workers.LONGEST,
     quiet: QuietHours | None = None,
+    *,
+    lean: bool | None = None,
 ) -> int:
     """Take part in the federation at `server` (HOST:PORT) until stopped, and return the exit code. Raises JoinError.
 
     `secrets`: a folder with ca.crt and node.key. `settings`: node settings by name. `port`: the
     SuperNode's port for its own computations, on loopback. `poll`: largest number of seconds
-    between two looks for work. The settings, the user's own file, the secrets and the clock are
+    between two looks for work. `lean`: whether to keep little in memory between two messages; None:
+    if this machine has less than LITTLE. The settings, the user's own file, the secrets and the clock are
     checked before anything connects.
     """
     # SIGTERM and SIGHUP act like Ctrl-C, also while this waits.
     for ending in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(ending) != signal.SIG_IGN:
             signal.signal(ending, signal.default_int_handler)
+    command = apart(partial(_checked, server, secrets, settings, port, say))
+    environment = {**_QUIET, **workers.sparing(), workers.POLL: str(poll)}
+    if memory.total() < LITTLE if lean is None else lean:
+        say("lean: little stays in memory between two messages, and each takes some seconds more")
+        environment[lean_node.LEAN] = "1"
+    return outside(quiet or QuietHours(), lambda: _supervise(command, environment, server, say), say)
+
+
+def _checked(server: str, secrets: Path, settings: Mapping[str, str], port: int, say: Say) -> list[str]:
+    """Return the command of a SuperNode for the arguments of `join`, once all that can be checked is right."""
+    from quickbloom.client_app.clock_check import check_against_ca, check_against_server
+    from quickbloom.common.config.run import parse_node_config
+    from quickbloom.common.maths.kernels.compiler import remark as kernel_remark
+
     host, number = loopback.split_address("--server", server, "fl.example.org:9092")
     loopback.check_ipv4("a node")
     config = node_settings({"show-rounds": "true", "state-dir": str(default_state(server)), **settings})
@@ -79,8 +98,7 @@ def join(
     command += ["--root-certificates", str(secrets / "ca.crt"), "--auth-supernode-private-key", str(secrets / "node.key")]
     if config:
         command += ["--node-config", " ".join(f"{key}={_toml(value)}" for key, value in config.items())]
-    environment = {**_QUIET, **workers.sparing(), workers.POLL: str(poll)}
-    return outside(quiet or QuietHours(), lambda: _supervise(command, environment, server, say), say)
+    return command
 
 
 def node_settings(settings: Mapping[str, str]) -> dict[str, bool | int | str]:
@@ -98,7 +116,7 @@ def default_state(server: str) -> Path:
     return state / "quickbloom" / re.sub(r"[^\w.-]", "_", server)
 
 
-def _check_data(config: NodeConfig, say: Say) -> None:
+def _check_data(config: "NodeConfig", say: Say) -> None:
     """Raise DataError if the user's own file, if there is one, has a mistake."""
     if config.data_path:
         from quickbloom.client_app.check_data import describe  # imports torch, which takes seconds

@@ -44,6 +44,10 @@ class RunError(QuickbloomError):
     """The run cannot go on: too few nodes answer, or the model is not finite any more."""
 
 
+class JoinError(QuickbloomError):
+    """This device cannot take part in a federation. The text says why and how to mend it."""
+
+
 FILE_TROUBLE = "a file could not be read or written"
 """Start of the error message when a file operation fails, for example on a full disk."""
 

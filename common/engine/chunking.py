@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import LARGE
+from quickbloom.common.system import at_once as limited
+from quickbloom.common.system import memory
 
 MOST = 128
 """Most tasks at once; more are not faster."""
@@ -20,15 +21,14 @@ SCORED_AT_ONCE = 2**21
 """Most numbers in the inputs of the tasks that are scored at once, padding and rates included: 2,675 images of 28 x 28. A
 convolutional network needs some hundred times their memory, and users may have thousands of examples each."""
 
-_PROC = Path("/proc")
-_CGROUP = Path("/sys/fs/cgroup")
-
 
 def at_once(learner: Learner, chunk_size: "int | AutoChunks") -> "int | AutoChunks":
     """Return the number of tasks to compute at once for a model: `chunk_size`, but 1 on a CPU for one with large constants.
 
-    One task of such a model fills the processor, and many take much memory.
+    One task of such a model fills the processor, and many take much memory. It is no more than this process may compute.
     """
+    if limit := limited.limit():
+        chunk_size = min(limit, chunk_size) if isinstance(chunk_size, int) else limit
     if learner.device.type != "cpu" or sum(value.nbytes for value in learner.constants.values()) < LARGE:
         return chunk_size
     return 1
@@ -36,6 +36,12 @@ def at_once(learner: Learner, chunk_size: "int | AutoChunks") -> "int | AutoChun
 
 def chunks(sizes: Sequence[Any], chunk_size: "int | AutoChunks", *, exact: bool) -> Iterator[list[int]]:
     """Yield positions of tasks to map together: at most `chunk_size`, of similar size, or of equal size if `exact`."""
+    for chunk in _chunks(sizes, chunk_size, exact=exact):
+        limited.note(len(chunk))
+        yield chunk
+
+
+def _chunks(sizes: Sequence[Any], chunk_size: "int | AutoChunks", *, exact: bool) -> Iterator[list[int]]:
     if isinstance(chunk_size, AutoChunks):
         yield from chunk_size.chunks(sizes, exact=exact)
         return
@@ -82,7 +88,7 @@ class AutoChunks:
             self.per_task = max(0.0, _peak(self._device) - before) / len(first)
             left = sorted(set(left) - set(first))
         if left:
-            for positions in chunks([sizes[i] for i in left], self.size(), exact=exact):
+            for positions in _chunks([sizes[i] for i in left], self.size(), exact=exact):
                 yield [left[i] for i in positions]
 
     def size(self) -> int:
@@ -103,41 +109,26 @@ def _mark(device: torch.device) -> float:
         torch.cuda.reset_peak_memory_stats(device)
         return float(torch.cuda.memory_allocated(device))
     try:
-        (_PROC / "self" / "clear_refs").write_text("5", encoding="utf-8")
+        (memory.PROC / "self" / "clear_refs").write_text("5", encoding="utf-8")
     except OSError:  # not Linux, or not permitted
         return float("inf")
-    return _kilobytes(_PROC / "self" / "status", "VmRSS", float("inf")) * 1024
+    return _bytes("VmRSS", float("inf"))
 
 
 def _peak(device: torch.device) -> float:
     """Return the largest number of bytes in use since `_mark`."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
-    return _kilobytes(_PROC / "self" / "status", "VmHWM", 0.0) * 1024
+    return _bytes("VmHWM", 0.0)
 
 
 def _free(device: torch.device) -> float:
     """Return the free bytes of the device, or of the machine and the container of this process."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    free = _kilobytes(_PROC / "meminfo", "MemAvailable", float("inf")) * 1024
-    try:
-        limit, used = ((_CGROUP / name).read_text(encoding="utf-8").strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return free
-    # The file cache counts as used there, but the kernel frees it on demand.
-    used_for_good = float(used) - _number(_CGROUP / "memory.stat", "inactive_file", 0.0)
-    return free if limit == "max" else min(free, max(0.0, float(limit) - used_for_good))
+    return memory.free()
 
 
-def _kilobytes(file: Path, name: str, unknown: float) -> float:
-    return _number(file, f"{name}:", unknown)
-
-
-def _number(file: Path, name: str, unknown: float) -> float:
-    """Return the number after `name` in a file with one name and number per line; `unknown` if there is none."""
-    try:
-        lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
-    except OSError:
-        return unknown
-    return next((float(line[1]) for line in lines if line and line[0] == name), unknown)
+def _bytes(name: str, unknown: float) -> float:
+    """Return a number of this process's status, in bytes."""
+    return memory.number(memory.PROC / "self" / "status", f"{name}:", unknown / 1024) * 1024

@@ -34,8 +34,17 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState.store_message_res": {
         "52a4f7ccc70e": "1.39 to 1.42",
     },
+    "flwr.server.superlink.linkstate.linkstate_factory:LinkStateFactory.state": {
+        "8b1e223d0999": "1.39 to 1.42",
+    },
+    "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState.acknowledge_node_heartbeat": {
+        "922e5841c816": "1.39 to 1.42",
+    },
     "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState.activate_node": {
         "a06be1bac7e1": "1.39 to 1.42",
+    },
+    "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState.get_message_ins": {
+        "4299efc545e6": "1.39 to 1.42",
     },
     "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState.get_message_res": {
         "5c1b460981b4": "1.39 to 1.42",
@@ -54,6 +63,9 @@ ACCEPTED: dict[str, dict[str, str]] = {
     },
     "flwr.supercore.corestate.sql_corestate:SqlCoreState.acknowledge_task_heartbeat": {
         "b4e87c4b327d": "1.39 to 1.42",
+    },
+    "flwr.supercore.corestate.sql_corestate:SqlCoreState.get_task_by_token": {
+        "cf6795c48519": "1.39 to 1.42",
     },
     "flwr.supercore.corestate.sql_corestate:SqlCoreState.get_tasks": {
         "c8b9ce80e002": "1.39 to 1.42",
@@ -86,6 +98,12 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "flwr.supercore.inflatable.inflatable_utils:pull_objects": {
         "31bb2de46b45": "1.39 to 1.42",
     },
+    "flwr.supercore.object_store.object_store_factory:ObjectStoreFactory.store": {
+        "5f465613bfb0": "1.39 to 1.42",
+    },
+    "flwr.supercore.protobuf.client:ProtobufClient.from_server_address": {
+        "786f4a7b7492": "1.39 to 1.42",
+    },
     "flwr.supercore.protobuf.translation:get_protobuf_request": {
         "18199cad8d14": "1.39 to 1.42",
     },
@@ -95,6 +113,16 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "flwr.supercore.retry.http_retry:make_simple_http_retry_invoker": {
         "a49d1c32d6c6": "1.39 to 1.40",
         "49e12326a4b1": "1.41 to 1.42",
+    },
+    "flwr.supercore.routers.runtime.router:acquire_task": {
+        "dd75481efa7c": "1.39 to 1.42",
+    },
+    "flwr.supercore.routers.runtime.router:confirm_message_received": {
+        "29d84ee73caa": "1.39 to 1.42",
+    },
+    "flwr.supercore.sql_mixin:SqlMixin.initialize": {
+        "43ce5ae80d15": "1.39",
+        "010e6d94a7ba": "1.40 to 1.42",
     },
     "flwr.supercore.superexec.executor.subprocess_executor:SubprocessExecutor.launch": {
         "83abf3dbe022": "1.39 to 1.42",
@@ -129,12 +157,38 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "flwr.superlink.routers.control.middlewares:_is_control_path": {
         "bfb5469e9013": "1.39 to 1.42",
     },
+    "flwr.superlink.servicer.runtime.runtime_handlers:acquire_task": {
+        "bd7f7507d885": "1.39 to 1.42",
+    },
+    "flwr.supernode.cli.flower_supernode:flower_supernode": {
+        "e6c32050e07c": "1.39",
+        "e263e1045207": "1.40 to 1.42",
+    },
+    "flwr.supernode.nodestate.in_memory_nodestate:InMemoryNodeState._store_error_replies": {
+        "3af03090bfae": "1.39 to 1.42",
+    },
+    "flwr.supernode.nodestate.in_memory_nodestate:InMemoryNodeState.delete_messages": {
+        "b5305a764184": "1.39 to 1.42",
+    },
+    "flwr.supernode.nodestate.in_memory_nodestate:InMemoryNodeState.finish_task": {
+        "6800803a9677": "1.39 to 1.42",
+    },
+    "flwr.supernode.nodestate.in_memory_nodestate:InMemoryNodeState.get_messages": {
+        "337c6ecb6ac9": "1.39 to 1.40",
+        "1a5a9140a90c": "1.41 to 1.42",
+    },
+    "flwr.supernode.nodestate.nodestate_factory:NodeStateFactory.state": {
+        "b1cb8f79bedd": "1.39 to 1.42",
+    },
     "flwr.supernode.runtime.run_clientapp:pull_task_input": {
         "5607a23e1673": "1.39 to 1.42",
     },
     "flwr.supernode.runtime.run_clientapp:run_clientapp": {
         "0df7b3272ecd": "1.39",
         "6ce09559f3a2": "1.40 to 1.42",
+    },
+    "flwr.supernode.servicer.runtime.runtime_handlers:confirm_message_received": {
+        "d922673fae15": "1.39 to 1.42",
     },
     "flwr.supernode.start_client_internal:_init_connection": {
         "1393636f81d0": "1.39",

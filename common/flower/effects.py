@@ -4,7 +4,8 @@ import importlib
 import itertools
 from typing import Any
 
-from quickbloom.common.flower import lost_messages, message_assembly, repeated_pushes, simulation, upload_deadline, workers
+from quickbloom.common.flower import message_assembly, simulation, upload_deadline, workers
+from quickbloom.common.flower.states import absence, killed_workers, lost_messages, repeated_pushes
 
 
 def _module(name: str) -> Any:
@@ -95,6 +96,22 @@ def answers_for_restarted_nodes() -> bool:
 def accepts_repeated_pushes() -> bool:
     """Return whether states accept a part of a message that they hold already."""
     return all(state.store_object.__module__ == repeated_pushes.__name__ for state in repeated_pushes.states())
+
+
+def absence_is_forgiven() -> bool:
+    """Return whether states in databases forgive who was not heard while nobody was."""
+    return bool(_module("server.superlink.linkstate.sql_linkstate").SqlLinkState.initialize.__module__ == absence.__name__)
+
+
+def killed_workers_are_followed() -> bool:
+    """Return whether a SuperNode of this process hands the message of a killed worker to another one."""
+    handlers = _module("supernode.servicer.runtime.runtime_handlers")
+    return bool(handlers.confirm_message_received.__module__ == killed_workers.__name__)
+
+
+def databases_are_left_out() -> bool:
+    """Return whether this process has none of the tables in which servers keep messages."""
+    return not hasattr(_module("server.superlink.linkstate.sql_linkstate"), "NodeModel")
 
 
 def messages_are_told_of() -> bool:

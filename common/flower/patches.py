@@ -37,6 +37,7 @@ _POOL = "flwr.simulation.ray_transport.ray_actor:BasicActorPool"
 _STORES = ("flwr.supercore.corestate.in_memory_corestate:InMemoryCoreState", _SQL)
 _MEMORY = "flwr.server.superlink.linkstate.in_memory_linkstate:InMemoryLinkState"
 _SQL_LINK = "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState"
+_NODE_STATE = "flwr.supernode.nodestate.in_memory_nodestate:InMemoryNodeState"
 _LAYERS = "flwr.superlink.routers.control.middlewares"
 
 PATCHES = (
@@ -72,6 +73,7 @@ PATCHES = (
         (
             "flwr.supercore.superexec.executor.subprocess_executor:SubprocessExecutor.launch",
             "flwr.supercore.superexec.run_superexec:run_superexec",
+            "flwr.supercore.protobuf.client:ProtobufClient.from_server_address",
         ),
         f"{_HERE}.workers:fork_workers",
         f"{_HERE}.effects:workers_are_forked",
@@ -189,7 +191,7 @@ PATCHES = (
         "Flower does not answer for what a node had pulled before it was killed, if it is soon online again; here at once.",
         "a run does not wait for `round-deadline`, ten minutes, after a node was killed at work",
         tuple(f"{state}.{name}" for state in (_MEMORY, _SQL_LINK) for name in ("activate_node", "get_message_res")),
-        f"{_HERE}.lost_messages:answer_for_restarted_nodes",
+        f"{_HERE}.states.lost_messages:answer_for_restarted_nodes",
         f"{_HERE}.effects:answers_for_restarted_nodes",
     ),
     Patch(
@@ -197,8 +199,37 @@ PATCHES = (
         "Flower refuses a part of a message that it has stored and could not confirm, so that the run ends; here it is stored.",
         "a run goes on, and a reply is not lost, when the SuperLink is killed while parts are uploaded",
         tuple(f"{state}.store_object" for state in _STORES),
-        f"{_HERE}.repeated_pushes:accept_repeated_pushes",
+        f"{_HERE}.states.repeated_pushes:accept_repeated_pushes",
         f"{_HERE}.effects:accepts_repeated_pushes",
+    ),
+    Patch(
+        "forgiven-absence",
+        "A SuperLink that was away for a minute ends runs and gives up nodes, which it could not hear; here it forgives them.",
+        "a run goes on after a SuperLink was away for up to five minutes",
+        (
+            *(f"{_SQL}.{name}" for name in ("_cleanup_expired_task_tokens", "get_task_by_token", "acknowledge_task_heartbeat")),
+            *(f"{_SQL_LINK}.{name}" for name in ("get_message_ins", "acknowledge_node_heartbeat", "get_message_res")),
+            "flwr.supercore.sql_mixin:SqlMixin.initialize",
+            "flwr.superlink.servicer.runtime.runtime_handlers:acquire_task",
+            "flwr.supercore.routers.runtime.router:acquire_task",
+        ),
+        f"{_HERE}.states.absence:forgive_absence",
+        f"{_HERE}.effects:absence_is_forgiven",
+    ),
+    Patch(
+        "killed-workers",
+        "A worker that is killed, for lack of memory say, is missed after a minute, and its message is lost; here it is missed "
+        "at once, and another one computes its message with fewer tasks at once.",
+        "a device with too little memory takes part all the same",
+        (
+            f"{_NODE}:_push_messages",
+            *(f"{_NODE_STATE}.{name}" for name in ("finish_task", "delete_messages", "_store_error_replies")),
+            f"{_NODE_STATE}.get_messages|{_NODE_STATE}.get_messages_legacy",
+            "flwr.supernode.servicer.runtime.runtime_handlers:confirm_message_received",
+            "flwr.supercore.routers.runtime.router:confirm_message_received",
+        ),
+        f"{_HERE}.states.killed_workers:follow_killed_workers",
+        f"{_HERE}.effects:killed_workers_are_followed",
     ),
     Patch(
         "simulation-dispatch",
@@ -246,5 +277,19 @@ PATCHES = (
         "In a simulation the server looks for replies again and again; here it is told of them.",
         "a twentieth of a round of 0.3 s",
         (f"{_MEMORY}.store_message_res", "flwr.superlink.grid.inmemory_grid:InMemoryGrid.pull_messages"),
+    ),
+    # The last one, since it takes from a process what others replace.
+    Patch(
+        "no-databases",
+        "Flower's SuperNode imports the databases of servers and never opens one; on a lean node it does without.",
+        "30 MB of a lean node",
+        (
+            "flwr.supercore.object_store.object_store_factory:ObjectStoreFactory.store",
+            "flwr.server.superlink.linkstate.linkstate_factory:LinkStateFactory.state",
+            "flwr.supernode.nodestate.nodestate_factory:NodeStateFactory.state",
+            "flwr.supernode.cli.flower_supernode:flower_supernode",
+        ),
+        f"{_HERE}.lean:leave_databases_out",
+        f"{_HERE}.effects:databases_are_left_out",
     ),
 )

@@ -3,8 +3,9 @@
 - For every piece of every message Flower searches its database for lost tasks and writes twice,
   although tasks have half a minute. The requests of a round wait for each other's writes. Here the
   search is once a second.
-- A node that was killed at work and is soon online again is answered for (`common.flower.lost_messages`).
-- A part of a message that is uploaded twice is stored (`common.flower.repeated_pushes`).
+- A node that was killed at work and is soon online again is answered for (`common.flower.states.lost_messages`).
+- A part of a message that is uploaded twice is stored (`common.flower.states.repeated_pushes`).
+- Runs and nodes outlive its own absence (`common.flower.states.absence`).
 - The requests of a run's server bypass layers that are not for them (`common.flower.http`).
 
 These are patches of `common.flower.registry`, each with its own guard. A port that does not open ends the process: Flower
@@ -48,7 +49,7 @@ def command(*arguments: str) -> list[str]:
 def main() -> None:
     """Run `flower-superlink`, which is the first argument, with the arguments after it."""
     sys.argv = sys.argv[1:]
-    registry.apply("lost-tasks", "past-layers", "look-ups", "restarted-nodes", "repeated-pushes")
+    registry.apply("lost-tasks", "past-layers", "look-ups", "restarted-nodes", "repeated-pushes", "forgiven-absence")
     threading.Thread(target=end_unless_open, args=(addresses(sys.argv[1:]),), daemon=True).start()
     (entry,) = importlib.metadata.entry_points(group="console_scripts", name="flower-superlink")
     entry.load()()

@@ -9,6 +9,8 @@ A node whose server was away reconnects within seconds: gRPC would wait up to tw
 two attempts, and Flower's retries 20 s more. A silent connection is given up. TCP does so only
 after a quarter of an hour, while the node would wait for an answer that cannot come.
 
+On a lean node (`common.flower.lean`) workers are forked from one that has not imported torch.
+
 All these are patches of `common.flower.registry`, each with its own guard. Where one is off,
 Flower's own code runs, with a warning. Without a fork server (Windows), every message starts a new
 process.
@@ -32,15 +34,14 @@ from pathlib import Path
 from typing import Any
 
 from quickbloom.common.errors import ConfigError
-from quickbloom.common.flower import callers, message_assembly, registry
+from quickbloom.common.flower import callers, killed, lean, message_assembly, registry
 from quickbloom.common.system import temporary
 
 PRELOAD = (
-    *("torch", "torch._dynamo", "safetensors.torch", "pydantic", "flwr.supernode.cli", "flwr.superlink.cli", "httpcore"),
+    *("torch", "safetensors.torch", "pydantic", "flwr.supernode.cli", "flwr.superlink.cli", "httpcore"),
     "scipy.ndimage",
 )
-"""Modules that a worker has imported before its message arrives, if they are installed. torch.func imports torch._dynamo at
-its first use, and httpx imports httpcore."""
+"""Modules that a worker has imported before its message arrives, if they are installed. httpx imports httpcore late."""
 _PRELOADED = "quickbloom.common.flower.preloaded_app"
 """The module that a node's fork server imports last: the installed app, for runs that bring the same code."""
 
@@ -67,8 +68,11 @@ CONNECTION = (
 )
 """Options of a node's connection to its server."""
 
-NODE = ("connection-options", "quick-retries", "pull-soon", "assembly-by-parts", "look-ups", "node-polling", "warm-superexec")
-"""Patches of a SuperNode."""
+NODE = (
+    *("connection-options", "quick-retries", "pull-soon", "assembly-by-parts", "look-ups", "node-polling", "killed-workers"),
+    "warm-superexec",
+)
+"""Patches of a SuperNode. The last one forks, if the node is lean, and the fork has what stands before."""
 SUPEREXEC = ("quick-retries", "superexec-polling", "worker-forks")
 """Patches of a SuperExec."""
 WORKER = ("pull-soon", "quick-retries", "assembly-by-parts", "worker-memory", "preloaded-app")
@@ -79,11 +83,19 @@ _WORK = """
 import gc, importlib, os, runpy, sys
 gc.freeze()  # else looking through what was imported before would copy it
 sys.argv = {arguments!r}
+os.environ.update({variables!r})
 sys.dont_write_bytecode = False  # else the app would be compiled anew for every message
 if {quiet!r}:
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 1), os.dup2(nowhere, 2)
 patches = {patches!r}
+if {lean!r}:
+    import ctypes
+    ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: a SuperExec is not, and then a process cannot measure its own memory
+    for name in [name for name in sys.modules if name.split(".")[0] == "quickbloom"]:
+        del sys.modules[name]
+    if "preloaded-app" in patches:
+        importlib.import_module({preloaded!r})
 if "pull-soon" in patches:
     pulling = importlib.import_module({pulling!r})
     for pull in (pulling.pull_objects, pulling.pull_and_inflate_object_from_tree):
@@ -172,8 +184,23 @@ def main() -> None:
         longest_pause()
     except ConfigError as error:
         sys.exit(f"error: {error}")
+    if program == "flower-supernode" and lean.is_lean():
+        registry.apply("no-databases")
     registry.apply(*{"flower-supernode": NODE, "flower-superexec": SUPEREXEC}[program])
-    _entry_point(program).load()()
+    try:
+        _entry_point(program).load()()
+    finally:
+        if program == "flower-supernode":
+            _leave()
+
+
+def _leave() -> None:
+    """End this process at once, if it ends in order: gRPC may hold a lock for ever while Python takes itself down."""
+    error = sys.exc_info()[1]
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(error.code)
 
 
 def longest_pause() -> float:
@@ -236,7 +263,19 @@ def start_warm_superexec() -> None:
         computing = {name: value for name, value in os.environ.items() if MEMORY.get(name) != value}
         return subprocess.Popen(command(*arguments), env={**computing, _WAKE: str(told)}, pass_fds=[told])
 
-    node.subprocess = types.SimpleNamespace(Popen=start)
+    forked = lean.forked_superexec(lambda arguments: _be_superexec(arguments, told)) if lean.is_lean() else None
+    node.subprocess = types.SimpleNamespace(Popen=forked or start)
+
+
+def _be_superexec(arguments: Sequence[str], told: int) -> None:
+    """Run a SuperExec in this fork of a lean SuperNode."""
+    for name, value in MEMORY.items():
+        if os.environ.get(name) == value:
+            del os.environ[name]
+    os.environ[_WAKE] = str(told)
+    sys.argv = list(arguments)
+    registry.apply(*SUPEREXEC)
+    _entry_point(arguments[0]).load()()
 
 
 def _node() -> Any:
@@ -254,19 +293,22 @@ def fork_workers() -> None:
     executor: Any = importlib.import_module("flwr.supercore.superexec.executor.subprocess_executor")
     loop, patches = _loop(), registry.allowed(*WORKER)
     _shorten_sockets()
-    context = multiprocessing.get_context("forkserver")
+    context: Any = multiprocessing.get_context("fork" if lean.is_lean() else "forkserver")
     of_node = os.environ.pop(_WAKE, None) is not None
-    preload_app = of_node and "preloaded-app" in patches
-    context.set_forkserver_preload([*PRELOAD, _PRELOADED] if preload_app else list(PRELOAD))
-    forkserver.ensure_running()
+    if not lean.is_lean():
+        preload_app = of_node and "preloaded-app" in patches
+        context.set_forkserver_preload([*PRELOAD, _PRELOADED] if preload_app else list(PRELOAD))
+        forkserver.ensure_running()
+    started = killed.Workers()
 
     def start(arguments: Sequence[str], stdout: int | None = None, stderr: int | None = None) -> None:
         if isinstance(loop.time, Pace):
             loop.time.work()
-        multiprocessing.active_children()  # reaps those that have ended
         entry = _entry_point(arguments[0])
         work = _WORK.format(
             arguments=list(arguments),
+            variables=started.variables(),
+            lean=lean.is_lean(),
             quiet=stdout == subprocess.DEVNULL,
             patches=patches,
             pulling=_PULLING,
@@ -278,8 +320,9 @@ def fork_workers() -> None:
             module=entry.module,
             function=entry.attr,
         )
-        context.Process(target=exec, args=(work, {"__name__": "__main__"})).start()
+        started.start(context.Process(target=exec, args=(work, {"__name__": "__main__"})), arguments)
 
+    executor.SubprocessExecutor.close = lambda self: started.end()
     executor.subprocess = types.SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL)
 
 

@@ -44,7 +44,7 @@ CPU_ENVIRONMENT = {
     "TORCHINDUCTOR_COMPILE_THREADS": "1",  # for `compile`
 }
 """Environment of processes that compute: one thread each, and freed memory is kept."""
-_PATIENCE = 120  # seconds without an answer of the SuperLink
+_PATIENCE = 600  # seconds without an answer of the SuperLink
 _RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """The longest path of Ray's sockets below its directory for temporary files."""
 

@@ -14,6 +14,8 @@ from quickbloom.common.engine.chunking import FIRST, MOST, AutoChunks, at_once, 
 from quickbloom.common.engine.round import TaskWork, evaluate, run_round
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.maths.learner import Learner
+from quickbloom.common.system import at_once as limited
+from quickbloom.common.system import memory as machine
 
 CPU = torch.device("cpu")
 
@@ -64,21 +66,31 @@ def test_no_tasks_give_no_chunks(memory: dict[str, float]) -> None:
 
 def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 4000 kB\n")
-    monkeypatch.setattr(chunking, "_PROC", tmp_path)
-    monkeypatch.setattr(chunking, "_CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "PROC", tmp_path)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
     assert chunking._free(CPU) == 4000 * 1024
     (tmp_path / "memory.current").write_text("1000\n")
-    for limit, free in (("max\n", 4000 * 1024), ("1500\n", 500), ("900\n", 0)):
-        (tmp_path / "memory.max").write_text(limit)
-        assert chunking._free(CPU) == free
-    (tmp_path / "memory.stat").write_text("anon 300\ninactive_file 600\nactive_file 100\n")
-    assert chunking._free(CPU) == 500  # files that were read give way
+    (tmp_path / "memory.max").write_text("1500\n")
+    assert chunking._free(CPU) == 500
 
 
 def test_where_memory_is_not_known_it_is_the_default_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunking, "_PROC", tmp_path / "none")
+    monkeypatch.setattr(machine, "PROC", tmp_path / "none")
     auto = AutoChunks(CPU)
     assert [len(part) for part in auto.chunks([1] * (FIRST + MOST), exact=False)] == [FIRST, MOST]
+
+
+def test_a_process_computes_no_more_at_once_than_it_may_and_notes_what_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = Learner(nn.Linear(3, 2), "classification")
+    assert at_once(learner, 64) == 64
+    monkeypatch.setenv(limited.FILE, str(tmp_path / "noted"))
+    assert limited.noted(tmp_path / "noted") == 0
+    monkeypatch.setenv(limited.LIMIT, "4")
+    assert [at_once(learner, size) for size in (64, 3, AutoChunks(CPU))] == [4, 3, 4]
+    for part in chunks([1] * 10, 4, exact=False):
+        assert limited.noted(tmp_path / "noted") == len(part)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are told by Linux alone")

@@ -9,7 +9,8 @@ import pytest
 from flwr.supercore.corestate.sql_corestate import SqlCoreState
 from flwr.superlink import cli
 
-from quickbloom.common.flower import accepted, http, lost_messages, registry, repeated_pushes, superlink
+from quickbloom.common.flower import accepted, http, registry, superlink
+from quickbloom.common.flower.states import absence, lost_messages, repeated_pushes
 
 
 @pytest.fixture
@@ -22,6 +23,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         monkeypatch.setattr(http, name, partial(seen.append, name))
     monkeypatch.setattr(lost_messages, "answer_for_restarted_nodes", lambda: None)  # see test_lost_messages.py
     monkeypatch.setattr(repeated_pushes, "accept_repeated_pushes", lambda: None)  # see test_repeated_pushes.py
+    monkeypatch.setattr(absence, "forgive_absence", lambda: None)  # see test_absence.py
     _, *words = superlink.command("--insecure")
     monkeypatch.setattr(sys, "argv", ["-c", *words[words.index("flower-superlink") :]])
     return seen

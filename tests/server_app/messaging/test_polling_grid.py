@@ -75,6 +75,20 @@ def test_waits_without_limit_if_there_is_none() -> None:
     assert len(ask(SlowGrid([0.0, 0.3]), timeout=None)[0]) == 2
 
 
+def test_time_in_which_the_superlink_is_away_is_not_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Away(SlowGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+            if self.looks == 1:  # a look that Flower's client repeats until the SuperLink is back
+                time.sleep(0.5)
+                self.due = {message_id: time.monotonic() + 0.1 for message_id in self.due}
+            return super().pull_messages(message_ids)
+
+    monkeypatch.setattr(polling_grid, "GRACE", 0.05)
+    assert len(ask(Away([0.05, 0.05]), timeout=0.3)[0]) == 2
+    monkeypatch.setattr(polling_grid, "GRACE", 99.0)  # so that no look is too long
+    assert len(ask(Away([0.05, 0.05]), timeout=0.3)[0]) == 0
+
+
 def test_returns_what_came_when_the_time_is_up() -> None:
     nodes, seconds = ask(SlowGrid([0.0, 99.0, 0.0]), timeout=0.2)
     assert len(nodes) == 2
