@@ -37,10 +37,12 @@ def test_image_and_compose_files_have_the_version_of_the_project() -> None:
             said[path.name] = version
     for version in re.findall(r"^ARG VERSION=(.*)$", (ROOT / "docker" / "Dockerfile").read_text(), re.MULTILINE):
         said["Dockerfile"] = version
-    assert said == dict.fromkeys(["docker-compose.yml", "gpu.yml", "scale.yml", "monitor.yml", "Dockerfile"], __version__)
+    assert said == dict.fromkeys(
+        ["docker-compose.yml", "gpu.yml", "scale.yml", "monitor.yml", "metrics.yml", "Dockerfile"], __version__
+    )
 
 
-@pytest.mark.parametrize("overlays", [["gpu"], ["scale"], ["monitor"], ["scale", "monitor"]])
+@pytest.mark.parametrize("overlays", [["gpu"], ["scale"], ["monitor"], ["metrics"], ["scale", "monitor", "metrics"]])
 def test_compose_takes_the_overlays(overlays: list[str]) -> None:
     if not compose_command():
         pytest.skip("needs Compose: install docker-compose")

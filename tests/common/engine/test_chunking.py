@@ -80,6 +80,16 @@ def test_where_memory_is_not_known_it_is_the_default_number(tmp_path: Path, monk
     assert [len(part) for part in auto.chunks([1] * (FIRST + MOST), exact=False)] == [FIRST, MOST]
 
 
+def test_a_large_model_is_computed_few_tasks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunking, "TRAINED_AT_ONCE", 100)
+    large, small = (Learner(nn.Linear(size, 1), "regression") for size in (49, 1))  # 50 numbers and 2
+    assert [at_once(large, size) for size in (128, 1, AutoChunks(CPU))] == [2, 1, 2]
+    assert at_once(small, 128) == 50
+    assert isinstance(at_once(small, AutoChunks(CPU)), AutoChunks)
+    monkeypatch.setattr(chunking, "TRAINED_AT_ONCE", 10)
+    assert at_once(large, 128) == 1
+
+
 def test_a_process_computes_no_more_at_once_than_it_may_and_notes_what_it_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
