@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 from quickbloom.common.printable import as_told as as_told
 from quickbloom.common.printable import one_line as one_line
@@ -12,6 +13,16 @@ class OneLineError(Exception):
 
     def __init__(self, sentence: str = "") -> None:
         super().__init__(one_line(sentence))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process have the error as it is, without calling `__init__`, whose arguments differ from kind to kind."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[OneLineError], arguments: tuple[Any, ...], facts: dict[str, Any]) -> OneLineError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(facts)
+    return error
 
 
 class QuickbloomError(OneLineError):

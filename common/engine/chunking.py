@@ -22,14 +22,15 @@ SCORED_AT_ONCE = 2**21
 convolutional network needs some hundred times their memory, and users may have thousands of examples each."""
 
 TRAINED_AT_ONCE = 2**23
-"""Most trained numbers of the tasks that are computed at once on a CPU. Larger models gain nothing from company: a round of 16 tasks
-of a ResNet-18 took 50 s of CPU and 5.1 GB at once, 42 s and .7 GB one by one (`fomaml`, 5 steps of 10 examples)."""
+"""Most trained numbers of the tasks that are computed at once on a CPU. Large models gain nothing from company: 16 tasks of a
+ResNet-18 took 50 s and 5.1 GB at once, 42 s and .7 GB one by one (`fomaml`, 5 steps of 10 examples)."""
 
 
 def at_once(learner: Learner, chunk_size: "int | AutoChunks") -> "int | AutoChunks":
     """Return the number of tasks to compute at once for a model: `chunk_size`, but fewer on a CPU for a large model.
 
-    One task of such a model fills the processor, and many take much memory. It is no more than this process may compute.
+    One task of such a model fills the processor, and many take much memory. A worker that follows a killed one has a limit of
+    its own (`common.system.at_once`).
     """
     if limit := limited.limit():
         chunk_size = min(limit, chunk_size) if isinstance(chunk_size, int) else limit
@@ -38,14 +39,17 @@ def at_once(learner: Learner, chunk_size: "int | AutoChunks") -> "int | AutoChun
     constants = sum(value.nbytes for value in learner.constants.values())
     trained = sum(value.numel() for value in learner.trained.values())
     most = 1 if constants >= LARGE else max(1, TRAINED_AT_ONCE // max(1, trained))
-    # What fits into the memory is known only after a try, so a large model needs no `AutoChunks`.
+    # `AutoChunks` would first try FIRST tasks at once, which may be too many.
     return min(most, chunk_size) if isinstance(chunk_size, int) else most if most < FIRST else chunk_size
 
 
-def chunks(sizes: Sequence[Any], chunk_size: "int | AutoChunks", *, exact: bool) -> Iterator[list[int]]:
-    """Yield positions of tasks to map together: at most `chunk_size`, of similar size, or of equal size if `exact`."""
+def chunks(sizes: Sequence[Any], chunk_size: "int | AutoChunks", *, exact: bool, each: int = 1) -> Iterator[list[int]]:
+    """Yield positions of tasks to map together: at most `chunk_size`, of similar size, or of equal size if `exact`.
+
+    `each`: how often every task is computed at the same time, at several rates.
+    """
     for chunk in _chunks(sizes, chunk_size, exact=exact):
-        limited.note(len(chunk))
+        limited.note(len(chunk) * each)
         yield chunk
 
 

@@ -265,7 +265,7 @@ def evaluate(
     per_chunk = chunk_size // rates_at_once if isinstance(chunk_size, int) else chunk_size
     rows = [sum(size) for size in sizes]
     most = rows_at_once(draws[0].support.x) if draws else 0
-    found = chunks(sizes, per_chunk, exact=algorithm.learner.mixes_examples)
+    found = chunks(sizes, per_chunk, exact=algorithm.learner.mixes_examples, each=rates_at_once)
     with torch.no_grad():
         for positions in (piece for chunk in found for piece in pieces(chunk, rows, most // rates_at_once)):
             support = stack([draws[i].support for i in positions], device)

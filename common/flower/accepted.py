@@ -43,6 +43,9 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState.activate_node": {
         "a06be1bac7e1": "1.39 to 1.42",
     },
+    "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState.deactivate_node": {
+        "c3ad2ab2beb4": "1.39 to 1.42",
+    },
     "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState.get_message_ins": {
         "4299efc545e6": "1.39 to 1.42",
     },

@@ -208,7 +208,10 @@ PATCHES = (
         "a run goes on after a SuperLink was away for up to five minutes",
         (
             *(f"{_SQL}.{name}" for name in ("_cleanup_expired_task_tokens", "get_task_by_token", "acknowledge_task_heartbeat")),
-            *(f"{_SQL_LINK}.{name}" for name in ("get_message_ins", "acknowledge_node_heartbeat", "get_message_res")),
+            *(
+                f"{_SQL_LINK}.{name}"
+                for name in ("get_message_ins", "acknowledge_node_heartbeat", "deactivate_node", "get_message_res")
+            ),
             "flwr.supercore.sql_mixin:SqlMixin.initialize",
             "flwr.superlink.servicer.runtime.runtime_handlers:acquire_task",
             "flwr.supercore.routers.runtime.router:acquire_task",

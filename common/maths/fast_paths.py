@@ -2,8 +2,8 @@
 
 Three ways give the same numbers up to rounding. The kernels (`common/maths/kernels`) are compiled
 C++, for the models that they support, on a CPU. A perceptron with its gradient written out in torch
-(`common/maths/perceptron.py`) also runs on a GPU. The definition, `inner_loop.descend` with
-`torch.func`, does everything else and all work inside torch.compile.
+(`common/maths/perceptron.py`) also runs on a GPU. The definition, `inner_loop.descend`,
+does everything else and all work inside torch.compile.
 """
 
 from dataclasses import dataclass

@@ -41,7 +41,8 @@ class Learner:
         self.maps = True
         """False for a model that `torch.func.vmap` cannot map, whose tasks are computed one after the other."""
         self.plain_attention = False
-        """True for a model whose attention must do without fused kernels inside torch.func, where these lack a rule."""
+        """True for a model whose attention must do without fused kernels inside torch.func and
+        where a derivative is differentiated again, for which these lack a rule."""
         self.reduced: torch.dtype | None = None
         """A shorter number type to compute matrix products in, as torch's autocast does; parameters keep theirs."""
         self.dropout = False

@@ -44,9 +44,9 @@ def _folders() -> Iterator[tuple[Path, str, str, str]]:
     one = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
     found = {(CGROUP, two), (CGROUP / "memory", one)}  # a container sees its own group there
     for line in lines:
-        number_, controllers, path = line.split(":", 2)
-        root, names = (CGROUP, two) if number_ == "0" else (CGROUP / "memory", one)
-        if number_ == "0" or "memory" in controllers.split(","):
+        hierarchy, controllers, path = line.split(":", 2)
+        root, names = (CGROUP, two) if hierarchy == "0" else (CGROUP / "memory", one)
+        if hierarchy == "0" or "memory" in controllers.split(","):
             group = root / path.lstrip("/")
             found |= {(folder, names) for folder in (group, *group.parents) if folder.is_relative_to(root)}
     for folder, names in sorted(found):

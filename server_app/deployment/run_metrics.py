@@ -17,7 +17,7 @@ from quickbloom.common.formatting import data_name
 from quickbloom.common.system.locks import is_locked
 from quickbloom.server_app.runs.growing_file import GrowingFile
 
-HISTORY = "history.jsonl"
+HISTORY, CONFIG = "history.jsonl", "config.json"
 NEWEST = 20
 STATES = ("going-on", "ended", "stopped")
 """A run that is neither going on nor ended has stopped before its end."""
@@ -54,6 +54,7 @@ class RunSoFar:
             self.damaged += 1
 
     def _add(self, record: dict[str, Any]) -> None:
+        _number(record["train"]["loss"]), len(record["nodes"]["away"])  # are there
         nodes, seconds, moved = record["nodes"], float(record["seconds"]), record["bytes"]
         replies = {"answered": int(nodes["answered"]), "failed": len(record["failures"]), "late": sum(nodes["late"].values())}
         told = record.get("async") or {}
@@ -80,74 +81,73 @@ class RunMetrics:
         self._reading = threading.Lock()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all metrics as they are now; see docs/metrics.md."""
+        """Yield all metrics as they are now; see docs/metrics.md. A run that cannot be read costs no other run its figures."""
         with self._reading:
-            found = {self._name(path): (path, self._read(path)) for path in self._directories()}
-        gauges, counters = _Families(GaugeMetricFamily), _Families(CounterMetricFamily)
-        for run, (path, so_far) in found.items():
-            config = _config(path)
-            facts = [str(config.get(name, "")) for name in ("algorithm", "seed")]
-            gauges.add("run_info", "1; what a run is of", 1, run=run, algorithm=facts[0], data=data_name(config), seed=facts[1])
-            now = _state(path)
-            for state in STATES:
-                gauges.add("run_state", "1 for the state that a run is in, else 0", state == now, run=run, state=state)
-            gauges.add("rounds_planned", "rounds that the run is meant to have", int(config.get("rounds", 0)), run=run)
-            counters.add("rounds", "rounds that have ended", so_far.rounds, run=run)
-            counters.add("training_seconds", "seconds of all rounds", so_far.seconds, run=run)
-            counters.add("requests", "messages that were sent to nodes", so_far.asked, run=run)
-            for outcome in ("answered", "failed", "late"):
-                counters.add(
-                    "replies", "answers of nodes, by what became of them", so_far.replies[outcome], run=run, outcome=outcome
-                )
-            for way in ("up", "down"):
-                counters.add(
-                    "bytes",
-                    "bytes of tensors up to the server and down to the nodes",
-                    so_far.moved[way],
-                    run=run,
-                    direction=way,
-                )
-            counters.add("skipped_rounds", "rounds that left the model as it was", so_far.skipped, run=run)
-            counters.add("joined_nodes", "nodes that came during the run", so_far.joined, run=run)
-            counters.add("dropped_contributions", "contributions that were too old (mode async)", so_far.dropped, run=run)
-            for steps, number in so_far.staleness.items():
-                counters.add(
-                    "contributions", "contributions by their age in steps (mode async)", number, run=run, staleness=steps
-                )
-            counters.add("damaged_lines", "lines of history.jsonl that cannot be read", so_far.damaged, run=run)
-            if so_far.last:
-                self._newest_of(gauges, run, path, so_far)
-        yield from gauges.all()
-        yield from counters.all()
+            families, unreadable = _Families(), 0
+            for path in self._directories():
+                of_run = _Families()
+                try:
+                    self._add(of_run, self._name(path), path)
+                except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                    unreadable += 1
+                else:
+                    families.take(of_run)
+            families.gauge("unreadable_runs", "runs whose files cannot be read", unreadable)
+        yield from families.all()
+
+    def _add(self, to: "_Families", run: str, path: Path) -> None:
+        config, so_far = _config(path), self._read(path)
+        facts = [str(config.get(name, "")) for name in ("algorithm", "seed")]
+        to.gauge("run_info", "1; what a run is of", 1, run=run, algorithm=facts[0], data=data_name(config), seed=facts[1])
+        now = _state(path)
+        for state in STATES:
+            to.gauge("run_state", "1 for the state that a run is in, else 0", state == now, run=run, state=state)
+        to.gauge("rounds_planned", "rounds that the run is meant to have", int(config.get("rounds", 0)), run=run)
+        to.counter("rounds", "rounds that have ended", so_far.rounds, run=run)
+        to.counter("training_seconds", "seconds of all rounds", so_far.seconds, run=run)
+        to.counter("requests", "messages that were sent to nodes", so_far.asked, run=run)
+        for outcome in ("answered", "failed", "late"):
+            text = "answers of nodes, by what became of them"
+            to.counter("replies", text, so_far.replies[outcome], run=run, outcome=outcome)
+        for way in ("up", "down"):
+            text = "bytes of tensors up to the server and down to the nodes"
+            to.counter("bytes", text, so_far.moved[way], run=run, direction=way)
+        to.counter("skipped_rounds", "rounds that left the model as it was", so_far.skipped, run=run)
+        to.counter("joined_nodes", "nodes that came during the run", so_far.joined, run=run)
+        to.counter("dropped_contributions", "contributions that were too old (mode async)", so_far.dropped, run=run)
+        for steps, number in so_far.staleness.items():
+            to.counter("contributions", "contributions by their age in steps (mode async)", number, run=run, staleness=steps)
+        to.counter("damaged_lines", "lines of history.jsonl that cannot be read", so_far.damaged, run=run)
+        # Before the first round: when the run was made, so that one that never begins is noticed as well.
+        when = _written(path / HISTORY)
+        to.gauge("last_round_timestamp_seconds", "when the newest round ended, in Unix time", when, run=run)
+        to.gauge(
+            "round_seconds", "seconds of the newest round; 0 before the first", float(so_far.last.get("seconds", 0)), run=run
+        )
+        if so_far.last:
+            self._newest_of(to, run, so_far)
 
     @staticmethod
-    def _newest_of(gauges: "_Families", run: str, path: Path, so_far: RunSoFar) -> None:
-        last = so_far.last
-        gauges.add(
-            "last_round_timestamp_seconds",
-            "when the newest round ended, in Unix time",
-            (path / HISTORY).stat().st_mtime,
-            run=run,
-        )
-        gauges.add("round_seconds", "seconds of the newest round", float(last["seconds"]), run=run)
-        gauges.add("train_loss", "mean query loss of the newest round", _number(last["train"]["loss"]), run=run)
+    def _newest_of(to: "_Families", run: str, so_far: RunSoFar) -> None:
+        last, nodes = so_far.last, so_far.last["nodes"]
+        to.gauge("train_loss", "mean query loss of the newest round", _number(last["train"]["loss"]), run=run)
         for (metric, when), value in so_far.scores.items():
             text = "newest mean over the validation users, before and after adaptation"
-            gauges.add("validation_score", text, value, run=run, metric=metric, when=when)
-        nodes = last["nodes"]
+            to.gauge("validation_score", text, value, run=run, metric=metric, when=when)
         counts = {"asked": nodes["asked"], "answered": nodes["answered"], "away": len(nodes["away"])}
         for state, number in counts.items():
-            gauges.add("nodes", "messages and nodes of the newest round", int(number), run=run, state=state)
+            to.gauge("nodes", "messages and nodes of the newest round", int(number), run=run, state=state)
         if last.get("privacy"):
-            gauges.add("epsilon", "what the run has spent of its privacy", _number(last["privacy"]["epsilon"]), run=run)
+            to.gauge("epsilon", "what the run has spent of its privacy", _number(last["privacy"]["epsilon"]), run=run)
         if last.get("virtual_hours") is not None:
-            gauges.add("virtual_hours", "hours of virtual time (setting devices)", float(last["virtual_hours"]), run=run)
+            to.gauge("virtual_hours", "hours of virtual time (setting devices)", float(last["virtual_hours"]), run=run)
 
     def _directories(self) -> list[Path]:
-        """Return the directories of the runs that were written to last."""
-        found = [(file.stat().st_mtime, file.parent) for file in self._runs.rglob("config.json")]
-        newest = sorted(found, reverse=True)[: self._newest]
-        return sorted(path for _, path in newest)
+        """Return the directories of the runs that were written to last, and of all that are going on."""
+        found = sorted(
+            (file.parent for file in self._runs.rglob(CONFIG)), key=lambda path: _written(path / HISTORY), reverse=True
+        )
+        return sorted(path for at, path in enumerate(found) if at < self._newest or is_locked(path))
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self._runs).as_posix() if path != self._runs else path.absolute().name
@@ -163,19 +163,42 @@ class RunMetrics:
 
 
 class _Families:
-    """Families of one kind of metric, made when a value is added."""
+    """Families of metrics, made when the first value of one is added."""
 
-    def __init__(self, kind: Any) -> None:
-        self._kind = kind
-        self._made: dict[str, Any] = {}
+    def __init__(self) -> None:
+        self._made: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
 
-    def add(self, name: str, text: str, value: float, **labels: str) -> None:
+    def gauge(self, name: str, text: str, value: float, **labels: str) -> None:
+        self._add(GaugeMetricFamily, name, text, value, labels)
+
+    def counter(self, name: str, text: str, value: float, **labels: str) -> None:
+        self._add(CounterMetricFamily, name, text, value, labels)
+
+    def _add(self, kind: Any, name: str, text: str, value: float, labels: dict[str, str]) -> None:
         if name not in self._made:
-            self._made[name] = self._kind(f"quickbloom_{name}", text, labels=list(labels))
+            self._made[name] = kind(f"quickbloom_{name}", text, labels=list(labels))
         self._made[name].add_metric(list(labels.values()), float(value))
+
+    def take(self, others: "_Families") -> None:
+        """Add all values of others."""
+        for name, family in others._made.items():
+            if name in self._made:
+                self._made[name].samples += family.samples
+            else:
+                self._made[name] = family
 
     def all(self) -> Iterator[Metric]:
         yield from self._made.values()
+
+
+def _written(file: Path) -> float:
+    """Return when a file was written to last, or that beside it which every run has; 0 if it has gone."""
+    for path in (file, file.with_name(CONFIG)):
+        try:
+            return path.stat().st_mtime
+        except OSError:
+            continue
+    return 0.0
 
 
 def _state(path: Path) -> str:
@@ -186,7 +209,7 @@ def _state(path: Path) -> str:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        found = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

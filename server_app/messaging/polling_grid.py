@@ -206,9 +206,9 @@ class PollingGrid(Grid):
                     break
             waiting = [message_id for message_id in waiting if message_id not in there]
             now = time.monotonic()
-            if now - max(deadline, looked) > 2 * GRACE:
+            if looked + took - max(deadline, looked) > 2 * GRACE:
                 # Only a SuperLink that is away holds a look up for so long: this time is not the nodes'.
-                deadline, over = deadline + now - looked, False
+                deadline, over = deadline + took, False
             if not there:
                 self._look = min(self._look, took)
             if done or not waiting:

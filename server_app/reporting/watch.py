@@ -198,6 +198,7 @@ def watch(directory: Path, console: Console, *, once: bool, pause: float = 1.0) 
     if once or not console.is_terminal:
         warned = 0
         for new in _follow(watched, pause, once=once):
+            warned = min(warned, len(watched.warnings))  # of a resumed run they begin anew
             for words in watched.warnings[warned:]:
                 console.print(words, markup=False, style="yellow", soft_wrap=True)
             warned = len(watched.warnings)

@@ -35,6 +35,7 @@ def forgive_absence() -> None:
     state.get_task_by_token = _hearing(_TASKS, state.get_task_by_token)
     state.get_message_ins = _hearing(_NODES, state.get_message_ins)
     state.acknowledge_node_heartbeat = _hearing(_NODES, state.acknowledge_node_heartbeat)
+    state.deactivate_node = _hearing(_NODES, state.deactivate_node, last=True)
     core.SqlCoreState._cleanup_expired_task_tokens = _unless_deaf(core.SqlCoreState._cleanup_expired_task_tokens)
     acquire = handlers.acquire_task
 
@@ -61,10 +62,15 @@ def _then_forgiving(initialize: Callable[..., Any]) -> Callable[..., Any]:
     return initialize_and_forgive
 
 
-def _hearing(side: str, method: Callable[..., Any]) -> Callable[..., Any]:
+def _hearing(side: str, method: Callable[..., Any], *, last: bool = False) -> Callable[..., Any]:
+    """Return the method of a state, which somebody of `side` calls. `last`: who signs off is not forgiven later."""
+
     def heard(self: Any, *arguments: Any, **named: Any) -> Any:
         _hear(self, side)
-        return method(self, *arguments, **named)
+        result = method(self, *arguments, **named)
+        if last:  # a node that signed off was online until before this word
+            _hear(self, side)
+        return result
 
     return heard
 
@@ -105,12 +111,12 @@ def _forgive_tasks(state: Any, since: float) -> None:
 
 
 def _forgive_nodes(state: Any, since: float) -> None:
-    """Give every node that was online at `since` as much time as after a heartbeat."""
+    """Give every node that was online at `since` as much time as after a heartbeat, unless that is long ago."""
     sql: Any = importlib.import_module("flwr.server.superlink.linkstate.sql_linkstate")
     until = time.time() + _patience()
     node, online = sql.NodeModel, sql.NodeStatus.ONLINE
     # Meanwhile somebody may have looked, and Flower have noted that they are offline.
-    tagged = (node.status == sql.NodeStatus.OFFLINE) & (node.online_until > since) if since > 0 else False
+    tagged = (node.status == sql.NodeStatus.OFFLINE) & (node.online_until > since) if time.time() - since < LONGEST else False
     with state.session() as session:
         lapsed = sql.update(node).where((node.status == online) | tagged, node.online_until < until)
         session.execute(lapsed.values(status=online, online_until=until))

@@ -52,6 +52,7 @@ def _getting_whole(get: Callable[..., Any]) -> Callable[..., Any]:
         if not wanted.get("is_reply"):
             return found
         with self.lock_msg_store:
+            found = [message for message in found if message.metadata.message_id in self.msg_store]  # none dropped meanwhile
             for message in (partial := [message for message in found if not _is_whole(self, message)]):
                 self.msg_store[message.metadata.message_id].is_retrieved = False
         return [message for message in found if message not in partial]

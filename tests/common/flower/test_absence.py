@@ -39,6 +39,7 @@ run = state.create_run(None, None, None, {}, NOOP_FEDERATION_ID, None, NOOP_FLWR
 (task,) = state.get_tasks(run_ids=[run])
 token = state.claim_task(task.task_id)
 assert state.activate_task(task.task_id)
+natural = dict(state.__dict__.get("_heard_last", {}))
 for name in ("_looked", "_heard_last"):  # a second look within one second would be none
     state.__dict__.pop(name, None)
 with state.session() as session:  # all that was heard is as old as the absence
@@ -46,6 +47,8 @@ with state.session() as session:  # all that was heard is as old as the absence
     session.execute(update(TaskModel).values(active_until=now() + timedelta(seconds=60 - away)))
 if how == "dead":
     state = opened()
+elif how == "since the last sign-off":
+    state.__dict__["_heard_last"] = {side: at - away for side, at in natural.items()}
 elif how == "silent":
     state.__dict__["_heard_last"] = {"tasks": time.time() - away, "nodes": time.time() - away}
 elif how == "one side":
@@ -72,7 +75,7 @@ def after(how: str, away: float, tmp_path: Path) -> list[object]:
 GOES_ON, ENDED = [True, ""], [False, "failed"]
 
 
-@pytest.mark.parametrize(("how", "away"), [("dead", 300), ("dead", 3000), ("silent", 300)])
+@pytest.mark.parametrize(("how", "away"), [("dead", 300), ("dead", 3000), ("silent", 300), ("since the last sign-off", 300)])
 def test_a_run_and_its_nodes_outlive_the_absence_of_their_superlink(how: str, away: float, tmp_path: Path) -> None:
     assert after(how, away, tmp_path) == [*GOES_ON, True, False]
 

@@ -21,8 +21,12 @@ def heavy():
 def wrong():
     raise DataError("the file 'x' is empty", "x")
 
+def mixed():
+    from quickbloom.common.datasets.own.columns import MixedColumnError
+    raise MixedColumnError("day", "date", 3, "oops", "declare it")
+
 print(apart(heavy) != os.getpid(), "wave" in sys.modules)
-for function in (wrong, lambda: 1 / 0, lambda: os.kill(os.getpid(), signal.SIGKILL)):
+for function in (wrong, lambda: 1 / 0, lambda: os.kill(os.getpid(), signal.SIGKILL), mixed):
     try:
         apart(function)
     except Exception as error:
@@ -37,9 +41,13 @@ def test_results_and_errors_come_back_and_imports_do_not() -> None:
         [sys.executable, "-P", "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    first, wrong, defect, killed = done.stdout.splitlines()
+    first, wrong, defect, killed, mixed = done.stdout.splitlines()
     assert first == "True False"
     assert wrong == "DataError the file 'x' is empty ('x',) False"
+    assert mixed.startswith(
+        "MixedColumnError the column `day` holds dates, but row 3 (without the header) holds the text 'oops'"
+    )
+    assert mixed.endswith("(\"'oops'\",) False")
     assert defect.startswith("ZeroDivisionError")
     assert defect.endswith("True")  # with the place where it happened
     assert killed.startswith("QuickbloomError a process of this program was ended from outside (exit code -9;")

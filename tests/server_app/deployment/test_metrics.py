@@ -1,6 +1,7 @@
 """What Prometheus reads of a run equals its history.jsonl; the dashboard and the alerts ask for what is served."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from benchmarks.report import write_run
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.system.locks import locked
 from quickbloom.server_app.deployment.metrics_server import serving
+from quickbloom.server_app.deployment.run_metrics import RunMetrics
 from quickbloom.server_app.launch.flower_run import free_port
 
 ROOT = Path(__file__).parents[3]
@@ -113,6 +115,41 @@ def test_steps_privacy_and_virtual_time_of_a_line(address: str, tmp_path: Path) 
     for name, number in (expected | {"joined_nodes_total": 4}).items():
         assert value(found, name, run="one") == number
     assert value(found, "contributions_total", run="one", staleness="2") == 6
+
+
+def test_an_odd_run_costs_no_other_run_its_figures(address: str, tmp_path: Path) -> None:
+    for name in ("good", "null", "word", "short"):
+        write_run(tmp_path / "runs" / name, tasks=20, rounds=20)
+    for name, rounds in (("null", None), ("word", "x")):
+        file = tmp_path / "runs" / name / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "rounds": rounds}))
+    with (tmp_path / "runs" / "short" / "history.jsonl").open("a") as history:
+        for record in ({}, {**lines(tmp_path / "runs" / "good")[-1], "train": None}):
+            history.write(json.dumps(record) + "\n")
+    found = read(address)
+    assert value(found, "unreadable_runs") == 2
+    assert value(found, "rounds_total", run="good") == value(found, "rounds_total", run="short") == 20
+    assert value(found, "damaged_lines_total", run="short") == 2
+
+
+def test_a_run_that_goes_on_stays_whatever_is_younger(tmp_path: Path) -> None:
+    for number, name in enumerate(("old", "locked", "young", "written to")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        os.utime(tmp_path / name / "config.json", (number, number))
+    (tmp_path / "old" / "history.jsonl").write_text("")
+    with locked(tmp_path / "locked"):
+        states = [family for family in RunMetrics(tmp_path, newest=2).collect() if family.name == "quickbloom_run_state"]
+    assert {sample.labels["run"] for sample in states[0].samples} == {"locked", "old", "written to"}
+
+
+def test_a_run_that_never_begins_is_noticed(address: str, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "one"
+    write_run(run, tasks=20, rounds=20)
+    (run / "history.jsonl").unlink()
+    found = read(address)
+    assert value(found, "last_round_timestamp_seconds", run="one") == pytest.approx((run / "config.json").stat().st_mtime)
+    assert value(found, "round_seconds", run="one") == 0
 
 
 def test_health_and_what_there_is_not(address: str, tmp_path: Path) -> None:
