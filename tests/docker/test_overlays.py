@@ -66,7 +66,7 @@ def figures(run: str) -> dict[tuple[str, str], float]:
     """What `quickbloom metrics` serves of this run, by name and direction."""
     with urllib.request.urlopen(f"http://127.0.0.1:{FIGURES}/metrics", timeout=30) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
-    samples = [sample for family in families for sample in family.samples if sample.labels["run"] == run]
+    samples = [sample for family in families for sample in family.samples if sample.labels.get("run") == run]
     return {(sample.name, sample.labels.get("direction", "")): sample.value for sample in samples}
 
 
