@@ -182,6 +182,7 @@ def _load(directory: str) -> Any:
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
+                attn_implementation="eager",  # the fused kernels lack a second derivative, and a rule for vmap
                 dtype=torch.float32,
                 output_loading_info=True,
             )

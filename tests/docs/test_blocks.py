@@ -88,6 +88,7 @@ LOOKED_AT = [
     (r"quickbloom-edge join ", "runs until it is stopped: tests/integration/test_edge.py"),
     (r"quickbloom-edge export ", "needs onnx: tests/client_app/test_export.py"),
     (r"flwr ", "Flower's runtime: tests/integration/test_simulation.py"),
+    (r"quickbloom metrics ", "runs until it is stopped: tests/server_app/deployment/test_metrics.py"),
     (r"flower-(superlink|supernode) ", "runs until it is stopped: tests/integration/test_grpc.py"),
     (r"python -m benchmarks\.", "minutes to hours: benchmarks/results/"),
     (r"python -m pytest ", "the tests themselves"),
