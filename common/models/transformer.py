@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from quickbloom.common.errors import ConfigError, as_told, in_one_line
+from quickbloom.common.maths.inner_loop import is_differentiated_twice
 from quickbloom.common.models.base import Model
 from quickbloom.common.options import Options, Text
 from quickbloom.common.system.extras import needs
@@ -86,10 +87,14 @@ class TextEncoder(nn.Module):
         self._pooling, self._unit = pooling, unit
         self.centre = Centre(encoder.config.hidden_size) if unit and centre else None
         self._padding = int(encoder.config.pad_token_id)
+        self._fuses = bool(getattr(encoder, "_supports_sdpa", False))
         self._causal = _is_causal(encoder)
         self._more = {"use_cache": False} if self._causal else {}
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._fuses:
+            # The fused kernels lack a second derivative, and a rule for vmap.
+            self.encoder.config._attn_implementation = "eager" if is_differentiated_twice() else "sdpa"
         real = x != self._padding
         states = self.encoder(input_ids=x, attention_mask=self._mask(real), **self._more).last_hidden_state
         pooled = self._pooled(states, real)
@@ -182,7 +187,7 @@ def _load(directory: str) -> Any:
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
-                attn_implementation="eager",  # the fused kernels lack a second derivative, and a rule for vmap
+                attn_implementation="eager",  # see `TextEncoder.forward`
                 dtype=torch.float32,
                 output_loading_info=True,
             )
