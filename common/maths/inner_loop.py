@@ -120,8 +120,7 @@ def descend(
     """Yield phi_0 = start, then phi_{i+1} = phi_i - lr * grad loss(phi_i, batch_i) for every batch.
 
     A gradient taken through it is exact to any order inside `torch.func`; outside of it, where one task is computed by itself,
-    plain autograd can take one, which is twice as fast. By itself this is plain SGD; the state of another `optimizer` starts
-    anew here.
+    plain autograd can take one. By itself this is plain SGD; the state of another `optimizer` starts anew here.
 
     `passing`: every phi but the first may be overwritten by the next, and no gradient is taken
     through them.
@@ -305,7 +304,7 @@ def gradient_and_hessian(loss: Callable[[Params], Tensor], at: Params) -> tuple[
 
 
 def _hessian_by_autograd(loss: Callable[[Params], Tensor], at: Params) -> tuple[Params, Callable[[Params], Params]]:
-    """`gradient_and_hessian` by plain autograd, which takes half of the time for a single task."""
+    """`gradient_and_hessian` by plain autograd, for a task that is computed by itself."""
     leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
     with torch.enable_grad(), _set(_twice):
         slopes = _slopes(loss(leaves), leaves, again=True)

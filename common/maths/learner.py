@@ -52,7 +52,7 @@ class Learner:
         self._digest: str | None = None
         parameters = [id(value) for _, value in module.named_parameters(remove_duplicate=False)]
         self._shares = len(set(parameters)) < len(parameters)
-        """Whether a parameter has two names in the module; looking for these at every call took 1 % of a MiniLM's step."""
+        """Whether a parameter has two names in the module: looked for once, and not at every call."""
         # Batch norm without running statistics uses those of the batch, which padding would change.
         self.mixes_examples = any(
             isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in module.modules()

@@ -54,7 +54,8 @@ class RunSoFar:
             self.damaged += 1
 
     def _add(self, record: dict[str, Any]) -> None:
-        _number(record["train"]["loss"]), len(record["nodes"]["away"])  # are there
+        # A line without what `_newest_of` shows counts as damaged, before anything of it is taken.
+        _ = _number(record["train"]["loss"]), len(record["nodes"]["away"])
         nodes, seconds, moved = record["nodes"], float(record["seconds"]), record["bytes"]
         replies = {"answered": int(nodes["answered"]), "failed": len(record["failures"]), "late": sum(nodes["late"].values())}
         told = record.get("async") or {}
