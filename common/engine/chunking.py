@@ -120,6 +120,7 @@ def _mark(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return float(torch.cuda.memory_allocated(device))
+    memory.return_freed()  # else a chunk that takes kept memory would seem to need none
     try:
         (memory.PROC / "self" / "clear_refs").write_text("5", encoding="utf-8")
     except OSError:  # not Linux, or not permitted

@@ -1,5 +1,6 @@
 """The memory of this machine, or of the control group that this process lies in: a container, or a service with MemoryMax."""
 
+import ctypes
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,13 @@ def free() -> float:
     """Return the bytes that are free for this process; inf where that is not known."""
     machine = number(PROC / "meminfo", "MemAvailable:", math.inf) * 1024
     return min([machine, *(max(0.0, limit - used) for limit, used in _groups())])
+
+
+def return_freed() -> None:
+    """Return to the system what this process has freed and kept, so that growth afterwards is seen; glibc alone can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _groups() -> Iterator[tuple[float, float]]:

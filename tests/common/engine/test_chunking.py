@@ -12,6 +12,7 @@ from quickbloom.common.engine import chunking
 from quickbloom.common.engine import round as engine
 from quickbloom.common.engine.chunking import FIRST, MOST, AutoChunks, at_once, chunks, pieces
 from quickbloom.common.engine.round import TaskWork, evaluate, run_round
+from quickbloom.common.flower import message_assembly
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.system import at_once as limited
@@ -104,10 +105,13 @@ def test_a_process_computes_no_more_at_once_than_it_may_and_notes_what_it_does(
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are told by Linux alone")
-def test_the_memory_of_a_chunk_is_found() -> None:
+def test_the_memory_of_a_chunk_is_found_also_where_freed_memory_is_kept() -> None:
+    message_assembly.keep()  # as `quickbloom run` does
+    freed = [torch.ones(FIRST, 2**20) for _ in range(8)]  # 256 MB, which the chunk below takes again
+    del freed
     auto = AutoChunks(CPU)
     for part in auto.chunks([1] * FIRST, exact=False):
-        taken = torch.ones(len(part), 4 * 2**20)  # 16 MB for each, touched
+        taken = [torch.ones(len(part), 2**20) for _ in range(4)]  # 16 MB for each, touched
         del taken
     assert auto.per_task == pytest.approx(16 * 2**20, rel=0.5)
 
