@@ -7,17 +7,21 @@ far fewer rounds, since one round of all users is 5,250 steps.
 
     python -m benchmarks.pfl --rounds 10 --jobs 2
     python -m benchmarks.pfl --users 100 --rounds 10 --jobs 2 --seeds 0
+
+`--only` does some rows and adds them to the result file, if that is of the same users, rounds and seeds.
 """
 
+import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.runner import RAW, BenchmarkError, commit, finish, goal, machine, parser, percent, say
+from benchmarks.runner import RAW, RESULTS, BenchmarkError, commit, finish, goal, machine, parser, percent, say
 from quickbloom.server_app.comparing.batch import Result, Run, Setup, perform, today
 
 RATE, BATCH, POINTS = 0.005, 10, 0.02
+FIGURES = ("weighted", "mean", "sd", "worst10", "cpu", "bytes")
 SETTINGS = (
     *("model=cnn", "partition=dirichlet:0.1", "evaluate-users=seen", "validation-tasks=0", "test-tasks=0", "fraction=1.0"),
     *("evaluate-every=0", "baselines=false", "personal=false", "checkpoint-every=0", "chunk-size=1"),
@@ -82,29 +86,43 @@ def setup(row: Row, users: int, rounds: int, nodes: int = 1) -> Setup:
 
 
 def main() -> None:
-    commands = parser("seen users of Fashion-MNIST beside published figures", "pfl", has_only=True)
+    commands = parser("seen users of Fashion-MNIST beside published figures", "pfl")
+    commands.add_argument(
+        "--only", nargs="+", default=[], metavar="LABEL", help="do these rows and keep the others of the result file"
+    )
     commands.add_argument("--rounds", type=int, default=10, metavar="N", help="default: %(default)s")
     commands.add_argument("--users", type=int, default=20, metavar="N", help="default: %(default)s")
     chosen = commands.parse_args()
     rows = [row for row in ROWS if not chosen.only or row.label in chosen.only]
     if unknown := sorted(set(chosen.only) - {row.label for row in ROWS}):
         raise SystemExit(f"`--only` must name rows of this table ({', '.join(row.label for row in ROWS)}), got {unknown[0]}")
-    found = measured(rows, chosen.users, chosen.rounds, chosen.seeds, chosen.jobs)
-    result: dict[str, Any] = {"schema": 1, "benchmark": f"pfl-{chosen.users}", "claim": "the usual table, made the usual way"}
+    name = f"pfl-{chosen.users}"
+    result: dict[str, Any] = {"schema": 1, "benchmark": name, "claim": "the usual table, made the usual way"}
     result |= {"users": chosen.users, "rounds": chosen.rounds, "seeds": chosen.seeds, "rows": [], "goals": []}
-    result |= {"machine": machine(), "commit": commit(), "date": today()}
-    for row in rows:
-        runs = [figures(row, done) for done in found[row]]
-        line = {"label": row.label, "published": row.published, "settings": setup(row, chosen.users, chosen.rounds).settings}
-        result["rows"].append({**line, "runs": runs})
-        if row.published is not None and chosen.users == 20:
-            off = statistics.mean(run["weighted"] for run in runs) - row.published
-            goal(result, f"{row.label}: within two points of the published figure", 100 * off, met=abs(off) <= POINTS)
-    text = table(result)
-    if chosen.only:
-        say(text)
-    else:
-        finish(result, text)
+    found = measured(rows, chosen.users, chosen.rounds, chosen.seeds, chosen.jobs)
+    lines = {row.label: line(row, found[row], chosen.users, chosen.rounds) for row in rows}
+    lines = earlier(result) | lines
+    result |= {"rows": [lines[row.label] for row in ROWS if row.label in lines], "machine": machine(), "date": today()}
+    result["commit"] = ", ".join(sorted({run["commit"] for one in result["rows"] for run in one["runs"]}))
+    for one in result["rows"] if chosen.users == 20 else ():
+        if one["published"] is not None:
+            off = statistics.mean(run["weighted"] for run in one["runs"]) - one["published"]
+            goal(result, f"{one['label']}: within two points of the published figure", 100 * off, met=abs(off) <= POINTS)
+    finish(result, table(result))
+
+
+def earlier(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the rows of the result file by label, if it is of the same users, rounds and seeds."""
+    file = RESULTS / f"{result['benchmark']}.json"
+    written = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    alike = all(written.get(key) == result[key] for key in ("schema", "users", "rounds", "seeds"))
+    return {row["label"]: row for row in written["rows"]} if alike else {}
+
+
+def line(row: Row, results: Sequence[Result], users: int, rounds: int) -> dict[str, Any]:
+    """Return a row of the result file."""
+    runs = [figures(row, done) for done in results]
+    return {"label": row.label, "published": row.published, "settings": setup(row, users, rounds).settings, "runs": runs}
 
 
 def measured(
@@ -129,7 +147,8 @@ def figures(row: Row, result: Result) -> dict[str, Any]:
     """Return what the table shows of one run: at the step of the row, over test images, over users, and the seconds."""
     scores, seconds = result.summary["seen"]["accuracy"], result.summary["seconds"]
     figures = {name: scores[name][row.steps] for name in ("weighted", "mean", "sd", "worst10")}
-    return {"seed": result.summary["seed"], **figures, "cpu": seconds["cpu"], "bytes": result.summary["bytes"]["up"]}
+    facts = {"seed": result.summary["seed"], "commit": result.facts["commit"], "date": result.facts["date"]}
+    return {**facts, **figures, "cpu": seconds["cpu"], "bytes": result.summary["bytes"]["up"]}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -137,7 +156,7 @@ def table(result: dict[str, Any]) -> str:
     lines = ["| method | published, % | here, % | over users | spread of users | worst tenth | CPU s | MB up |"]
     lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
     for row in result["rows"]:
-        means = {name: statistics.mean(run[name] for run in row["runs"]) for name in row["runs"][0]}
+        means = {name: statistics.mean(run[name] for run in row["runs"]) for name in FIGURES}
         over_seeds = statistics.stdev(run["weighted"] for run in row["runs"]) if len(row["runs"]) > 1 else None
         here = percent(means["weighted"]) + (f" ± {100 * over_seeds:.1f}" if over_seeds is not None else "")
         cells = [row["label"], percent(row["published"]) if row["published"] else "", here]
