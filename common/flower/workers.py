@@ -133,12 +133,16 @@ class Pace:
         """Note that there is work, so that the next look is soon."""
         self._worked = time.monotonic()
 
+    def pause(self, took: float = 0.0) -> float:
+        """Return the seconds until the next look, after one that took so many seconds."""
+        passed = time.monotonic() - self._worked
+        return min(max(passed / 10, SHORTEST), self._longest)
+
     def sleep(self, seconds: float) -> None:
         if seconds == _STOCK_REPLY:
             self.work()
         if self._told is None:
-            passed = time.monotonic() - self._worked
-            time.sleep(min(max(passed / 10, SHORTEST), self._longest))
+            time.sleep(self.pause())
         elif select.select([self._told], [], [], self._longest)[0] and not os.read(self._told, 2**16):
             self._told = None  # the other end is closed
 
