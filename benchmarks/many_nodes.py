@@ -55,6 +55,8 @@ from quickbloom.common.wire.roll_call import ROLL_CALL, RollCallReply
 CONNECTIONS = 8
 RETRY = 1.0
 """Seconds after which a call that failed is made again."""
+LONGEST_BACKOFF = 10.0
+"""Most seconds until a part of a message that was not there is asked for again, as Flower has it."""
 EXAMPLES = 40
 
 
@@ -123,7 +125,8 @@ class EmulatedNode:
             if response.messages_list:
                 await self._answer(message_from_proto(response.messages_list[0]), response.message_object_trees[0])
                 self._pace.work()
-            await asyncio.sleep(self._pace.pause(took))
+            else:
+                await asyncio.sleep(self._pace.pause(took))
 
     async def _answer(self, message: Message, tree: Any) -> None:
         run_id = message.metadata.run_id
@@ -146,11 +149,13 @@ class EmulatedNode:
         self._told.last[f"{kind} {message.metadata.group_id}".strip()] = time.time()
 
     async def _pull(self, run_id: int, object_id: str) -> bytes:
+        pause = workers.FIRST_BACKOFF
         while True:
             part = await self._call("PullObject", PullObjectRequest(node=self.node, run_id=run_id, object_id=object_id))
             if part.object_available:
                 return bytes(part.object_content)
-            await asyncio.sleep(0.05)  # the server still pushes it
+            await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # the server still pushes it
+            pause = min(2 * pause, LONGEST_BACKOFF)
 
     async def _push(self, reply: Message) -> None:
         run_id = reply.metadata.run_id

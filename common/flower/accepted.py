@@ -46,11 +46,20 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState.deactivate_node": {
         "c3ad2ab2beb4": "1.39 to 1.42",
     },
+    "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState.delete_node": {
+        "25f36ea18a8c": "1.39 to 1.42",
+    },
     "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState.get_message_ins": {
         "4299efc545e6": "1.39 to 1.42",
     },
     "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState.get_message_res": {
         "5c1b460981b4": "1.39 to 1.42",
+    },
+    "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState.get_node_id_by_public_key": {
+        "963255b24bed": "1.39 to 1.42",
+    },
+    "flwr.server.superlink.linkstate.sql_linkstate:SqlLinkState.store_message_ins": {
+        "03ff7e13cf98": "1.39 to 1.42",
     },
     "flwr.simulation.ray_transport.ray_actor:BasicActorPool.fetch_result_and_return_actor_to_pool": {
         "4e9babbe276d": "1.39 to 1.42",

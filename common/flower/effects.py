@@ -5,7 +5,7 @@ import itertools
 from typing import Any
 
 from quickbloom.common.flower import message_assembly, simulation, upload_deadline, workers
-from quickbloom.common.flower.states import absence, killed_workers, lost_messages, repeated_pushes
+from quickbloom.common.flower.states import absence, empty_looks, killed_workers, lost_messages, repeated_pushes
 
 
 def _module(name: str) -> Any:
@@ -96,6 +96,26 @@ def answers_for_restarted_nodes() -> bool:
 def accepts_repeated_pushes() -> bool:
     """Return whether states accept a part of a message that they hold already."""
     return all(state.store_object.__module__ == repeated_pushes.__name__ for state in repeated_pushes.states())
+
+
+def empty_looks_are_skipped() -> bool:
+    """Return whether states in databases answer a look without a search that can find nothing."""
+    return _closes_over(_sql_state().get_message_ins, empty_looks.__name__)
+
+
+def keys_are_remembered() -> bool:
+    """Return whether states in databases remember whose a public key is."""
+    return bool(_sql_state().get_node_id_by_public_key.__module__ == empty_looks.__name__)
+
+
+def _sql_state() -> Any:
+    return _module("server.superlink.linkstate.sql_linkstate").SqlLinkState
+
+
+def _closes_over(method: Any, module: str) -> bool:
+    """Return whether a method, or one that it wraps, is of `module`."""
+    inner = [cell.cell_contents for cell in method.__closure__ or () if callable(cell.cell_contents)]
+    return bool(method.__module__ == module or any(_closes_over(one, module) for one in inner if hasattr(one, "__closure__")))
 
 
 def absence_is_forgiven() -> bool:

@@ -203,6 +203,23 @@ PATCHES = (
         f"{_HERE}.effects:accepts_repeated_pushes",
     ),
     Patch(
+        "empty-looks",
+        "Every look of a node for messages searches the SuperLink's database and writes to it; here one that can find nothing "
+        "costs no search.",
+        "a SuperLink with many nodes spends its time on messages",
+        tuple(f"{_SQL_LINK}.{name}" for name in ("store_message_ins", "get_message_ins")),
+        f"{_HERE}.states.empty_looks:skip_empty_looks",
+        f"{_HERE}.effects:empty_looks_are_skipped",
+    ),
+    Patch(
+        "known-keys",
+        "For every request of a node the SuperLink searches its database for the node's key; here once in ten seconds.",
+        "time of the SuperLink for every request",
+        tuple(f"{_SQL_LINK}.{name}" for name in ("get_node_id_by_public_key", "delete_node")),
+        f"{_HERE}.states.empty_looks:remember_keys",
+        f"{_HERE}.effects:keys_are_remembered",
+    ),
+    Patch(
         "forgiven-absence",
         "A SuperLink that was away for a minute ends runs and gives up nodes, which it could not hear; here it forgives them.",
         "a run goes on after a SuperLink was away for up to five minutes",

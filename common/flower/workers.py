@@ -18,6 +18,7 @@ process.
 
 import importlib
 import importlib.metadata
+import math
 import multiprocessing
 import multiprocessing.util
 import os
@@ -47,6 +48,8 @@ _PRELOADED = "quickbloom.common.flower.preloaded_app"
 
 SHORTEST, LONGEST = 0.05, 3.0
 """Bounds in seconds of the pause between two looks for work, which is a tenth of the time since the last work."""
+PATIENCE, LONGEST_PAUSE = 20.0, 30.0
+"""Seconds to pause for each second that a look had to wait for a busy server, and the most that this makes a pause."""
 MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**22)}
 """Environment of SuperLink, SuperExec and SuperNode. Without it, glibc gives each thread a heap and keeps freed memory."""
 POLL = "QUICKBLOOM_POLL"
@@ -54,7 +57,7 @@ POLL = "QUICKBLOOM_POLL"
 _WAKE = "QUICKBLOOM_WAKE"
 """Environment variable with the number of the pipe through which a SuperNode notifies its SuperExec of work."""
 _STOCK_REPLY = 0.5  # pause of a SuperNode that waits for its ClientApp's reply
-_FIRST_BACKOFF = 0.05  # seconds; a notified receiver asks for arrays before they have arrived
+FIRST_BACKOFF = 0.05  # seconds; a notified receiver asks for arrays before they have arrived
 
 LONGEST_RETRY = 5  # seconds between two attempts to reach the server
 _PULLING = "flwr.supercore.inflatable.inflatable_utils"
@@ -117,6 +120,9 @@ getattr(importlib.import_module({module!r}), {function!r})()
 class Pace:
     """Replaces the module `time` in Flower's loops: sleeps for a tenth of the time since the last work.
 
+    Of a server that has much to do a process asks less: every look that took longer than the quickest one makes the pause
+    PATIENCE times as long as it had to wait. So however many nodes there are, most of them pause.
+
     `told`: a pipe that notifies this process of work. With it, the process rarely looks by itself,
     and every byte ends a sleep.
     """
@@ -125,6 +131,9 @@ class Pace:
         self._longest = max(longest, SHORTEST)
         self._told = told
         self._worked = time.monotonic()
+        self._woke: float | None = None
+        """When the last sleep ended, unless it was for work: then a look followed that was no look alone."""
+        self._quickest = math.inf
 
     def __getattr__(self, name: str) -> Any:
         return getattr(time, name)
@@ -132,17 +141,24 @@ class Pace:
     def work(self) -> None:
         """Note that there is work, so that the next look is soon."""
         self._worked = time.monotonic()
+        self._woke = None
 
-    def pause(self, took: float = 0.0) -> float:
-        """Return the seconds until the next look, after one that took so many seconds."""
+    def pause(self, took: float | None = None) -> float:
+        """Return the seconds until the next look, after one that took so many seconds; None: that is not known."""
         passed = time.monotonic() - self._worked
-        return min(max(passed / 10, SHORTEST), self._longest)
+        usual = min(max(passed / 10, SHORTEST), self._longest)
+        if took is None:
+            return usual
+        self._quickest = min(self._quickest, took)
+        return max(usual, min(PATIENCE * (took - self._quickest), LONGEST_PAUSE))
 
     def sleep(self, seconds: float) -> None:
         if seconds == _STOCK_REPLY:
             self.work()
         if self._told is None:
-            time.sleep(self.pause())
+            now, works = time.monotonic(), seconds == _STOCK_REPLY
+            time.sleep(self.pause(None if self._woke is None else now - self._woke))
+            self._woke = None if works else time.monotonic()
         elif select.select([self._told], [], [], self._longest)[0] and not os.read(self._told, 2**16):
             self._told = None  # the other end is closed
 
@@ -223,7 +239,7 @@ def ask_soon() -> None:
     """Let this process ask again soon for a part of a message that its sender still pushes; Flower waits 1 s."""
     pulling: Any = importlib.import_module(_PULLING)
     for pull in (pulling.pull_objects, pulling.pull_and_inflate_object_from_tree):
-        pull.__kwdefaults__["initial_backoff"] = _FIRST_BACKOFF
+        pull.__kwdefaults__["initial_backoff"] = FIRST_BACKOFF
 
 
 def connect_quickly() -> None:
@@ -316,7 +332,7 @@ def fork_workers() -> None:
             quiet=stdout == subprocess.DEVNULL,
             patches=patches,
             pulling=_PULLING,
-            backoff=_FIRST_BACKOFF,
+            backoff=FIRST_BACKOFF,
             retries=_RETRIES,
             longest_retry=LONGEST_RETRY,
             message_assembly=message_assembly.__file__,
