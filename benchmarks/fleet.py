@@ -14,9 +14,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -135,14 +135,14 @@ def watched(
 ) -> dict[str, dict[str, float]]:
     """Return CPU seconds and most memory (MB) of SuperLink, server and nodes while `work` is done; `look` is called often."""
     before, most, spent = spending(processes), dict.fromkeys(SIDES, 0.0), dict.fromkeys(SIDES, 0.0)
-    worker = threading.Thread(target=work)
-    worker.start()
-    while worker.is_alive():
-        worker.join(0.1)
-        look()
-        for side, (seconds, megabytes) in spending(processes).items():
-            most[side] = max(most[side], megabytes)
-            spent[side] = max(spent[side], seconds - before.get(side, (0.0, 0.0))[0])
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(work)
+        while wait([done], timeout=0.1).not_done:
+            look()
+            for side, (seconds, megabytes) in spending(processes).items():
+                most[side] = max(most[side], megabytes)
+                spent[side] = max(spent[side], seconds - before.get(side, (0.0, 0.0))[0])
+        done.result()
     return {side: {"cpu": spent[side], "memory": most[side]} for side in SIDES}
 
 

@@ -14,6 +14,7 @@ import json
 import random
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,7 +124,8 @@ class EmulatedNode:
             took = time.monotonic() - started
             self._told.looked += took
             if response.messages_list:
-                await self._answer(message_from_proto(response.messages_list[0]), response.message_object_trees[0])
+                with suppress(grpc.RpcError):  # counted; the run may have ended
+                    await self._answer(message_from_proto(response.messages_list[0]), response.message_object_trees[0])
                 self._pace.work()
             else:
                 await asyncio.sleep(self._pace.pause(took))

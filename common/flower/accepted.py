@@ -136,6 +136,9 @@ ACCEPTED: dict[str, dict[str, str]] = {
         "43ce5ae80d15": "1.39",
         "010e6d94a7ba": "1.40 to 1.42",
     },
+    "flwr.supercore.sql_mixin:SqlMixin.session": {
+        "2aa8a8351f33": "1.39 to 1.42",
+    },
     "flwr.supercore.superexec.executor.subprocess_executor:SubprocessExecutor.launch": {
         "83abf3dbe022": "1.39 to 1.42",
     },

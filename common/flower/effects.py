@@ -5,7 +5,7 @@ import itertools
 from typing import Any
 
 from quickbloom.common.flower import message_assembly, simulation, upload_deadline, workers
-from quickbloom.common.flower.states import absence, empty_looks, killed_workers, lost_messages, repeated_pushes
+from quickbloom.common.flower.states import absence, empty_looks, killed_workers, lost_messages, one_writer, repeated_pushes
 
 
 def _module(name: str) -> Any:
@@ -96,6 +96,11 @@ def answers_for_restarted_nodes() -> bool:
 def accepts_repeated_pushes() -> bool:
     """Return whether states accept a part of a message that they hold already."""
     return all(state.store_object.__module__ == repeated_pushes.__name__ for state in repeated_pushes.states())
+
+
+def writers_wait_in_line() -> bool:
+    """Return whether those who write to a database wait for each other."""
+    return bool(_module("supercore.sql_mixin").SqlMixin.initialize.__module__ == one_writer.__name__)
 
 
 def empty_looks_are_skipped() -> bool:

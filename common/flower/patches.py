@@ -203,6 +203,14 @@ PATCHES = (
         f"{_HERE}.effects:accepts_repeated_pushes",
     ),
     Patch(
+        "one-writer",
+        "Who writes to the SuperLink's database tries again and again, and fails after five seconds; here all wait in line.",
+        "a SuperLink with many nodes loses no message, and answers sooner",
+        ("flwr.supercore.sql_mixin:SqlMixin.initialize", "flwr.supercore.sql_mixin:SqlMixin.session"),
+        f"{_HERE}.states.one_writer:write_in_line",
+        f"{_HERE}.effects:writers_wait_in_line",
+    ),
+    Patch(
         "empty-looks",
         "Every look of a node for messages searches the SuperLink's database and writes to it; here one that can find nothing "
         "costs no search.",

@@ -6,6 +6,7 @@
 - A node that was killed at work and is soon online again is answered for (`common.flower.states.lost_messages`).
 - A part of a message that is uploaded twice is stored (`common.flower.states.repeated_pushes`).
 - A node's look that can find nothing costs no search, nor does a known key (`common.flower.states.empty_looks`).
+- Writers wait in line (`common.flower.states.one_writer`).
 - Runs and nodes outlive its own absence (`common.flower.states.absence`).
 - The requests of a run's server bypass layers that are not for them (`common.flower.http`).
 
@@ -52,7 +53,7 @@ def main() -> None:
     sys.argv = sys.argv[1:]
     # What is skipped must be heard all the same: `forgiven-absence` comes last.
     registry.apply("lost-tasks", "past-layers", "look-ups", "restarted-nodes", "repeated-pushes", "empty-looks", "known-keys")
-    registry.apply("forgiven-absence")
+    registry.apply("one-writer", "forgiven-absence")
     threading.Thread(target=end_unless_open, args=(addresses(sys.argv[1:]),), daemon=True).start()
     (entry,) = importlib.metadata.entry_points(group="console_scripts", name="flower-superlink")
     entry.load()()

@@ -30,6 +30,8 @@ _DUE = 0.85
 """Fraction of the last wait for replies after which they are due."""
 _SHRINKS = 0.7
 """Discount on the measured wait when the first look finds every reply: they arrived before it."""
+_AT_ONCE = 16
+"""Messages that are pushed together to a SuperLink: it has them all before the first part of any of them."""
 _PUSHES = 3
 """Attempts to upload messages whose parts are refused; each is a session of its own for the SuperLink."""
 LARGE = 2**23
@@ -108,7 +110,15 @@ class PollingGrid(Grid):
                 message.content = packing.pack(message.content)
         return self._pushed(listed)
 
-    def _pushed(self, messages: list[Message]) -> Iterable[str]:
+    def _pushed(self, messages: list[Message]) -> list[str]:
+        """Push through the other grid, to many nodes a few messages at a time.
+
+        A node finds its message as soon as that is there, and asks again and again for parts that are still to come.
+        """
+        size = len(messages) if self.stays_here else _AT_ONCE
+        return [one for i in range(0, len(messages), max(1, size)) for one in self._pushed_at_once(messages[i : i + size])]
+
+    def _pushed_at_once(self, messages: list[Message]) -> Iterable[str]:
         """Push through the other grid, again where the SuperLink was away for longer than it waits for all parts."""
         refused: Any = names.find("ObjectPushError") or ()
         for _ in range(_PUSHES - 1):
