@@ -89,6 +89,11 @@ class RunConfig(Options):
         description="keep the model's dropout on in the local steps of training, for which tasks are computed one after the "
         "other; scores are without it in any case",
     )
+    transductive: bool = Field(
+        False,
+        description="batch norm without running statistics normalises the examples to predict by their own batch, as in "
+        "training, and not by their task's support set: scores then depend on which are predicted together",
+    )
     evaluate_users: Literal["auto", "unseen", "seen", "both"] = Field(
         "auto",
         description="who is scored at the end: unseen, tasks that are held out; seen, training tasks on test examples of their "

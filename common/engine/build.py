@@ -63,6 +63,7 @@ def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _C
         learner.drop_numbers()
     # The tests cover large built-in models by small ones.
     learner.reduced = _reduced(config, model, learner)
+    learner.transductive = config.transductive
     if config.dropout:
         learner.keep_dropout()
         if not tried:

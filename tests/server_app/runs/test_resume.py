@@ -254,7 +254,7 @@ def test_a_tracking_server_sees_one_run_for_every_directory(tmp_path: Path, monk
 def test_a_checkpoint_from_before_a_setting_existed_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(tmp_path / "whole")
     flat = RunConfig.flat
-    new = ("secure-aggregation", "maml.zero-head")
+    new = ("secure-aggregation", "maml.zero-head", "transductive")
     monkeypatch.setattr(RunConfig, "flat", lambda self: {key: value for key, value in flat(self).items() if key not in new})
     cut(tmp_path / "cut", TRAIN, 3)
     monkeypatch.undo()
