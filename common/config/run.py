@@ -298,6 +298,12 @@ class RunConfig(Options):
             return found.spread_by(self.spread)
         return found
 
+    def with_table(self, name: str, table: Options) -> "RunConfig":
+        """Return these settings with another table of one algorithm, data set or model."""
+        config = self.model_copy()
+        config._tables = {**self._tables, name: table}
+        return config
+
     @property
     def spread(self) -> Partition | None:
         """How the data set's one table is spread over simulated users; None: it has users of its own."""
