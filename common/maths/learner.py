@@ -55,6 +55,7 @@ class Learner:
         self._shares = len(set(parameters)) < len(parameters)
         """Whether a parameter has two names in the module: looked for once, and not at every call."""
         self._batch_norms = batch_norm.without_statistics(module)
+        self._statistics = batch_norm.names_of(self._batch_norms)
         # Batch norm without running statistics uses those of the batch, which padding would change.
         self.mixes_examples = bool(self._batch_norms)
         """True if examples are normalised by their batch, where parameters come without `statistics`."""
@@ -213,7 +214,7 @@ class Learner:
 
     def has_statistics(self, params: Params) -> bool:
         """Return whether no output depends on the others of its batch, if the model is computed with `params`."""
-        return all(name in params for name in batch_norm.names_of(self._batch_norms))
+        return not self._statistics or all(name in params for name in self._statistics)
 
     def shapes_of_statistics(self) -> Params:
         """Return zeros in the shapes of all statistics of batch norm, by name; {} for a model without such layers."""

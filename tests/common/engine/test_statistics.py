@@ -59,6 +59,13 @@ def test_a_prediction_of_an_adapted_user_is_the_same_alone_and_among_others(name
     assert not algorithm.mixes(personal)
 
 
+def test_a_transductive_model_is_said_to_be_one() -> None:
+    batch, asked = {"conv4.norm": "batch"}, {"transductive": True}
+    for settings, said in (({**batch, **asked}, 1), (batch, 0), (asked, 0)):
+        algorithm, _ = model("conv4", **settings)
+        assert len(algorithm.learner.remarks) == said
+
+
 def with_batch_norm(name: str, *, transductive: bool = False) -> tuple[Algorithm, TaskData]:
     """An algorithm on a small network in float64, for three classes or targets, and a task."""
     kind = ALGORITHMS[name].kinds[0]
