@@ -47,7 +47,7 @@ PLAN = Plan(
     settings=(
         *("omniglot.clients=alphabet", "omniglot.official-split=true", "omniglot.leave-out-small=true"),
         *("omniglot.ways=20", "omniglot.query-shots=3", "omniglot.test-episodes=20", "omniglot.fit=true"),
-        *("validation-tasks=2", "evaluate-every=1000", "checkpoint-every=500"),
+        *("validation-tasks=2", "evaluate-every=1000", "checkpoint-every=500", "transductive=true"),
     ),
     nodes=1,
     in_process=True,

@@ -2,7 +2,7 @@
 
 Training characters are rotated by quarter turns, and every image is distorted a little. The network
 is MAML's strided one, for `protonet` that with max-pooling. Its batch norm uses the statistics of
-the batch at hand, so **all scores are transductive**, like MAML's and unlike Reptile's first table.
+the batch at hand (`transductive`), so **all scores are transductive**, like MAML's and unlike Reptile's first table.
 The rate and the steps of adaptation, and these settings, were chosen on the validation characters.
 Rounds are compiled (`compile`), which needs a C++ compiler.
 """
@@ -23,7 +23,7 @@ PUBLISHED: Mapping[tuple[int, int], Mapping[str, float]] = {
 
 COMMON = (
     *("omniglot.clients=unstructured", "omniglot.validation-clients=10", "omniglot.test-clients=60"),
-    *("conv4.norm=batch", "compile=true", "checkpoint-every=1000"),
+    *("conv4.norm=batch", "transductive=true", "compile=true", "checkpoint-every=1000"),
 )
 # Few tasks in a round, for many rounds. As MAML one step of 0.4 in training and a few more at the test; FO-MAML learned faster
 # with five smaller ones, and in an eighth of the rounds from a head of zeros.

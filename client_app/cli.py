@@ -202,6 +202,40 @@ def _explain(model: Path, data: str, checkpoint: Path | None, as_json: bool, tru
 
 
 @cli.command()
+def score(
+    checkpoint: Annotated[Path, typer.Option(help="A checkpoint, a run directory, or the state-dir of a node.")],
+    episodes: Annotated[
+        list[Path],
+        typer.Option(help="An .npz file of one or many episodes: support_x, support_y, query_x, query_y; repeat."),
+    ],
+    together: Annotated[
+        bool, typer.Option("--together", help="Also with all queries of an episode together, where the model compares them.")
+    ] = False,
+    refine: Annotated[
+        int, typer.Option(help="Also with prototypes that the queries move so many times; for protonet.", min=0)
+    ] = 0,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of adaptation; by default those of the checkpoint.", min=0, show_default=False)
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON, with the error of each episode.")] = False,
+    trust: Trusted = None,
+    set_: Places = None,
+) -> None:
+    """Score a checkpoint on foreign episodes: adapt to each support set, count wrong queries. Exit code: 0 done, 2 wrong input.
+
+    Example: quickbloom-edge score --checkpoint runs/r --episodes episodes.npz --together --refine 5
+    """
+    from quickbloom.client_app.offline.scoring import score as count_errors  # imports torch, which takes seconds
+
+    found = count_errors(checkpoint, episodes, together, refine, steps, _named(trust, set_), say)
+    if json_:
+        print(json.dumps(found.to_json(), indent=2))
+        return
+    for line in found.lines():
+        print(one_line(line))
+
+
+@cli.command()
 def export(
     model: Annotated[Path, typer.Option(help="A personal model.")],
     output: Annotated[Path, typer.Option(help="The file to write, such as mine.onnx or mine.pt2.")],

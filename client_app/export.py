@@ -42,7 +42,7 @@ class PersonalModule(nn.Module):
         # Tensors of a personal model that are not in the module, such as prototypes.
         self._extra = [name for name in model.tensors if name not in own]
         for name in self._extra:
-            self.register_buffer(name, model.tensors[name])
+            self.register_buffer(_as_buffer(name), model.tensors[name])
         self.requires_grad_(False)
         target = Preparation.from_json(model.card["preparation"]).target
         self._scale = None if target is None else (target.mean, target.deviation)
@@ -50,11 +50,16 @@ class PersonalModule(nn.Module):
         self._classes = model.card["spec"][0] == "classification"
 
     def forward(self, x: Tensor) -> Tensor:
-        params = dict(self.module.named_parameters()) | {name: getattr(self, name) for name in self._extra}
+        params = dict(self.module.named_parameters()) | {name: getattr(self, _as_buffer(name)) for name in self._extra}
         outputs = self._algorithm.predict(params, x)
         if self._classes:
             return (outputs / self._temperature).softmax(dim=-1)
         return outputs if self._scale is None else outputs * self._scale[1] + self._scale[0]
+
+
+def _as_buffer(name: str) -> str:
+    """Return a tensor's name as torch takes it for a buffer: without a dot."""
+    return name.replace(".", "__")
 
 
 def export(

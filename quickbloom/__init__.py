@@ -1,6 +1,7 @@
 """Federated meta-learning on Flower: a model that fits each user, from data that stay on their devices.
 
-`run` and `compare` train here, `advise` says what to deploy. `load`, `adapt`, `predict` and `explain` use what was trained.
+`run` and `compare` train here, `advise` says what to deploy. `load`, `adapt`, `predict`, `explain` and `score` use what was
+trained.
 `register` adds an algorithm, a data set or a model of your own. Nothing is imported before it is used.
 
 Example: `quickbloom.run("maml", data="hospitals.csv", task="hospital", target="outcome").per_task`
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from quickbloom.client_app.offline.explaining import explain
     from quickbloom.client_app.offline.files import one_model as load
     from quickbloom.client_app.offline.predicting import predict
+    from quickbloom.client_app.offline.scoring import score
     from quickbloom.common.algorithms.base import Algorithm
     from quickbloom.common.datasets.base import Dataset
     from quickbloom.common.errors import QuickbloomError, RunError
@@ -39,6 +41,7 @@ __all__ = [
     "predict",
     "register",
     "run",
+    "score",
 ]
 
 # Installed, the folders `common`, `server_app` and `client_app` lie in here. In a source tree and in a Flower bundle they lie
@@ -62,6 +65,7 @@ _PUBLIC = {
     "predict": "client_app.offline.predicting:predict",
     "register": "session:register",
     "run": "session:run",
+    "score": "client_app.offline.scoring:score",
 }
 
 

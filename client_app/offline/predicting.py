@@ -42,6 +42,7 @@ def _predict_all(models: list[Personal], sources: Sources) -> Predictions:
     rows: list[dict[str, Any]] = []
     scores: list[Score] = []
     drifted: list[str] = []
+    mixing: list[str] = []
     for one in models:
         with fits_together(f"the personal model of '{one.task}'"):
             source = sources.of(one)
@@ -49,19 +50,31 @@ def _predict_all(models: list[Personal], sources: Sources) -> Predictions:
                 rows += _listed(found, source)
                 scores += _scores(found)
                 drifted += _outside(found)
+                mixing += _on_mixing(one)
     table, column = sources.first.table, models[0].card["columns"]["task-column"]
     if not rows:
         raise DataError(
             f"the data '{table.path}' hold no row of the task '{models[0].task}': leave the column `{column}` out to predict "
             "all rows"
         )
-    remarks = [*table.remarks, *on_doubtful_numbers(table, models[0].schema), *drifted]
+    remarks = [*table.remarks, *on_doubtful_numbers(table, models[0].schema), *drifted, *mixing]
     if left := table.rows - len(rows):
         remarks.append(
             f"{left} of {counted(table.rows, 'row')} name no task, or one without a model here (`{column}`): they are not "
             "predicted"
         )
     return Predictions(sorted(rows, key=lambda row: int(row["row"])), scores, remarks)
+
+
+def _on_mixing(model: Personal) -> list[str]:
+    """Return a remark on a model whose prediction for a row depends on which rows are predicted beside it."""
+    if not model.mixes:
+        return []
+    if model.algorithm.learner.has_statistics(dict(model.tensors)):
+        return [f"the model of {model.task} moves by the rows that are predicted together (`{model.algorithm.name}.refine`)"]
+    asked = model.algorithm.learner.transductive
+    why = "as its run asked (`transductive`)" if asked else "since an earlier version made it: adapt it anew"
+    return [f"the model of {model.task} normalises rows by those that are predicted together, {why}"]
 
 
 def _outside(rows: Rows) -> list[str]:
@@ -106,7 +119,7 @@ def _outputs(rows: Rows) -> torch.Tensor:
     A model that mixes the examples of a batch gets each part separately, as in a run.
     """
     x, parts = rows.x, rows.part_of_each
-    mixes = rows.model.algorithm.mixes_examples
+    mixes = rows.model.mixes
     groups = [np.flatnonzero([part == one for part in parts]) for one in sorted(set(parts))] if mixes else [np.arange(len(x))]
     chunks = [torch.from_numpy(group[at : at + _CHUNK]) for group in groups for at in range(0, len(group), _CHUNK)]
     found = [rows.model.outputs(x[chunk]) for chunk in chunks]

@@ -15,6 +15,7 @@ from quickbloom.common.datasets.own.columns import Schema
 from quickbloom.common.engine.build import build_algorithm
 from quickbloom.common.errors import DataError
 from quickbloom.common.maths.params import Params, mismatch
+from quickbloom.common.options import Options
 from quickbloom.common.personal import checkpoint, facts
 from quickbloom.common.personal import model as personal_model
 from quickbloom.common.personal import trust as trusted
@@ -39,6 +40,16 @@ class StartingPoint:
 
     @classmethod
     def load(cls, path: str | Path, trust: Collection[str], say: Say) -> "StartingPoint":
+        """Read a checkpoint of one's own data, as `read` does. Raises DataError or ConfigError."""
+        start = cls.read(path, trust, say)
+        if start.config.dataset != "own":
+            raise DataError(
+                f"the checkpoint was trained on the data set `{start.config.dataset}`, and no file fits it: train with --data"
+            )
+        return start
+
+    @classmethod
+    def read(cls, path: str | Path, trust: Collection[str], say: Say) -> "StartingPoint":
         """Read a checkpoint, the newest of a run directory, or that of a node. Raises DataError or ConfigError."""
         place = Path(path).expanduser()
         found = checkpoint.load(place / META if (place / META).is_file() else place, say)
@@ -46,11 +57,11 @@ class StartingPoint:
         facts.check(found.facts, facts.CheckpointFacts, what)
         settings = trusted.of_a_model(found.facts["config"], trust, what)
         config, spec = parse_run_config(settings).resolved(), personal_model.spec_of(found.facts)
-        if config.dataset != "own":
-            raise DataError(
-                f"the checkpoint was trained on the data set `{config.dataset}`, and no file fits it: train with --data"
-            )
         return cls(found, config, spec, frozenset(trust))
+
+    def with_table(self, table: Options) -> "StartingPoint":
+        """Return the same with other settings of its algorithm."""
+        return replace(self, config=self.config.with_table(self.config.algorithm, table), _made={})
 
     def own(self, data: str, task: str, target: str, time: str = "", encoder: str = "") -> Own:
         """Return the tasks of a file, read as in training but for the names of its columns. Raises DataError.
@@ -104,15 +115,40 @@ class StartingPoint:
             raise DataError(f"the rows of the task '{task_id}' must have two classes or more, got '{new[0]}' alone", new[0])
         return own.of_classes(new if len(new) == len(held) else [*self.classes, *new])
 
+    def classes_for(self, labels: Sequence[str], where: str) -> list[str]:
+        """Return the classes by position of a model that is to know `labels`: those of the training if they are among them.
+
+        Raises DataError, which says `where` the labels are from, if the model cannot know them.
+        """
+        if self.spec.schema and set(labels) <= set(self.classes):
+            return self.classes
+        if not self._algorithm.takes_new_classes:
+            if self.spec.schema:
+                raise DataError(
+                    f"{where}: labels must be classes of the training ({', '.join(self.classes)}) for "
+                    f"`{self.config.algorithm}`, got {', '.join(labels)}"
+                )
+            if len(labels) > self.spec.outputs:
+                raise DataError(
+                    f"{where}: a model of `{self.config.algorithm}` must have an output for each class, and this one has "
+                    f"{self.spec.outputs} for {len(labels)}"
+                )
+        return list(labels)
+
     def model_for(self, classes: Sequence[str]) -> tuple[Algorithm, Params]:
         """Return the algorithm on a model with these classes, and its meta-parameters. Raises DataError or ConfigError."""
-        key = tuple(classes)
+        key = tuple(classes) if self.spec.schema else (str(len(classes)),)
         if key not in self._made:
             self._made[key] = self._made_for(classes)
         return self._made[key]
 
     def _made_for(self, classes: Sequence[str]) -> tuple[Algorithm, Params]:
         trained, meta = self._trained, self.found.meta
+        if not self.spec.schema:
+            if len(classes) == self.spec.outputs or not self._algorithm.takes_new_classes:
+                return trained, meta
+            algorithm = build_algorithm(self.config, replace(self.spec, outputs=len(classes)))
+            return algorithm, algorithm.with_classes(meta, [None] * len(classes))
         if list(classes) == self.classes:
             return trained, meta
         places = {label: place for place, label in enumerate(self.classes)}

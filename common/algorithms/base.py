@@ -155,8 +155,32 @@ class Algorithm(ABC):
 
     @property
     def mixes_examples(self) -> bool:
-        """True if the prediction for one example depends on the others in its batch."""
+        """True if the prediction for one example depends on the others in its batch, unless parameters are `settled`."""
         return self.learner.mixes_examples
+
+    def mixes(self, personal: Params) -> bool:
+        """Return whether the prediction for one example depends on the others in its batch, with these parameters."""
+        return not self.learner.has_statistics(personal)
+
+    def settled(self, personal: Params, support: Batch) -> Params:
+        """Return personal parameters with the support set's statistics of batch norm, by which all else is then normalised.
+
+        They stay as they are for a model without such layers, and if it is `transductive`.
+        """
+        if self.learner.transductive:
+            return personal
+        return {**personal, **self.learner.statistics(personal, support.x)}
+
+    def settled_path(self, path: Iterator[Params], support: Batch) -> Iterator[Params]:
+        """Yield the elements of a path `settled`; one that is repeated is the same object again."""
+        if self.learner.transductive or not self.learner.mixes_examples:
+            yield from path
+            return
+        before, found = None, {}
+        for phi in path:
+            found = found if phi is before else self.settled(phi, support)
+            before = phi
+            yield found
 
     def init(self) -> Params:
         """Return the meta-parameters before the first round: all that travels."""

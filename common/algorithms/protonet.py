@@ -72,6 +72,12 @@ class ProtoNet(ObjectiveAlgorithm):
     def mixes_examples(self) -> bool:
         return bool(self.options.refine) or super().mixes_examples
 
+    def mixes(self, personal: Params) -> bool:
+        return len(personal.get(MOVES, ())) > 0 or super().mixes(personal)
+
+    def settled(self, personal: Params, support: Batch) -> Params:
+        return personal if isinstance(personal, _Unadapted) else super().settled(personal, support)
+
     def objective(self, meta: Params, episode: Episode) -> Tensor:
         if self.options.pairs:
             return self._pairs(meta, episode)

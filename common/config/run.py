@@ -89,6 +89,11 @@ class RunConfig(Options):
         description="keep the model's dropout on in the local steps of training, for which tasks are computed one after the "
         "other; scores are without it in any case",
     )
+    transductive: bool = Field(
+        False,
+        description="batch norm without running statistics normalises the examples to predict by their own batch, as in "
+        "training, and not by their task's support set: scores then depend on which are predicted together",
+    )
     evaluate_users: Literal["auto", "unseen", "seen", "both"] = Field(
         "auto",
         description="who is scored at the end: unseen, tasks that are held out; seen, training tasks on test examples of their "
@@ -292,6 +297,12 @@ class RunConfig(Options):
         if name == self.dataset and isinstance(found, PartitionedOptions):
             return found.spread_by(self.spread)
         return found
+
+    def with_table(self, name: str, table: Options) -> "RunConfig":
+        """Return these settings with another table of one algorithm, data set or model."""
+        config = self.model_copy()
+        config._tables = {**self._tables, name: table}
+        return config
 
     @property
     def spread(self) -> Partition | None:

@@ -144,6 +144,11 @@ class Dataset(ABC):
         """Return as JSON how raw examples of this task become inputs, for its personal model; {} if they are inputs already."""
         return {}
 
+    @classmethod
+    def as_read(cls, options: Any, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return foreign images, u8 [n, channels, height, width], changed as the data set changes its own; by itself not."""
+        return images
+
 
 class FixedSplitDataset(Dataset):
     """A data set whose tasks have a fixed support / query / test split (a real user's own examples).

@@ -124,6 +124,10 @@ class Omniglot(Dataset):
 
         return [info(name, pool) for name, pool in self._pools.items()]
 
+    @classmethod
+    def as_read(cls, options: OmniglotOptions, images: Array) -> Array:
+        return fitted(images) if options.fit else images
+
     def train_draw(self, task_id: str, rng: np.random.Generator) -> TaskData:
         data = self._episode(self._pools[task_id], rng, self._train_ways, self._rotations)
         if not (self._options.distort or self._options.warp):

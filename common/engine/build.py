@@ -32,6 +32,9 @@ from quickbloom.common.options import Options
 from quickbloom.common.randomness import generator
 
 _CPU = torch.device("cpu")
+_TRANSDUCTIVE = (
+    "With `transductive = true` batch norm compares examples that are predicted together, so scores say nothing of one alone"
+)
 SMALL = 2**22
 """Bytes of a model below which its numbers are not spared: work without numbers imports torch's compiler, of 100 MB."""
 
@@ -63,6 +66,9 @@ def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _C
         learner.drop_numbers()
     # The tests cover large built-in models by small ones.
     learner.reduced = _reduced(config, model, learner)
+    learner.transductive = config.transductive
+    if learner.transductive and learner.mixes_examples:
+        learner.remarks.append(_TRANSDUCTIVE)
     if config.dropout:
         learner.keep_dropout()
         if not tried:

@@ -285,11 +285,14 @@ def path_of(
 ) -> Iterator[Params]:
     """Yield a task's parameters after 0..steps steps: from what it has `kept`, or as a new task's if that is None.
 
-    Each result may be valid only until the next is requested.
+    Each result may be valid only until the next is requested. It predicts examples by the statistics of the support, unless
+    the model is `transductive`.
     """
     if kept is None:
-        return algorithm.passing_path(meta, support, lr, steps)
-    return algorithm.personal_path(meta, kept, support, lr, steps)
+        path = algorithm.passing_path(meta, support, lr, steps)
+    else:
+        path = algorithm.personal_path(meta, kept, support, lr, steps)
+    return algorithm.settled_path(path, support)
 
 
 def stack_params(states: Sequence[Params], device: torch.device) -> Params:

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from quickbloom.common.errors import ConfigError
+from quickbloom.common.maths import batch_norm
 from quickbloom.common.maths.batch import Batch, in_one_piece
 from quickbloom.common.maths.inner_loop import Loss, MeanLoss, is_differentiated_twice
 from quickbloom.common.maths.params import Params
@@ -53,10 +54,13 @@ class Learner:
         parameters = [id(value) for _, value in module.named_parameters(remove_duplicate=False)]
         self._shares = len(set(parameters)) < len(parameters)
         """Whether a parameter has two names in the module: looked for once, and not at every call."""
+        self._batch_norms = batch_norm.without_statistics(module)
+        self._statistics = batch_norm.names_of(self._batch_norms)
         # Batch norm without running statistics uses those of the batch, which padding would change.
-        self.mixes_examples = any(
-            isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in module.modules()
-        )
+        self.mixes_examples = bool(self._batch_norms)
+        """True if examples are normalised by their batch, where parameters come without `statistics`."""
+        self.transductive = False
+        """True if examples to predict are normalised by their own batch all the same, and not by their task's support set."""
 
     def keep_dropout(self) -> None:
         """Let dropout be on inside `training`."""
@@ -197,8 +201,30 @@ class Learner:
             )
         return head
 
+    def statistics(self, params: Params, x: Tensor) -> Params:
+        """Return the statistics of batch norm on the inputs `x` [n, ...], to be used beside `params` for other inputs.
+
+        {} for a model without such layers, for no inputs, and if `params` lack a parameter that is trained.
+        """
+        names = self.trained
+        if not self.mixes_examples or not x.shape[0] or not params.keys() >= names.keys():
+            return {}
+        own = {name: params[name] for name in names}
+        return batch_norm.recorded(self._batch_norms, lambda: self.apply(own, x), self.dtype)
+
+    def has_statistics(self, params: Params) -> bool:
+        """Return whether no output depends on the others of its batch, if the model is computed with `params`."""
+        return not self._statistics or all(name in params for name in self._statistics)
+
+    def shapes_of_statistics(self) -> Params:
+        """Return zeros in the shapes of all statistics of batch norm, by name; {} for a model without such layers."""
+        return batch_norm.shapes_of(self._batch_norms, self.dtype)
+
     def apply(self, params: Params, x: Tensor) -> Tensor:
-        """Return the model's outputs [n, outputs] for the inputs `x` [n, ...]; `params` are those that are trained."""
+        """Return the model's outputs [n, outputs] for the inputs `x` [n, ...].
+
+        `params` are those that are trained, and `statistics` of other inputs to normalise these by.
+        """
         if self.plain_attention and is_differentiated_twice():
             with sdpa_kernel(SDPBackend.MATH):
                 return self._apply(params, x)
@@ -206,7 +232,8 @@ class Learner:
 
     def _apply(self, params: Params, x: Tensor) -> Tensor:
         # A compiler, or an export, follows one way for any number of examples.
-        if torch.compiler.is_compiling() or self.mixes_examples or x.shape[0] <= (most := in_one_piece(x.shape[1:])):
+        whole = torch.compiler.is_compiling() or not self.has_statistics(params)
+        if whole or x.shape[0] <= (most := in_one_piece(x.shape[1:])):
             return self._apply_at_once(params, x)
         # Without a gradient, only the outputs of all examples are ever in memory together.
         return torch.cat([self._apply_at_once(params, some) for some in torch.split(x, most)])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from quickbloom.common.errors import ConfigError
+from quickbloom.common.maths.batch_norm import names_of, without_statistics
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params
 
@@ -46,6 +47,7 @@ class LinearHead:
             parent, _, last = name.rpartition(".")
             setattr(self._body.get_submodule(parent), last, nn.Identity())
         self._names = [name for name, value in self._body.named_parameters() if value.requires_grad]
+        self._statistics = names_of(without_statistics(self._body))
         self.is_all = not self._names
         """Whether the model has nothing to learn before its head."""
         if body and self.is_all:
@@ -57,6 +59,7 @@ class LinearHead:
     def features(self, params: Params, x: Tensor) -> Tensor:
         """Return the inputs of the last layer for `x` [n, ...], and a column of ones: [n, features + 1]."""
         body = {name: params[name] for name in self._names}
+        body |= {name: params[name] for name in self._statistics if name in params}
         found: Tensor = functional_call(self._body, body, (x,))
         return torch.cat([found, found.new_ones(found.shape[0], 1)], dim=1)
 

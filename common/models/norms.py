@@ -5,7 +5,7 @@ from typing import Literal
 from torch import nn
 
 Norm = Literal["group", "batch", "none"]
-NORM = "normalisation; `batch` uses the statistics of the batch at hand, so scores with it are transductive"
+NORM = "normalisation; `batch`: by the batch in training, by the support set for predictions (see `transductive`)"
 
 
 def norm_layers(norm: Norm, channels: int) -> list[nn.Module]:

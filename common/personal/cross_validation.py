@@ -220,13 +220,17 @@ def _squares(outputs: Array, y: Tensor) -> Array:
 def ends_of_path(
     algorithm: Algorithm, meta: Params, kept: Params | None, support: Batch, lr: float, steps: int
 ) -> tuple[Params, Params]:
-    """Return the parameters before the first and after the last step of adaptation. `kept`: the task's state, if it has any."""
+    """Return the parameters before the first and after the last step of adaptation, `settled`.
+
+    `kept`: the task's state, if it has any.
+    """
     there = on_device(support, algorithm)
     with torch.no_grad():
         if kept is None:
             path = iter(algorithm.adaptation_path(meta, there, lr, steps))
         else:
             path = iter(algorithm.personal_path(meta, kept, there, lr, steps))
+        path = algorithm.settled_path(path, there)
         first = next(path)
         return first, [first, *deque(path, maxlen=1)][-1]
 

@@ -137,6 +137,11 @@ class Personal:
         """The algorithm on its model, built from the card alone, which `load` has validated. Raises ConfigError."""
         return build_algorithm(parse_run_config(self.card["config"]), spec_of(self.card))
 
+    @property
+    def mixes(self) -> bool:
+        """True if the prediction for a row depends on which others are predicted beside it."""
+        return self.algorithm.mixes(dict(self.tensors))
+
     def outputs(self, x: Tensor) -> Tensor:
         """Return logits [n, classes], or values [n, outputs], for inputs [n, ...] prepared as the card describes."""
         with torch.no_grad():
@@ -338,6 +343,8 @@ def load(path: Path, trust: Collection[str] = ()) -> Personal:
         facts.check_size(parse_run_config(settings).resolved(), spec_of(found.facts), tensors, what)
         wanted = next(iter(personal.algorithm.adaptation_path(personal.algorithm.init(), no_rows(personal), 0.1, 0)))
         algorithm = personal.algorithm
+        if (statistics := algorithm.learner.shapes_of_statistics()).keys() <= tensors.keys():
+            wanted = {**wanted, **statistics}  # models of earlier versions have none
         facts.check_constants(found.facts, algorithm.learner.digest, what)
         reason = mismatch(*_without_rows(algorithm, personal.tensors, wanted))
         Preparation.from_json(found.facts["preparation"])

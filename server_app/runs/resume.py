@@ -44,6 +44,7 @@ _MAY_CHANGE = {
         "adapt-lrs",
         "adapt-steps",
         "test-shots",
+        "transductive",
         "min-replies",
         "on-too-few",
     ),
@@ -265,11 +266,12 @@ def scores_in(checkpoint: Checkpoint) -> Scores | None:
 def _settings(checkpoint: Checkpoint) -> dict[str, Scalar]:
     """Return its settings. Those newer than the checkpoint have their defaults, which change nothing.
 
-    Except for `split`, which was always exact, `keep`, which was always the last, and `own.scale`, which was each task's own.
+    Except for `split`, which was always exact, `keep`, which was always the last, `transductive`, which every score was, and
+    `own.scale`, which was each task's own.
     """
     found = checkpoint.facts["config"]
     scale = {"own.scale": "task"} if found.get("dataset") == Own.name else {}
-    return parse_run_config({"split": "exact", "keep": "last", **scale, **found}).resolved().flat()
+    return parse_run_config({"split": "exact", "keep": "last", "transductive": True, **scale, **found}).resolved().flat()
 
 
 def metric_of(checkpoint: Checkpoint) -> str:

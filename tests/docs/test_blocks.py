@@ -86,6 +86,7 @@ LOOKED_AT = [
     (r"quickbloom compare --data hospitals.csv .*--algorithms fedavg,maml$", "a minute; that of the tutorial is run"),
     (r"quickbloom secrets .*--register ", "needs a SuperLink: tests/integration/test_secrets.py"),
     (r"quickbloom-edge join ", "runs until it is stopped: tests/integration/test_edge.py"),
+    (r"quickbloom-edge score ", "needs episodes: tests/client_app/test_score.py"),
     (r"quickbloom-edge export ", "needs onnx: tests/client_app/test_export.py"),
     (r"flwr ", "Flower's runtime: tests/integration/test_simulation.py"),
     (r"quickbloom metrics ", "runs until it is stopped: tests/server_app/deployment/test_metrics.py"),

@@ -175,6 +175,7 @@ def test_batch_norm_tasks_of_different_sizes_do_not_disturb_each_other() -> None
     assert together.losses == pytest.approx([result.losses[0] for result in alone], abs=1e-10)
     for name, value in together.gradient.items():
         assert torch.allclose(value, sum(result.gradient[name] for result in alone) / 3, rtol=0, atol=1e-10)  # type: ignore[arg-type]
+    algorithm.learner.transductive = True
     losses, _ = evaluate(algorithm, algorithm.init(), [[t] for t in tasks], [0.1], steps=1, chunk_size=64)
     assert losses[1, 0, 0] == pytest.approx(
         F.cross_entropy(algorithm.learner.module(tasks[1].test.x), tasks[1].test.y).item(), abs=1e-10

@@ -24,6 +24,7 @@ from quickbloom.server_app.events.kinds import Ended, Event, RoundEnded, Saved, 
 from quickbloom.server_app.runs import trackers
 from quickbloom.server_app.runs.checkpoints import load
 from quickbloom.server_app.runs.directory import RunDirectory, read_history
+from quickbloom.server_app.runs.resume import with_settings_of
 from quickbloom.server_app.runs.trackers import Trackers
 
 Answer = Callable[[Message], Message]
@@ -254,12 +255,26 @@ def test_a_tracking_server_sees_one_run_for_every_directory(tmp_path: Path, monk
 def test_a_checkpoint_from_before_a_setting_existed_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(tmp_path / "whole")
     flat = RunConfig.flat
-    new = ("secure-aggregation", "maml.zero-head")
+    new = ("secure-aggregation", "maml.zero-head", "transductive")
     monkeypatch.setattr(RunConfig, "flat", lambda self: {key: value for key, value in flat(self).items() if key not in new})
     cut(tmp_path / "cut", TRAIN, 3)
     monkeypatch.undo()
     rest = run(tmp_path / "cut", resume_from=str(tmp_path / "cut"))
     assert result(tmp_path / "cut", rest) == result(tmp_path / "whole", whole)
+
+
+def test_a_run_from_before_the_setting_goes_on_with_transductive_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = RunConfig.flat
+    monkeypatch.setattr(RunConfig, "flat", lambda self: {k: v for k, v in flat(self).items() if k != "transductive"})
+    cut(tmp_path / "cut", TRAIN, 3)
+    monkeypatch.undo()
+    old = load(tmp_path / "cut")
+    assert "transductive" not in old.facts["config"]
+    given = {"resume-from": str(tmp_path / "cut")}
+    assert with_settings_of(old, given)["transductive"] is True
+    assert with_settings_of(old, {**given, "transductive": False})["transductive"] is False
 
 
 @pytest.mark.parametrize("where", [".", "checkpoints/round-000004.safetensors"])
