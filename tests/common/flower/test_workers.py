@@ -36,12 +36,29 @@ def test_a_node_looks_again_after_a_tenth_of_the_time_without_work(clock: list[f
     clock[0] += 8.0
     pace.sleep(3)
     assert clock[-1] == pytest.approx(0.8)
-    clock[0] += 1000.0
-    pace.sleep(3)
+    for _ in range(200):
+        pace.sleep(3)
     assert clock[-1] == 3.0  # no longer than Flower itself
     pace.work()
     pace.sleep(3)
     assert clock[-1] == workers.SHORTEST
+
+
+def test_a_server_that_is_busy_is_asked_less(clock: list[float]) -> None:
+    pace = workers.Pace(3.0)
+    pauses = []
+    for took in (0.1, 0.1, 0.3, 0.1, 100.0):  # the way there and back takes 0.1 s
+        pace.sleep(3)
+        clock[0] += took
+        pauses.append(clock[-1])
+    pace.sleep(3)
+    assert pauses[1:] == pytest.approx([workers.SHORTEST, workers.SHORTEST, 20 * 0.2, clock[-2]])
+    assert clock[-1] == workers.LONGEST_PAUSE
+    # What follows a reply sends it as well, and says nothing of the server.
+    pace.sleep(0.5)
+    clock[0] += 50.0
+    pace.sleep(3)
+    assert clock[-1] == 3.0
 
 
 def test_waiting_for_a_reply_is_work(clock: list[float]) -> None:

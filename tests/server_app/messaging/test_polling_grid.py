@@ -296,6 +296,22 @@ def test_an_upload_that_is_refused_is_repeated_twice() -> None:
         ask(refusing, timeout=30)
 
 
+def test_messages_to_many_nodes_are_pushed_a_few_at_a_time_in_order() -> None:
+    pushed: list[int] = []
+
+    class Counting(SlowGrid):
+        def push_messages(self, messages: Iterable[Message]) -> list[str]:
+            listed = list(messages)
+            pushed.append(len(listed))
+            return super().push_messages(listed)
+
+    grid = Counting([0.0] * 40)
+    messages = [Message(RecordDict({"request": ConfigRecord()}), node_id, ROLL_CALL) for node_id in grid.get_node_ids()]
+    ids = list(PollingGrid(grid).push_messages(messages))
+    assert pushed == [16, 16, 8]
+    assert ids == [message.metadata.message_id for message in messages]
+
+
 def test_large_replies_are_fetched_one_at_a_time_and_small_ones_together(monkeypatch: pytest.MonkeyPatch) -> None:
     for large, looks in ((0, [1, 1, 1]), (10**9, [3])):
         monkeypatch.setattr(polling_grid, "LARGE", large)
