@@ -137,7 +137,7 @@ def watched(
     before, most, spent = spending(processes), dict.fromkeys(SIDES, 0.0), dict.fromkeys(SIDES, 0.0)
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(work)
-        while wait([done], timeout=0.1).not_done:
+        while wait([done], timeout=1).not_done:
             look()
             for side, (seconds, megabytes) in spending(processes).items():
                 most[side] = max(most[side], megabytes)
