@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -176,3 +178,26 @@ def curve(events: Path, name: str) -> list[tuple[int, float]]:
     accumulator = EventAccumulator(str(events))
     accumulator.Reload()
     return [(event.step, event.value) for event in accumulator.Scalars(name)]
+
+
+def test_health_of_a_superlink_is_asked_where_it_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = program("healthcheck")
+    asked: list[str] = []
+    monkeypatch.setattr(module, "answers", lambda url: asked.append(url) or True)
+    for arguments in ([], ["localhost:8000"]):
+        assert module.CHECKS["superlink"](*arguments)
+    assert asked == ["https://superlink-control:8000/health", "https://localhost:8000/health"]
+
+
+def test_a_node_that_waits_lives_and_one_that_has_ended_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = program("healthcheck")
+    name = f"a-node-of-{os.getpid()}"
+    with subprocess.Popen([sys.executable, "-c", "print(flush=True); input()", name], stdin=-1, stdout=-1) as waiting:
+        assert waiting.stdout is not None
+        waiting.stdout.readline()
+        assert module.runs(name)
+        waiting.kill()
+        waiting.wait()
+        assert not module.runs(name)
+    monkeypatch.setattr(module, "runs", lambda program: program == "quickbloom-edge")
+    assert module.CHECKS["join"]()
