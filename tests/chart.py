@@ -91,9 +91,22 @@ def secrets_of(pod: Pod) -> set[tuple[str, str, str]]:
 
 def reaches(objects: list[Object], source: Pod | str, target: Pod | str, port: int, protocol: str = "TCP") -> bool:
     """Whether the network policies let `source` connect to `target`; either may be an address outside of the cluster."""
-    policies = [found["spec"] for found in objects if found["kind"] == "NetworkPolicy"]
-    out = isinstance(source, str) or _allowed(policies, "egress", source, target, port, protocol)
-    return out and (isinstance(target, str) or _allowed(policies, "ingress", target, source, port, protocol))
+    out = isinstance(source, str) or leaves(objects, source, target, port, protocol)
+    return out and (isinstance(target, str) or enters(objects, source, target, port, protocol))
+
+
+def leaves(objects: list[Object], source: Pod, target: Pod | str, port: int, protocol: str = "TCP") -> bool:
+    """Whether the policies of the pod that connects allow it."""
+    return _allowed(_policies(objects), "egress", source, target, port, protocol)
+
+
+def enters(objects: list[Object], source: Pod | str, target: Pod, port: int, protocol: str = "TCP") -> bool:
+    """Whether the policies of the pod that is connected to allow it."""
+    return _allowed(_policies(objects), "ingress", target, source, port, protocol)
+
+
+def _policies(objects: list[Object]) -> list[Object]:
+    return [found["spec"] for found in objects if found["kind"] == "NetworkPolicy"]
 
 
 def _allowed(policies: list[Object], way: str, pod: Pod, other: Pod | str, port: int, protocol: str) -> bool:

@@ -20,6 +20,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +29,7 @@ import pytest
 import small_encoders
 import typer
 import yaml
+from chart import render
 from documents import PAGES, ROOT, Block, blocks, prose
 from typer.testing import CliRunner
 
@@ -94,6 +96,7 @@ LOOKED_AT = [
     (r"python -m pytest ", "the tests themselves"),
     (r"make ", "installs; `make test` is what runs this"),
     (r"docker ", "containers: tests/docker"),
+    (r"(helm|kubectl) ", "a cluster: tests/kubernetes"),
     (r"(\S+/)?pip install ", "the package index"),
     (r"python -m venv ", "the package index, for other libraries"),
     (
@@ -207,6 +210,11 @@ def look_at(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 assert extra in project["optional-dependencies"], what
         case ["docker", "compose", *rest]:
             look_at_compose(rest, monkeypatch)
+        case ["helm", "install" | "upgrade", _, chart, *rest]:
+            given = [word for flag, word in pairwise(rest) if flag == "-f"]
+            assert (ROOT / chart / "Chart.yaml").exists(), command
+            assert given, command
+            assert all((ROOT / file).exists() for file in given if "/" in file), command
         case ["docker", "run", *rest]:
             inner = rest[next(i for i, word in enumerate(rest) if word.startswith("quickbloom:")) + 1 :]
             if inner[0].startswith("quickbloom"):
@@ -358,6 +366,8 @@ def other(block: Block) -> None:
             return  # on the site: test_pages.py
         case "toml":
             tomllib.loads(text)
+        case "yaml":
+            assert render(yaml.safe_load(text))
         case "text" | "":
             for begins, check in TEXTS.items():
                 if text.lstrip().startswith(begins):

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from chart import ROOT, Object, Pod, example, pods, reaches, render
+from chart import ROOT, Object, Pod, enters, example, leaves, pods, reaches, render
 
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 SERVICES = {"superexec": "superexec", "register": "register", "run": "cli", "supernode": "supernode-1"}
@@ -41,6 +41,14 @@ def test_no_node_reaches_the_port_on_which_runs_are_started_nor_another_node(nam
         for port in (CONTROL, FIGURES, 9091, 9094, 22):
             assert not any(reaches(objects, node, pod, port) for pod in pods(objects))
         assert not any(reaches(objects, other, node, port) for other in others for port in (CONTROL, FLEET, 9094))
+
+
+def test_both_ends_keep_a_node_from_the_port_on_which_runs_are_started() -> None:
+    objects = everything()
+    found = by_component(objects)
+    node, superlink = found["supernode"], found["superlink"]
+    assert not leaves(objects, node, superlink, CONTROL)
+    assert not enters(objects, node, superlink, CONTROL)
 
 
 def test_strangers_reach_nothing_and_prometheus_the_figures_alone() -> None:
