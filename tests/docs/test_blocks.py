@@ -87,6 +87,7 @@ LOOKED_AT = [
     (r"quickbloom run .*--set wandb=", "needs wandb: tests/server_app/runs/test_trackers.py"),
     (r"quickbloom compare --data hospitals.csv .*--algorithms fedavg,maml$", "a minute; that of the tutorial is run"),
     (r"quickbloom secrets .*--register ", "needs a SuperLink: tests/integration/test_secrets.py"),
+    (r"quickbloom deploy ", "containers: tests/server_app/deployment/test_compose.py"),
     (r"quickbloom-edge join ", "runs until it is stopped: tests/integration/test_edge.py"),
     (r"quickbloom-edge export ", "needs onnx: tests/client_app/test_export.py"),
     (r"flwr ", "Flower's runtime: tests/integration/test_simulation.py"),
@@ -100,7 +101,7 @@ LOOKED_AT = [
     (r"(\S+/)?pip install ", "the package index"),
     (r"python -m venv ", "the package index, for other libraries"),
     (
-        r"(source|export|cd|git|tar|sudo|ssh|systemctl|openssl|journalctl|tensorboard|ss|stat) ?",
+        r"(source|export|cd|git|tar|sudo|ssh|systemctl|openssl|journalctl|tensorboard|ss|stat|umask) ?",
         "the shell's, or the system's own",
     ),
 ]
