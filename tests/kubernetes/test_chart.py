@@ -242,6 +242,16 @@ def test_the_connection_leads_to_the_control_service_by_a_name_of_the_certificat
     assert connection["root-certificates"] in {path for path, _, _ in secrets_of(of(objects, "run"))}
 
 
+def test_addresses_stand_in_the_certificate_as_addresses() -> None:
+    issuer = {"enabled": True, "issuer": {"name": "ca"}}
+    spec = named(
+        render({"tls": {"hosts": ["fl.example.org", "203.0.113.5", "2001:db8::5"], "certManager": issuer}}), "Certificate"
+    )["spec"]
+    assert spec["ipAddresses"] == ["127.0.0.1", "203.0.113.5", "2001:db8::5"]
+    assert spec["dnsNames"][-1] == "fl.example.org"
+    assert not [name for name in spec["dnsNames"] if name[0].isdigit()]
+
+
 @pytest.mark.parametrize("kind", ["ClusterIP", "LoadBalancer"])
 def test_only_the_port_for_nodes_is_ever_opened_to_the_outside(kind: str) -> None:
     objects = render({"superlink": {"fleet": {"type": kind}}, "metrics": {"enabled": True}})
@@ -362,6 +372,7 @@ REFUSED: list[tuple[Object, str]] = [
     ({"superlink": {"storage": {"size": "5 GB"}}}, "/superlink/storage/size"),
     ({"superexec": {"runs": {"accessMode": "ReadOnlyMany"}}}, "/superexec/runs/accessMode"),
     ({"server": "yes"}, "/server"),
+    ({"tls": {"hosts": ["https://fl.example.org"]}}, "/tls/hosts/0"),
     ({"nodes": {"list": [{"secret": "a"}]}}, "name"),
     ({"nodes": {"list": [{"name": "Ward_7"}]}}, "/nodes/list/0/name"),
     ({"nodes": {"list": [{"name": "a", "data": {"claim": "a", "file": "../secrets/node.key"}}]}}, "/nodes/list/0/data/file"),
@@ -385,6 +396,7 @@ def test_a_wrong_value_is_refused_with_its_place(values: Object, where: str) -> 
 CONTRADICTIONS: list[tuple[Object, str]] = [
     ({"server": False}, "`nodes.server` must be HOST:PORT"),
     ({"server": False, "nodes": {"server": "a:9092"}, "runs": [{"name": "a"}]}, "`runs` are started where the server is"),
+    ({"tls": {"hosts": ["fl.example.org"]}}, "`tls.hosts` goes with `tls.certManager.enabled`"),
     ({"tls": {"certManager": {"enabled": True}}}, "`tls.certManager.issuer.name` must name an issuer"),
     ({"nodes": {"list": [{"name": "a"}, {"name": "a"}]}}, "`nodes.list` must name each node once, got a twice"),
     ({"runs": [{"name": "a"}, {"name": "a"}]}, "`runs` must name each run once, got a twice"),

@@ -132,7 +132,7 @@ timeoutSeconds: 8
 {{- .Values.superexec.runs.existingClaim | default (printf "%s-runs" (include "quickbloom.fullname" .)) -}}
 {{- end -}}
 
-{{/* Names under which the SuperLink is reached. */}}
+{{/* Names, not addresses, under which the SuperLink is reached. */}}
 {{- define "quickbloom.hosts" -}}
 {{- $name := include "quickbloom.fullname" . -}}
 {{- range $service := list "superlink" "superlink-control" }}
@@ -142,6 +142,8 @@ timeoutSeconds: 8
 {{- end }}
 - localhost
 {{- range .Values.tls.hosts }}
+{{- if not (regexMatch "^([0-9.]+|.*:.*)$" .) }}
 - {{ . | quote }}
+{{- end }}
 {{- end }}
 {{- end -}}
