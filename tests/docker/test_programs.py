@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from torch.utils.tensorboard import SummaryWriter
 
 from benchmarks.compose import compose_command
 from quickbloom import __version__
+from quickbloom.server_app.deployment import archive
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -199,3 +201,18 @@ def test_a_node_that_waits_lives_and_one_that_has_ended_does_not(monkeypatch: py
         assert not module.runs(name)
     monkeypatch.setattr(module, "runs", lambda program: program == "quickbloom-edge")
     assert module.CHECKS["join"]()
+
+
+def test_backup_and_restore_see_what_they_pack_and_start_with_nothing_else() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    prepare = program("prepare")
+    for name, action in (("backup", "pack"), ("restore", "unpack")):
+        service = services[name]
+        assert service["command"] == ["python", "/opt/quickbloom/prepare.py", action]
+        assert callable(getattr(prepare, action))
+        assert (service["profiles"], service["network_mode"], service["cap_drop"]) == (["backup"], "none", ["ALL"])
+        mounted = dict(volume.split(":") for volume in service["volumes"])
+        assert mounted == {"vault": f"{prepare.BACKUP}/vault", "superlink-state": f"{prepare.BACKUP}/state"}
+    assert {Path(path).name for path in mounted.values()} == set(archive.PARTS)
+    assert f"vault:{prepare.ALL.parent}" in services["secrets"]["volumes"]
+    assert "superlink-state:/app/state" in services["superlink"]["volumes"]
