@@ -14,6 +14,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ class Machine:
     def _volume(self, volume: Object, place: Path) -> Path:
         """A volume as the kubelet makes it for `fsGroup`: root's, and the group's to write to where it is no secret."""
         claim = volume.get("persistentVolumeClaim")
-        path = self._home / claim["claimName"] if claim else place / volume["name"]
+        path: Path = self._home / claim["claimName"] if claim else place / volume["name"]
         path.mkdir(exist_ok=True)
         if "emptyDir" in volume or claim is not None:
             given(path, 0o2777 if "emptyDir" in volume else 0o2775)
@@ -217,7 +218,7 @@ def test_a_run_from_its_start_to_its_figures(machine: Machine, tmp_path: Path) -
         assert run.wait(300) == 0, machine.log("run") + machine.log("superexec") + machine.log("supernode")
         for component in ("superlink", "superexec", "supernode", "metrics"):
             for probe in ("readinessProbe", "livenessProbe"):
-                until(lambda component=component, probe=probe: machine.probe(component, probe), 60)
+                until(partial(machine.probe, component, probe), 60)
             assert "Traceback" not in machine.log(component), machine.log(component)
         (directory,) = (tmp_path / "quickbloom-runs").iterdir()
         assert len((directory / "history.jsonl").read_text().splitlines()) == 2
