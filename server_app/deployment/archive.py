@@ -139,7 +139,7 @@ def _opened(file: Path) -> Iterator[tarfile.TarFile]:
 def _name(file: Path, member: tarfile.TarInfo) -> str:
     """Return the path of a member. Raises ConfigError unless it is a plain file or a folder of PARTS, or FACTS."""
     path = PurePosixPath(member.name)
-    inside = not path.is_absolute() and ".." not in path.parts and bool(path.parts)
+    inside = ".." not in path.parts and bool(path.parts)  # an absolute one begins with "/", which is no part
     if not inside or not (member.isreg() or member.isdir()) or not (path.parts[0] in PARTS or str(path) == FACTS):
         raise _wrong(file, f"holds {member.name!r}, which no backup does")
     return str(path)
