@@ -1,11 +1,13 @@
-"""Exit code 0 if this container does its work: healthcheck.py superlink | superexec | supernode | monitor.
+"""Exit code 0 if this container does its work: healthcheck.py superlink [HOST:PORT] | superexec | supernode | join | monitor.
 
-Uses the standard library alone.
+`join` is said of a node that lives, also while it waits for its server; `supernode` of one that works. Uses the standard
+library alone.
 """
 
 import ssl
 import sys
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -34,13 +36,15 @@ def runs(program: str) -> bool:
     return False
 
 
-CHECKS = {
-    # The name is in the certificate, and resolves to the network on which this port is served.
-    "superlink": lambda: answers("https://superlink-control:8000/health"),
+SUPERLINK = "superlink-control:8000"
+"""The name is in the certificate, and resolves to the network on which docker-compose.yml serves this port."""
+CHECKS: dict[str, Callable[..., bool]] = {
+    "superlink": lambda address=SUPERLINK: answers(f"https://{address}/health"),
     "superexec": lambda: runs("flower-superexec"),
     "supernode": lambda: answers("http://127.0.0.1:9094/health"),
+    "join": lambda: runs("quickbloom-edge"),
     "monitor": lambda: answers("http://127.0.0.1:6006"),
 }
 
 if __name__ == "__main__":
-    sys.exit(0 if CHECKS[sys.argv[1]]() else 1)
+    sys.exit(0 if CHECKS[sys.argv[1]](*sys.argv[2:]) else 1)

@@ -1,13 +1,17 @@
-"""The one-shot services of docker-compose.yml: secrets for every container of one host, and the registration of its nodes.
+"""The one-shot services of docker-compose.yml: secrets for every container of one host, registration of its nodes, backup.
 
 prepare.py secrets NODES     CA, certificate and keys, once; every container's part into its own volume
 prepare.py register          the nodes' public keys with the SuperLink
+prepare.py pack              the backup, on stdout: what can't be made again
+prepare.py unpack            the backup, from stdin, into empty volumes
 """
 
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 ALL = Path("/vault/secrets")
@@ -20,6 +24,8 @@ SHOWN = Path("/public")
 """PUBLIC, where it is registered from."""
 APP = 49999
 RUNS = Path("/app/quickbloom-runs")
+BACKUP = Path("/backup")
+"""The volumes of keys and database, mounted here as `vault` and `state`."""
 
 
 def make(nodes: int) -> int:
@@ -85,5 +91,44 @@ def _secrets(*arguments: str, folder: Path = ALL) -> int:
     return subprocess.run(["quickbloom", "secrets", "--output", str(folder), *arguments], check=False).returncode
 
 
+def pack() -> int:
+    """Write the backup to stdout."""
+    from quickbloom.server_app.deployment import archive
+
+    return _told(lambda: archive.pack(BACKUP, sys.stdout.buffer))
+
+
+def unpack() -> int:
+    """Put the backup on stdin back; the database becomes that of the containers' user."""
+    from quickbloom.server_app.deployment import archive
+
+    def put_back() -> None:
+        with tempfile.NamedTemporaryFile() as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+            file.flush()
+            archive.unpack(Path(file.name), BACKUP)
+        for path in ((BACKUP / "state"), *(BACKUP / "state").rglob("*")):
+            os.chown(path, APP, APP)
+
+    return _told(put_back)
+
+
+def _told(work: Callable[[], None]) -> int:
+    """Do it; what goes wrong is said in one sentence."""
+    from quickbloom.common.errors import QuickbloomError
+
+    try:
+        work()
+    except QuickbloomError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def main(action: str, *arguments: str) -> int:
+    """Do what one of the services does; returns its exit code."""
+    return make(int(arguments[0])) if action == "secrets" else {"register": register, "pack": pack, "unpack": unpack}[action]()
+
+
 if __name__ == "__main__":
-    sys.exit(make(int(sys.argv[2])) if sys.argv[1] == "secrets" else register())
+    sys.exit(main(*sys.argv[1:]))

@@ -66,6 +66,9 @@ NAMES: dict[str, Name] = {
     "ObjectPushError": Name(
         ("flwr.supercore.inflatable.inflatable_utils:ObjectPushError",), "repeating an upload that was refused"
     ),
+    "ALEMBIC_DIR": Name(
+        ("flwr.supercore.state.alembic.utils:ALEMBIC_DIR",), "recognising the database of a later release of Flower"
+    ),
     "get_flwr_home": Name(("flwr.supercore.utils:get_flwr_home",), _APP),
     "APP_DIR": Name(("flwr.common.constant:APP_DIR", "flwr.supercore.constant:APP_DIR"), _APP),
     "VersionDependency": Name(

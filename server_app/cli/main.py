@@ -29,6 +29,7 @@ MODULES = {
     "watch": "inspect",
     "metrics": "deployment",
     "secrets": "deployment",
+    "deploy": "deploy",
     "doctor": "doctor",
 }
 """The module in this folder of every command, which is its function of that name."""

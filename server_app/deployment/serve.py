@@ -13,6 +13,7 @@ from typing import NoReturn
 from quickbloom.common.errors import QuickbloomError
 from quickbloom.common.flower import registry, transport, workers
 from quickbloom.common.flower import superlink as flower_superlink
+from quickbloom.common.flower.states import later_release
 from quickbloom.common.system import loopback
 from quickbloom.common.system.temporary import make_writable
 from quickbloom.common.system.tls import distrust
@@ -35,7 +36,7 @@ def superlink(
 
     `secrets`: the folder `superlink/` of `quickbloom secrets`. `host`, `port`: whoever reaches them
     can start runs. `fleet_host`, `fleet_port`: the address for nodes, by default FLEET; refused if
-    Flower has one port for all. Raises ServeError with one sentence.
+    Flower has one port for all. Raises ServeError or DatabaseError with one sentence.
     """
     fleet = _fleet_address(fleet_host, fleet_port)
     files = {name: secrets / name for name in ("ca.crt", "server.crt", "server.key", "superexec.secret")}
@@ -43,6 +44,7 @@ def superlink(
         raise ServeError(reason)
     _readable(files["superexec.secret"])
     _writable(state)
+    later_release.check(state / "superlink.db")
     for address in filter(None, ((host, port), fleet)):
         _free(*address)
     arguments: list[str | Path] = [

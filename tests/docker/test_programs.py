@@ -2,20 +2,24 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from torch.utils.tensorboard import SummaryWriter
 
 from benchmarks.compose import compose_command
 from quickbloom import __version__
+from quickbloom.server_app.deployment import archive
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -176,3 +180,39 @@ def curve(events: Path, name: str) -> list[tuple[int, float]]:
     accumulator = EventAccumulator(str(events))
     accumulator.Reload()
     return [(event.step, event.value) for event in accumulator.Scalars(name)]
+
+
+def test_health_of_a_superlink_is_asked_where_it_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = program("healthcheck")
+    monkeypatch.setattr(module, "answers", lambda url: url)
+    asked = [module.CHECKS["superlink"](*arguments) for arguments in ([], ["localhost:8000"])]
+    assert asked == ["https://superlink-control:8000/health", "https://localhost:8000/health"]
+
+
+def test_a_node_that_waits_lives_and_one_that_has_ended_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = program("healthcheck")
+    name = f"a-node-of-{os.getpid()}"
+    with subprocess.Popen([sys.executable, "-c", "print(flush=True); input()", name], stdin=-1, stdout=-1) as waiting:
+        assert waiting.stdout is not None
+        waiting.stdout.readline()
+        assert module.runs(name)
+        waiting.kill()
+        waiting.wait()
+        assert not module.runs(name)
+    monkeypatch.setattr(module, "runs", lambda program: program == "quickbloom-edge")
+    assert module.CHECKS["join"]()
+
+
+def test_backup_and_restore_see_what_they_pack_and_start_with_nothing_else() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    prepare = program("prepare")
+    for name, action in (("backup", "pack"), ("restore", "unpack")):
+        service = services[name]
+        assert service["command"] == ["python", "/opt/quickbloom/prepare.py", action]
+        assert callable(getattr(prepare, action))
+        assert (service["profiles"], service["network_mode"], service["cap_drop"]) == (["backup"], "none", ["ALL"])
+        mounted = dict(volume.split(":") for volume in service["volumes"])
+        assert mounted == {"vault": f"{prepare.BACKUP}/vault", "superlink-state": f"{prepare.BACKUP}/state"}
+    assert {Path(path).name for path in mounted.values()} == set(archive.PARTS)
+    assert f"vault:{prepare.ALL.parent}" in services["secrets"]["volumes"]
+    assert "superlink-state:/app/state" in services["superlink"]["volumes"]

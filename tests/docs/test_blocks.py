@@ -20,6 +20,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +29,7 @@ import pytest
 import small_encoders
 import typer
 import yaml
+from chart import render
 from documents import PAGES, ROOT, Block, blocks, prose
 from typer.testing import CliRunner
 
@@ -85,6 +87,7 @@ LOOKED_AT = [
     (r"quickbloom run .*--set wandb=", "needs wandb: tests/server_app/runs/test_trackers.py"),
     (r"quickbloom compare --data hospitals.csv .*--algorithms fedavg,maml$", "a minute; that of the tutorial is run"),
     (r"quickbloom secrets .*--register ", "needs a SuperLink: tests/integration/test_secrets.py"),
+    (r"quickbloom deploy ", "containers: tests/server_app/deployment/test_compose.py"),
     (r"quickbloom-edge join ", "runs until it is stopped: tests/integration/test_edge.py"),
     (r"quickbloom-edge score ", "needs episodes: tests/client_app/test_score.py"),
     (r"quickbloom-edge export ", "needs onnx: tests/client_app/test_export.py"),
@@ -95,10 +98,11 @@ LOOKED_AT = [
     (r"python -m pytest ", "the tests themselves"),
     (r"make ", "installs; `make test` is what runs this"),
     (r"docker ", "containers: tests/docker"),
+    (r"(helm|kubectl) ", "a cluster: tests/kubernetes"),
     (r"(\S+/)?pip install ", "the package index"),
     (r"python -m venv ", "the package index, for other libraries"),
     (
-        r"(source|export|cd|git|tar|sudo|ssh|systemctl|openssl|journalctl|tensorboard|ss|stat) ?",
+        r"(source|export|cd|git|tar|sudo|ssh|systemctl|openssl|journalctl|tensorboard|ss|stat|umask) ?",
         "the shell's, or the system's own",
     ),
 ]
@@ -208,6 +212,11 @@ def look_at(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 assert extra in project["optional-dependencies"], what
         case ["docker", "compose", *rest]:
             look_at_compose(rest, monkeypatch)
+        case ["helm", "install" | "upgrade", _, chart, *rest]:
+            given = [word for flag, word in pairwise(rest) if flag == "-f"]
+            assert (ROOT / chart / "Chart.yaml").exists(), command
+            assert given, command
+            assert all((ROOT / file).exists() for file in given if "/" in file), command
         case ["docker", "run", *rest]:
             inner = rest[next(i for i, word in enumerate(rest) if word.startswith("quickbloom:")) + 1 :]
             if inner[0].startswith("quickbloom"):
@@ -359,6 +368,8 @@ def other(block: Block) -> None:
             return  # on the site: test_pages.py
         case "toml":
             tomllib.loads(text)
+        case "yaml":
+            assert render(yaml.safe_load(text))
         case "text" | "":
             for begins, check in TEXTS.items():
                 if text.lstrip().startswith(begins):

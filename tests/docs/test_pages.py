@@ -26,6 +26,8 @@ NO_SETTINGS = {
     "key", "KEY", "TABLE.KEY",
     # of the examples: an algorithm, a data set, a model
     "prox.mu", "mu", "moons.clients", "moons.noise", "small.units",
+    # of the Helm chart
+    "image.repository",
     # of Flower's connections
     "address", "insecure", "root-certificates",
     # Python's, and a file's

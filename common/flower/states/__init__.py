@@ -1,1 +1,1 @@
-"""What quickbloom changes in the tables that Flower's SuperLink and SuperNode keep: of nodes, tasks and messages."""
+"""What quickbloom changes and looks up in the tables of Flower's SuperLink and SuperNode: of nodes, tasks and messages."""
