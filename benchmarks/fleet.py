@@ -78,8 +78,8 @@ def measure(nodes: int, rounds: int, timeout: float) -> dict[str, Any]:
         joined = time.monotonic() - began
         idle = watched(processes, lambda: time.sleep(30))
         looks = told(home)
-        settings = (f"fraction={ASKED / TRAIN}", "validation-tasks=0.1", "test-tasks=0.1", "evaluate-every=0", "adapt-steps=1")
-        settings += ("round-deadline=600", "node-deadline=600", f"min-nodes={nodes}", "baselines=false", "personal=false")
+        settings = [f"fraction={ASKED / TRAIN}", "validation-tasks=0.1", "test-tasks=0.1", "evaluate-every=0", "adapt-steps=1"]
+        settings += ["round-deadline=600", "node-deadline=600", f"min-nodes={nodes}", "baselines=false", "personal=false"]
         command = [script("quickbloom"), "run", "--algorithm", "fomaml", "--dataset", "gaussian", "--rounds", str(rounds)]
         command += [word for one in settings for word in ("--set", one)]
         command += ["--no-report", "--connection", "loopback", "--output", str(home / "run")]

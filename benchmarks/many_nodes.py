@@ -141,7 +141,7 @@ class EmulatedNode:
             contents[part.object_id] = await self._pull(run_id, part.object_id)
         received = ConfirmMessageReceivedRequest(node=self.node, run_id=run_id, message_object_id=tree.object_id)
         await self._call("ConfirmMessageReceived", received)
-        whole = inflate_object_from_contents(tree.object_id, contents)
+        whole: Any = inflate_object_from_contents(tree.object_id, contents)
         whole.metadata.__dict__["_message_id"] = tree.object_id
         kind = message.metadata.message_type
         packed = packing.is_packed(whole.content)
