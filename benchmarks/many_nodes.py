@@ -93,7 +93,7 @@ class EmulatedNode:
         keys = generate_key_pairs()
         self._public = public_key_to_bytes(keys[1])
         self._interceptors = (RuntimeVersionClientInterceptor("SuperNode"), NodeAuthClientInterceptor(*keys))
-        self._pace = workers.Pace(poll)
+        self._pace = workers.Pace(poll, spares=True)
         self._runs: set[int] = set()
         self.node = Node()
 

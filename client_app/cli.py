@@ -288,7 +288,10 @@ def join(
         ),
     ] = None,
     port: Annotated[int, typer.Option(help="Port on loopback for the node's own processes.", min=1, max=65535)] = 9094,
-    poll: Annotated[float, typer.Option(help="Seconds, at most, between two looks for work.", min=0.05, max=60)] = 3.0,
+    poll: Annotated[
+        float,
+        typer.Option(help="Seconds, at most, between two looks for work; up to 10 while the server is busy.", min=0.05, max=60),
+    ] = 3.0,
 ) -> None:
     """Take part in a federation until stopped; finds the server again by itself. Exit code: 0 stopped, 1 failed, 2 wrong input.
 

@@ -119,7 +119,7 @@ def _told(work: Callable[[], None]) -> int:
 
     try:
         work()
-    except QuickbloomError as error:
+    except (QuickbloomError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -2,7 +2,7 @@
 
 Arrays `support_x`, `support_y`, `query_x` and `query_y`. `.._y` [n] are the labels, whole numbers or texts, and `.._x` [n, ...]
 the inputs; or [episodes, n] and [episodes, n, ...] for many episodes of one size. Inputs are what the model reads, or images
-of whole numbers 0 to 255 (u8), [n, height, width] or [n, channels, height, width], which are read as the run read its own.
+of whole numbers 0 to 255, [n, height, width] or [n, channels, height, width], which are read as the run read its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,8 @@ from quickbloom.common.errors import ConfigError, DataError, in_one_line
 
 ARRAYS = ("support_x", "support_y", "query_x", "query_y")
 """Names of the arrays."""
-PIXEL = np.dtype(np.uint8)
+MOST = 255
+"""Largest whole number in an image."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ForeignEpisode:
     def labels(self) -> list[str]:
         """The labels of the support, each once: by size if all are whole numbers, else by spelling."""
         held = set(self.support_y)
-        whole = all(label.lstrip("-").isdecimal() for label in held)
+        whole = all(label.removeprefix("-").isdecimal() for label in held)
         return sorted(held, key=(lambda label: (int(label), label)) if whole else None)
 
 
@@ -131,7 +132,10 @@ def inputs_of(x: Array, config: RunConfig, spec: DataSpec, where: str) -> Tensor
         if x.dtype.kind not in "iu" or x.min() < 0 or x.max() >= spec.tokens:
             raise DataError(f"{where}: inputs must be token ids, whole numbers from 0 to {spec.tokens - 1}, got {x.dtype}")
         return torch.from_numpy(x.astype(np.int64))
-    if x.dtype == PIXEL and len(shape) == 3:
+    if x.dtype.kind in "iu" and len(shape) == 3:
+        if x.min() < 0 or x.max() > MOST:
+            raise DataError(f"{where}: images of whole numbers must hold 0 to {MOST}, got {x.min()} to {x.max()}")
+        x = x.astype(np.uint8)
         read = DATASETS[config.dataset].as_read(config.table(config.dataset), x)
         return torch.from_numpy(np.ascontiguousarray(read)).float() / 255
     return torch.from_numpy(x.astype(np.float32))

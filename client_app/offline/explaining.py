@@ -157,6 +157,8 @@ def _explained(rows: Rows, chosen: Array, shared: _Scored | None, repeats: int, 
     model, batch = rows.model, rows.labelled(chosen)
     if model.preparation.images:
         raise DataError(f"the inputs of '{rows.table.path}' are images, which have no columns: predict without `--explain`")
+    if shared is not None:  # normalised by the user's rows, as the personal model is
+        shared = shared[0], shared[0].settled(shared[1], batch)
     both = [(model.algorithm, dict(model.tensors))] + ([] if shared is None else [shared])
     as_it_is = np.array([_score(model, one, batch) for one in both])
     sign = 1 if model.classes else -1

@@ -33,6 +33,7 @@ def check(config: "RunConfig") -> None:
     _check_scale(config)
     _check_asynchronous(config)
     _check_mean(config)
+    _check_rule(config)
     read_augmentation(config.augment)  # whether the examples are images only the data tell
     if config.dropout:
         _require("`dropout = true`", ("compile", config.compile is True, False, "tasks with random numbers are not compiled"))
@@ -116,6 +117,7 @@ def _check_secure(config: "RunConfig") -> None:
     _require(
         "`secure-aggregation`",
         ("aggregate", config.aggregate, "mean", "every other rule compares the updates of single nodes"),
+        ("bucketing", config.bucketing, 1, "the server sees no reply of a single node to put into a bucket"),
         ("max-update-norm", config.max_update_norm, 0, "the server cannot see the norm of a masked update"),
         ("update-dtype", config.update_dtype, "float32", "masks hide whole numbers of 64 bits, which leaves nothing to save"),
         ("over-select", config.over_select, 1, "whoever is not waited for is a drop-out that the others have to make up for"),
@@ -196,6 +198,14 @@ def _check_mean(config: "RunConfig") -> None:
             ("aggregate", config.aggregate, "mean", why),
             ("privacy.noise-multiplier", config.privacy.noise_multiplier, 0.0, why),
         )
+
+
+def _check_rule(config: "RunConfig") -> None:
+    """Raise ConfigError for settings of rules that do nothing with this one."""
+    if config.aggregate == "mean":
+        _require('`aggregate = "mean"`', ("bucketing", config.bucketing, 1, "the mean of buckets is the mean of their replies"))
+    if config.aggregate != "centered-clip":
+        refuse_idle(config, ["clip-radius", "clip-steps"], f'with `aggregate = "{config.aggregate}"`')
 
 
 def _check_partition(config: "RunConfig") -> None:

@@ -168,12 +168,21 @@ class RunConfig(Options):
     personal: bool = Field(
         True, description="at the end, nodes with a `state-dir` adapt the model to their own tasks and keep it there"
     )
-    aggregate: Literal["mean", "median", "trimmed-mean", "krum", "multi-krum", "geometric-median"] = Field(
+    aggregate: Literal["mean", "median", "trimmed-mean", "krum", "multi-krum", "geometric-median", "centered-clip"] = Field(
         "mean", description="how the nodes' replies are combined; all rules but `mean` give every node the same weight"
     )
     malicious: float = Field(
         0.2, ge=0, lt=0.5, description="share of a round's nodes that may lie; sets what all rules but `mean` leave out"
     )
+    bucketing: int = Field(
+        1, ge=1, description="nodes in a random bucket, whose mean is one vote for every rule but `mean`; 1: no buckets"
+    )
+    clip_radius: float = Field(
+        0.0,
+        ge=0,
+        description="tau of `centered-clip`: how far from its centre a reply counts; 0: the median distance, at every step",
+    )
+    clip_steps: int = Field(3, ge=1, le=1000, description="how often a round of `centered-clip` moves its centre")
     max_update_norm: float = Field(0.0, ge=0, description="reject replies whose meta-gradient has a larger norm; 0: no limit")
     secure_aggregation: bool = Field(False, description="nodes mask their meta-gradients, so that the server sees only the sum")
     secure_threshold: float = Field(

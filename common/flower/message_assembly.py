@@ -12,6 +12,7 @@ path: their app brings its own.
 import ctypes
 import importlib
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -98,7 +99,7 @@ def _is_chosen() -> bool:
 
 def tune(options: dict[int, int]) -> None:
     """Set options of glibc's malloc; do nothing with another C library."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         for name, value in options.items():
             mallopt(name, value)

@@ -48,8 +48,10 @@ _PRELOADED = "quickbloom.common.flower.preloaded_app"
 
 SHORTEST, LONGEST = 0.05, 3.0
 """Bounds in seconds of the pause between two looks for work, which is a tenth of the time since the last work."""
-PATIENCE, LONGEST_PAUSE = 20.0, 30.0
-"""Seconds to pause for each second that a look had to wait for a busy server, and the most that this makes a pause."""
+PATIENCE, LONGEST_PAUSE = 20.0, 10.0
+"""Seconds to pause for each second that a look had to wait for a busy server, and the most that this makes a pause.
+
+A server that was away looks like a busy one, once."""
 MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**22)}
 """Environment of SuperLink, SuperExec and SuperNode. Without it, glibc gives each thread a heap and keeps freed memory."""
 POLL = "QUICKBLOOM_POLL"
@@ -120,15 +122,16 @@ getattr(importlib.import_module({module!r}), {function!r})()
 class Pace:
     """Replaces the module `time` in Flower's loops: sleeps for a tenth of the time since the last work.
 
-    Of a server that has much to do a process asks less: every look that took longer than the quickest one makes the pause
+    `spares`: of a server that has much to do it asks less: a look that took longer than the quickest one makes the pause
     PATIENCE times as long as it had to wait. So however many nodes there are, most of them pause.
 
     `told`: a pipe that notifies this process of work. With it, the process rarely looks by itself,
     and every byte ends a sleep.
     """
 
-    def __init__(self, longest: float, told: int | None = None) -> None:
+    def __init__(self, longest: float, told: int | None = None, *, spares: bool = False) -> None:
         self._longest = max(longest, SHORTEST)
+        self._spares = spares
         self._told = told
         self._worked = time.monotonic()
         self._woke: float | None = None
@@ -147,7 +150,7 @@ class Pace:
         """Return the seconds until the next look, after one that took so many seconds; None: that is not known."""
         passed = time.monotonic() - self._worked
         usual = min(max(passed / 10, SHORTEST), self._longest)
-        if took is None:
+        if took is None or not self._spares:
             return usual
         self._quickest = min(self._quickest, took)
         return max(usual, min(PATIENCE * (took - self._quickest), LONGEST_PAUSE))
@@ -261,7 +264,7 @@ def retry_soon() -> None:
 
 def poll_node_by_pace() -> None:
     """Let this process's SuperNode poll by Pace."""
-    _node().time = Pace(longest_pause())
+    _node().time = Pace(longest_pause(), spares=True)
 
 
 def start_warm_superexec() -> None:

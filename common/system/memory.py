@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def free() -> float:
 
 def return_freed() -> None:
     """Return to the system what this process has freed and kept, so that growth afterwards is seen; glibc alone can."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
 

@@ -155,6 +155,8 @@ def _facts(file: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> dic
         raise _wrong(file, f"does not begin with `{FACTS}`")
     if facts["format"] > FORMAT:
         raise _wrong(file, f"was made by a later release, in its form {facts['format']}")
+    if "made" not in facts:
+        raise _wrong(file, f"does not say in `{FACTS}` when it was made")
     return {str(key): str(value) for key, value in facts.items()}
 
 

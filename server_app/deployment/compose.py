@@ -17,6 +17,8 @@ from quickbloom.common.system.whole_files import new, replacing
 from quickbloom.server_app.deployment import archive
 
 FILE = "docker-compose.yml"
+_ALIVE = ("running", "restarting", "paused")
+"""States of a container that may write."""
 
 
 class ComposeError(QuickbloomError):
@@ -87,7 +89,7 @@ def backup(compose: Compose, file: Path) -> dict[str, str]:
     """
     if os.path.lexists(file):
         raise ConfigError(f"ARCHIVE must be a file that does not exist yet, and '{file}' does: choose another name")
-    up = any(_service(one) == "superlink" and _part(one, "State").get("Status") == "running" for one in compose.containers())
+    up = any(_service(one) == "superlink" and _part(one, "State").get("Status") in _ALIVE for one in compose.containers())
     try:
         with replacing(file, file.with_name(f".{file.name}.partial"), mode=0o600, wait=True) as partial, ExitStack() as after:
             with os.fdopen(new(partial, 0o600), "wb") as out:
@@ -103,7 +105,7 @@ def backup(compose: Compose, file: Path) -> dict[str, str]:
 def restore(compose: Compose, file: Path) -> dict[str, str]:
     """Put a backup back, where no server is yet. Returns what made it. Raises ConfigError or ComposeError."""
     facts = archive.check(file)
-    if any(_part(one, "State").get("Status") == "running" for one in compose.containers()):
+    if any(_part(one, "State").get("Status") in _ALIVE for one in compose.containers()):
         raise ConfigError("the federation is up, and a backup is put back where none is: run `docker compose down --volumes`")
     with file.open("rb") as content:
         compose.run("run", "--rm", "-T", "restore", stdin=content)

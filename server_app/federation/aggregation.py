@@ -4,16 +4,22 @@ Symbols of the papers: n replies, f of them malicious, d numbers in each. The me
 their distribution over nodes does not matter. For the other rules the reply of a node is the unit.
 A node that lies about a gradient also lies about its weight, so every reply with any weight counts
 the same, and the result does depend on which tasks share a node.
+
+With `bucketing` s the votes of a rule are the means of random groups of s replies (Karimireddy, He,
+Jaggi 2022, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing").
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from quickbloom.common.config.run import RunConfig
 from quickbloom.common.maths.params import Params, add_weighted, weighted_mean, zeros
+from quickbloom.common.randomness import generator
 from quickbloom.common.wire.messages import TrainReply
 
 _WEISZFELD_STEPS = 200
@@ -118,48 +124,142 @@ def geometric_median(updates: Tensor, f: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Rule:
-    """A rule. `combine(updates, f)`: from [n, d] to d numbers. `least(f)`: smallest meaningful number of replies."""
+class Clipping:
+    """What `centered-clip` clips, and where.
 
-    combine: Callable[[Tensor, int], Tensor]
+    `centre`: d numbers, the result of the round before, None in the first one. `radius`: tau, 0 for
+    the median distance of the updates to the centre, at every step. `steps`: how often the centre moves.
+    """
+
+    centre: Tensor | None = None
+    radius: float = 0.0
+    steps: int = 3
+
+
+def centered_clip(updates: Tensor, f: int, clipping: Clipping) -> Tensor:
+    """Return the centre v after its steps v <- v + mean_i clip(x_i - v, tau), clip(y, tau) = min(1, tau / |y|) y.
+
+    Karimireddy, He, Jaggi 2021, "Learning from History for Byzantine Robust Optimization", where tau
+    is a constant. Fewer than half of the updates lie, so a median distance is never above all honest
+    ones. The first round has no history, and starts at the coordinate-wise median: at zero, honest
+    updates that agree would be clipped as much as lies.
+    """
+    v = median(updates, f) if clipping.centre is None else clipping.centre.clone()
+    for _ in range(clipping.steps):
+        apart = updates - v
+        distances = torch.linalg.vector_norm(apart, dim=1)
+        tau = torch.tensor(clipping.radius, dtype=v.dtype) if clipping.radius else distances.median()
+        # An update at the centre has nothing to clip.
+        shares = torch.where(distances > tau, tau / distances, 1.0)
+        v += shares @ apart / len(updates)
+    return v
+
+
+def in_buckets(updates: Tensor, size: int, rng: np.random.Generator) -> Tensor:
+    """Return the means of random groups of `size` updates, [n / size rounded up, d]; the last group may be smaller."""
+    order = torch.from_numpy(rng.permutation(len(updates)))
+    return torch.stack([updates[group].mean(dim=0) for group in torch.split(order, size)])
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule. `combine(updates, f, clipping)`: from [n, d] to d numbers. `least(f)`: smallest meaningful number of votes.
+
+    `remembers`: a round starts from the result of the one before.
+    """
+
+    combine: Callable[[Tensor, int, Clipping], Tensor]
     least: Callable[[int], int]
+    remembers: bool = False
+
+
+def _of_one_round(combine: Callable[[Tensor, int], Tensor], least: Callable[[int], int]) -> Rule:
+    return Rule(lambda updates, f, _: combine(updates, f), least)
 
 
 RULES: dict[str, Rule] = {
-    "median": Rule(median, lambda f: 2 * f + 1),
-    "trimmed-mean": Rule(trimmed_mean, lambda f: 2 * f + 1),
-    "krum": Rule(krum, lambda f: 2 * f + 3),
-    "multi-krum": Rule(multi_krum, lambda f: 2 * f + 3),
-    "geometric-median": Rule(geometric_median, lambda f: 2 * f + 1),
+    "median": _of_one_round(median, lambda f: 2 * f + 1),
+    "trimmed-mean": _of_one_round(trimmed_mean, lambda f: 2 * f + 1),
+    "krum": _of_one_round(krum, lambda f: 2 * f + 3),
+    "multi-krum": _of_one_round(multi_krum, lambda f: 2 * f + 3),
+    "geometric-median": _of_one_round(geometric_median, lambda f: 2 * f + 1),
+    "centered-clip": Rule(centered_clip, lambda f: 2 * f + 1, remembers=True),
 }
 """Values of `aggregate` besides "mean"."""
 
 
-def too_few(rule: str, malicious: float, replies: int) -> str | None:
-    """Return why `rule` cannot work with so many replies, in words; None if it can."""
+def remembers(rule: str) -> bool:
+    """Return whether a round of `rule` starts from the result of the one before."""
+    return rule != "mean" and RULES[rule].remembers
+
+
+def too_few(rule: str, malicious: float, replies: int, bucketing: int = 1) -> str | None:
+    """Return why `rule` cannot work with so many replies, `bucketing` of them in a bucket, in words; None if it can."""
     if rule == "mean":
         return None
-    f = _liars(malicious, replies)
+    f, votes = _liars(malicious, replies), -(-replies // bucketing)
     least = RULES[rule].least(f)
-    if replies >= least:
+    if votes >= least:
         return None
-    counted = f"{replies} node{'s' * (replies != 1)}"
-    return f"with {counted} `malicious = {malicious:g}` means {f}, and `{rule}` then needs at least {least} nodes"
+    counted, unit = f"{replies} node{'s' * (replies != 1)}", "nodes"
+    if bucketing > 1:
+        counted, unit = f"{counted} in {votes} bucket{'s' * (votes != 1)} (`bucketing = {bucketing}`)", "buckets"
+    return f"with {counted} `malicious = {malicious:g}` means {f}, and `{rule}` then needs at least {least} {unit}"
 
 
-def aggregate(rule: str, malicious: float, replies: Sequence[TrainReply]) -> Params:
-    """Return one meta-gradient from at least one reply with weight; `malicious`: share of replies that may lie, rounded up."""
+def aggregate(
+    rule: str,
+    malicious: float,
+    replies: Sequence[TrainReply],
+    *,
+    bucketing: int = 1,
+    rng: np.random.Generator | None = None,
+    centre: Params | None = None,
+    radius: float = 0.0,
+    steps: int = 3,
+) -> Params:
+    """Return one meta-gradient from at least one reply with weight; `malicious`: share of replies that may lie, rounded up.
+
+    `bucketing`: replies in a bucket, drawn by `rng`. `centre`, `radius`, `steps`: as of `Clipping`, {} for no centre.
+    """
     if rule == "mean":
         return mean_over_tasks(replies)
     gradients = [reply.gradient for reply in replies if reply.weight > 0]
     like = gradients[0]
     if not like:  # an algorithm that sends nothing
         return {}
-    # By name, since every node orders them differently.
-    updates = torch.stack([torch.cat([gradient[name].double().flatten() for name in like]) for gradient in gradients])
-    combined = RULES[rule].combine(updates, _liars(malicious, len(updates)))
-    parts = torch.split(combined, [value.numel() for value in like.values()])
+    updates = torch.stack([_in_a_row(gradient, like) for gradient in gradients])
+    # A liar spoils one bucket at most, so f stays as it is.
+    f = _liars(malicious, len(updates))
+    if bucketing > 1:
+        if rng is None:
+            raise ValueError("buckets need a random generator")
+        updates = in_buckets(updates, bucketing, rng)
+    clipping = Clipping(_in_a_row(centre, like) if centre else None, radius, steps)
+    parts = torch.split(RULES[rule].combine(updates, f, clipping), [value.numel() for value in like.values()])
     return {name: part.view(like[name].shape).to(like[name].dtype) for name, part in zip(like, parts, strict=True)}
+
+
+def aggregate_round(config: RunConfig, replies: Sequence[TrainReply], number: int, centre: Params) -> Params:
+    """Return the meta-gradient of round `number` by the settings of a run; `centre`: of the round before, {} if none.
+
+    The buckets are a function of (seed, round) and of the order of the replies.
+    """
+    return aggregate(
+        config.aggregate,
+        config.malicious,
+        replies,
+        bucketing=config.bucketing,
+        rng=generator(config.seed, "buckets", number),
+        centre=centre,
+        radius=config.clip_radius,
+        steps=config.clip_steps,
+    )
+
+
+def _in_a_row(gradient: Params, like: Params) -> Tensor:
+    """Return all numbers in float64, in the order of `like`: by name, since every node orders its tensors differently."""
+    return torch.cat([gradient[name].double().flatten() for name in like])
 
 
 def _liars(malicious: float, replies: int) -> int:

@@ -18,11 +18,12 @@ class OuterOptimizer:
     """SGD (with momentum) or Adam on the meta-parameters, with an optional linear decay of the rate to 0.
 
     In round t of T the rate is `outer-lr`, or with `outer-decay` `outer-lr` * (1 - (t - 1) / T). `beside`: what the algorithm
-    lets the server keep beside the meta-parameters.
+    lets the server keep beside the meta-parameters. `centre`: the last mean meta-gradient, where `aggregate` starts from it.
     """
 
     def __init__(self, options: AlgorithmOptions, meta: Params, num_rounds: int, beside: Params | None = None) -> None:
         self.beside = beside or {}
+        self.centre: Params = {}
         self._options = options
         self._num_rounds = num_rounds
         self._leaves = {name: value.detach().clone() for name, value in meta.items()}
@@ -67,6 +68,7 @@ class OuterOptimizer:
         """Return everything needed to continue later, the meta-parameters included, as named tensors."""
         tensors = {f"meta/{name}": value for name, value in self.meta.items()}
         tensors |= {f"server/{name}": value.clone() for name, value in self.beside.items()}
+        tensors |= {f"centre/{name}": value.clone() for name, value in self.centre.items()}
         for name, state in self._state.items():
             tensors |= {f"outer/{key}/{name}": value.clone() for key, value in state.items()}
         return tensors
@@ -74,12 +76,15 @@ class OuterOptimizer:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Continue from the result of `state`."""
         self._state = {name: {} for name in self._leaves}
+        self.centre = {}
         for key, value in tensors.items():
             part, _, rest = key.partition("/")
             if part == "meta":
                 self._leaves[rest].copy_(value)
             elif part == "server":
                 self.beside = {**self.beside, rest: value.clone()}
+            elif part == "centre":
+                self.centre[rest] = value.clone()
             else:
                 slot, _, name = rest.partition("/")
                 self._state[name][slot] = value.clone()

@@ -97,10 +97,11 @@ class Sampling:
             if reason := unfit(nodes):
                 raise ConfigError(f"`secure-aggregation` cannot work in round {number}: {reason}")
         nodes, number = min(rounds)
-        if reason := too_few(config.aggregate, config.malicious, nodes):
+        if reason := too_few(config.aggregate, config.malicious, nodes, config.bucketing):
+            lower = "`malicious` or `bucketing`" if config.bucketing > 1 else "`malicious`"
             raise ConfigError(
                 f'`aggregate = "{config.aggregate}"` cannot work in round {number}: {reason}, since every node is one '
-                "vote; connect more nodes, let more tasks take part, or lower `malicious`"
+                f"vote; connect more nodes, let more tasks take part, or lower {lower}"
             )
 
     def _nodes_of_rounds(self, first_round: int) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from quickbloom.common.maths.params import Params, all_finite
 from quickbloom.common.wire.messages import TRAIN, TrainReply, TrainRequest, to_arrays
 from quickbloom.common.wire.secure.protocol import LEAST_NODES
 from quickbloom.server_app.events.channel import Events
-from quickbloom.server_app.federation.aggregation import RunningMean, aggregate, too_few
+from quickbloom.server_app.federation.aggregation import RunningMean, aggregate_round, remembers, too_few
 from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.federation.privacy import TaskPrivacy
 from quickbloom.server_app.federation.reply_checks import OF_CLIPPED, ROUNDING, check_update, decoded, most_weight
@@ -132,7 +132,7 @@ class Training:
             )
         loss = totals.losses / totals.tasks if totals.tasks else math.nan
         reply = TrainReply(totals.gradient, max(totals.weight, 0.0), [], totals.within)
-        return self._step(number, self._combine([reply], totals.tasks, reference), loss, totals.tasks)
+        return self._step(number, self._combine(number, [reply], totals.tasks, reference), loss, totals.tasks)
 
     def _tasks_with_hosts(self, grid: Grid, number: int) -> list[str]:
         """Return the tasks of a round. If those who are there cannot be enough, wait for more, up to `node-deadline` s."""
@@ -173,7 +173,7 @@ class Training:
         losses = [loss for reply in usable for loss in reply.losses if math.isfinite(loss)]
         self.client_losses = losses
         loss = float(np.mean(losses)) if losses else math.nan
-        return self._step(number, self._combine(usable, len(losses), reference, mean), loss, len(losses))
+        return self._step(number, self._combine(number, usable, len(losses), reference, mean), loss, len(losses))
 
     def _opened(self, records: RecordDict, task_ids: list[str]) -> TrainReply:
         """Return the checked reply for these tasks. Raises WireError."""
@@ -194,6 +194,8 @@ class Training:
 
     def _step(self, number: int, gradient: Params, loss: float, tasks: int) -> MetricRecord:
         """The outer step with the meta-gradient of so many tasks, whose mean loss is `loss`."""
+        if remembers(self._config.aggregate):
+            self._outer.centre = gradient
         # Privacy noise is in every number, and a node may lie: what tasks must start from at 0 stays there.
         share = self._privacy.sampling if self._privacy else tasks / len(self._population.splits["train"])
         self._outer.take_in(self._algorithm, self._algorithm.with_zero_head(gradient), number, share)
@@ -205,7 +207,9 @@ class Training:
             self._messages.round.record["privacy"] = self._privacy.record()
         return MetricRecord({"loss": loss, "tasks": tasks})
 
-    def _combine(self, replies: list[TrainReply], contributed: int, like: Params, mean: RunningMean | None = None) -> Params:
+    def _combine(
+        self, number: int, replies: list[TrainReply], contributed: int, like: Params, mean: RunningMean | None = None
+    ) -> Params:
         """One meta-gradient from the usable replies of a round to which so many tasks contributed. `mean`: it, if known."""
         if self._privacy:
             # Whom the sample met is a secret, so what nobody answers is noise alone. That nobody can be asked is no secret.
@@ -214,9 +218,9 @@ class Training:
             return self._privacy.mean(replies, like)
         self._check_enough(contributed)
         voters = sum(reply.weight > 0 for reply in replies)
-        if reason := too_few(self._config.aggregate, self._config.malicious, voters):
+        if reason := too_few(self._config.aggregate, self._config.malicious, voters, self._config.bucketing):
             raise TooFewError(reason)
-        return mean.result() if mean else aggregate(self._config.aggregate, self._config.malicious, replies)
+        return mean.result() if mean else aggregate_round(self._config, replies, number, self._outer.centre)
 
     def _check_enough(self, contributed: int) -> None:
         if contributed >= self.sampling.least_replies:

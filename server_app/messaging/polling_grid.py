@@ -115,8 +115,12 @@ class PollingGrid(Grid):
 
         A node finds its message as soon as that is there, and asks again and again for parts that are still to come.
         """
-        size = len(messages) if self.stays_here else _AT_ONCE
-        return [one for i in range(0, len(messages), max(1, size)) for one in self._pushed_at_once(messages[i : i + size])]
+        size = max(1, len(messages)) if self.stays_here else _AT_ONCE
+        ids: list[str] = []
+        for group in (messages[i : i + size] for i in range(0, len(messages), size)):
+            found = list(self._pushed_at_once(group))
+            ids += found if len(found) == len(group) else [""] * len(group)  # Flower returns none of a group that is too large
+        return ids
 
     def _pushed_at_once(self, messages: list[Message]) -> Iterable[str]:
         """Push through the other grid, again where the SuperLink was away for longer than it waits for all parts."""

@@ -151,7 +151,8 @@ def tasks_before(checkpoint: Checkpoint) -> Before:
 
 def restore_model(checkpoint: Checkpoint, outer: OuterOptimizer) -> None:
     """Restore `outer` to the checkpoint. Raises ConfigError if it does not fit."""
-    tensors = {name: value for name, value in checkpoint.tensors.items() if name.startswith(("meta/", "outer/", "server/"))}
+    parts = ("meta/", "outer/", "server/", "centre/")
+    tensors = {name: value for name, value in checkpoint.tensors.items() if name.startswith(parts)}
     # A finished training may have an earlier model in the place of the last one.
     tensors |= {f"meta/{k.removeprefix('last/')}": v for k, v in checkpoint.tensors.items() if k.startswith("last/")}
     if reason := mismatch({k.removeprefix("meta/"): v for k, v in tensors.items() if k.startswith("meta/")}, outer.meta):
@@ -159,6 +160,9 @@ def restore_model(checkpoint: Checkpoint, outer: OuterOptimizer) -> None:
     beside = {name.removeprefix("server/"): value for name, value in tensors.items() if name.startswith("server/")}
     if reason := mismatch(beside, outer.beside):
         raise ConfigError(f"`resume-from` names a checkpoint of another server's state: {reason}")
+    centre = {name.removeprefix("centre/"): value for name, value in tensors.items() if name.startswith("centre/")}
+    if centre and (reason := mismatch(centre, outer.meta)):
+        raise ConfigError(f"`resume-from` names a checkpoint of another centre of `centered-clip`: {reason}")
     if strange := [name for name in tensors if not _of_the_optimizer(name, tensors[name], outer.meta)]:
         raise ConfigError(f"`resume-from` names a checkpoint with a tensor that no optimizer has: {as_told(strange[0], 100)}")
     outer.restore(tensors)
@@ -168,7 +172,7 @@ def restore_model(checkpoint: Checkpoint, outer: OuterOptimizer) -> None:
 def _of_the_optimizer(name: str, value: Tensor, meta: Mapping[str, Tensor]) -> bool:
     """Return whether it may be a meta-parameter or an optimizer's state of one: as many numbers, or a single one."""
     part, _, rest = name.partition("/")
-    if part in ("meta", "server"):
+    if part in ("meta", "server", "centre"):
         return True
     of = meta.get(rest.partition("/")[2])
     return of is not None and value.shape in (of.shape, torch.Size([]))

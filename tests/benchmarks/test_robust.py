@@ -3,10 +3,11 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks.robust import ATTACKS, CLEAN, HostileFederation
+from benchmarks.robust import ATTACKS, CLEAN, RULES, WHOLE, HostileFederation
 from quickbloom.common.config.run import RunConfig, parse_run_config
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.messaging.in_process_grid import InlineGrid
@@ -56,3 +57,59 @@ def test_attacks_by_hand() -> None:
     assert all(map(math.isnan, sent["NaN"]))
     # n = 5, f = 2: one supporter is wanted, of 3 honest; z of (3 - 1) / 3 is 0.4307; the deviation of 1, 2, 3 is 1.
     assert sent["little"] == pytest.approx([2 - 0.4307] * 2, abs=1e-4)
+    # m = 2 and |p| = 1: 2 - gamma is at most as far from 3 as 1 is, so that gamma = 1. Of sums: 3 gamma^2 + 2 = 5, gamma = 1.
+    # The deviation, of three numbers and not of two, is sqrt(2 / 3), and gamma makes up for it.
+    for name in WHOLE:
+        assert sent[name] == pytest.approx([1.0, 1.0], abs=1e-6)
+
+
+def reach(update: np.ndarray, honest: np.ndarray, kind: str) -> tuple[float, float]:
+    """The two sides of the constraint of min-max, or min-sum, in loops over all pairs."""
+    to_honest = [float(np.sum((update - one) ** 2)) for one in honest]
+    pairs = [[float(np.sum((one - other) ** 2)) for other in honest] for one in honest]
+    if kind == "min-max":
+        return max(to_honest), max(max(row) for row in pairs)
+    return sum(to_honest), max(sum(row) for row in pairs)
+
+
+@pytest.mark.parametrize("name", sorted(WHOLE))
+@pytest.mark.parametrize("seed", range(3))
+def test_a_hidden_update_goes_as_far_as_its_constraint_lets_it(name: str, seed: int) -> None:
+    honest = np.random.default_rng(seed).normal(loc=0.3, size=(9, 20)) * np.linspace(0.1, 4, 20)
+    own = torch.zeros(3, 20, dtype=torch.float64)
+    sent = ATTACKS[name](own, torch.from_numpy(honest), 0).numpy()
+    assert (sent == sent[0]).all()
+    mean = honest.mean(axis=0)
+    direction = -mean / np.linalg.norm(mean) if name.endswith("unit") else -honest.std(axis=0)
+    gamma = (sent[0] - mean) @ direction / (direction @ direction)
+    assert sent[0] == pytest.approx(mean + gamma * direction, abs=1e-9)
+    assert gamma > 0.1
+    kind = name.split(",")[0]
+    left, right = reach(sent[0], honest, kind)
+    assert left == pytest.approx(right, rel=1e-9)
+    farther, _ = reach(mean + 1.001 * gamma * direction, honest, kind)
+    assert farther > right
+
+
+@pytest.mark.parametrize("name", sorted(WHOLE))
+def test_where_honest_nodes_agree_there_is_nothing_to_hide_in(name: str) -> None:
+    sent = ATTACKS[name](torch.zeros(2, 3), torch.ones(4, 3), 0)
+    assert sent.flatten().tolist() == pytest.approx([1.0] * 6, abs=1e-6)
+
+
+def test_a_hidden_update_is_of_all_tensors_at_once(tmp_path: Path) -> None:
+    grid = HostileFederation(config(tmp_path), "min-max, unit", set())
+    source = torch.Generator().manual_seed(0)
+    gradients = {"a": torch.randn(7, 2, 3, generator=source), "b": 5 * torch.randn(7, 1, generator=source)}
+    before = torch.cat([value.flatten(1) for value in gradients.values()], dim=1).numpy()
+    lying = torch.tensor([False, True, False, False, True, False, False])
+    grid._lie(gradients, lying, 0)
+    after = torch.cat([value.flatten(1) for value in gradients.values()], dim=1).numpy()
+    assert (after[~lying.numpy()] == before[~lying.numpy()]).all()
+    for liar in after[lying.numpy()]:
+        left, right = reach(liar, before[~lying.numpy()], "min-max")
+        assert left == pytest.approx(right, rel=1e-4)
+
+
+def test_the_settings_of_every_rule_are_valid() -> None:
+    assert all(parse_run_config({**SMALL, **settings, "malicious": 0.2}) for settings in RULES.values())

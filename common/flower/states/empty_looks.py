@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 FRESH = 5.0
-"""Seconds after a message for a node was stored in which its looks search: the transaction ends later than the call."""
+"""Seconds after a message for a node was stored in which a look may miss it: the transaction ends later than the call."""
 TRUSTED = 10.0
 """Seconds after which a look searches in any case, and a key is looked up anew."""
 _STORED, _EMPTY, _KEYS = "_stored_for_nodes", "_found_nothing_for_nodes", "_nodes_by_key"
@@ -33,11 +33,13 @@ def skip_empty_looks() -> None:
 
     def get_message_ins(self: Any, node_id: int, limit: int | None, **named: Any) -> list[Any]:
         """Return what Flower finds, or nothing at once if nothing can have come since nothing was found."""
+        if named.get("run_id") is not None:  # asked for one run, it finds nothing of the others
+            return list(get(self, node_id, limit, **named))
         now = time.monotonic()
         nothing: dict[int, float] = self.__dict__.setdefault(_EMPTY, {})
         looked = nothing.get(node_id)
         stored = self.__dict__.get(_STORED, {}).get(node_id)
-        if looked is not None and now - looked < TRUSTED and (stored is None or now - stored > FRESH):
+        if looked is not None and now - looked < TRUSTED and (stored is None or stored + FRESH < looked):
             return []
         found: list[Any] = get(self, node_id, limit, **named)
         if found:

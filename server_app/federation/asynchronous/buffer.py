@@ -7,7 +7,7 @@ from dataclasses import replace
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.maths.params import Params, weighted_mean
 from quickbloom.common.wire.messages import TrainReply
-from quickbloom.server_app.federation.aggregation import RunningMean, aggregate, too_few
+from quickbloom.server_app.federation.aggregation import RunningMean, aggregate_round, too_few
 
 
 class Buffer:
@@ -19,7 +19,7 @@ class Buffer:
 
     def __init__(self, like: Params, config: RunConfig) -> None:
         self._mean = RunningMean(like) if config.aggregate == "mean" else None
-        self._rule = config.aggregate, config.malicious
+        self._config = config
         self._by_node: dict[int, list[TrainReply]] = {}
         self.losses: list[float] = []
         self.staleness: Counter[int] = Counter()
@@ -37,7 +37,7 @@ class Buffer:
     @property
     def too_few(self) -> str | None:
         """Return why a rule that compares nodes cannot work with those that have contributed; None if it can."""
-        return too_few(*self._rule, len(self._by_node))
+        return too_few(self._config.aggregate, self._config.malicious, len(self._by_node), self._config.bucketing)
 
     def add(self, node_id: int, reply: TrainReply, staleness: int, exponent: float) -> None:
         """Add the reply of a node; its meta-gradient is scaled by its staleness."""
@@ -54,13 +54,17 @@ class Buffer:
         else:
             self._by_node.setdefault(node_id, []).append(reply)
 
-    def result(self) -> Params:
-        """Return the meta-gradient of the step. A node is one vote, however often it has answered."""
+    def result(self, number: int, centre: Params) -> Params:
+        """Return the meta-gradient of step `number`. A node is one vote, however often it has answered.
+
+        `centre`: as of `aggregate_round`.
+        """
         if self._mean:
             return self._mean.result()
         votes = []
-        for replies in self._by_node.values():
+        # By node, so that buckets do not depend on who was faster.
+        for _, replies in sorted(self._by_node.items(), key=lambda one: one[0]):
             weight = sum(reply.weight for reply in replies)
             losses = [loss for reply in replies for loss in reply.losses]
             votes.append(TrainReply(weighted_mean((one.gradient, one.weight) for one in replies), weight, losses))
-        return aggregate(*self._rule, votes)
+        return aggregate_round(self._config, votes, number, centre)

@@ -91,7 +91,8 @@ class AsynchronousTraining(Training):
     def objection(self, population: Population, first_round: int) -> str:
         """Return why the buffer cannot be filled with these participants; "" if it can."""
         nodes = len({population.homes[task] for task in population.splits["train"]})
-        reason = too_few(self._config.aggregate, self._config.malicious, min(nodes, self.buffer))
+        votes = min(nodes, self.buffer)
+        reason = too_few(self._config.aggregate, self._config.malicious, votes, self._config.bucketing)
         if reason is None:
             return ""
         return (
@@ -125,7 +126,7 @@ class AsynchronousTraining(Training):
                 raise self._messages.too_few(reason)
             flight.wait(_VIRTUAL_LOOK if clock.virtual else _LOOK)
         self._messages.round.record = {}
-        gradient = buffer.result()
+        gradient = buffer.result(number, self._outer.centre)
         loss = float(np.mean(buffer.losses)) if buffer.losses else math.nan
         self.client_losses, self._buffer = buffer.losses, None
         self._version += 1

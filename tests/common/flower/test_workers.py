@@ -45,7 +45,7 @@ def test_a_node_looks_again_after_a_tenth_of_the_time_without_work(clock: list[f
 
 
 def test_a_server_that_is_busy_is_asked_less(clock: list[float]) -> None:
-    pace = workers.Pace(3.0)
+    pace = workers.Pace(3.0, spares=True)
     pauses = []
     for took in (0.1, 0.1, 0.3, 0.1, 100.0):  # the way there and back takes 0.1 s
         pace.sleep(3)

@@ -169,7 +169,8 @@ def facts(content: bytes, name: str = "backup.json") -> bytes:
         (facts(b"x" * 20_000), "does not begin with `backup.json`"),
         (facts(b"a key", "vault/a"), "does not begin with `backup.json`"),
         (facts(json.dumps({"format": 2}).encode()), "was made by a later release"),
-        (facts(json.dumps({"format": 1}).encode()), "lacks `vault/secrets/superlink/server.key`"),
+        (facts(json.dumps({"format": 1}).encode()), "does not say in `backup.json` when it was made"),
+        (facts(json.dumps({"format": 1, "made": "now"}).encode()), "lacks `vault/secrets/superlink/server.key`"),
     ],
 )
 def test_what_is_no_backup_is_said(raw: bytes, reason: str, tmp_path: Path) -> None:

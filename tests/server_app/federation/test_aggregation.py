@@ -1,16 +1,27 @@
 """The mean over tasks does not see nodes; the other rules are those of the papers, and some liars do not move them."""
 
+import math
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
-from quickbloom.common.config.run import RunConfig
+from quickbloom.common.config.run import RunConfig, parse_run_config
+from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths import params
 from quickbloom.common.maths.params import Params
+from quickbloom.common.randomness import generator
 from quickbloom.common.wire.messages import TrainReply
-from quickbloom.server_app.federation.aggregation import RULES, RunningMean, aggregate, mean_over_tasks, too_few
+from quickbloom.server_app.federation.aggregation import (
+    RULES,
+    RunningMean,
+    aggregate,
+    aggregate_round,
+    in_buckets,
+    mean_over_tasks,
+    too_few,
+)
 
 
 def reply(gradient: float, weight: float) -> TrainReply:
@@ -208,3 +219,107 @@ def test_how_many_replies_a_rule_needs() -> None:
     assert too_few("multi-krum", 0.4, 10) == (
         "with 10 nodes `malicious = 0.4` means 4, and `multi-krum` then needs at least 11 nodes"
     )
+
+
+# ---- the rule with a history, and buckets
+
+
+def clipped(rows: Any, centre: list[float] | None = None, radius: float = 0.0, steps: int = 1) -> list[float]:
+    start = {} if centre is None else {"b": torch.tensor([centre[1:]]), "a": torch.tensor(centre[:1])}
+    found = aggregate("centered-clip", 0.2, vectors(*np.asarray(rows).tolist()), centre=start, radius=radius, steps=steps)
+    return [*found["a"].tolist(), *found["b"].flatten().tolist()]
+
+
+def test_centered_clipping_by_hand() -> None:
+    # Around (1, 0) with tau 5 the updates are (0, 0), (2, 0), (6, 8) of length 10, halved, and (-3, -4) of length 5: their sum
+    # is (0 + 2 + 3 - 3, 0 + 0 + 4 - 4), a quarter of it (0.5, 0).
+    rows = [[1.0, 0.0], [3.0, 0.0], [7.0, 8.0], [-2.0, -4.0]]
+    assert clipped(rows, [1.0, 0.0], 5.0) == pytest.approx([1.5, 0.0])
+    # The lengths are 0, 2, 5 and 10. Of an even number of them the lower middle one is the median, 2:
+    # (2, 0), (1.2, 1.6) and (-1.2, -1.6) remain.
+    assert clipped(rows, [1.0, 0.0]) == pytest.approx([1.5, 0.0])
+    # Without a history it starts at the median of every number, (2, 0).
+    assert clipped(rows, radius=100.0) == pytest.approx([9 / 4, 1.0])
+    assert clipped(rows, radius=1e-9) == pytest.approx([2.0, 0.0], abs=1e-8)
+    # Most are at the centre: the others do not count.
+    assert clipped([[1.0, 1.0]] * 3 + [[9.0, 9.0]] * 2, [1.0, 1.0], steps=3) == [1.0, 1.0]
+
+
+def clipped_by_numpy(x: np.ndarray, v: np.ndarray, radius: float, steps: int) -> Any:
+    for _ in range(steps):
+        lengths = [math.dist(one, v) for one in x]
+        tau = radius or sorted(lengths)[(len(x) - 1) // 2]
+        v = v + np.mean([(one - v) * min(1.0, tau / length) for one, length in zip(x, lengths, strict=True)], axis=0)
+    return v
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("radius", [0.0, 1.5])
+def test_centered_clipping_agrees_with_loops(radius: float, steps: int) -> None:
+    rng = np.random.default_rng(steps)
+    x = rng.normal(size=(9, 5)).astype(np.float32)
+    x[:2] *= 50
+    v = rng.normal(size=5).astype(np.float32)
+    assert clipped(x, v.tolist(), radius, steps) == pytest.approx(clipped_by_numpy(x, v, radius, steps), abs=1e-5)
+    first = clipped_by_numpy(x, np.median(x, axis=0), radius, steps)
+    assert clipped(x, None, radius, steps) == pytest.approx(first, abs=1e-5)
+
+
+@pytest.mark.parametrize("lie", [3.0, 1e6, 1e15])
+def test_a_liar_moves_the_centre_by_tau_over_n_at_a_step_however_far_it_is(lie: float) -> None:
+    rows = np.zeros((5, 3), dtype=np.float32)
+    rows[0, 0] = lie
+    assert clipped(rows, [0.0] * 3, 2.0) == pytest.approx([2 / 5, 0.0, 0.0])
+
+
+def test_buckets_are_all_replies_once_in_an_order_drawn_from_seed_and_round() -> None:
+    updates = torch.arange(7.0, dtype=torch.float64).unsqueeze(1)
+
+    def drawn(seed: int, number: int) -> list[float]:
+        return in_buckets(updates, 3, generator(seed, "buckets", number)).flatten().tolist()
+
+    order = generator(4, "buckets", 2).permutation(7).tolist()
+    expected = [np.mean(order[:3]), np.mean(order[3:6]), float(order[6])]
+    assert drawn(4, 2) == pytest.approx(expected)
+    assert drawn(4, 2) == drawn(4, 2)
+    assert len({tuple(drawn(seed, number)) for seed in (4, 5) for number in (1, 2, 3)}) == 6
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_a_rule_with_buckets_is_the_rule_on_their_means(rule: str) -> None:
+    x = np.random.default_rng(3).normal(size=(13, 4)).astype(np.float32)
+    config = parse_run_config({"aggregate": rule, "bucketing": 2, "malicious": 0.1, "seed": 6})
+    found = aggregate_round(config, vectors(*x.tolist()), 9, {})
+    order = generator(6, "buckets", 9).permutation(13)
+    means = [x[order[i : i + 2]].mean(axis=0).tolist() for i in range(0, 13, 2)]
+    # Of 13 replies 10 % are two, which is also what 2 / 7 of seven votes are.
+    alone = aggregate(rule, 2 / 7, vectors(*means))
+    for name in alone:
+        assert torch.allclose(found[name], alone[name], rtol=0, atol=1e-5)
+    other = aggregate_round(config, vectors(*x.tolist()), 10, {})
+    assert not all(torch.equal(found[name], other[name]) for name in found)
+
+
+def test_with_buckets_as_many_liars_face_fewer_votes() -> None:
+    assert [too_few("median", 0.2, n, 2) is None for n in (8, 9, 10)] == [False, True, True]  # 4, 5 and 5 votes, f = 2
+    assert too_few("krum", 0.2, 10, 2) == (
+        "with 10 nodes in 5 buckets (`bucketing = 2`) `malicious = 0.2` means 2, and `krum` then needs at least 7 buckets"
+    )
+    assert too_few("mean", 0.2, 1, 2) is None
+    with pytest.raises(ValueError, match="need a random generator"):
+        aggregate("median", 0.2, vectors([1.0, 2.0]), bucketing=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"bucketing": 2}, '`bucketing` must be 1 with `aggregate = "mean"`, because the mean of buckets is .*, got 2'),
+        ({"bucketing": 2, "secure-aggregation": True}, "`bucketing` must be 1 with `secure-aggregation`, because the server"),
+        ({"clip-radius": 2.0, "aggregate": "median"}, '`clip-radius` does nothing with `aggregate = "median"`, got 2.0'),
+        ({"clip-steps": 1}, '`clip-steps` does nothing with `aggregate = "mean"`, got 1'),
+        ({"clip-steps": 0, "aggregate": "centered-clip"}, "`clip-steps` must be"),
+    ],
+)
+def test_settings_of_rules_that_would_do_nothing_are_refused(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        parse_run_config(settings)

@@ -104,6 +104,31 @@ def test_a_round_with_too_few_replies_for_its_rule_is_treated_as_the_settings_sa
     assert "`krum` then needs at least 5 nodes" in run.records[0]["skipped"]
 
 
+def test_a_round_that_would_have_too_few_buckets_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"needs at least 7 buckets, since .*, or lower `malicious` or `bucketing`$"):
+        Run(aggregate="krum", bucketing=2)
+
+
+def test_liars_that_share_buckets_with_honest_nodes_move_a_rule_hardly() -> None:
+    lies = {3: liar(lambda value: 1000 * torch.ones_like(value)), 7: liar(lambda value: 1000 * torch.ones_like(value))}
+    honest = Run().start()
+    found = Run(faults=lies, aggregate="median", bucketing=2).start()
+    assert distance(found, honest) < 0.75 * distance(honest, Run().before)
+
+
+def test_centered_clipping_starts_where_the_round_before_ended() -> None:
+    """With so small a tau a round stays where it starts; the step of Reptile is then what the rule returned."""
+    settings: dict[str, Any] = {
+        "aggregate": "centered-clip",
+        "clip_radius": 1e-6,
+        "clip_steps": 1,
+        "reptile.outer_decay": False,
+    }
+    before, first, second = Run().before, Run(rounds=1, **settings).start(), Run(rounds=2, **settings).start()
+    assert distance(first, before) > 0.01
+    assert distance(subtract(second, first), subtract(first, before)) < 1e-4
+
+
 def test_half_or_more_liars_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"`malicious` must be less than 0.5"):
         parse_run_config({"malicious": 0.5})

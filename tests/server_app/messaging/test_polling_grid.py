@@ -312,6 +312,19 @@ def test_messages_to_many_nodes_are_pushed_a_few_at_a_time_in_order() -> None:
     assert ids == [message.metadata.message_id for message in messages]
 
 
+def test_a_group_of_messages_that_is_refused_leaves_the_ids_of_the_others_where_they_are() -> None:
+    class Refusing(SlowGrid):
+        def push_messages(self, messages: Iterable[Message]) -> list[str]:
+            listed = list(messages)
+            return [] if listed[0].metadata.dst_node_id == 100 else super().push_messages(listed)
+
+    grid = Refusing([0.0] * 20)
+    messages = [Message(RecordDict({"request": ConfigRecord()}), node_id, ROLL_CALL) for node_id in grid.get_node_ids()]
+    ids = list(PollingGrid(grid).push_messages(messages))
+    assert ids[:16] == [""] * 16
+    assert ids[16:] == [message.metadata.message_id for message in messages[16:]]
+
+
 def test_large_replies_are_fetched_one_at_a_time_and_small_ones_together(monkeypatch: pytest.MonkeyPatch) -> None:
     for large, looks in ((0, [1, 1, 1]), (10**9, [3])):
         monkeypatch.setattr(polling_grid, "LARGE", large)

@@ -14,6 +14,7 @@ from loopback import LoopbackGrid
 
 from quickbloom.common.config.run import RunConfig, parse_run_config
 from quickbloom.common.errors import ConfigError, DataError
+from quickbloom.common.personal import checkpoint as checkpoint_file
 from quickbloom.common.wire.messages import EVALUATE, TRAIN
 from quickbloom.common.wire.secure.messages import MASKED
 from quickbloom.server_app import app as server
@@ -218,6 +219,29 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_left_alone(
     with pytest.raises(ConfigError, match=sentence):
         run(tmp_path, resume_from=str(tmp_path), **changes)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("more", [{}, {"bucketing": 2}], ids=["alone", "buckets"])
+def test_a_rule_with_a_history_goes_on_from_it(tmp_path: Path, more: dict[str, Any]) -> None:
+    changes: dict[str, Any] = {"nodes": 5, "aggregate": "centered-clip", "clip_radius": 0.05, **more}
+    whole = run(tmp_path / "whole", **changes)
+    cut(tmp_path / "cut", TRAIN, 3, **changes)
+    assert any(name.startswith("centre/") for name in load(tmp_path / "cut").tensors)
+    rest = run(tmp_path / "cut", resume_from=str(tmp_path / "cut"), **changes)
+    assert result(tmp_path / "cut", rest) == result(tmp_path / "whole", whole)
+    first, second = (load(tmp_path / name) for name in ("whole", "cut"))
+    assert all((value == second.tensors[name]).all() for name, value in first.tensors.items())
+
+
+def test_the_history_of_a_rule_must_fit_the_model(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"nodes": 5, "aggregate": "centered-clip"}
+    cut(tmp_path, TRAIN, 2, **changes)
+    found = load(tmp_path)
+    name = next(name for name in found.tensors if name.startswith("centre/"))
+    tensors = {key: value for key, value in found.tensors.items() if key != name}
+    checkpoint_file.write(found.path, tensors, found.facts, wait=True)
+    with pytest.raises(ConfigError, match=rf"another centre of `centered-clip`: the tensor `{name.removeprefix('centre/')}`"):
+        run(tmp_path, resume_from=str(tmp_path), **changes)
 
 
 def test_a_secure_run_goes_on_with_another_threshold_to_the_same_result(tmp_path: Path) -> None:

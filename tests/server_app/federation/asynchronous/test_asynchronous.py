@@ -231,6 +231,28 @@ def test_what_tasks_keep_may_not_count_in_part(algorithm: str) -> None:
     parse_run_config({**SMALL, "algorithm": algorithm, "async-staleness": 0.7})
 
 
+@pytest.mark.parametrize("more", [{}, {"bucketing": 2}], ids=["alone", "buckets"])
+def test_with_one_speed_a_rule_with_a_history_is_that_of_synchronous_training(tmp_path: Path, more: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {
+        "aggregate": "centered-clip",
+        "malicious": 0.1,
+        "clip_radius": 0.05,
+        "evaluate_every": 0,
+        **more,
+    }
+    run(tmp_path / "sync", **settings)
+    run(tmp_path / "async", mode="async", **settings)
+    run(tmp_path / "plain", evaluate_every=0)
+    assert furthest(model(tmp_path / "sync"), model(tmp_path / "async")) < 1e-5
+    assert furthest(model(tmp_path / "sync"), model(tmp_path / "plain")) > 1e-3
+    centres = [
+        {name: value for name, value in load(tmp_path / mode).tensors.items() if name.startswith("centre/")}
+        for mode in ("sync", "async")
+    ]
+    assert len(centres[0]) == len(model(tmp_path / "sync"))
+    assert furthest(*centres) < 1e-5
+
+
 def test_a_rule_that_needs_more_nodes_than_there_are_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match='`aggregate = "krum"` cannot work with `async-buffer` 2'):
         run(tmp_path / "run", mode="async", aggregate="krum", async_buffer=2)

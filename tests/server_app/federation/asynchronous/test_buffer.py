@@ -21,7 +21,7 @@ def test_staleness_shortens_the_step_and_is_not_divided_out() -> None:
     buffer = Buffer(LIKE, parse_run_config({}))
     buffer.add(1, reply(4.0), 0, 0.5)
     buffer.add(2, reply(8.0, 3.0), 3, 0.5)
-    assert buffer.result()["a"].tolist() == pytest.approx([4.0, -4.0])
+    assert buffer.result(1, {})["a"].tolist() == pytest.approx([4.0, -4.0])
     assert dict(buffer.staleness) == {0: 1, 3: 1}
 
 
@@ -29,7 +29,7 @@ def test_without_an_exponent_all_count_the_same() -> None:
     buffer = Buffer(LIKE, parse_run_config({}))
     buffer.add(1, reply(4.0), 0, 0.0)
     buffer.add(2, reply(8.0), 9, 0.0)
-    assert buffer.result()["a"].tolist() == [6.0, -6.0]
+    assert buffer.result(1, {})["a"].tolist() == [6.0, -6.0]
 
 
 def test_tasks_that_failed_do_not_fill_the_buffer() -> None:
@@ -53,4 +53,23 @@ def test_a_node_is_one_vote_however_often_it_answers() -> None:
     assert not buffer.is_full(6)  # two nodes, of which one may lie: three are needed
     buffer.add(2, reply(2.0), 0, 0.5)
     assert buffer.is_full(6)
-    assert buffer.result()["a"].tolist() == [2.0, -2.0]
+    assert buffer.result(1, {})["a"].tolist() == [2.0, -2.0]
+
+
+def test_a_step_starts_from_the_centre_of_the_one_before_and_its_buckets_do_not_depend_on_who_was_faster() -> None:
+    """Around 0 with tau 2: (1, -1) of length 1.41 stays as it is, (2, -2) and (6, -6) become 2 long."""
+    settings = {"aggregate": "centered-clip", "malicious": 0.2, "clip-radius": 2.0, "clip-steps": 1}
+    buffer = Buffer(LIKE, parse_run_config(settings))
+    for node_id, value in ((1, 1.0), (2, 2.0), (3, 6.0)):
+        buffer.add(node_id, reply(value), 0, 0.5)
+    mean = (1 + 2 * math.sqrt(2)) / 3
+    assert buffer.result(7, {"a": torch.zeros(2, dtype=torch.float64)})["a"].tolist() == pytest.approx([mean, -mean])
+
+    found = []
+    for order in ([1, 2, 3, 4, 5, 6], [6, 2, 5, 1, 3, 4]):
+        buffer = Buffer(LIKE, parse_run_config({"aggregate": "median", "malicious": 0.1, "bucketing": 2}))
+        for node_id in order:
+            assert not buffer.is_full(6)
+            buffer.add(node_id, reply(2.0**node_id), 0, 0.5)
+        found.append(buffer.result(7, {})["a"].tolist())
+    assert found[0] == found[1]
