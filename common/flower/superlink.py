@@ -23,11 +23,17 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from quickbloom.common.flower import registry
 from quickbloom.common.system import loopback
 from quickbloom.common.system.terminal import FAILED, say_error
+
+try:
+    import resource
+except ImportError:  # Windows has no such limits
+    resource = None  # type: ignore[assignment]
 
 PAUSE = 1.0
 """Seconds between two searches for lost tasks."""
@@ -51,12 +57,21 @@ def command(*arguments: str) -> list[str]:
 def main() -> None:
     """Run `flower-superlink`, which is the first argument, with the arguments after it."""
     sys.argv = sys.argv[1:]
+    allow_connections()
     # What is skipped must be heard all the same: `forgiven-absence` comes last.
     registry.apply("lost-tasks", "past-layers", "look-ups", "restarted-nodes", "repeated-pushes", "empty-looks", "known-keys")
     registry.apply("one-writer", "forgiven-absence")
     threading.Thread(target=end_unless_open, args=(addresses(sys.argv[1:]),), daemon=True).start()
     (entry,) = importlib.metadata.entry_points(group="console_scripts", name="flower-superlink")
     entry.load()()
+
+
+def allow_connections() -> None:
+    """Let this process hold as many files open as it may: each node is a connection, and the default is often 1,024."""
+    if resource is not None:
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        with suppress(OSError, ValueError):  # macOS refuses what it calls unlimited
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def addresses(arguments: Sequence[str]) -> list[str]:

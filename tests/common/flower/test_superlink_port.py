@@ -55,3 +55,18 @@ def test_open_ports_are_left_alone(open_port: int) -> None:
 )
 def test_addresses_are_those_of_the_command_line(arguments: list[str], expected: list[str]) -> None:
     assert superlink.addresses(arguments) == expected
+
+
+LIMIT = """
+import resource
+from quickbloom.common.flower.superlink import allow_connections
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, most))
+allow_connections()
+print(resource.getrlimit(resource.RLIMIT_NOFILE) == (most, most))
+"""
+
+
+def test_as_many_nodes_can_be_connected_as_the_system_allows() -> None:
+    done = subprocess.run([sys.executable, "-c", LIMIT], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "True\n"
