@@ -1,8 +1,8 @@
 """A SuperLink's database that many nodes write to: writers wait in line instead of trying again and again.
 
 SQLite lets one write at a time. Whoever comes meanwhile tries again, at first after 1 ms, later after 100, and after 5 s it
-gives up: the request fails, and the message that it was for is lost. With 250 nodes this happened within a minute. Here a
-thread that is about to write first waits for the one that writes, for as long as a request may take.
+gives up: the request fails, and the message that it was for is lost. Here a thread that is about to write first waits for the
+one that writes, for as long as a request may take.
 This is the patch `one-writer` of `common.flower.registry`.
 """
 
