@@ -1,6 +1,7 @@
 """A SuperLink that many nodes ask: a look that finds nothing costs no search in its database, nor does a known node's key.
 
-Every look of a node is two searches, one of which writes, and nodes look every three seconds. All messages come through the SuperLink's own process, so it knows who may have one.
+Every look of a node is two searches, one of which writes, and nodes look every three seconds. All messages come through the
+SuperLink's own process, so it knows who may have one.
 These are the patches `empty-looks` and `known-keys` of `common.flower.registry`.
 """
 
