@@ -16,6 +16,7 @@ from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.federation import strategy
 from quickbloom.server_app.federation.outer import OuterOptimizer
 from quickbloom.server_app.messaging import node_status, phases
+from quickbloom.server_app.messaging.exchange import Exchange
 from quickbloom.server_app.messaging.polling_grid import PollingGrid
 from quickbloom.server_app.runs.directory import RunDirectory, read_history
 
@@ -79,9 +80,9 @@ def run(path: Path, clock: Clock, **more: Any) -> tuple[list[dict[str, Any]], li
         {**SMALL, "output-dir": str(path), **{k.replace("_", "-"): v for k, v in more.items()}}
     ).resolved()
     grid, counts = Grid(clock, config.flat()), list[Counter[str]]()
-    begin, close = strategy.Exchange.begin, strategy.MetaStrategy._close_round
+    begin, close = Exchange.begin, strategy.MetaStrategy._close_round
 
-    def begun(self: strategy.Exchange) -> None:
+    def begun(self: Exchange) -> None:
         grid.answers.clear()
         begin(self)
 
@@ -90,7 +91,7 @@ def run(path: Path, clock: Clock, **more: Any) -> tuple[list[dict[str, Any]], li
         close(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strategy.Exchange, "begin", begun)
+        patch.setattr(Exchange, "begin", begun)
         patch.setattr(strategy.MetaStrategy, "_close_round", closed)
         run_federation(grid, config)
     return read_history(path), counts
