@@ -38,7 +38,7 @@ _FORGET = 3600.0
 class Reachability:
     """The state of every node. `patience`: seconds until a node that does not answer the roll call is called again.
 
-    `population.homes` follows tasks that return on another node.
+    `population.homes` follows tasks that return on another node. `connected`: how many nodes there were at the last look.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Reachability:
         refused = {node_id for node_id, why in population.refused.items() if not (is_gone(why) or why.startswith(SILENT))}
         self._known = population.nodes | refused | set(population.homes.values())
         self._connected = set(self._known)
+        self.connected = len(self._connected)
         self._away: set[int] = set()
         self._bad: Counter[int] = Counter()
         self._owed: dict[str, tuple[int, float]] = {}
@@ -107,7 +108,7 @@ class Reachability:
             log(INFO, "Node %s is not connected any more", node_id)
         # A node that was cut off may still have work: it is called before it is asked.
         self._away |= self._known - connected
-        self._connected = connected
+        self._connected, self.connected = connected, len(connected)
         with awaited_until(time.monotonic()):  # an incomplete reply is given up, and the node called again
             self._collect_late(grid)
             self._collect_answers(grid)
@@ -179,7 +180,9 @@ class Reachability:
     def greet(self, grid: Grid) -> None:
         """Call nodes that are unknown, at most once a second: for the time in which others work. Never waits."""
         if self._clock.now() - self._looked >= _PAUSE:
-            self._call(grid, set(grid.get_node_ids()) - self._known)
+            there = set(grid.get_node_ids())
+            self.connected = len(there)
+            self._call(grid, there - self._known)
 
     def _call(self, grid: Grid, connected: Iterable[int]) -> None:
         self._looked = self._clock.now()
