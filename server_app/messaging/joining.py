@@ -11,6 +11,7 @@ from typing import Any
 
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.datasets.base import TaskInfo, left_out_in_words
+from quickbloom.common.wire.refusal import Misfit
 from quickbloom.common.wire.roll_call import RollCallReply
 from quickbloom.server_app.events.channel import Events
 from quickbloom.server_app.events.kinds import Joined
@@ -82,8 +83,8 @@ class Joining:
 
     def _why_nothing(self, others: list[TaskInfo], left_out: dict[str, str]) -> str:
         if not others:
-            return f"it hosts no task as this run has it: {_LATER}"
-        return self._closed or f"none of its tasks can train: {left_out_in_words(left_out)}"
+            return Misfit("tasks", f"it hosts no task as this run has it: {_LATER}")
+        return Misfit("tasks", self._closed or f"none of its tasks can train: {left_out_in_words(left_out)}")
 
     def admit(self, node_id: int, offer: Offer, answer: RollCallReply) -> str:
         """Give the tasks of an offer their home on this node. Returns an objection, after which nothing has changed, or ""."""
