@@ -122,11 +122,11 @@ class Status:
         message, run = section(self.facts, "message"), section(self.facts, "run")
         yield f"Last message of the server: {_time(message.get('at'))}." if message else "The server has sent nothing yet."
         if run:
-            rounds, last = number(run, "rounds"), run.get("round")
+            rounds, last, in_all = number(run, "rounds"), run.get("round"), number(self.facts, "rounds")
             which = f", the last of them round {_text(last)}" if rounds else ""
             yield (
                 f"Last run: number {_text(run.get('id'))}, from {_time(run.get('began'))} to {_time(run.get('at'))}; "
-                f"it trained in {counted(rounds, 'round')}{which}. In all runs: {counted(number(self.facts, 'rounds'), 'round')}."
+                f"it trained in {counted(rounds, 'round')}{which}. In all runs: {counted(in_all, 'round')}."
             )
         yield from self._of_tasks()
         if personal := section(self.facts, "personal"):
@@ -160,7 +160,7 @@ class Status:
 
 def folders(base: Path) -> list[Path]:
     """Return the folders of this user's devices in `base`, the newest word first."""
-    found = [file.parent for file in base.glob("*/status.json") if file.is_file()]
+    found = [file.parent for file in base.glob("*/status.json") if read(file.parent)]
     return sorted(found, key=lambda folder: (folder / "status.json").stat().st_mtime, reverse=True)
 
 

@@ -32,13 +32,13 @@ from quickbloom.common.wire.roll_call import (
     tell_agreed,
 )
 from quickbloom.server_app.events.channel import Events, Warn
-from quickbloom.server_app.events.kinds import RollCalled
+from quickbloom.server_app.events.kinds import Refused, RollCalled
 from quickbloom.server_app.federation.splits import Before, split_tasks
 from quickbloom.server_app.messaging.admission import difference, hosted_twice, other_constants
 from quickbloom.server_app.messaging.answers import answers
 from quickbloom.server_app.messaging.failures import UNFINISHED, is_gone
 from quickbloom.server_app.messaging.population import Population
-from quickbloom.server_app.messaging.refusing import tell_refused
+from quickbloom.server_app.messaging.refusing import misfit_of, tell_refused
 
 _PAUSE = 1.0
 """Seconds after which absent nodes are asked again."""
@@ -77,6 +77,7 @@ def call_roll(
         answers = {node_id: answer for node_id, answer in answers.items() if node_id not in others}
     for node_id, reason in refused.items():
         events.warn(f"Node {node_id} does not take part: {reason}")
+        events.tell(Refused(node_id, misfit_of(reason)))
     _name_left_out(events.warn, {name: why for answer in answers.values() for name, why in answer.left_out.items()})
     too_few = spec is None or len(answers) < config.min_nodes
     tell(refused, last=too_few)

@@ -230,6 +230,7 @@ class Reachability:
         self._refused[node_id] = reason
         if node_id not in self._known:
             self._warn(f"Node {node_id} does not take part: {reason}")
+            self._joining.refuse(node_id, reason)
             self._known.add(node_id)
 
     def _back(self, node_id: int, *, new: bool = False) -> None:

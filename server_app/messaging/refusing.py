@@ -7,10 +7,18 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from quickbloom.common.flower.names import log
-from quickbloom.common.wire.refusal import KINDS, REFUSED, Refusal
+from quickbloom.common.wire.refusal import KINDS, REFUSED, Misfit, Refusal
+from quickbloom.server_app.messaging.failures import SILENT, is_gone
 
 _LAST_WORDS = 10.0
 """Most seconds that a run which cannot begin waits for its nodes to hear why: after its end nothing reaches them."""
+
+
+def misfit_of(reason: str) -> str:
+    """Return what does not fit, without a word of the node: it may quote its data."""
+    if isinstance(reason, Misfit):
+        return KINDS[reason.kind]
+    return "no answer" if is_gone(reason) or reason.startswith(SILENT) else "a fault of its own"
 
 
 def tell_refused(

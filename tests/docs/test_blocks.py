@@ -89,6 +89,7 @@ LOOKED_AT = [
     (r"quickbloom secrets .*--register ", "needs a SuperLink: tests/integration/test_secrets.py"),
     (r"quickbloom deploy ", "containers: tests/server_app/deployment/test_compose.py"),
     (r"quickbloom-edge join ", "runs until it is stopped: tests/integration/test_edge.py"),
+    (r"quickbloom-edge status ", "needs a device that has joined: tests/client_app/owner/test_status_words.py"),
     (r"quickbloom-edge score ", "needs episodes: tests/client_app/test_score.py"),
     (r"quickbloom-edge export ", "needs onnx: tests/client_app/test_export.py"),
     (r"flwr ", "Flower's runtime: tests/integration/test_simulation.py"),
