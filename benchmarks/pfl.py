@@ -64,14 +64,12 @@ ROWS = (
     Row("kNN-Per", "knnper"),
 )
 """Published: PFLlib's page of benchmarks, Fashion-MNIST, practical label skew, 20 clients, 2,000 rounds, the best of them."""
-WITHOUT_EPOCHS = ("perfedavg",)
-"""Algorithms whose local steps are of all examples, and not of batches."""
 
 
 def setup(row: Row, users: int, rounds: int, nodes: int = 1) -> Setup:
     """Return the command of a row, for any seed: in one process, or with so many simulated nodes."""
     own = [f"inner-lr={RATE}", *row.settings]
-    own += [] if row.algorithm in WITHOUT_EPOCHS else ["local-epochs=1", f"batch-size={BATCH}"]
+    own += ["local-epochs=1", f"batch-size={BATCH}"]
     # One run serves all rows that differ only in their fine-tuning.
     alike = [other for other in ROWS if (other.algorithm, other.settings) == (row.algorithm, row.settings)]
     steps = max(1, *(other.steps for other in alike), 0)

@@ -51,6 +51,20 @@ def test_tasks_of_unlike_size_take_unlike_many_steps_by_hand(chunk_size: int) ->
     assert result.weight == sum(sizes)
 
 
+@pytest.mark.parametrize("chunk_size", [1, 64])
+def test_perfedavg_counts_its_meta_steps_in_epochs_by_hand(chunk_size: int) -> None:
+    # Two batches of 2 a step: 5, 13 and 3 examples are 1, 3 and 1 steps an epoch. A step from w by the first order:
+    # w - 2 a (w - y) after the inner one, then w - 2 b (1 - 2 a) (w - y), with a = .1 and b = .25: .6 times the distance.
+    settings = {"batch_size": 2, "local_epochs": 2, "local_lr": 0.25, "variant": "fo"}
+    algorithm, meta = on_one_weight("perfedavg", **settings)  # type: ignore[arg-type]
+    clients = [(3.0, 2, 3, 2), (-5.0, 9, 4, 6), (1.5, 2, 1, 2)]
+    result = run_round(algorithm, meta, [client(*of[:3]) for of in clients], chunk_size)  # type: ignore[arg-type]
+    ends = [target + 0.6**steps * (1 - target) for target, _, _, steps in clients]
+    weights = [algorithm.weight(support + query) for _, support, query, _ in clients]  # type: ignore[attr-defined]
+    mean = sum(weight * (1 - end) for weight, end in zip(weights, ends, strict=True)) / sum(weights)
+    assert result.gradient["weight"].item() == pytest.approx(mean, abs=1e-12)
+
+
 def test_pfedme_counts_its_local_rounds_in_epochs_by_hand() -> None:
     # One proximal step of rate a from w: phi = (w - 2 a (w - y) + a lambda w) / (1 + a lambda), so w - phi = .2 / 1.01 (w - y).
     # Then w moves by eta lambda (w - phi) = .5 * .2 / 1.01 (w - y), in 2 epochs of 2 batches.

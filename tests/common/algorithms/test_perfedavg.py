@@ -1,5 +1,6 @@
 """Per-FedAvg against plain autograd, and a quadratic whose Hessian is not diagonal, worked by hand."""
 
+import numpy as np
 import pytest
 import torch
 from plain_torch import (
@@ -21,7 +22,7 @@ from quickbloom.common.algorithms.base import AlgorithmOptions
 from quickbloom.common.algorithms.fomaml import FoMaml
 from quickbloom.common.algorithms.maml import Maml
 from quickbloom.common.algorithms.perfedavg import PerFedAvg
-from quickbloom.common.maths.batch import Episode
+from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 
 VARIANTS = ["fo", "hf"]
 
@@ -98,6 +99,32 @@ def test_a_local_rate_of_zero_stands_for_the_inner_rate() -> None:
     episode = Episode(quadratic([[1, 0], [1, 1]], [0, 0]), quadratic([[1, 0], [0, 1]], [0.6, 0.7]))
     gradient, _ = algorithm.meta_gradient({"weight": row(1, 2)}, episode, NO_MINIBATCHES)
     assert torch.allclose(gradient["weight"], row(-0.01, 0.09), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("kind", LOSSES)
+def test_batches_are_drawn_anew_for_every_local_step(kind: str, variant: str) -> None:
+    settings = {"variant": variant, "inner-lr": 0.4, "local-lr": 0.2, "batch-size": 2, "local-epochs": 1}
+    algorithm, episode = PerFedAvg(PerFedAvg.Options.model_validate(settings), tanh_learner(kind)), random_episode(kind)
+    rows = torch.tensor([[0, 7, 3, 1], [2, 4, 6, 5]])
+    x, y = (torch.cat([getattr(episode.support, part), getattr(episode.query, part)]) for part in ("x", "y"))
+    w = theta = leaves(algorithm.init())
+    for step in rows:
+        seen, asked = (Batch.of(x[half], y[half]) for half in (step[::2], step[1::2]))
+        w = plain_local_steps(kind, w, Episode(seen, asked), 1, second_order=variant == "hf")
+    gradient, _ = algorithm.meta_gradient(algorithm.init(), episode, Minibatches(rows, torch.ones(2, 4, dtype=torch.float64)))
+    assert close(gradient, [a - b for a, b in zip(theta, w, strict=True)], atol=1e-10)
+
+
+def test_an_epoch_shows_every_example_once_in_two_batches_a_step() -> None:
+    settings = {"batch-size": 3, "local-epochs": 2, "inner-lr": 0.1}
+    algorithm = PerFedAvg(PerFedAvg.Options.model_validate(settings), tanh_learner("classification"))
+    rows = algorithm.minibatch_indices(20, np.random.default_rng(0))
+    assert rows is not None
+    assert rows.shape == (6, 6)  # of 20 examples 2 are left over in each epoch
+    assert all(len(set(epoch.ravel())) == 18 for epoch in (rows[:3], rows[3:]))
+    with pytest.raises(ValidationError, match="batch-size"):
+        PerFedAvg.Options.model_validate({"local-epochs": 2})
 
 
 def test_an_unknown_variant_is_refused() -> None:
