@@ -27,6 +27,7 @@ from quickbloom.server_app.messaging.clock import REAL, Clock
 from quickbloom.server_app.messaging.failures import SILENT, failure, is_gone
 from quickbloom.server_app.messaging.joining import Joining
 from quickbloom.server_app.messaging.population import Population
+from quickbloom.server_app.messaging.refusing import tell_refused
 
 _MOST_BAD_REPLIES = 3
 _PAUSE = 1.0
@@ -68,6 +69,11 @@ class Reachability:
         self._waiting = dict(population.arrived)
         self._waits: dict[int, float] = {}
         """Since when a node waits for the tasks of another one."""
+        self._hearing: set[int] = set()
+        """Nodes that understand a refusal, by their answer to the roll call of this run."""
+        self._refused: dict[int, str] = {}
+        """Reasons that nodes have not been told yet, and below those that they have."""
+        self._told: dict[int, str] = {}
         self._looked = -math.inf
         self.late: Counter[int] = Counter()
 
@@ -116,7 +122,15 @@ class Reachability:
             for node_id in answers.keys() - connected:
                 del answers[node_id]
         self._admit()
+        self._tell_refused(grid)
         self._call(grid, connected)
+
+    def _tell_refused(self, grid: Grid) -> None:
+        """Tell nodes what they have not been told yet."""
+        news = {node_id: reason for node_id, reason in self._refused.items() if self._told.get(node_id) != reason}
+        self._refused.clear()
+        self._told |= news
+        tell_refused(grid, news, self._hearing & self._connected)
 
     def _collect_late(self, grid: Grid) -> None:
         for reply in grid.pull_messages(list(self._owed)) if self._owed else []:
@@ -146,6 +160,8 @@ class Reachability:
                 self._waiting[node_id] = answer
                 return ""
             answer = RollCallReply.from_records(records)
+            if answer.hears:
+                self._hearing.add(node_id)
         except WireError as error:
             return f"its answer to the roll call is of no use: {error}"
         # A node of the run has been asked for its constants before.
@@ -172,7 +188,8 @@ class Reachability:
             if (home := homes[task_id]) != node_id and self.can_be_asked(home):
                 since = self._waits.setdefault(node_id, self._clock.now())
                 if self._clock.now() - since > self._patience:
-                    self._warn(f"Node {node_id} waits until node {home} is away: {self._joining.twice(task_id)}")
+                    self._refused[node_id] = twice = self._joining.twice(task_id)
+                    self._warn(f"Node {node_id} waits until node {home} is away: {twice}")
                 return True
         self._waits.pop(node_id, None)
         return False
@@ -213,8 +230,10 @@ class Reachability:
     def _refuse(self, node_id: int, reason: str) -> None:
         self._waiting.pop(node_id, None)
         self._unproven.pop(node_id, None)
+        self._refused[node_id] = reason
         if node_id not in self._known:
             self._warn(f"Node {node_id} does not take part: {reason}")
+            self._joining.refuse(node_id, reason)
             self._known.add(node_id)
 
     def _back(self, node_id: int, *, new: bool = False) -> None:
