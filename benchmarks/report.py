@@ -56,13 +56,17 @@ def _round(number: int, nodes: list[int], rng: np.random.Generator) -> dict[str,
         curve = (0.2 + (0.7 - 200 / (300 + number)) * (1 - np.exp(-np.arange(_STEPS + 1) / 3))).tolist()
         record["validation"] = {"adapt_lr": 0.3, "accuracy": curve, "loss": [1 - value for value in curve], "tasks": 500}
     answered = [node for node in nodes if node not in failed]
-    said = {"asked": _NODES, "answered": len(answered), "away": [], "late": {}, "trained": answered}
+    said = {"asked": _NODES, "answered": len(answered), "away": [], "connected": len(nodes), "late": {}, "trained": answered}
     reasons = [{"who": f"node {node}", "reason": "it sent no reply within `round-deadline` (600 s)"} for node in failed]
+    seconds = float(rng.gamma(20, 0.1))
+    shares = {"asking": 0.1, "waiting": 0.6, "aggregating": 0.2, "scoring": 0.1, "saving": 0.05}
     return {
         **record,
         "nodes": said,
         "bytes": {"up": 40_000 * len(answered), "down": 40_000 * _NODES},
-        "seconds": float(rng.gamma(20, 0.1)),
+        "seconds": seconds,
+        "phases": {phase: share * seconds for phase, share in shares.items()},
+        "memory": {"resident": 600_000_000 + 1000 * number, "peak": 700_000_000},
         "failures": reasons,
     }
 

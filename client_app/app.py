@@ -18,6 +18,8 @@ from quickbloom.client_app import baselines, round_log, secure
 from quickbloom.client_app.asked import Asked
 from quickbloom.client_app.measuring import score_seen, score_unseen
 from quickbloom.client_app.node import Node
+from quickbloom.client_app.owner import diary
+from quickbloom.client_app.owner.hearing import hear
 from quickbloom.client_app.personal_models import keep_all
 from quickbloom.client_app.replying import coded, replies
 from quickbloom.client_app.task_state import KeptState
@@ -71,7 +73,11 @@ def roll_call(message: Message, node: Node, state: RecordDict) -> RecordDict:
     if (find_compiler() or prebuilt.installed()) and (lacking := kernel_remark()):
         log(WARNING, "%s", lacking)
     left_out, keeps = node.dataset.left_out, bool(node.state_dir)
-    return RollCallReply(node.dataset.spec, node.tasks, versions(), left_out=left_out, keeps=keeps).to_records()
+    diary.note_roll_call(node.state_dir, len(node.tasks), left_out)
+    return RollCallReply(node.dataset.spec, node.tasks, versions(), left_out=left_out, keeps=keeps, hears=True).to_records()
+
+
+app.query("refused")(hear)
 
 
 def versions() -> dict[str, str]:
@@ -224,6 +230,7 @@ def keep(message: Message, node: Node, state: RecordDict) -> RecordDict:
     """Adapt the final model to this node's own tasks and keep the results here. Only their number is sent."""
     request = KeepRequest.from_records(message.content)
     kept = keep_all(node, request, KeptState(state, node.state_dir, request.lineage))
+    diary.note_kept(node.state_dir, kept, request.run)
     return KeepReply(kept).to_records()
 
 

@@ -14,7 +14,7 @@ from quickbloom.common.formatting import counted
 from quickbloom.common.metric import RMSE, named
 from quickbloom.common.printable import one_line
 from quickbloom.common.system.command import perform
-from quickbloom.common.system.terminal import FAILED, say, say_error
+from quickbloom.common.system.terminal import FAILED, OK, say, say_error
 from quickbloom.common.system.whole_files import whole
 
 cli = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False)
@@ -316,6 +316,36 @@ def join(
         raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:  # while waiting for the server
         raise typer.Exit(0) from None
+
+
+@cli.command()
+def status(
+    state: Annotated[
+        Path | None,
+        typer.Option(help="The device's folder, as `join` has it; by default those in ~/.local/state/quickbloom."),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON: a list with an object for each device.")] = False,
+) -> None:
+    """Say how this device fares: does it take part, what does not fit and what to do. Exit code: 0 well, 1 not, 2 wrong input.
+
+    Example: quickbloom-edge status --state /var/lib/quickbloom/state
+    """
+    from quickbloom.client_app.join import states
+    from quickbloom.client_app.owner.words import Status, folders
+
+    places = [state.expanduser()] if state else folders(states())
+    if not places:
+        raise ConfigError(
+            f"`--state` must be named, since no device of this user has joined a federation with a folder in '{states()}': "
+            "give the one that `quickbloom-edge join` has"
+        )
+    found = [Status.of(place) for place in places]
+    if json_:
+        print(json.dumps([one.to_json() for one in found], indent=2))
+    else:
+        for line in (line for one in found for line in one.lines()):
+            print(one_line(line))
+    raise typer.Exit(OK if all(one.well for one in found) else FAILED)
 
 
 def main() -> None:

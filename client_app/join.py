@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quickbloom.client_app.owner.diary import visiting
 from quickbloom.client_app.quiet_hours import QuietHours, outside
 from quickbloom.common.errors import JoinError as JoinError
 from quickbloom.common.flower import lean as lean_node
@@ -66,12 +67,16 @@ def join(
     for ending in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(ending) != signal.SIG_IGN:
             signal.signal(ending, signal.default_int_handler)
-    command = apart(partial(_checked, server, secrets, settings, port, say))
-    environment = {**_QUIET, **workers.sparing(), workers.POLL: str(poll)}
-    if memory.total() < LITTLE if lean is None else lean:
-        say("lean: little stays in memory between two messages, and each takes some seconds more")
-        environment[lean_node.LEAN] = "1"
-    return outside(quiet or QuietHours(), lambda: _supervise(command, environment, server, say), say)
+    loopback.split_address("--server", server, "fl.example.org:9092")
+    with visiting(settings.get("state-dir", str(default_state(server))), server) as visit:
+        command = apart(partial(_checked, server, secrets, settings, port, say))
+        visit.connected()
+        environment = {**_QUIET, **workers.sparing(), workers.POLL: str(poll)}
+        if memory.total() < LITTLE if lean is None else lean:
+            say("lean: little stays in memory between two messages, and each takes some seconds more")
+            environment[lean_node.LEAN] = "1"
+        visit.code = outside(quiet or QuietHours(), lambda: _supervise(command, environment, server, say), say)
+        return visit.code
 
 
 def _checked(server: str, secrets: Path, settings: Mapping[str, str], port: int, say: Say) -> list[str]:
@@ -112,8 +117,12 @@ def node_settings(settings: Mapping[str, str]) -> dict[str, bool | int | str]:
 
 def default_state(server: str) -> Path:
     """Return the folder in which this user's device keeps the state of the federation at `server`, such as personal models."""
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return state / "quickbloom" / re.sub(r"[^\w.-]", "_", server)
+    return states() / re.sub(r"[^\w.-]", "_", server)
+
+
+def states() -> Path:
+    """Return the folder in which this user's device keeps the state of all federations."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "quickbloom"
 
 
 def _check_data(config: "NodeConfig", say: Say) -> None:

@@ -8,6 +8,8 @@ from typing import TypeVar
 from flwr.app import Context, Message, RecordDict
 
 from quickbloom.client_app.node import Node, node_of
+from quickbloom.client_app.owner import diary
+from quickbloom.client_app.owner.hearing import state_of
 from quickbloom.client_app.task_state import KeptState
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.errors import QuickbloomError
@@ -38,13 +40,16 @@ def replies_of(node_for: Callable[[Message, Context], AnyNode]) -> Callable[[Han
     def decorated(handler: Handler[AnyNode]) -> FlowerHandler:
         @wraps(handler)
         def wrapped(message: Message, context: Context) -> Message:
-            packed = packing.is_packed(message.content)
+            packed, told = packing.is_packed(message.content), ""
             try:
                 message.content = packing.unpack(message.content)
                 content = handler(message, node_for(message, context), context.state)
             except (QuickbloomError, WireError) as error:
                 log(ERROR, "%s", error)
+                told = str(error)
                 content = error_records(error.for_others() if isinstance(error, QuickbloomError) else str(error))
+            about = message.metadata
+            diary.note_message(state_of(context), about.message_type, str(context.run_id), about.group_id, told)
             return Message(packing.pack(content) if packed else content, reply_to=message)
 
         return wrapped

@@ -24,6 +24,12 @@ def traceback_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.tracebacklimit", 1000, raising=False)
 
 
+@pytest.fixture(autouse=True)
+def state_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Devices without `--state-dir` keep their state in the user's folder, which no test may touch."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder with the published data files: QUICKBLOOM_DATA_DIR, else shared/data beside the repository, else skip."""

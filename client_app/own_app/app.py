@@ -14,6 +14,7 @@ from quickbloom.client_app.app import versions
 from quickbloom.client_app.asked import Asked
 from quickbloom.client_app.own_app.node import AppNode
 from quickbloom.client_app.own_app.trainer import Trainer
+from quickbloom.client_app.owner.hearing import hear
 from quickbloom.client_app.replying import coded, replies_of
 from quickbloom.client_app.task_state import KeptState
 from quickbloom.common.config.own_app import settings_of
@@ -65,6 +66,7 @@ def own_trainer(
 
     replies = replies_of(node_for)
     app.query("roll_call")(replies(_roll_call))
+    app.query("refused")(hear)
     app.query("constants")(replies(_constants))
     app.train()(replies(_train))
     app.evaluate()(replies(_evaluate))
@@ -82,7 +84,7 @@ def _node(model: Callable[[], nn.Module], trainer: Trainer, run_config: str, nod
 
 def _roll_call(message: Message, node: AppNode, state: RecordDict) -> RecordDict:
     check_roll_call(message.content)
-    return RollCallReply(node.dataset.spec, node.tasks, versions()).to_records()
+    return RollCallReply(node.dataset.spec, node.tasks, versions(), hears=True).to_records()
 
 
 def _constants(message: Message, node: AppNode, state: RecordDict) -> RecordDict:

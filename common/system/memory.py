@@ -22,6 +22,22 @@ def free() -> float:
     return min([machine, *(max(0.0, limit - used) for limit, used in _groups())])
 
 
+def held() -> dict[str, int]:
+    """Return the bytes in memory of this process: `resident` now, and `peak`, its most so far; {} where there is no /proc.
+
+    The peak is not that of `getrusage`, in which a process has what its parent had before it.
+    """
+    try:
+        lines = (PROC / "self" / "status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    known = {name: line for line in lines for name in (line.partition(":")[0],) if name in _HELD}
+    return {_HELD[name]: int(known[name].split()[1]) * 1024 for name in _HELD if name in known}
+
+
+_HELD = {"VmRSS": "resident", "VmHWM": "peak"}
+
+
 def return_freed() -> None:
     """Return to the system what this process has freed and kept, so that growth afterwards is seen; glibc alone can."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None

@@ -14,7 +14,7 @@ from quickbloom.common.datasets.base import SPLITS, DataSpec, TaskInfo
 from quickbloom.common.datasets.own.columns import LARGEST_NUMBER
 from quickbloom.common.datasets.own.scales import Moments
 from quickbloom.common.printable import as_told, flawed, one_line
-from quickbloom.common.wire.checks import WireError, config_of, floats, ints, nothing_else, reads, short, strings
+from quickbloom.common.wire.checks import WireError, config_of, floats, ints, nothing_else, reads, short, strings, truth
 
 PROTOCOL = 11
 """Version of the protocol, raised whenever an old node could not work with a new server."""
@@ -47,7 +47,7 @@ class RollCallReply:
     """A node's answer to the roll call: shapes, counts and versions, but no example.
 
     `left_out`: unusable tasks by name, each with the reason. `keeps`: whether the node can store
-    personal models.
+    personal models. `hears`: whether it understands a refusal (`common.wire.refusal`); older nodes do not say so, and do not.
     """
 
     spec: DataSpec
@@ -56,6 +56,7 @@ class RollCallReply:
     protocol: int = PROTOCOL
     left_out: Mapping[str, str] = field(default_factory=dict)
     keeps: bool = False
+    hears: bool = False
 
     def to_records(self) -> RecordDict:
         fields: dict[str, Any] = {
@@ -77,6 +78,8 @@ class RollCallReply:
             "num-query": [task.num_query for task in self.tasks],
             "num-test": [task.num_test for task in self.tasks],
         }
+        if self.hears:
+            fields["hears"] = True
         return RecordDict({"roll-call": ConfigRecord(fields)})
 
     @classmethod
@@ -96,6 +99,7 @@ class RollCallReply:
         keeps = fields["keeps"]
         if not isinstance(keeps, bool):
             raise WireError(f"`keeps` must be true or false, got {short(keeps)}")
+        hears = truth(fields.get("hears", False), "hears")
         (schema,) = strings([fields["schema"]], "schema")
         if len(schema) > _LONGEST_SCHEMA:
             raise WireError(f"`schema` has {len(schema)} characters, {_LONGEST_SCHEMA} are the most")
@@ -119,7 +123,7 @@ class RollCallReply:
         if one_line(schema) != schema:
             raise WireError("`schema` must be printable, on one line")
         spec = DataSpec(kind, shape, outputs, tokens, schema)
-        return cls(spec, tasks, packages, PROTOCOL, left_out, keeps)
+        return cls(spec, tasks, packages, PROTOCOL, left_out, keeps, hears)
 
 
 def tell_agreed(records: RecordDict, schema: str, scales: str = "") -> None:

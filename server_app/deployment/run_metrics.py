@@ -41,6 +41,8 @@ class RunSoFar:
     """Bytes up and down."""
     replies: Counter[str] = field(default_factory=Counter)
     staleness: Counter[str] = field(default_factory=Counter)
+    phases: dict[str, float] = field(default_factory=dict)
+    """Seconds by phase; empty for a run of a release that did not measure them."""
     last: dict[str, Any] = field(default_factory=dict)
     """The newest line."""
     scores: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -59,6 +61,8 @@ class RunSoFar:
         nodes, seconds, moved = record["nodes"], float(record["seconds"]), record["bytes"]
         replies = {"answered": int(nodes["answered"]), "failed": len(record["failures"]), "late": sum(nodes["late"].values())}
         told = record.get("async") or {}
+        phases = {phase: float(value) for phase, value in record.get("phases", {}).items()}
+        _ = int(nodes.get("connected", 0)), [int(held) for held in record.get("memory", {}).values()]
         self.rounds, self.seconds = self.rounds + 1, self.seconds + seconds
         self.asked += int(nodes["asked"])
         self.moved.update({way: int(moved[way]) for way in ("up", "down")})
@@ -67,6 +71,7 @@ class RunSoFar:
         self.joined += len(record.get("joined", {}).get("nodes", []))
         self.dropped += int(told.get("dropped", 0))
         self.staleness.update(told.get("staleness", {}))
+        self.phases |= {phase: self.phases.get(phase, 0.0) + value for phase, value in phases.items()}
         self.last = record
         scored = record.get("validation") or {}
         for metric in scored.keys() - _FACTS:
@@ -107,6 +112,8 @@ class RunMetrics:
         to.counter("rounds", "rounds that have ended", so_far.rounds, run=run)
         to.counter("training_seconds", "seconds of all rounds", so_far.seconds, run=run)
         to.counter("requests", "messages that were sent to nodes", so_far.asked, run=run)
+        for phase, seconds in so_far.phases.items():
+            to.counter("phase_seconds", "seconds of all rounds, by what the server did", seconds, run=run, phase=phase)
         for outcome in ("answered", "failed", "late"):
             text = "answers of nodes, by what became of them"
             to.counter("replies", text, so_far.replies[outcome], run=run, outcome=outcome)
@@ -138,6 +145,11 @@ class RunMetrics:
         counts = {"asked": nodes["asked"], "answered": nodes["answered"], "away": len(nodes["away"])}
         for state, number in counts.items():
             to.gauge("nodes", "messages and nodes of the newest round", int(number), run=run, state=state)
+        if "connected" in nodes:
+            text = "nodes that the SuperLink has a connection with, as the run saw it last"
+            to.gauge("connected_nodes", text, int(nodes["connected"]), run=run)
+        for kind, held in last.get("memory", {}).items():
+            to.gauge("server_memory_bytes", "bytes of the server's process, now and at most", int(held), run=run, kind=kind)
         if last.get("privacy"):
             to.gauge("epsilon", "what the run has spent of its privacy", _number(last["privacy"]["epsilon"]), run=run)
         if last.get("virtual_hours") is not None:

@@ -72,6 +72,16 @@ class Joined:
 
 
 @dataclass(frozen=True)
+class Refused:
+    """A node does not take part. `misfit`: what does not fit, such as "other columns or classes"; it quotes no data."""
+
+    node: int
+    misfit: str
+    round: int = 0
+    kind: Literal["refused"] = "refused"
+
+
+@dataclass(frozen=True)
 class Scored:
     """The validation tasks were scored after a round: the mean before and after `adapt_steps` steps with `adapt_lr`.
 
@@ -201,7 +211,7 @@ class Stopped:
     kind: Literal["stop"] = "stop"
 
 
-Event = Started | RollCalled | Joined | Scored | RoundEnded | Warned | Failed | Saved | Ended | Stopped
+Event = Started | RollCalled | Joined | Refused | Scored | RoundEnded | Warned | Failed | Saved | Ended | Stopped
 KINDS: tuple[type[Event], ...] = get_args(Event)
 _READER: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 

@@ -6,6 +6,7 @@ A node tells the count, mean and squared differences of each column, and the num
 tasks together; no row leaves it. All tasks are standardised by the means and deviations over all nodes.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -145,14 +146,14 @@ class _Means:
         return len(tasks) if self.by_task else sum(task.num_support + task.num_query for task in tasks)
 
     def flaw(self, total: Array, weight: float, task_ids: Sequence[str], nodes: int = 1) -> str:
-        """Return why honest nodes cannot have this sum; "" if they can. Features have length 1."""
+        """Return why honest nodes cannot have this sum; "" if they can. Features have length 1; `hypot` does not overflow."""
         most, rounding = self.most(task_ids), nodes * _ROUNDING
         if not -rounding <= weight <= most + rounding:
             return f"its weight is {weight:g}, and the tasks asked for can have at most {most}"
         parts = np.split(total, self.columns)
         if self.by_task:
-            return "" if float(np.linalg.norm(total)) <= most_norm(self.columns) * most + rounding else "its sum is too long"
-        ends = [float(np.linalg.norm(part[:-1])) <= part[-1] + rounding and part[-1] <= most + rounding for part in parts]
+            return "" if math.hypot(*total) <= most_norm(self.columns) * most + rounding else "its sum is too long"
+        ends = [math.hypot(*part[:-1]) <= part[-1] + rounding and part[-1] <= most + rounding for part in parts]
         return "" if all(ends) else "its sum is longer than so many features can be"
 
     def openly(self, by_node: Mapping[int, list[str]]) -> tuple[Array, float]:

@@ -8,6 +8,7 @@ sentence.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from logging import INFO
 
 from flwr.app import Message, RecordDict
@@ -21,6 +22,7 @@ from quickbloom.common.datasets.own.columns import Schema
 from quickbloom.common.errors import ConfigError, DataError, as_told
 from quickbloom.common.flower.names import log
 from quickbloom.common.wire.messages import WireError
+from quickbloom.common.wire.refusal import Misfit
 from quickbloom.common.wire.roll_call import (
     CONSTANTS,
     ROLL_CALL,
@@ -30,12 +32,13 @@ from quickbloom.common.wire.roll_call import (
     tell_agreed,
 )
 from quickbloom.server_app.events.channel import Events, Warn
-from quickbloom.server_app.events.kinds import RollCalled
+from quickbloom.server_app.events.kinds import Refused, RollCalled
 from quickbloom.server_app.federation.splits import Before, split_tasks
 from quickbloom.server_app.messaging.admission import difference, hosted_twice, other_constants
 from quickbloom.server_app.messaging.answers import answers
 from quickbloom.server_app.messaging.failures import UNFINISHED, is_gone
 from quickbloom.server_app.messaging.population import Population
+from quickbloom.server_app.messaging.refusing import misfit_of, tell_refused
 
 _PAUSE = 1.0
 """Seconds after which absent nodes are asked again."""
@@ -59,6 +62,8 @@ def call_roll(
     """
     events = events or Events()
     answers, refused = _ask_until_enough(grid, config, agreed)
+    hearing = {node_id for node_id, answer in answers.items() if answer.hears}
+    tell = partial(tell_refused, grid, hearing=hearing, within=config.node_deadline)
     if not agreed:
         answers, reasons, agreed = _let_agree(grid, config, answers)
         refused |= reasons
@@ -72,8 +77,11 @@ def call_roll(
         answers = {node_id: answer for node_id, answer in answers.items() if node_id not in others}
     for node_id, reason in refused.items():
         events.warn(f"Node {node_id} does not take part: {reason}")
+        events.tell(Refused(node_id, misfit_of(reason)))
     _name_left_out(events.warn, {name: why for answer in answers.values() for name, why in answer.left_out.items()})
-    if spec is None or len(answers) < config.min_nodes:
+    too_few = spec is None or len(answers) < config.min_nodes
+    tell(refused, last=too_few)
+    if spec is None or too_few:
         raise ConfigError(_too_few(config, len(answers), refused))
     homes: dict[str, int] = {}
     tasks: dict[str, TaskInfo] = {}
@@ -84,7 +92,9 @@ def call_roll(
                 arrived[node_id] = answer
                 continue
             if task.task_id in homes:
-                raise ConfigError(hosted_twice(task.task_id, config.dataset))
+                twice = hosted_twice(task.task_id, config.dataset)
+                tell({homes[task.task_id]: twice, node_id: twice}, last=True)
+                raise ConfigError(twice)
             homes[task.task_id], tasks[task.task_id] = node_id, task
     splits = before.split(tasks, config, events.warn) if before else split_tasks(list(tasks.values()), config, events.warn)
     log(INFO, "%s nodes host %s tasks: %s", len(answers), len(tasks), {name: len(ids) for name, ids in splits.items()})
@@ -231,15 +241,16 @@ def _majority(answers: dict[int, RollCallReply]) -> tuple[DataSpec | None, dict[
     return spec, {node_id: difference(answer.spec, spec) for node_id, answer in answers.items() if answer.spec != spec}
 
 
-def _other_columns(odd: Schema, agreed: Schema) -> str:
+def _other_columns(odd: Schema, agreed: Schema) -> Misfit:
     """Return why a node with these columns or classes is refused, and how to mend it."""
     if odd.encoder and agreed.encoder and odd.encoder != agreed.encoder:
         hashes = odd.encoder["digest"], agreed.encoder["digest"]
-        return as_told(
+        reason = as_told(
             f"its encoder or tokenizer has the SHA-256 {hashes[0]}, the other nodes' {hashes[1]}: all need the same files of "
             "weights, tokenizer and configuration, and the same `own.encoder-pooling`",
             600,
         )
+        return Misfit("encoder", reason)
     kinds = [name for name, kind in agreed.features.items() if odd.features.get(name, kind) not in ("", kind)]
     if kinds and "text" in (odd.features[kinds[0]], agreed.features[kinds[0]]):
         mend = f"set `own.categorical={kinds[0]}`"
@@ -249,4 +260,5 @@ def _other_columns(odd: Schema, agreed: Schema) -> str:
         mend = "set `own.kind` to classification or regression"
     else:
         mend = "set `own.classes` and `own.features`, or rename columns"
-    return f"its columns or classes are {as_told(core(odd), 500)}, the other nodes' {as_told(core(agreed), 500)}: {mend}"
+    columns = f"its columns or classes are {as_told(core(odd), 500)}, the other nodes' {as_told(core(agreed), 500)}"
+    return Misfit("columns", f"{columns}: {mend}")

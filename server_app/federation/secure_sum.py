@@ -48,6 +48,7 @@ from quickbloom.common.wire.secure.protocol import (
 )
 from quickbloom.common.wire.secure.updates import Totals, from_row, length
 from quickbloom.server_app.messaging.exchange import Exchange, Read, Request
+from quickbloom.server_app.messaging.phases import AGGREGATING, WAITING
 
 _ROUNDING = 1e-3
 """Rounding of counts in a sum, each of which every node has rounded."""
@@ -186,7 +187,10 @@ class SecureSum:
     def _ask(self, kind: str, node_ids: Sequence[int], request: Request, read: Read) -> None:
         asked = {node_id: self.by_node[node_id] for node_id in node_ids}
         messages = self.exchange.address(asked, kind, self.number, request)
-        self.exchange.receive(self.grid.send_and_receive(messages, timeout=self.timeout), read)
+        self.exchange.enter(WAITING)
+        replies = self.grid.send_and_receive(messages, timeout=self.timeout)
+        self.exchange.enter(AGGREGATING)
+        self.exchange.receive(replies, read)
 
     def _check_left(self, nodes: int, least: int) -> None:
         if nodes < least:

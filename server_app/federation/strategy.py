@@ -21,6 +21,7 @@ from quickbloom.common.algorithms import Algorithm
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.flower.names import log
 from quickbloom.common.maths.params import Params
+from quickbloom.common.system import memory
 from quickbloom.common.wire.messages import KeepRequest, to_arrays
 from quickbloom.server_app.events.channel import Events
 from quickbloom.server_app.events.kinds import RoundEnded
@@ -36,6 +37,7 @@ from quickbloom.server_app.federation.scores import Scores
 from quickbloom.server_app.federation.training import Training
 from quickbloom.server_app.messaging.clock import REAL, Clock
 from quickbloom.server_app.messaging.exchange import Exchange
+from quickbloom.server_app.messaging.phases import SCORING
 from quickbloom.server_app.messaging.population import Population
 
 OnRound = Callable[[dict[str, Any]], None]
@@ -93,6 +95,7 @@ class MetaStrategy(Strategy):
         self.scored: tuple[int, Params] = first_round - 1, {}
         self._grid: Grid | None = None
         self.late = 0
+        self._saving = 0.0
         self.decided = False
         self.last_score: float | None = None
         self._kept: Params | None = None
@@ -129,6 +132,7 @@ class MetaStrategy(Strategy):
             if metrics is not None:
                 log(INFO, "\t└──> Aggregated MetricRecord: %s", metrics)
                 result.train_metrics_clientapp[number] = metrics
+            self._messages.enter(SCORING)
             if self.asynchronous and number < num_rounds:
                 scored = self._take_scores(self.asynchronous)
             else:
@@ -336,18 +340,24 @@ class MetaStrategy(Strategy):
         late, self.nodes.late = self.nodes.late, Counter()
         self.late += late.total()
         nodes = {"asked": self._messages.round.asked, "answered": self._messages.round.answered, "away": self.nodes.away}
+        nodes["connected"] = self.nodes.connected
         if not self.privacy:  # who was drawn is then a secret
             nodes["trained"] = sorted(self._messages.round.trained)
         this = self._messages.round
+        seconds, phases = this.phases.read()
         record = {
             **this.record,
             "nodes": {**nodes, "late": {f"node {node_id}": number for node_id, number in sorted(late.items())}},
             "bytes": {"up": this.bytes_up, "down": this.bytes_down},
-            "seconds": round(time.monotonic() - this.started, 4),
+            "seconds": seconds,
+            "phases": {**phases, "saving": self._saving},
+            **({"memory": held} if (held := memory.held()) else {}),
             **({"virtual_hours": round(self._clock.now() / 3600, 6)} if self._clock.virtual else {}),
             "failures": this.failures,
         }
         if joined := self.joining.news():
             record["joined"] = joined
         self.events.tell(RoundEnded.of(record, self.config.rounds, self._rarely()))
+        begun = time.monotonic()
         self._on_round(record)
+        self._saving = round(time.monotonic() - begun, 4)

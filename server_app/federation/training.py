@@ -22,6 +22,7 @@ from quickbloom.server_app.federation.sampling import Sampling
 from quickbloom.server_app.federation.secure_sum import SecureSum, check_totals
 from quickbloom.server_app.messaging.clock import clock_of
 from quickbloom.server_app.messaging.exchange import Exchange, TooFewError
+from quickbloom.server_app.messaging.phases import AGGREGATING, ASKING
 from quickbloom.server_app.messaging.population import Population
 
 _ATTEMPTS = 5
@@ -87,6 +88,7 @@ class Training:
         raise AssertionError("the last attempt returns or raises")
 
     def _attempt(self, grid: Grid, number: int, timeout: float | None, ask: Callable[[], list[Message]]) -> MetricRecord:
+        self._messages.enter(ASKING)
         if self._config.secure_aggregation:
             return self._train_securely(grid, number, timeout)
         return self.take_in(number, self._send(grid, ask, timeout))
@@ -122,6 +124,7 @@ class Training:
         steps = SecureSum(
             self._config, grid, self._messages, number, by_node, request, reference, to_arrays(self._outer.leaves), timeout
         )
+        self._messages.enter(AGGREGATING)
         totals, nodes = steps.totals()
         self._messages.round.trained |= set(nodes)
         tasks = [self._population.tasks[task_id] for node_id in nodes for task_id in by_node[node_id]]
@@ -160,6 +163,7 @@ class Training:
 
     def take_in(self, number: int, replies: Iterable[Message]) -> MetricRecord:
         """Name and drop what is of no use, average the rest over tasks, take the outer step. Raises TooFewError."""
+        self._messages.enter(AGGREGATING)
         reference = self._outer.leaves
         usable: list[TrainReply] = []
         # Where the mean is all that is wanted of the replies, none is kept beside it.

@@ -7,14 +7,15 @@ from collections.abc import Collection
 
 from quickbloom.common.datasets.base import DataSpec, TaskInfo
 from quickbloom.common.errors import as_told
+from quickbloom.common.wire.refusal import Misfit
 
 
-def difference(odd: DataSpec, spec: DataSpec) -> str:
+def difference(odd: DataSpec, spec: DataSpec) -> Misfit:
     """Return why a node with data of the form `odd` cannot take part in a run with `spec`."""
     one, other = _form(odd), _form(spec)
     if one == other:
-        return "its columns or classes are others than those of the run"
-    return f"its data have the form {one}, the other nodes' {other}"
+        return Misfit("columns", "its columns or classes are others than those of the run")
+    return Misfit("form", f"its data have the form {one}, the other nodes' {other}")
 
 
 def _form(spec: DataSpec) -> str:
@@ -26,21 +27,23 @@ def other_constants(digest: str, expected: str) -> str:
     """Return why a node whose model's constants have this hash is refused; "" if they are the `expected` ones."""
     if digest == expected:
         return ""
-    return (
+    return Misfit(
+        "constants",
         f"the constants of its model have the SHA-256 {digest or '(it has none)'}, the server's {expected}: give it the same "
-        "file of weights and the same release of what builds the model"
+        "file of weights and the same release of what builds the model",
     )
 
 
-def hosted_twice(task_id: str, dataset: str) -> str:
+def hosted_twice(task_id: str, dataset: str) -> Misfit:
     """Return the sentence on two nodes with a task of one name, and how to mend it. `dataset`: its name."""
     more = (
         ", or, where nodes have files of their own, let their tasks have different names (of a file without a task column: "
         "`quickbloom-edge join --task-name`)"
     )
-    return (
+    return Misfit(
+        "task",
         f"two nodes host the task '{task_id}': give every node its own `partition-id` and the same "
-        f"`num-partitions` in its --node-config{more if dataset == 'own' else ''}"
+        f"`num-partitions` in its --node-config{more if dataset == 'own' else ''}",
     )
 
 

@@ -4,7 +4,6 @@ An invalid reply costs only that reply: it is named, counted, and held against i
 raised.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +21,7 @@ from quickbloom.server_app.messaging.clock import REAL, Clock
 from quickbloom.server_app.messaging.failures import UNFINISHED, failure
 from quickbloom.server_app.messaging.joining import Joining
 from quickbloom.server_app.messaging.node_status import Reachability
+from quickbloom.server_app.messaging.phases import AGGREGATING, WAITING, Phases
 from quickbloom.server_app.messaging.polling_grid import GridWithReplies, PollingGrid, are_large
 from quickbloom.server_app.messaging.population import Population
 
@@ -34,7 +34,7 @@ class TooFewError(OneLineError):
 class Round:
     """State of one round, and the line of the history made from it."""
 
-    started: float = field(default_factory=time.monotonic)
+    phases: Phases = field(default_factory=Phases)
     record: dict[str, Any] = field(default_factory=dict)
     failures: list[dict[str, str]] = field(default_factory=list)
     bytes_up: int = 0
@@ -65,6 +65,10 @@ class Exchange:
     def begin(self) -> None:
         """Begin a new round, with an empty state."""
         self.round = Round()
+
+    def enter(self, phase: str) -> None:
+        """Begin a phase of the current round."""
+        self.round.phases.enter(phase)
 
     def hosts(self, task_ids: Iterable[str], *, final: bool = False) -> dict[int, list[str]]:
         """Return the tasks by node, for every node that can be asked; `final`: also for nodes that owe an answer."""
@@ -99,6 +103,7 @@ class Exchange:
 
         Meanwhile nodes that have come since are called, so that they can take part in the next round.
         """
+        self.enter(WAITING)  # where nodes are in this process, they compute when they are asked
         if not isinstance(grid, GridWithReplies):
             return grid.send_and_receive(messages, timeout=timeout)
         if enough is None:
@@ -118,10 +123,14 @@ class Exchange:
         return self._greeting(grid, grid.replies(messages, timeout, are_enough))
 
     def _greeting(self, grid: Grid, replies: Iterator[Message]) -> Iterator[Message]:
+        self.enter(WAITING)
         for reply in replies:
+            self.enter(AGGREGATING)
             yield reply
             del reply  # before the next one arrives
+            self.enter(WAITING)
             self.nodes.greet(grid)
+        self.enter(AGGREGATING)
 
     def receive(
         self, replies: Iterable[Message], read: "Read", *, opened: "Opened | None" = None, enough: int | None = None

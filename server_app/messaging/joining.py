@@ -11,11 +11,13 @@ from typing import Any
 
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.datasets.base import TaskInfo, left_out_in_words
+from quickbloom.common.wire.refusal import Misfit
 from quickbloom.common.wire.roll_call import RollCallReply
 from quickbloom.server_app.events.channel import Events
-from quickbloom.server_app.events.kinds import Joined
+from quickbloom.server_app.events.kinds import Joined, Refused
 from quickbloom.server_app.messaging.admission import difference, group_of, hosted_twice, why_not_trained
 from quickbloom.server_app.messaging.population import Population
+from quickbloom.server_app.messaging.refusing import misfit_of
 
 _LATER = "it can take part in the next one"
 
@@ -82,8 +84,8 @@ class Joining:
 
     def _why_nothing(self, others: list[TaskInfo], left_out: dict[str, str]) -> str:
         if not others:
-            return f"it hosts no task as this run has it: {_LATER}"
-        return self._closed or f"none of its tasks can train: {left_out_in_words(left_out)}"
+            return Misfit("tasks", f"it hosts no task as this run has it: {_LATER}")
+        return Misfit("tasks", self._closed or f"none of its tasks can train: {left_out_in_words(left_out)}")
 
     def admit(self, node_id: int, offer: Offer, answer: RollCallReply) -> str:
         """Give the tasks of an offer their home on this node. Returns an objection, after which nothing has changed, or ""."""
@@ -116,6 +118,10 @@ class Joining:
         if left_out := {**answer.left_out, **offer.left_out}:
             self._events.warn(left_out_in_words(left_out))
         self._events.tell(Joined(node_id, len(ids), self._events.round))
+
+    def refuse(self, node_id: int, reason: str) -> None:
+        """Report a node that does not take part."""
+        self._events.tell(Refused(node_id, misfit_of(reason), self._events.round))
 
     def news(self) -> dict[str, Any]:
         """Return who joined since the last call, for the history: {"nodes": ids, "tasks": ids}, both sorted; {} for nobody."""

@@ -27,6 +27,7 @@ from quickbloom.server_app.messaging.clock import REAL, Clock
 from quickbloom.server_app.messaging.failures import SILENT, failure, is_gone
 from quickbloom.server_app.messaging.joining import Joining
 from quickbloom.server_app.messaging.population import Population
+from quickbloom.server_app.messaging.refusing import tell_refused
 
 _MOST_BAD_REPLIES = 3
 _PAUSE = 1.0
@@ -38,7 +39,7 @@ _FORGET = 3600.0
 class Reachability:
     """The state of every node. `patience`: seconds until a node that does not answer the roll call is called again.
 
-    `population.homes` follows tasks that return on another node.
+    `population.homes` follows tasks that return on another node. `connected`: how many nodes there were at the last look.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Reachability:
         refused = {node_id for node_id, why in population.refused.items() if not (is_gone(why) or why.startswith(SILENT))}
         self._known = population.nodes | refused | set(population.homes.values())
         self._connected = set(self._known)
+        self.connected = len(self._connected)
         self._away: set[int] = set()
         self._bad: Counter[int] = Counter()
         self._owed: dict[str, tuple[int, float]] = {}
@@ -67,6 +69,11 @@ class Reachability:
         self._waiting = dict(population.arrived)
         self._waits: dict[int, float] = {}
         """Since when a node waits for the tasks of another one."""
+        self._hearing: set[int] = set()
+        """Nodes that understand a refusal, by their answer to the roll call of this run."""
+        self._refused: dict[int, str] = {}
+        """Reasons that nodes have not been told yet, and below those that they have."""
+        self._told: dict[int, str] = {}
         self._looked = -math.inf
         self.late: Counter[int] = Counter()
 
@@ -107,7 +114,7 @@ class Reachability:
             log(INFO, "Node %s is not connected any more", node_id)
         # A node that was cut off may still have work: it is called before it is asked.
         self._away |= self._known - connected
-        self._connected = connected
+        self._connected, self.connected = connected, len(connected)
         with awaited_until(time.monotonic()):  # an incomplete reply is given up, and the node called again
             self._collect_late(grid)
             self._collect_answers(grid)
@@ -115,7 +122,15 @@ class Reachability:
             for node_id in answers.keys() - connected:
                 del answers[node_id]
         self._admit()
+        self._tell_refused(grid)
         self._call(grid, connected)
+
+    def _tell_refused(self, grid: Grid) -> None:
+        """Tell nodes what they have not been told yet."""
+        news = {node_id: reason for node_id, reason in self._refused.items() if self._told.get(node_id) != reason}
+        self._refused.clear()
+        self._told |= news
+        tell_refused(grid, news, self._hearing & self._connected)
 
     def _collect_late(self, grid: Grid) -> None:
         for reply in grid.pull_messages(list(self._owed)) if self._owed else []:
@@ -145,6 +160,8 @@ class Reachability:
                 self._waiting[node_id] = answer
                 return ""
             answer = RollCallReply.from_records(records)
+            if answer.hears:
+                self._hearing.add(node_id)
         except WireError as error:
             return f"its answer to the roll call is of no use: {error}"
         # A node of the run has been asked for its constants before.
@@ -171,7 +188,8 @@ class Reachability:
             if (home := homes[task_id]) != node_id and self.can_be_asked(home):
                 since = self._waits.setdefault(node_id, self._clock.now())
                 if self._clock.now() - since > self._patience:
-                    self._warn(f"Node {node_id} waits until node {home} is away: {self._joining.twice(task_id)}")
+                    self._refused[node_id] = twice = self._joining.twice(task_id)
+                    self._warn(f"Node {node_id} waits until node {home} is away: {twice}")
                 return True
         self._waits.pop(node_id, None)
         return False
@@ -179,7 +197,9 @@ class Reachability:
     def greet(self, grid: Grid) -> None:
         """Call nodes that are unknown, at most once a second: for the time in which others work. Never waits."""
         if self._clock.now() - self._looked >= _PAUSE:
-            self._call(grid, set(grid.get_node_ids()) - self._known)
+            there = set(grid.get_node_ids())
+            self.connected = len(there)
+            self._call(grid, there - self._known)
 
     def _call(self, grid: Grid, connected: Iterable[int]) -> None:
         self._looked = self._clock.now()
@@ -210,8 +230,10 @@ class Reachability:
     def _refuse(self, node_id: int, reason: str) -> None:
         self._waiting.pop(node_id, None)
         self._unproven.pop(node_id, None)
+        self._refused[node_id] = reason
         if node_id not in self._known:
             self._warn(f"Node {node_id} does not take part: {reason}")
+            self._joining.refuse(node_id, reason)
             self._known.add(node_id)
 
     def _back(self, node_id: int, *, new: bool = False) -> None:

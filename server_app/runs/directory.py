@@ -21,6 +21,8 @@ from quickbloom.common.system.whole_files import whole
 from quickbloom.server_app.events.channel import Warn, warn_in_log
 from quickbloom.server_app.events.kinds import finite
 
+MEASURED = ("seconds", "phases", "memory")
+"""Keys of a line of history.jsonl that differ between two runs with the same result."""
 _SMALL = 0.01
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
@@ -34,6 +35,8 @@ from documents import PAGES, ROOT, Block, blocks, prose
 from typer.testing import CliRunner
 
 from quickbloom.client_app import cli as edge
+from quickbloom.client_app.owner import diary
+from quickbloom.client_app.owner.words import Status
 from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.algorithms.base import Algorithm
 from quickbloom.common.baselines.scoring import BASELINES
@@ -89,6 +92,7 @@ LOOKED_AT = [
     (r"quickbloom secrets .*--register ", "needs a SuperLink: tests/integration/test_secrets.py"),
     (r"quickbloom deploy ", "containers: tests/server_app/deployment/test_compose.py"),
     (r"quickbloom-edge join ", "runs until it is stopped: tests/integration/test_edge.py"),
+    (r"quickbloom-edge status ", "needs a device that has joined: tests/client_app/owner/test_status_words.py"),
     (r"quickbloom-edge score ", "needs episodes: tests/client_app/test_score.py"),
     (r"quickbloom-edge export ", "needs onnx: tests/client_app/test_export.py"),
     (r"flwr ", "Flower's runtime: tests/integration/test_simulation.py"),
@@ -394,6 +398,17 @@ def unit_file(text: str) -> None:
     parse(edge.cli, words[1:])
 
 
+def said_by_status(text: str) -> None:
+    with TemporaryDirectory() as folder, diary.visiting(folder, "fl.example.org:9092") as visit:
+        visit.connected()
+        diary.note_message(folder, "query.roll_call", "1", "")
+        diary.note_refusal(folder, "columns", "its columns or classes are ..")
+        said = " ".join(Status.of(Path(folder)).lines()).replace(folder, "/var/lib/quickbloom/state")
+    shown, said = (re.sub(r"20[-\d]{8} \d\d:\d\d UTC", "TIME", " ".join(words.split())) for words in (text, said))
+    for part in shown.split(" The server says: its columns or classes are .. "):
+        assert part in said
+
+
 def said_by_a_node(text: str) -> None:
     source = "".join((ROOT / "client_app" / name).read_text() for name in ("round_log.py", "app.py", "personal_models.py"))
     for words in ("training", "on its own test part", "Personal model of", "test example", " of its own"):
@@ -531,6 +546,7 @@ TEXTS: dict[str, Callable[[str], None]] = {
     "[superlink.": superlink_toml,
     "[Unit]": unit_file,
     "Round 7, training": said_by_a_node,
+    "Device of fl.example.org:9092, folder": said_by_status,
     "Personal model of ward-7 (round 50)": said_by_adapt,
     "ward-7: accuracy 91.7 %": explained,
     "STATE/personal/TASK": files_of_a_node,

@@ -13,7 +13,7 @@ from real_processes import SCRIPTS, quickbloom
 
 from quickbloom.common.system.processes import end_all_with
 from quickbloom.server_app.launch.flower_run import environment
-from quickbloom.server_app.runs.directory import read_history
+from quickbloom.server_app.runs.directory import MEASURED, read_history
 
 ROUNDS = 300
 RUN = ["--algorithm", "maml", "--rounds", str(ROUNDS), "--set", "evaluate-every=7", "--seed", "5", "--no-report"]
@@ -22,7 +22,7 @@ RUN = ["--algorithm", "maml", "--rounds", str(ROUNDS), "--set", "evaluate-every=
 def result(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, bytes]]:
     """The summary and the history without times, places and ids of nodes, and the bytes of the table of scores."""
     summary = json.loads((folder / "summary.json").read_text())
-    lines = [{key: value for key, value in record.items() if key != "seconds"} for record in read_history(folder)]
+    lines = [{key: value for key, value in record.items() if key not in MEASURED} for record in read_history(folder)]
     for line in lines:
         line["nodes"] = {
             key: value for key, value in line["nodes"].items() if key != "trained"

@@ -37,6 +37,7 @@ from quickbloom.server_app.messaging.clock import clock_of
 from quickbloom.server_app.messaging.exchange import Exchange
 from quickbloom.server_app.messaging.failures import failure
 from quickbloom.server_app.messaging.in_flight import InFlight, Sent
+from quickbloom.server_app.messaging.phases import AGGREGATING, ASKING, SCORING, WAITING
 from quickbloom.server_app.messaging.population import Population
 
 _USELESS = 5
@@ -112,8 +113,10 @@ class AsynchronousTraining(Training):
         while not buffer.is_full(self.buffer):
             if (arrived := flight.next()) is not None:
                 quiet_since = None
+                self._messages.enter(AGGREGATING)
                 self._take(*arrived, buffer)
                 continue
+            self._messages.enter(ASKING)
             self._expire(flight)
             self._give_work(grid, flight)
             if flight.sent:
@@ -124,7 +127,9 @@ class AsynchronousTraining(Training):
                 raise self._messages.too_few("no node with a training task can be asked")
             if reason := self._why_in_vain(buffer):
                 raise self._messages.too_few(reason)
+            self._messages.enter(WAITING)
             flight.wait(_VIRTUAL_LOOK if clock.virtual else _LOOK)
+        self._messages.enter(AGGREGATING)
         self._messages.round.record = {}
         gradient = buffer.result(number, self._outer.centre)
         loss = float(np.mean(buffer.losses)) if buffer.losses else math.nan
@@ -132,6 +137,7 @@ class AsynchronousTraining(Training):
         self._version += 1
         metrics = self._step(number, gradient, loss, len(buffer.losses))
         self._record(flight, buffer)
+        self._messages.enter(SCORING)
         self._begin_scoring(number)
         return metrics
 
@@ -148,6 +154,7 @@ class AsynchronousTraining(Training):
     def _take(self, sent: Sent, reply: Message, buffer: Buffer) -> None:
         """Read one reply that has arrived."""
         if sent.metadata.message_type == EVALUATE:
+            self._messages.enter(SCORING)
             if self._scoring is not None and sent.version == self._scoring.version:
                 self._messages.receive_one(sent.metadata, sent.task_ids, reply, self._scoring.rows.read)
                 self._scoring.waiting.pop(sent.node_id, None)
@@ -217,7 +224,9 @@ class AsynchronousTraining(Training):
             message = self._messages.message(node_id, task_ids, TRAIN, number, lambda *_, records=records: records)
             messages.append(message)
             sent[node_id] = Sent(message.metadata, task_ids, self._version, turns)
+        self._messages.enter(WAITING)  # where nodes are in this process, they compute when they are asked
         flight.send(messages, sent)
+        self._messages.enter(ASKING)
 
     # ---- scores, while training goes on
 
@@ -236,6 +245,7 @@ class AsynchronousTraining(Training):
         scoring = self._scoring
         if scoring is None:
             return
+        self._messages.enter(SCORING)
         busy = flight.nodes
         request = self._evaluation.request(scoring.arrays, self._evaluation.lrs, scoring.version)
         messages, sent = [], {}
@@ -249,6 +259,7 @@ class AsynchronousTraining(Training):
             # Who cannot be reached is asked again as long as it seems to be there.
             scoring.asked |= flight.send(messages, sent)
             flight.wait(0.0)  # where nodes answer at once, they are free for the work that they would have without this
+        self._messages.enter(ASKING)
 
     def _finish_scoring(self) -> None:
         """Close the scoring that is under way if every node has answered, or is away."""

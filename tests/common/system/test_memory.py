@@ -54,3 +54,20 @@ def test_where_nothing_is_told_there_is_no_end(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(memory, "PROC", tmp_path)
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     assert (memory.total(), memory.free()) == (math.inf, math.inf)
+
+
+def test_what_this_process_holds_is_read_from_its_status(system: Path) -> None:
+    write(system / "proc" / "self" / "status", "Name:\tVmRSS\nVmHWM:\t  650 kB\nVmRSS:\t  612 kB\nThreads:\t1\n")
+    assert memory.held() == {"resident": 612 * 1024, "peak": 650 * 1024}
+    (system / "proc" / "self" / "status").unlink()
+    assert memory.held() == {}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_what_is_taken_is_held_and_the_peak_stays_when_it_is_given_back() -> None:
+    before, size = memory.held(), 2**26
+    block = bytearray(b"1") * size
+    assert len(block) == size
+    assert memory.held()["resident"] > before["resident"] + size // 2
+    del block
+    assert memory.held()["peak"] > before["resident"] + size // 2

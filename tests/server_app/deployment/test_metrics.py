@@ -75,9 +75,14 @@ def test_every_figure_is_that_of_history_after_a_run_with_faults(address: str, t
         ("validation_score", (("metric", "accuracy"), ("when", "before"))): rounds[-1]["validation"]["accuracy"][0],
         ("validation_score", (("metric", "accuracy"), ("when", "after"))): rounds[-1]["validation"]["accuracy"][-1],
         ("nodes", (("state", "answered"),)): rounds[-1]["nodes"]["answered"],
+        ("connected_nodes", ()): rounds[-1]["nodes"]["connected"],
+        ("server_memory_bytes", (("kind", "resident"),)): rounds[-1]["memory"]["resident"],
+        ("server_memory_bytes", (("kind", "peak"),)): rounds[-1]["memory"]["peak"],
         ("rounds_planned", ()): 40,
         ("run_state", (("state", "ended"),)): 1,
     }
+    phases = ("asking", "waiting", "aggregating", "scoring", "saving")
+    sums |= {("phase_seconds_total", (("phase", name),)): sum(line["phases"][name] for line in rounds) for name in phases}
     for (name, labels), expected in sums.items():
         assert value(found, name, run="one", **dict(labels)) == pytest.approx(expected), name
 
@@ -115,6 +120,28 @@ def test_steps_privacy_and_virtual_time_of_a_line(address: str, tmp_path: Path) 
     for name, number in (expected | {"joined_nodes_total": 4}).items():
         assert value(found, name, run="one") == number
     assert value(found, "contributions_total", run="one", staleness="2") == 6
+
+
+def test_a_run_of_an_earlier_release_has_no_phases_until_it_goes_on(address: str, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "one"
+    write_run(run, tasks=20, rounds=20)
+    rounds = lines(run)
+    old = [{key: value for key, value in line.items() if key not in ("phases", "memory")} for line in lines(run)]
+    for line in old:
+        del line["nodes"]["connected"]
+    (run / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
+    found = read(address)
+    assert value(found, "rounds_total", run="one") == 20
+    new = ("quickbloom_phase_seconds_total", "quickbloom_server_memory_bytes", "quickbloom_connected_nodes")
+    assert not [name for name, _ in found if name in new]
+    odd = [{**rounds[0], "phases": {"asking": "long"}}, {**rounds[0], "memory": None}]
+    with (run / "history.jsonl").open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in [*rounds[:2], *odd]))
+    found = read(address)
+    waited = rounds[0]["phases"]["waiting"] + rounds[1]["phases"]["waiting"]
+    assert value(found, "phase_seconds_total", run="one", phase="waiting") == pytest.approx(waited)
+    assert value(found, "connected_nodes", run="one") == 60
+    assert value(found, "damaged_lines_total", run="one") == 2
 
 
 def test_an_odd_run_costs_no_other_run_its_figures(address: str, tmp_path: Path) -> None:
@@ -205,19 +232,34 @@ tests:
       - {series: 'quickbloom_replies_total{run="b", outcome="answered"}', values: '0+9x60'}
       - {series: 'quickbloom_replies_total{run="c", outcome="answered"}', values: '0+4x60'}
       - {series: 'quickbloom_replies_total{run="c", outcome="failed"}', values: '0+6x60'}
+      - {series: 'quickbloom_run_state{run="a", state="going-on"}', values: '0x60'}
+      - {series: 'quickbloom_connected_nodes{run="a"}', values: '10x20 4x40'}
+      - {series: 'quickbloom_connected_nodes{run="b"}', values: '10x20 5x40'}
+      - {series: 'quickbloom_connected_nodes{run="c"}', values: '10x20 4x40'}
+      - {series: 'quickbloom_rounds_total{run="b"}', values: '0+60x60'}
+      - {series: 'quickbloom_phase_seconds_total{run="b", phase="waiting"}', values: '0+180x60'}
+      - {series: 'quickbloom_phase_seconds_total{run="b", phase="asking"}', values: '0+30x60'}
     promql_expr_test:
+      - expr: PHASES
+        eval_time: 50m
+        exp_samples:
+          - {labels: '{run="b", phase="waiting"}', value: 3}
+          - {labels: '{run="b", phase="asking"}', value: 0.5}
       - expr: count by (alertname, run) (ALERTS{alertstate="firing"})
         eval_time: 50m
         exp_samples:
           - {labels: '{alertname="QuickbloomRunStopped", run="a"}', value: 1}
           - {labels: '{alertname="QuickbloomRunStalled", run="c"}', value: 1}
           - {labels: '{alertname="QuickbloomFewNodesAnswer", run="c"}', value: 1}
+          - {labels: '{alertname="QuickbloomFewNodesConnected", run="c"}', value: 1}
 """
 
 
 @needs_prometheus
 def test_alerts_fire_for_the_runs_that_they_speak_of_alone(tmp_path: Path) -> None:
-    (tmp_path / "test.yml").write_text(RULES.replace("RULES", str(FILES / "alerts.yml")))
+    panels = {panel["title"]: panel["targets"] for panel in json.loads((FILES / "dashboard.json").read_text())["panels"]}
+    phases = panels["Seconds of a round by phase"][0]["expr"].replace("$run", ".*")
+    (tmp_path / "test.yml").write_text(RULES.replace("RULES", str(FILES / "alerts.yml")).replace("PHASES", phases))
     done = subprocess.run(["promtool", "test", "rules", tmp_path / "test.yml"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

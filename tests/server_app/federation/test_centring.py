@@ -12,7 +12,7 @@ import small_encoders
 from dp_accounting.pld import pld_privacy_accountant
 from flwr.app import ConfigRecord, Message, RecordDict
 from hostile import ANYTHING
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from loopback import LoopbackGrid
 from small_encoders import on_nodes, sentences
@@ -240,6 +240,7 @@ def test_whatever_a_node_answers_the_mean_is_that_of_the_others(tmp_path: Path) 
         {"total": totals, "weight": st.floats() | st.floats(-3, 300)}
     )
 
+    @example(RecordDict({"means": ConfigRecord({"total": [1e300] * 7, "weight": 0.0})}))  # whose squares overflow
     @given(ANYTHING | plausible.map(lambda fields: RecordDict({"means": ConfigRecord(fields)})))
     @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def check(records: RecordDict) -> None:

@@ -27,7 +27,7 @@ from quickbloom.common.wire.messages import EVALUATE, EvaluateRequest, error_rec
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.reporting.report import write_report
 from quickbloom.server_app.reporting.result_table import baseline_tables, result_lines, users_rows
-from quickbloom.server_app.runs.directory import read_history, spread
+from quickbloom.server_app.runs.directory import MEASURED, read_history, spread
 
 SMALL: dict[str, Any] = {"dataset": "gaussian", "gaussian.clients": 10, "model": "mlp", "mlp.hidden": "6", "min-nodes": 1}
 SMALL |= {"rounds": 3, "evaluate-every": 1, "adapt-steps": 4, "baselines": False, "test-shots": "1"}
@@ -165,7 +165,7 @@ def test_nothing_of_training_and_of_unseen_users_changes_in_any_bit(algorithm: s
     folders = [tmp_path / "unseen", tmp_path / "both"]
     for split in ("validation", "test"):
         assert rows(folders[0], split) == rows(folders[1], split)
-    lines = [[{k: v for k, v in line.items() if k != "seconds"} for line in read_history(folder)] for folder in folders]
+    lines = [[{k: v for k, v in line.items() if k not in MEASURED} for line in read_history(folder)] for folder in folders]
     assert lines[0] == lines[1]
     first, second = map(model, folders)
     assert first.keys() == second.keys()

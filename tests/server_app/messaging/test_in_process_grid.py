@@ -17,7 +17,7 @@ from quickbloom.server_app.launch import follow
 from quickbloom.server_app.messaging import in_process_grid
 from quickbloom.server_app.messaging.in_process_grid import InlineGrid
 from quickbloom.server_app.messaging.polling_grid import PollingGrid
-from quickbloom.server_app.runs.directory import read_history
+from quickbloom.server_app.runs.directory import MEASURED, read_history
 
 SMALL = ["--rounds", "2", "--set", "mlp.hidden=8", "--set", "adapt-steps=2", "--set", "evaluate-every=1"]
 
@@ -29,7 +29,7 @@ def settings(folder: Path, **more: object) -> RunConfig:
 
 def result(folder: Path, summary: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Summary and history without what differs from run to run: times, and places."""
-    rounds = [{key: value for key, value in record.items() if key != "seconds"} for record in read_history(folder)]
+    rounds = [{key: value for key, value in record.items() if key not in MEASURED} for record in read_history(folder)]
     return {key: value for key, value in summary.items() if key not in ("seconds", "run_dir", "runtime", "workers")}, rounds
 
 

@@ -18,6 +18,7 @@ from quickbloom.common.datasets.base import DataSpec, TaskInfo
 from quickbloom.common.engine.build import build_algorithm
 from quickbloom.common.flower import names as flower
 from quickbloom.common.wire.messages import TRAIN, TrainRequest, error_records, to_arrays
+from quickbloom.common.wire.refusal import REFUSED, Refusal
 from quickbloom.common.wire.roll_call import CONSTANTS, ROLL_CALL, ConstantsReply, RollCallReply, told_agreed
 from quickbloom.server_app.events.channel import Events
 from quickbloom.server_app.events.kinds import Event, Joined, Warned
@@ -208,6 +209,17 @@ def test_a_newcomer_with_a_task_of_another_node_is_refused_in_one_sentence() -> 
     ]
     assert run.population == before
     assert len(run.grid.asked) == 1  # it is not called again
+
+
+def test_a_refused_newcomer_that_hears_is_told_once_and_says_so_to_its_owner() -> None:
+    run = Run()
+    reply = RollCallReply(SPEC, [task("a", (9, 9, 9))], {}, hears=True)
+    run.grid.answers[NEW] = lambda message: reply.to_records()
+    run.look(4)
+    (told,) = [message for message in run.grid.asked if message.metadata.message_type == REFUSED]
+    refusal = Refusal.from_records(told.content)
+    assert (told.metadata.dst_node_id, refusal.kind) == (NEW, "task")
+    assert run.said == [f"Node 7 does not take part: {refusal.reason}"]
 
 
 def test_two_newcomers_with_one_task_do_not_both_join() -> None:

@@ -155,7 +155,8 @@ def test_a_node_whose_work_was_lost_is_called_and_comes_back_with_its_answer() -
     # Called before round 4, when the first call is given up; its answer is seen before round 5.
     assert federation.asked()[4] == [100, 102]
     assert federation.asked()[5] == [100, 101, 102]
-    assert records[-1]["nodes"] == {"asked": 3, "answered": 3, "away": [], "late": {}, "trained": [100, 101, 102]}
+    told = {"asked": 3, "answered": 3, "away": [], "connected": 3, "late": {}, "trained": [100, 101, 102]}
+    assert records[-1]["nodes"] == told
 
 
 def test_a_node_that_is_not_connected_is_not_asked_until_it_is_back() -> None:
@@ -169,6 +170,7 @@ def test_a_node_that_is_not_connected_is_not_asked_until_it_is_back() -> None:
     records = federation.start()
     assert [federation.asked()[number] for number in (1, 2, 3, 5)] == [[100, 101, 102], [100, 102], [100, 102], [100, 101, 102]]
     assert [len(record["failures"]) for record in records] == [0] * 5
+    assert [record["nodes"]["connected"] for record in records] == [3, 2, 2, 3, 3]
     assert federation.asked(ROLL_CALL)[0] == [101]
 
 

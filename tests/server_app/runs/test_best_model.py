@@ -31,7 +31,7 @@ from quickbloom.server_app.federation.scores import Scores
 from quickbloom.server_app.reporting.result_table import kept_line, result_lines, result_table
 from quickbloom.server_app.runs import resume
 from quickbloom.server_app.runs.checkpoints import CheckpointWriter, load
-from quickbloom.server_app.runs.directory import read_history
+from quickbloom.server_app.runs.directory import MEASURED, read_history
 
 DIGITS: dict[str, Any] = {"dataset": "digits", "algorithm": "fomaml", "min-nodes": 1, "rounds": 4, "evaluate-every": 1}
 DIGITS |= {"adapt-steps": 3, "seed": 1, "keep": "best", "fomaml.outer-optimizer": "sgd"}
@@ -189,7 +189,7 @@ def cut(folder: Path, kind: str, number: int, **changes: Any) -> None:
 
 
 def result(folder: Path, summary: dict[str, Any]) -> Any:
-    rounds = [{key: value for key, value in record.items() if key != "seconds"} for record in read_history(folder)]
+    rounds = [{key: value for key, value in record.items() if key not in MEASURED} for record in read_history(folder)]
     kept = {key: value for key, value in summary.items() if key not in ("seconds", "run_dir", "resumed")}
     return kept, rounds, (folder / "per_task.csv").read_bytes(), files(folder), load(folder).facts["so-far"]["best-model"]
 

@@ -24,7 +24,7 @@ from quickbloom.server_app.events.file import read_events
 from quickbloom.server_app.events.kinds import Ended, Event, RoundEnded, Saved, Scored, Started, Stopped, Warned
 from quickbloom.server_app.runs import trackers
 from quickbloom.server_app.runs.checkpoints import load
-from quickbloom.server_app.runs.directory import RunDirectory, read_history
+from quickbloom.server_app.runs.directory import MEASURED, RunDirectory, read_history
 from quickbloom.server_app.runs.resume import with_settings_of
 from quickbloom.server_app.runs.trackers import Trackers
 
@@ -68,7 +68,7 @@ def cut(folder: Path, kind: str, number: int, nodes: int = 2, **changes: Any) ->
 def result(folder: Path, summary: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """All that must be equal bit for bit: the summary and history but for times, places, and how often it was resumed."""
     beside = ("seconds", "run_dir", "resumed", "runtime", "workers")
-    rounds = [{key: value for key, value in record.items() if key != "seconds"} for record in read_history(folder)]
+    rounds = [{key: value for key, value in record.items() if key not in MEASURED} for record in read_history(folder)]
     return {key: value for key, value in summary.items() if key not in beside}, rounds
 
 

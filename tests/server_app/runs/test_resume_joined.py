@@ -18,7 +18,7 @@ from quickbloom.server_app.events.file import read_events
 from quickbloom.server_app.events.kinds import Joined
 from quickbloom.server_app.reporting.report import write_report
 from quickbloom.server_app.runs.checkpoints import load
-from quickbloom.server_app.runs.directory import read_history
+from quickbloom.server_app.runs.directory import MEASURED, read_history
 
 EVERYBODY = [100, 101, 102, 103]
 
@@ -58,7 +58,7 @@ def joined(folder: Path) -> dict[int, list[int]]:
 
 def result(folder: Path, summary: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """All that must be equal bit for bit: the summary and the history but for times, places and how often it was resumed."""
-    rounds = [{key: value for key, value in record.items() if key != "seconds"} for record in read_history(folder)]
+    rounds = [{key: value for key, value in record.items() if key not in MEASURED} for record in read_history(folder)]
     return {key: value for key, value in summary.items() if key not in ("seconds", "run_dir", "resumed")}, rounds
 
 

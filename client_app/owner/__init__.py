@@ -1,0 +1,1 @@
+"""What a device tells its owner: what happened last, and what to do."""
