@@ -12,11 +12,15 @@ from torch import Tensor
 
 from quickbloom.common.algorithms.base import AlgorithmOptions
 from quickbloom.common.algorithms.maml import Maml, MamlOptions
-from quickbloom.common.maths.batch import Batch
-from quickbloom.common.maths.inner_loop import built_on, descend
+from quickbloom.common.errors import ConfigError
+from quickbloom.common.maths.batch import Batch, Episode
+from quickbloom.common.maths.inner_loop import built_on, descend, last
 from quickbloom.common.maths.learner import Learner
+from quickbloom.common.maths.linear_head import LinearHead
 from quickbloom.common.maths.params import Params
 from quickbloom.common.options import Text
+
+_MATRIX = "matrix"
 
 
 class AnilOptions(MamlOptions):
@@ -32,6 +36,21 @@ class Anil(Maml):
     def __init__(self, options: Any, learner: Learner) -> None:
         super().__init__(options, learner)
         self._head = learner.head("anil.head", options.head)
+        self._last = _last_layer(learner, self._head)
+
+    def objective(self, meta: Params, episode: Episode) -> Tensor:
+        if self._last is None or type(self).adaptation_path is not Anil.adaptation_path:
+            return super().objective(meta, episode)
+        # The steps move the head alone, so that the features of the support set are computed once.
+        support, query = (batch._replace(x=self._last.features(meta, batch.x)) for batch in (episode.support, episode.query))
+        path = descend(
+            self._loss, {_MATRIX: self._last.matrix(meta)}, iter([support] * self.options.inner_steps), self.options.inner_lr
+        )
+        return self._loss(last(path), query)
+
+    def _loss(self, head: Params, features: Batch) -> Tensor:
+        """Return the loss of a head A [features + 1, outputs] on a batch of features."""
+        return self.learner.loss_of(features.x @ head[_MATRIX], features)
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Yield full parameters after 0, 1, .. `steps` steps of the head; the body stays that of `meta`."""
@@ -42,3 +61,12 @@ class Anil(Maml):
         head = {name: meta[name] for name in self._head}
         for phi in descend(built_on(self.learner.mean_loss, loss), head, iter([support] * steps), lr):
             yield {**meta, **phi}
+
+
+def _last_layer(learner: Learner, head: list[str]) -> LinearHead | None:
+    """Return the last layer if `head` is its parameters, and it is a linear one with a bias; else None."""
+    try:
+        found = LinearHead(learner, "anil")
+    except ConfigError:
+        return None
+    return found if {found.weight, found.bias} == set(head) else None

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from quickbloom.common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
-from quickbloom.common.maths.inner_loop import descend_towards, gradient_and_hessian, gradient_and_value, last
+from quickbloom.common.maths.fast_paths import gradient_and_loss, gradient_and_product
+from quickbloom.common.maths.inner_loop import descend_towards, last
 from quickbloom.common.maths.params import Params, add, dot, subtract
 
 
@@ -38,8 +39,8 @@ class Imaml(Algorithm):
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
         phi = last(self.adaptation_path(meta, episode.support, self.options.inner_lr, self.options.inner_steps))
-        gradient, loss = gradient_and_value(self.learner.mean_loss, phi, episode.query)
-        _, times_hessian = gradient_and_hessian(lambda phi: self.learner.loss(phi, episode.support), phi)
+        gradient, loss = gradient_and_loss(self.learner, phi, episode.query)
+        _, times_hessian = gradient_and_product(self.learner, phi, episode.support)
 
         def matrix(p: Params) -> Params:
             return add(p, times_hessian(p), 1 / (self.options.strength + self.options.damping))

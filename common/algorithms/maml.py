@@ -9,8 +9,9 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from quickbloom.common.algorithms.base import AlgorithmOptions, InnerLoopOptions, ObjectiveAlgorithm, ZeroHeadOptions
-from quickbloom.common.maths.batch import Episode
+from quickbloom.common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions, ObjectiveAlgorithm, ZeroHeadOptions
+from quickbloom.common.maths.batch import Batch, Episode
+from quickbloom.common.maths.fast_paths import differentiable_end
 from quickbloom.common.maths.inner_loop import last
 from quickbloom.common.maths.params import Params
 
@@ -27,5 +28,11 @@ class Maml(ObjectiveAlgorithm):
     Options: ClassVar[type[AlgorithmOptions]] = MamlOptions
 
     def objective(self, meta: Params, episode: Episode) -> Tensor:
-        phi = last(self.adaptation_path(meta, episode.support, self.options.inner_lr, self.options.inner_steps))
-        return self.learner.loss(phi, episode.query)
+        return self.learner.loss(self.adapted(meta, episode.support), episode.query)
+
+    def adapted(self, meta: Params, support: Batch) -> Params:
+        """Return phi_k, the last element of `adaptation_path`, for a gradient through it; by the kernels where they can."""
+        lr, steps = self.options.inner_lr, self.options.inner_steps
+        if type(self).adaptation_path is not Algorithm.adaptation_path:
+            return last(self.adaptation_path(meta, support, lr, steps))
+        return differentiable_end(self.learner, meta, support, lr, steps)

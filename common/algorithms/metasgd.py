@@ -15,7 +15,8 @@ from torch import Tensor
 from quickbloom.common.algorithms.base import AlgorithmOptions
 from quickbloom.common.algorithms.maml import Maml, MamlOptions
 from quickbloom.common.maths.batch import Batch
-from quickbloom.common.maths.inner_loop import slope
+from quickbloom.common.maths.fast_paths import differentiable_end
+from quickbloom.common.maths.inner_loop import descend_at_rates
 from quickbloom.common.maths.params import Params
 
 RATE = "rate/"
@@ -39,10 +40,17 @@ class MetaSgd(Maml):
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Yield theta after 0, 1, .. `steps` steps. `lr` scales the learned rates; at `inner_lr` the scale is 1."""
-        scale = lr / self.options.inner_lr
-        phi = {name: value for name, value in meta.items() if not name.startswith(RATE)}
-        yield phi
-        for _ in range(steps):
-            gradient = slope(self.learner.mean_loss, phi, support)
-            phi = {name: value - scale * meta[RATE + name] * gradient[name] for name, value in phi.items()}
-            yield phi
+        theta, rates = _parted(meta)
+        return descend_at_rates(self.learner.mean_loss, theta, support, lr / self.options.inner_lr, steps, rates)
+
+    def adapted(self, meta: Params, support: Batch) -> Params:
+        if type(self).adaptation_path is not MetaSgd.adaptation_path:
+            return super().adapted(meta, support)
+        theta, rates = _parted(meta)
+        return differentiable_end(self.learner, theta, support, 1.0, self.options.inner_steps, rates)
+
+
+def _parted(meta: Params) -> tuple[Params, Params]:
+    """Return (theta, the rates by the names of theta)."""
+    theta = {name: value for name, value in meta.items() if not name.startswith(RATE)}
+    return theta, {name: meta[RATE + name] for name in theta}

@@ -20,7 +20,7 @@ from torch import Tensor
 from quickbloom.common.algorithms.base import Algorithm, AlgorithmOptions
 from quickbloom.common.algorithms.local_sgd import shuffled_epochs, steps_of_an_epoch
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
-from quickbloom.common.maths.inner_loop import gradient_and_hessian, slope
+from quickbloom.common.maths.fast_paths import gradient_and_loss, gradient_and_product, loss_of
 from quickbloom.common.maths.params import Params, add, subtract
 
 
@@ -64,8 +64,8 @@ class PerFedAvg(Algorithm):
         w, beta = meta, self.options.local_lr or self.options.inner_lr
         for draw in self._draws(episode, minibatches):
             w = add(w, self.local_meta_gradient(w, draw), -beta)
-        adapted = add(w, slope(self.learner.mean_loss, w, episode.support), -self.options.inner_lr)
-        return subtract(meta, w), self.learner.loss(adapted, episode.query)
+        gradient, _ = gradient_and_loss(self.learner, w, episode.support)
+        return subtract(meta, w), loss_of(self.learner, add(w, gradient, -self.options.inner_lr), episode.query)
 
     def _draws(self, episode: Episode, minibatches: Minibatches) -> Iterator[Episode]:
         """Yield what every local meta-step is taken on."""
@@ -79,6 +79,6 @@ class PerFedAvg(Algorithm):
     def local_meta_gradient(self, w: Params, episode: Episode) -> Params:
         """Return (I - alpha H(w)) v, or v alone if `variant` is "fo"."""
         alpha = self.options.inner_lr
-        gradient, times_hessian = gradient_and_hessian(lambda w: self.learner.loss(w, episode.support), w)
-        v: Params = slope(self.learner.mean_loss, add(w, gradient, -alpha), episode.query)
+        gradient, times_hessian = gradient_and_product(self.learner, w, episode.support)
+        v, _ = gradient_and_loss(self.learner, add(w, gradient, -alpha), episode.query)
         return v if self.options.variant == "fo" else add(v, times_hessian(v), -alpha)

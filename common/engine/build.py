@@ -67,6 +67,7 @@ def build_algorithm(config: RunConfig, spec: DataSpec, device: torch.device = _C
     # The tests cover large built-in models by small ones.
     learner.reduced = _reduced(config, model, learner)
     learner.transductive = config.transductive
+    learner.uses_kernels = not registries.is_users(chosen)
     if learner.transductive and learner.mixes_examples:
         learner.remarks.append(_TRANSDUCTIVE)
     if config.dropout:

@@ -1,4 +1,4 @@
-"""Fastest available ways of what first-order algorithms compute: descents, and losses or gradients at their end.
+"""Fastest available ways of what algorithms compute: descents, gradients through them, and losses or gradients at their end.
 
 Three ways give the same numbers up to rounding. The kernels (`common/maths/kernels`) are compiled
 C++, for the models that they support, on a CPU. A perceptron with its gradient written out in torch
@@ -6,13 +6,24 @@ C++, for the models that they support, on a CPU. A perceptron with its gradient 
 does everything else and all work inside torch.compile.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from quickbloom.common.maths.batch import Batch, Draws, in_one_piece
-from quickbloom.common.maths.inner_loop import PLAIN, InnerOptimizer, endpoint, gradient_and_value
+from quickbloom.common.maths.inner_loop import (
+    PLAIN,
+    InnerOptimizer,
+    descend,
+    descend_at_rates,
+    endpoint,
+    gradient_and_hessian,
+    gradient_and_value,
+    last,
+)
+from quickbloom.common.maths.kernels.derivatives import Descent, Product
 from quickbloom.common.maths.kernels.network import Network
 from quickbloom.common.maths.kernels.train import Train, What, known, sum_up
 from quickbloom.common.maths.learner import Learner
@@ -54,6 +65,50 @@ def end_of_descent(
     if names is not None and set(names) == start.keys():
         return descend_perceptron(names, start, steps, lr)
     return endpoint(learner.mean_loss, start, steps.unbind(), lr)
+
+
+def differentiable_end(
+    learner: Learner, start: Params, support: Batch, lr: float, steps: int, rates: Params | None = None
+) -> Params:
+    """Return phi after `steps` steps on the whole `support`, to take one gradient through with respect to start and rates.
+
+    Works under `vmap` and `torch.func.grad`. `rates`: a rate for each number, with the keys of `start`, by which `lr` is
+    multiplied. The kernels compute the gradient step by step, from the last to the first: v <- v - lr H v, with the Hessian of
+    the loss at where the step began.
+    """
+    batches = support.times(steps)
+    network = _network(learner, start, batches) if steps and learner.uses_kernels and not batches.x.requires_grad else None
+    if network is None:
+        return last(_rated_path(learner, start, support, lr, steps, rates))
+    each = [] if rates is None else [(lr * rates[name])[None] for name in network.names]
+    shared = (batches.x[None], batches.y[None], batches.weight[None], *[start[name][None] for name in network.names])
+    rate = start[network.names[0]].new_full((1,), lr)
+    end = Descent.apply(network, rate, *shared, *each)  # type: ignore[no-untyped-call]
+    return network.named([value[0] for value in end])
+
+
+def _rated_path(
+    learner: Learner, start: Params, support: Batch, lr: float | Tensor, steps: int, rates: Params | None
+) -> Iterator[Params]:
+    if rates is None:
+        return descend(learner.mean_loss, start, iter([support] * steps), lr)
+    return descend_at_rates(learner.mean_loss, start, support, lr, steps, rates)
+
+
+def gradient_and_product(learner: Learner, at: Params, batch: Batch) -> tuple[Params, Callable[[Params], Params]]:
+    """Return (the gradient of one batch's loss, v -> H v), H its Hessian; works under `vmap`. No gradient is taken through it."""
+    network = _network(learner, at, batch.times(1)) if learner.uses_kernels else None
+    if network is None:
+        return gradient_and_hessian(lambda params: learner.loss(params, batch), at)
+    *gradient, _ = _train("gradient", network, at, batch.times(1))
+
+    def times_hessian(v: Params) -> Params:
+        given = [params[name][None] for params in (at, v) for name in network.names]
+        alone = [value[None] for value in batch.times(1)]
+        found = Product.apply(network, *alone, *given)  # type: ignore[no-untyped-call]
+        return network.named([value[0] for value in found])
+
+    return network.named(gradient), times_hessian
 
 
 def gradient_and_loss(learner: Learner, at: Params, batch: Batch) -> tuple[Params, Tensor]:

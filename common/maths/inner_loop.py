@@ -138,6 +138,18 @@ def descend(
         yield phi
 
 
+def descend_at_rates(
+    loss: Loss, start: Params, batch: Batch, scale: float | Tensor, steps: int, rates: Params
+) -> Iterator[Params]:
+    """Yield phi_0 = start, then phi_{i+1} = phi_i - scale * rates * grad loss(phi_i), with a rate for each number."""
+    phi = start
+    yield phi
+    for _ in range(steps):
+        gradient = slope(loss, phi, batch)
+        phi = {name: value - scale * rates[name] * gradient[name] for name, value in phi.items()}
+        yield phi
+
+
 def endpoint(loss: Loss, start: Params, batches: Iterator[Batch], lr: float, optimizer: InnerOptimizer = PLAIN) -> Params:
     """Return the last element of `descend`, through which no gradient is taken.
 

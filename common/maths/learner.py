@@ -14,6 +14,7 @@ from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths import batch_norm
 from quickbloom.common.maths.batch import Batch, in_one_piece
 from quickbloom.common.maths.inner_loop import Loss, MeanLoss, is_differentiated_twice
+from quickbloom.common.maths.kernels.derivatives import applied
 from quickbloom.common.maths.params import Params
 
 
@@ -48,6 +49,8 @@ class Learner:
         """A shorter number type to compute matrix products in, as torch's autocast does; parameters keep theirs."""
         self.dropout = False
         """True if dropout is on in training, see `keep_dropout`."""
+        self.uses_kernels = True
+        """False if derivatives may be taken that the kernels lack: third ones, forward ones, and those by the inputs."""
         self.remarks = _in_evaluation_mode(module)
         """What a person should know of how the model is computed, one sentence each."""
         self._digest: str | None = None
@@ -240,6 +243,8 @@ class Learner:
 
     def _apply_at_once(self, params: Params, x: Tensor) -> Tensor:
         if self.reduced is None:
+            if self.uses_kernels and (found := applied(self.module, params, x)) is not None:
+                return found
             result: Tensor = functional_call(self.module, params, (x,), tie_weights=self._shares)
             return result
         # Without its cache, which knows nothing of tensors under torch.func.
@@ -253,7 +258,11 @@ class Learner:
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """Return the weighted mean loss over the batch; a scalar."""
-        return mean_over_examples(self._losses(self.apply(params, batch.x), batch.y), batch.weight)
+        return self.loss_of(self.apply(params, batch.x), batch)
+
+    def loss_of(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the weighted mean loss of the outputs [n, outputs] for a batch; a scalar."""
+        return mean_over_examples(self._losses(outputs, batch.y), batch.weight)
 
     @property
     def mean_loss(self) -> Loss:

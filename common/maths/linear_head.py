@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths.batch_norm import names_of, without_statistics
+from quickbloom.common.maths.kernels.derivatives import applied
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params
 
@@ -28,6 +29,7 @@ class LinearHead:
 
         `body`: also if nothing before it is trained.
         """
+        self._learner = learner
         name = learner.last()
         layer = learner.module.get_submodule(name)
         is_last = learner.ran[-1:] in ([], [name]) and all(value.requires_grad for value in layer.parameters())
@@ -60,7 +62,9 @@ class LinearHead:
         """Return the inputs of the last layer for `x` [n, ...], and a column of ones: [n, features + 1]."""
         body = {name: params[name] for name in self._names}
         body |= {name: params[name] for name in self._statistics if name in params}
-        found: Tensor = functional_call(self._body, body, (x,))
+        found = applied(self._body, body, x) if self._learner.uses_kernels else None
+        if found is None:
+            found = functional_call(self._body, body, (x,))
         return torch.cat([found, found.new_ones(found.shape[0], 1)], dim=1)
 
     def matrix(self, params: Params) -> Tensor:

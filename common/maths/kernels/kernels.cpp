@@ -1,4 +1,5 @@
-// First-order training of small networks, one task after the other, so that a task's numbers stay in the cache of one core.
+// Training of small networks, one task after the other, so that a task's numbers stay in the cache of one core, and their
+// outputs with first and second derivatives.
 //
 // A network is a list of layers: a convolution (a linear layer is one with a single pixel), then, if the layer has them,
 // normalisation, ReLU and max-pooling. Arrays have channels last: inputs [examples, height, width, channels] with a border
@@ -55,6 +56,15 @@ struct Layer {
     bool plain() const { return !norm && !pool; }
 };
 
+// True if a last layer does more than its product: a network of nothing but a body ends so.
+static bool finished(const Layer &l) { return l.norm || l.relu || l.pool; }
+
+// How the arrays of a layer move if the parameters do ("tangents"): each is the derivative of its namesake in `Place` along a
+// direction. `y`: after normalisation, before pooling. `scale`: of log scale, not of scale. Empty in a first-order pass.
+struct Tangents {
+    REAL *in, *d_in, *z, *dz, *y, *scale, *sums;
+};
+
 // A layer and its arrays for a fixed number of examples.
 struct Place {
     Layer layer;
@@ -63,6 +73,7 @@ struct Place {
     long *pixel, *weight;       // offset of a pixel's first input; offset of a weight's input from it
     long *dense, *next, *line;  // offset of a pixel in z; of a pooled pixel in the next layer's input; 0, 1, ..
     REAL *in, *own_in, *d_in, *z, *dz, *active, *scale, *sums, *turned;
+    Tangents t;
 };
 
 static void *room(size_t bytes) {
@@ -354,11 +365,11 @@ static void finish_forward(const Place &p, const REAL *gamma, REAL *next_in) {
 }
 
 // Backward through pooling: the first of a window's largest pixels gets the gradient. After ReLU, a zero gets none.
-static void unpool(const Place &p, const REAL *next_in, const REAL *next_d) {
+static void unpool(const Place &p, const REAL *next_in, const REAL *next_d, REAL *to) {
     const Layer &l = p.layer;
     int C = l.padded;
     const long *q = p.next;
-    memset(p.dz, 0, (size_t)p.pixels * C * sizeof(REAL));
+    memset(to, 0, (size_t)p.pixels * C * sizeof(REAL));
     for (int e = 0; e < p.examples; e++)
         for (int i = 0; i < l.next_height; i++)
             for (int j = 0; j < l.next_width; j++, q++) {
@@ -367,7 +378,7 @@ static void unpool(const Place &p, const REAL *next_in, const REAL *next_d) {
                 for (int c = 0; c < C; c += LANES) {
                     Vector most = get(next_in + *q + c), left = most > 0 ? get(next_d + *q + c) : zeros();
                     for (int k = 0; k < 4; k++) {
-                        REAL *d = p.dz + w.first + offsets[k] + c;
+                        REAL *d = to + w.first + offsets[k] + c;
                         Whole chosen = get(p.active + w.first + offsets[k] + c) == most;
                         put(d, chosen ? get(d) + left : get(d));
                         left = chosen ? zeros() : left;
@@ -376,19 +387,25 @@ static void unpool(const Place &p, const REAL *next_in, const REAL *next_d) {
             }
 }
 
+// Backward through pooling and ReLU: from the gradient with respect to the next layer's input to one like `dz`.
+static void before_pooling(const Place &p, const REAL *next_in, const REAL *next_d, REAL *to) {
+    const Layer &l = p.layer;
+    if (l.pool) {
+        unpool(p, next_in, next_d, to);
+        return;
+    }
+    for (int i = 0; i < p.pixels; i++)
+        for (int c = 0; c < l.padded; c += LANES) {
+            Vector d = get(next_d + p.next[i] + c);
+            if (l.relu) d = get(next_in + p.next[i] + c) > 0 ? d : zeros();
+            put(to + p.dense[i] + c, d);
+        }
+}
+
 // From the gradient with respect to the next layer's input to `dz`.
 static void finish_backward(const Place &p, const REAL *gamma, const REAL *next_in, const REAL *next_d) {
-    const Layer &l = p.layer;
-    if (l.pool)
-        unpool(p, next_in, next_d);
-    else
-        for (int i = 0; i < p.pixels; i++)
-            for (int c = 0; c < l.padded; c += LANES) {
-                Vector d = get(next_d + p.next[i] + c);
-                if (l.relu) d = get(next_in + p.next[i] + c) > 0 ? d : zeros();
-                put(p.dz + p.dense[i] + c, d);
-            }
-    if (l.norm) normalise_backward(p, gamma);
+    before_pooling(p, next_in, next_d, p.dz);
+    if (p.layer.norm) normalise_backward(p, gamma);
 }
 
 // ---- the loss
@@ -469,7 +486,8 @@ static void read(Place &p, const REAL *x, const int64_t *rows) {
     }
 }
 
-static void forward(Place *places, int layers, const REAL *theta) {
+// `out`: where what follows the last product goes, see `finished`; not written if nothing follows it.
+static void forward(Place *places, int layers, const REAL *theta, REAL *out) {
     for (int n = 0; n < layers; n++) {
         Place &p = places[n], *next = n + 1 < layers ? &places[n + 1] : 0;
         const REAL *bias = theta + p.weights * (long)p.layer.padded, *gamma = bias + p.layer.padded;
@@ -477,7 +495,7 @@ static void forward(Place *places, int layers, const REAL *theta) {
         Ending ending = {false, direct && p.layer.relu, 0};
         forward_product(p.pixels, p.in, p.pixel, p.weights, p.weight, theta, p.layer.padded, bias, direct ? next->in : p.z,
                         direct ? p.next : p.dense, ending);
-        if (next && !direct) finish_forward(p, gamma, next->in);
+        if (!direct && (next || finished(p.layer))) finish_forward(p, gamma, next ? next->in : out);
         theta += p.layer.numbers();
     }
 }
@@ -485,18 +503,17 @@ static void forward(Place *places, int layers, const REAL *theta) {
 // True if the gradient with respect to the input of `p`, apart from ReLU, is `dz` of the layer below in the same layout.
 static bool is_direct(const Place &p, const Place &below) { return p.layer.side == 1 && !p.layer.pad && below.layer.plain(); }
 
-// Computes the gradient with respect to the input of `p` from its `dz` and its weights before their step.
-static void hand_down(Place &p, Place &below, const REAL *w) {
+// The gradient `d` of `p`, through its weights `w`, goes to `to`: the `dz` of the layer below if that `is_direct`, without what
+// its ReLU holds back, else an array like `in`. With `more` it is added.
+static void hand_down(Place &p, const Place &below, const REAL *w, const REAL *d, REAL *to, bool more) {
     const Layer &l = p.layer;
     int taps = l.side * l.side;
     long turned = (long)l.outputs * l.inputs;
-    bool direct = is_direct(p, below);
-    REAL *to = direct ? below.dz : p.d_in;
-    Ending ending = {taps > 1, false, direct && below.layer.relu ? p.in : 0};
-    if (taps > 1) memset(to, 0, (size_t)p.examples * p.image * sizeof(REAL));
+    Ending ending = {more || taps > 1, false, is_direct(p, below) && below.layer.relu ? p.in : 0};
+    if (taps > 1 && !more) memset(to, 0, (size_t)p.examples * p.image * sizeof(REAL));
     for (int t = 0; t < taps; t++) {
         transpose(l.inputs, l.outputs, w + (long)t * l.inputs * l.padded, l.padded, p.turned + t * turned, l.inputs);
-        forward_product(p.pixels, p.dz, p.dense, l.outputs, p.line, p.turned + t * turned, l.inputs, 0,
+        forward_product(p.pixels, d, p.dense, l.outputs, p.line, p.turned + t * turned, l.inputs, 0,
                         to + p.weight[(long)t * l.inputs], p.pixel, ending);
     }
 }
@@ -504,17 +521,17 @@ static void hand_down(Place &p, Place &below, const REAL *w) {
 // to = from + step * sum; without `from` the sum.
 INLINE void change(const REAL *from, REAL step, Vector sum, REAL *to) { put(to, from ? get(from) + step * sum : sum); }
 
-static void change_bias(const Place &p, const REAL *from, REAL step, REAL *to) {
+static void change_bias(const Place &p, const REAL *d, const REAL *from, REAL step, REAL *to) {
     int C = p.layer.padded;
     for (int c = 0; c < C; c += 4 * LANES) {
         int vectors = (C - c) / LANES < 4 ? (C - c) / LANES : 4;
         Vector sum[4] = {zeros(), zeros(), zeros(), zeros()};
         if (vectors == 4)
             for (int i = 0; i < p.pixels; i++)
-                for (int v = 0; v < 4; v++) sum[v] += get(p.dz + (long)i * C + c + v * LANES);
+                for (int v = 0; v < 4; v++) sum[v] += get(d + (long)i * C + c + v * LANES);
         else
             for (int v = 0; v < vectors; v++)
-                for (int i = 0; i < p.pixels; i++) sum[v] += get(p.dz + (long)i * C + c + v * LANES);
+                for (int i = 0; i < p.pixels; i++) sum[v] += get(d + (long)i * C + c + v * LANES);
         for (int v = 0; v < vectors; v++) change(from ? from + c + v * LANES : 0, step, sum[v], to + c + v * LANES);
     }
 }
@@ -530,16 +547,200 @@ static void backward(Place *places, int layers, const REAL *theta, bool keep, RE
         if (next && !is_direct(*next, p)) finish_backward(p, theta + gamma, next->in, next->d_in);
         if (p.layer.norm)
             for (long c = 0; c < 2 * C; c += LANES) change(keep ? theta + gamma + c : 0, step, get(p.sums + c), to + gamma + c);
-        if (n) hand_down(p, places[n - 1], theta);
+        if (n) hand_down(p, places[n - 1], theta, p.dz, is_direct(p, places[n - 1]) ? places[n - 1].dz : p.d_in, false);
         weights_product(p.weights, p.in, p.weight, p.pixels, p.pixel, p.dz, C, keep ? theta : 0, step, to);
-        change_bias(p, keep ? theta + bias : 0, step, to + bias);
+        change_bias(p, p.dz, keep ? theta + bias : 0, step, to + bias);
     }
+}
+
+// ---- second derivatives: the passes above, differentiated along a direction `v` of the parameters (Pearlmutter 1994, "Fast
+// Exact Multiplication by the Hessian"). ReLU and pooling choose as in the pass itself.
+
+// After `finish_forward`: from the tangent of z to that of the next layer's input. Normalised by n = (z - mean) s:
+// n' = s (z' - mean(z') - n mean(n z')), s' = -s s mean(n z').
+static void finish_tangent(const Place &p, const REAL *gamma, const REAL *v_gamma, const REAL *next_in, REAL *next_t) {
+    const Layer &l = p.layer;
+    const Tangents &t = p.t;
+    int C = l.padded, segments = l.norm == 2 ? p.examples : 1, length = p.pixels / segments;
+    REAL count = (REAL)length * l.group, *first = t.sums, *second = t.sums + C;
+    for (int s = 0; l.norm && s < segments; s++) {
+        long at = (long)s * length * C;
+        REAL *scale = p.scale + (long)s * C, *t_scale = t.scale + (long)s * C;
+        for (int c = 0; c < C; c += LANES) {
+            Vector sum = zeros(), product = zeros();
+            for (int i = 0; i < length; i++) {
+                Vector z = get(t.z + at + (long)i * C + c);
+                sum += z;
+                product += z * get(p.z + at + (long)i * C + c);
+            }
+            put(first + c, sum);
+            put(second + c, product);
+        }
+        over_groups(first, l.outputs, l.group);
+        over_groups(second, l.outputs, l.group);
+        for (int c = 0; c < C; c += LANES) {
+            Vector one = get(first + c) / count, two = get(second + c) / count;
+            put(t_scale + c, zeros() - get(scale + c) * two);
+            for (int i = 0; i < length; i++) {
+                long k = at + (long)i * C + c;
+                put(t.z + k, get(scale + c) * (get(t.z + k) - one - get(p.z + k) * two));
+            }
+        }
+    }
+    const REAL *shown = l.pool ? p.active : next_in;
+    const long *place = l.pool ? p.dense : p.next;
+    REAL *to = l.pool ? t.y : next_t;
+    for (int i = 0; i < p.pixels; i++)
+        for (int c = 0; c < C; c += LANES) {
+            Vector y = get(t.z + (long)i * C + c);
+            if (l.norm) y = y * get(gamma + c) + get(p.z + (long)i * C + c) * get(v_gamma + c) + get(v_gamma + C + c);
+            if (l.relu) y = get(shown + place[i] + c) > 0 ? y : zeros();
+            put(to + place[i] + c, y);
+        }
+    if (!l.pool) return;
+    const long *q = p.next;
+    for (int e = 0; e < p.examples; e++)
+        for (int i = 0; i < l.next_height; i++)
+            for (int j = 0; j < l.next_width; j++, q++) {
+                Window w(p, e, i, j);
+                long offsets[4] = {0, w.right, w.down, w.down + w.right};
+                for (int c = 0; c < C; c += LANES) {
+                    Vector most = get(next_in + *q + c), found = zeros();
+                    for (int k = 3; k >= 0; k--) {  // the first of the largest is written last
+                        Whole chosen = get(p.active + w.first + offsets[k] + c) == most;
+                        found = chosen ? get(t.y + w.first + offsets[k] + c) : found;
+                    }
+                    put(next_t + *q + c, most > 0 ? found : zeros());
+                }
+            }
+}
+
+// `forward` along `v`, after it. `t_out` beside `out`.
+static void forward_tangent(Place *places, int layers, const REAL *theta, const REAL *v, const REAL *out, REAL *t_out) {
+    for (int n = 0; n < layers; n++) {
+        Place &p = places[n], *next = n + 1 < layers ? &places[n + 1] : 0;
+        long C = p.layer.padded, bias = p.weights * C, gamma = bias + C;
+        bool direct = next && p.layer.plain();
+        REAL *to = direct ? next->t.in : p.t.z;
+        const long *place = direct ? p.next : p.dense;
+        Ending ending = {false, false, direct && p.layer.relu ? next->in : 0};
+        forward_product(p.pixels, p.in, p.pixel, p.weights, p.weight, v, C, v + bias, to, place, ending);
+        ending.add = true;
+        if (n) forward_product(p.pixels, p.t.in, p.pixel, p.weights, p.weight, theta, C, 0, to, place, ending);
+        if (!direct && (next || finished(p.layer)))
+            finish_tangent(p, theta + gamma, v + gamma, next ? next->in : out, next ? next->t.in : t_out);
+        theta += p.layer.numbers(), v += p.layer.numbers();
+    }
+}
+
+// `normalise_backward` along `v`, and that itself: with d the gradient with respect to gamma n + beta, from which it makes
+// dz = s (e - mean(e) - n mean(n e)) with e = gamma d. The tangents of the gradients of gamma and beta go to `t.sums`.
+static void normalise_tangent(const Place &p, const REAL *gamma, const REAL *v_gamma) {
+    const Tangents &t = p.t;
+    int C = p.layer.padded, segments = p.layer.norm == 2 ? p.examples : 1, length = p.pixels / segments;
+    REAL count = (REAL)length * p.layer.group, *of_gamma = t.sums, *sums = t.sums + 2 * C;
+    memset(of_gamma, 0, 2 * C * sizeof(REAL));
+    for (int s = 0; s < segments; s++) {
+        long at = (long)s * length * C;
+        REAL *scale = p.scale + (long)s * C;
+        for (int c = 0; c < C; c += LANES) {
+            Vector g = get(gamma + c), v = get(v_gamma + c);
+            Vector sum = zeros(), product = zeros(), old = zeros(), one = zeros(), two = zeros();
+            for (int i = 0; i < length; i++) {
+                long k = at + (long)i * C + c;
+                Vector d = get(p.dz + k), td = get(t.dz + k), n = get(p.z + k), tn = get(t.z + k);
+                Vector te = v * d + g * td;
+                one += td * n + d * tn;
+                two += td;
+                sum += te;
+                product += tn * g * d + n * te;
+                old += n * g * d;
+            }
+            put(of_gamma + c, get(of_gamma + c) + one);
+            put(of_gamma + C + c, get(of_gamma + C + c) + two);
+            put(sums + c, sum);
+            put(sums + C + c, product);
+            put(sums + 2 * C + c, old);
+        }
+        for (int k = 0; k < 3; k++) over_groups(sums + k * C, p.layer.outputs, p.layer.group);
+        for (int c = 0; c < C; c += LANES) {
+            Vector g = get(gamma + c), v = get(v_gamma + c);
+            Vector sum = get(sums + c) / count, product = get(sums + C + c) / count, old = get(sums + 2 * C + c) / count;
+            for (int i = 0; i < length; i++) {
+                long k = at + (long)i * C + c;
+                Vector te = v * get(p.dz + k) + g * get(t.dz + k);
+                put(t.dz + k, get(scale + c) * (te - sum - get(t.z + k) * old - get(p.z + k) * product));
+            }
+        }
+    }
+    normalise_backward(p, gamma);
+    for (int s = 0; s < segments; s++)
+        for (int i = 0; i < length; i++)
+            for (int c = 0; c < C; c += LANES) {
+                long k = ((long)s * length + i) * C + c;
+                put(t.dz + k, get(t.dz + k) + get(t.scale + (long)s * C + c) * get(p.dz + k));
+            }
+}
+
+// `backward` along `v`, together with it, from `dz` and `t.dz` of the last layer: the tangent of the gradient goes to `to`.
+static void backward_tangent(Place *places, int layers, const REAL *theta, const REAL *v, REAL *to) {
+    for (int n = 0; n < layers; n++)
+        theta += places[n].layer.numbers(), v += places[n].layer.numbers(), to += places[n].layer.numbers();
+    for (int n = layers - 1; n >= 0; n--) {
+        Place &p = places[n];
+        long C = p.layer.padded, bias = p.weights * C, gamma = bias + C;
+        theta -= p.layer.numbers(), v -= p.layer.numbers(), to -= p.layer.numbers();
+        Place *next = n + 1 < layers ? &places[n + 1] : 0;
+        if (next && !is_direct(*next, p)) {
+            before_pooling(p, next->in, next->d_in, p.dz);
+            before_pooling(p, next->in, next->t.d_in, p.t.dz);
+            if (p.layer.norm) normalise_tangent(p, theta + gamma, v + gamma);
+        }
+        if (p.layer.norm)
+            for (long c = 0; c < 2 * C; c += LANES) put(to + gamma + c, get(p.t.sums + c));
+        if (n) {
+            Place &below = places[n - 1];
+            bool direct = is_direct(p, below);
+            REAL *lower = direct ? below.t.dz : p.t.d_in;
+            hand_down(p, below, v, p.dz, lower, false);
+            hand_down(p, below, theta, p.t.dz, lower, true);
+            hand_down(p, below, theta, p.dz, direct ? below.dz : p.d_in, false);
+        }
+        weights_product(p.weights, p.in, p.weight, p.pixels, p.pixel, p.t.dz, C, 0, 1, to);
+        if (n) weights_product(p.weights, p.t.in, p.weight, p.pixels, p.pixel, p.dz, C, to, 1, to);
+        change_bias(p, p.t.dz, 0, 1, to + bias);
+    }
+}
+
+// From the tangent of the outputs to that of `dz`, which `classify` has left there: share (p z' - p <p, z'>).
+static void classify_tangent(const Place &p, const int64_t *labels, const int64_t *rows, const REAL *share) {
+    int C = p.layer.padded;
+    for (int e = 0; e < p.examples; e++) {
+        const REAL *tz = p.t.z + (long)e * C, *dz = p.dz + (long)e * C;
+        REAL *to = p.t.dz + (long)e * C, sum = 0;
+        int64_t label = labels[rows ? rows[e] : e];
+        if (label < 0 || label >= p.layer.outputs) {
+            for (int c = 0; c < C; c++) to[c] = (REAL)NAN;
+            continue;
+        }
+        for (int c = 0; c < C; c++) to[c] = dz[c] + (c == label ? share[e] : 0);  // share p
+        for (int c = 0; c < C; c++) sum += to[c] * tz[c];
+        REAL mean = share[e] > 0 ? sum / share[e] : 0;
+        for (int c = 0; c < C; c++) to[c] *= tz[c] - mean;
+    }
+}
+
+static void regress_tangent(const Place &p, const REAL *share) {
+    int C = p.layer.padded, outputs = p.layer.outputs;
+    memset(p.t.dz, 0, (size_t)p.examples * C * sizeof(REAL));
+    for (int e = 0; e < p.examples; e++)
+        for (int c = 0; c < outputs; c++) p.t.dz[(long)e * C + c] = share[e] * 2 * p.t.z[(long)e * C + c] / outputs;
 }
 
 // ---- many steps of many tasks
 
 struct Rooms {
-    void *taken[16 * MOST_LAYERS + 2];
+    void *taken[24 * MOST_LAYERS + 8];
     int count = 0;
     bool full = false;
     template <class T> T *take(size_t numbers) {
@@ -561,7 +762,7 @@ static void offsets(long *to, int examples, int height, int width, int border, i
                 *to++ = e * image + ((long)(i * stride + border) * row + j * stride + border) * channels;
 }
 
-static Place place(Rooms &rooms, const Layer &l, int examples, bool first, const Layer *next) {
+static Place place(Rooms &rooms, const Layer &l, int examples, bool first, const Layer *next, bool tangents) {
     Place p = {};
     long row = l.width + 2 * l.pad, size = (long)l.out_height * l.out_width, pixels = examples * size;
     p.layer = l;
@@ -576,6 +777,12 @@ static Place place(Rooms &rooms, const Layer &l, int examples, bool first, const
     p.scale = rooms.take<REAL>((long)examples * l.padded), p.sums = rooms.take<REAL>(4L * l.padded);
     if (l.pool) p.active = rooms.take<REAL>(pixels * l.padded);
     if (!first) p.d_in = rooms.take<REAL>(examples * p.image), p.turned = rooms.take<REAL>((long)p.weights * l.outputs);
+    if (tangents) {
+        p.t.z = rooms.take<REAL>(pixels * l.padded), p.t.dz = rooms.take<REAL>(pixels * l.padded);
+        p.t.scale = rooms.take<REAL>((long)examples * l.padded), p.t.sums = rooms.take<REAL>(5L * l.padded);
+        if (l.pool) p.t.y = rooms.take<REAL>(pixels * l.padded);
+        if (!first) p.t.in = rooms.take<REAL>(examples * p.image), p.t.d_in = rooms.take<REAL>(examples * p.image);
+    }
     if (rooms.full) return p;
     offsets(p.pixel, examples, l.out_height, l.out_width, 0, l.stride, row, l.inputs, p.image);
     offsets(p.dense, examples, l.out_height, l.out_width, 0, 1, l.out_width, l.padded, size * l.padded);
@@ -614,12 +821,55 @@ struct Net {
     const Batches &batches;
     long size = 0;
 
-    Net(const Layer *list, int layers, bool classes, const Batches &batches)
+    Net(const Layer *list, int layers, bool classes, const Batches &batches, bool tangents = false)
         : layers(layers), classes(classes), batches(batches) {
+        static const Layer nothing = {};  // after the last layer, without a border
         for (int n = 0; n < layers; n++) {
-            places[n] = place(rooms, list[n], batches.examples, n == 0, n + 1 < layers ? list + n + 1 : 0);
+            bool last = n + 1 == layers;
+            const Layer *next = !last ? list + n + 1 : finished(list[n]) ? &nothing : 0;
+            places[n] = place(rooms, list[n], batches.examples, n == 0, next, tangents);
             size += list[n].numbers();
         }
+    }
+
+    const Place &top() const { return places[layers - 1]; }
+
+    // Numbers of all outputs, channels last.
+    long outputs() const {
+        const Layer &l = top().layer;
+        return (finished(l) ? (long)batches.examples * l.next_height * l.next_width : top().pixels) * l.padded;
+    }
+
+    // Computes the outputs of a batch in `out`.
+    void run(int task, const REAL *theta, REAL *out) {
+        read(places[0], (const REAL *)batches.x.at(task, 0), 0);
+        forward(places, layers, theta, out);
+        if (!finished(top().layer)) memcpy(out, top().z, outputs() * sizeof(REAL));
+    }
+
+    // Computes the input of `backward` from the gradient `d` with respect to the outputs `out`.
+    void pull(const REAL *theta, const REAL *out, const REAL *d) {
+        const Place &p = top();
+        for (int n = 0; n + 1 < layers; n++) theta += places[n].layer.numbers();
+        if (finished(p.layer))
+            finish_backward(p, theta + (p.weights + 1) * (long)p.layer.padded, out, d);
+        else
+            memcpy(p.dz, d, outputs() * sizeof(REAL));
+    }
+
+    // The same along `v`, with both: the gradient `d` does not move.
+    void pull_tangent(const REAL *theta, const REAL *v, const REAL *out, const REAL *d, const REAL *zero) {
+        const Place &p = top();
+        for (int n = 0; n + 1 < layers; n++) theta += places[n].layer.numbers(), v += places[n].layer.numbers();
+        long gamma = (p.weights + 1) * (long)p.layer.padded;
+        if (!finished(p.layer)) {
+            memcpy(p.dz, d, outputs() * sizeof(REAL));
+            memset(p.t.dz, 0, outputs() * sizeof(REAL));
+            return;
+        }
+        before_pooling(p, out, d, p.dz);
+        before_pooling(p, out, zero, p.t.dz);
+        if (p.layer.norm) normalise_tangent(p, theta + gamma, v + gamma);
     }
 
     // Computes the input of `backward` from a batch. Returns the loss if `wanted`.
@@ -628,9 +878,38 @@ struct Net {
         const void *y = batches.y.at(task, step);
         const REAL *share = (const REAL *)batches.share.at(task, step);
         read(places[0], (const REAL *)batches.x.at(task, step), rows);
-        forward(places, layers, theta);
-        const Place &top = places[layers - 1];
-        return classes ? classify(top, (const int64_t *)y, rows, share, wanted) : regress(top, (const REAL *)y, rows, share);
+        forward(places, layers, theta, 0);
+        return classes ? classify(top(), (const int64_t *)y, rows, share, wanted)
+                       : regress(top(), (const REAL *)y, rows, share);
+    }
+
+    // The Hessian of the loss of one of a task's batches times `v`.
+    void product(int task, int step, const REAL *theta, const REAL *v, REAL *to) {
+        const int64_t *rows = (const int64_t *)batches.rows.at(task, step);
+        const REAL *share = (const REAL *)batches.share.at(task, step);
+        loss(task, step, theta, false);
+        forward_tangent(places, layers, theta, v, 0, 0);
+        if (classes)
+            classify_tangent(top(), (const int64_t *)batches.y.at(task, step), rows, share);
+        else
+            regress_tangent(top(), share);
+        backward_tangent(places, layers, theta, v, to);
+    }
+
+    // Takes a step on every batch of a task, each number of `theta` at its own rate. `path` and `slopes` [steps, numbers]: where
+    // each step began, and its gradient.
+    void walk(int task, const REAL *rates, const REAL *theta, REAL *path, REAL *slopes) {
+        for (int s = 0; s < batches.steps; s++, slopes += size) {
+            REAL *at = path + s * size;
+            if (s)
+                for (long c = 0; c < size; c += LANES)
+                    put(at + c, get(at - size + c) - get(rates + c) * get(slopes - size + c));
+            else
+                memcpy(at, theta, size * sizeof(REAL));
+            REAL loss = this->loss(task, s, at, false);
+            backward(places, layers, at, false, 1, slopes);
+            if (loss != loss) slopes[0] = loss;
+        }
     }
 
     // Takes a step on every batch of a task.
@@ -684,6 +963,92 @@ extern "C" int sum_up(const Layer *list, int layers, int tasks, int classes, con
         norms[t] = finite ? sqrt(sum) : NAN;
         double times = clip > 0 && norms[t] > clip ? weights[t] * (clip / norms[t]) : weights[t];
         for (long c = 0; finite && c < size; c++) total[c] += times * own[c];
+    }
+    return 0;
+}
+
+// The Hessian of every task's loss on its only batch, at `theta`, times `v`: to `products` [tasks, numbers], as both are.
+extern "C" int product(const Layer *list, int layers, int tasks, int classes, const Batches *batches, const REAL *theta,
+                       const REAL *v, REAL *products) {
+    Net net(list, layers, classes, *batches, true);
+    if (net.rooms.full) return 1;
+    for (int t = 0; t < tasks; t++) net.product(t, 0, theta + t * net.size, v + t * net.size, products + t * net.size);
+    return 0;
+}
+
+// The gradient through a descent, one step on each batch: phi_{s+1} = phi_s - a * g_s, at one `rate` a per task, or with `rates`
+// [tasks, numbers] at one for each number. In `v` [tasks, numbers], the gradient with respect to the end becomes that with
+// respect to the start `theta`: v <- v - H_s (a * v), from the last step to the first. `of_rates` gets that of the rates, the
+// sum of -g_s * v.
+extern "C" int through(const Layer *list, int layers, int tasks, int classes, const Batches *batches, const REAL *theta,
+                       const REAL *rate, const REAL *rates, REAL *v, REAL *of_rates) {
+    Net net(list, layers, classes, *batches, true);
+    long size = net.size, steps = batches->steps;
+    REAL *path = net.rooms.take<REAL>(steps * size), *slopes = net.rooms.take<REAL>(steps * size);
+    REAL *own = net.rooms.take<REAL>(size), *scaled = net.rooms.take<REAL>(size), *product = net.rooms.take<REAL>(size);
+    if (net.rooms.full) return 1;
+    for (int t = 0; t < tasks; t++, theta += size, v += size) {
+        for (long c = 0; !rates && c < size; c++) own[c] = rate[t];
+        const REAL *a = rates ? rates + t * size : own;
+        net.walk(t, a, theta, path, slopes);
+        for (long s = steps - 1; s >= 0; s--) {
+            const REAL *g = slopes + s * size;
+            for (long c = 0; of_rates && c < size; c += LANES)
+                put(of_rates + t * size + c, get(of_rates + t * size + c) - get(g + c) * get(v + c));
+            for (long c = 0; c < size; c += LANES) put(scaled + c, get(a + c) * get(v + c));
+            net.product(t, s, path + s * size, scaled, product);
+            for (long c = 0; c < size; c += LANES) put(v + c, get(v + c) - get(product + c));
+        }
+        if (size && steps && slopes[0] != slopes[0]) v[0] = slopes[0];
+    }
+    return 0;
+}
+
+// Every task's parameters after one step on each of its batches, each number at its own rate: in `theta` [tasks, numbers].
+extern "C" int walk(const Layer *list, int layers, int tasks, int classes, const Batches *batches, REAL *theta,
+                    const REAL *rates) {
+    Net net(list, layers, classes, *batches);
+    long size = net.size, last = batches->steps - 1;
+    REAL *path = net.rooms.take<REAL>((last + 1) * size), *slopes = net.rooms.take<REAL>((last + 1) * size);
+    if (net.rooms.full) return 1;
+    for (int t = 0; t < tasks; t++, theta += size, rates += size) {
+        net.walk(t, rates, theta, path, slopes);
+        for (long c = 0; last >= 0 && c < size; c += LANES)
+            put(theta + c, get(path + last * size + c) - get(rates + c) * get(slopes + last * size + c));
+    }
+    return 0;
+}
+
+// Every task's outputs f(theta) for its only batch [tasks, examples, height, width, channels padded], to `out`. With `d` in the
+// same form also the gradient of <d, f(theta)> to `gradients`.
+extern "C" int outputs(const Layer *list, int layers, int tasks, int classes, const Batches *batches, const REAL *theta,
+                       REAL *out, const REAL *d, REAL *gradients) {
+    Net net(list, layers, classes, *batches);
+    long size = net.size, count = net.outputs();
+    if (net.rooms.full) return 1;
+    for (int t = 0; t < tasks; t++, theta += size, out += count) {
+        net.run(t, theta, out);
+        if (!d) continue;
+        net.pull(theta, out, d + t * count);
+        backward(net.places, layers, theta, false, 1, gradients + t * size);
+    }
+    return 0;
+}
+
+// With `v` [tasks, numbers]: the derivative of the outputs along it to `t_out`, and that of the gradient of <d, f(theta)> to
+// `products`.
+extern "C" int outputs_along(const Layer *list, int layers, int tasks, int classes, const Batches *batches, const REAL *theta,
+                             const REAL *d, const REAL *v, REAL *t_out, REAL *products) {
+    Net net(list, layers, classes, *batches, true);
+    long size = net.size, count = net.outputs();
+    REAL *out = net.rooms.take<REAL>(count), *zero = net.rooms.take<REAL>(count);
+    if (net.rooms.full) return 1;
+    for (int t = 0; t < tasks; t++, theta += size, v += size, t_out += count) {
+        net.run(t, theta, out);
+        forward_tangent(net.places, layers, theta, v, out, t_out);
+        if (!finished(net.top().layer)) memcpy(t_out, net.top().t.z, count * sizeof(REAL));
+        net.pull_tangent(theta, v, out, d + t * count, zero);
+        backward_tangent(net.places, layers, theta, v, products + t * size);
     }
     return 0;
 }

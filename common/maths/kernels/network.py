@@ -2,7 +2,7 @@
 
 Supported are sequences of convolution blocks (Conv2d; optionally a normalisation without running
 state; optionally ReLU and, after it, MaxPool2d(2)), Flatten, and Linear layers with ReLU between
-them. These are the models `mlp`, `sine`, `linear` and `conv4` of any size.
+them. These are the models `mlp`, `sine`, `linear` and `conv4` of any size, whole or without their last layer.
 """
 
 import ctypes
@@ -58,6 +58,11 @@ class Network:
     dtype: torch.dtype
 
     @property
+    def is_whole(self) -> bool:
+        """True if the network ends with a linear layer, whose outputs a loss can be of."""
+        return not (self.blocks[-1].is_convolution or self.blocks[-1].relu)
+
+    @property
     def names(self) -> list[str]:
         """Names of the parameters in the order of the layers: weight, bias, then gamma and beta of a normalisation."""
         return [name for block in self.blocks for name in block.names]
@@ -67,29 +72,33 @@ class Network:
         return dict(zip(self.names, values, strict=True))
 
     def takes(self, params: Params, x: Tensor, y: Tensor, first: int, size: int) -> bool:
-        """Return whether inputs satisfy the kernels, which do not validate.
+        """Return whether a loss satisfies the kernels, which do not validate.
 
         `first`: number of axes of `x` and `y` before those of one example; `size`: examples in a
         batch.
         """
-        shape, block, outputs = tuple(x.shape[first:]), self.blocks[0], self.blocks[-1].outputs
+        target = (self.blocks[-1].outputs,) if y.is_floating_point() else ()
+        labels = tuple(y.shape[first:]) == target and (y.is_floating_point() or y.dtype == torch.int64)
+        return labels and self.takes_inputs(params, x, first, size)
+
+    def takes_inputs(self, params: Params, x: Tensor, first: int, size: int) -> bool:
+        """Return whether the outputs for `x` can be computed; see `takes`."""
+        shape, block = tuple(x.shape[first:]), self.blocks[0]
         images = block.is_convolution
         fits = (len(shape) == 3 and shape[0] == block.inputs) if images else math.prod(shape) == block.inputs
-        target = (outputs,) if y.is_floating_point() else ()
-        labels = tuple(y.shape[first:]) == target and (y.is_floating_point() or y.dtype == torch.int64)
         if size < (2 if any(block.norm for block in self.blocks) else 1):
             return False  # left to torch, which refuses to normalise a single number
         same = params.keys() == self.shapes.keys() and all(value.shape == self.shapes[name] for name, value in params.items())
-        return fits and labels and same and all(value.dtype == self.dtype for value in (x, *params.values()))
+        return fits and same and all(value.dtype == self.dtype for value in (x, *params.values()))
 
 
 def read_network(module: nn.Module) -> Network | None:
-    """Return the module as a list of layers; None if the kernels do not support it."""
+    """Return the module as a list of layers, also one without its last layer; None if the kernels do not support it."""
     reader = _Reader()
     parameters = dict(module.named_parameters())
     if type(module) is not nn.Sequential or not all(reader.read(*entry) for entry in _leaves(module)):
         return None
-    if not reader.is_whole or len(reader.blocks) > MOST_LAYERS:
+    if not (reader.flattened and 0 < len(reader.blocks) <= MOST_LAYERS):
         return None
     shapes = {name: value.shape for name, value in parameters.items()}
     network = Network(tuple(reader.blocks), shapes, next(iter(parameters.values())).dtype)
@@ -125,6 +134,7 @@ class _Reader:
 
     def read(self, prefix: str, module: nn.Module) -> bool:
         reads = {
+            nn.Identity: lambda prefix, module: True,
             nn.Flatten: self._flatten,
             nn.Linear: self._linear,
             nn.Conv2d: self._convolution,
@@ -134,11 +144,6 @@ class _Reader:
             nn.MaxPool2d: self._pool,
         }.get(type(module))
         return reads is not None and bool(reads(prefix, module))
-
-    @property
-    def is_whole(self) -> bool:
-        """True if the network ends with a linear layer."""
-        return self.flattened and bool(self.blocks) and not self.blocks[-1].is_convolution and not self.blocks[-1].relu
 
     def _open(self) -> Block | None:
         """Return the last block if it is a convolution that further layers can still extend, else None."""

@@ -27,11 +27,17 @@ REAL = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 
 
 def known(module: nn.Module) -> Network | None:
-    """Return the module as the kernels see it; None if they do not support it or do not exist on this machine.
+    """Return the module as the kernels see it; None if they cannot train it or do not exist on this machine.
 
     A module on the "meta" device counts as on the CPU. A large model is not supported: the kernels
     gain speed by keeping the model in the cache, and need a second copy of it.
     """
+    network = known_in_part(module)
+    return network if network is not None and network.is_whole else None
+
+
+def known_in_part(module: nn.Module) -> Network | None:
+    """Like `known`, also for a model without its last layer, of which only the outputs can be computed."""
     theta = next(module.parameters(), None)
     if theta is None or theta.device.type not in ("cpu", "meta") or theta.dtype not in REAL or is_changed(module):
         return None
@@ -65,35 +71,45 @@ class Train(WithoutGradient):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int | None, ...], what: What, network: Network, *tensors: Tensor | None
+        info: Any, in_dims: tuple[int | None, ...], what: What, network: Network, *tensors: Any
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        size = info.batch_size
+        tensors = together(info.batch_size, tensors, in_dims[2:])
+        end = Train.apply(what, network, *tensors)  # type: ignore[no-untyped-call]
+        return apart(info.batch_size, end)
 
-        def together(value: Tensor | None, dim: int | None) -> Tensor | None:
-            if value is None:
-                return None
-            return (value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)).flatten(0, 1)
 
-        end = Train.apply(what, network, *map(together, tensors, in_dims[2:]))  # type: ignore[no-untyped-call]
-        return tuple(value.unflatten(0, (size, -1)) for value in end), (0,) * len(end)
+def together(size: int, tensors: Sequence[Tensor | None], dims: Sequence[int | None]) -> list[Tensor | None]:
+    """Return tensors [tasks, ...] that `vmap` has stacked along `dims` with `size` * tasks in their first axis."""
+
+    def one(value: Tensor | None, dim: int | None) -> Tensor | None:
+        if value is None:
+            return None
+        return (value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)).flatten(0, 1)
+
+    return [one(value, dim) for value, dim in zip(tensors, dims, strict=True)]
+
+
+def apart(size: int, tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Return the results for `together`, as `vmap` wants them: tensors [size, tasks, ...] and the places of their first axis."""
+    return tuple(value.unflatten(0, (size, -1)) for value in tensors), (0,) * len(tensors)
 
 
 def train(
     what: What, network: Network, rows: Tensor | None, lr: Tensor, x: Tensor, y: Tensor, weight: Tensor, *start: Tensor
 ) -> tuple[Tensor, ...]:
     """Compute `Train` on plain CPU tensors. Raises IndexError for rows out of range, which the kernels would follow."""
-    layout, layers = _layout(network, tuple(x.shape[3:]), start[0].dtype)
+    layout, layers = layout_of(network, tuple(x.shape[3:]), start[0].dtype)
     theta = layout.pack(start, to_change=what == "descent")
-    batches = _Arrays.of(theta.dtype, rows, x, y, weight)
+    batches = Arrays.of(theta.dtype, rows, x, y, weight)
     rates = lr.to(theta.dtype).contiguous() if what == "descent" else None
     gradients = torch.empty_like(theta) if what == "gradient" else None
     losses = None if what == "descent" else theta.new_empty(len(theta))
 
     def some(part: slice) -> None:
         own = [None if values is None else values[part] for values in (theta, rates, gradients, losses)]
-        _call("train", layers, batches[part], *map(_pointer, own))
+        call("train", layers, batches[part], *map(pointer, own))
 
-    _in_parts(len(theta), some)
+    in_parts(len(theta), some)
     values = [] if what == "loss" else layout.unpack(theta if gradients is None else gradients, start)
     return tuple(values) if losses is None else (*values, losses)
 
@@ -130,36 +146,36 @@ def sum_up(
     float64. A task's contribution is scaled down to the norm `clip`, unless `clip` is 0. Raises
     IndexError as `train` does.
     """
-    layout, layers = _layout(network, tuple(query[0].shape[3:]), start[0].dtype)
+    layout, layers = layout_of(network, tuple(query[0].shape[3:]), start[0].dtype)
     theta = layout.pack([value[None] for value in start], to_change=True)
-    inner, scored = _Arrays.of(theta.dtype, *batches), _Arrays.of(theta.dtype, None, *query)
+    inner, scored = Arrays.of(theta.dtype, *batches), Arrays.of(theta.dtype, None, *query)
     tasks = len(weights)
     parts = _parts(tasks, torch.get_num_threads())
     total, norms = torch.zeros(len(parts), layout.size, dtype=torch.float64), torch.empty(tasks, dtype=torch.float64)
     losses = theta.new_empty(tasks)
 
     def some(part: slice) -> None:
-        own = [_pointer(values) for values in (weights[part], total[parts.index(part)], losses[part], norms[part])]
+        own = [pointer(values) for values in (weights[part], total[parts.index(part)], losses[part], norms[part])]
         rate, largest = ctypes.c_double(lr), ctypes.c_double(clip)
-        _call(
+        call(
             "sum_up",
             layers,
             inner[part],
             scored[part].reference,
             int(of_query),
-            _pointer(theta),
+            pointer(theta),
             rate,
             own[0],
             largest,
             *own[1:],
         )
 
-    _in_parts(tasks, some)
+    in_parts(tasks, some)
     values = layout.unpack(total.sum(dim=0, keepdim=True), [value[None] for value in start])
     return Summed([value[0] for value in values], losses, norms)
 
 
-def _in_parts(tasks: int, some: Callable[[slice], None]) -> None:
+def in_parts(tasks: int, some: Callable[[slice], None]) -> None:
     """Run `some` on the tasks, one part of them per thread."""
     parts = _parts(tasks, torch.get_num_threads())
     if len(parts) == 1:
@@ -196,7 +212,7 @@ class Batches(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class _Arrays:
+class Arrays:
     """The batches of tasks, kept alive while the kernels read them. Indexing selects tasks."""
 
     x: Tensor
@@ -205,7 +221,7 @@ class _Arrays:
     rows: Tensor | None
 
     @classmethod
-    def of(cls, dtype: torch.dtype, rows: Tensor | None, x: Tensor, y: Tensor, weight: Tensor) -> "_Arrays":
+    def of(cls, dtype: torch.dtype, rows: Tensor | None, x: Tensor, y: Tensor, weight: Tensor) -> "Arrays":
         """Return the arrays in the form that the kernels read. Raises IndexError for rows out of range."""
         if rows is not None:
             rows = rows.long()
@@ -216,9 +232,9 @@ class _Arrays:
         y = y if y.dtype == torch.int64 else y.to(dtype)
         return cls(_in_one_piece(x), _in_one_piece(y), _in_one_piece(share), None if rows is None else _in_one_piece(rows))
 
-    def __getitem__(self, part: slice) -> "_Arrays":
+    def __getitem__(self, part: slice) -> "Arrays":
         rows = None if self.rows is None else self.rows[part]
-        return _Arrays(self.x[part], self.y[part], self.share[part], rows)
+        return Arrays(self.x[part], self.y[part], self.share[part], rows)
 
     @property
     def reference(self) -> Any:
@@ -226,11 +242,11 @@ class _Arrays:
         return ctypes.byref(Batches(*self.share.shape[1:], *steps))
 
 
-def _pointer(values: Tensor | None) -> ctypes.c_void_p:
+def pointer(values: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if values is None else values.data_ptr())
 
 
-def _call(function: str, layers: "ctypes.Array[Any]", batches: _Arrays, *rest: Any) -> None:
+def call(function: str, layers: "ctypes.Array[Any]", batches: Arrays, *rest: Any) -> None:
     kernels = library(batches.share.dtype)
     assert kernels is not None
     tasks, classes = len(batches.share), int(batches.y.dtype == torch.int64)
@@ -239,7 +255,7 @@ def _call(function: str, layers: "ctypes.Array[Any]", batches: _Arrays, *rest: A
 
 
 @lru_cache(maxsize=64)
-def _layout(network: Network, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Layout, "ctypes.Array[Any]"]:
+def layout_of(network: Network, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Layout, "ctypes.Array[Any]"]:
     kernels = library(dtype)
     assert kernels is not None
     layout = lay_out(network, shape, kernels.lanes())

@@ -9,7 +9,7 @@ import torch
 from quickbloom.common.maths.kernels import prebuilt
 from quickbloom.common.maths.kernels.build import library, load
 from quickbloom.common.maths.kernels.compiler import find_compiler
-from quickbloom.common.maths.kernels.train import _layout
+from quickbloom.common.maths.kernels.train import layout_of
 
 LEVELS = prebuilt.LEVELS.get(platform.machine(), {})
 
@@ -38,4 +38,4 @@ def each_library(request: pytest.FixtureRequest) -> Iterator[None]:
 def forget() -> None:
     """Forget the library in use, and the layouts with its number of lanes."""
     library.cache_clear()
-    _layout.cache_clear()
+    layout_of.cache_clear()

@@ -15,7 +15,7 @@ from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.maths.kernels import prebuilt
 from quickbloom.common.maths.kernels.build import Kernels, library, load
 from quickbloom.common.maths.kernels.compiler import SWITCH, remark
-from quickbloom.common.maths.kernels.train import _layout, known
+from quickbloom.common.maths.kernels.train import known, layout_of
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.models.mlp import perceptron
 from quickbloom.common.randomness import generator
@@ -35,7 +35,7 @@ def without_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def forget() -> None:
     library.cache_clear()
-    _layout.cache_clear()
+    layout_of.cache_clear()
 
 
 @pytest.fixture
