@@ -185,7 +185,7 @@ def kernels_off() -> Iterator[None]:
 def built(case: Case, name: str, dtype: torch.dtype) -> Algorithm:
     """Return the algorithm on the model of a case."""
     chosen = ALGORITHMS[name]
-    values = {"inner_lr": LR, "inner_steps": STEPS, "local_steps": STEPS, "batch_size": case.examples, "temperature": 8.0}
+    values = {"inner_lr": LR, "inner_steps": STEPS, "local_steps": STEPS, "temperature": 8.0}
     options = chosen.Options.model_validate({key: value for key, value in values.items() if key in chosen.Options.model_fields})
     outputs = chosen.model_outputs(options, CLASSES)
     if case.model in MODELS:

@@ -95,7 +95,7 @@ def measure(
 
 def using(library: ctypes.CDLL, side: Side) -> Any:
     """Return what `side` computes with this library in place of the machine's."""
-    train._layout.cache_clear()  # the number of lanes is part of it
+    train.layout_of.cache_clear()  # the number of lanes is part of it
     with patch.object(train, "library", lambda dtype: library):
         return side()
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from quickbloom.common.algorithms.base import AlgorithmOptions
 from quickbloom.common.algorithms.maml import Maml, MamlOptions
 from quickbloom.common.errors import ConfigError
-from quickbloom.common.maths.batch import Batch, Episode
+from quickbloom.common.maths.batch import Batch, Episode, Minibatches
+from quickbloom.common.maths.embedding import sum_of_embedded
+from quickbloom.common.maths.fast_paths import Summed
 from quickbloom.common.maths.inner_loop import built_on, descend, last
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.linear_head import LinearHead
@@ -39,17 +41,27 @@ class Anil(Maml):
         self._last = _last_layer(learner, self._head)
 
     def objective(self, meta: Params, episode: Episode) -> Tensor:
-        if self._last is None or type(self).adaptation_path is not Anil.adaptation_path:
+        if self._last is None or not self._adapts_here():
             return super().objective(meta, episode)
-        # The steps move the head alone, so that the features of the support set are computed once.
-        support, query = (batch._replace(x=self._last.features(meta, batch.x)) for batch in (episode.support, episode.query))
-        path = descend(
-            self._loss, {_MATRIX: self._last.matrix(meta)}, iter([support] * self.options.inner_steps), self.options.inner_lr
-        )
-        return self._loss(last(path), query)
+        # The steps move the head alone, so that the features are computed once.
+        return self._objective_on(meta, self._last.embedding.embedded(meta, episode))
+
+    def sum_up(self, meta: Params, episode: Episode, minibatches: Minibatches, weights: Tensor, clip: float) -> Summed | None:
+        if self._last is None or not self._adapts_here() or not self.sums_up_as(Anil, clip, "objective"):
+            return None
+        return sum_of_embedded(self._last.embedding, self._objective_on, meta, episode, weights, clip)
+
+    def _adapts_here(self) -> bool:
+        return type(self).adaptation_path is Anil.adaptation_path
+
+    def _objective_on(self, meta: Params, features: Episode) -> Tensor:
+        """Return the query loss after the inner loop, which moves a head A [features + 1, outputs]."""
+        assert self._last is not None
+        steps, lr = self.options.inner_steps, self.options.inner_lr
+        head = last(descend(self._loss, {_MATRIX: self._last.matrix(meta)}, iter([features.support] * steps), lr))
+        return self._loss(head, features.query)
 
     def _loss(self, head: Params, features: Batch) -> Tensor:
-        """Return the loss of a head A [features + 1, outputs] on a batch of features."""
         return self.learner.loss_of(features.x @ head[_MATRIX], features)
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:

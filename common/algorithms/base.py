@@ -20,6 +20,7 @@ from torch import Tensor
 
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
+from quickbloom.common.maths.embedding import Embedding, sum_of_embedded
 from quickbloom.common.maths.fast_paths import Summed
 from quickbloom.common.maths.inner_loop import descend, gradient_and_value
 from quickbloom.common.maths.learner import Learner
@@ -244,13 +245,14 @@ class Algorithm(ABC):
         """
         return None
 
-    def sums_up_as(self, other: "type[Algorithm]", clip: float) -> bool:
+    def sums_up_as(self, other: type[Any], clip: float, *more: str) -> bool:
         """Return whether the contributions are computed by `other`'s code, with no method overridden by a subclass.
 
-        False for a head of zeros with clipping: the head would count in the norms.
+        `more`: methods of `other` that count beside those of all algorithms. False for a head of zeros with clipping: the head
+        would count in the norms.
         """
         own = type(self)
-        names = ("meta_gradient", "contribute", "with_zero_head")
+        names = ("meta_gradient", "contribute", "with_zero_head", *more)
         same = all(getattr(own, name) is getattr(other, name) for name in names)
         return same and not (clip and self._zeroed)
 
@@ -316,3 +318,29 @@ class ObjectiveAlgorithm(Algorithm):
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
         return gradient_and_value(self.objective, meta, episode)
+
+
+class EmbeddingAlgorithm(ObjectiveAlgorithm):
+    """Algorithm whose objective needs the model at theta alone: what it makes of the support and query examples.
+
+    Their embeddings are computed once, by the kernels where they can, and the rest of the objective on these.
+    """
+
+    @abstractmethod
+    def embedding(self) -> Embedding:
+        """Return what embeds the examples."""
+
+    @abstractmethod
+    def objective_on(self, meta: Params, embedded: Episode) -> Tensor:
+        """Return the query loss, given embeddings [n, embedding] in place of the inputs; a scalar.
+
+        `meta` may lack the parameters of the embedding.
+        """
+
+    def objective(self, meta: Params, episode: Episode) -> Tensor:
+        return self.objective_on(meta, self.embedding().embedded(meta, episode))
+
+    def sum_up(self, meta: Params, episode: Episode, minibatches: Minibatches, weights: Tensor, clip: float) -> Summed | None:
+        if not self.sums_up_as(EmbeddingAlgorithm, clip, "objective"):
+            return None
+        return sum_of_embedded(self.embedding(), self.objective_on, meta, episode, weights, clip)

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from quickbloom.common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions, ZeroHeadOptions
-from quickbloom.common.maths.batch import Batch, Episode, Minibatches
+from quickbloom.common.maths.batch import Episode, Minibatches
 from quickbloom.common.maths.fast_paths import Summed, end_of_descent, gradient_and_loss, sum_of_descents
 from quickbloom.common.maths.params import Params
 
@@ -35,5 +35,5 @@ class FoMaml(Algorithm):
         if not self.sums_up_as(FoMaml, clip):
             return None
         steps, lr = self.options.inner_steps, self.options.inner_lr
-        batches = Batch(*(values[:, None].expand(-1, steps, *values.shape[1:]) for values in episode.support))
-        return sum_of_descents(self.learner, meta, batches, episode.query, lr, weights, clip, of_query=True)
+        batches = episode.support.times_each(steps)
+        return sum_of_descents(self.learner, meta, batches, episode.query, lr, weights, clip, of="query")

@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from quickbloom.common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions, ObjectiveAlgorithm, ZeroHeadOptions
-from quickbloom.common.maths.batch import Batch, Episode
-from quickbloom.common.maths.fast_paths import differentiable_end
+from quickbloom.common.maths.batch import Batch, Episode, Minibatches
+from quickbloom.common.maths.fast_paths import Summed, differentiable_end, sum_of_descents
 from quickbloom.common.maths.inner_loop import last
 from quickbloom.common.maths.params import Params
 
@@ -36,3 +36,9 @@ class Maml(ObjectiveAlgorithm):
         if type(self).adaptation_path is not Algorithm.adaptation_path:
             return last(self.adaptation_path(meta, support, lr, steps))
         return differentiable_end(self.learner, meta, support, lr, steps)
+
+    def sum_up(self, meta: Params, episode: Episode, minibatches: Minibatches, weights: Tensor, clip: float) -> Summed | None:
+        if not self.sums_up_as(Maml, clip, "objective", "adapted", "adaptation_path"):
+            return None
+        batches, lr = episode.support.times_each(self.options.inner_steps), self.options.inner_lr
+        return sum_of_descents(self.learner, meta, batches, episode.query, lr, weights, clip, of="through")

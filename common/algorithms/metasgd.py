@@ -14,8 +14,8 @@ from torch import Tensor
 
 from quickbloom.common.algorithms.base import AlgorithmOptions
 from quickbloom.common.algorithms.maml import Maml, MamlOptions
-from quickbloom.common.maths.batch import Batch
-from quickbloom.common.maths.fast_paths import differentiable_end
+from quickbloom.common.maths.batch import Batch, Episode, Minibatches
+from quickbloom.common.maths.fast_paths import Summed, differentiable_end, sum_of_descents
 from quickbloom.common.maths.inner_loop import descend_at_rates
 from quickbloom.common.maths.params import Params
 
@@ -48,6 +48,15 @@ class MetaSgd(Maml):
             return super().adapted(meta, support)
         theta, rates = _parted(meta)
         return differentiable_end(self.learner, theta, support, 1.0, self.options.inner_steps, rates)
+
+    def sum_up(self, meta: Params, episode: Episode, minibatches: Minibatches, weights: Tensor, clip: float) -> Summed | None:
+        if not self.sums_up_as(MetaSgd, clip, "objective", "adapted", "adaptation_path"):
+            return None
+        (theta, rates), batches = _parted(meta), episode.support.times_each(self.options.inner_steps)
+        found = sum_of_descents(self.learner, theta, batches, episode.query, 0.0, weights, clip, of="through", rates=rates)
+        if found is not None:
+            found.total.update({RATE + name: value for name, value in found.rates.items()})
+        return found
 
 
 def _parted(meta: Params) -> tuple[Params, Params]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from quickbloom.common.algorithms.base import Algorithm, AlgorithmOptions
 from quickbloom.common.algorithms.local_sgd import shuffled_epochs, steps_of_an_epoch
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
-from quickbloom.common.maths.fast_paths import gradient_and_loss, gradient_and_product, loss_of
+from quickbloom.common.maths.fast_paths import Summed, gradient_and_loss, gradient_and_product, loss_of, sum_of_meta_steps
 from quickbloom.common.maths.params import Params, add, subtract
 
 
@@ -66,6 +66,13 @@ class PerFedAvg(Algorithm):
             w = add(w, self.local_meta_gradient(w, draw), -beta)
         gradient, _ = gradient_and_loss(self.learner, w, episode.support)
         return subtract(meta, w), loss_of(self.learner, add(w, gradient, -self.options.inner_lr), episode.query)
+
+    def sum_up(self, meta: Params, episode: Episode, minibatches: Minibatches, weights: Tensor, clip: float) -> Summed | None:
+        if self.options.batch_size or not self.sums_up_as(PerFedAvg, clip, "local_meta_gradient", "_draws"):
+            return None
+        steps, alpha, beta = self.options.local_steps, self.options.inner_lr, self.options.local_lr or self.options.inner_lr
+        exact = self.options.variant == "hf"
+        return sum_of_meta_steps(self.learner, meta, episode, steps, alpha, beta, weights, clip, exact=exact)
 
     def _draws(self, episode: Episode, minibatches: Minibatches) -> Iterator[Episode]:
         """Yield what every local meta-step is taken on."""

@@ -18,9 +18,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from quickbloom.common.algorithms.base import AlgorithmOptions, ObjectiveAlgorithm
+from quickbloom.common.algorithms.base import AlgorithmOptions, EmbeddingAlgorithm
 from quickbloom.common.maths.batch import Batch, Episode
-from quickbloom.common.maths.inner_loop import last
+from quickbloom.common.maths.embedding import Embedding
 from quickbloom.common.maths.learner import cross_entropy, hits, mean_over_examples
 from quickbloom.common.maths.params import Params
 from quickbloom.common.maths.prototypes import prototypes_of, within_reach
@@ -52,7 +52,7 @@ class ProtoNetOptions(AlgorithmOptions):
     )
 
 
-class ProtoNet(ObjectiveAlgorithm):
+class ProtoNet(EmbeddingAlgorithm):
     """Prototypical network: g = gradient of the cross-entropy over negative squared distances of Q to the prototypes of S."""
 
     name = "protonet"
@@ -78,13 +78,17 @@ class ProtoNet(ObjectiveAlgorithm):
     def settled(self, personal: Params, support: Batch) -> Params:
         return personal if isinstance(personal, _Unadapted) else super().settled(personal, support)
 
-    def objective(self, meta: Params, episode: Episode) -> Tensor:
-        if self.options.pairs:
-            return self._pairs(meta, episode)
-        loss, _ = self.score(last(self.adaptation_path(meta, episode.support, 0.0, 1)), episode.query)
-        return loss
+    def embedding(self) -> Embedding:
+        return Embedding(self.learner, self.learner.module, list(self.learner.trained), self.learner.apply)
 
-    def _pairs(self, meta: Params, episode: Episode) -> Tensor:
+    def objective_on(self, meta: Params, embedded: Episode) -> Tensor:
+        if self.options.pairs:
+            return self._pairs(embedded)
+        prototypes, counts = prototypes_of(embedded.support.x, embedded.support, self.learner.outputs)
+        known, query = (counts > 0).to(counts.dtype), embedded.query
+        return self._loss(self._distances(prototypes, known, query.x), query, known)
+
+    def _pairs(self, embedded: Episode) -> Tensor:
         """Return the N-pair loss over the examples of support and query together; a scalar.
 
         It is the mean of -log(e^-d(i, j) / (e^-d(i, j) + sum over n of e^-d(i, n))) over all pairs
@@ -93,13 +97,11 @@ class ProtoNet(ObjectiveAlgorithm):
         Multi-class N-pair Loss Objective"). Each pair is a one-shot episode whose prototypes are j
         and every n.
         """
-        batches = (episode.support, episode.query)
         # Embedded separately, as in adaptation, so that batch norm sees the same batches as there.
-        embedded = torch.cat([self.learner.apply(meta, batch.x) for batch in batches])
-        y, weight = (torch.cat(parts) for parts in ([batch.y for batch in batches], [batch.weight for batch in batches]))
-        embedded = embedded - embedded.mean(dim=0)  # see `predict`
-        squares = embedded.square().sum(dim=-1)
-        logits = (2 * embedded @ embedded.T - squares.unsqueeze(-1) - squares) / self.options.temperature
+        x, y, weight = (torch.cat(parts) for parts in zip(*embedded, strict=True))
+        x = x - x.mean(dim=0)  # see `_distances`
+        squares = x.square().sum(dim=-1)
+        logits = (2 * x @ x.T - squares.unsqueeze(-1) - squares) / self.options.temperature
         alike = y.unsqueeze(-1) == y
         others = torch.where(alike | (weight == 0), -1e30, logits).logsumexp(dim=-1, keepdim=True)
         itself = torch.eye(len(y), dtype=torch.bool, device=y.device)
@@ -129,23 +131,23 @@ class ProtoNet(ObjectiveAlgorithm):
         if isinstance(personal, _Unadapted):
             return personal[PROTOTYPES].new_zeros(x.shape[0], self.learner.outputs)
         theta = {name: value for name, value in personal.items() if name not in (PROTOTYPES, KNOWN, MOVES)}
-        prototypes = personal[PROTOTYPES]
-        # A common shift leaves distances unchanged, and near zero the products below lose fewer digits.
-        middle = prototypes.mean(dim=0)
-        embedded, prototypes = self.learner.apply(theta, x) - middle, prototypes - middle
-        reached = within_reach(personal[KNOWN])
-
-        def logits(prototypes: Tensor) -> Tensor:
-            # -||x - p||^2 without ||x||^2, which is the same for all classes and cancels in the softmax.
-            distances = 2 * embedded @ prototypes.T - prototypes.square().sum(dim=-1)
-            return torch.where(reached, distances / self.options.temperature, -1e30)
-
-        found, of_support = logits(prototypes), prototypes
+        prototypes, known, embedded = personal[PROTOTYPES], personal[KNOWN], self.learner.apply(theta, x)
+        found = self._distances(prototypes, known, embedded)
         for counts in personal.get(MOVES, ()):
             shares = found.softmax(dim=-1) * weight.unsqueeze(-1)
             totals = (counts + shares.sum(dim=0)).clamp(min=1e-30)  # 0 for a class without a prototype
-            found = logits((counts.unsqueeze(-1) * of_support + shares.T @ embedded) / totals.unsqueeze(-1))
+            moved = (counts.unsqueeze(-1) * prototypes + shares.T @ embedded) / totals.unsqueeze(-1)
+            found = self._distances(moved, known, embedded)
         return found
+
+    def _distances(self, prototypes: Tensor, known: Tensor, embedded: Tensor) -> Tensor:
+        """Return the logits of embeddings; -1e30 for a class without a prototype."""
+        # A common shift leaves distances unchanged, and near zero the products below lose fewer digits.
+        middle = prototypes.mean(dim=0)
+        x, prototypes = embedded - middle, prototypes - middle
+        # -||x - p||^2 without ||x||^2, which is the same for all classes and cancels in the softmax.
+        distances = 2 * x @ prototypes.T - prototypes.square().sum(dim=-1)
+        return torch.where(within_reach(known), distances / self.options.temperature, -1e30)
 
     def predictable(self, personal: Params) -> Tensor:
         """Return the classes with a prototype; all before there is any."""
@@ -153,10 +155,12 @@ class ProtoNet(ObjectiveAlgorithm):
 
     def score(self, personal: Params, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (loss, accuracy). Examples of a class without support count as errors and are left out of the loss."""
-        logits, reached = self._logits(personal, batch.x, batch.weight), within_reach(personal[KNOWN])
-        weight = torch.where(reached[batch.y], batch.weight, 0.0)
-        loss = (cross_entropy(logits, batch.y) * weight).sum() / weight.sum().clamp(min=1)
-        return loss, mean_over_examples(hits(logits, batch.y), batch.weight)
+        logits = self._logits(personal, batch.x, batch.weight)
+        return self._loss(logits, batch, personal[KNOWN]), mean_over_examples(hits(logits, batch.y), batch.weight)
+
+    def _loss(self, logits: Tensor, batch: Batch, known: Tensor) -> Tensor:
+        weight = torch.where(within_reach(known)[batch.y], batch.weight, 0.0)
+        return (cross_entropy(logits, batch.y) * weight).sum() / weight.sum().clamp(min=1)
 
 
 class _Unadapted(dict[str, Tensor]):

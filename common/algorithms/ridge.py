@@ -17,9 +17,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from quickbloom.common.algorithms.base import AlgorithmOptions, ClosedFormOptions, ObjectiveAlgorithm, ZeroHeadOptions
+from quickbloom.common.algorithms.base import AlgorithmOptions, ClosedFormOptions, EmbeddingAlgorithm, ZeroHeadOptions
 from quickbloom.common.maths.batch import Batch, Episode
-from quickbloom.common.maths.inner_loop import last
+from quickbloom.common.maths.embedding import Embedding
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.linear_head import STRETCH, LinearHead, shrunk_fit
 from quickbloom.common.maths.params import Params
@@ -36,7 +36,7 @@ class RidgeOptions(ZeroHeadOptions, ClosedFormOptions):
     penalty: float = Field(1.0, gt=0, description="penalty on the head's distance from the shared head before the first round")
 
 
-class Ridge(ObjectiveAlgorithm):
+class Ridge(EmbeddingAlgorithm):
     """g = gradient of the query loss through the closed-form head of the support set."""
 
     name = "ridge"
@@ -69,23 +69,31 @@ class Ridge(ObjectiveAlgorithm):
         mean = shared.mean(dim=1)
         return self._head.replaced(meta, torch.stack([mean if at is None else shared[:, at] for at in sources], dim=1))
 
-    def objective(self, meta: Params, episode: Episode) -> Tensor:
-        loss, _ = self.score(last(self.adaptation_path(meta, episode.support, 0.0, 1)), episode.query)
-        return loss
+    def embedding(self) -> Embedding:
+        return self._head.embedding
+
+    def objective_on(self, meta: Params, embedded: Episode) -> Tensor:
+        return self.learner.loss_of(embedded.query.x @ self._solved(meta, embedded.support), embedded.query)
 
     def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
         """Yield the model with the shared head, then with the support set's; `lr` is not used, further steps change nothing."""
         model = {name: value for name, value in meta.items() if name not in (PENALTY, SCALE)}
-        shared = self._head.matrix(model)
-        scale = (STRETCH * meta[SCALE]).exp() if SCALE in meta else 1.0
-        yield self._head.replaced(model, scale * shared)
+        yield self._head.replaced(model, self._scale(meta) * self._head.matrix(model))
         if steps:
-            features = self._head.features(model, support.x)
-            weights, intercept = _bounded(STRETCH * meta[PENALTY]).exp().unbind()
-            precision = torch.cat([weights.expand(self._head.size - 1), intercept.unsqueeze(0)])
-            moved = shrunk_fit(features, self._targets(support.y, features) - features @ shared, support.weight, precision)
-            personal = self._head.replaced(model, scale * (shared + moved.to(shared.dtype)))
+            features = support._replace(x=self._head.features(model, support.x))
+            personal = self._head.replaced(model, self._solved(meta, features))
             yield from [personal] * steps
+
+    def _solved(self, meta: Params, support: Batch) -> Tensor:
+        """Return the head A [features + 1, outputs] of a support set, given its features."""
+        shared, features = self._head.matrix(meta), support.x
+        weights, intercept = _bounded(STRETCH * meta[PENALTY]).exp().unbind()
+        precision = torch.cat([weights.expand(self._head.size - 1), intercept.unsqueeze(0)])
+        moved = shrunk_fit(features, self._targets(support.y, features) - features @ shared, support.weight, precision)
+        return self._scale(meta) * (shared + moved.to(shared.dtype))
+
+    def _scale(self, meta: Params) -> Tensor | float:
+        return (STRETCH * meta[SCALE]).exp() if SCALE in meta else 1.0
 
     def _targets(self, y: Tensor, features: Tensor) -> Tensor:
         """Return what the head is to give [n, outputs]: the targets, or 1 for the class and 0 for the others."""

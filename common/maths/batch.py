@@ -70,6 +70,10 @@ class Batch(NamedTuple):
         """Return this batch repeated along a new leading axis of `steps`; nothing is copied."""
         return Batch(*(values.expand(steps, *values.shape) for values in self))
 
+    def times_each(self, steps: int) -> "Batch":
+        """Return the batches of many tasks, stacked, each repeated along a second axis of `steps`; nothing is copied."""
+        return Batch(*(values[:, None].expand(-1, steps, *values.shape[1:]) for values in self))
+
     def unbind(self) -> Iterator["Batch"]:
         """Yield one batch for every entry of the leading axis."""
         return map(Batch, *(values.unbind() for values in self))

@@ -7,12 +7,12 @@ does everything else and all work inside torch.compile.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from quickbloom.common.maths.batch import Batch, Draws, in_one_piece
+from quickbloom.common.maths.batch import Batch, Draws, Episode, in_one_piece
 from quickbloom.common.maths.inner_loop import (
     PLAIN,
     InnerOptimizer,
@@ -25,7 +25,7 @@ from quickbloom.common.maths.inner_loop import (
 )
 from quickbloom.common.maths.kernels.derivatives import Descent, Product
 from quickbloom.common.maths.kernels.network import Network
-from quickbloom.common.maths.kernels.train import Train, What, known, sum_up
+from quickbloom.common.maths.kernels.train import Kind, Round, Train, What, known
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params
 from quickbloom.common.maths.perceptron import descend_perceptron, layer_names
@@ -96,7 +96,10 @@ def _rated_path(
 
 
 def gradient_and_product(learner: Learner, at: Params, batch: Batch) -> tuple[Params, Callable[[Params], Params]]:
-    """Return (the gradient of one batch's loss, v -> H v), H its Hessian; works under `vmap`. No gradient is taken through it."""
+    """Return (the gradient of one batch's loss, v -> H v), with H its Hessian, through which no gradient is taken.
+
+    Works under `vmap`.
+    """
     network = _network(learner, at, batch.times(1)) if learner.uses_kernels else None
     if network is None:
         return gradient_and_hessian(lambda params: learner.loss(params, batch), at)
@@ -131,13 +134,14 @@ def loss_of(learner: Learner, at: Params, batch: Batch) -> Tensor:
 class Summed:
     """The summed contributions of many tasks.
 
-    `total`: float64. `losses` [tasks]: query losses. `norms` [tasks]: norms of the contributions,
-    not finite for a task with a number that is not finite; such a task is left out of the sum.
+    `total`, and `rates` for rates that are learned: float64. `losses` [tasks]: query losses. `norms` [tasks]: norms of the
+    contributions, not finite for a task with a number that is not finite; such a task is left out of the sum.
     """
 
     total: Params
     losses: Tensor
     norms: Tensor
+    rates: Params = field(default_factory=dict)
 
 
 def sum_of_descents(
@@ -149,26 +153,68 @@ def sum_of_descents(
     weights: Tensor,
     clip: float,
     *,
-    of_query: bool = False,
+    of: Kind = "difference",
+    rates: Params | None = None,
 ) -> Summed | None:
-    """Return the weighted sum over tasks of start - phi, or with `of_query` of the gradient of the query loss at phi.
+    """Return the weighted sum over tasks of their contributions; None if the kernels cannot do it.
 
-    phi is the end of a task's descent; `weights` [tasks]; `batches` and `query` have a leading task
-    axis. A task's contribution is scaled down to the norm `clip` if that is above 0. None if the
-    kernels cannot do it.
+    phi is the end of a task's descent, and `of` says what counts: "difference": start - phi; "query": the gradient of the query
+    loss at phi; "through": that with respect to the start, and to `rates` with the keys of `start` if they are given, which
+    then take the place of `lr`. `weights` [tasks]; `batches` and `query` have a leading task axis. A task's contribution is
+    scaled down to the norm `clip` if that is above 0.
     """
-    scored = Batch(*(values[:, None] for values in query))  # with an axis of one step
-    network = _network(learner, start, batches, stacked=1)
-    alike = scored.x.shape[3:] == batches.x.shape[2 if isinstance(batches, Draws) else 3 :]
-    if network is None or not alike or _network(learner, start, scored, stacked=1) is None:
+    round = _round(learner, start, batches, query, weights, clip)
+    if round is None:
         return None
     inner = (
         (batches.rows, batches.x[:, None], batches.y[:, None], batches.weight)
         if isinstance(batches, Draws)
         else (None, *batches)
     )
-    found = sum_up(network, [start[name] for name in network.names], lr, inner, scored, weights, clip, of_query=of_query)
-    return Summed(network.named(found.total), found.losses, found.norms)
+    names, named = round.network.names, round.network.named
+    each = [] if rates is None else [rates[name] for name in names]
+    found = round.sum_up(of, lr, inner, _one_step(query), each)
+    own, of_rates = found.total[: len(names)], found.total[len(names) :]
+    return Summed(named(own), found.losses, found.norms, named(of_rates) if of_rates else {})
+
+
+def sum_of_meta_steps(
+    learner: Learner,
+    start: Params,
+    episode: Episode,
+    steps: int,
+    alpha: float,
+    beta: float,
+    weights: Tensor,
+    clip: float,
+    *,
+    exact: bool,
+) -> Summed | None:
+    """Return the weighted sum of start - w after local meta-steps w <- w - beta (I - alpha H) v; see `sum_of_descents`.
+
+    v is the gradient of the query loss after a step of size alpha on the support, and H the Hessian of the support's loss, left
+    out unless `exact`. All are of stacked tasks.
+    """
+    support = _one_step(episode.support)
+    round = _round(learner, start, support, episode.query, weights, clip)
+    if round is None:
+        return None
+    found = round.sum_of_meta_steps(support, _one_step(episode.query), steps, alpha, beta, exact=exact)
+    return Summed(round.network.named(found.total), found.losses, found.norms)
+
+
+def _round(learner: Learner, start: Params, batches: Batch | Draws, query: Batch, weights: Tensor, clip: float) -> Round | None:
+    """Return the round of stacked tasks for the kernels if they support all of it, else None."""
+    network = _network(learner, start, batches, stacked=1)
+    alike = query.x.shape[2:] == batches.x.shape[2 if isinstance(batches, Draws) else 3 :]
+    if network is None or not alike or _network(learner, start, _one_step(query), stacked=1) is None:
+        return None
+    return Round(network, [start[name] for name in network.names], weights, clip)
+
+
+def _one_step(batch: Batch) -> Batch:
+    """Return stacked batches with an axis of one step."""
+    return Batch(*(values[:, None] for values in batch))
 
 
 def _network(learner: Learner, at: Params, batches: Batch | Draws, *, stacked: int = 0) -> Network | None:

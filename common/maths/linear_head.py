@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths.batch_norm import names_of, without_statistics
+from quickbloom.common.maths.embedding import Embedding
 from quickbloom.common.maths.kernels.derivatives import applied
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params
@@ -66,6 +67,11 @@ class LinearHead:
         if found is None:
             found = functional_call(self._body, body, (x,))
         return torch.cat([found, found.new_ones(found.shape[0], 1)], dim=1)
+
+    @property
+    def embedding(self) -> Embedding:
+        """What makes the features."""
+        return Embedding(self._learner, self._body, self._names, self.features, ones=True)
 
     def matrix(self, params: Params) -> Tensor:
         """Return the head as A [features + 1, outputs]: the intercept is the last row."""

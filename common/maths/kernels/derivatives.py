@@ -1,10 +1,11 @@
 """Networks on the kernels as functions with gradients: their outputs, and the end of a descent, for many tasks at once.
 
-All have a leading task axis, which `torch.func.vmap` extends. `Outputs` can be differentiated twice, `Descent` once, which is the
-second derivative of the loss. There is no third.
+All have a leading task axis, which `torch.func.vmap` extends. `Outputs` can be differentiated twice, and `Descent` once, which
+is the second derivative of the loss. There is no third.
 """
 
 from collections.abc import Sequence
+from ctypes import c_double
 from typing import Any
 
 import torch
@@ -14,11 +15,14 @@ from quickbloom.common.maths.kernels.network import BATCH, Network
 from quickbloom.common.maths.kernels.opaque import WithoutGradient
 from quickbloom.common.maths.kernels.train import (
     Arrays,
+    Round,
+    Summed,
     apart,
     call,
     in_parts,
     known_in_part,
     layout_of,
+    parts_of,
     pointer,
     together,
     train,
@@ -169,30 +173,63 @@ def _mapped(
 # The same on plain CPU tensors.
 
 
-def outputs(network: Network, x: Tensor, theta: Sequence[Tensor]) -> Tensor:
-    """Return the network's outputs [tasks, n, outputs], see `Outputs`."""
-    if x.shape[1] > _AT_ONCE and all(block.norm != BATCH for block in network.blocks):
-        return torch.cat([outputs(network, some, theta) for some in torch.split(x, _AT_ONCE, dim=1)], dim=1)
-    form = _Form(network, x, theta[0].dtype)
-    packed, found = form.layout.pack(theta, to_change=False), form.empty()
+def sum_of_pulls(
+    round: Round, inputs: Sequence[Tensor], slopes: Sequence[Tensor], losses: Tensor, beside: Tensor
+) -> tuple[Summed, Tensor]:
+    """Return the sum over tasks of weight times the gradient of <d, f(theta)>, and the factor of each task [tasks].
+
+    `inputs` and `slopes` d: those of support and query, [tasks, n, ...] and [tasks, n, outputs]. theta is the round's start.
+    `losses` [tasks]: of a task whose loss is not finite nothing counts. `beside` [tasks], float64: squares of what belongs to a
+    task's contribution as well, for the norm by which it is clipped; the factor of a task says how much of that counts.
+    """
+    forms = [Form(round.network, x, round.start[0].dtype) for x in inputs]
+    layout, tasks = forms[0].layout, len(round.weights)
+    theta = layout.pack([value[None] for value in round.start], to_change=True)
+    given = [form.padded(d) for form, d in zip(forms, slopes, strict=True)]
+    parts = parts_of(tasks)
+    total = torch.zeros(len(parts), layout.size, dtype=torch.float64)
+    norms, factors = torch.empty(tasks, dtype=torch.float64), torch.empty(tasks, dtype=torch.float64)
+    losses = losses.contiguous()
 
     def some(part: slice) -> None:
-        call("outputs", form.layers, form.inputs[part], pointer(packed[part]), pointer(found[part]), None, None)
+        weights, sums = pointer(round.weights[part]), pointer(total[parts.index(part)])
+        own = map(pointer, (losses[part], norms[part], given[0][part], given[1][part], beside[part], factors[part]))
+        support, query = (form.inputs[part] for form in forms)
+        call(
+            "sum_of_pulls", forms[0].layers, support, query.reference, pointer(theta), weights, c_double(round.clip), sums, *own
+        )
 
-    in_parts(len(packed), some)
+    in_parts(tasks, some)
+    found = layout.unpack(total.sum(dim=0, keepdim=True), [value[None] for value in round.start])
+    return Summed([value[0] for value in found], losses, norms), factors
+
+
+def outputs(network: Network, x: Tensor, theta: Sequence[Tensor]) -> Tensor:
+    """Return the network's outputs [tasks, n, outputs], see `Outputs`; `theta` [1, ...] is one for all tasks."""
+    if x.shape[1] > _AT_ONCE and all(block.norm != BATCH for block in network.blocks):
+        return torch.cat([outputs(network, some, theta) for some in torch.split(x, _AT_ONCE, dim=1)], dim=1)
+    form = Form(network, x, theta[0].dtype)
+    packed, found = form.layout.pack(theta, to_change=False), form.empty()
+
+    shared = int(len(packed) == 1)
+
+    def some(part: slice) -> None:
+        own = packed if shared else packed[part]
+        call("outputs", form.layers, form.inputs[part], pointer(own), shared, pointer(found[part]), None, None)
+
+    in_parts(len(x), some)
     return form.flat(found)
 
 
 def pull(network: Network, x: Tensor, d: Tensor, theta: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return the gradient of <d, f(theta)> with respect to theta."""
-    form = _Form(network, x, theta[0].dtype)
+    form = Form(network, x, theta[0].dtype)
     packed, found, given = form.layout.pack(theta, to_change=False), form.empty(), form.padded(d)
     gradients = torch.empty_like(packed)
 
     def some(part: slice) -> None:
-        call(
-            "outputs", form.layers, form.inputs[part], *map(pointer, (packed[part], found[part], given[part], gradients[part]))
-        )
+        own = map(pointer, (found[part], given[part], gradients[part]))
+        call("outputs", form.layers, form.inputs[part], pointer(packed[part]), 0, *own)
 
     in_parts(len(packed), some)
     return tuple(form.layout.unpack(gradients, theta))
@@ -200,7 +237,7 @@ def pull(network: Network, x: Tensor, d: Tensor, theta: Sequence[Tensor]) -> tup
 
 def along(network: Network, x: Tensor, d: Tensor, theta: Sequence[Tensor], v: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return the derivatives along v of f(theta), and of the gradient of <d, f(theta)> with respect to theta."""
-    form = _Form(network, x, theta[0].dtype)
+    form = Form(network, x, theta[0].dtype)
     packed, moves = form.layout.pack(theta, to_change=False), form.layout.pack(v, to_change=False)
     given, of_outputs, of_gradient = form.padded(d), form.empty(), torch.empty_like(packed)
 
@@ -267,7 +304,7 @@ def through(
     return (*layout.unpack(moved, start), *(() if of_rates is None else layout.unpack(of_rates, start)))
 
 
-class _Form:
+class Form:
     """The inputs of a network, and the memory of its outputs, as the kernels have them: channels last and padded."""
 
     def __init__(self, network: Network, x: Tensor, dtype: torch.dtype) -> None:
@@ -291,5 +328,5 @@ class _Form:
         """Return the inverse of `flat`, with zeros where it left something out."""
         found = torch.zeros(*self._size, *self._last, dtype=self._dtype)
         height, width, _ = self._last
-        found[..., : self._channels] = values.unflatten(2, (self._channels, height, width)).permute(0, 1, 3, 4, 2)
+        found[..., : self._channels] = torch.unflatten(values, 2, (self._channels, height, width)).permute(0, 1, 3, 4, 2)
         return found

@@ -896,19 +896,28 @@ struct Net {
         backward_tangent(places, layers, theta, v, to);
     }
 
-    // Takes a step on every batch of a task, each number of `theta` at its own rate. `path` and `slopes` [steps, numbers]: where
+    // Takes a step on every batch of a task, in `theta`, each number at its own rate. `path` and `slopes` [steps, numbers]: where
     // each step began, and its gradient.
-    void walk(int task, const REAL *rates, const REAL *theta, REAL *path, REAL *slopes) {
-        for (int s = 0; s < batches.steps; s++, slopes += size) {
-            REAL *at = path + s * size;
-            if (s)
-                for (long c = 0; c < size; c += LANES)
-                    put(at + c, get(at - size + c) - get(rates + c) * get(slopes - size + c));
-            else
-                memcpy(at, theta, size * sizeof(REAL));
-            REAL loss = this->loss(task, s, at, false);
-            backward(places, layers, at, false, 1, slopes);
+    void walk(int task, const REAL *rates, REAL *theta, REAL *path, REAL *slopes) {
+        for (int s = 0; s < batches.steps; s++, path += size, slopes += size) {
+            memcpy(path, theta, size * sizeof(REAL));
+            REAL loss = this->loss(task, s, theta, false);
+            backward(places, layers, theta, false, 1, slopes);
             if (loss != loss) slopes[0] = loss;
+            for (long c = 0; c < size; c += LANES) put(theta + c, get(theta + c) - get(rates + c) * get(slopes + c));
+        }
+    }
+
+    // Backward through a `walk`: v <- v - H_s (a * v), from the last step to the first. In `v` the gradient with respect to the end
+    // becomes that with respect to the start; `of_rates` gets that of the rates a, the sum of -g_s * v. `scratch` [2, numbers].
+    void back(int task, const REAL *rates, const REAL *path, const REAL *slopes, REAL *v, REAL *of_rates, REAL *scratch) {
+        if (of_rates) memset(of_rates, 0, size * sizeof(REAL));
+        for (long s = batches.steps - 1; s >= 0; s--) {
+            const REAL *g = slopes + s * size;
+            for (long c = 0; of_rates && c < size; c += LANES) put(of_rates + c, get(of_rates + c) - get(g + c) * get(v + c));
+            for (long c = 0; c < size; c += LANES) put(scratch + c, get(rates + c) * get(v + c));
+            product(task, s, path + s * size, scratch, scratch + size);
+            for (long c = 0; c < size; c += LANES) put(v + c, get(v + c) - get(scratch + size + c));
         }
     }
 
@@ -936,33 +945,83 @@ extern "C" int train(const Layer *list, int layers, int tasks, int classes, cons
     return 0;
 }
 
-// Sums a round of tasks that all begin at `start`. A task's contribution to `total`, times its weight, is start - theta after
-// its steps, or with `of_query` the gradient at theta on its query batch. It is scaled down to the norm `clip`, unless that
-// is 0. It is left out if its numbers, their squares or its query loss are not finite. `norms` of the contributions: NaN for a
-// task that is left out. Returns 0, or 1 if there is no memory.
+// What a round sums up: start - theta after a task's steps, the gradient of the query loss at theta, or that gradient taken through
+// the steps, with respect to their start.
+enum { DIFFERENCE, QUERY, THROUGH };
+
+// Adds a task's contribution `own`, times its weight, to `total`, scaled down to the norm `clip` unless that is 0. It is left out
+// if its numbers, their squares or its query loss are not finite. `squares_beside`: of numbers that belong to it as well.
+// Returns its norm, NaN if it is left out; `factor` gets what it was multiplied with.
+static double add_up(const REAL *own, long size, double weight, double clip, REAL loss, double *total,
+                     double squares_beside = 0, double *factor = 0) {
+    double squares[LANES] = {}, sum = squares_beside;
+    for (long c = 0; c < size; c += LANES)
+        for (int i = 0; i < LANES; i++) squares[i] += (double)own[c + i] * own[c + i];
+    for (int i = 0; i < LANES; i++) sum += squares[i];
+    bool finite = sum <= LARGEST && loss - loss == 0;
+    double norm = finite ? sqrt(sum) : NAN, times = !finite ? 0 : clip > 0 && norm > clip ? weight * (clip / norm) : weight;
+    for (long c = 0; finite && c < size; c++) total[c] += times * own[c];
+    if (factor) *factor = times;
+    return norm;
+}
+
+// Sums a round of tasks that all begin at `start`: contributions of the kind `of`, see `add_up`. With `rates` each number has its
+// own, shared by all tasks, and the sum of the gradients with respect to them follows in `total`, for THROUGH alone. `norms`: of
+// the contributions. Returns 0, or 1 if there is no memory.
 extern "C" int sum_up(const Layer *list, int layers, int tasks, int classes, const Batches *batches, const Batches *query,
-                      int of_query, const REAL *start, double rate, const double *weights, double clip, double *total,
-                      REAL *losses, double *norms) {
-    Net net(list, layers, classes, *batches), scored(list, layers, classes, *query);
-    long size = net.size;
-    REAL *theta = net.rooms.take<REAL>(size), *own = net.rooms.take<REAL>(size);
+                      const REAL *start, const double *weights, double clip, double *total, REAL *losses, double *norms, int of,
+                      double rate, const REAL *rates) {
+    bool exact = of == THROUGH;
+    Net net(list, layers, classes, *batches, exact), scored(list, layers, classes, *query);
+    long size = net.size, steps = batches->steps;
+    REAL *theta = net.rooms.take<REAL>(size), *own = net.rooms.take<REAL>(2 * size), *each = net.rooms.take<REAL>(size);
+    REAL *path = exact ? net.rooms.take<REAL>(steps * size) : 0, *slopes = exact ? net.rooms.take<REAL>(steps * size) : 0;
+    REAL *scratch = exact ? net.rooms.take<REAL>(2 * size) : 0;
     if (net.rooms.full || scored.rooms.full) return 1;
+    for (long c = 0; c < size; c++) each[c] = rates ? rates[c] : (REAL)rate;
     for (int t = 0; t < tasks; t++) {
         memcpy(theta, start, size * sizeof(REAL));
-        net.descend(t, (REAL)rate, theta);
-        losses[t] = scored.loss(t, 0, theta, true);
-        if (of_query)
-            backward(scored.places, layers, theta, false, 1, own);
+        if (exact)
+            net.walk(t, each, theta, path, slopes);
         else
+            net.descend(t, (REAL)rate, theta);
+        losses[t] = scored.loss(t, 0, theta, true);
+        if (of == DIFFERENCE)
             for (long c = 0; c < size; c += LANES) put(own + c, get(start + c) - get(theta + c));
-        double squares[LANES] = {}, sum = 0;
-        for (long c = 0; c < size; c += LANES)
-            for (int i = 0; i < LANES; i++) squares[i] += (double)own[c + i] * own[c + i];
-        for (int i = 0; i < LANES; i++) sum += squares[i];
-        bool finite = sum <= LARGEST && losses[t] - losses[t] == 0;
-        norms[t] = finite ? sqrt(sum) : NAN;
-        double times = clip > 0 && norms[t] > clip ? weights[t] * (clip / norms[t]) : weights[t];
-        for (long c = 0; finite && c < size; c++) total[c] += times * own[c];
+        else
+            backward(scored.places, layers, theta, false, 1, own);
+        if (exact) net.back(t, each, path, slopes, own, rates ? own + size : 0, scratch);
+        norms[t] = add_up(own, rates ? 2 * size : size, weights[t], clip, losses[t], total);
+    }
+    return 0;
+}
+
+// Sums a round of Per-FedAvg (Fallah, Mokhtari, Ozdaglar 2020, Algorithm 1): start - w after `steps` local meta-steps on the MAML
+// objective of one step, w <- w - beta (I - alpha H) v; without `exact` w <- w - beta v. The rest as in `sum_up`; the loss is that
+// of the query after one more step on the support.
+extern "C" int sum_of_meta_steps(const Layer *list, int layers, int tasks, int classes, const Batches *support,
+                                 const Batches *query, const REAL *start, const double *weights, double clip, double *total,
+                                 REAL *losses, double *norms, int steps, int exact, double alpha, double beta) {
+    Net net(list, layers, classes, *support, exact), scored(list, layers, classes, *query);
+    long size = net.size;
+    REAL *w = net.rooms.take<REAL>(size), *ahead = net.rooms.take<REAL>(size), *v = net.rooms.take<REAL>(size);
+    REAL *product = net.rooms.take<REAL>(size), a = (REAL)alpha, b = (REAL)beta;
+    if (net.rooms.full || scored.rooms.full) return 1;
+    for (int t = 0; t < tasks; t++) {
+        memcpy(w, start, size * sizeof(REAL));
+        for (int s = 0; s <= steps; s++) {
+            REAL loss = net.loss(t, 0, w, false);
+            backward(net.places, layers, w, true, -a, ahead);
+            if (loss != loss) ahead[0] = loss;
+            losses[t] = scored.loss(t, 0, ahead, true);
+            if (s == steps) break;
+            backward(scored.places, layers, ahead, false, 1, v);
+            if (exact) net.product(t, 0, w, v, product);
+            for (long c = 0; c < size; c += LANES)
+                put(w + c, get(w + c) - b * (exact ? get(v + c) - a * get(product + c) : get(v + c)));
+        }
+        for (long c = 0; c < size; c += LANES) put(v + c, get(start + c) - get(w + c));
+        norms[t] = add_up(v, size, weights[t], clip, losses[t], total);
     }
     return 0;
 }
@@ -976,30 +1035,22 @@ extern "C" int product(const Layer *list, int layers, int tasks, int classes, co
     return 0;
 }
 
-// The gradient through a descent, one step on each batch: phi_{s+1} = phi_s - a * g_s, at one `rate` a per task, or with `rates`
-// [tasks, numbers] at one for each number. In `v` [tasks, numbers], the gradient with respect to the end becomes that with
-// respect to the start `theta`: v <- v - H_s (a * v), from the last step to the first. `of_rates` gets that of the rates, the
-// sum of -g_s * v.
+// The gradient through a descent, one step on each batch, at one `rate` a per task, or with `rates` [tasks, numbers] at one for
+// each number. In `v` [tasks, numbers], the gradient with respect to the end becomes that with respect to the start `theta`;
+// `of_rates` [tasks, numbers] gets that of the rates.
 extern "C" int through(const Layer *list, int layers, int tasks, int classes, const Batches *batches, const REAL *theta,
                        const REAL *rate, const REAL *rates, REAL *v, REAL *of_rates) {
     Net net(list, layers, classes, *batches, true);
     long size = net.size, steps = batches->steps;
     REAL *path = net.rooms.take<REAL>(steps * size), *slopes = net.rooms.take<REAL>(steps * size);
-    REAL *own = net.rooms.take<REAL>(size), *scaled = net.rooms.take<REAL>(size), *product = net.rooms.take<REAL>(size);
+    REAL *own = net.rooms.take<REAL>(size), *end = net.rooms.take<REAL>(size), *scratch = net.rooms.take<REAL>(2 * size);
     if (net.rooms.full) return 1;
     for (int t = 0; t < tasks; t++, theta += size, v += size) {
         for (long c = 0; !rates && c < size; c++) own[c] = rate[t];
         const REAL *a = rates ? rates + t * size : own;
-        net.walk(t, a, theta, path, slopes);
-        for (long s = steps - 1; s >= 0; s--) {
-            const REAL *g = slopes + s * size;
-            for (long c = 0; of_rates && c < size; c += LANES)
-                put(of_rates + t * size + c, get(of_rates + t * size + c) - get(g + c) * get(v + c));
-            for (long c = 0; c < size; c += LANES) put(scaled + c, get(a + c) * get(v + c));
-            net.product(t, s, path + s * size, scaled, product);
-            for (long c = 0; c < size; c += LANES) put(v + c, get(v + c) - get(product + c));
-        }
-        if (size && steps && slopes[0] != slopes[0]) v[0] = slopes[0];
+        memcpy(end, theta, size * sizeof(REAL));
+        net.walk(t, a, end, path, slopes);
+        net.back(t, a, path, slopes, v, of_rates ? of_rates + t * size : 0, scratch);
     }
     return 0;
 }
@@ -1008,29 +1059,48 @@ extern "C" int through(const Layer *list, int layers, int tasks, int classes, co
 extern "C" int walk(const Layer *list, int layers, int tasks, int classes, const Batches *batches, REAL *theta,
                     const REAL *rates) {
     Net net(list, layers, classes, *batches);
-    long size = net.size, last = batches->steps - 1;
-    REAL *path = net.rooms.take<REAL>((last + 1) * size), *slopes = net.rooms.take<REAL>((last + 1) * size);
+    long size = net.size, steps = batches->steps;
+    REAL *path = net.rooms.take<REAL>(steps * size), *slopes = net.rooms.take<REAL>(steps * size);
     if (net.rooms.full) return 1;
-    for (int t = 0; t < tasks; t++, theta += size, rates += size) {
-        net.walk(t, rates, theta, path, slopes);
-        for (long c = 0; last >= 0 && c < size; c += LANES)
-            put(theta + c, get(path + last * size + c) - get(rates + c) * get(slopes + last * size + c));
-    }
+    for (int t = 0; t < tasks; t++) net.walk(t, rates + t * size, theta + t * size, path, slopes);
     return 0;
 }
 
 // Every task's outputs f(theta) for its only batch [tasks, examples, height, width, channels padded], to `out`. With `d` in the
-// same form also the gradient of <d, f(theta)> to `gradients`.
+// same form also the gradient of <d, f(theta)> to `gradients`. `theta` is one for all tasks if it is `shared`.
 extern "C" int outputs(const Layer *list, int layers, int tasks, int classes, const Batches *batches, const REAL *theta,
-                       REAL *out, const REAL *d, REAL *gradients) {
+                       int shared, REAL *out, const REAL *d, REAL *gradients) {
     Net net(list, layers, classes, *batches);
     long size = net.size, count = net.outputs();
     if (net.rooms.full) return 1;
-    for (int t = 0; t < tasks; t++, theta += size, out += count) {
+    for (int t = 0; t < tasks; t++, theta += shared ? 0 : size, out += count) {
         net.run(t, theta, out);
         if (!d) continue;
         net.pull(theta, out, d + t * count);
         backward(net.places, layers, theta, false, 1, gradients + t * size);
+    }
+    return 0;
+}
+
+// Sums a round of tasks that share `theta`, see `add_up`: the gradients of <d_support, f(theta)> + <d_query, f(theta)> for the
+// tasks' batches. `beside` [tasks]: squares of what belongs to a task's contribution as well; `factors` [tasks]: what each was
+// multiplied with.
+extern "C" int sum_of_pulls(const Layer *list, int layers, int tasks, int classes, const Batches *support, const Batches *query,
+                            const REAL *theta, const double *weights, double clip, double *total, const REAL *losses,
+                            double *norms, const REAL *d_support, const REAL *d_query, const double *beside, double *factors) {
+    Net nets[2] = {{list, layers, classes, *support}, {list, layers, classes, *query}};
+    long size = nets[0].size;
+    REAL *own[2] = {nets[0].rooms.take<REAL>(size), nets[1].rooms.take<REAL>(size)}, *out[2];
+    for (int k = 0; k < 2; k++) out[k] = nets[k].rooms.take<REAL>(nets[k].outputs());
+    if (nets[0].rooms.full || nets[1].rooms.full) return 1;
+    for (int t = 0; t < tasks; t++) {
+        for (int k = 0; k < 2; k++) {
+            nets[k].run(t, theta, out[k]);
+            nets[k].pull(theta, out[k], (k ? d_query : d_support) + t * nets[k].outputs());
+            backward(nets[k].places, layers, theta, false, 1, own[k]);
+        }
+        for (long c = 0; c < size; c += LANES) put(own[0] + c, get(own[0] + c) + get(own[1] + c));
+        norms[t] = add_up(own[0], size, weights[t], clip, losses[t], total, beside[t], factors + t);
     }
     return 0;
 }

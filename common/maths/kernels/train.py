@@ -1,7 +1,7 @@
 """Calls of the kernels from torch: every task's descent, gradient or loss, and the sum of a whole round.
 
 `Train` gets the arrays that `torch.func.vmap` has stacked; there is no gradient through it.
-`sum_up` computes a round in one call, so that a task's numbers never leave the cache. Writing them
+`Round` computes a round in one call, so that a task's numbers never leave the cache. Writing them
 out, copying, squaring, weighting and summing them would cost as much as training a small model.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 from weakref import WeakKeyDictionary
 
 import torch
@@ -73,8 +73,7 @@ class Train(WithoutGradient):
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], what: What, network: Network, *tensors: Any
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        tensors = together(info.batch_size, tensors, in_dims[2:])
-        end = Train.apply(what, network, *tensors)  # type: ignore[no-untyped-call]
+        end = Train.apply(what, network, *together(info.batch_size, tensors, in_dims[2:]))  # type: ignore[no-untyped-call]
         return apart(info.batch_size, end)
 
 
@@ -90,8 +89,8 @@ def together(size: int, tensors: Sequence[Tensor | None], dims: Sequence[int | N
 
 
 def apart(size: int, tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """Return the results for `together`, as `vmap` wants them: tensors [size, tasks, ...] and the places of their first axis."""
-    return tuple(value.unflatten(0, (size, -1)) for value in tensors), (0,) * len(tensors)
+    """Return the results for `together` as `vmap` wants them: tensors [size, tasks, ...], and where their first axis is."""
+    return tuple(torch.unflatten(value, 0, (size, -1)) for value in tensors), (0,) * len(tensors)
 
 
 def train(
@@ -117,7 +116,7 @@ def train(
 class Summed(NamedTuple):
     """A sum over tasks.
 
-    `total`: float64, in the order of the network's names. `losses` [tasks]: query losses. `norms`
+    `total`: float64, in the order of the network's names, for the rates once more. `losses` [tasks]: query losses. `norms`
     [tasks]: float64 norms of the tasks' contributions; NaN for a task with a number that is not
     finite, which is left out of the sum.
     """
@@ -127,57 +126,87 @@ class Summed(NamedTuple):
     norms: Tensor
 
 
-def sum_up(
-    network: Network,
-    start: Sequence[Tensor],
-    lr: float,
-    batches: tuple[Tensor | None, Tensor, Tensor, Tensor],
-    query: tuple[Tensor, Tensor, Tensor],
-    weights: Tensor,
-    clip: float,
-    *,
-    of_query: bool,
-) -> Summed:
-    """Return the sum over tasks of weight * (start - phi), or with `of_query` of weight * gradient of the query loss at phi.
+Kind = Literal["difference", "query", "through"]
+_KINDS: tuple[Kind, ...] = get_args(Kind)
 
-    phi is the end of a task's descent from `start`, with one step on each of its `batches` (rows,
-    x, y, weight as in `Train`). `start` is shared by all tasks, in the order of the network's
-    names. `query` (x, y, weight) is as in `Train`, with a single step. `weights` [tasks] are
-    float64. A task's contribution is scaled down to the norm `clip`, unless `clip` is 0. Raises
-    IndexError as `train` does.
+
+@dataclass(frozen=True)
+class Round:
+    """What a round's tasks have in common: all begin at `start`, in the order of the network's names.
+
+    `weights` [tasks] are float64. A task's contribution is scaled down to the norm `clip`, unless that is 0.
     """
-    layout, layers = layout_of(network, tuple(query[0].shape[3:]), start[0].dtype)
-    theta = layout.pack([value[None] for value in start], to_change=True)
-    inner, scored = Arrays.of(theta.dtype, *batches), Arrays.of(theta.dtype, None, *query)
-    tasks = len(weights)
-    parts = _parts(tasks, torch.get_num_threads())
-    total, norms = torch.zeros(len(parts), layout.size, dtype=torch.float64), torch.empty(tasks, dtype=torch.float64)
-    losses = theta.new_empty(tasks)
 
-    def some(part: slice) -> None:
-        own = [pointer(values) for values in (weights[part], total[parts.index(part)], losses[part], norms[part])]
-        rate, largest = ctypes.c_double(lr), ctypes.c_double(clip)
-        call(
-            "sum_up",
-            layers,
-            inner[part],
-            scored[part].reference,
-            int(of_query),
-            pointer(theta),
-            rate,
-            own[0],
-            largest,
-            *own[1:],
-        )
+    network: Network
+    start: Sequence[Tensor]
+    weights: Tensor
+    clip: float
 
-    in_parts(tasks, some)
-    values = layout.unpack(total.sum(dim=0, keepdim=True), [value[None] for value in start])
-    return Summed([value[0] for value in values], losses, norms)
+    def sum_up(
+        self,
+        kind: Kind,
+        lr: float,
+        batches: tuple[Tensor | None, Tensor, Tensor, Tensor],
+        query: tuple[Tensor, Tensor, Tensor],
+        rates: Sequence[Tensor] = (),
+    ) -> Summed:
+        """Return the sum over tasks of weight times contribution, with phi the end of a task's descent from `start`.
+
+        `kind`: of contributions. "difference": start - phi; "query": the gradient of the query loss at phi; "through": that
+        with respect to the start, and to the `rates` if there are any, which all tasks share and take in place of `lr`.
+        `batches` (rows, x, y, weight as in `Train`): there is one step on each. `query` (x, y, weight) is as in `Train`, with a
+        single step. Raises IndexError as `train` does.
+        """
+        layout, _ = self._layout(query[0])
+        each = layout.pack([value[None] for value in rates], to_change=False) if rates else None
+        inner = Arrays.of(self.start[0].dtype, *batches)
+        further = (_KINDS.index(kind), ctypes.c_double(lr), pointer(each))
+        return self._summed("sum_up", inner, query, further, 1 + bool(rates))
+
+    def sum_of_meta_steps(
+        self,
+        support: tuple[Tensor, ...],
+        query: tuple[Tensor, Tensor, Tensor],
+        steps: int,
+        alpha: float,
+        beta: float,
+        *,
+        exact: bool,
+    ) -> Summed:
+        """Return the sum of start - w after so many local meta-steps of Per-FedAvg, with Hessians if `exact`; see `sum_up`."""
+        inner = Arrays.of(self.start[0].dtype, None, *support)
+        further = (steps, int(exact), ctypes.c_double(alpha), ctypes.c_double(beta))
+        return self._summed("sum_of_meta_steps", inner, query, further, 1)
+
+    def _layout(self, x: Tensor) -> "tuple[Layout, ctypes.Array[Any]]":
+        return layout_of(self.network, tuple(x.shape[3:]), self.start[0].dtype)
+
+    def _summed(
+        self, function: str, inner: "Arrays", query: tuple[Tensor, Tensor, Tensor], further: tuple[Any, ...], copies: int
+    ) -> Summed:
+        """Call a function of the kernels, with `further` arguments. `copies`: how often the sum has the network's size."""
+        layout, layers = self._layout(query[0])
+        theta = layout.pack([value[None] for value in self.start], to_change=True)
+        scored, tasks = Arrays.of(theta.dtype, None, *query), len(self.weights)
+        parts = parts_of(tasks)
+        total = torch.zeros(len(parts), copies, layout.size, dtype=torch.float64)
+        losses, norms = theta.new_empty(tasks), torch.empty(tasks, dtype=torch.float64)
+
+        def some(part: slice) -> None:
+            own = [pointer(values) for values in (self.weights[part], total[parts.index(part)], losses[part], norms[part])]
+            shared = (pointer(theta), own[0], ctypes.c_double(self.clip), *own[1:])
+            call(function, layers, inner[part], scored[part].reference, *shared, *further)
+
+        in_parts(tasks, some)
+        like = [value[None] for value in self.start]
+        every = total.sum(dim=0)
+        values = [value[0] for copy in every for value in layout.unpack(copy[None], like)]
+        return Summed(values, losses, norms)
 
 
 def in_parts(tasks: int, some: Callable[[slice], None]) -> None:
     """Run `some` on the tasks, one part of them per thread."""
-    parts = _parts(tasks, torch.get_num_threads())
+    parts = parts_of(tasks)
     if len(parts) == 1:
         some(parts[0])
     else:
@@ -264,7 +293,7 @@ def layout_of(network: Network, shape: tuple[int, ...], dtype: torch.dtype) -> t
     return layout, (kind * len(filled))(*filled)
 
 
-def _parts(tasks: int, threads: int) -> list[slice]:
+def parts_of(tasks: int) -> list[slice]:
     """Return slices that divide the tasks among the threads."""
-    size = -(-tasks // max(1, min(threads, tasks)))
+    size = -(-tasks // max(1, min(torch.get_num_threads(), tasks)))
     return [slice(i, i + size) for i in range(0, tasks, size)]
