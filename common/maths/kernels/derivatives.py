@@ -47,6 +47,14 @@ def applied(module: nn.Module, params: Params, x: Tensor) -> Tensor | None:
     return Outputs.apply(network, x[None], *[params[name][None] for name in network.names])[0]  # type: ignore[no-untyped-call, no-any-return]
 
 
+class _Last(WithoutGradient):
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise NotImplementedError(
+            "the kernels have no third derivative: set `uses_kernels` of the learner to False, or QUICKBLOOM_KERNELS=0"
+        )
+
+
 class Outputs(torch.autograd.Function):
     """f(theta): the network's outputs [tasks, n, outputs] for `x` [tasks, n, ...].
 
@@ -96,7 +104,7 @@ class _Pull(torch.autograd.Function):
         return _mapped(_Pull, info, in_dims[1:], network, tensors)
 
 
-class _Along(WithoutGradient):
+class _Along(_Last):
     """The derivatives along v of f(theta), and of the gradient of <d, f(theta)>. Arguments: network, `x`, d, theta, v."""
 
     @staticmethod
@@ -137,7 +145,7 @@ class Descent(torch.autograd.Function):
         return _mapped(Descent, info, in_dims[1:], network, tensors)
 
 
-class _Through(WithoutGradient):
+class _Through(_Last):
     """The gradient through a `Descent`. Arguments: those of `Descent`, then the gradient with respect to its end."""
 
     @staticmethod
@@ -150,7 +158,7 @@ class _Through(WithoutGradient):
         return _mapped(_Through, info, in_dims[1:], network, tensors)
 
 
-class Product(WithoutGradient):
+class Product(_Last):
     """H v: the Hessian of a loss at theta times v. Arguments: the network, `x`, `y`, `weight` of one step, theta, v."""
 
     @staticmethod

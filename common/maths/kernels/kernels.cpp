@@ -1088,16 +1088,17 @@ extern "C" int outputs(const Layer *list, int layers, int tasks, int classes, co
 extern "C" int sum_of_pulls(const Layer *list, int layers, int tasks, int classes, const Batches *support, const Batches *query,
                             const REAL *theta, const double *weights, double clip, double *total, const REAL *losses,
                             double *norms, const REAL *d_support, const REAL *d_query, const double *beside, double *factors) {
-    Net nets[2] = {{list, layers, classes, *support}, {list, layers, classes, *query}};
-    long size = nets[0].size;
-    REAL *own[2] = {nets[0].rooms.take<REAL>(size), nets[1].rooms.take<REAL>(size)}, *out[2];
-    for (int k = 0; k < 2; k++) out[k] = nets[k].rooms.take<REAL>(nets[k].outputs());
-    if (nets[0].rooms.full || nets[1].rooms.full) return 1;
+    Net first(list, layers, classes, *support), second(list, layers, classes, *query), *nets[2] = {&first, &second};
+    long size = first.size;
+    REAL *own[2], *out[2];
+    for (int k = 0; k < 2; k++)
+        own[k] = nets[k]->rooms.take<REAL>(size), out[k] = nets[k]->rooms.take<REAL>(nets[k]->outputs());
+    if (first.rooms.full || second.rooms.full) return 1;
     for (int t = 0; t < tasks; t++) {
         for (int k = 0; k < 2; k++) {
-            nets[k].run(t, theta, out[k]);
-            nets[k].pull(theta, out[k], (k ? d_query : d_support) + t * nets[k].outputs());
-            backward(nets[k].places, layers, theta, false, 1, own[k]);
+            nets[k]->run(t, theta, out[k]);
+            nets[k]->pull(theta, out[k], (k ? d_query : d_support) + t * nets[k]->outputs());
+            backward(nets[k]->places, layers, theta, false, 1, own[k]);
         }
         for (long c = 0; c < size; c += LANES) put(own[0] + c, get(own[0] + c) + get(own[1] + c));
         norms[t] = add_up(own[0], size, weights[t], clip, losses[t], total, beside[t], factors + t);

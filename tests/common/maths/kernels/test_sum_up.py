@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quickbloom.common.algorithms import ALGORITHMS, Algorithm
+from quickbloom.common.algorithms.maml import Maml
 from quickbloom.common.algorithms.reptile import Reptile
-from quickbloom.common.engine.round import RoundResult, TaskWork, contributions, run_round
-from quickbloom.common.maths import fast_paths
+from quickbloom.common.engine.round import RoundResult, TaskWork, contributions, run_round, task_norms
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches, TaskData
-from quickbloom.common.maths.kernels import train
+from quickbloom.common.maths.kernels import derivatives, train
 from quickbloom.common.maths.kernels.build import library
 from quickbloom.common.maths.kernels.compiler import SWITCH
 from quickbloom.common.maths.learner import Learner
@@ -42,9 +44,11 @@ def module(kind: str, dtype: torch.dtype) -> nn.Module:
 
 
 def build(name: str, kind: str = "classification", dtype: torch.dtype = torch.float64, **more: Any) -> Algorithm:
-    options = {"inner_lr": LR, "inner_steps": STEPS} | ({"batch_size": 4} if name != "fomaml" else {}) | more
+    chosen = ALGORITHMS[name]
+    options = {"inner_lr": LR, "inner_steps": STEPS} | ({"batch_size": 4} if name in ("reptile", "fedavg") else {})
+    options = {key: value for key, value in options.items() if key in chosen.Options.model_fields} | more
     learner = Learner(module(kind, dtype), "regression" if kind == "regression" else "classification", CLASSES)
-    return ALGORITHMS[name](ALGORITHMS[name].Options.model_validate(options), learner)
+    return chosen(chosen.Options.model_validate(options), learner)
 
 
 def part(n: int, seed: int, kind: str, dtype: torch.dtype) -> Batch:
@@ -122,13 +126,15 @@ def check(found: RoundResult, expected: RoundResult, tolerance: float) -> None:
 def sums(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tasks every sum of the kernels was over, from now on."""
     seen: list[int] = []
-    inside = train.sum_up
+    inside = train.call
 
-    def watching(*args: Any, **kwargs: Any) -> Any:
-        seen.append(len(args[5]))
-        return inside(*args, **kwargs)
+    def watching(function: str, layers: Any, batches: Any, *args: Any) -> None:
+        if function.startswith("sum_"):
+            seen.append(len(batches.x))
+        inside(function, layers, batches, *args)
 
-    monkeypatch.setattr(fast_paths, "sum_up", watching)
+    for module in (train, derivatives):
+        monkeypatch.setattr(module, "call", watching)
     return seen
 
 
@@ -146,6 +152,90 @@ def test_a_round_is_the_weighted_mean_of_plain_torch_for_every_task(
     assert sum(sums) == len(SIZES)
     assert expected.within == (2.0 if clipped else 0.0)
     check(found, expected, 1e-9)
+
+
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "maml": ("maml", {}),
+    "metasgd": ("metasgd", {}),
+    "anil": ("anil", {}),
+    "perfedavg": ("perfedavg", {"local_steps": 2, "local_lr": 0.07}),
+    "perfedavg without Hessians": ("perfedavg", {"local_steps": 2, "variant": "fo"}),
+    "protonet": ("protonet", {"temperature": 3.0}),
+    "protonet by pairs": ("protonet", {"pairs": True}),
+    "ridge": ("ridge", {}),
+}
+"""Those that need more than a descent: each with its table of settings."""
+
+
+@contextmanager
+def in_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Without kernels: by `torch.func.grad` under `vmap`."""
+    with monkeypatch.context() as patched:
+        patched.setenv(SWITCH, "0")
+        library.cache_clear()
+        try:
+            yield
+        finally:
+            library.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression", "conv4"])
+@pytest.mark.parametrize("label", OTHERS)
+@pytest.mark.parametrize("clipped", [False, True])
+def test_others_have_the_numbers_of_torch(
+    label: str, kind: str, clipped: bool, sums: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, options = OTHERS[label]
+    if kind == "regression" and name == "protonet":
+        pytest.skip("protonet is defined for classes")
+    algorithm = build(name, kind, **options)
+    source = torch.Generator().manual_seed(9)
+    meta = {
+        key: value + 0.05 * torch.randn(value.shape, generator=source, dtype=value.dtype)
+        for key, value in algorithm.init().items()
+    }
+    with in_torch(monkeypatch):
+        parts = contributions(algorithm, meta, work(tasks(kind)), 128)
+        norms = sorted(norm for part in parts for norm in task_norms(part.gradients).tolist())
+        clip = (norms[1] + norms[2]) / 2 if clipped else 0.0
+        expected = run_round(algorithm, meta, work(tasks(kind)), 3, clip=clip)
+    assert not sums
+    assert expected.within == 2 * clipped
+    found = run_round(algorithm, meta, work(tasks(kind)), 3, clip=clip)
+    assert sum(sums) == len(SIZES)
+    check(found, expected, 1e-9)
+
+
+@pytest.mark.parametrize("spoiled", ["support", "query"])
+@pytest.mark.parametrize("label", OTHERS)
+def test_a_spoiled_task_leaves_no_trace_in_others(label: str, spoiled: str) -> None:
+    name, options = OTHERS[label]
+    algorithm, some = build(name, dtype=torch.float32, **options), tasks(dtype=torch.float32)
+    expected = run_round(algorithm, algorithm.init(), [w for k, w in enumerate(work(some)) if k != 1], 128)
+    part = getattr(some[1], spoiled)
+    some[1] = replace(some[1], **{spoiled: Batch.of(part.x * float("nan"), part.y)})
+    found = run_round(algorithm, algorithm.init(), work(some), 128)
+    assert np.isnan(found.losses.pop(1))
+    assert found.losses == pytest.approx(expected.losses, abs=1e-5)
+    assert found.weight == expected.weight
+    for key, value in expected.gradient.items():
+        torch.testing.assert_close(found.gradient[key], value, rtol=1e-4, atol=1e-6)
+
+
+class Slower(Maml):
+    """A user's own path of adaptation."""
+
+    def adaptation_path(self, meta: Params, support: Batch, lr: float | Tensor, steps: int) -> Iterator[Params]:
+        return super().adaptation_path(meta, support, lr / 2, steps)
+
+
+def test_a_subclass_with_a_path_of_its_own_is_trained_along_it(sums: list[int]) -> None:
+    maml = build("maml")
+    own = Slower(maml.options, maml.learner)
+    expected = run_round(build("maml", inner_lr=LR / 2), maml.init(), work(tasks()), 128)
+    sums.clear()
+    check(run_round(own, maml.init(), work(tasks()), 128), expected, 1e-9)
+    assert not sums
 
 
 @pytest.mark.parametrize("name", NAMES)
