@@ -274,7 +274,8 @@ def evaluate(
             few = max(1, min(rates_at_once, most // max(1, *(rows[i] for i in positions))))  # a task alone may be too large
             for i in range(0, len(lrs), few):
                 some = slice(i, i + few)
-                for part, values in enumerate(of_all(meta, own, rates[some], support, test)):
+                quickly = algorithm.scores_along(meta, rates[some], support, test, steps) if own is None else None
+                for part, values in enumerate(quickly or of_all(meta, own, rates[some], support, test)):
                     result[part, positions, some] = values.double().cpu().numpy()
     means = np.stack([result[:, owner == task].mean(axis=1) for task in range(len(tasks))], axis=1)
     return means[0], means[1]

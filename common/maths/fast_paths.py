@@ -23,9 +23,9 @@ from quickbloom.common.maths.inner_loop import (
     gradient_and_value,
     last,
 )
-from quickbloom.common.maths.kernels.derivatives import Descent, Product
+from quickbloom.common.maths.kernels.derivatives import Descent, Product, outputs
 from quickbloom.common.maths.kernels.network import Network
-from quickbloom.common.maths.kernels.train import Kind, Round, Train, What, known
+from quickbloom.common.maths.kernels.train import Kind, Round, Train, What, known, train
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params
 from quickbloom.common.maths.perceptron import descend_perceptron, layer_names
@@ -128,6 +128,32 @@ def loss_of(learner: Learner, at: Params, batch: Batch) -> Tensor:
         return learner.loss(at, batch)
     (loss,) = _train("loss", network, at, batch.times(1))
     return loss
+
+
+def scores_along(
+    learner: Learner, start: Params, lrs: Tensor, support: Batch, test: Batch, steps: int
+) -> tuple[Tensor, Tensor] | None:
+    """Return (loss, metric) of stacked tasks after 0..steps steps on the whole support, each [tasks, rates, steps + 1].
+
+    None if the kernels cannot do it. The metric is `Learner.score`'s; `lrs` [rates].
+    """
+    network = _network(learner, start, _one_step(support), stacked=1)
+    if network is None or not network.takes_inputs(start, test.x, 2, size := test.x.shape[1]):
+        return None
+    if size > in_one_piece(test.x.shape[2:]) or test.x.shape[2:] != support.x.shape[2:]:
+        return None
+    tasks, batches = support.x.shape[0], _one_step(support)
+    begin = [start[name].expand(tasks, *start[name].shape) for name in network.names]
+    before = learner.score_of(outputs(network, test.x, [value[:1] for value in begin]), test)
+    found = []
+    for lr in lrs:
+        params, along = begin, [before]
+        for _ in range(steps):
+            params = list(train("descent", network, None, lr.expand(tasks), *batches, *params))
+            along.append(learner.score_of(outputs(network, test.x, params), test))
+        found.append([torch.stack(values, dim=-1) for values in zip(*along, strict=True)])
+    losses, metrics = (torch.stack(values, dim=1) for values in zip(*found, strict=True))
+    return losses, metrics
 
 
 @dataclass(frozen=True)

@@ -272,7 +272,10 @@ class Learner:
 
     def score(self, params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (loss, accuracy) over the batch, or (loss, mean squared error) for regression; two scalars."""
-        outputs = self.apply(params, batch.x)
+        return self.score_of(self.apply(params, batch.x), batch)
+
+    def score_of(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the `score` of the outputs [n, outputs] for a batch; of many batches with a leading axis of theirs."""
         losses = self._losses(outputs, batch.y)
         metrics = losses if self.kind == "regression" else hits(outputs, batch.y)
         return mean_over_examples(losses, batch.weight), mean_over_examples(metrics, batch.weight)
@@ -294,9 +297,9 @@ def hits(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def mean_over_examples(values: Tensor, weight: Tensor) -> Tensor:
-    """Return the weighted mean of one value per example; a scalar."""
+    """Return the weighted mean of one value per example, over the last axis: a scalar, or one for each of many batches."""
     # where(), because a product alone would turn an infinite loss on a padded row into NaN.
-    return (torch.where(weight > 0, values, 0.0) * weight).sum() / weight.sum()
+    return (torch.where(weight > 0, values, 0.0) * weight).sum(dim=-1) / weight.sum(dim=-1)
 
 
 def is_trained(module: nn.Module) -> bool:

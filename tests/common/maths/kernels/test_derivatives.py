@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, jacrev, vmap
 from quickbloom.common.maths.batch import Batch
 from quickbloom.common.maths.fast_paths import differentiable_end, gradient_and_product
 from quickbloom.common.maths.kernels import derivatives, train
-from quickbloom.common.maths.kernels.derivatives import applied
+from quickbloom.common.maths.kernels.derivatives import Outputs, applied
 from quickbloom.common.maths.kernels.train import known_in_part
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params
@@ -70,6 +70,14 @@ def same(found: Params, expected: Params, tolerance: float = 1e-9) -> None:
         torch.testing.assert_close(found[name], value, rtol=tolerance, atol=tolerance * size)
 
 
+def outputs_of(module: nn.Module, theta: Params, x: Tensor) -> Tensor:
+    """By the kernels, also where `applied` leaves a small perceptron to torch."""
+    network = known_in_part(module)
+    assert network is not None
+    found: Tensor = Outputs.apply(network, x[None], *[theta[name][None] for name in network.names])[0]  # type: ignore[no-untyped-call]
+    return found
+
+
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "body"])
 @pytest.mark.parametrize("key", KEYS, ids=str)
 def test_outputs_and_their_first_and_second_derivatives_are_those_of_torch(key: Any, whole: bool) -> None:
@@ -80,9 +88,7 @@ def test_outputs_and_their_first_and_second_derivatives_are_those_of_torch(key: 
         pytest.skip("a linear layer alone has no body")
 
     def by_kernels(theta: Params, x: Tensor) -> Tensor:
-        found = applied(module, theta, x)
-        assert found is not None
-        return found
+        return outputs_of(module, theta, x)
 
     def by_torch(theta: Params, x: Tensor) -> Tensor:
         found: Tensor = functional_call(module, theta, (x,))
@@ -115,8 +121,7 @@ def test_plain_autograd_differentiates_twice_as_well() -> None:
         total = sum((value.square().sum() for value in slopes), torch.zeros(()))
         return dict(zip(theta, torch.autograd.grad(total, list(theta.values())), strict=True))
 
-    found = twice(lambda theta: applied(module, theta, x[0]))
-    same(found, twice(lambda theta: functional_call(module, theta, (x[0],))))
+    same(twice(lambda theta: applied(module, theta, x[0])), twice(lambda theta: functional_call(module, theta, (x[0],))))
 
 
 @pytest.mark.parametrize("key", KEYS, ids=str)
@@ -219,6 +224,23 @@ def test_threads_share_the_tasks() -> None:
         torch.set_num_threads(before)
 
 
+def test_inside_torch_func_a_convolution_is_for_the_kernels_and_a_perceptron_for_torch() -> None:
+    for key, there in (((6, 7, CLASSES), False), (("stride", "group", (3, 13, 9)), True)):
+        module, shape = case_of(key)
+        found: list[bool] = []
+
+        def loss(
+            theta: Params, module: nn.Module = module, shape: tuple[int, ...] = shape, found: list[bool] = found
+        ) -> Tensor:
+            x, _ = inputs(shape)
+            outputs = applied(module, theta, x[0])
+            found.append(outputs is not None)
+            return functional_call(module, theta, (x[0],)).sum() if outputs is None else outputs.sum()
+
+        grad(loss)(parameters(module))
+        assert found == [there]
+
+
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_many_examples_are_computed_a_few_at_a_time_unless_they_are_normalised_together(norm: str) -> None:
     module, shape = case_of(("stride", norm, (1, 28, 28)))
@@ -233,9 +255,7 @@ def test_there_is_no_third_derivative() -> None:
     x, _ = inputs(shape)
 
     def loss(theta: Params) -> Tensor:
-        found = applied(module, theta, x[0])
-        assert found is not None
-        return found.sin().sum()
+        return outputs_of(module, theta, x[0]).sin().sum()
 
     def squares(f: Any) -> Any:
         return lambda theta: sum((value.square().sum() for value in grad(f)(theta).values()), torch.zeros(()))
