@@ -23,7 +23,8 @@ from numpy.random.bit_generator import ISeedSequence
 Arrays = dict[str, np.ndarray]
 Round = Callable[[Any, int], Any]
 """(global parameters, number of the round) -> global parameters after it."""
-LR = 0.05
+LR, META_LR = 0.05, 0.5
+SHOTS, META_STEPS = 10, 5
 NAMES = ("1.weight", "1.bias", "3.weight", "3.bias", "5.weight", "5.bias")
 
 
@@ -57,7 +58,7 @@ def versions(side: str) -> dict[str, str]:
         **{"jax": ["jax"], "jax-given": ["jax"], "fedjax": ["jax", "fedjax"]},
     }
     result = {}
-    for library in libraries.get(side, ["torch", side]):
+    for library in libraries.get(side) or libraries.get(side.partition("-")[0], ["torch", side]):
         with contextlib.suppress(metadata.PackageNotFoundError):
             result[library] = metadata.version(library)
     return result
@@ -359,6 +360,99 @@ def fedjax(work: Arrays) -> Any:
     return lambda: start(work), one_round, lambda theta: {name: np.asarray(value) for name, value in theta.items()}
 
 
+# Few-shot learning: a client's first SHOTS rows are its support, the next its query.
+
+
+def shots(work: Arrays, number: int) -> list[np.ndarray]:
+    """Return the support's inputs and labels, then the query's, of all clients of a round."""
+    some = [slice(0, SHOTS), slice(SHOTS, 2 * SHOTS)]
+    chosen = work["clients"][number]
+    return [work[key][chosen, rows] for rows in some for key in ("x", "y")]
+
+
+def few_shot_engine(name: str) -> Callable[[Arrays], Any]:
+    """Return this project's side of `maml` or `protonet`."""
+
+    def side(work: Arrays) -> Any:
+        import torch
+
+        from quickbloom.common.algorithms import ALGORITHMS
+        from quickbloom.common.engine.round import TaskWork, run_round
+        from quickbloom.common.maths.batch import Batch, TaskData
+        from quickbloom.common.maths.learner import Learner
+        from quickbloom.common.maths.params import add
+        from quickbloom.common.models.mlp import perceptron
+        from quickbloom.common.randomness import generator
+
+        torch.set_num_threads(1)
+        chosen, classes = ALGORITHMS[name], len(work["5.bias"])
+        settings = {"inner_lr": LR, "inner_steps": META_STEPS, "embedding": classes}
+        options = chosen.Options.model_validate({key: v for key, v in settings.items() if key in chosen.Options.model_fields})
+        model = perceptron((work["x"].shape[-1], 64, 64, classes))
+        algorithm = chosen(options, Learner(model, "classification", classes))
+
+        tasks = []
+        for x, y in zip(torch.from_numpy(work["x"]), torch.from_numpy(work["y"]), strict=True):
+            support, query = (Batch.of(x[rows], y[rows]) for rows in (slice(0, SHOTS), slice(SHOTS, 2 * SHOTS)))
+            tasks.append(TaskData(support, query, query))
+
+        def one_round(theta: Any, number: int) -> Any:
+            chosen = [TaskWork(tasks[k], generator(0, "peers", number, int(k))) for k in work["clients"][number]]
+            return add(theta, run_round(algorithm, theta, chosen, chunk_size=128).gradient, -META_LR)
+
+        return lambda: {n: torch.from_numpy(v) for n, v in start(work).items()}, one_round, to_numpy
+
+    return side
+
+
+def few_shot_jax(objective: Callable[..., Any]) -> Callable[[Arrays], Any]:
+    """Return the side with jit(vmap(grad)) of an objective of theta and one client's shots."""
+
+    def side(work: Arrays) -> Any:
+        import jax
+
+        @jax.jit  # type: ignore[untyped-decorator]
+        def together(theta: Any, *parts: Any) -> Any:
+            slopes = jax.vmap(jax.grad(objective), in_axes=(None, 0, 0, 0, 0))(theta, *parts)
+            return jax.tree.map(lambda value, slope: value - META_LR * slope.mean(axis=0), theta, slopes)
+
+        def one_round(theta: Any, number: int) -> Any:
+            parts = [values.astype(np.int32) if values.dtype == np.int64 else values for values in shots(work, number)]
+            return jax.block_until_ready(together(theta, *parts))
+
+        return lambda: start(work), one_round, lambda theta: {name: np.asarray(value) for name, value in theta.items()}
+
+    return side
+
+
+def jax_maml(theta: Any, x: Any, y: Any, query_x: Any, query_y: Any) -> Any:
+    import jax
+
+    def step(phi: Any, _: Any) -> Any:
+        return jax.tree.map(lambda value, g: value - LR * g, phi, jax.grad(jax_loss)(phi, x, y)), None
+
+    return jax_loss(jax.lax.scan(step, theta, None, length=META_STEPS)[0], query_x, query_y)
+
+
+def jax_protonet(theta: Any, x: Any, y: Any, query_x: Any, query_y: Any) -> Any:
+    """Cross-entropy over squared distances to the class means; classes without support are left out."""
+    import jax
+    import jax.numpy as jnp
+
+    def embedded(x: Any) -> Any:
+        h = jax.nn.relu(x @ theta["1.weight"].T + theta["1.bias"])
+        h = jax.nn.relu(h @ theta["3.weight"].T + theta["3.bias"])
+        return h @ theta["5.weight"].T + theta["5.bias"]
+
+    members = jax.nn.one_hot(y, len(theta["5.bias"]))
+    counts = members.sum(axis=0)
+    prototypes = members.T @ embedded(x) / jnp.maximum(counts, 1)[:, None]
+    gaps = ((embedded(query_x)[:, None] - prototypes) ** 2).sum(axis=-1)
+    logits = jax.nn.log_softmax(jnp.where(counts > 0, -gaps, -1e30))
+    weight = (counts > 0)[query_y]
+    return -(jnp.where(weight, logits[jnp.arange(len(query_y)), query_y], 0.0)).sum() / jnp.maximum(weight.sum(), 1)
+
+
 SIDES: dict[str, Callable[[Arrays], Any]] = {
     "engine": engine,
     "plain-optim": plain_optim,
@@ -370,6 +464,10 @@ SIDES: dict[str, Callable[[Arrays], Any]] = {
     "jax": jax_side,
     "jax-given": jax_given,
     "fedjax": fedjax,
+    "engine-maml": few_shot_engine("maml"),
+    "jax-maml": few_shot_jax(jax_maml),
+    "engine-protonet": few_shot_engine("protonet"),
+    "jax-protonet": few_shot_jax(jax_protonet),
 }
 
 

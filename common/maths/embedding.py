@@ -1,7 +1,7 @@
 """Objectives of what a model makes of examples: their embeddings, computed once, and the gradient through them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,12 @@ from quickbloom.common.maths.fast_paths import Summed
 from quickbloom.common.maths.kernels.derivatives import outputs, sum_of_pulls
 from quickbloom.common.maths.kernels.network import Network
 from quickbloom.common.maths.kernels.train import Round, known_in_part
+from quickbloom.common.maths.kernels.train import Summed as SummedPulls
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params
+
+_ROWS = 256
+"""Most rows of tasks that are embedded as one batch."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +58,55 @@ def sum_of_embedded(
         return None
     rest = {name: value for name, value in meta.items() if name not in theta}
     shared = [theta[name] for name in network.names]
-    found = [outputs(network, batch.x, [value[None] for value in shared]) for batch in episode]
+    together = _tasks_together(network, episode)
+    found = [_in_blocks(batch.x, together) for batch in episode]
+    found = [outputs(network, x, [value[None] for value in shared]) for x in found]
+    found = [values.reshape(*batch.weight.shape, -1) for values, batch in zip(found, episode, strict=True)]
     losses, slopes, of_rest = _slopes(objective, rest, found, episode, ones=embedding.ones)
-    squares = [value.double().flatten(1).square().sum(dim=1) for value in of_rest.values()]
-    beside = torch.stack([torch.zeros_like(weights), *squares]).sum(dim=0)
-    round = Round(network, shared, weights, clip)
-    summed, factors = sum_of_pulls(round, [batch.x for batch in episode], slopes, losses, beside)
-    total = network.named(summed.total)
+    inputs = [batch.x for batch in episode]
+    if not clip and (total := _sum_in_blocks(Round(network, shared, weights, 0.0), inputs, slopes, losses, together)):
+        summed, factors = total
+    else:
+        squares = [value.double().flatten(1).square().sum(dim=1) for value in of_rest.values()]
+        beside = torch.stack([torch.zeros_like(weights), *squares]).sum(dim=0)
+        summed, factors = sum_of_pulls(Round(network, shared, weights, clip), inputs, slopes, losses, beside)
+    gradient = network.named(summed.total)
     for name, value in of_rest.items():
         # where(), because 0 * NaN is NaN.
         counted = factors.reshape(-1, *[1] * (value.dim() - 1))
-        total[name] = torch.where(counted != 0, value.double() * counted, 0.0).sum(dim=0)
-    return Summed({name: total[name] for name in meta}, losses, summed.norms)
+        gradient[name] = torch.where(counted != 0, value.double() * counted, 0.0).sum(dim=0)
+    return Summed({name: gradient[name] for name in meta}, losses, summed.norms)
+
+
+def _tasks_together(network: Network, episode: Episode) -> int:
+    """Return how many tasks a perceptron embeds as one batch: a few rows alone do not fill a core's registers."""
+    if network.blocks[0].is_convolution:
+        return 1
+    tasks, rows = episode.support.x.shape[0], max(batch.x.shape[1] for batch in episode)
+    return max(k for k in range(1, tasks + 1) if tasks % k == 0 and (k == 1 or k * rows <= _ROWS))
+
+
+def _in_blocks(values: Tensor, together: int) -> Tensor:
+    """Return [tasks / together, together * n, ...] of values [tasks, n, ...]."""
+    return values.reshape(-1, together * values.shape[1], *values.shape[2:])
+
+
+def _sum_in_blocks(
+    round: Round, inputs: list[Tensor], slopes: list[Tensor], losses: Tensor, together: int
+) -> tuple[SummedPulls, Tensor] | None:
+    """Return `sum_of_pulls` without norms, whose blocks are tasks together; None if a number of the sum is not finite."""
+    finite = losses.isfinite()
+    weights = torch.where(finite, round.weights, 0.0)
+    scaled = [torch.where(finite[:, None, None], d * weights[:, None, None].to(d.dtype), 0.0) for d in slopes]
+    blocks = len(weights) // together
+    ones = torch.ones(blocks, dtype=torch.float64)
+    whole = replace(round, weights=ones)
+    x, d = ([_in_blocks(values, together) for values in some] for some in (inputs, scaled))
+    found, _ = sum_of_pulls(whole, x, d, losses.new_zeros(blocks), torch.zeros_like(ones))
+    if not found.norms.isfinite().all():
+        return None
+    norms = torch.where(finite, 0.0, torch.nan).double()
+    return found._replace(norms=norms), weights
 
 
 def _slopes(

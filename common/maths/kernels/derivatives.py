@@ -30,8 +30,8 @@ from quickbloom.common.maths.kernels.train import (
 from quickbloom.common.maths.params import Params
 
 _Mapped = tuple[tuple[Tensor, ...], tuple[int, ...]]
-_AT_ONCE = 64
-"""Examples whose outputs are computed together: more would need memory, and gain nothing."""
+_IMAGES, _ROWS = 64, 1024
+"""Images and rows whose outputs are computed together: more would need memory, and gain nothing."""
 
 
 def applied(module: nn.Module, params: Params, x: Tensor) -> Tensor | None:
@@ -217,8 +217,9 @@ def sum_of_pulls(
 
 def outputs(network: Network, x: Tensor, theta: Sequence[Tensor]) -> Tensor:
     """Return the network's outputs [tasks, n, outputs], see `Outputs`; `theta` [1, ...] is one for all tasks."""
-    if x.shape[1] > _AT_ONCE and all(block.norm != BATCH for block in network.blocks):
-        return torch.cat([outputs(network, some, theta) for some in torch.split(x, _AT_ONCE, dim=1)], dim=1)
+    most = _IMAGES if network.blocks[0].is_convolution else _ROWS
+    if x.shape[1] > most and all(block.norm != BATCH for block in network.blocks):
+        return torch.cat([outputs(network, some, theta) for some in torch.split(x, most, dim=1)], dim=1)
     form = Form(network, x, theta[0].dtype)
     packed, found = form.layout.pack(theta, to_change=False), form.empty()
 
