@@ -228,28 +228,32 @@ class Learner:
 
         `params` are those that are trained, and `statistics` of other inputs to normalise these by.
         """
+        return self.run(self.module, params, x)
+
+    def run(self, module: nn.Module, params: Params, x: Tensor) -> Tensor:
+        """Return the outputs of `module`, the model or a copy without its last layer, computed as the model is."""
         if self.plain_attention and is_differentiated_twice():
             with sdpa_kernel(SDPBackend.MATH):
-                return self._apply(params, x)
-        return self._apply(params, x)
+                return self._in_pieces(module, params, x)
+        return self._in_pieces(module, params, x)
 
-    def _apply(self, params: Params, x: Tensor) -> Tensor:
+    def _in_pieces(self, module: nn.Module, params: Params, x: Tensor) -> Tensor:
         # A compiler, or an export, follows one way for any number of examples.
         whole = torch.compiler.is_compiling() or not self.has_statistics(params)
         if whole or x.shape[0] <= (most := in_one_piece(x.shape[1:])):
-            return self._apply_at_once(params, x)
+            return self._at_once(module, params, x)
         # Without a gradient, only the outputs of all examples are ever in memory together.
-        return torch.cat([self._apply_at_once(params, some) for some in torch.split(x, most)])
+        return torch.cat([self._at_once(module, params, some) for some in torch.split(x, most)])
 
-    def _apply_at_once(self, params: Params, x: Tensor) -> Tensor:
+    def _at_once(self, module: nn.Module, params: Params, x: Tensor) -> Tensor:
         if self.reduced is None:
-            if self.uses_kernels and (found := applied(self.module, params, x)) is not None:
+            if self.uses_kernels and (found := applied(module, params, x)) is not None:
                 return found
-            result: Tensor = functional_call(self.module, params, (x,), tie_weights=self._shares)
+            result: Tensor = functional_call(module, params, (x,), tie_weights=self._shares)
             return result
         # Without its cache, which knows nothing of tensors under torch.func.
         with torch.autocast(x.device.type, self.reduced, cache_enabled=False):
-            result = functional_call(self.module, params, (x,), tie_weights=self._shares)
+            result = functional_call(module, params, (x,), tie_weights=self._shares)
         return result.to(self.dtype)  # losses and closed forms are computed in full
 
     def _losses(self, outputs: Tensor, y: Tensor) -> Tensor:

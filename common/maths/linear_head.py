@@ -8,12 +8,10 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths.batch_norm import names_of, without_statistics
 from quickbloom.common.maths.embedding import Embedding
-from quickbloom.common.maths.kernels.derivatives import applied
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params
 
@@ -63,9 +61,10 @@ class LinearHead:
         """Return the inputs of the last layer for `x` [n, ...], and a column of ones: [n, features + 1]."""
         body = {name: params[name] for name in self._names}
         body |= {name: params[name] for name in self._statistics if name in params}
-        found = applied(self._body, body, x) if self._learner.uses_kernels else None
-        if found is None:
-            found = functional_call(self._body, body, (x,))
+        if self._learner.dropout:  # the copy is in training when the model is
+            for name, part in self._body.named_modules():
+                part.training = self._learner.module.get_submodule(name).training
+        found = self._learner.run(self._body, body, x)
         return torch.cat([found, found.new_ones(found.shape[0], 1)], dim=1)
 
     @property
