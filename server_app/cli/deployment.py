@@ -63,8 +63,12 @@ def superlink(
     state: Annotated[Path, typer.Option(help="Directory of the SuperLink's database.", readable=False)],
     host: Annotated[str, typer.Option(help="Where runs are started; whoever reaches it can start one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The same, its port.", min=1, max=65535)] = 8000,
-    fleet_host: Annotated[str, typer.Option(help="Where nodes connect.")] = "0.0.0.0",
-    fleet_port: Annotated[int, typer.Option(help="The same, its port.", min=1, max=65535)] = 9092,
+    fleet_host: Annotated[
+        str | None, typer.Option(help="Where nodes connect, with Flower 1.39; by default 0.0.0.0.", show_default=False)
+    ] = None,
+    fleet_port: Annotated[
+        int | None, typer.Option(help="The same, its port; by default 9092.", min=1, max=65535, show_default=False)
+    ] = None,
 ) -> None:
     """Run a SuperLink with TLS and authenticated nodes, whose runs survive its restart; it needs a `superexec` beside it.
 

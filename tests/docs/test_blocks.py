@@ -90,7 +90,7 @@ LOOKED_AT = [
     (r"quickbloom run .*--set wandb=", "needs wandb: tests/server_app/runs/test_trackers.py"),
     (r"quickbloom compare --data hospitals.csv .*--algorithms fedavg,maml$", "a minute; that of the tutorial is run"),
     (r"quickbloom secrets .*--register ", "needs a SuperLink: tests/integration/test_secrets.py"),
-    (r"quickbloom deploy ", "containers: tests/server_app/deployment/test_compose.py"),
+    (r"quickbloom deploy (?!init)", "containers: tests/server_app/deployment/test_compose.py"),
     (r"quickbloom-edge join ", "runs until it is stopped: tests/integration/test_edge.py"),
     (r"quickbloom-edge status ", "needs a device that has joined: tests/client_app/owner/test_status_words.py"),
     (r"quickbloom-edge score ", "needs episodes: tests/client_app/test_score.py"),

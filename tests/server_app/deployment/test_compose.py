@@ -181,8 +181,8 @@ def test_nothing_is_put_back_where_a_server_is_or_where_it_is_later(engine: Engi
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["status", "monday.tgz"], "takes no ARCHIVE"),
-        (["backup"], "needs the ARCHIVE"),
+        (["status", "monday.tgz"], "unexpected extra argument"),
+        (["backup"], "Missing argument 'ARCHIVE'"),
         (["status", "--folder", "bin"], "`--folder` must be a directory with docker-compose.yml, got 'bin'"),
         (["restore", "docker-compose.yml"], "is damaged, or none"),
         (["restore", "none.tgz"], "No such file or directory"),
