@@ -92,6 +92,37 @@ def restore(archive: Archive, folder: Folder = Path()) -> None:
     _done(lambda: print(f"Put back: the backup of {put_back(Compose(folder), archive)['made']}. Next: docker compose up -d"))
 
 
+@group.command()
+def upgrade(
+    version: Annotated[str, typer.Argument(help="Tag of the new image, such as 0.3.0.", show_default=False)],
+    folder: Folder = Path(),
+    archive: Annotated[
+        Path | None, typer.Option("--backup", help="File of the backup; by default a new one in --folder.", show_default=False)
+    ] = None,
+    patience: Annotated[float, typer.Option(help="Seconds that each part has to be well again.", min=1)] = 300,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Although runs go on: they end, and can be resumed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Look, and print the plan; change nothing.")] = False,
+) -> None:
+    """Replace the containers by those of another image: backup, SuperLink and SuperExec, then one node at a time.
+
+    Stops where a part does not come up, and says how to go back. An image whose Flower cannot open the database is refused.
+
+    Example: quickbloom deploy upgrade 0.3.0 --dry-run
+
+    Example: quickbloom deploy upgrade 0.3.0
+    """
+    from quickbloom.server_app.deployment.upgrading import carry_out, plan
+
+    def step_by_step() -> None:
+        steps = plan(folder, version, archive, anyway=anyway)
+        for line in steps.lines():
+            print(line)
+        for line in () if dry_run else carry_out(folder, steps, patience):
+            print(line, flush=True)
+
+    _done(step_by_step)
+
+
 def _done(work: Callable[[], None]) -> None:
     """Do it. What Compose did not do ends in one sentence."""
     from quickbloom.server_app.deployment.compose import ComposeError
