@@ -25,7 +25,7 @@ from quickbloom.client_app.quiet_hours import QuietHours, outside
 from quickbloom.common.errors import JoinError as JoinError
 from quickbloom.common.flower import lean as lean_node
 from quickbloom.common.flower import transport, workers
-from quickbloom.common.system import loopback, memory, surroundings, user_code
+from quickbloom.common.system import loopback, memory, surroundings, user_code, validity
 from quickbloom.common.system.apart import apart
 from quickbloom.common.system.processes import ENDINGS, start
 from quickbloom.common.system.temporary import make_writable
@@ -71,6 +71,7 @@ def join(
     with visiting(settings.get("state-dir", str(default_state(server))), server) as visit:
         command = apart(partial(_checked, server, secrets, settings, port, say))
         visit.connected()
+        validity.remind(partial(_ending, server, secrets / "ca.crt"), say)
         environment = {**_QUIET, **workers.sparing(), workers.POLL: str(poll)}
         if memory.total() < LITTLE if lean is None else lean:
             say("lean: little stays in memory between two messages, and each takes some seconds more")
@@ -216,6 +217,17 @@ def wait_for(host: str, port: int, ca: Path, say: Say, pause: float = 3.0) -> st
                 say(f"waiting for {loopback.joined(host, port)} ({error.strerror or error})")
                 told = True
             time.sleep(pause)
+
+
+def _ending(server: str, ca: Path) -> str:
+    """Return a sentence if the certificate of the server, or that of its CA, ends soon. Raises OSError or ValueError."""
+    if found := validity.soon(
+        f"the certificate of the CA '{ca}'", validity.end_of(ca.read_bytes()), "this device needs a new one"
+    ):
+        return found
+    shown = validity.served(*loopback.split_address("--server", server, "fl.example.org:9092"))
+    mend = "whoever runs it renews it with `quickbloom deploy renew`, or `quickbloom secrets --renew-server`"
+    return validity.soon(f"the certificate of {server}", validity.end_of(shown), mend)
 
 
 def _supervise(command: list[str], environment: Mapping[str, str], server: str, say: Say) -> int:

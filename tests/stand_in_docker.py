@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sqlite3
 import sys
 from contextlib import closing
@@ -12,7 +13,7 @@ from quickbloom.server_app.deployment.secrets import create
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKER = f"""#!{sys.executable}
-import json, os, runpy, sys, time
+import json, os, runpy, shutil, subprocess, sys, time
 from pathlib import Path
 here = Path(__file__).parents[1]
 words = [word for word in sys.argv[1:] if not word.startswith("-")]
@@ -63,8 +64,21 @@ match words:
         print(json.dumps(list(world["nodes"].values())))
     case ["compose", "run", "cli", "flwr", "list", *_]:
         print(json.dumps({{"success": True, "runs": world["runs"]}}))
-    case ["compose", "exec", "superlink", "python", *_]:
-        print(world["flower"])
+    case ["compose", "exec", "superlink", "python", code]:
+        if "ssl" not in code:
+            print(world["flower"])
+        elif not (here / "shown").exists():
+            sys.exit("connection refused")
+        else:
+            print((here / "shown").read_text(), (here / "volumes/vault/secrets/cli/ca.crt").read_text(), sep="\\n\\n")
+    case ["compose", "run", "secrets", "quickbloom", "secrets", "/vault/secrets", *hosts]:
+        command = [sys.executable, "-m", "quickbloom.server_app.cli.main", "secrets", "--renew-server"]
+        command += [part for host in hosts for part in ("--host", host)]
+        sys.exit(subprocess.call([*command, "--output", here / "volumes/vault/secrets"], stdout=sys.stderr))
+    case ["compose", "run", "secrets"] if world["stubborn"]:
+        pass
+    case ["compose", "run", "secrets"] | ["compose", "restart", "superlink"]:
+        shutil.copy(here / "volumes/vault/secrets/superlink/server.crt", here / "shown")
     case ["compose", "run", "backup", "python", _, "fits"]:
         prepare(["fits"])
     case ["compose", "run", "backup" | "restore" as name]:
@@ -109,15 +123,8 @@ class Engine:
 
     def world(self, **changes: Any) -> None:
         """What is around the containers: images, runs, the SuperLink's nodes, what will not start or connect."""
-        known: dict[str, Any] = {
-            "images": [],
-            "runs": [],
-            "nodes": {},
-            "broken": [],
-            "lost": [],
-            "silent": [],
-            "flower": "1.39.0",
-        }
+        known: dict[str, Any] = {"images": [], "runs": [], "nodes": {}, "broken": [], "lost": [], "silent": []}
+        known |= {"flower": "1.39.0", "stubborn": False}
         (self.folder / "world.json").write_text(json.dumps(known | changes))
 
     def images(self) -> dict[str, str]:
@@ -131,9 +138,10 @@ class Engine:
         lines = (self.folder / "log").read_text().splitlines()
         return [line for line in lines if not line.startswith(questions) and not line.endswith((" nodes", " fits"))]
 
-    def serve(self, change: str) -> None:
-        """Have a server in the volumes, with a database whose tables were changed last by that."""
-        create(self.volumes / "vault" / "secrets", ["node-1"], [], 1)
+    def serve(self, change: str, days: int = 365) -> None:
+        """Have a server in the volumes: a database whose tables were changed last by that, a certificate for so many days."""
+        create(self.volumes / "vault" / "secrets", ["node-1"], [], days)
+        shutil.copy(self.volumes / "vault/secrets/superlink/server.crt", self.folder / "shown")
         (self.volumes / "state").mkdir()
         with closing(sqlite3.connect(self.volumes / "state" / "superlink.db")) as connection, connection:
             connection.execute("CREATE TABLE alembic_version (version_num TEXT)")

@@ -50,16 +50,23 @@ def init(
 
 @group.command()
 def status(folder: Folder = Path()) -> None:
-    """Say what of a federation in containers is up, and whether runs can be started.
+    """Say what of a federation in containers is up, whether runs can be started, and when its certificate ends.
 
     Example: quickbloom deploy status
     """
-    from quickbloom.server_app.deployment.compose import Compose
+    from quickbloom.server_app.deployment.compose import Compose, ComposeError, is_up
     from quickbloom.server_app.deployment.compose import status as found
+    from quickbloom.server_app.deployment.renewing import told
 
     def say() -> None:
-        for sentence in found(Compose(folder)):
+        compose = Compose(folder)
+        for sentence in found(compose):
             print(sentence)
+        if is_up(compose, "superlink"):
+            try:
+                print(told(compose))
+            except ComposeError as error:
+                print(f"When its certificate ends cannot be told: {error}")
 
     _done(say)
 
@@ -90,6 +97,30 @@ def restore(archive: Archive, folder: Folder = Path()) -> None:
     from quickbloom.server_app.deployment.compose import restore as put_back
 
     _done(lambda: print(f"Put back: the backup of {put_back(Compose(folder), archive)['made']}. Next: docker compose up -d"))
+
+
+@group.command()
+def renew(
+    folder: Folder = Path(),
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name of the SuperLink, all of them if any; by default those of the old certificate; repeat."),
+    ] = None,
+) -> None:
+    """Make a new certificate for the SuperLink, from the same CA, and have it used while runs go on.
+
+    Example: quickbloom deploy renew
+
+    Example: quickbloom deploy renew --host superlink --host superlink-control --host fl.example.org
+    """
+    from quickbloom.server_app.deployment.compose import Compose
+    from quickbloom.server_app.deployment.renewing import renew as make_new
+
+    def say() -> None:
+        for sentence in make_new(Compose(folder), host or ()):
+            print(sentence, flush=True)
+
+    _done(say)
 
 
 @group.command()

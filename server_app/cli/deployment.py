@@ -100,20 +100,23 @@ def metrics(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all of this machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port.", min=1, max=65535)] = 9464,
     newest: Annotated[int, typer.Option(help="How many runs, those that were written to last.", min=1)] = 20,
+    server: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="A SuperLink's port for nodes: how long its certificate lasts.")
+    ] = "",
 ) -> None:
     """Serve figures of runs to Prometheus, while they go on and afterwards: /metrics, and /healthz and /readyz.
 
     Exit code: 0 ended by SIGTERM, 2 wrong input, 130 Ctrl-C.
 
-    Example: quickbloom metrics runs --port 9464
+    Example: quickbloom metrics runs --port 9464 --server fl.example.org:9092
     """
     needs("metrics", "prometheus_client", "`quickbloom metrics`")
     from quickbloom.server_app.deployment.metrics_server import serving
 
-    with serving(runs, host, port, newest) as server:
+    with serving(runs, host, port, newest, server) as answering:
         say(f"Serving the runs in '{runs}' at http://{host}:{port}/metrics")
-        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=answering.shutdown).start())
         try:
-            server.serve_forever()
+            answering.serve_forever()
         except KeyboardInterrupt:
             raise typer.Exit(STOPPED) from None

@@ -95,6 +95,12 @@ def status(compose: Compose) -> Iterator[str]:
         yield f"Runs can be started; {nodes} node{'s' if nodes != 1 else ''} of this host {'are' if nodes != 1 else 'is'} up."
 
 
+def is_up(compose: Compose, service: str) -> bool:
+    """Whether a container of a service runs, and is well as far as that is known."""
+    found = [state_of(one) for one in compose.containers() if service_of(one) == service]
+    return any(what == "running" and health in ("", "healthy") for what, health in found)
+
+
 def backup(compose: Compose, file: Path) -> dict[str, str]:
     """Write the backup of a server into `file`, for its owner alone; the SuperLink is stopped meanwhile, and runs wait for it.
 
@@ -102,7 +108,7 @@ def backup(compose: Compose, file: Path) -> dict[str, str]:
     """
     if os.path.lexists(file):
         raise ConfigError(f"ARCHIVE must be a file that does not exist yet, and '{file}' does: choose another name")
-    up = any(service_of(one) == "superlink" and _part(one, "State").get("Status") in _ALIVE for one in compose.containers())
+    up = any(service_of(one) == "superlink" and state_of(one)[0] in _ALIVE for one in compose.containers())
     try:
         with replacing(file, file.with_name(f".{file.name}.partial"), mode=0o600, wait=True) as partial, ExitStack() as after:
             with os.fdopen(new(partial, 0o600), "wb") as out:

@@ -632,7 +632,11 @@ def test_commands_in_the_text_are_understood(page: Path, monkeypatch: pytest.Mon
         if words[0] in ("quickbloom", "quickbloom-edge"):
             program: Any = typer.main.get_command({"quickbloom": server.cli, "quickbloom-edge": edge.cli}[words[0]])
             assert words[1] in program.commands, f"{page.name}: {command}"
-            options = {option for part in program.commands[words[1]].params for option in part.opts}
+            called = program.commands[words[1]]
+            if hasattr(called, "commands") and len(words) > 2:
+                assert words[2] in called.commands, f"{page.name}: {command}"
+                called = called.commands[words[2]]
+            options = {option for part in called.params for option in part.opts}
             assert {word for word in words[2:] if word.startswith("--")} <= options, f"{page.name}: {command}"
         elif words[0] == "make":
             look_at(command, monkeypatch)
