@@ -31,7 +31,7 @@ from typing import Any
 
 from quickbloom.common.flower import registry
 from quickbloom.common.flower.states import new_certificate
-from quickbloom.common.system import loopback, validity
+from quickbloom.common.system import logs, loopback, tls
 from quickbloom.common.system.terminal import FAILED, say_error
 
 try:
@@ -61,6 +61,7 @@ def command(*arguments: str) -> list[str]:
 def main() -> None:
     """Run `flower-superlink`, which is the first argument, with the arguments after it."""
     sys.argv = sys.argv[1:]
+    log_as_asked()
     allow_connections()
     # What is skipped must be heard all the same: `forgiven-absence` comes last.
     registry.apply("lost-tasks", "past-layers", "look-ups", "restarted-nodes", "repeated-pushes", "empty-looks", "known-keys")
@@ -69,6 +70,25 @@ def main() -> None:
     threading.Thread(target=end_unless_open, args=(addresses(sys.argv[1:]),), daemon=True).start()
     (entry,) = importlib.metadata.entry_points(group="console_scripts", name="flower-superlink")
     entry.load()()
+
+
+def log_as_asked() -> None:
+    """Write the log of this process as `common.system.logs` has it in the environment: Flower's, uvicorn's, and others'."""
+    settings = logs.from_environment()
+    if not settings:
+        return
+    logs.begin(settings)
+    importlib.import_module("flwr.supercore.logger")  # brings a handler
+    logs.forward([getLogger("flwr"), getLogger()])
+    server: Any = importlib.import_module("uvicorn").Config
+    configure = server.configure_logging
+
+    def configure_and_forward(self: Any) -> None:
+        """As uvicorn's, which brings handlers of its own."""
+        configure(self)
+        logs.forward([getLogger(name) for name in ("uvicorn", "uvicorn.error", "uvicorn.access")])
+
+    server.configure_logging = configure_and_forward
 
 
 def follow_certificate(arguments: Sequence[str]) -> None:
@@ -82,14 +102,14 @@ def follow_certificate(arguments: Sequence[str]) -> None:
 
     def ending() -> str:
         mend = "renew it with `quickbloom deploy renew`, or `quickbloom secrets --renew-server`; no run stops"
-        found = validity.soon("the SuperLink's certificate", validity.end_of(certificate.read_bytes()), mend)
+        found = tls.soon("the SuperLink's certificate", tls.end_of(certificate.read_bytes()), mend)
         if not found and known.ssl_ca_certfile:
             authority = Path(known.ssl_ca_certfile).expanduser()
             mend = "make new secrets for the whole federation before"
-            found = validity.soon(f"the CA's certificate '{authority}'", validity.end_of(authority.read_bytes()), mend)
+            found = tls.soon(f"the CA's certificate '{authority}'", tls.end_of(authority.read_bytes()), mend)
         return found
 
-    validity.remind(ending, lambda sentence: getLogger("flwr").log(WARNING, "%s", sentence))
+    tls.remind(ending, lambda sentence: getLogger("flwr").log(WARNING, "%s", sentence))
 
 
 def allow_connections() -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from quickbloom.common.errors import ConfigError
+from quickbloom.common.system import logs
 from quickbloom.common.system.extras import needs
 from quickbloom.common.system.terminal import FAILED, STOPPED, paper, say, say_error
 from quickbloom.server_app.launch.connection import SuperLinkError, connection_exists
@@ -69,14 +70,19 @@ def superlink(
     fleet_port: Annotated[
         int | None, typer.Option(help="The same, its port; by default 9092.", min=1, max=65535, show_default=False)
     ] = None,
+    log_format: logs.FormatOption = logs.Format.TEXT,
+    log_file: logs.FileOption = None,
+    log_size: logs.SizeOption = 10.0,
 ) -> None:
     """Run a SuperLink with TLS and authenticated nodes, whose runs survive its restart; it needs a `superexec` beside it.
 
     Example: quickbloom superlink --secrets secrets/superlink --state state
+
+    Example: quickbloom superlink --secrets secrets/superlink --state state --log-format json --log-file superlink.log
     """
     from quickbloom.server_app.deployment.serve import superlink as become_superlink
 
-    become_superlink(secrets, state, host, port, fleet_host, fleet_port)
+    become_superlink(secrets, state, host, port, fleet_host, fleet_port, logs.Settings(log_format, log_file, log_size))
 
 
 def superexec(

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from quickbloom.common.system import loopback, validity
+from quickbloom.common.system import loopback, tls
 
 PAUSE = 60.0
 """Seconds between two looks at the server, however often Prometheus asks."""
@@ -37,6 +37,6 @@ class CertificateMetrics:
 
     def _look(self) -> datetime | None:
         try:
-            return validity.end_of(validity.served(*self._address))
+            return tls.end_of(tls.served(*self._address))
         except (OSError, ValueError):
             return None

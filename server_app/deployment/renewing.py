@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from quickbloom.common.system import validity
+from quickbloom.common.system import tls
 from quickbloom.server_app.deployment.certificates import parse_host
 from quickbloom.server_app.deployment.compose import Compose, ComposeError
 
@@ -34,11 +34,11 @@ def served(compose: Compose) -> tuple[bytes, bytes]:
 def told(compose: Compose) -> str:
     """Say how long the certificate lasts, in one sentence. Raises ComposeError."""
     shown, ca = served(compose)
-    end = validity.end_of(shown)
+    end = tls.end_of(shown)
     mend = "new secrets for the whole federation are needed by then, docs/deployment.md, new certificates"
-    if ending := validity.soon("The CA's certificate", validity.end_of(ca), mend):
+    if ending := tls.soon("The CA's certificate", tls.end_of(ca), mend):
         return f"{ending}."
-    if ending := validity.soon("The SuperLink's certificate", end, RENEW):
+    if ending := tls.soon("The SuperLink's certificate", end, RENEW):
         return f"{ending}."
     return f"The SuperLink's certificate is valid until {_date(end)}."
 
@@ -73,7 +73,7 @@ def renew(compose: Compose, hosts: Sequence[str] = (), pause: float = 1.0) -> It
         if not _shown(compose, before, 10 * _PATIENCE, pause):
             raise ComposeError("the SuperLink does not show the new certificate: `docker compose logs superlink` says why")
         how = "was restarted for it, which runs outlive"
-    yield f"The SuperLink {how}: it is valid until {_date(validity.end_of(served(compose)[0]))}."
+    yield f"The SuperLink {how}: it is valid until {_date(tls.end_of(served(compose)[0]))}."
 
 
 def _shown(compose: Compose, before: bytes, patience: float, pause: float) -> bool:

@@ -14,7 +14,7 @@ from real_processes import SCRIPTS, process, quickbloom
 
 from quickbloom.common.flower import transport
 from quickbloom.common.system.processes import end_group
-from quickbloom.common.system.validity import end_of, served
+from quickbloom.common.system.tls import end_of, served
 from quickbloom.server_app.deployment.secrets import create, renew_server
 from quickbloom.server_app.launch.flower_run import environment, free_port
 from quickbloom.server_app.runs.directory import read_history

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from quickbloom.common.system.validity import SOON, end_of, remind, served, soon
+from quickbloom.common.system.tls import SOON, end_of, remind, served, soon
 from quickbloom.server_app.deployment.secrets import create
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
