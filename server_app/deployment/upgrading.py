@@ -168,7 +168,7 @@ class _Watch:
 
     def _is_later(self, node: tuple[str, dict[str, str]], field: str) -> bool:
         name, found = node
-        return found["status"] == "online" and _moment(found[field]) > _moment(self._first.get(name, {}).get(field, ""))
+        return found["status"] == "online" and moment(found[field]) > moment(self._first.get(name, {}).get(field, ""))
 
     def _look(self) -> dict[str, dict[str, str]]:
         said = self._compose.run("run", "--rm", "-T", "--no-deps", "register", *_PREPARE, "nodes")
@@ -250,7 +250,7 @@ def _in_order(service: str) -> tuple[str, int, str]:
     return (name, int(number), "") if number.isdigit() else (service, 0, "")
 
 
-def _moment(text: str) -> float:
+def moment(text: str) -> float:
     """Return a time of the SuperLink in seconds; 0 where it has none. It writes ISO 8601, or seconds."""
     try:
         return float(text)
