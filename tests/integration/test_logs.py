@@ -1,6 +1,7 @@
 """The log of a real SuperLink as JSON: every line on its output, and in its file, parses."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from quickbloom.common.system.tls import served
 from quickbloom.server_app.deployment.secrets import create
 from quickbloom.server_app.launch.flower_run import environment, free_port
 
+PATH = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(Path(__file__).resolve().parents[2])]))
 pytestmark = pytest.mark.grpc
 
 
@@ -26,7 +28,7 @@ def test_the_whole_log_of_a_superlink_is_of_the_form_that_was_asked_for(form: st
     command += ["--log-format", form, "--log-file", tmp_path / "log", "--log-size", "1"]
     if transport.spoken() == transport.GRPC:
         command += ["--fleet-host", "127.0.0.1", "--fleet-port", str(fleet)]
-    env = {**environment(tmp_path), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    env = {**environment(tmp_path), "PYTHONPATH": PATH}
     started = subprocess.Popen(
         [str(word) for word in command],
         env=env,

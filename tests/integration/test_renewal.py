@@ -1,6 +1,7 @@
 """A real SuperLink gets a new certificate in the middle of a run over TLS, with real nodes: nothing stops."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from quickbloom.server_app.deployment.secrets import create, renew_server
 from quickbloom.server_app.launch.flower_run import environment, free_port
 from quickbloom.server_app.runs.directory import read_history
 
+PATH = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(Path(__file__).resolve().parents[2])]))
 pytestmark = [pytest.mark.grpc, pytest.mark.slow]
 
 ROUNDS = 30
@@ -32,7 +34,7 @@ def test_a_run_goes_on_while_its_superlink_gets_a_new_certificate(tmp_path: Path
     http, fleet = free_port(), free_port()
     connection = {"address": f"127.0.0.1:{http}", "root-certificates": str(home / "secrets" / "cli" / "ca.crt")}
     (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"loopback": connection}}))
-    env = {**environment(home), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    env = {**environment(home), "PYTHONPATH": PATH}
     link: list[str | Path] = [
         *SERVER,
         "superlink",
