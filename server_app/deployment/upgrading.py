@@ -190,7 +190,9 @@ def _of_image(new: Compose, version: str) -> str:
 def _going_on(old: Compose) -> list[str]:
     """Return the ids of the runs that have not ended."""
     said = old.run("run", "--rm", "-T", "--no-deps", "cli", "flwr", "list", "superlink", "--format", "json")
-    runs = _json(said, "the runs of the SuperLink").get("runs", [])
+    found = _json(said, "the runs of the SuperLink")
+    if not isinstance(found, dict) or not isinstance(runs := found.get("runs"), list):
+        raise ComposeError("the SuperLink does not say which runs go on: `docker compose logs superlink` says why")
     return [str(run.get("run-id")) for run in runs if not str(run.get("status")).startswith("finished")]
 
 

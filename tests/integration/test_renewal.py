@@ -75,7 +75,7 @@ def test_a_run_goes_on_while_its_superlink_gets_a_new_certificate(tmp_path: Path
         with (
             process(*superexec, "--runs", home / "runs", env=env, log=home / "superexec.log"),
             process(*node(1), env=env, log=home / "node1.log"),
-            process(*node(2), env=env, log=home / "node2.log"),
+            process(*node(2), "--log-format", "json", env=env, log=home / "node2.log"),
         ):
             running = subprocess.Popen(
                 command, env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -102,6 +102,9 @@ def test_a_run_goes_on_while_its_superlink_gets_a_new_certificate(tmp_path: Path
     assert f"the certificate of 127.0.0.1:{fleet} ends at" in first
     assert "ends at" not in third
     assert "Traceback" not in log + first + third
+    lines = [json.loads(line) for line in (home / "node2.log").read_text().splitlines()]
+    assert {line["node"] for line in lines} == {"node-2"}
+    assert {line["round"] for line in lines if line["message"].startswith("Round ")} >= set(range(1, ROUNDS + 1))
 
 
 def _left(port: int) -> timedelta:

@@ -122,6 +122,7 @@ def test_an_image_that_cannot_open_the_database_is_refused(engine: Engine) -> No
     [
         ({"images": []}, "there is no quickbloom:0.3.0: build it"),
         ({"flower": "1.42.0"}, "speak different protocols, so they cannot be upgraded in turn"),
+        ({"runs": None}, "the SuperLink does not say which runs go on"),
         ({"runs": [{"run-id": "77", "status": "running"}]}, "the run 77 would end, because its server is upgraded as well"),
     ],
 )
