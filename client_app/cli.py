@@ -13,6 +13,7 @@ from quickbloom.common.errors import ConfigError, JoinError
 from quickbloom.common.formatting import counted
 from quickbloom.common.metric import RMSE, named
 from quickbloom.common.printable import one_line
+from quickbloom.common.system import logs
 from quickbloom.common.system.command import perform
 from quickbloom.common.system.terminal import FAILED, OK, say, say_error
 from quickbloom.common.system.whole_files import whole
@@ -292,14 +293,21 @@ def join(
         float,
         typer.Option(help="Seconds, at most, between two looks for work; up to 10 while the server is busy.", min=0.05, max=60),
     ] = 3.0,
+    log_format: logs.FormatOption = logs.Format.TEXT,
+    log_file: logs.FileOption = None,
+    log_size: logs.SizeOption = 10.0,
 ) -> None:
     """Take part in a federation until stopped; finds the server again by itself. Exit code: 0 stopped, 1 failed, 2 wrong input.
 
     Example: quickbloom-edge join --server fl.example.org:9092 --secrets node-1 --data ward.csv --task ward --target outcome
+
+    Example: quickbloom-edge join --server fl.example.org:9092 --secrets node-1 --log-format json --log-file node.log
     """
     from quickbloom.client_app.join import join as take_part
+    from quickbloom.client_app.join import name_of
     from quickbloom.client_app.quiet_hours import QuietHours
 
+    logs.begin(logs.Settings(log_format, log_file, log_size), node=name_of(secrets))
     # Absolute, because Flower's processes run in other directories.
     file = str(Path(data).expanduser().absolute()) if data and Path(data).expanduser().exists() else data
     folder = str(state.expanduser().absolute()) if state else ""

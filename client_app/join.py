@@ -25,7 +25,7 @@ from quickbloom.client_app.quiet_hours import QuietHours, outside
 from quickbloom.common.errors import JoinError as JoinError
 from quickbloom.common.flower import lean as lean_node
 from quickbloom.common.flower import transport, workers
-from quickbloom.common.system import loopback, memory, surroundings, user_code
+from quickbloom.common.system import logs, loopback, memory, surroundings, tls, user_code
 from quickbloom.common.system.apart import apart
 from quickbloom.common.system.processes import ENDINGS, start
 from quickbloom.common.system.temporary import make_writable
@@ -71,6 +71,7 @@ def join(
     with visiting(settings.get("state-dir", str(default_state(server))), server) as visit:
         command = apart(partial(_checked, server, secrets, settings, port, say))
         visit.connected()
+        tls.remind(partial(_ending, server, secrets / "ca.crt"), say)
         environment = {**_QUIET, **workers.sparing(), workers.POLL: str(poll)}
         if memory.total() < LITTLE if lean is None else lean:
             say("lean: little stays in memory between two messages, and each takes some seconds more")
@@ -218,6 +219,24 @@ def wait_for(host: str, port: int, ca: Path, say: Say, pause: float = 3.0) -> st
             time.sleep(pause)
 
 
+def name_of(secrets: Path) -> str:
+    """Return the name of the node that `secrets` is of: that in its public key, else that of the folder."""
+    try:
+        words = (secrets / "node.key.pub").read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        words = []
+    return words[2] if len(words) == 3 else secrets.absolute().name
+
+
+def _ending(server: str, ca: Path) -> str:
+    """Return a sentence if the certificate of the server, or that of its CA, ends soon. Raises OSError or ValueError."""
+    if found := tls.soon(f"the certificate of the CA '{ca}'", tls.end_of(ca.read_bytes()), "this device needs a new one"):
+        return found
+    shown = tls.served(*loopback.split_address("--server", server, "fl.example.org:9092"))
+    mend = "whoever runs it renews it with `quickbloom deploy renew`, or `quickbloom secrets --renew-server`"
+    return tls.soon(f"the certificate of {server}", tls.end_of(shown), mend)
+
+
 def _supervise(command: list[str], environment: Mapping[str, str], server: str, say: Say) -> int:
     """Run the SuperNode and show its log. Start it again while the server refuses its key, for PATIENCE seconds."""
     refused_since: float | None = None
@@ -262,7 +281,8 @@ def _run(command: list[str], environment: Mapping[str, str], say: Say) -> tuple[
             child.send_signal(signal.SIGTERM)
         for line in child.stdout:
             refused |= _REFUSED in line
-            if not refused:  # Flower's own account of the refusal follows, which `say` gives in one sentence
+            # Flower's own account of the refusal follows, which `say` gives in one sentence.
+            if not refused and not logs.relay(line):
                 print(line, end="", flush=True)
         code = child.wait()
     finally:

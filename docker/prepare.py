@@ -4,8 +4,11 @@ prepare.py secrets NODES     CA, certificate and keys, once; every container's p
 prepare.py register          the nodes' public keys with the SuperLink
 prepare.py pack              the backup, on stdout: what can't be made again
 prepare.py unpack            the backup, from stdin, into empty volumes
+prepare.py fits              whether this image can open the SuperLink's database, and what its nodes speak, as JSON
+prepare.py nodes             what the SuperLink says of its nodes, as JSON
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -113,6 +116,25 @@ def unpack() -> int:
     return _told(put_back)
 
 
+def fits() -> int:
+    """Print what this image's Flower is; an error if it cannot open the database."""
+    from quickbloom.common.flower import registry, transport
+    from quickbloom.common.flower.states import later_release
+
+    def look() -> None:
+        later_release.check(BACKUP / "state" / "superlink.db")
+        print(json.dumps({"flower": registry.version(), "speaks": transport.spoken()}))
+
+    return _told(look)
+
+
+def nodes() -> int:
+    """Print what the SuperLink says of its nodes."""
+    from quickbloom.server_app.deployment.registration import listed
+
+    return _told(lambda: print(json.dumps(listed("superlink"))))
+
+
 def _told(work: Callable[[], None]) -> int:
     """Do it; what goes wrong is said in one sentence."""
     from quickbloom.common.errors import QuickbloomError
@@ -127,7 +149,8 @@ def _told(work: Callable[[], None]) -> int:
 
 def main(action: str, *arguments: str) -> int:
     """Do what one of the services does; returns its exit code."""
-    return make(int(arguments[0])) if action == "secrets" else {"register": register, "pack": pack, "unpack": unpack}[action]()
+    actions = {"register": register, "pack": pack, "unpack": unpack, "fits": fits, "nodes": nodes}
+    return make(int(arguments[0])) if action == "secrets" else actions[action]()
 
 
 if __name__ == "__main__":

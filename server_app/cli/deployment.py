@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from quickbloom.common.errors import ConfigError
+from quickbloom.common.system import logs
 from quickbloom.common.system.extras import needs
 from quickbloom.common.system.terminal import FAILED, STOPPED, paper, say, say_error
 from quickbloom.server_app.launch.connection import SuperLinkError, connection_exists
@@ -63,16 +64,25 @@ def superlink(
     state: Annotated[Path, typer.Option(help="Directory of the SuperLink's database.", readable=False)],
     host: Annotated[str, typer.Option(help="Where runs are started; whoever reaches it can start one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The same, its port.", min=1, max=65535)] = 8000,
-    fleet_host: Annotated[str, typer.Option(help="Where nodes connect.")] = "0.0.0.0",
-    fleet_port: Annotated[int, typer.Option(help="The same, its port.", min=1, max=65535)] = 9092,
+    fleet_host: Annotated[
+        str | None, typer.Option(help="Where nodes connect, with Flower 1.39; by default 0.0.0.0.", show_default=False)
+    ] = None,
+    fleet_port: Annotated[
+        int | None, typer.Option(help="The same, its port; by default 9092.", min=1, max=65535, show_default=False)
+    ] = None,
+    log_format: logs.FormatOption = logs.Format.TEXT,
+    log_file: logs.FileOption = None,
+    log_size: logs.SizeOption = 10.0,
 ) -> None:
     """Run a SuperLink with TLS and authenticated nodes, whose runs survive its restart; it needs a `superexec` beside it.
 
     Example: quickbloom superlink --secrets secrets/superlink --state state
+
+    Example: quickbloom superlink --secrets secrets/superlink --state state --log-format json --log-file superlink.log
     """
     from quickbloom.server_app.deployment.serve import superlink as become_superlink
 
-    become_superlink(secrets, state, host, port, fleet_host, fleet_port)
+    become_superlink(secrets, state, host, port, fleet_host, fleet_port, logs.Settings(log_format, log_file, log_size))
 
 
 def superexec(
@@ -96,20 +106,23 @@ def metrics(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all of this machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port.", min=1, max=65535)] = 9464,
     newest: Annotated[int, typer.Option(help="How many runs, those that were written to last.", min=1)] = 20,
+    server: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="A SuperLink's port for nodes: how long its certificate lasts.")
+    ] = "",
 ) -> None:
     """Serve figures of runs to Prometheus, while they go on and afterwards: /metrics, and /healthz and /readyz.
 
     Exit code: 0 ended by SIGTERM, 2 wrong input, 130 Ctrl-C.
 
-    Example: quickbloom metrics runs --port 9464
+    Example: quickbloom metrics runs --port 9464 --server fl.example.org:9092
     """
     needs("metrics", "prometheus_client", "`quickbloom metrics`")
     from quickbloom.server_app.deployment.metrics_server import serving
 
-    with serving(runs, host, port, newest) as server:
+    with serving(runs, host, port, newest, server) as answering:
         say(f"Serving the runs in '{runs}' at http://{host}:{port}/metrics")
-        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=answering.shutdown).start())
         try:
-            server.serve_forever()
+            answering.serve_forever()
         except KeyboardInterrupt:
             raise typer.Exit(STOPPED) from None

@@ -33,6 +33,8 @@ MODULES = {
     "doctor": "doctor",
 }
 """The module in this folder of every command, which is its function of that name."""
+GROUPS = ("deploy",)
+"""Those with commands of their own: the module's `group`."""
 
 
 def command_line(wanted: Collection[str]) -> typer.Typer:
@@ -40,7 +42,10 @@ def command_line(wanted: Collection[str]) -> typer.Typer:
     cli = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False)
     cli.callback()(_commands)
     for name, module in MODULES.items():
-        cli.command(name)(_imported(name, module) if name in wanted else _described(name, module))
+        if name in GROUPS:
+            cli.add_typer(_group(module) if name in wanted else _described_group(name, module), name=name)
+        else:
+            cli.command(name)(_imported(name, module) if name in wanted else _described(name, module))
     return cli
 
 
@@ -54,6 +59,18 @@ def _commands() -> None:
 def _imported(name: str, module: str) -> Callable[..., None]:
     function: Callable[..., None] = getattr(import_module(f"{__package__}.{module}"), name)
     return function
+
+
+def _group(module: str) -> typer.Typer:
+    group: typer.Typer = import_module(f"{__package__}.{module}").group
+    return group
+
+
+def _described_group(name: str, module: str) -> typer.Typer:
+    """Return a group without its commands, described by its own function."""
+    group = typer.Typer()
+    group.callback()(_described(name, module))
+    return group
 
 
 def _described(name: str, module: str) -> Callable[[], None]:

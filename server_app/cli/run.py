@@ -13,6 +13,7 @@ from quickbloom.common.algorithms import ALGORITHMS
 from quickbloom.common.config.run import Scalar, spelled_out
 from quickbloom.common.errors import ConfigError, QuickbloomError
 from quickbloom.common.flower import message_assembly
+from quickbloom.common.system import logs
 from quickbloom.common.system.terminal import paper, say
 from quickbloom.server_app.cli.options import DATASETS, Encoder, Partition, TextColumns, Time, Users
 from quickbloom.server_app.launch.follow import follow
@@ -82,6 +83,9 @@ def run(
     json_: Annotated[bool, typer.Option("--json", help="Print the summary alone, as JSON, on stdout.")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no report.html.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's whole log.")] = False,
+    log_format: logs.FormatOption = logs.Format.TEXT,
+    log_file: logs.FileOption = None,
+    log_size: logs.SizeOption = 10.0,
 ) -> None:
     """Train a starting point and test it on held-out tasks.
 
@@ -92,7 +96,10 @@ def run(
     Example: quickbloom run --dataset fashion-mnist --partition dirichlet:0.1 --users 100 --algorithm fedavg
 
     Example: quickbloom run --resume runs/digits-maml-seed0-20260101-120000
+
+    Example: quickbloom run --connection ours --log-format json --log-file run.log
     """
+    logs.begin(logs.Settings(log_format, log_file, log_size))
     named: dict[str, Scalar | None] = {"algorithm": algorithm, "dataset": dataset, "rounds": rounds, "seed": seed}
     named |= {"partition": partition, "users": users}
     settings = spelled_out({key: value for key, value in named.items() if value is not None})

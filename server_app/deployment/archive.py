@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import stat
 import tarfile
 import tempfile
@@ -31,6 +32,8 @@ FACTS = "backup.json"
 FORMAT = 1
 DATABASE = "state/superlink.db"
 _NEEDED = ("vault/secrets/superlink/server.key", DATABASE)
+_PARTIAL = ".restoring"
+"""Folder in each of PARTS for what is being unpacked: these are volumes of their own, between which nothing can be moved."""
 _MOST_FACTS = 10_000  # bytes
 
 
@@ -50,6 +53,8 @@ def pack(home: Path, out: BinaryIO) -> None:
         for part in PARTS:
             for path in (home / part, *sorted((home / part).rglob("*"))):
                 name = str(path.relative_to(home))
+                if _PARTIAL in path.relative_to(home).parts:  # of a restoration that was killed
+                    continue
                 kind = path.lstat().st_mode
                 if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
                     raise ConfigError(f"`{name}` must be a plain file or a folder to be backed up: remove it")
@@ -74,28 +79,44 @@ def check(file: Path) -> dict[str, str]:
 
 
 def unpack(file: Path, home: Path) -> None:
-    """Write the archive `file` into the folders PARTS of `home`, which must be empty; nothing is written if it is refused.
+    """Write the archive `file` into the folders PARTS of `home`, which must be empty; nothing is left of it if it fails.
 
     Files keep their modes, without more than the owner's, the group's and others' rights. Raises ConfigError if `check`
-    does, if a folder is not empty, and if the installed Flower cannot open the database.
+    does, if a folder is not empty, if the disk is full, and if the installed Flower cannot open the database.
     """
     check(file)
     for part in PARTS:
+        shutil.rmtree(home / part / _PARTIAL, ignore_errors=True)  # of one that was killed
         if (home / part).is_dir() and any((home / part).iterdir()):
             raise ConfigError(
                 f"there is a server already, its {part} is not empty: remove it with `docker compose down --volumes`, or "
                 "restore into another project"
             )
     _check_database(file)
+    try:
+        _unpack_beside(file, home)
+        for part in PARTS:
+            for entry in (home / part / _PARTIAL).iterdir():
+                entry.rename(home / part / entry.name)
+    finally:
+        for part in PARTS:
+            shutil.rmtree(home / part / _PARTIAL, ignore_errors=True)
+
+
+def _unpack_beside(file: Path, home: Path) -> None:
+    """Write an archive into _PARTIAL of each of PARTS. Raises ConfigError."""
     with _opened(file) as archive:
+        for part in PARTS:
+            (home / part / _PARTIAL).mkdir(mode=0o700, parents=True)
         for member in archive:
             name = _name(file, member)
             if name == FACTS:
                 continue
-            target = home / name
+            part, *rest = PurePosixPath(name).parts
+            target = (home / part / _PARTIAL).joinpath(*rest)
             if member.isdir():
                 target.mkdir(mode=0o700, parents=True, exist_ok=True)
-                if name not in PARTS:  # mount points keep their own
+                if rest:  # mount points keep their own
                     target.chmod(member.mode & 0o777)
                 continue
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -103,6 +124,7 @@ def unpack(file: Path, home: Path) -> None:
             with os.fdopen(new, "wb") as copy:
                 _copy(archive, member, copy)
                 os.fchmod(copy.fileno(), member.mode & 0o777)
+                os.fsync(copy.fileno())
 
 
 def _check_database(file: Path) -> None:

@@ -17,6 +17,8 @@ from quickbloom.common.system.whole_files import new, replacing
 from quickbloom.server_app.deployment import archive
 
 FILE = "docker-compose.yml"
+VERSION = "QUICKBLOOM_VERSION"
+"""Variable with the release of the image, in the environment or in the file .env."""
 _ALIVE = ("running", "restarting", "paused")
 """States of a container that may write."""
 
@@ -28,12 +30,13 @@ class ComposeError(QuickbloomError):
 class Compose:
     """Compose in the folder of a docker-compose.yml."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises ConfigError if there is no such file, or no Compose."""
+    def __init__(self, folder: Path, version: str | None = None) -> None:
+        """`version`: release of the image, in place of the one in use. Raises ConfigError without such a file or Compose."""
         if not (folder / FILE).is_file():
             raise ConfigError(f"`--folder` must be a directory with {FILE}, got '{folder}'")
-        self._folder = folder
+        self.folder = folder
         self._command = _command()
+        self._environment = {**os.environ, VERSION: version} if version else None
 
     def run(self, *arguments: str, stdin: BinaryIO | int = subprocess.DEVNULL, stdout: BinaryIO | int = subprocess.PIPE) -> str:
         """Return what a command prints, unless that goes elsewhere. Raises ComposeError if it fails."""
@@ -47,9 +50,19 @@ class Compose:
         said: list[dict[str, object]] = json.loads(self._done(["docker", "inspect", *found]))
         return said
 
+    def has_image(self, name: str) -> bool:
+        """Whether the engine has an image."""
+        try:
+            self._done(["docker", "image", "inspect", name])
+        except ComposeError:
+            return False
+        return True
+
     def _done(self, command: Sequence[str], stdin: BinaryIO | int = subprocess.DEVNULL, out: BinaryIO | int = -1) -> str:
         try:
-            done = subprocess.run(command, cwd=self._folder, stdin=stdin, stdout=out, stderr=subprocess.PIPE, check=False)
+            done = subprocess.run(
+                command, cwd=self.folder, env=self._environment, stdin=stdin, stdout=out, stderr=subprocess.PIPE, check=False
+            )
         except OSError as error:
             raise ComposeError(f"`{command[0]}` cannot be started ({error.strerror}): install Docker and Compose") from None
         if done.returncode != 0:
@@ -61,10 +74,10 @@ class Compose:
 def status(compose: Compose) -> Iterator[str]:
     """Say what is up, a sentence for each container; the last one says whether runs can be started."""
     well = set()
-    for container in sorted(compose.containers(), key=_service):
+    for container in sorted(compose.containers(), key=service_of):
         state = _part(container, "State")
-        what, health = str(state.get("Status")), str(_part(state, "Health").get("Status", ""))
-        service = _service(container)
+        what, health = state_of(container)
+        service = service_of(container)
         if what == "running" and health in ("", "healthy"):
             well.add(service)
             yield f"{service} is up{' and healthy' if health else ''}, since {str(state.get('StartedAt'))[:19]} UTC."
@@ -82,6 +95,12 @@ def status(compose: Compose) -> Iterator[str]:
         yield f"Runs can be started; {nodes} node{'s' if nodes != 1 else ''} of this host {'are' if nodes != 1 else 'is'} up."
 
 
+def is_up(compose: Compose, service: str) -> bool:
+    """Whether a container of a service runs, and is well as far as that is known."""
+    found = [state_of(one) for one in compose.containers() if service_of(one) == service]
+    return any(what == "running" and health in ("", "healthy") for what, health in found)
+
+
 def backup(compose: Compose, file: Path) -> dict[str, str]:
     """Write the backup of a server into `file`, for its owner alone; the SuperLink is stopped meanwhile, and runs wait for it.
 
@@ -89,7 +108,7 @@ def backup(compose: Compose, file: Path) -> dict[str, str]:
     """
     if os.path.lexists(file):
         raise ConfigError(f"ARCHIVE must be a file that does not exist yet, and '{file}' does: choose another name")
-    up = any(_service(one) == "superlink" and _part(one, "State").get("Status") in _ALIVE for one in compose.containers())
+    up = any(service_of(one) == "superlink" and state_of(one)[0] in _ALIVE for one in compose.containers())
     try:
         with replacing(file, file.with_name(f".{file.name}.partial"), mode=0o600, wait=True) as partial, ExitStack() as after:
             with os.fdopen(new(partial, 0o600), "wb") as out:
@@ -123,7 +142,19 @@ def _command() -> list[str]:
     raise ConfigError("`quickbloom deploy` needs Compose, and there is none here: install Docker's plugin, or docker-compose")
 
 
-def _service(container: dict[str, object]) -> str:
+def state_of(container: dict[str, object]) -> tuple[str, str]:
+    """Return what a container does, such as "running", and its health; "" if nobody looks after that."""
+    state = _part(container, "State")
+    return str(state.get("Status")), str(_part(state, "Health").get("Status", ""))
+
+
+def image_of(container: dict[str, object]) -> str:
+    """Return the name of a container's image, such as quickbloom:0.2.0."""
+    return str(_part(container, "Config").get("Image", ""))
+
+
+def service_of(container: dict[str, object]) -> str:
+    """Return the service that a container is of."""
     labels = _part(_part(container, "Config"), "Labels")
     return str(labels.get("com.docker.compose.service", "?"))
 

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from quickbloom.common.errors import ConfigError
+from quickbloom.server_app.deployment.certificate_metrics import CertificateMetrics
 from quickbloom.server_app.deployment.run_metrics import RunMetrics
 
 Start = Callable[[str, list[tuple[str, str]]], Any]
@@ -21,8 +22,10 @@ class _Quiet(WSGIRequestHandler):
         """Say nothing."""
 
 
-def serving(runs: Path, host: str, port: int, newest: int) -> ThreadingWSGIServer:
+def serving(runs: Path, host: str, port: int, newest: int, server: str = "") -> ThreadingWSGIServer:
     """Return a server that is bound to its address and answers once it is asked to (`serve_forever`). `port`: 0: any.
+
+    `server`: HOST:PORT of a SuperLink whose certificate is shown as well.
 
     Raises ConfigError if `runs` is no directory, or the address cannot be had.
     """
@@ -30,6 +33,8 @@ def serving(runs: Path, host: str, port: int, newest: int) -> ThreadingWSGIServe
         raise ConfigError(f"RUNS must be a directory with runs in it, got '{runs}': it is `./runs` where runs were started")
     registry = CollectorRegistry(auto_describe=False)
     registry.register(RunMetrics(runs, newest))
+    if server:
+        registry.register(CertificateMetrics(server))
     metrics = make_wsgi_app(registry)
 
     def answer(asked: dict[str, Any], start: Start) -> Iterable[bytes]:

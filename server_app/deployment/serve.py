@@ -6,7 +6,7 @@ Both become Flower's own program (exec), so that signals and the exit code are i
 import os
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,7 +14,7 @@ from quickbloom.common.errors import QuickbloomError
 from quickbloom.common.flower import registry, transport, workers
 from quickbloom.common.flower import superlink as flower_superlink
 from quickbloom.common.flower.states import later_release
-from quickbloom.common.system import loopback
+from quickbloom.common.system import logs, loopback
 from quickbloom.common.system.temporary import make_writable
 from quickbloom.common.system.tls import distrust
 from quickbloom.server_app.deployment.certificates import check_certificate, load_certificate
@@ -30,15 +30,24 @@ FLEET = ("0.0.0.0", 9092)
 
 
 def superlink(
-    secrets: Path, state: Path, host: str, port: int, fleet_host: str | None = None, fleet_port: int | None = None
+    secrets: Path,
+    state: Path,
+    host: str,
+    port: int,
+    fleet_host: str | None = None,
+    fleet_port: int | None = None,
+    log: logs.Settings | None = None,
 ) -> NoReturn:
     """Become a SuperLink with TLS, authenticated nodes and its database in `state`; ServerApps run in a SuperExec elsewhere.
 
     `secrets`: the folder `superlink/` of `quickbloom secrets`. `host`, `port`: whoever reaches them
     can start runs. `fleet_host`, `fleet_port`: the address for nodes, by default FLEET; refused if
-    Flower has one port for all. Raises ServeError or DatabaseError with one sentence.
+    Flower has one port for all. `log`: how it logs, by default as Flower does. Raises ServeError, ConfigError or DatabaseError
+    with one sentence.
     """
+    log = log or logs.Settings()
     fleet = _fleet_address(fleet_host, fleet_port)
+    logs.check(log)
     files = {name: secrets / name for name in ("ca.crt", "server.crt", "server.key", "superexec.secret")}
     if reason := check_certificate(files["server.crt"], files["ca.crt"], files["server.key"]):
         raise ServeError(reason)
@@ -53,7 +62,7 @@ def superlink(
         *("--enable-supernode-auth", "--database", state / "superlink.db", "--isolation", "process"),
         *("--superexec-auth-secret-file", files["superexec.secret"], "--disable-runtime-dependency-installation"),
     ]
-    _become(flower_superlink.command(*map(str, arguments)))
+    _become(flower_superlink.command(*map(str, arguments)), log.to_environment())
 
 
 def _fleet_address(host: str | None, port: int | None) -> tuple[str, int] | None:
@@ -85,9 +94,9 @@ def superexec(secrets: Path, address: str, runs: Path) -> NoReturn:
     _become(workers.command("flower-superexec", *arguments))
 
 
-def _become(command: Sequence[str]) -> NoReturn:
+def _become(command: Sequence[str], more: Mapping[str, str] | None = None) -> NoReturn:
     # The memory settings of `environment` are for processes that compute.
-    os.execve(command[0], list(command), {**environment(), **workers.sparing()})
+    os.execve(command[0], list(command), {**environment(), **workers.sparing(), **(more or {})})
 
 
 def _readable(path: Path) -> None:

@@ -11,8 +11,9 @@ from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
 from quickbloom.common.errors import RunError
 from quickbloom.common.flower import callers
 from quickbloom.common.personal.trust import flags
+from quickbloom.common.system import logs
 from quickbloom.common.system.processes import ENDINGS
-from quickbloom.common.system.terminal import FAILED, OK, STOPPED, console, say, say_error
+from quickbloom.common.system.terminal import FAILED, OK, STOPPED, console, say, say_error, show, taken
 from quickbloom.server_app.events.channel import Events, Listener, from_log, is_told
 from quickbloom.server_app.launch.flower_run import LaunchError, LocalSuperLink, Run, bundle, unframed
 from quickbloom.server_app.launch.prepare import Start
@@ -45,7 +46,7 @@ def _follow_flower(start: Start, verbose: bool) -> Outcome:
             progress = stack.enter_context(progress_bar(console))
             task = progress.add_task("starting Flower", total=None)
             if not console.is_terminal:
-                console.print("starting Flower: ten seconds or more")
+                say("starting Flower: ten seconds or more")
             if not connection and not callers.can_tell():
                 say(
                     "Remark: this system does not say who talks to a port, so every user of this machine can run code through "
@@ -164,7 +165,8 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if self._verbose:
-            say(f"{record.levelname} : {record.getMessage()}")
+            if not taken(record.getMessage(), record.levelno):
+                show(f"{record.levelname} : {record.getMessage()}")
         elif record.levelno == logging.WARNING and not is_told(record):
             self._shown.warn(record.getMessage())
 
@@ -175,8 +177,8 @@ def _take(line: str, log: list[str], shown: Shown, verbose: bool) -> None:
         shown(event)
         return
     log.append(line)
-    if verbose:
-        say(line)
+    if verbose and not logs.relay(line):
+        show(line)
 
 
 def _reason(status: str, details: str, log: list[str]) -> str:

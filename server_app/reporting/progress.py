@@ -1,6 +1,8 @@
 """What a person sees while a run goes on: a bar over the rounds, and a line for each of them."""
 
 from collections import deque
+from logging import INFO, WARNING
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +19,8 @@ from rich.progress import (
 
 from quickbloom.common.metric import named
 from quickbloom.common.printable import one_line
+from quickbloom.common.system import logs
+from quickbloom.common.system.terminal import taken
 from quickbloom.server_app.events.kinds import (
     Ended,
     Event,
@@ -40,6 +44,7 @@ def progress_bar(console: Console, shown: bool = True) -> Progress:
     """Return a bar over the rounds: in a terminal, or below the cell of a notebook."""
     if shown and console.is_jupyter:
         return NotebookProgress(console)
+    shown = shown and not logs.is_json()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True, disable=not shown)
 
@@ -77,6 +82,7 @@ class Shown:
     def __call__(self, event: Event) -> None:
         match event:
             case Started():
+                logs.know(run=Path(event.run_dir).name)
                 self.run_dir, self.round, self._total = event.run_dir, max(self.round, event.done), event.rounds
                 self._progress.update(self._task, description="roll call")
             case RollCalled():
@@ -112,6 +118,7 @@ class Shown:
         if ended.round <= self.round:
             return
         self.round, self._total = ended.round, ended.rounds
+        logs.know(round=ended.round)
         self._pace.add(ended)
         line = round_line(ended, scored, self._pace)
         if line and self._rounds and not self._in_bar:
@@ -122,7 +129,7 @@ class Shown:
         self._progress.update(self._task, description=description, total=self._total, completed=self.round)
 
     def _say(self, line: str, style: str | None = None) -> None:
-        if not self._quiet:  # never as markup: parts of it come from nodes
+        if not self._quiet and not taken(line, WARNING if style else INFO):  # never as markup: parts of it come from nodes
             self._progress.console.print(one_line(line), markup=False, emoji=False, style=style, soft_wrap=True)
 
 

@@ -74,7 +74,12 @@ def flags(app: typer.Typer) -> dict[str, set[str]]:
     """The options of every command of one of the two programs."""
     group: Any = typer.main.get_command(app)
     return {
-        name: {option for part in command.params for option in [*part.opts, *part.secondary_opts]}
+        name: {
+            option
+            for one in (command, *getattr(command, "commands", {}).values())
+            for part in one.params
+            for option in [*part.opts, *part.secondary_opts]
+        }
         for name, command in group.commands.items()
     }
 

@@ -3,6 +3,7 @@
 import json
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -15,6 +16,7 @@ import tomli_w
 from real_processes import SCRIPTS, process, quickbloom
 
 from quickbloom.server_app.deployment.secrets import add_nodes, create
+from quickbloom.server_app.deployment.upgrading import moment
 from quickbloom.server_app.launch.flower_run import environment, free_port
 
 pytestmark = pytest.mark.grpc
@@ -67,6 +69,10 @@ def test_a_registered_node_comes_online_and_another_one_is_refused(federation: t
             _until(lambda: f"Activated node_id={second}" in (home / "superlink.log").read_text())
             listed = json.loads(_flwr(home, "list", "loopback", "--format", "json"))["nodes"]
             assert {node["node-id"]: node["status"] for node in listed} == {first: "registered", second: "online"}
+            # What `quickbloom deploy upgrade` waits by: when it connected, and until when it counts as online.
+            seen = {node["id"]: node for node in json.loads(_listed(home))}
+            assert (seen[first]["status"], seen[first]["activated"], seen[first]["until"]) == ("registered", "", "")
+            assert time.time() - 300 < moment(seen[second]["activated"]) <= time.time() < moment(seen[second]["until"])
             assert stranger.wait(60) != 0
         assert "[code: 2004] Failed to activate SuperNode" in (home / "stranger.log").read_text()
     finally:
@@ -100,6 +106,15 @@ def _flwr(home: Path, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def _listed(home: Path) -> str:
+    """What the containers' own look at the nodes prints, by another connection."""
+    code = (
+        "import json; from quickbloom.server_app.deployment.registration import listed; print(json.dumps(listed('loopback')))"
+    )
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=environment(home), capture_output=True, text=True, timeout=60, check=True).stdout
 
 
 def _healthy(port: int, ca: Path) -> bool:

@@ -1,5 +1,6 @@
 """The backup of a server: what goes in comes out, and nothing else is ever written."""
 
+import errno
 import io
 import json
 import os
@@ -9,11 +10,13 @@ import tarfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.flower.states.later_release import DatabaseError, known_changes
+from quickbloom.server_app.deployment import archive as archive_module
 from quickbloom.server_app.deployment.archive import check, pack, unpack
 
 Change = Callable[[tarfile.TarFile], None]
@@ -186,3 +189,39 @@ def test_a_backup_that_was_cut_off_or_damaged_is_refused(home: Path, tmp_path: P
         (tmp_path / "a.tgz").write_bytes(raw)
         with pytest.raises(ConfigError, match="is damaged, or none"):
             check(tmp_path / "a.tgz")
+
+
+def test_a_restoration_that_fails_in_the_middle_leaves_nothing_and_can_be_repeated(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, new = packed(home, tmp_path / "a.tgz"), tmp_path / "new"
+    for part in ("vault", "state"):
+        (new / part).mkdir(parents=True)
+    written: list[str] = []
+
+    def full(archive: tarfile.TarFile, member: tarfile.TarInfo, copy: BinaryIO) -> None:
+        if isinstance(copy.name, int):  # not that of the look at the database
+            written.append(member.name)
+            if len(written) == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        whole(archive, member, copy)
+
+    with monkeypatch.context() as patched:
+        whole = archive_module._copy
+        patched.setattr(archive_module, "_copy", full)
+        with pytest.raises(ConfigError, match="No space left on device"):
+            unpack(file, new)
+    assert len(written) == 2
+    assert content(new) == {}
+    (new / "vault" / ".restoring").mkdir()  # of one that was killed
+    (new / "vault" / ".restoring" / "server.key").write_text("half a key")
+    unpack(file, new)
+    assert content(new) == content(home)
+
+
+def test_what_a_killed_restoration_left_is_not_packed(home: Path, tmp_path: Path) -> None:
+    before = content(home)
+    (home / "vault" / ".restoring" / "secrets").mkdir(parents=True)
+    (home / "vault" / ".restoring" / "secrets" / "server.key").write_text("half a key")
+    unpack(packed(home, tmp_path / "a.tgz"), tmp_path / "new")
+    assert content(tmp_path / "new") == before

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -11,6 +13,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.report import write_run
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.system.locks import locked
+from quickbloom.server_app.deployment.certificate_metrics import CertificateMetrics
 from quickbloom.server_app.deployment.metrics_server import serving
 from quickbloom.server_app.deployment.run_metrics import RunMetrics
+from quickbloom.server_app.deployment.secrets import create
 from quickbloom.server_app.launch.flower_run import free_port
 
 ROOT = Path(__file__).parents[3]
@@ -205,7 +210,7 @@ def test_dashboard_and_alerts_ask_for_what_is_served(address: str, tmp_path: Pat
     line = {**lines(run)[-1], "virtual_hours": 1.5, "privacy": {"epsilon": 2.5}, "async": {"staleness": {"0": 4}, "dropped": 2}}
     with (run / "history.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
-    served = {name for name, _ in read(address)}
+    served = {name for name, _ in read(address)} | {"quickbloom_certificate_seconds"}  # with `--server`
     panels = json.loads((FILES / "dashboard.json").read_text())["panels"]
     asked = [target["expr"] for panel in panels for target in panel["targets"]] + [(FILES / "alerts.yml").read_text()]
     names = set(re.findall(r"\bquickbloom_\w+", " ".join(asked)))
@@ -239,13 +244,23 @@ tests:
       - {series: 'quickbloom_rounds_total{run="b"}', values: '0+60x60'}
       - {series: 'quickbloom_phase_seconds_total{run="b", phase="waiting"}', values: '0+180x60'}
       - {series: 'quickbloom_phase_seconds_total{run="b", phase="asking"}', values: '0+30x60'}
+      - {series: 'quickbloom_certificate_seconds{server="year"}', values: '31536000x60'}
+      - {series: 'quickbloom_certificate_seconds{server="month"}', values: '2500000x60'}
+      - {series: 'quickbloom_certificate_seconds{server="days"}', values: '200000x60'}
+      - {series: 'quickbloom_certificate_seconds{server="over"}', values: '-100x60'}
     promql_expr_test:
       - expr: PHASES
         eval_time: 50m
         exp_samples:
           - {labels: '{run="b", phase="waiting"}', value: 3}
           - {labels: '{run="b", phase="asking"}', value: 0.5}
-      - expr: count by (alertname, run) (ALERTS{alertstate="firing"})
+      - expr: count by (alertname, server) (ALERTS{alertstate="firing", server!=""})
+        eval_time: 50m
+        exp_samples:
+          - {labels: '{alertname="QuickbloomCertificateEndsThisMonth", server="month"}', value: 1}
+          - {labels: '{alertname="QuickbloomCertificateEnds", server="days"}', value: 1}
+          - {labels: '{alertname="QuickbloomCertificateEnds", server="over"}', value: 1}
+      - expr: count by (alertname, run) (ALERTS{alertstate="firing", run!=""})
         eval_time: 50m
         exp_samples:
           - {labels: '{alertname="QuickbloomRunStopped", run="a"}', value: 1}
@@ -298,3 +313,29 @@ def test_prometheus_itself_reads_the_figures_and_sees_a_loss_that_is_no_number(a
     rounds = lines(tmp_path / "runs" / "one")
     assert known == {way: sum(line["bytes"][way] for line in rounds) for way in ("up", "down")}
     assert [entry["metric"]["run"] for entry in bad] == ["bad"]
+
+
+def test_how_long_a_certificate_lasts_is_what_the_server_shows(tmp_path: Path) -> None:
+    create(tmp_path / "secrets", ["node-1"], [], days=20)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    folder = tmp_path / "secrets" / "superlink"
+    context.load_cert_chain(folder / "server.crt", folder / "server.key")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def shake_hands() -> None:
+            connection, _ = listening.accept()
+            with connection, suppress(OSError):
+                context.wrap_socket(connection, server_side=True).close()
+
+        thread = threading.Thread(target=shake_hands)
+        thread.start()
+        server = f"127.0.0.1:{listening.getsockname()[1]}"
+        collector = CertificateMetrics(server)
+        (first,), (again,) = (family.samples for _ in range(2) for family in collector.collect())  # one look at the server
+        thread.join()
+    assert first.name == "quickbloom_certificate_seconds"
+    assert first.labels == {"server": server}
+    assert first.value == pytest.approx(20 * 86400, abs=300)
+    assert again.value <= first.value
+    (nothing,) = (family.samples for family in CertificateMetrics(server).collect())
+    assert nothing == []

@@ -8,7 +8,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from quickbloom.server_app.cli.main import cli
 from quickbloom.server_app.deployment.secrets import create
 from quickbloom.server_app.deployment.serve import ServeError, superexec, superlink
 from quickbloom.server_app.launch.flower_run import free_port
@@ -66,3 +68,24 @@ def test_a_superexec_does_not_trust_another_federations_superlink(secrets: Path,
         ),
     ):
         superexec(secrets / "superexec", f"127.0.0.1:{port}", tmp_path / "runs")
+
+
+def test_no_option_of_the_command_is_refused_by_a_flower_with_one_port(
+    secrets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr("quickbloom.common.flower.transport.spoken", lambda: "HTTP")
+    monkeypatch.setattr("os.execve", lambda path, command, env: started.append(command))
+    words = [
+        "superlink",
+        "--secrets",
+        str(secrets / "superlink"),
+        "--state",
+        str(tmp_path / "state"),
+        "--port",
+        str(free_port()),
+    ]
+    done = CliRunner().invoke(cli, words)
+    assert done.exception is None
+    assert "--fleet-api-address" not in started[0]
+    assert isinstance(CliRunner().invoke(cli, [*words, "--fleet-port", "9092"]).exception, ServeError)
