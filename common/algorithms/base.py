@@ -121,7 +121,8 @@ class Algorithm(ABC):
     Rules against liars and privacy, which change it, are refused then."""
 
     needs_whole: ClassVar[bool] = False
-    """True if no contribution may count in part, because a task keeps all of what it tells the server: see `needs_mean`."""
+    """True if no contribution may count in part, or be left out every round, because a task keeps all of what it tells the
+    server: see `needs_mean`."""
 
     has_outer_step: ClassVar[bool] = True
     """False if nothing travels that the server's optimizer could move, so that its settings decide nothing."""

@@ -199,8 +199,11 @@ def _check_encoder(config: "RunConfig") -> None:
 
 
 def _check_mean(config: "RunConfig") -> None:
-    """Raise ConfigError for a changed mean with an algorithm that is defined for the mean alone."""
-    if why := REGISTRIES["algorithm"][config.algorithm].needs_mean:
+    """Raise ConfigError for a changed mean with an algorithm that is defined for the mean alone, or needs all answers."""
+    algorithm = REGISTRIES["algorithm"][config.algorithm]
+    if algorithm.needs_whole:
+        _require(f'`algorithm = "{config.algorithm}"`', ("over-select", config.over_select, 1, algorithm.needs_mean))
+    if why := algorithm.needs_mean:
         _require(
             f'`algorithm = "{config.algorithm}"`',
             ("aggregate", config.aggregate, "mean", why),

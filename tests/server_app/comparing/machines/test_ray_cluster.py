@@ -26,7 +26,7 @@ from quickbloom.common.system.processes import end_all_with, processes_with
 from quickbloom.server_app.cli import main
 from quickbloom.server_app.comparing.batch import LOG, Run, perform
 from quickbloom.server_app.comparing.comparison import carry_out, planned
-from quickbloom.server_app.comparing.machines.ray_cluster import Task, _packed, work, workers
+from quickbloom.server_app.comparing.machines.ray_cluster import Task, _packed, _Processors, work, workers
 from quickbloom.server_app.comparing.plan import Plan
 from quickbloom.server_app.comparing.spread_out import facts_of
 
@@ -105,6 +105,25 @@ def test_a_part_of_ones_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quickbloom.server_app.comparing.machines.ray_cluster.own_parts", lambda _: {"algorithm": object})
     with pytest.raises(ConfigError, match="the algorithm is one of your own, which Ray's processes do not know"):
         workers("127.0.0.1:1", small())
+
+
+def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(
+        ConfigError, match=r"`--ray` needs ray, which is not installed: run pip install 'quickbloom\[simulation\]'"
+    ):
+        workers("127.0.0.1:1", small())
+
+
+def test_a_machine_that_comes_later_counts() -> None:
+    found = iter([{"CPU": 2.0}, {"CPU": 5.0}, {}])
+    processors = _Processors(SimpleNamespace(cluster_resources=lambda: next(found)))
+    assert [processors(), processors()] == [2, 2]  # it is not asked for every time
+    counts = []
+    for _ in range(2):
+        processors._until = 0.0
+        counts.append(processors())
+    assert counts == [5, 1]
 
 
 def test_other_data_on_a_machine_of_the_cluster_are_refused_there(tmp_path: Path) -> None:
