@@ -122,7 +122,8 @@ class Algorithm(ABC):
     Rules against liars and privacy, which change it, are refused then."""
 
     needs_whole: ClassVar[bool] = False
-    """True if no contribution may count in part, because a task keeps all of what it tells the server: see `needs_mean`."""
+    """True if no contribution may count in part, or be left out every round, because a task keeps all of what it tells the
+    server: see `needs_mean`."""
 
     has_outer_step: ClassVar[bool] = True
     """False if nothing travels that the server's optimizer could move, so that its settings decide nothing."""
@@ -141,6 +142,12 @@ class Algorithm(ABC):
         if not cls.has_outer_step:
             keys = ("outer-optimizer", "outer-lr", "outer-momentum", "outer-decay")
             refuse_idle(options, keys, "because no weights travel that the server could move", cls.name)
+        elif options.outer_optimizer != "sgd":
+            why = f'with `outer-optimizer = "{options.outer_optimizer}"`, whose own beta1 is 0.9'
+            refuse_idle(options, ["outer-momentum"], why, cls.name)
+        if getattr(options, "local_epochs", 0):
+            counted = [name for name in ("inner-steps", "local-steps") if hasattr(options, name.replace("-", "_"))]
+            refuse_idle(options, counted[-1:], "with `local-epochs`, which count the same steps in epochs", cls.name)
 
     def __init__(self, options: Any, learner: Learner) -> None:
         if learner.kind not in self.kinds:

@@ -34,6 +34,8 @@ def check(config: "RunConfig") -> None:
     _check_asynchronous(config)
     _check_mean(config)
     _check_rule(config)
+    if config.update_dtype != "top-k":
+        refuse_idle(config, ["update-share"], f'with `update-dtype = "{config.update_dtype}"`, which sends all numbers')
     read_augmentation(config.augment)  # whether the examples are images only the data tell
     if config.dropout:
         _require("`dropout = true`", ("compile", config.compile is True, False, "tasks with random numbers are not compiled"))
@@ -113,6 +115,7 @@ def _check_privacy(config: "RunConfig") -> None:
 def _check_secure(config: "RunConfig") -> None:
     """Raise ConfigError for settings that need the update of a single node, or that leave nodes out."""
     if not config.secure_aggregation:
+        refuse_idle(config, ["secure-threshold"], "without `secure-aggregation`")
         return
     _require(
         "`secure-aggregation`",
@@ -149,9 +152,14 @@ def _check_users(config: "RunConfig") -> None:
         refuse_idle(config, ["seen-users"], why_not_seen(config) or f'with `evaluate-users = "{config.evaluate_users}"`')
 
 
+ASYNC_ALONE = ("async-concurrency", "async-buffer", "async-staleness", "async-max-staleness", "async-fairness")
+"""Settings of mode async, which the other mode does not read."""
+
+
 def _check_asynchronous(config: "RunConfig") -> None:
     """Raise ConfigError for settings that need a round that all its tasks share."""
     if config.mode != "async":
+        refuse_idle(config, ASYNC_ALONE, f'with `mode = "{config.mode}"`, whose rounds wait for their tasks')
         return
     if config.privacy.on:
         raise ConfigError(
@@ -191,8 +199,11 @@ def _check_encoder(config: "RunConfig") -> None:
 
 
 def _check_mean(config: "RunConfig") -> None:
-    """Raise ConfigError for a changed mean with an algorithm that is defined for the mean alone."""
-    if why := REGISTRIES["algorithm"][config.algorithm].needs_mean:
+    """Raise ConfigError for a changed mean with an algorithm that is defined for the mean alone, or needs all answers."""
+    algorithm = REGISTRIES["algorithm"][config.algorithm]
+    if algorithm.needs_whole:
+        _require(f'`algorithm = "{config.algorithm}"`', ("over-select", config.over_select, 1, algorithm.needs_mean))
+    if why := algorithm.needs_mean:
         _require(
             f'`algorithm = "{config.algorithm}"`',
             ("aggregate", config.aggregate, "mean", why),
@@ -203,6 +214,7 @@ def _check_mean(config: "RunConfig") -> None:
 def _check_rule(config: "RunConfig") -> None:
     """Raise ConfigError for settings of rules that do nothing with this one."""
     if config.aggregate == "mean":
+        refuse_idle(config, ["malicious"], 'with `aggregate = "mean"`, which leaves nobody out')
         _require('`aggregate = "mean"`', ("bucketing", config.bucketing, 1, "the mean of buckets is the mean of their replies"))
     if config.aggregate != "centered-clip":
         refuse_idle(config, ["clip-radius", "clip-steps"], f'with `aggregate = "{config.aggregate}"`')

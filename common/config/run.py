@@ -82,7 +82,7 @@ class RunConfig(Options):
     augment: Text = Field(
         "",
         description="how images vary in training, once for each draw of a task: shift:N by up to N pixels each way, flip from "
-        'left to right, or both as shift:N,flip; "": not at all, as wherever something is scored',
+        'left to right, rotate:N by up to N degrees, or several with commas; "": not at all, as wherever something is scored',
     )
     dropout: bool = Field(
         False,

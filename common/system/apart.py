@@ -1,6 +1,5 @@
 """Runs a function in a process of its own, so that the memory of what it imports goes with it."""
 
-import ctypes
 import multiprocessing
 import signal
 import sys
@@ -10,12 +9,10 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from quickbloom.common.errors import OneLineError, QuickbloomError
+from quickbloom.common.system.processes import end_with_parent
 
 _HEAVY = "torch"
 """Where this is imported already there is nothing to save."""
-
-_DIE_WITH_PARENT = 1
-"""PR_SET_PDEATHSIG of Linux's prctl."""
 
 Result = TypeVar("Result")
 
@@ -50,7 +47,7 @@ def apart(function: Callable[[], Result]) -> Result:
 
 
 def _send(function: Callable[[], Any], sending: Any) -> None:
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)  # else it would wait for a server for nobody
+    end_with_parent(signal.SIGKILL)  # else it would wait for a server for nobody
     with suppress(KeyboardInterrupt):
         try:
             sending.send((function(), None))

@@ -1,8 +1,10 @@
 """Starts child processes, and ends them together with everything that they started."""
 
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from typing import IO, Any
 
 ENDINGS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))  # Windows has two
 """Signals that end a command; each raises KeyboardInterrupt in it."""
+_PR_SET_PDEATHSIG = 1
 
 
 def cores() -> int:
@@ -50,6 +53,12 @@ def start(
         errors="replace",
         start_new_session=True,
     )
+
+
+def end_with_parent(wish: int) -> None:
+    """Ask for the signal `wish` when the thread that started this process ends, however it ends. Does nothing outside Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, wish)
 
 
 def end_group(process: subprocess.Popen[Any], patience: float = 10.0) -> None:

@@ -68,6 +68,8 @@ def compare(
     Example: quickbloom compare --algorithms reptile,protonet --dataset digits --modes sync,async --devices lognormal
 
     Example: quickbloom compare --plan runs.jsonl --run 7
+
+    Example: quickbloom compare --algorithms fedavg,maml,heads --seeds 10 --ray HOST:6379
     """
     from quickbloom.server_app.comparing import comparison
 

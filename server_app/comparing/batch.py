@@ -177,9 +177,9 @@ class _Process:
 
 @dataclass(frozen=True)
 class Workers:
-    """What does the runs: `number` of them at once, each started by `start`."""
+    """What does the runs: as many at once as `number` says when it is asked, each started by `start`."""
 
-    number: int
+    number: Callable[[], int]
     start: Callable[[Run], Going]
 
 
@@ -195,7 +195,7 @@ def perform(
     `facts` are written down with every new run. `on_end(result, kept)` is called for every run, also for one that failed; it
     may raise to end everything.
     """
-    workers = jobs if isinstance(jobs, Workers) else Workers(jobs, start_here)
+    workers = jobs if isinstance(jobs, Workers) else Workers(lambda: jobs, start_here)
     results: dict[Run, Result] = {}
     waiting: list[Run] = []
     running: dict[Run, tuple[Going, float]] = {}
@@ -207,7 +207,7 @@ def perform(
             waiting.append(run)
     try:
         while waiting or running:
-            while waiting and len(running) < workers.number:
+            while waiting and len(running) < workers.number():
                 run = waiting.pop(0)
                 on_start(run)
                 running[run] = workers.start(run), time.perf_counter()
@@ -242,8 +242,8 @@ def _own_files(setup: Setup) -> str:
     return "".join(Path(file).read_text(encoding="utf-8") for file in files)
 
 
-def start_here(run: Run) -> Going:
-    """Start a run in a process of its own on this machine."""
+def start_here(run: Run, before: Callable[[], None] | None = None) -> Going:
+    """Start a run in a process of its own on this machine. `before`: what that process does first, not on Windows."""
     shutil.rmtree(run.directory, ignore_errors=True)  # what a run that was interrupted has left
     run.directory.mkdir(parents=True)
     command = run.setup.command(run.seed)
@@ -262,6 +262,7 @@ def start_here(run: Run) -> Going:
                 stderr=log,
                 # In a session of its own: Ctrl-C reaches this process alone, which then ends its runs in order.
                 start_new_session=True,
+                preexec_fn=before,
             )
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from quickbloom.common.config.checks import ASYNC_ALONE
 from quickbloom.common.config.key_value import split_assignment
 from quickbloom.common.formatting import size
 from quickbloom.common.metric import Metric, named
@@ -22,7 +23,7 @@ Figures = dict[str, Any]
 
 
 def settings_for(mode: str, settings: Sequence[str]) -> tuple[str, ...]:
-    """Return texts "key=value" for runs in `mode`: those that all runs share, without what the mode refuses; "": all."""
+    """Return texts "key=value" for runs in `mode`: those that all runs share, without what is for the other; "": all."""
     if not mode:
         return tuple(settings)
     return (*(text for text in settings if text not in left_out(mode, settings)), f"mode={mode}")
@@ -30,12 +31,13 @@ def settings_for(mode: str, settings: Sequence[str]) -> tuple[str, ...]:
 
 def left_out(mode: str, settings: Sequence[str]) -> list[str]:
     """Return the texts "key=value" that runs in `mode` do without."""
-    return [text for text in settings if mode == ASYNC and split_assignment(text)[0] in OF_ROUNDS]
+    others = OF_ROUNDS if mode == ASYNC else ASYNC_ALONE
+    return [text for text in settings if split_assignment(text)[0] in others]
 
 
 def remark(modes: Sequence[str], settings: Sequence[str]) -> str:
     """Return a sentence on what asynchronous runs do without; "" if there is nothing."""
-    keys = dict.fromkeys(split_assignment(text)[0] for mode in modes for text in left_out(mode, settings))
+    keys = dict.fromkeys(split_assignment(text)[0] for text in left_out(ASYNC, settings) if ASYNC in modes)
     said = " and ".join(f"`{key}`" for key in keys)
     return f"{said} {'are' if len(keys) > 1 else 'is'} for rounds that wait: the async runs go without" if keys else ""
 

@@ -118,7 +118,8 @@ class Plan:
     @cached_property
     def nodes(self) -> int:
         """Nodes of every run: one for each task where it matters how fast they are, else as few as can be."""
-        setup = Setup(next(iter(self.rows.values())).algorithm, self.dataset, self.rounds, self.settings)
+        settings = settings_for(self._any_mode, self.settings)
+        setup = Setup(next(iter(self.rows.values())).algorithm, self.dataset, self.rounds, settings)
         config = setup.config()
         if self.modes or config.devices:
             return one_for_each_task(config)
@@ -147,11 +148,16 @@ class Plan:
             rates = [()]
         return [(*rate, *point) for point in points(self.searched(row.name)) for rate in rates]
 
+    @property
+    def _any_mode(self) -> str:
+        """A mode that is compared, for what does not depend on which; "": none is."""
+        return next(iter(self.modes), "")
+
     def _rounds(self, mode: str) -> int:
         return self.async_rounds if mode == ASYNC and self.async_rounds else self.rounds
 
     def _setup(self, row: Variant, *settings: str, mode: str = "", rounds: int | None = None) -> Setup:
-        every = (SHOTS, *settings_for(mode, self.settings), *row.settings, *settings)
+        every = (SHOTS, *settings_for(mode or self._any_mode, self.settings), *row.settings, *settings)
         name = "" if row.name == row.algorithm else row.name
         return Setup(row.algorithm, self.dataset, rounds or self._rounds(mode), every, self.nodes, not self.simulation, name)
 

@@ -7,27 +7,34 @@ comparison is checked by their hash on every machine, as for the lists of `--pla
 import io
 import os
 import shutil
+import signal
 import socket
 import tarfile
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from quickbloom.common.config.parts import own_parts
 from quickbloom.common.errors import ConfigError, QuickbloomError, in_one_line
+from quickbloom.common.formatting import counted
 from quickbloom.common.system.extras import needs
+from quickbloom.common.system.processes import end_with_parent
+from quickbloom.common.system.terminal import say
 from quickbloom.server_app.comparing.batch import LOG, Run, Workers, start_here
+from quickbloom.server_app.comparing.machines.ray_address import AUTO, check_answers
 from quickbloom.server_app.comparing.plan import Plan
 from quickbloom.server_app.comparing.spread_out import as_run, facts_of
+from quickbloom.server_app.comparing.watching import describe
 
-AUTO = "auto"
 _BROKEN, _WRONG_INPUT = 70, 2
-_ANSWERS = 5.0
-"""Seconds in which the address has to take a connection."""
+_KNOWN_FOR = 5.0
+"""Seconds after which the number of processors is asked for anew."""
+_TRIES = 3
+"""How often a run is started that is lost with its process or its machine."""
 
 
 def workers(address: str, plan: Plan) -> Workers:
@@ -43,27 +50,39 @@ def workers(address: str, plan: Plan) -> Workers:
     ray = needs("simulation", "ray", "`--ray`")
     assert ray is not None
     _connect(ray, address)
-    # A run that is lost with its machine starts anew when the command is repeated, like any other.
+    # A run that is lost is begun again here, where it can be told.
     task = ray.remote(num_cpus=1, max_retries=0)(work)
     here = str(Path.cwd())
 
     def start(run: Run) -> "Task":
         shutil.rmtree(run.directory, ignore_errors=True)  # what a run that was interrupted has left
-        return Task(ray, task.remote(facts_of(run), here), run)
+        return Task(ray, partial(task.remote, facts_of(run), here), run)
 
-    return Workers(max(1, int(ray.cluster_resources().get("CPU", 1))), start)
+    return Workers(_Processors(ray), start)
+
+
+class _Processors:
+    """How many processors the cluster has: machines come and go."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+        self._known, self._until = 1, 0.0
+
+    def __call__(self) -> int:
+        if time.monotonic() >= self._until:
+            self._known = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+            self._until = time.monotonic() + _KNOWN_FOR
+        return self._known
 
 
 def _connect(ray: Any, address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        if address != AUTO:
-            host, _, port = address.removeprefix("ray://").rpartition(":")
-            socket.create_connection((host, int(port)), timeout=_ANSWERS).close()  # Ray itself tries for a minute
+        check_answers(address)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what Ray will do in later releases
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (OSError, ValueError, OverflowError, RuntimeError) as error:
+    except (OSError, ValueError, OverflowError, RuntimeError, ImportError) as error:
         raise ConfigError(
             f"`--ray` must be the address of a Ray cluster that is running, HOST:PORT or {AUTO}, got '{address}', which does "
             f"not answer ({in_one_line(error)}): start one with `ray start --head`"
@@ -82,7 +101,8 @@ def work(facts: Mapping[str, Any], folder: str) -> tuple[int, str, bytes]:
             run = as_run(facts, Path(root), "the comparison")
         except QuickbloomError as error:
             return _WRONG_INPUT, f"on {socket.gethostname()}: {error}", b""
-        going = start_here(run)
+        # Ray may end this process without a word, and then gives its processor to others.
+        going = start_here(run, partial(end_with_parent, signal.SIGTERM))
         try:
             while (code := going.poll()) is None:
                 time.sleep(0.05)
@@ -98,31 +118,51 @@ def _packed(directory: Path) -> bytes:
     return buffer.getvalue()
 
 
-@dataclass
 class Task:
-    """A run on the cluster, as `perform` follows it. `reference`: of Ray, to the result of `work`."""
+    """A run on the cluster, as `perform` follows it; one that is lost with its process or machine is begun again.
 
-    ray: Any
-    reference: Any
-    run: Run
+    `submit`: gives `work` to Ray, and returns the reference to its result.
+    """
+
+    def __init__(self, ray: Any, submit: Callable[[], Any], run: Run) -> None:
+        self._ray, self._submit, self._run = ray, submit, run
+        self._reference = submit()
+        self._tries = 1
 
     def poll(self) -> int | None:
         """Return the exit code, once the files are here."""
-        done, _ = self.ray.wait([self.reference], timeout=0)
+        done, _ = self._ray.wait([self._reference], timeout=0)
         if not done:
             return None
-        try:
-            code, said, files = self.ray.get(self.reference)
-        except self.ray.exceptions.RayError as error:
-            code, said, files = _BROKEN, f"the Ray task was lost ({in_one_line(error)})", b""
-        self.run.directory.mkdir(parents=True, exist_ok=True)
+        code, said, files = self._result()
+        if code is None:
+            if self._tries < _TRIES:
+                self._tries += 1
+                say(f"{describe(self._run)}: {said}; it starts anew")
+                self._reference = self._submit()
+                return None
+            code, said, files = _BROKEN, f"{said}, {counted(_TRIES, 'time')}", b""
+        self._run.directory.mkdir(parents=True, exist_ok=True)
         if files:
             with tarfile.open(fileobj=io.BytesIO(files)) as archive:
-                archive.extractall(self.run.directory, filter="data")
+                archive.extractall(self._run.directory, filter="data")
         else:
-            (self.run.directory / LOG).write_text(f"error: {said}\n", encoding="utf-8")
-        return int(code)
+            (self._run.directory / LOG).write_text(f"error: {said}\n", encoding="utf-8")
+        return code
+
+    def _result(self) -> tuple[int | None, str, bytes]:
+        """Return the exit code, what stood in the way, and the files; no code if the run was lost on its way."""
+        try:
+            code, said, files = self._ray.get(self._reference)
+        except self._ray.exceptions.RayTaskError as error:  # an exception of `work`, which would come again
+            return _BROKEN, f"the Ray task failed ({in_one_line(getattr(error, 'cause', None) or error)})", b""
+        except self._ray.exceptions.RayError as error:
+            # The first sentence, behind which Ray goes on with advice.
+            return None, f"the Ray task was lost ({in_one_line(error).partition('. ')[0]})", b""
+        if code < 0:  # by a signal from outside, most likely for want of memory
+            return None, f"its process was ended from outside by signal {-code}", b""
+        return int(code), said, files
 
     def end(self) -> None:
         """Stop the run, if it has not ended."""
-        self.ray.cancel(self.reference)
+        self._ray.cancel(self._reference)

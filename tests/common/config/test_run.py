@@ -142,6 +142,14 @@ def test_settings_that_do_not_go_together_are_refused_in_plain_words() -> None:
             "for the data set `sinusoid`, whose training tasks have no test examples",
         ),
         ("seen-users", 7, {"secure-aggregation": True}, "with `secure-aggregation`, because"),
+        ("maml.outer-momentum", 0.5, {"algorithm": "maml"}, 'with `outer-optimizer = "adam"`, whose own beta1 is 0.9, got 0.5'),
+        ("fedavg.inner-steps", 3, {"algorithm": "fedavg", "fedavg.local-epochs": 2}, "with `local-epochs`, .*, got 3"),
+        ("pfedme.local-steps", 3, {"algorithm": "pfedme", "pfedme.local-epochs": 2}, "with `local-epochs`, .*, got 3"),
+        ("async-buffer", 3, {}, 'with `mode = "sync"`, whose rounds wait for their tasks, got 3: leave it out'),
+        ("async-staleness", 0.0, {"algorithm": "scaffold"}, 'with `mode = "sync"`'),
+        ("malicious", 0.3, {}, 'with `aggregate = "mean"`, which leaves nobody out'),
+        ("update-share", 0.3, {"update-dtype": "int8"}, 'with `update-dtype = "int8"`, which sends all numbers'),
+        ("secure-threshold", 0.9, {}, "without `secure-aggregation`, got 0.9"),
     ],
 )
 def test_what_decides_nothing_in_this_run_is_refused(key: str, value: Any, others: dict[str, Any], words: str) -> None:
@@ -166,6 +174,11 @@ def test_what_decides_nothing_in_this_run_is_refused(key: str, value: Any, other
         {"dataset": "fashion-mnist", "least-per-user": 4, "support-share": 0.2},
         {"dataset": "digits", "evaluate-users": "both", "seen-users": 7},
         {"dataset": "digits", "seen-users": 7},
+        {"algorithm": "maml", "maml.outer-optimizer": "sgd", "maml.outer-momentum": 0.5, "fomaml.outer-momentum": 0.5},
+        {"algorithm": "pfedme", "pfedme.inner-steps": 3, "pfedme.local-epochs": 2},
+        {"mode": "async", "async-buffer": 3, "async-staleness": 0.1, "async-fairness": 0.0},
+        {"aggregate": "median", "malicious": 0.3, "update-dtype": "top-k", "update-share": 0.3},
+        {"secure-aggregation": True, "secure-threshold": 0.9},
     ],
 )
 def test_what_decides_something_is_taken_and_so_are_tables_of_other_algorithms(settings: dict[str, Any]) -> None:

@@ -129,6 +129,43 @@ def test_one_step_is_that_of_plain_torch_with_the_same_numbers() -> None:
     close(found.gradient, {name: 0.1 * slope for name, slope in zip(theta, slopes, strict=True)})
 
 
+def linear(share: float) -> Algorithm:
+    """A linear model whose inputs are dropped, one plain step on all examples, at a rate of 1."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        learner = Learner(nn.Sequential(nn.Dropout(share), nn.Linear(3, 1, bias=False)).double(), "regression", 1)
+    learner.keep_dropout()
+    return ALGORITHMS["fedavg"](
+        ALGORITHMS["fedavg"].Options.model_validate({"inner-lr": 1.0, "inner-steps": 1, "batch-size": 0}), learner
+    )
+
+
+def test_the_mean_over_masks_is_the_ridge_regression_that_dropout_of_inputs_is_known_to_be() -> None:
+    """Inputs keep their mean and gain the variance x^2 p / (1 - p), so the mean of the gradient of mean (w x~ - y)^2 is
+    2 mean (w x - y) x + 2 p / (1 - p) w mean x^2 (Srivastava et al. 2014, section 9.1)."""
+    share, number = 0.3, 500
+    algorithm = linear(share)
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    y = torch.randn(6, 1, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    data = TaskData(Batch.of(x[:4], y[:4]), Batch.of(x[4:], y[4:]), Batch.of(x, y))
+    drawn = [TaskWork(data, generator(0, "train", ROUND, f"task-{task}")) for task in range(number)]
+    meta = algorithm.init()
+    w = meta["1.weight"]
+    undropped = 2 * ((x @ w.T - y) * x).mean(dim=0)
+    expected = undropped + 2 * share / (1 - share) * (w * x.square().mean(dim=0))
+    part = torch.cat([one.gradients["1.weight"][:, 0] for one in contributions(algorithm, meta, drawn, 128)])
+    error = part.std(dim=0) / number**0.5
+    assert ((part.mean(dim=0) - expected[0]).abs() < 4 * error).all()
+    assert ((part.mean(dim=0) - undropped).abs() > 4 * error).any()
+    # Each output by itself has the mean of the model without dropout.
+    outputs = []
+    for seed in range(number):
+        with algorithm.learner.training(seed):
+            outputs.append(algorithm.predict(meta, x[:1]).item())
+    error = float(np.std(outputs)) / number**0.5
+    assert float(np.mean(outputs)) == pytest.approx(float(x[0] @ w[0]), abs=4 * error)
+
+
 def test_batch_norm_keeps_its_statistics_and_everything_is_as_before_afterwards() -> None:
     learner = Learner(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)), "classification")
     assert any("dropout is off" in remark for remark in learner.remarks)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.errors import ConfigError
-from quickbloom.common.maths.augmentation import Augmentation, read_augmentation
+from quickbloom.common.maths.augmentation import Augmentation, read_augmentation, turned
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.messaging.in_process_grid import InlineGrid
@@ -77,22 +77,74 @@ def test_a_shift_repeats_the_border_by_hand() -> None:
 
 
 def test_an_empty_task_stays_empty() -> None:
-    assert Augmentation(1, True).of(draw(0, 0, 1), np.random.default_rng(0)).support.x.shape == (0, 2, 5, 4)
+    assert Augmentation(1, True, 5).of(draw(0, 0, 1), np.random.default_rng(0)).support.x.shape == (0, 2, 5, 4)
+
+
+def test_a_quarter_turn_is_anticlockwise_and_exact() -> None:
+    image = images(1)[:, :, :4]
+    assert turned(image, torch.tensor([0.0])).sub(image).abs().max() < 1e-6
+    for quarters in (1, 2, 3):
+        expected = torch.rot90(image, quarters, (2, 3))
+        assert turned(image, torch.tensor([90.0 * quarters])).sub(expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("degrees", [7.0, -31.0, 120.0])
+def test_a_turn_is_that_of_scipy(degrees: float) -> None:
+    """scipy maps every pixel [row, column] to matrix @ pixel + offset; the centre is to stay."""
+    ndimage = pytest.importorskip("scipy.ndimage")
+    picture = images(2, 5)
+    angle = np.deg2rad(degrees)
+    matrix = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    centre = np.array([2.0, 1.5])  # of 5 rows and 4 columns
+    found = turned(picture, torch.tensor([0.0, degrees]))
+    for channel in range(2):
+        expected = ndimage.affine_transform(
+            picture[1, channel].numpy(), matrix, centre - matrix @ centre, order=1, mode="nearest", output=np.float64
+        )
+        np.testing.assert_allclose(found[1, channel].numpy(), expected, atol=1e-5)
+
+
+def test_turned_images_are_the_others_turned_by_different_angles() -> None:
+    """The same draws without turning come first, so that the images are those of a setting without it, then turned."""
+    data = draw(30, 30, 3)
+    rng = np.random.default_rng(4)
+    found = Augmentation(2, True, 20).of(data, rng)
+    again = np.random.default_rng(4)
+    straight = Augmentation(2, True)._varied(data.support, again).x
+    angles = again.uniform(-20, 20, size=30)
+    assert angles.std() > 5
+    torch.testing.assert_close(found.support.x, turned(straight, torch.from_numpy(angles)))
+    assert found.support.x.dtype == torch.float32
+    assert found.test is data.test
 
 
 @pytest.mark.parametrize(
-    ("text", "shift", "flip"), [("shift:2,flip", 2, True), ("flip", 0, True), ("flip, shift:10", 10, True)]
+    ("text", "expected"),
+    [
+        ("shift:2,flip", Augmentation(2, True)),
+        ("flip", Augmentation(0, True)),
+        ("flip, shift:10", Augmentation(10, True)),
+        ("rotate:10", Augmentation(0, False, 10)),
+        ("rotate:180,shift:1,flip", Augmentation(1, True, 180)),
+    ],
 )
-def test_what_the_setting_says(text: str, shift: int, flip: bool) -> None:
-    assert read_augmentation(text) == Augmentation(shift, flip)
+def test_what_the_setting_says(text: str, expected: Augmentation) -> None:
+    assert read_augmentation(text) == expected
     assert parse_run_config({"augment": text}).augment == text
 
 
-@pytest.mark.parametrize("text", ["shift", "shift:0", "shift:-1", "shift:2.5", "shift:2,shift:3", "flip,flip", "rotate:5", ","])
+@pytest.mark.parametrize(
+    "text", ["shift", "shift:0", "shift:-1", "shift:2.5", "shift:2,shift:3", "flip,flip", "rotate:0", "turn:5", ","]
+)
 def test_another_setting_is_refused(text: str) -> None:
     assert read_augmentation("") is None
     with pytest.raises(ConfigError, match='`augment` must be "", "shift:2" for'):
         parse_run_config({"augment": text})
+
+
+def test_more_than_half_a_turn_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the turn of `augment` must be at most 180 degrees either way, got 181"):
+        parse_run_config({"augment": "rotate:181"})
 
 
 SMALL: dict[str, Any] = {
@@ -118,8 +170,8 @@ def test_training_alone_sees_it_and_does_not_depend_on_nodes(tmp_path: Path) -> 
     """The server's steps are so small that the model stays: scores are then those of the images as they are."""
     still: dict[str, Any] = {"algorithm": "fedavg", "fedavg.outer-lr": 1e-30}
     plain, as_they_are = run(tmp_path / "plain", **still)
-    one, varied = run(tmp_path / "one", **still, augment="shift:2,flip")
-    four, _ = run(tmp_path / "four", 4, **still, augment="shift:2,flip")
+    one, varied = run(tmp_path / "one", **still, augment="shift:2,flip,rotate:10")
+    four, _ = run(tmp_path / "four", 4, **still, augment="shift:2,flip,rotate:10")
     for part in ("test", "validation", "seen", "baselines"):
         assert varied[part] == as_they_are[part]
     losses = [[line["train"]["loss"] for line in lines] for lines in (plain, one, four)]

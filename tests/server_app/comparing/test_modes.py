@@ -46,6 +46,17 @@ def test_every_algorithm_has_a_run_in_each_mode_beside_each_other() -> None:
     assert Run(waiting, 0, Path("x")).directory != Run(free, 0, Path("x")).directory
 
 
+def test_settings_of_the_mode_async_are_for_its_runs_alone() -> None:
+    what = plan(*SMALL, "async-buffer=3")
+    waiting, free = (what.candidates("reptile", mode)[0].config() for mode in ("sync", "async"))
+    assert (waiting.async_buffer, free.async_buffer) == (0, 3)
+    assert what.nodes == 20
+    assert planned(["reptile"], dataset="sinusoid", modes="sync,async", settings=["async-buffer=3"], seeds="1").modes
+    assert modes.remark(("sync", "async"), ["async-buffer=3"]) == ""
+    with pytest.raises(ConfigError, match='`async-buffer` does nothing with `mode = "sync"`'):
+        planned(["reptile"], dataset="sinusoid", settings=["async-buffer=3"], seeds="1")
+
+
 def test_there_is_a_node_for_each_task_where_it_matters_how_fast_they_are() -> None:
     assert plan(*SMALL).nodes == 20
     assert plan(*SMALL, both=()).nodes == 20

@@ -2,17 +2,22 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import pytest
 from rich.console import Console
 
@@ -21,7 +26,7 @@ from quickbloom.common.system.processes import end_all_with, processes_with
 from quickbloom.server_app.cli import main
 from quickbloom.server_app.comparing.batch import LOG, Run, perform
 from quickbloom.server_app.comparing.comparison import carry_out, planned
-from quickbloom.server_app.comparing.machines.ray_cluster import Task, work, workers
+from quickbloom.server_app.comparing.machines.ray_cluster import Task, _packed, _Processors, work, workers
 from quickbloom.server_app.comparing.plan import Plan
 from quickbloom.server_app.comparing.spread_out import facts_of
 
@@ -61,10 +66,64 @@ def test_an_address_that_does_not_answer_is_one_sentence(monkeypatch: pytest.Mon
         assert f"`--ray` excludes `{more[0]}`" in " ".join(capsys.readouterr().err.split())
 
 
+def silent() -> socket.socket:
+    """A server that takes connections and says nothing."""
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def of_another_kind() -> grpc.Server:
+    return grpc.server(ThreadPoolExecutor(1))
+
+
+def test_a_server_that_is_not_ray_is_told_within_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("quickbloom.server_app.comparing.machines.ray_address._PATIENCE", 2.0)
+    words = ("--algorithms", "local", "--dataset", "gaussian", "--rounds", 1, "--seeds", 1)
+    other = of_another_kind()
+    port = other.add_insecure_port("127.0.0.1:0")
+    other.start()
+    with closing(silent()) as server:
+        nobody = server.getsockname()[1]
+        for address, found, why in (
+            (f"127.0.0.1:{nobody}", "", "it took a connection and said nothing"),
+            (f"ray://127.0.0.1:{nobody}", "", "it took a connection and said nothing"),
+            ("auto", f"127.0.0.1:{port}", "it is a server of another kind"),
+        ):
+            monkeypatch.setenv("RAY_ADDRESS", found)
+            started = time.monotonic()
+            assert command(monkeypatch, *words, "--ray", address) == 2
+            assert time.monotonic() - started < 30
+            said = " ".join(capsys.readouterr().err.split())
+            assert f"got '{address}', which does not answer" in said
+            assert why in said
+    other.stop(None)
+
+
 def test_a_part_of_ones_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quickbloom.server_app.comparing.machines.ray_cluster.own_parts", lambda _: {"algorithm": object})
     with pytest.raises(ConfigError, match="the algorithm is one of your own, which Ray's processes do not know"):
         workers("127.0.0.1:1", small())
+
+
+def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(
+        ConfigError, match=r"`--ray` needs ray, which is not installed: run pip install 'quickbloom\[simulation\]'"
+    ):
+        workers("127.0.0.1:1", small())
+
+
+def test_a_machine_that_comes_later_counts() -> None:
+    found = iter([{"CPU": 2.0}, {"CPU": 5.0}, {}])
+    processors = _Processors(SimpleNamespace(cluster_resources=lambda: next(found)))
+    assert [processors(), processors()] == [2, 2]  # it is not asked for every time
+    counts = []
+    for _ in range(2):
+        processors._until = 0.0
+        counts.append(processors())
+    assert counts == [5, 1]
 
 
 def test_other_data_on_a_machine_of_the_cluster_are_refused_there(tmp_path: Path) -> None:
@@ -78,69 +137,163 @@ def test_other_data_on_a_machine_of_the_cluster_are_refused_there(tmp_path: Path
     assert "the data here are not those of the comparison" in said
 
 
-def test_a_task_that_ray_lost_is_told(tmp_path: Path) -> None:
-    class Ray:
-        exceptions = SimpleNamespace(RayError=RuntimeError)
+class LostError(Exception):
+    """As Ray tells of a process or a machine that is gone."""
 
-        def wait(self, references: list[object], timeout: float) -> tuple[list[object], list[object]]:
-            return references, []
 
-        def get(self, reference: object) -> None:
-            raise RuntimeError("the machine is gone")
+class FailedError(Exception):
+    """As Ray tells of an exception of the task."""
 
-    run = Run(small().first(), 0, tmp_path)
-    task = Task(Ray(), object(), run)
-    assert task.poll() not in (None, 0, 1, 2)
-    assert "the Ray task was lost (RuntimeError: the machine is gone)" in (run.directory / LOG).read_text()
+    cause = ModuleNotFoundError("No module named 'quickbloom'")
+
+
+class FakeRay:
+    """Gives the results in their order; exceptions are raised."""
+
+    exceptions = SimpleNamespace(RayError=(LostError, FailedError), RayTaskError=FailedError)
+
+    def __init__(self, *results: Any) -> None:
+        self.results = list(results)
+
+    def wait(self, references: list[object], timeout: float) -> tuple[list[object], list[object]]:
+        return references, []
+
+    def get(self, reference: object) -> Any:
+        if isinstance(result := self.results.pop(0), Exception):
+            raise result
+        return result
+
+
+def polled(root: Path, *results: Any) -> tuple[int, str, int]:
+    """The exit code, what stands in the run's log, and how often it was begun."""
+    begun: list[object] = []
+    run = Run(small().first(), 0, root)
+    task = Task(FakeRay(*results), lambda: begun.append(0), run)
+    while (code := task.poll()) is None:
+        pass
+    log = run.directory / LOG
+    return code, log.read_text() if log.is_file() else "", len(begun)
+
+
+def test_a_run_that_is_lost_starts_anew_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / LOG).write_text("done")
+    assert polled(
+        tmp_path, LostError("the machine is gone. See https://example.com"), (-9, "", b""), (0, "", _packed(files))
+    ) == (0, "done", 3)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "fedavg, inner lr 0.1, seed 0: the Ray task was lost (LostError: the machine is gone); it starts anew"
+    assert said[1] == "fedavg, inner lr 0.1, seed 0: its process was ended from outside by signal 9; it starts anew"
+
+
+def test_a_run_that_is_lost_every_time_ends_it(tmp_path: Path) -> None:
+    code, said, begun = polled(tmp_path, *[LostError("gone")] * 3)
+    assert (code in (0, 1, 2), begun) == (False, 3)
+    assert said == "error: the Ray task was lost (LostError: gone), 3 times\n"
+
+
+def test_what_would_fail_again_is_not_begun_again(tmp_path: Path) -> None:
+    code, said, begun = polled(tmp_path, FailedError("a long story"))
+    assert (code in (0, 1, 2), begun) == (False, 1)
+    assert said == "error: the Ray task failed (ModuleNotFoundError: No module named 'quickbloom')\n"
+    assert polled(tmp_path, (2, "on a: the data here are others", b""))[:2] == (2, "error: on a: the data here are others\n")
+
+
+class Cluster:
+    """A cluster of machines that are all this one, with a processor each; `address` is that of its head."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.mkdtemp(dir="/tmp")  # short: it holds sockets, whose paths may have 107 characters
+        self._started: dict[str, subprocess.Popen[bytes]] = {}
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
+        self.head = self._start(
+            "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=false"
+        )
+        self._wait(lambda: listens(port))
+        self.other = self._start("--block", f"--address={self.address}", "--node-ip-address=127.0.0.1")
+
+    def _start(self, *options: str) -> str:
+        mark = f"QUICKBLOOM_TEST_RAY={os.getpid()}-{time.monotonic_ns()}"
+        name, _, value = mark.partition("=")
+        environment = {
+            **os.environ,
+            name: value,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # Else the address stays behind in /tmp/ray, and every simulation on this machine waits for a cluster that is gone.
+            "RAY_TMPDIR": self._folder,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }
+        program = Path(sys.executable).parent / "ray"
+        usual = ["--num-cpus=1", "--disable-usage-stats", "--object-store-memory=100000000"]
+        self._started[mark] = subprocess.Popen(
+            [program, "start", *options, *usual],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        return mark
+
+    def _wait(self, there: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not there() and time.monotonic() < deadline:
+            assert all(one.poll() is None for one in self._started.values())
+            time.sleep(0.2)
+
+    def runs(self, mark: str) -> list[int]:
+        """The processes of runs on a machine."""
+        return [pid for pid in processes_with(mark) if b"--runtime" in arguments(pid)]
+
+    def run_on(self, mark: str) -> int:
+        """The process of the run that is at work on a machine, as soon as there is one."""
+        deadline = time.monotonic() + 90
+        while not (found := self.runs(mark)):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        return found[0]
+
+    def lose(self, mark: str) -> None:
+        """Let a machine be gone, as far as Ray can see."""
+        for pid in processes_with(mark):
+            if b"raylet" in arguments(pid)[0]:
+                os.kill(pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        for mark, started in self._started.items():
+            end_all_with(mark, [started.pid])
+            started.wait()
+        assert not any(processes_with(mark) for mark in self._started)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+def arguments(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return [b""]
 
 
 @pytest.fixture
-def cluster() -> Iterator[str]:
-    """The address of a cluster of this machine alone, with two processors."""
+def cluster() -> Iterator[Cluster]:
     import ray
 
-    folder = tempfile.mkdtemp(dir="/tmp")  # short: it holds sockets, whose paths may have 107 characters
-    mark, port = f"QUICKBLOOM_TEST_RAY={os.getpid()}-{time.monotonic_ns()}", free_port()
-    name, _, value = mark.partition("=")
-    environment = {
-        **os.environ,
-        name: value,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # Else the address stays behind in /tmp/ray, and every simulation on this machine waits for a cluster that is gone.
-        "RAY_TMPDIR": folder,
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
-    program = Path(sys.executable).parent / "ray"
-    options = [
-        "--head",
-        "--block",
-        "--node-ip-address=127.0.0.1",
-        f"--port={port}",
-        "--num-cpus=2",
-        "--include-dashboard=false",
-    ]
-    started = subprocess.Popen(
-        [program, "start", *options, "--disable-usage-stats", "--object-store-memory=100000000"],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    made = Cluster()
     try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            with socket.socket() as one:
-                if one.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert started.poll() is None
-            time.sleep(0.2)
-        yield f"127.0.0.1:{port}"
+        yield made
     finally:
         ray.shutdown()
-        end_all_with(mark, [started.pid])
-        started.wait()
-    assert not processes_with(mark)
+        made.close()
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def without_clocks(result: dict[str, Any]) -> Any:
@@ -153,11 +306,13 @@ def without_clocks(result: dict[str, Any]) -> Any:
 
 
 @pytest.mark.slow
-def test_a_comparison_on_a_cluster_is_that_of_this_machine(cluster: str, tmp_path: Path) -> None:
+def test_a_comparison_on_a_cluster_is_that_of_this_machine(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plan = small()
     here = carry_out(plan, tmp_path / "here", 2, QUIET)
-    spread = workers(cluster, plan)
-    assert spread.number == 2
+    spread = workers(cluster.address, plan)
+    wait_until(lambda: spread.number() == 2)  # the other machine may come late
     there = carry_out(plan, tmp_path / "there", spread, QUIET)
     assert without_clocks(there) == without_clocks(here)
     runs = sorted(path.parent.name for path in (tmp_path / "there").glob("*/finished.json"))
@@ -174,10 +329,58 @@ def test_a_comparison_on_a_cluster_is_that_of_this_machine(cluster: str, tmp_pat
 
     with pytest.raises(KeyboardInterrupt):
         perform([Run(long, seed, tmp_path / "stopped") for seed in (6, 7)], spread, on_start=stop_at_the_second)
+    wait_until(lambda: free_processors() == 2)
+    # What is lost with a process, and then with a machine, is done again. The lost process takes its run along.
+    capsys.readouterr()
+    middling = small(rounds=300).first()
+    wanted = [Run(middling, seed, tmp_path / "lost") for seed in range(3)]
+    with ThreadPoolExecutor(1) as pool:
+        losing = pool.submit(lose_twice, cluster)
+        done = perform(wanted, spread)
+        futures.wait([losing])
+    orphan = losing.result()
+    assert [result.code for result in done.values()] == [0, 0, 0]
+    assert not Path(f"/proc/{orphan}").exists()
+    assert capsys.readouterr().err.count("; it starts anew") == 2
+    alone = perform([Run(middling, seed, tmp_path / "alone") for seed in range(3)], 2)
+    for one, other in zip(done.values(), alone.values(), strict=True):
+        assert [line["train"] for line in one.rounds] == [line["train"] for line in other.rounds]
+
+
+def lose_twice(cluster: Cluster) -> int:
+    """Kill Ray's process above the run on the other machine, then this machine; return the process of the first run."""
+    first = cluster.run_on(cluster.other)
+    os.kill(parent(first), signal.SIGKILL)
+    wait_until(lambda: first not in cluster.runs(cluster.other))
+    cluster.run_on(cluster.other)
+    cluster.lose(cluster.other)
+    return first
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_runs_on_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
+    words = ["compare", "--algorithms", "fedavg", "--dataset", "gaussian", "--rounds", str(10**6), "--inner-lrs", "0.1"]
+    words += ["--seeds", "2", "--ray", cluster.address, "--output", str(tmp_path / "out")]
+    program = "import sys; from quickbloom.server_app.cli.main import main; sys.argv[0] = 'quickbloom'; main()"
+    compare = subprocess.Popen([sys.executable, "-c", program, *words], stderr=subprocess.PIPE, text=True)
+    try:
+        cluster.run_on(cluster.head)
+        cluster.run_on(cluster.other)
+        compare.send_signal(signal.SIGINT)
+        _, said = compare.communicate(timeout=60)
+    finally:
+        compare.kill()
+    assert compare.returncode == 130, said
+    assert "Stopped; repeat the command to go on" in said
+    assert "Traceback" not in said
+    wait_until(lambda: not cluster.runs(cluster.head) + cluster.runs(cluster.other))
+
+
+def wait_until(met: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 90
-    while free_processors() < 2 and time.monotonic() < deadline:
+    while not met() and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert free_processors() == 2
+    assert met()
 
 
 def free_processors() -> float:

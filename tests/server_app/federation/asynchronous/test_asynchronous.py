@@ -228,7 +228,10 @@ def test_what_tasks_keep_may_not_count_in_part(algorithm: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         parse_run_config({**SMALL, "algorithm": algorithm, "mode": "async"})
     parse_run_config({**SMALL, "algorithm": algorithm, "mode": "async", "async-staleness": 0.0})
-    parse_run_config({**SMALL, "algorithm": algorithm, "async-staleness": 0.7})
+    parse_run_config({**SMALL, "algorithm": algorithm})
+    refused = rf'`over-select` must be 1 with `algorithm = "{algorithm}"`, because .*keep.*, got 1\.5'
+    with pytest.raises(ConfigError, match=refused):
+        parse_run_config({**SMALL, "algorithm": algorithm, "over-select": 1.5})
 
 
 @pytest.mark.parametrize("more", [{}, {"bucketing": 2}], ids=["alone", "buckets"])
