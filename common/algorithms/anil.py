@@ -52,7 +52,7 @@ class Anil(Maml):
         return sum_of_embedded(self._last.embedding, self._objective_on, meta, episode, weights, clip)
 
     def _adapts_here(self) -> bool:
-        return type(self).adaptation_path is Anil.adaptation_path
+        return type(self).adaptation_path is Anil.adaptation_path and type(self.learner) is Learner
 
     def _objective_on(self, meta: Params, features: Episode) -> Tensor:
         """Return the query loss after the inner loop, which moves a head A [features + 1, outputs]."""
@@ -76,7 +76,9 @@ class Anil(Maml):
 
 
 def _last_layer(learner: Learner, head: list[str]) -> LinearHead | None:
-    """Return the last layer if `head` is its parameters, and it is a linear one with a bias; else None."""
+    """Return the last layer if `head` is its parameters, and the outputs are a linear function of its inputs; else None."""
+    if not learner.ends_with_its_last_layer:
+        return None
     try:
         found = LinearHead(learner, "anil")
     except ConfigError:

@@ -22,7 +22,7 @@ from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.embedding import Embedding, sum_of_embedded
 from quickbloom.common.maths.fast_paths import Summed, scores_along
-from quickbloom.common.maths.inner_loop import descend, gradient_and_value
+from quickbloom.common.maths.inner_loop import descend, gradient_and_value, last
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.light_torch import spare_the_compiler
 from quickbloom.common.maths.params import Params
@@ -356,9 +356,21 @@ class EmbeddingAlgorithm(ObjectiveAlgorithm):
         """
 
     def objective(self, meta: Params, episode: Episode) -> Tensor:
+        if not self.is_of_embeddings():
+            loss, _ = self.score(last(self.adaptation_path(meta, episode.support, 0.0, 1)), episode.query)
+            return loss
         return self.objective_on(meta, self.embedding().embedded(meta, episode))
 
+    def is_of_embeddings(self) -> bool:
+        """Return whether the objective is `objective_on`; else it is the score after one step of `adaptation_path`.
+
+        It is unless a subclass of the class that defines `objective_on` adapts, predicts or scores in another way.
+        """
+        own = next(one for one in type(self).__mro__ if "objective_on" in vars(one))
+        names = ("adaptation_path", "predict", "score")
+        return type(self.learner) is Learner and all(getattr(type(self), name) is getattr(own, name) for name in names)
+
     def sum_up(self, meta: Params, episode: Episode, minibatches: Minibatches, weights: Tensor, clip: float) -> Summed | None:
-        if not self.sums_up_as(EmbeddingAlgorithm, clip, "objective"):
+        if not (self.is_of_embeddings() and self.sums_up_as(EmbeddingAlgorithm, clip, "objective")):
             return None
         return sum_of_embedded(self.embedding(), self.objective_on, meta, episode, weights, clip)

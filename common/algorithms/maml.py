@@ -28,7 +28,8 @@ class Maml(ObjectiveAlgorithm):
     Options: ClassVar[type[AlgorithmOptions]] = MamlOptions
 
     def objective(self, meta: Params, episode: Episode) -> Tensor:
-        return self.learner.loss(self.adapted(meta, episode.support), episode.query)
+        phi = self.adapted(meta, episode.support)
+        return self.learner.loss(phi, episode.query)
 
     def adapted(self, meta: Params, support: Batch) -> Params:
         """Return phi_k, the last element of `adaptation_path`, for a gradient through it; by the kernels where they can."""

@@ -78,6 +78,9 @@ class ProtoNet(EmbeddingAlgorithm):
     def settled(self, personal: Params, support: Batch) -> Params:
         return personal if isinstance(personal, _Unadapted) else super().settled(personal, support)
 
+    def is_of_embeddings(self) -> bool:
+        return self.options.pairs or super().is_of_embeddings()
+
     def embedding(self) -> Embedding:
         return Embedding(self.learner, self.learner.module, list(self.learner.trained), self.learner.apply)
 

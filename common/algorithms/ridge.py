@@ -69,6 +69,9 @@ class Ridge(EmbeddingAlgorithm):
         mean = shared.mean(dim=1)
         return self._head.replaced(meta, torch.stack([mean if at is None else shared[:, at] for at in sources], dim=1))
 
+    def is_of_embeddings(self) -> bool:
+        return self.learner.ends_with_its_last_layer and super().is_of_embeddings()
+
     def embedding(self) -> Embedding:
         return self._head.embedding
 

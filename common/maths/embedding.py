@@ -9,7 +9,7 @@ from torch.func import vmap
 
 from quickbloom.common.maths.batch import Batch, Episode, in_one_piece
 from quickbloom.common.maths.fast_paths import Summed
-from quickbloom.common.maths.kernels.derivatives import outputs, sum_of_pulls
+from quickbloom.common.maths.kernels.derivatives import is_differentiated, outputs, sum_of_pulls
 from quickbloom.common.maths.kernels.network import Network
 from quickbloom.common.maths.kernels.train import Round, known_in_part
 from quickbloom.common.maths.kernels.train import Summed as SummedPulls
@@ -64,11 +64,14 @@ def sum_of_embedded(
     found = [values.reshape(*batch.weight.shape, -1) for values, batch in zip(found, episode, strict=True)]
     losses, slopes, of_rest = _slopes(objective, rest, found, episode, ones=embedding.ones)
     inputs = [batch.x for batch in episode]
-    if not clip and (total := _sum_in_blocks(Round(network, shared, weights, 0.0), inputs, slopes, losses, together)):
+    squares = [value.double().flatten(1).square().sum(dim=1) for value in of_rest.values()]
+    beside = torch.stack([torch.zeros_like(weights), *squares]).sum(dim=0)
+    most = torch.finfo(losses.dtype).max
+    # A single task whose numbers are too large is found by the sum of each.
+    simple = not clip and bool((beside <= most).all())
+    if simple and (total := _sum_in_blocks(Round(network, shared, weights, 0.0), inputs, slopes, losses, together)):
         summed, factors = total
     else:
-        squares = [value.double().flatten(1).square().sum(dim=1) for value in of_rest.values()]
-        beside = torch.stack([torch.zeros_like(weights), *squares]).sum(dim=0)
         summed, factors = sum_of_pulls(Round(network, shared, weights, clip), inputs, slopes, losses, beside)
     gradient = network.named(summed.total)
     for name, value in of_rest.items():
@@ -133,10 +136,11 @@ def _slopes(
 def _network(embedding: Embedding, theta: Params, episode: Episode) -> Network | None:
     """Return the embedding for the kernels if they support it with these parameters and examples, else None."""
     learner = embedding.learner
-    if not learner.uses_kernels or learner.reduced is not None or learner.device.type != "cpu" or torch.compiler.is_compiling():
+    away = learner.reduced is not None or learner.device.type != "cpu" or torch.compiler.is_compiling()
+    if away or not learner.uses_kernels or type(learner) is not Learner:
         return None
     network = known_in_part(embedding.module)
-    if network is None or any(batch.x.requires_grad for batch in episode):
+    if network is None or any(is_differentiated(values) for batch in episode for values in batch):
         return None
     sizes = [(batch.x, batch.x.shape[1]) for batch in episode]
     fit = all(size <= in_one_piece(x.shape[2:]) and network.takes_inputs(theta, x, 2, size) for x, size in sizes)

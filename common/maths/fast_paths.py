@@ -23,7 +23,7 @@ from quickbloom.common.maths.inner_loop import (
     gradient_and_value,
     last,
 )
-from quickbloom.common.maths.kernels.derivatives import Descent, Product, outputs
+from quickbloom.common.maths.kernels.derivatives import Descent, Product, is_differentiated, outputs
 from quickbloom.common.maths.kernels.network import Network
 from quickbloom.common.maths.kernels.train import Kind, Round, Train, What, known, train
 from quickbloom.common.maths.learner import Learner
@@ -77,7 +77,8 @@ def differentiable_end(
     the loss at where the step began.
     """
     batches = support.times(steps)
-    network = _network(learner, start, batches) if steps and learner.uses_kernels and not batches.x.requires_grad else None
+    fixed = not any(is_differentiated(values) for values in support)  # there is a gradient by start and rates alone
+    network = _network(learner, start, batches) if steps and learner.uses_kernels and fixed else None
     if network is None:
         return last(_rated_path(learner, start, support, lr, steps, rates))
     each = [] if rates is None else [(lr * rates[name])[None] for name in network.names]

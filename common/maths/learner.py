@@ -92,6 +92,18 @@ class Learner:
                 self.module.eval()
 
     @property
+    def ends_with_its_last_layer(self) -> bool:
+        """Whether the outputs are those of the layer that runs last, as they are: it is the end of nothing but sequences.
+
+        Any other module may use its last layer in another way. False also if two layers share a parameter.
+        """
+        name, part = "", self.module
+        while type(part) is nn.Sequential and len(part):
+            key = list(part._modules)[-1]
+            name, part = f"{name}.{key}" if name else key, part[-1]
+        return not self._shares and name == self.last() and self.ran[-1:] in ([], [name])
+
+    @property
     def trained(self) -> dict[str, nn.Parameter]:
         """The module's parameters that are trained, by name."""
         return {name: value for name, value in self.module.named_parameters() if value.requires_grad}

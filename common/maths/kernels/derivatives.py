@@ -39,7 +39,7 @@ def applied(module: nn.Module, params: Params, x: Tensor) -> Tensor | None:
 
     Works under `vmap` and `grad`. Outputs can be differentiated twice, by the parameters alone.
     """
-    if x.device.type != "cpu" or x.requires_grad or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.compiler.is_exporting() or is_differentiated(x):
         return None
     network = known_in_part(module)
     if network is None or not network.takes_inputs(params, x, 1, x.shape[0]):
@@ -48,6 +48,14 @@ def applied(module: nn.Module, params: Params, x: Tensor) -> Tensor | None:
     if not network.blocks[0].is_convolution and torch._C._functorch.peek_interpreter_stack() is not None:
         return None
     return Outputs.apply(network, x[None], *[params[name][None] for name in network.names])[0]  # type: ignore[no-untyped-call, no-any-return]
+
+
+def is_differentiated(x: Tensor) -> bool:
+    """Return whether a derivative may be taken with respect to `x`, also from outside of a `vmap`."""
+    inside = torch._C._functorch
+    while not x.requires_grad and (inside.is_batchedtensor(x) or inside.is_gradtrackingtensor(x)):
+        x = inside.get_unwrapped(x)
+    return x.requires_grad
 
 
 class _Last(WithoutGradient):
@@ -200,7 +208,7 @@ def sum_of_pulls(
     parts = parts_of(tasks)
     total = torch.zeros(len(parts), layout.size, dtype=torch.float64)
     norms, factors = torch.empty(tasks, dtype=torch.float64), torch.empty(tasks, dtype=torch.float64)
-    losses = losses.contiguous()
+    losses = losses.to(theta.dtype).contiguous()
 
     def some(part: slice) -> None:
         weights, sums = pointer(round.weights[part]), pointer(total[parts.index(part)])
@@ -334,7 +342,7 @@ class Form:
 
     def flat(self, values: Tensor) -> Tensor:
         """Return outputs [tasks, n, outputs] in the order of torch, where channels come first."""
-        return values[..., : self._channels].permute(0, 1, 4, 2, 3).flatten(2)
+        return values[..., : self._channels].permute(0, 1, 4, 2, 3).flatten(2).contiguous()
 
     def padded(self, values: Tensor) -> Tensor:
         """Return the inverse of `flat`, with zeros where it left something out."""

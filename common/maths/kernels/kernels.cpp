@@ -712,7 +712,8 @@ static void backward_tangent(Place *places, int layers, const REAL *theta, const
     }
 }
 
-// From the tangent of the outputs to that of `dz`, which `classify` has left there: share (p z' - p <p, z'>).
+// From the tangent of the outputs to that of `dz`, which `classify` has left there: share p (z' - <p, z'>). All z' are taken from
+// that of the likeliest class: if p is 1 there and 0 elsewhere, rounding would otherwise leave a part of z' where nothing is.
 static void classify_tangent(const Place &p, const int64_t *labels, const int64_t *rows, const REAL *share) {
     int C = p.layer.padded;
     for (int e = 0; e < p.examples; e++) {
@@ -723,10 +724,14 @@ static void classify_tangent(const Place &p, const int64_t *labels, const int64_
             for (int c = 0; c < C; c++) to[c] = (REAL)NAN;
             continue;
         }
-        for (int c = 0; c < C; c++) to[c] = dz[c] + (c == label ? share[e] : 0);  // share p
-        for (int c = 0; c < C; c++) sum += to[c] * tz[c];
+        int top = 0;
+        for (int c = 0; c < C; c++) {
+            to[c] = dz[c] + (c == label ? share[e] : 0);  // share p
+            if (to[c] > to[top]) top = c;
+        }
+        for (int c = 0; c < C; c++) sum += to[c] * (tz[c] - tz[top]);
         REAL mean = share[e] > 0 ? sum / share[e] : 0;
-        for (int c = 0; c < C; c++) to[c] *= tz[c] - mean;
+        for (int c = 0; c < C; c++) to[c] *= tz[c] - tz[top] - mean;
     }
 }
 
@@ -896,11 +901,11 @@ struct Net {
         backward_tangent(places, layers, theta, v, to);
     }
 
-    // Takes a step on every batch of a task, in `theta`, each number at its own rate. `path` and `slopes` [steps, numbers]: where
-    // each step began, and its gradient.
-    void walk(int task, const REAL *rates, REAL *theta, REAL *path, REAL *slopes) {
-        for (int s = 0; s < batches.steps; s++, path += size, slopes += size) {
-            memcpy(path, theta, size * sizeof(REAL));
+    // Takes a step on every batch of a task, in `theta`, each number at its own rate. `path` [steps, numbers], unless it is 0: where
+    // each step began. `slopes`: the gradient of the last step, or with `all` of every step, [steps, numbers].
+    void walk(int task, const REAL *rates, REAL *theta, REAL *path, REAL *slopes, bool all) {
+        for (int s = 0; s < batches.steps; s++, slopes += all ? size : 0) {
+            if (path) memcpy(path + s * size, theta, size * sizeof(REAL));
             REAL loss = this->loss(task, s, theta, false);
             backward(places, layers, theta, false, 1, slopes);
             if (loss != loss) slopes[0] = loss;
@@ -975,14 +980,15 @@ extern "C" int sum_up(const Layer *list, int layers, int tasks, int classes, con
     Net net(list, layers, classes, *batches, exact), scored(list, layers, classes, *query);
     long size = net.size, steps = batches->steps;
     REAL *theta = net.rooms.take<REAL>(size), *own = net.rooms.take<REAL>(2 * size), *each = net.rooms.take<REAL>(size);
-    REAL *path = exact ? net.rooms.take<REAL>(steps * size) : 0, *slopes = exact ? net.rooms.take<REAL>(steps * size) : 0;
+    REAL *path = exact ? net.rooms.take<REAL>(steps * size) : 0;
+    REAL *slopes = exact ? net.rooms.take<REAL>(rates ? steps * size : size) : 0;
     REAL *scratch = exact ? net.rooms.take<REAL>(2 * size) : 0;
     if (net.rooms.full || scored.rooms.full) return 1;
     for (long c = 0; c < size; c++) each[c] = rates ? rates[c] : (REAL)rate;
     for (int t = 0; t < tasks; t++) {
         memcpy(theta, start, size * sizeof(REAL));
         if (exact)
-            net.walk(t, each, theta, path, slopes);
+            net.walk(t, each, theta, path, slopes, rates);
         else
             net.descend(t, (REAL)rate, theta);
         losses[t] = scored.loss(t, 0, theta, true);
@@ -1042,14 +1048,14 @@ extern "C" int through(const Layer *list, int layers, int tasks, int classes, co
                        const REAL *rate, const REAL *rates, REAL *v, REAL *of_rates) {
     Net net(list, layers, classes, *batches, true);
     long size = net.size, steps = batches->steps;
-    REAL *path = net.rooms.take<REAL>(steps * size), *slopes = net.rooms.take<REAL>(steps * size);
+    REAL *path = net.rooms.take<REAL>(steps * size), *slopes = net.rooms.take<REAL>(of_rates ? steps * size : size);
     REAL *own = net.rooms.take<REAL>(size), *end = net.rooms.take<REAL>(size), *scratch = net.rooms.take<REAL>(2 * size);
     if (net.rooms.full) return 1;
     for (int t = 0; t < tasks; t++, theta += size, v += size) {
         for (long c = 0; !rates && c < size; c++) own[c] = rate[t];
         const REAL *a = rates ? rates + t * size : own;
         memcpy(end, theta, size * sizeof(REAL));
-        net.walk(t, a, end, path, slopes);
+        net.walk(t, a, end, path, slopes, of_rates);
         net.back(t, a, path, slopes, v, of_rates ? of_rates + t * size : 0, scratch);
     }
     return 0;
@@ -1059,10 +1065,9 @@ extern "C" int through(const Layer *list, int layers, int tasks, int classes, co
 extern "C" int walk(const Layer *list, int layers, int tasks, int classes, const Batches *batches, REAL *theta,
                     const REAL *rates) {
     Net net(list, layers, classes, *batches);
-    long size = net.size, steps = batches->steps;
-    REAL *path = net.rooms.take<REAL>(steps * size), *slopes = net.rooms.take<REAL>(steps * size);
+    REAL *slopes = net.rooms.take<REAL>(net.size);
     if (net.rooms.full) return 1;
-    for (int t = 0; t < tasks; t++) net.walk(t, rates + t * size, theta + t * size, path, slopes);
+    for (int t = 0; t < tasks; t++) net.walk(t, rates + t * net.size, theta + t * net.size, 0, slopes, false);
     return 0;
 }
 

@@ -1,5 +1,6 @@
 """Networks on the kernels as functions: against plain modules under torch.func, finite differences, and by hand."""
 
+import copy
 import itertools
 from typing import Any
 
@@ -202,6 +203,32 @@ def test_the_hessian_of_one_number_by_hand() -> None:
     found = times_hessian({weight: torch.ones(1, 1, dtype=torch.float64), bias: 10 * torch.ones(1, dtype=torch.float64)})
     assert found[weight].item() == pytest.approx(2 * (9 + 30))
     assert found[bias].item() == pytest.approx(2 * (3 + 10))
+
+
+def test_where_the_softmax_is_one_the_hessian_is_zero_and_not_rounding() -> None:
+    """Inputs of size 1e4 make one class certain. What is left must be small beside the gradient, as in double precision."""
+    module, shape = case_of((6, 17, CLASSES))
+    x, y = inputs(shape)
+    theta = {name: value.float() for name, value in parameters(module).items()}
+    batch = Batch.of(1e4 * x[0].float(), y[0])
+    _, times_hessian = gradient_and_product(Learner(module.float(), "classification", CLASSES), theta, batch)
+    found = times_hessian(theta)
+    exact = {name: value.double() for name, value in theta.items()}
+    wide = Batch.of(batch.x.double(), y[0])
+    _, times_exact = gradient_and_product(Learner(copy.deepcopy(module).double(), "classification", CLASSES), exact, wide)
+    expected = times_exact(exact)
+    size = max(float(value.abs().max()) for value in grad(lambda at: _plain_loss(module.double(), at, wide))(exact).values())
+    for name, value in expected.items():
+        assert float((found[name].double() - value).abs().max()) < 1e-3 * size
+
+
+def test_a_derivative_by_inputs_from_outside_of_vmap_is_left_to_torch_too() -> None:
+    module, shape = case_of(("stride", "group", (3, 13, 9)))
+    x, _ = inputs(shape)
+    learner = Learner(module, "classification", CLASSES)
+    found = grad(lambda x: vmap(lambda one: learner.apply(parameters(module), one[None]))(x).sin().sum())(x[0])
+    plain = x[0].clone().requires_grad_()
+    torch.testing.assert_close(found, torch.autograd.grad(module(plain).sin().sum(), plain)[0])
 
 
 def test_threads_share_the_tasks() -> None:

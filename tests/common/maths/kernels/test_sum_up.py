@@ -12,12 +12,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from quickbloom.common.algorithms import ALGORITHMS, Algorithm
 from quickbloom.common.algorithms.maml import Maml
 from quickbloom.common.algorithms.reptile import Reptile
+from quickbloom.common.algorithms.ridge import Ridge
 from quickbloom.common.engine.round import RoundResult, TaskWork, contributions, run_round, task_norms
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches, TaskData
+from quickbloom.common.maths.inner_loop import last
 from quickbloom.common.maths.kernels import derivatives, train
 from quickbloom.common.maths.kernels.build import library
 from quickbloom.common.maths.kernels.compiler import SWITCH
@@ -221,6 +224,97 @@ def test_a_spoiled_task_leaves_no_trace_in_others(label: str, spoiled: str) -> N
     assert found.weight == expected.weight
     for key, value in expected.gradient.items():
         torch.testing.assert_close(found.gradient[key], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("clip", [0.0, 100.0])
+def test_a_task_whose_numbers_beside_the_model_are_too_large_is_left_out(clip: float) -> None:
+    """A body that gives zeros has no gradient, and the targets' size is in that of the head alone, whose squares overflow."""
+    algorithm = build("ridge", "regression", dtype=torch.float32)
+    meta = algorithm.init()
+    meta["1.bias"] = torch.full_like(meta["1.bias"], -100.0)
+    some = tasks("regression", torch.float32)
+    expected = run_round(algorithm, meta, [w for k, w in enumerate(work(some)) if k != 1], 128, clip=clip)
+    support, query = (part._replace(y=part.y * 1e12) for part in (some[1].support, some[1].query))
+    some[1] = replace(some[1], support=support, query=query)
+    found = run_round(algorithm, meta, work(some), 128, clip=clip)
+    assert found.weight == expected.weight == 3
+    for key, value in expected.gradient.items():
+        torch.testing.assert_close(found.gradient[key], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_losses_in_another_number_type_are_read_as_what_they_are(clip: float) -> None:
+    """Targets of float64 beside a model of float32."""
+    algorithm, some = build("ridge", "regression", dtype=torch.float32), tasks("regression", torch.float32)
+    expected = run_round(algorithm, algorithm.init(), work(some), 128, clip=clip)
+    wide = [
+        replace(one, **{name: getattr(one, name)._replace(y=getattr(one, name).y.double()) for name in ("support", "query")})
+        for one in some
+    ]
+    found = run_round(algorithm, algorithm.init(), work(wide), 128, clip=clip)
+    check(found, expected, 1e-5)
+
+
+class Bounded(nn.Module):
+    """A model of a user's whose outputs are more than its last layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 7), nn.Linear(7, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * torch.tanh(self.head(self.body(x).relu()))
+
+
+@pytest.mark.parametrize("name", ["anil", "ridge"])
+def test_what_a_model_does_after_its_last_layer_counts_in_training(name: str) -> None:
+    chosen = ALGORITHMS[name]
+    options = {key: value for key, value in (("inner_lr", LR), ("inner_steps", STEPS)) if key in chosen.Options.model_fields}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        learner = Learner(Bounded().double(), "classification", CLASSES)
+    algorithm = chosen(chosen.Options.model_validate(options), learner)
+    data = tasks()[0]
+    found = run_round(algorithm, algorithm.init(), work([data]), 128)
+    phi = last(algorithm.adaptation_path(algorithm.init(), data.support, LR, STEPS))
+    assert found.losses[0] == pytest.approx(
+        float(F.cross_entropy(functional_call(learner.module, phi, (data.query.x,)), data.query.y))
+    )
+
+
+class Thrice(Ridge):
+    """A user's own way to score."""
+
+    def score(self, personal: Params, batch: Batch) -> tuple[Tensor, Tensor]:
+        loss, metric = super().score(personal, batch)
+        return 3 * loss, metric
+
+
+class Doubled(Learner):
+    """A user's own loss."""
+
+    def loss(self, params: Params, batch: Batch) -> Tensor:
+        return 2 * super().loss(params, batch)
+
+
+def test_a_subclass_that_scores_in_another_way_is_trained_by_that(sums: list[int]) -> None:
+    ridge = build("ridge")
+    own = Thrice(ridge.options, ridge.learner)
+    expected = run_round(ridge, ridge.init(), work(tasks()), 128)
+    sums.clear()
+    found = run_round(own, ridge.init(), work(tasks()), 128)
+    assert not sums
+    assert found.losses == pytest.approx([3 * loss for loss in expected.losses])
+
+
+def test_a_learner_with_a_loss_of_its_own_is_trained_by_that(sums: list[int]) -> None:
+    anil = build("anil")
+    own = type(anil)(anil.options, Doubled(anil.learner.module, "classification", CLASSES))
+    found = run_round(own, anil.init(), work(tasks()), 128)
+    assert not sums
+    faster = build("anil", inner_lr=2 * LR)
+    expected = run_round(faster, anil.init(), work(tasks()), 128)
+    assert found.losses == pytest.approx([2 * loss for loss in expected.losses])
 
 
 class Slower(Maml):
