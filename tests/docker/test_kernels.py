@@ -39,8 +39,8 @@ def test_a_round_is_computed_by_them() -> None:
 from quickbloom.common.maths.kernels import train
 from quickbloom import run
 calls = []
-call = train._call
-train._call = lambda function, *rest: (calls.append(function), call(function, *rest))
+call = train.call
+train.call = lambda function, *rest: (calls.append(function), call(function, *rest))
 run("reptile", rounds=2, output="/tmp/run", seed=1)
 print(len(calls))
 """
