@@ -137,6 +137,7 @@ def _network(embedding: Embedding, theta: Params, episode: Episode) -> Network |
     """Return the embedding for the kernels if they support it with these parameters and examples, else None."""
     learner = embedding.learner
     away = learner.reduced is not None or learner.device.type != "cpu" or torch.compiler.is_compiling()
+    away = away or torch.is_inference_mode_enabled()  # where plain autograd cannot be
     if away or not learner.uses_kernels or type(learner) is not Learner:
         return None
     network = known_in_part(embedding.module)

@@ -226,7 +226,7 @@ class Layout:
             return self.pack([value[:1] for value in params], to_change=True).repeat(len(params[0]), 1)
         packed = params[0].new_zeros(len(params[0]), self.size)
         for view, value in zip(self._views(packed), params, strict=True):
-            view.copy_(value.reshape(view.shape))
+            view.copy_(value.detach().reshape(view.shape))
         return packed
 
     def _unpacked_from(self, params: Sequence[Tensor]) -> Tensor | None:

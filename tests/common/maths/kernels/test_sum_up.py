@@ -255,6 +255,17 @@ def test_losses_in_another_number_type_are_read_as_what_they_are(clip: float) ->
     check(found, expected, 1e-5)
 
 
+@pytest.mark.parametrize("name", ["maml", "protonet"])
+def test_parameters_that_require_a_gradient_and_inference_mode_change_nothing(name: str) -> None:
+    algorithm = build(name)
+    meta = algorithm.init()
+    expected = run_round(algorithm, meta, work(tasks()), 128)
+    leaves = {key: nn.Parameter(value.clone()) for key, value in meta.items()}
+    check(run_round(algorithm, leaves, work(tasks()), 128), expected, 1e-12)
+    with torch.inference_mode():
+        check(run_round(algorithm, meta, work(tasks()), 128), expected, 1e-9)
+
+
 class Bounded(nn.Module):
     """A model of a user's whose outputs are more than its last layer's."""
 
