@@ -77,8 +77,10 @@ def differentiable_end(
     the loss at where the step began.
     """
     batches = support.times(steps)
-    fixed = not any(is_differentiated(values) for values in support)  # there is a gradient by start and rates alone
-    network = _network(learner, start, batches) if steps and learner.uses_kernels and fixed else None
+    usable = steps > 0 and learner.uses_kernels and not torch.compiler.is_compiling()
+    # There is a gradient by start and rates alone.
+    usable = usable and not any(is_differentiated(values) for values in support)
+    network = _network(learner, start, batches) if usable else None
     if network is None:
         return last(_rated_path(learner, start, support, lr, steps, rates))
     each = [] if rates is None else [(lr * rates[name])[None] for name in network.names]
