@@ -260,7 +260,7 @@ def test_parameters_that_require_a_gradient_and_inference_mode_change_nothing(na
     algorithm = build(name)
     meta = algorithm.init()
     expected = run_round(algorithm, meta, work(tasks()), 128)
-    leaves = {key: nn.Parameter(value.clone()) for key, value in meta.items()}
+    leaves: Params = {key: nn.Parameter(value.clone()) for key, value in meta.items()}
     check(run_round(algorithm, leaves, work(tasks()), 128), expected, 1e-12)
     with torch.inference_mode():
         check(run_round(algorithm, meta, work(tasks()), 128), expected, 1e-9)
