@@ -66,7 +66,16 @@ class _Last(WithoutGradient):
         )
 
 
-class Outputs(torch.autograd.Function):
+class _OfNetwork(torch.autograd.Function):
+    """A function of a network and tensors, which its derivative needs again."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.network, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+
+class Outputs(_OfNetwork):
     """f(theta): the network's outputs [tasks, n, outputs] for `x` [tasks, n, ...].
 
     Arguments: the network, `x`, and the parameters [tasks, ...] in the order of the network's names. There is no gradient with
@@ -76,11 +85,6 @@ class Outputs(torch.autograd.Function):
     @staticmethod
     def forward(network: Network, x: Tensor, *theta: Tensor) -> Tensor:
         return outputs(network, x, theta)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.network, *tensors = inputs
-        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -93,17 +97,12 @@ class Outputs(torch.autograd.Function):
         return found, dim
 
 
-class _Pull(torch.autograd.Function):
+class _Pull(_OfNetwork):
     """The gradient of <d, f(theta)> with respect to theta. Arguments: network, `x`, d [tasks, n, outputs], theta."""
 
     @staticmethod
     def forward(network: Network, x: Tensor, d: Tensor, *theta: Tensor) -> tuple[Tensor, ...]:
         return pull(network, x, d, theta)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.network, *tensors = inputs
-        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *v: Tensor) -> Any:
@@ -128,7 +127,7 @@ class _Along(_Last):
         return _mapped(_Along, info, in_dims[1:], network, tensors)
 
 
-class Descent(torch.autograd.Function):
+class Descent(_OfNetwork):
     """phi_k: the parameters after one step on each of the batches, phi_{s+1} = phi_s - a * grad L_s(phi_s).
 
     Arguments: the network, `lr` [tasks], `x`, `y`, `weight` as in `Train`, then the parameters [tasks, ...] in the order of the
@@ -140,11 +139,6 @@ class Descent(torch.autograd.Function):
     def forward(network: Network, lr: Tensor, x: Tensor, y: Tensor, weight: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         start, rates = tensors[: len(network.names)], tensors[len(network.names) :]
         return walk(network, x, y, weight, start, rates) if rates else train("descent", network, None, lr, x, y, weight, *start)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.network, *tensors = inputs
-        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *v: Tensor) -> Any:
