@@ -116,7 +116,7 @@ def _at_once(plan: "Plan", jobs: int | None, ray: str | None, *, simulation: boo
         return jobs or (1 if simulation else cores())
     if excluded := [name for name, given in (("--jobs", jobs), ("--simulation", simulation), ("--plan", listed)) if given]:
         raise ConfigError(f"`--ray` excludes `{excluded[0]}`: the cluster has a processor for each run")
-    from quickbloom.server_app.comparing.machines.ray_cluster import workers
+    from quickbloom.server_app.ray_cluster.runs import workers
 
     return workers(ray, plan)
 

@@ -4,24 +4,27 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from quickbloom.common.algorithms import ALGORITHMS
-from quickbloom.common.config.run import Scalar, spelled_out
+from quickbloom.common.config.run import Scalar, parse_run_config, spelled_out
 from quickbloom.common.errors import ConfigError, QuickbloomError
 from quickbloom.common.flower import message_assembly
 from quickbloom.common.system import logs
 from quickbloom.common.system.terminal import paper, say
 from quickbloom.server_app.cli.options import DATASETS, Encoder, Partition, TextColumns, Time, Users
 from quickbloom.server_app.launch.follow import follow
-from quickbloom.server_app.launch.prepare import connection_for, own_data, runtime_for, settle
+from quickbloom.server_app.launch.prepare import Start, connection_for, own_data, runtime_for, settle
 from quickbloom.server_app.launch.settings import assigned, default_algorithm, parse_assignments
-from quickbloom.server_app.messaging.runtimes import SIMULATION
+from quickbloom.server_app.messaging.runtimes import IN_PROCESS, SIMULATION
 from quickbloom.server_app.reporting.result_table import baseline_tables, few_tasks, result_table, users_table
 from quickbloom.server_app.runs.directory import to_json, unused
+
+if TYPE_CHECKING:
+    from quickbloom.server_app.messaging.in_process_grid import Elsewhere
 
 
 def run(
@@ -69,6 +72,10 @@ def run(
             min=1,
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Compute the nodes on a Ray cluster that is running: HOST:PORT, or auto."),
+    ] = None,
     leave_one_out: Annotated[
         bool, typer.Option("--leave-one-out", help="Few tasks: hold each out once, one run for each; in this process.")
     ] = False,
@@ -97,6 +104,8 @@ def run(
 
     Example: quickbloom run --resume runs/digits-maml-seed0-20260101-120000
 
+    Example: quickbloom run --dataset shakespeare --nodes 16 --ray HOST:6379
+
     Example: quickbloom run --connection ours --log-format json --log-file run.log
     """
     logs.begin(logs.Settings(log_format, log_file, log_size))
@@ -104,6 +113,8 @@ def run(
     named |= {"partition": partition, "users": users}
     settings = spelled_out({key: value for key, value in named.items() if value is not None})
     settings |= own_data(data, task, target, dataset, time_column, encoder, text)
+    if ray is not None:
+        runtime = _of_ray(connection, runtime, workers, leave_one_out=leave_one_out)
     runtime = runtime_for(runtime, in_process)
     connection = connection_for(connection, runtime, nodes)
     given = settings | parse_assignments(set_ or [], default_algorithm(settings))
@@ -125,12 +136,29 @@ def run(
     settings |= _of_resuming(resume, trust, settings)
     if output is not None:
         settings["output-dir"] = str(output.expanduser().absolute())
-    code, summary = follow(settle(settings, connection, nodes, runtime, workers), verbose)
+    start = settle(settings, connection, nodes, runtime, workers)
+    code, summary = follow(start, verbose, _on_ray(ray, start) if ray else None)
     if summary is None:
         raise typer.Exit(code)
     _show(summary, json_, own_file=data is not None)
     if not no_report:
         _try_report(Path(str(summary["run_dir"])))
+
+
+def _of_ray(connection: str | None, runtime: str | None, workers: int | None, *, leave_one_out: bool) -> str:
+    """Return the runtime of a run whose nodes are computed on a Ray cluster."""
+    also = {"--connection": connection, "--workers": workers, "--leave-one-out": leave_one_out or None}
+    also["--runtime simulation"] = True if runtime == SIMULATION else None
+    for flag, given in also.items():
+        if given is not None:
+            raise ConfigError(f"`--ray` excludes `{flag}`: the cluster's processors compute the nodes; leave one of them out")
+    return runtime or IN_PROCESS
+
+
+def _on_ray(address: str, start: Start) -> "Elsewhere":
+    from quickbloom.server_app.ray_cluster.nodes import nodes_on
+
+    return nodes_on(address, parse_run_config(start.settings))
 
 
 def _of_resuming(resume: Path | None, trust: str, settings: Mapping[str, Scalar]) -> dict[str, Scalar]:

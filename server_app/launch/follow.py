@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quickbloom.common.config.run import RunConfig, Scalar, parse_run_config
 from quickbloom.common.errors import RunError
@@ -20,14 +20,18 @@ from quickbloom.server_app.launch.prepare import Start
 from quickbloom.server_app.messaging.runtimes import IN_PROCESS
 from quickbloom.server_app.reporting.progress import Shown, progress_bar
 
+if TYPE_CHECKING:
+    from quickbloom.server_app.messaging.in_process_grid import Elsewhere
+
 Outcome = tuple[int, dict[str, Any] | None]
 """(exit code, summary); the summary is None unless the run completed."""
 
 
-def follow(start: Start, verbose: bool) -> Outcome:
-    """Start the run and show it to its end. `verbose`: with Flower's whole log."""
+def follow(start: Start, verbose: bool, elsewhere: "Elsewhere | None" = None) -> Outcome:
+    """Start the run and show it to its end. `verbose`: with Flower's whole log; `elsewhere`: computes nodes of a run here."""
     if start.runtime == IN_PROCESS:
-        return follow_here(parse_run_config(start.settings), start.nodes, verbose, workers=start.workers)
+        config = parse_run_config(start.settings)
+        return follow_here(config, start.nodes, verbose, workers=start.workers, elsewhere=elsewhere)
     try:
         return _follow_flower(start, verbose)
     except LaunchError as error:
@@ -93,14 +97,15 @@ def follow_here(
     rounds: bool = True,
     warned: set[str] | None = None,
     workers: int | None = 1,
+    elsewhere: "Elsewhere | None" = None,
 ) -> Outcome:
     """Run without Flower's runtime, with all nodes in this process or its worker processes.
 
     `rounds`: whether to print a line per round. `warned`: warnings that were printed already; it
-    grows. `workers`: see `InlineGrid`.
+    grows. `workers`, `elsewhere`: see `InlineGrid`.
     """
     try:
-        return OK, run_here(config, nodes, verbose, rounds=rounds, warned=warned, workers=workers)
+        return OK, run_here(config, nodes, verbose, rounds=rounds, warned=warned, workers=workers, elsewhere=elsewhere)
     except KeyboardInterrupt:
         say(f"Stopped; what was finished is in {config.output_dir}.")
         return STOPPED, None
@@ -127,6 +132,7 @@ def run_here(
     warned: set[str] | None = None,
     listeners: Sequence[Listener] = (),
     workers: int | None = 1,
+    elsewhere: "Elsewhere | None" = None,
 ) -> dict[str, Any]:
     """Run as `follow_here` does, but raise exceptions and return the summary. `shown`: with a bar; warnings are always printed.
 
@@ -138,7 +144,7 @@ def run_here(
     with progress_bar(console, shown) as progress:
         task = progress.add_task("roll call", total=None)
         told = Shown(progress, task, rounds=rounds, quiet=verbose, warned=warned)
-        with _log_to(told, verbose), InlineGrid(nodes, config.flat(), {}, workers) as grid:
+        with _log_to(told, verbose), InlineGrid(nodes, config.flat(), {}, workers, elsewhere) as grid:
             run_federation(grid, config, Events(told, *listeners))
     assert told.summary is not None
     return told.summary

@@ -2,16 +2,16 @@
 
 Server, client and result are the same as everywhere. Flower's runtime is missing, so nothing is
 started and a round costs little more than its arithmetic. Where rounds take long, nodes are computed by
-worker processes, see `worker_processes`.
+worker processes, see `worker_processes`, or on other machines.
 """
 
 import copy
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -26,11 +26,54 @@ CLIENT_APP = "quickbloom.client_app.app"
 _FIRST_NODE = 100
 
 
+class Processes(Protocol):
+    """Processes that answer messages in place of the run's: `worker_processes`, or others anywhere."""
+
+    @property
+    def number(self) -> int:
+        """How many there are."""
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor seconds of all of them, up to their last replies."""
+
+    def replies(self, messages: Sequence[Message]) -> Iterator[tuple[Message, Message | None]]:
+        """Yield every message with its reply, as they come. Raises RunError if they cannot go on."""
+
+    def close(self) -> None:
+        """End them."""
+
+
+Elsewhere = Callable[[Mapping[int, Context]], Processes]
+"""Starts processes for nodes with these contexts, by node id; whoever computes a node changes its context."""
+
+
+def client_app() -> ClientApp:
+    """Return the ClientApp, in a process that Flower has not started."""
+    if identity := names.find("TaskIdentity"):  # required by Flower's messages
+        identity.run_id, identity.task_id, identity.node_id = 1, 1, 1
+    app: ClientApp = import_module(CLIENT_APP).app
+    return app
+
+
+def answered(app: ClientApp, message: Message, context: Context | None) -> Message | None:
+    """Return the reply of the node whose context this is, which changes it; an error reply from a node that does not exist."""
+    try:
+        if context is None:
+            raise KeyError(message.metadata.dst_node_id)
+        # With its own records, as over a network: a node may take them apart.
+        handed = copy.copy(message)
+        handed.content = RecordDict(dict(message.content))
+        return app(handed, context)
+    except Exception as error:  # as Flower's node does: an exception becomes an error reply
+        return Message(Error(code=0, reason=f"{type(error)}:<'{error}'>"), reply_to=message)
+
+
 class InlineGrid(Grid):
     """A grid of `num_nodes` nodes with ids 100, 101, ...; node i hosts partition i. Their state lasts as long as the grid.
 
     As a context it ends its worker processes. `workers`: how many compute the nodes from the second round on; 1: this process
-    alone; None: as many as there are cores and nodes, once that pays.
+    alone; None: as many as there are cores and nodes, once that pays. `elsewhere`: computes the nodes from the beginning.
     """
 
     def __init__(
@@ -39,10 +82,9 @@ class InlineGrid(Grid):
         run_config: Mapping[str, Any],
         node_configs: Mapping[int, Mapping[str, Any]],
         workers: int | None = 1,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
-        if identity := names.find("TaskIdentity"):  # required by Flower's messages
-            identity.run_id, identity.task_id, identity.node_id = 1, 1, 1
-        self._app: ClientApp = import_module(CLIENT_APP).app
+        self._app = client_app()
         self._replies: dict[str, Message] = {}
         self._contexts = {
             _FIRST_NODE + i: Context(
@@ -56,7 +98,7 @@ class InlineGrid(Grid):
         }
         self._most = most(num_nodes) if workers is None else min(workers, num_nodes)
         self._worth = Worth(at_once=workers is not None)
-        self._workers: Workers | None = None
+        self._workers: Processes | None = elsewhere(self._contexts) if elsewhere else None
 
     def __enter__(self) -> "InlineGrid":
         return self
@@ -68,7 +110,7 @@ class InlineGrid(Grid):
     @property
     def processes(self) -> int:
         """How many processes compute the nodes: 1 for this one."""
-        return 1 if self._workers is None else self._most
+        return 1 if self._workers is None else self._workers.number
 
     @property
     def cpu_seconds(self) -> float:
@@ -77,13 +119,7 @@ class InlineGrid(Grid):
 
     def answer(self, message: Message) -> Message | None:
         """Return the reply of the node that a message is addressed to; None if there is none."""
-        try:
-            # With its own records, as over a network: a node may take them apart.
-            handed = copy.copy(message)
-            handed.content = RecordDict(dict(message.content))
-            return self._app(handed, self._contexts[message.metadata.dst_node_id])
-        except Exception as error:  # as Flower's node does: an exception becomes an error reply
-            return Message(Error(code=0, reason=f"{type(error)}:<'{error}'>"), reply_to=message)
+        return answered(self._app, message, self._contexts.get(message.metadata.dst_node_id))
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         listed = list(messages)

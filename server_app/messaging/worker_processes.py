@@ -84,6 +84,7 @@ class Workers:
 
     def __init__(self, number: int, node_ids: Sequence[int], answer: Answer, states: Mapping[int, RecordDict]) -> None:
         """Fork. `states`: what each node keeps; it moves to the node's worker and is emptied here."""
+        self.number = number
         self._place = {node_id: i % number for i, node_id in enumerate(node_ids)}
         alive, self._alive = os.pipe()
         self._workers: list[_Worker] = []
@@ -173,8 +174,7 @@ class _Worker:
         """Return the next message with its reply. What the node logged is logged here."""
         with self._lost_if_broken():
             reply, told, self.cpu_seconds = pickle.loads(self.pipe.recv_bytes())
-        for level, sentence in told:
-            logging.getLogger("flwr").log(level, "%s", sentence)
+        log_again(told)
         return self.sent.popleft(), reply
 
     @contextlib.contextmanager
@@ -223,7 +223,7 @@ def _work(answer: Answer, foreign: Sequence[RecordDict], pipe: Connection, their
     atexit._clear()  # what is registered is the run's process's to clean up
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = sys.__stderr__  # a progress bar may have taken them over
-    told = _take_log()
+    told = take_log()
     for state in foreign:
         state.clear()
     with contextlib.suppress(EOFError, ConnectionError, SystemExit):
@@ -246,7 +246,7 @@ def _end_with_parent(alive: int) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _take_log() -> list[tuple[int, str]]:
+def take_log() -> list[tuple[int, str]]:
     """Return the list to which Flower's log is written from now on."""
     told: list[tuple[int, str]] = []
 
@@ -256,3 +256,9 @@ def _take_log() -> list[tuple[int, str]]:
 
     logging.getLogger("flwr").handlers = [Told()]
     return told
+
+
+def log_again(told: Sequence[tuple[int, str]]) -> None:
+    """Write to this process's log what another process wrote to its own."""
+    for level, sentence in told:
+        logging.getLogger("flwr").log(level, "%s", sentence)

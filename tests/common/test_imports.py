@@ -30,6 +30,7 @@ ORDER = (
     ("server_app",),  # the modules that lie in no room
     ("server_app.launch",),
     ("server_app.comparing", "server_app.advising", "server_app.deployment"),
+    ("server_app.ray_cluster",),
     ("server_app.cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

@@ -111,7 +111,7 @@ def test_workers_are_gone_after_the_run_and_their_seconds_count(tmp_path: Path) 
 
 
 def workers_of(grid: InlineGrid) -> Workers:
-    assert grid._workers is not None
+    assert isinstance(grid._workers, Workers)
     return grid._workers
 
 

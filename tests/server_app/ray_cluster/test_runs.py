@@ -6,9 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -19,16 +18,17 @@ from typing import Any
 
 import grpc
 import pytest
+from ray_machines import Cluster, free_port, wait_until
 from rich.console import Console
 
 from quickbloom.common.errors import ConfigError
-from quickbloom.common.system.processes import end_all_with, processes_with
 from quickbloom.server_app.cli import main
 from quickbloom.server_app.comparing.batch import LOG, Run, perform
 from quickbloom.server_app.comparing.comparison import carry_out, planned
-from quickbloom.server_app.comparing.machines.ray_cluster import Task, _packed, _Processors, work, workers
 from quickbloom.server_app.comparing.plan import Plan
 from quickbloom.server_app.comparing.spread_out import facts_of
+from quickbloom.server_app.ray_cluster.connecting import Processors
+from quickbloom.server_app.ray_cluster.runs import Task, _packed, work, workers
 
 QUIET = Console(quiet=True)
 PLAN: dict[str, Any] = {"dataset": "gaussian", "rounds": 1, "seeds": "2", "settings": ["gaussian.clients=8", "adapt-steps=1"]}
@@ -36,12 +36,6 @@ PLAN: dict[str, Any] = {"dataset": "gaussian", "rounds": 1, "seeds": "2", "setti
 
 def small(**changes: Any) -> Plan:
     return planned(["fedavg", "local"], inner_lrs="0.1", **{**PLAN, **changes})
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -79,7 +73,7 @@ def test_a_server_that_is_not_ray_is_told_within_seconds(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("quickbloom.server_app.comparing.machines.ray_address._PATIENCE", 2.0)
+    monkeypatch.setattr("quickbloom.server_app.ray_cluster.address._PATIENCE", 2.0)
     words = ("--algorithms", "local", "--dataset", "gaussian", "--rounds", 1, "--seeds", 1)
     other = of_another_kind()
     port = other.add_insecure_port("127.0.0.1:0")
@@ -102,7 +96,7 @@ def test_a_server_that_is_not_ray_is_told_within_seconds(
 
 
 def test_a_part_of_ones_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quickbloom.server_app.comparing.machines.ray_cluster.own_parts", lambda _: {"algorithm": object})
+    monkeypatch.setattr("quickbloom.server_app.ray_cluster.connecting.own_parts", lambda _: {"algorithm": object})
     with pytest.raises(ConfigError, match="the algorithm is one of your own, which Ray's processes do not know"):
         workers("127.0.0.1:1", small())
 
@@ -117,7 +111,7 @@ def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_machine_that_comes_later_counts() -> None:
     found = iter([{"CPU": 2.0}, {"CPU": 5.0}, {}])
-    processors = _Processors(SimpleNamespace(cluster_resources=lambda: next(found)))
+    processors = Processors(SimpleNamespace(cluster_resources=lambda: next(found)))
     assert [processors(), processors()] == [2, 2]  # it is not asked for every time
     counts = []
     for _ in range(2):
@@ -198,86 +192,6 @@ def test_what_would_fail_again_is_not_begun_again(tmp_path: Path) -> None:
     assert (code in (0, 1, 2), begun) == (False, 1)
     assert said == "error: the Ray task failed (ModuleNotFoundError: No module named 'quickbloom')\n"
     assert polled(tmp_path, (2, "on a: the data here are others", b""))[:2] == (2, "error: on a: the data here are others\n")
-
-
-class Cluster:
-    """A cluster of machines that are all this one, with a processor each; `address` is that of its head."""
-
-    def __init__(self) -> None:
-        self._folder = tempfile.mkdtemp(dir="/tmp")  # short: it holds sockets, whose paths may have 107 characters
-        self._started: dict[str, subprocess.Popen[bytes]] = {}
-        port = free_port()
-        self.address = f"127.0.0.1:{port}"
-        self.head = self._start(
-            "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=false"
-        )
-        self._wait(lambda: listens(port))
-        self.other = self._start("--block", f"--address={self.address}", "--node-ip-address=127.0.0.1")
-
-    def _start(self, *options: str) -> str:
-        mark = f"QUICKBLOOM_TEST_RAY={os.getpid()}-{time.monotonic_ns()}"
-        name, _, value = mark.partition("=")
-        environment = {
-            **os.environ,
-            name: value,
-            "RAY_USAGE_STATS_ENABLED": "0",
-            # Else the address stays behind in /tmp/ray, and every simulation on this machine waits for a cluster that is gone.
-            "RAY_TMPDIR": self._folder,
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        }
-        program = Path(sys.executable).parent / "ray"
-        usual = ["--num-cpus=1", "--disable-usage-stats", "--object-store-memory=100000000"]
-        self._started[mark] = subprocess.Popen(
-            [program, "start", *options, *usual],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        return mark
-
-    def _wait(self, there: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 120
-        while not there() and time.monotonic() < deadline:
-            assert all(one.poll() is None for one in self._started.values())
-            time.sleep(0.2)
-
-    def runs(self, mark: str) -> list[int]:
-        """The processes of runs on a machine."""
-        return [pid for pid in processes_with(mark) if b"--runtime" in arguments(pid)]
-
-    def run_on(self, mark: str) -> int:
-        """The process of the run that is at work on a machine, as soon as there is one."""
-        deadline = time.monotonic() + 90
-        while not (found := self.runs(mark)):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        return found[0]
-
-    def lose(self, mark: str) -> None:
-        """Let a machine be gone, as far as Ray can see."""
-        for pid in processes_with(mark):
-            if b"raylet" in arguments(pid)[0]:
-                os.kill(pid, signal.SIGKILL)
-
-    def close(self) -> None:
-        for mark, started in self._started.items():
-            end_all_with(mark, [started.pid])
-            started.wait()
-        assert not any(processes_with(mark) for mark in self._started)
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as one:
-        return one.connect_ex(("127.0.0.1", port)) == 0
-
-
-def arguments(pid: int) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return [b""]
 
 
 @pytest.fixture
@@ -374,13 +288,6 @@ def test_ctrl_c_ends_the_runs_on_the_cluster(cluster: Cluster, tmp_path: Path) -
     assert "Stopped; repeat the command to go on" in said
     assert "Traceback" not in said
     wait_until(lambda: not cluster.runs(cluster.head) + cluster.runs(cluster.other))
-
-
-def wait_until(met: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 90
-    while not met() and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert met()
 
 
 def free_processors() -> float:

@@ -12,27 +12,22 @@ import socket
 import tarfile
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from quickbloom.common.config.parts import own_parts
-from quickbloom.common.errors import ConfigError, QuickbloomError, in_one_line
+from quickbloom.common.errors import QuickbloomError, in_one_line
 from quickbloom.common.formatting import counted
-from quickbloom.common.system.extras import needs
 from quickbloom.common.system.processes import end_with_parent
 from quickbloom.common.system.terminal import say
 from quickbloom.server_app.comparing.batch import LOG, Run, Workers, start_here
-from quickbloom.server_app.comparing.machines.ray_address import AUTO, check_answers
 from quickbloom.server_app.comparing.plan import Plan
 from quickbloom.server_app.comparing.spread_out import as_run, facts_of
 from quickbloom.server_app.comparing.watching import describe
+from quickbloom.server_app.ray_cluster.connecting import Processors, check_parts, connect
 
 _BROKEN, _WRONG_INPUT = 70, 2
-_KNOWN_FOR = 5.0
-"""Seconds after which the number of processors is asked for anew."""
 _TRIES = 3
 """How often a run is started that is lost with its process or its machine."""
 
@@ -42,14 +37,8 @@ def workers(address: str, plan: Plan) -> Workers:
 
     Raises ConfigError where there is none, and for parts that only this process knows.
     """
-    if own := own_parts(plan.first().config()):
-        raise ConfigError(
-            f"`--ray` needs parts of this project, and the {next(iter(own))} is one of your own, which Ray's processes do not "
-            "know: use `--jobs`"
-        )
-    ray = needs("simulation", "ray", "`--ray`")
-    assert ray is not None
-    _connect(ray, address)
+    check_parts(plan.first().config(), "use `--jobs`")
+    ray = connect(address)
     # A run that is lost is begun again here, where it can be told.
     task = ray.remote(num_cpus=1, max_retries=0)(work)
     here = str(Path.cwd())
@@ -58,35 +47,7 @@ def workers(address: str, plan: Plan) -> Workers:
         shutil.rmtree(run.directory, ignore_errors=True)  # what a run that was interrupted has left
         return Task(ray, partial(task.remote, facts_of(run), here), run)
 
-    return Workers(_Processors(ray), start)
-
-
-class _Processors:
-    """How many processors the cluster has: machines come and go."""
-
-    def __init__(self, ray: Any) -> None:
-        self._ray = ray
-        self._known, self._until = 1, 0.0
-
-    def __call__(self) -> int:
-        if time.monotonic() >= self._until:
-            self._known = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
-            self._until = time.monotonic() + _KNOWN_FOR
-        return self._known
-
-
-def _connect(ray: Any, address: str) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        check_answers(address)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what Ray will do in later releases
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (OSError, ValueError, OverflowError, RuntimeError, ImportError) as error:
-        raise ConfigError(
-            f"`--ray` must be the address of a Ray cluster that is running, HOST:PORT or {AUTO}, got '{address}', which does "
-            f"not answer ({in_one_line(error)}): start one with `ray start --head`"
-        ) from None
+    return Workers(Processors(ray), start)
 
 
 def work(facts: Mapping[str, Any], folder: str) -> tuple[int, str, bytes]:

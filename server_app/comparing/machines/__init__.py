@@ -1,1 +1,0 @@
-"""Other machines that do the runs of a comparison."""
