@@ -11,7 +11,7 @@ import pytest
 from quickbloom.server_app.launch.flower_run import LocalSuperLink, Run, bundle, environment, script
 
 ROOT = Path(__file__).resolve().parents[2]
-LARGEST = 2_500_000
+LARGEST = 2_300_000
 """Bytes; Flower takes 10 MB."""
 
 
@@ -43,7 +43,8 @@ def test_the_bundle_is_small_and_holds_the_app_alone(fab: Path) -> None:
         for package in ("quickbloom", "common", "server_app", "client_app")
         for path in (ROOT / package).rglob("*.py")
     }
-    assert wanted <= set(names)
+    starting = tuple(f"server_app/{room}/" for room in ("advising", "cli", "comparing", "deployment", "launch", "ray_cluster"))
+    assert set(names) - {"README.md", "pyproject.toml"} == {name for name in wanted if not name.startswith(starting)}
 
 
 def test_the_metadata_are_what_flower_asks_for() -> None:
