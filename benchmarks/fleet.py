@@ -26,7 +26,7 @@ import psutil
 
 from benchmarks.runner import ROOT, commit, finish, goal, machine, say
 from quickbloom.common.flower import superlink, workers
-from quickbloom.common.system.processes import end_group
+from quickbloom.common.system.processes import end_all_with, end_group, sessions_with
 from quickbloom.server_app.comparing.batch import today
 from quickbloom.server_app.launch.flower_run import environment, free_port, healthy, script
 from quickbloom.server_app.runs.directory import read_history
@@ -189,8 +189,11 @@ def fleet(home: Path, nodes: int) -> Iterator[dict[str, psutil.Process]]:
         started.append(subprocess.Popen(node, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT, stderr=log, **quiet))
         yield {"superlink": psutil.Process(started[0].pid), "nodes": psutil.Process(started[1].pid)}
     finally:
+        ours = f"FLWR_HOME={home}"
+        sessions = sessions_with(ours)  # while their first processes live
         for process in reversed(started):
             end_group(process)
+        end_all_with(ours, sessions)  # the app of a run that has not ended
         log.close()
 
 
