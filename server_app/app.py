@@ -204,7 +204,8 @@ class _Run:
         if self.checkpoint is not None and self.config.privacy.on:
             ledger = Ledger(self.directory.path / LEDGER)
             ledger.take_over(Ledger(resume.run_of(Path(self.config.resume_from)) / LEDGER))
-            ledger.at_least(resume.noisy_steps(self.checkpoint))
+            levels = resume.noise_levels(self.checkpoint) if self.config.privacy.noise == "tree" else None
+            ledger.at_least(resume.noisy_steps(self.checkpoint), levels)
 
     def _take_up(self, checkpoint: Checkpoint, outer: OuterOptimizer, *, on_nodes: bool) -> None:
         """Go on where `checkpoint` was written. `on_nodes`: tasks have a state there."""
@@ -336,7 +337,12 @@ def _with_privacy(
         return None, config
     train = len(population.splits["train"])
     ledger, mean = Ledger(directory.path / LEDGER), centres(config, population)
-    privacy = TaskPrivacy(config.privacy, train, config.tasks_in_round(train), ledger, centres=mean)
+    per_round = config.tasks_in_round(train)
+    privacy = TaskPrivacy(config.privacy, train, per_round, ledger, centres=mean, task_seed=config.seed)
+    if privacy.epochs and done % privacy.epochs.length:
+        warn(
+            "Privacy noise begins a new tree, which costs as much as a new epoch, since the noise of a tree is written nowhere"
+        )
     if config.privacy.centre_noise and not mean:
         warn("`privacy.centre-noise` does nothing here: there are no features of an encoder, or `own.scale` is task")
     if config.privacy.noise_seed >= 0:

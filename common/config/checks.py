@@ -97,11 +97,15 @@ def _check_privacy(config: "RunConfig") -> None:
                 raise ConfigError(
                     f"`privacy.{key}` does nothing without noise, got {value:g}: set `privacy.noise-multiplier` too"
                 )
+        refuse_idle(privacy, ["noise"], "without noise: set `privacy.noise-multiplier`, or", "privacy")
         return
     if privacy.clip == 0:
         raise ConfigError(
             "`privacy.clip` must be above 0 where `privacy.noise-multiplier` is: noise hides only what is bounded"
         )
+    if privacy.noise == "tree":
+        why = "a node of the tree adds up rounds, whose tasks must all be within one norm"
+        _require('`privacy.noise = "tree"`', ("privacy.clip-quantile", privacy.clip_quantile, 0, why))
     _require(
         "`privacy.noise-multiplier` above 0",
         ("update-dtype", config.update_dtype, "float32", "what coding loses would come back unclipped"),

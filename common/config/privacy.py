@@ -1,5 +1,7 @@
 """Settings of task-level differential privacy, implemented in `server_app/federation/privacy.py`."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from quickbloom.common.options import Options
@@ -26,6 +28,11 @@ class PrivacyOptions(Options):
         le=1e6,
         description="deviation of the noise on the sum of the tasks' means of an encoder's features, in units of the largest "
         "norm of one, before the first round; 0: features are not centred",
+    )
+    noise: Literal["independent", "tree"] = Field(
+        "independent",
+        description="independent: new noise in every round, on a secret sample of the tasks; tree: the correlated noise of "
+        "DP-FTRL, with nothing claimed of sampling: every task takes part once in an epoch, in a round that its name decides",
     )
     delta: float = Field(1e-5, gt=0, lt=1, description="of (epsilon, delta): well below 1 / number of training tasks")
     epsilon: float = Field(0.0, ge=0, description="privacy budget: training ends before it is exceeded; 0: none")

@@ -9,6 +9,7 @@ Adaptive Clipping" (Algorithm 1). A round is one Gaussian mechanism on a Poisson
     g = (sum of what came + N(0, (z C)^2) in every number) / (q * number of training tasks)
 
 The neighbouring relation is adding or removing one task. The denominator is fixed, so tasks that fail only make g smaller.
+With `noise = "tree"` nobody is drawn, and the noise of the rounds is correlated: see `tree_noise`.
 """
 
 import json
@@ -27,6 +28,8 @@ from quickbloom.common.maths.params import Params
 from quickbloom.common.randomness import generator
 from quickbloom.common.system.extras import needs
 from quickbloom.common.wire.messages import TrainReply
+from quickbloom.server_app.federation.tree_noise import Epochs
+from quickbloom.server_app.federation.tree_noise import epsilon as tree_epsilon
 
 Bytes = Callable[[int], bytes]
 Array = np.ndarray[Any, Any]
@@ -44,17 +47,30 @@ class TaskPrivacy:
     """
 
     def __init__(
-        self, options: PrivacyOptions, train: int, per_round: int, ledger: "Ledger | None" = None, *, centres: bool = False
+        self,
+        options: PrivacyOptions,
+        train: int,
+        per_round: int,
+        ledger: "Ledger | None" = None,
+        *,
+        centres: bool = False,
+        task_seed: int = 0,
     ) -> None:
-        """`centres`: the run centres an encoder's features before its first round, which the account holds from the start."""
+        """`centres`: the run centres an encoder's features before its first round, which the account holds from the start.
+
+        `task_seed`: with `noise = "tree"` it decides on the rounds of every task.
+        """
         require_accountant()
         self.options = options
         self.train = train
         self.centre = options.centre_noise if centres else 0.0
         self.clip = options.clip
-        self.per_round = per_round
-        self.sampling = per_round / train
         self.released = ledger.released() if ledger else 0
+        self.epochs: Epochs | None = None
+        if options.noise == "tree":
+            self.epochs = Epochs(task_seed, max(1, round(train / per_round)), ledger.levels() if ledger else 0)
+        self.per_round = train / self.epochs.length if self.epochs else per_round
+        self.sampling = self.per_round / train
         self._ledger = ledger
         seed = options.noise_seed
         self._bytes: Bytes = os.urandom if seed < 0 else generator(seed, "privacy", self.released).bytes
@@ -70,24 +86,38 @@ class TaskPrivacy:
         z = self.options.noise_multiplier
         return (z**-2 - (2 * self.count_noise) ** -2) ** -0.5 if self.options.clip_quantile else z
 
-    def choose(self, task_ids: Sequence[str]) -> list[str]:
-        """Return a Poisson sample of these tasks."""
+    def choose(self, task_ids: Sequence[str], server_round: int = 1) -> list[str]:
+        """Return a Poisson sample of these tasks, or with a tree those whose turn it is in this round (from 1)."""
+        if self.epochs:
+            return [name for name in task_ids if self.epochs.turn(name, server_round)]
         return [name for name, u in zip(task_ids, uniform(len(task_ids), self._bytes), strict=True) if u < self.sampling]
 
-    def mean(self, replies: Sequence[TrainReply], like: Params) -> Params:
-        """Return the noisy mean meta-gradient. This counts as released, and the clipping norm adapts."""
-        if self._ledger:
-            self._ledger.add(self.epsilon(self.released + 1))
+    def mean(self, replies: Sequence[TrainReply], like: Params, server_round: int = 1) -> Params:
+        """Return the noisy mean meta-gradient of the tasks chosen for this round.
+
+        This counts as released, and the clipping norm adapts.
+        """
+        levels = self.epochs.begin(server_round) if self.epochs else None
         self.released += 1
+        if self._ledger:
+            self._ledger.add(self.epsilon(self.released), levels)
         deviation = self.noise_multiplier * self.clip
         result = {}
         for name, value in like.items():
-            noise = torch.from_numpy(normal(value.numel(), self._bytes)).view(value.shape)
+            noise = torch.from_numpy(self._noise(name, value.numel())).view(value.shape)
             total = sum((reply.gradient[name].double() * reply.weight for reply in replies), torch.zeros_like(noise))
             result[name] = ((total + deviation * noise) / self.per_round).to(value.dtype)
         if self.options.clip_quantile:
             self._adapt(replies)
         return result
+
+    def _noise(self, name: str, count: int) -> Array:
+        """Return the noise of this round for a tensor of so many numbers, in units of its deviation."""
+
+        def draw() -> Array:
+            return normal(count, self._bytes)
+
+        return self.epochs.noise(name, draw) if self.epochs else draw()
 
     def noisy_mean(self, total: Array, most: float) -> Array:
         """Return the mean over all training tasks of one vector from each, float64. `total`: their sum, [n].
@@ -113,7 +143,10 @@ class TaskPrivacy:
         self.clip = min(max(self.clip * math.exp(min(max(power, -100.0), 100.0)), LEAST_CLIP), MOST_CLIP)
 
     def epsilon(self, steps: int) -> float:
-        """Return epsilon after so many noisy steps, for the `delta` of the settings."""
+        """Return epsilon after so many noisy steps, for the `delta` of the settings. With a tree: no fewer than `released`."""
+        if self.epochs:
+            levels = self.epochs.levels_after(steps - self.released)
+            return tree_epsilon(self.options.noise_multiplier, levels, self.options.delta, self.centre)
         return epsilon(self.options.noise_multiplier, self.sampling, steps, self.options.delta, self.centre)
 
     def steps_within_budget(self, most: int) -> int:
@@ -140,6 +173,7 @@ class TaskPrivacy:
             "noise_multiplier": self.options.noise_multiplier,
             "clip": self.clip,
             **({"centre_noise": self.centre} if self.centre else {}),
+            **({"epoch": self.epochs.length, "levels": self.epochs.levels} if self.epochs else {}),
         }
 
 
@@ -160,20 +194,31 @@ class Ledger:
         for line in self._path.read_bytes().splitlines() if self._path.exists() else ():
             if _is_centre(line):
                 continue
-            steps = max(steps + 1, _step_of(line))
+            steps = max(steps + 1, _count_in(line, "step", 0))
         return steps
 
-    def add(self, spent: float) -> None:
-        self._append({"step": self.released() + 1, "epsilon": spent})
+    def levels(self) -> int:
+        """Return the levels of all trees so far. A line that does not say what it adds, or is unfinished, adds at most one."""
+        lines = self._path.read_bytes().splitlines() if self._path.exists() else ()
+        return sum(_count_in(line, "levels", 1) for line in lines if not _is_centre(line))
+
+    def add(self, spent: float, levels: int | None = None) -> None:
+        """Count a step. `levels`: that it adds to those of the trees, where there are any."""
+        self._append({"step": self.released() + 1, "epsilon": spent, **({} if levels is None else {"levels": levels})})
 
     def add_centre(self, noise: float, spent: float) -> None:
         """Count the mean of the features, before it is made."""
         self._append({"centre": noise, "epsilon": spent})
 
-    def at_least(self, steps: int) -> None:
-        """Count at least so many steps, known from a checkpoint, which may have been copied without its ledger, or be newer."""
-        if steps > self.released():
-            self._append({"step": steps, "from": "checkpoint"})
+    def at_least(self, steps: int, levels: int | None = None) -> None:
+        """Count at least so many steps, known from a checkpoint, which may have been copied without its ledger, or be newer.
+
+        `levels`: at least so many of them as well; None: there are no trees.
+        """
+        more = max((levels or 0) - self.levels(), 0)
+        if steps > self.released() or (levels is not None and more):
+            entry = {"step": max(steps, self.released()), "from": "checkpoint"}
+            self._append(entry if levels is None else {**entry, "levels": more})
 
     def take_over(self, other: "Ledger") -> None:
         """Begin with the steps of another run, from whose checkpoint this one continues, if they are more."""
@@ -189,13 +234,13 @@ class Ledger:
             os.fsync(file.fileno())
 
 
-def _step_of(line: bytes) -> int:
-    """Return the step of a line of the ledger; 0 for an unfinished one."""
+def _count_in(line: bytes, key: str, otherwise: int) -> int:
+    """Return a count of a line of the ledger; `otherwise` for a line that is unfinished, or has none."""
     try:
-        step = json.loads(line)["step"]
+        count = json.loads(line)[key]
     except (ValueError, KeyError, TypeError):
-        return 0
-    return step if isinstance(step, int) else 0
+        return otherwise
+    return count if type(count) is int and count >= 0 else otherwise
 
 
 def _is_centre(line: bytes) -> bool:

@@ -32,7 +32,7 @@ def seen_users(config: RunConfig, population: Population) -> tuple[list[str], in
 
 
 class Sampling:
-    """The training tasks of every round. With `privacy` they are a secret sample."""
+    """The training tasks of every round. With `privacy` they are a secret sample, or take turns."""
 
     def __init__(self, config: RunConfig, population: Population, privacy: TaskPrivacy | None) -> None:
         self._config = config
@@ -56,8 +56,10 @@ class Sampling:
         return max(1, math.ceil(least * self.number_of_tasks - 1e-9) if least < 1 else math.ceil(least))
 
     def of_round(self, server_round: int) -> list[str]:
-        """Return the training tasks of a round: with privacy drawn at every call, else as `choose_tasks`."""
-        return self._privacy.choose(self._population.splits["train"]) if self._privacy else self.choose_tasks(server_round)
+        """Return the training tasks of a round: with privacy those of `TaskPrivacy.choose`, else of `choose_tasks`."""
+        if self._privacy:
+            return self._privacy.choose(self._population.splits["train"], server_round)
+        return self.choose_tasks(server_round)
 
     def choose_tasks(self, server_round: int) -> list[str]:
         """Return the training tasks of a round without privacy: a function of (seed, round) and of the task ids only."""

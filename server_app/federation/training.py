@@ -219,7 +219,7 @@ class Training:
             # Whom the sample met is a secret, so what nobody answers is noise alone. That nobody can be asked is no secret.
             if not replies and not self._messages.hosts(self._population.splits["train"]):
                 self._check_enough(0)
-            return self._privacy.mean(replies, like)
+            return self._privacy.mean(replies, like, number)
         self._check_enough(contributed)
         voters = sum(reply.weight > 0 for reply in replies)
         if reason := too_few(self._config.aggregate, self._config.malicious, voters, self._config.bucketing):

@@ -196,6 +196,7 @@ def counts(strategy: MetaStrategy, seconds: Mapping[str, float], resumed: int) -
             "resumed": resumed,
             "clip": strategy.privacy.clip if strategy.privacy else 0.0,
             "noisy-steps": strategy.privacy.released if strategy.privacy else 0,
+            **({"noise-levels": strategy.privacy.epochs.levels} if strategy.privacy and strategy.privacy.epochs else {}),
             "joined": strategy.joining.count,
         },
         "splits": population.splits,
@@ -208,6 +209,12 @@ def noisy_steps(checkpoint: Checkpoint) -> int:
     """Return the number of noisy steps behind this checkpoint's model; its rounds, if it does not say."""
     steps = checkpoint.facts["so-far"].get("noisy-steps")
     return steps if isinstance(steps, int) else int(checkpoint.facts["round"])
+
+
+def noise_levels(checkpoint: Checkpoint) -> int:
+    """Return the levels of the trees of noise behind this checkpoint's model; if it does not say, its steps, no fewer."""
+    levels = checkpoint.facts["so-far"].get("noise-levels")
+    return levels if isinstance(levels, int) else noisy_steps(checkpoint)
 
 
 def restore_counts(checkpoint: Checkpoint, strategy: MetaStrategy) -> None:

@@ -79,12 +79,12 @@ def sums(folder: Path, monkeypatch: pytest.MonkeyPatch, clients: int, **settings
     bits: list[float] = []
     real = TaskPrivacy.mean
 
-    def watch(self: TaskPrivacy, replies: list[TrainReply], like: Params) -> Params:
+    def watch(self: TaskPrivacy, replies: list[TrainReply], like: Params, server_round: int) -> Params:
         zero = {name: torch.zeros_like(value).double() for name, value in like.items()}
         total = {n: v + sum(r.gradient[n].double() * r.weight for r in replies) for n, v in zero.items()}
         seen.append(total)
         bits.append(sum(reply.within - reply.weight / 2 for reply in replies))
-        return real(self, replies, like)
+        return real(self, replies, like, server_round)
 
     with monkeypatch.context() as patched:
         patched.setattr(TaskPrivacy, "mean", watch)

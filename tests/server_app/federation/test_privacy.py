@@ -419,12 +419,24 @@ def test_a_ledger_does_not_take_over_fewer_steps_than_it_has(tmp_path: Path) -> 
     assert other.released() == 3
 
 
-def test_the_norm_that_adapts_goes_on_after_a_resume(tmp_path: Path) -> None:
-    adapting: dict[str, Any] = {"privacy__clip_quantile": 0.5, "checkpoint_every": 1}
-    run(tmp_path / "first", rounds=4, **adapting)
+def test_the_norm_that_adapts_goes_on_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapting: dict[str, Any] = {"privacy__clip_quantile": 0.5, "checkpoint_every": 1, "rounds": 4}
+    last = cut_run(tmp_path / "first", 3, **adapting)
     clips = [record["privacy"]["clip"] for record in read_history(tmp_path / "first")]
     assert len(set(clips)) == 4
-    assert load(tmp_path / "first" / "checkpoints" / "round-000003.safetensors").facts["so-far"]["clip"] == clips[2]
+    assert load(last).facts["so-far"]["clip"] == clips[2]
+    asked: list[float] = []
+    real = TaskPrivacy._adapt
+
+    def watch(self: TaskPrivacy, replies: list[TrainReply]) -> None:
+        asked.append(self.clip)
+        real(self, replies)
+
+    monkeypatch.setattr(TaskPrivacy, "_adapt", watch)
+    summary = resumed(last, tmp_path / "second", **adapting)
+    assert asked == [clips[2]]  # and not the 0.5 of the settings
+    moved = read_history(tmp_path / "second")[-1]["privacy"]["clip"]
+    assert summary["privacy"]["clip"] == moved != clips[2]
 
 
 @pytest.mark.parametrize("clip", [0.0, -1.0, math.nan, math.inf, 1e300, "1", None])
