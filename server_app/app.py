@@ -352,9 +352,10 @@ def _with_privacy(
     allowed = privacy.steps_within_budget(config.rounds - done)
     if allowed < config.rounds - done:
         if not done + allowed:
+            fewer = "" if privacy.epochs else ", or let fewer tasks in"  # what a tree costs is the same for any number
             raise ConfigError(
                 f"`privacy.epsilon` must be at least {privacy.epsilon(privacy.released + 1):.3g} for a single round with these "
-                f"settings, got {config.privacy.epsilon:g}: raise it or `privacy.noise-multiplier`, or let fewer tasks in"
+                f"settings, got {config.privacy.epsilon:g}: raise it or `privacy.noise-multiplier`{fewer}"
             )
         warn(f"Privacy budget is {config.privacy.epsilon:g}, so training ends after round {done + allowed}")
         config = config.model_copy(update={"rounds": done + allowed})

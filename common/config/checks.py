@@ -167,8 +167,8 @@ def _check_asynchronous(config: "RunConfig") -> None:
         return
     if config.privacy.on:
         raise ConfigError(
-            '`mode` must be "sync" with `privacy.noise-multiplier` above 0, because its accounting needs a fresh secret sample '
-            'for every step, and in "async" who answers fast decides'
+            '`mode` must be "sync" with `privacy.noise-multiplier` above 0, because its account holds for tasks that are '
+            'chosen for a round whatever they do, and in "async" who answers fast decides'
         )
     if config.secure_aggregation:
         raise ConfigError(

@@ -137,7 +137,7 @@ def run(
     if output is not None:
         settings["output-dir"] = str(output.expanduser().absolute())
     start = settle(settings, connection, nodes, runtime, workers)
-    code, summary = follow(start, verbose, _on_ray(ray, start) if ray else None)
+    code, summary = follow(start, verbose, _on_ray(ray, start) if ray is not None else None)
     if summary is None:
         raise typer.Exit(code)
     _show(summary, json_, own_file=data is not None)

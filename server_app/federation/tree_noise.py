@@ -115,7 +115,8 @@ def epsilon(noise_multiplier: float, levels: int, delta: float, centre: float = 
     from dp_accounting.gaussian_mechanism import get_epsilon_gaussian
 
     squared = levels / noise_multiplier**2 + (centre**-2 if centre else 0.0)
-    return float(get_epsilon_gaussian(1 / math.sqrt(squared), delta)) if squared else 0.0
+    with np.errstate(divide="ignore"):  # of differences that are 0 with very much noise
+        return float(get_epsilon_gaussian(1 / math.sqrt(squared), delta)) if squared else 0.0
 
 
 def _levels(leaves: int) -> int:

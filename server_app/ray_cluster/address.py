@@ -20,7 +20,7 @@ _NOT_RAY = {
 def check_answers(address: str) -> None:
     """Raise OSError or ValueError unless the head of a cluster answers at HOST:PORT, ray://HOST:PORT or "auto"."""
     found = _found() if address == AUTO else address
-    if not found or found == AUTO:
+    if address == AUTO and found in ("", AUTO):
         return  # Ray looks for processes of this machine, and finds none at once
     host, _, port = found.removeprefix(CLIENT).rpartition(":")
     if not host:

@@ -7,26 +7,52 @@ from typing import Any
 
 from quickbloom.common.config.parts import own_parts
 from quickbloom.common.config.run import RunConfig
-from quickbloom.common.errors import ConfigError, in_one_line
+from quickbloom.common.errors import ConfigError, RunError, in_one_line
 from quickbloom.common.system.extras import needs
 from quickbloom.server_app.ray_cluster.address import AUTO, check_answers
 
 _KNOWN_FOR = 5.0
 """Seconds after which the number of processors is asked for anew."""
+_GONE = 30.0
+"""Seconds without an answer after which the head is lost. After 60 Ray ends the process, without a sentence."""
 
 
 class Processors:
-    """How many processors the cluster has: machines come and go."""
+    """How many processors the cluster has: machines come and go. `gone`: whether its head is lost.
 
-    def __init__(self, ray: Any) -> None:
-        self._ray = ray
+    `head`: its address, HOST:PORT or ray://HOST:PORT; "": it is taken to answer.
+    """
+
+    def __init__(self, ray: Any, head: str = "") -> None:
+        self._ray, self._head = ray, head
         self._known, self._until = 1, 0.0
+        self._silent_since: float | None = None
+        self.gone = False
 
     def __call__(self) -> int:
+        """Return the number, as it was up to some seconds ago. Raises RunError if the head is lost."""
         if time.monotonic() >= self._until:
-            self._known = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+            if self._answers():  # else Ray would wait for it, deaf to Ctrl-C
+                self._known = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
             self._until = time.monotonic() + _KNOWN_FOR
         return self._known
+
+    def _answers(self) -> bool:
+        asked = time.monotonic()
+        try:
+            if self._head:
+                check_answers(self._head)
+        except (OSError, ValueError, OverflowError) as error:
+            self._silent_since = asked if self._silent_since is None else self._silent_since
+            if time.monotonic() - self._silent_since >= _GONE:
+                self.gone = True
+                raise RunError(
+                    f"the head of the Ray cluster at {self._head} is lost ({in_one_line(error)}): start the cluster again, "
+                    "or go on without `--ray`"
+                ) from None
+            return False
+        self._silent_since = None
+        return True
 
 
 def connect(address: str) -> Any:

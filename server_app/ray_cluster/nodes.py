@@ -28,6 +28,7 @@ from quickbloom.server_app.comparing.fingerprint import of_run
 from quickbloom.server_app.launch.flower_run import CPU_ENVIRONMENT, QUIET
 from quickbloom.server_app.messaging.in_process_grid import Elsewhere, answered, client_app
 from quickbloom.server_app.messaging.worker_processes import log_again, take_log
+from quickbloom.server_app.ray_cluster.address import AUTO
 from quickbloom.server_app.ray_cluster.connecting import Processors, check_parts, connect
 
 _LOOK = 1.0
@@ -46,7 +47,8 @@ def nodes_on(address: str, config: RunConfig) -> Elsewhere:
     check_parts(config, "leave it out")
     ray = connect(address)
     facts = Facts(config.flat(), of_run(config, {}).digest, str(Path.cwd()))
-    return lambda contexts: RayNodes(ray, contexts, facts)
+    head = str(ray.get_runtime_context().gcs_address) if address == AUTO else address
+    return lambda contexts: RayNodes(ray, contexts, facts, head)
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,16 @@ class ComputesNodes:
 
     def begin(self, facts: Facts) -> tuple[str, str]:
         """Make ready; return (this machine's name, why it cannot help or "")."""
-        host = socket.gethostname()
+        self._begun = socket.gethostname(), self._why_not(facts)
+        return self._begun
+
+    def there(self) -> tuple[str, str]:
+        """Return what `begin` returned: this process is still there."""
+        return self._begun
+
+    def _why_not(self, facts: Facts) -> str:
         if facts.release != __version__:
-            return host, f"it has quickbloom {__version__} instead of {facts.release}"
+            return f"it has quickbloom {__version__} instead of {facts.release}"
         if Path(facts.folder).is_dir():
             os.chdir(facts.folder)
             os.environ[user_code.FOLDER] = facts.folder
@@ -78,11 +87,11 @@ class ComputesNodes:
         self._told = take_log()
         try:
             if of_run(parse_run_config(dict(facts.settings)), {}).digest != facts.data:
-                return host, "its data are not those of the machine where the run was started"
+                return "its data are not those of the machine where the run was started"
             self._app = client_app()
         except QuickbloomError as error:
-            return host, str(error)
-        return host, ""
+            return str(error)
+        return ""
 
     def answer(self, message: Message, context: Context | None) -> Answer:
         """Have a node answer; an error reply without its context."""
@@ -95,10 +104,14 @@ class ComputesNodes:
 class RayNodes:
     """The actors of a run, as its process sees them."""
 
-    def __init__(self, ray: Any, contexts: Mapping[int, Context], facts: Facts) -> None:
-        """Ask for the first actors. `contexts`: by node id; they are brought up to date with every reply."""
+    def __init__(self, ray: Any, contexts: Mapping[int, Context], facts: Facts, head: str = "") -> None:
+        """Ask for the first actors. `contexts`: by node id; they are brought up to date with every reply.
+
+        `head`: the address that has to answer as long as the run goes on.
+        """
         self._ray, self._contexts = ray, contexts
-        self._processors = Processors(ray)
+        self._processors = Processors(ray, head)
+        self._had = 0
         self._facts = facts
         share = gpu_share(ray.cluster_resources(), len(contexts))
         environment = {**CPU_ENVIRONMENT, **QUIET}
@@ -112,15 +125,17 @@ class RayNodes:
         """Which actor has computed a node last."""
         self._seconds: dict[Any, float] = {}
         self._hosts: dict[Any, str] = {}
+        """The machine of every actor that has been ready."""
         self._useless: list[Any] = []
         """Actors on machines that cannot help: they keep their processors, so that Ray starts no others there."""
+        self._remarks: set[str] = set()
         self._failed = 0
         self._grow()
 
     @property
     def number(self) -> int:
         """How many actors have computed nodes, those that were lost too."""
-        return max(1, len(self._hosts))
+        return max(1, len(self._seconds))
 
     @property
     def cpu_seconds(self) -> float:
@@ -160,6 +175,7 @@ class RayNodes:
                         ) from None
                     say(f"What computed a node on {self._hosts[actor]} is gone ({_first_sentence(error)}); another one does it")
                     self._before = {node: known for node, known in self._before.items() if known is not actor}
+                    self._look_after(self._hosts[actor])
                     waiting.appendleft(message)
                     continue
                 self._free.append(actor)
@@ -170,6 +186,8 @@ class RayNodes:
 
     def close(self) -> None:
         """End the actors, and the connection."""
+        if self._processors.gone:
+            return  # Ray would wait for the head, and end this process without a word; the actors end by themselves
         for actor in [*self._free, *self._useless, *self._coming.values(), *(actor for actor, _ in self._busy.values())]:
             with suppress(Exception):  # the cluster may be gone
                 self._ray.kill(actor)
@@ -185,10 +203,33 @@ class RayNodes:
 
     def _grow(self) -> None:
         """Ask for an actor for each processor, at most one a node. Ray starts it where there is room, now or later."""
-        there = len(self._free) + len(self._busy) + len(self._coming) + len(self._useless)
-        for _ in range(min(len(self._contexts), self._processors()) - there):
+        processors = self._processors()
+        if processors < self._had:
+            self._look_after()
+        if processors > self._had:
+            self._failed = 0  # the machines may be others
+        self._had = processors
+        if self._failed >= _TRIES:
+            return
+        helping = len(self._free) + len(self._busy) + len(self._coming)
+        for _ in range(min(len(self._contexts), processors - len(self._useless)) - helping):
             actor = self._actor.remote()
             self._coming[actor.begin.remote(self._facts)] = actor
+
+    def _remark(self, sentence: str) -> None:
+        if sentence not in self._remarks:
+            say(f"Remark: {sentence}")
+            self._remarks.add(sentence)
+
+    def _some_help(self) -> bool:
+        return bool(self._free or self._busy or self._coming)
+
+    def _look_after(self, host: str = "") -> None:
+        """Ask the idle actors of a machine, or all, whether they are there: else each lost one would take a message along."""
+        for idle in (self._free, self._useless):
+            for actor in [actor for actor in idle if host in ("", self._hosts[actor])]:
+                idle.remove(actor)
+                self._coming[actor.there.remote()] = actor
 
     def _welcome(self, reference: Any) -> None:
         """Let an actor compute that is ready. Raises RunError if nobody can."""
@@ -197,25 +238,33 @@ class RayNodes:
             host, why_not = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
             self._fail_unless_lost(error)
+            if actor in self._hosts:  # it was idle when it was lost
+                return
             self._failed += 1
+            if self._failed < _TRIES:
+                return
+            sentence = (
+                f"Ray's machines could not start what computes nodes ({_first_sentence(error)}): each of them needs quickbloom "
+                "in the Python of its Ray"
+            )
+            if not self._some_help():
+                raise RunError(sentence) from None
             if self._failed == _TRIES:
-                raise RunError(
-                    f"Ray's machines could not start what computes nodes ({_first_sentence(error)}): each of them needs "
-                    "quickbloom in the Python of its Ray"
-                ) from None
+                self._remark(f"{sentence}; the run goes on with those that could")
             return
-        self._failed = 0
+        self._failed = 0 if self._failed < _TRIES else self._failed
+        self._hosts[actor] = host
         if not why_not:
-            self._hosts[actor] = host
             self._free.append(actor)
             return
         self._useless.append(actor)
+        self._grow()  # another machine may have room
         sentence = (
             f"the machine {host} of the Ray cluster cannot compute nodes: {why_not}; make it like this one, or take it out"
         )
-        if not (self._free or self._busy or self._coming):
+        if not self._some_help():
             raise RunError(sentence)
-        say(f"Remark: {sentence}")
+        self._remark(sentence)
 
     def _send(self, waiting: deque[Message]) -> None:
         """Give a free actor a message: one to a node that it has computed before, or nobody has; else that of another."""

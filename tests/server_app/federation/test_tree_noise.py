@@ -200,6 +200,15 @@ def test_epsilon_is_that_of_one_gaussian_mechanism(z: float, levels: int, delta:
     assert 0.5 * found < found < rho + 2 * math.sqrt(rho * math.log(1 / delta))
 
 
+def test_very_much_noise_is_no_warning() -> None:
+    assert epsilon(1e5, 1, 1e-12) == pytest.approx(gaussian_epsilon(1e-5, 1e-12), rel=1e-3)  # a warning is an error in tests
+
+
+def test_a_budget_below_one_round_is_told_without_advice_that_does_not_help(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must be at least .* raise it or `privacy\.noise-multiplier`$"):
+        run(tmp_path, privacy__epsilon=1e-3)
+
+
 def test_epsilon_is_below_that_of_the_library_for_one_tree_and_near_it() -> None:
     import dp_accounting
     from dp_accounting.rdp import RdpAccountant

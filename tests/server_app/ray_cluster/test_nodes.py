@@ -5,7 +5,7 @@ import logging
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +24,7 @@ from quickbloom.server_app.comparing.fingerprint import of_run
 from quickbloom.server_app.events.kinds import Event, RoundEnded
 from quickbloom.server_app.launch.follow import run_here
 from quickbloom.server_app.messaging.in_process_grid import client_app
+from quickbloom.server_app.ray_cluster.connecting import Processors
 from quickbloom.server_app.ray_cluster.nodes import ComputesNodes, Facts, RayNodes, gpu_share, nodes_on
 
 SETTINGS: dict[str, Any] = {
@@ -134,9 +135,11 @@ def test_what_excludes_a_cluster_is_told(monkeypatch: pytest.MonkeyPatch, capsys
     )
 
 
-def test_an_address_that_does_not_answer_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", [f"127.0.0.1:{free_port()}", "", "localhost"])
+def test_an_address_that_does_not_answer_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path, address: str
+) -> None:
     monkeypatch.chdir(tmp_path)
-    address = f"127.0.0.1:{free_port()}"
     monkeypatch.setattr("sys.argv", ["quickbloom", "run", "--dataset", "gaussian", "--rounds", "1", "--ray", address])
     with pytest.raises(SystemExit) as end:
         main.main()
@@ -190,18 +193,23 @@ class Reference:
 
 
 class Actor:
-    """One actor that Ray would start. `begins`: what `begin` gives; `losses`: how many messages are lost with it."""
+    """One actor that Ray would start. `begins`: what `begin` gives; `losses`: how many messages are lost with it.
+
+    `lost`: whether its machine is gone.
+    """
 
     def __init__(self, begins: Any, losses: int = 0) -> None:
         self.computed: list[int] = []
+        self.lost = False
         self.begin = SimpleNamespace(remote=lambda _: Reference(begins))
+        self.there = SimpleNamespace(remote=lambda: Reference(LostError("it died") if self.lost else begins))
         self.answer = SimpleNamespace(remote=self._answer)
         self._losses = losses
 
     def _answer(self, message: Message, context: Context) -> Reference:
         node = message.metadata.dst_node_id
         self.computed.append(node)
-        if len(self.computed) <= self._losses:
+        if self.lost or len(self.computed) <= self._losses:
             return Reference(LostError("the machine is gone. See https://example.com"))
         return Reference((message, context, [], 1.0))
 
@@ -217,10 +225,13 @@ class FakeRay:
 
     def __init__(self, *actors: Actor) -> None:
         self.actors, self._given = actors, iter(actors)
+        self.processors = len(actors)
+        self.early = False
+        """Whether actors are ready, or lost, before there are replies."""
         self.killed: list[Actor] = []
 
     def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": float(len(self.actors))}
+        return {"CPU": float(self.processors)}
 
     def remote(self, kind: type) -> Any:
         return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: next(self._given, Actor(NEVER))))
@@ -228,7 +239,7 @@ class FakeRay:
     def wait(self, references: Sequence[Any], timeout: float) -> tuple[list[Any], list[Any]]:
         there = [reference for reference in references if reference.result is not NEVER]
         assert there, "it would wait for ever"
-        return there[:1], []
+        return (there[-1:] if self.early else there[:1]), []
 
     def get(self, reference: Reference) -> Any:
         if isinstance(reference.result, Exception):
@@ -242,18 +253,23 @@ class FakeRay:
         pass
 
 
-def asked(*actors: Actor, times: int = 2) -> FakeRay:
-    """Three nodes are asked by these actors."""
+def asked(
+    *actors: Actor, times: int = 2, before: Callable[[int, FakeRay], None] = lambda *_: None, nodes: Sequence[int] = (3,)
+) -> FakeRay:
+    """Some nodes are asked by these actors. `before`: is called before each time, from 0; `nodes`: asked at each time."""
     client_app()  # messages need an identity
-    contexts = {i: Context(run_id=1, node_id=i, node_config={}, state=RecordDict(), run_config={}) for i in (100, 101, 102)}
+    ids = range(100, 100 + nodes[0])
+    contexts = {i: Context(run_id=1, node_id=i, node_config={}, state=RecordDict(), run_config={}) for i in ids}
     ray = FakeRay(*actors)
     on_ray = RayNodes(ray, contexts, Facts({}, "", ""))
-    for _ in range(times):
-        messages = [Message(RecordDict(), node, "train") for node in contexts]
+    for i in range(times):
+        before(i, ray)
+        now = ids[: nodes[i % len(nodes)]]
+        messages = [Message(RecordDict(), node, "train") for node in now]
         for number, message in enumerate(messages):
             message.metadata.__dict__["_message_id"] = f"{number}"
         found = list(on_ray.replies(messages))
-        assert sorted(message.metadata.dst_node_id for message, _ in found) == [100, 101, 102]
+        assert sorted(message.metadata.dst_node_id for message, _ in found) == [*now]
         assert all(reply is message for message, reply in found)
     on_ray.close()
     return ray
@@ -284,11 +300,85 @@ def test_a_machine_that_cannot_help_is_told_and_left_out(capsys: pytest.CaptureF
         asked(Actor(("a", "its data are not those")))
 
 
+def test_a_machine_that_is_lost_while_it_is_idle_takes_one_message_along(capsys: pytest.CaptureFixture[str]) -> None:
+    here, gone = Actor(("a", "")), [Actor(("b", "")) for _ in range(4)]
+
+    def lose(time: int, ray: FakeRay) -> None:
+        ray.early = True
+        for actor in gone:
+            actor.lost = time == 1
+
+    asked(here, *gone, before=lose, nodes=(5, 1))
+    # Else the message would be lost with the next of them, and with one more, and the run would end.
+    assert capsys.readouterr().err.count("is gone (") == 1
+
+
+def test_a_machine_that_cannot_help_stands_in_nobodys_way(capsys: pytest.CaptureFixture[str]) -> None:
+    others, good = [Actor(("a", "its data are not those")) for _ in range(4)], Actor(("b", ""))
+    # Three actors are asked for first, and Ray starts them all on the other machine.
+    asked(*others, good)
+    assert len(good.computed) == 6
+    assert capsys.readouterr().err.count("Remark: the machine a") == 1
+
+
+def test_a_machine_without_quickbloom_stands_in_nobodys_way(capsys: pytest.CaptureFixture[str]) -> None:
+    good = Actor(("b", ""))
+
+    def first(_: int, ray: FakeRay) -> None:
+        ray.early = True
+
+    ray = asked(good, *[Actor(LostError("died in its creation")) for _ in range(8)], times=4, before=first)
+    assert len(good.computed) == 12
+    assert capsys.readouterr().err.count("Remark: Ray's machines could not start what computes nodes") == 1
+    assert next(ray._given) in ray.actors  # it is not tried for ever
+
+
+def test_a_machine_in_place_of_one_that_could_not_help_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quickbloom.server_app.ray_cluster.connecting._KNOWN_FOR", 0.0)
+    good, other, mended = Actor(("b", "")), Actor(("a", "its data are not those")), Actor(("a", ""))
+
+    def mend(time: int, ray: FakeRay) -> None:
+        other.lost = time >= 1
+        ray.processors = 1 if time == 1 else 2
+
+    asked(good, other, mended, times=3, before=mend)
+    assert mended.computed
+
+
+def test_a_head_that_is_lost_is_told_before_ray_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("quickbloom.server_app.ray_cluster.connecting.time", SimpleNamespace(monotonic=lambda: now[0]))
+    answers = [True]
+
+    def check(_: str) -> None:
+        if not answers[0]:
+            raise ConnectionRefusedError("refused")
+
+    monkeypatch.setattr("quickbloom.server_app.ray_cluster.connecting.check_answers", check)
+    asked_of_ray: list[float] = []
+
+    def resources() -> dict[str, float]:
+        asked_of_ray.append(now[0])
+        return {"CPU": 3.0}
+
+    processors = Processors(SimpleNamespace(cluster_resources=resources), "one:1")
+    assert processors() == 3
+    answers[0] = False
+    for _ in range(6):
+        now[0] += 5
+        assert processors() == 3
+    assert asked_of_ray == [1000.0]  # Ray would wait for its answer
+    now[0] += 5
+    with pytest.raises(RunError, match=r"the head of the Ray cluster at one:1 is lost \(.*refused"):
+        processors()
+    assert processors.gone
+
+
 def test_an_exception_of_the_code_ends_the_run_at_once() -> None:
     with pytest.raises(RunError, match=r"a Ray task of this run failed \(ModuleNotFoundError: No module named 'quickbloom'\)"):
         asked(Actor(FailedError("a long story")))
     with pytest.raises(RunError, match="each of them needs quickbloom in the Python of its Ray"):
-        asked(*[Actor(LostError("died in its creation")) for _ in range(3)])
+        asked(*[Actor(LostError("died in its creation")) for _ in range(5)])  # three, and two that are asked for beside them
 
 
 def test_a_node_stays_with_the_process_that_has_read_its_data() -> None:

@@ -207,7 +207,7 @@ def test_what_a_liar_sends_is_judged_as_in_rounds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"privacy.noise-multiplier": 1.0, "privacy.clip": 1.0}, "fresh secret sample"),
+        ({"privacy.noise-multiplier": 1.0, "privacy.clip": 1.0}, "chosen for a round whatever they do"),
         ({"secure-aggregation": True}, "masks cancel only among nodes"),
         ({"over-select": 1.3}, "nobody is waited for anyway"),
         ({"min-replies": 0.5}, "`async-buffer` says"),
