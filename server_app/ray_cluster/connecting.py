@@ -18,7 +18,7 @@ _GONE = 30.0
 
 
 class Processors:
-    """How many processors the cluster has: machines come and go. `gone`: whether its head is lost.
+    """How many processors the cluster has: machines come and go.
 
     `head`: its address, HOST:PORT or ray://HOST:PORT; "": it is taken to answer.
     """
@@ -27,7 +27,11 @@ class Processors:
         self._ray, self._head = ray, head
         self._known, self._until = 1, 0.0
         self._silent_since: float | None = None
-        self.gone = False
+
+    @property
+    def silent(self) -> bool:
+        """Whether the head did not answer when it was asked last."""
+        return self._silent_since is not None
 
     def __call__(self) -> int:
         """Return the number, as it was up to some seconds ago. Raises RunError if the head is lost."""
@@ -45,7 +49,6 @@ class Processors:
         except (OSError, ValueError, OverflowError) as error:
             self._silent_since = asked if self._silent_since is None else self._silent_since
             if time.monotonic() - self._silent_since >= _GONE:
-                self.gone = True
                 raise RunError(
                     f"the head of the Ray cluster at {self._head} is lost ({in_one_line(error)}): start the cluster again, "
                     "or go on without `--ray`"

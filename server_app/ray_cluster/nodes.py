@@ -186,7 +186,7 @@ class RayNodes:
 
     def close(self) -> None:
         """End the actors, and the connection."""
-        if self._processors.gone:
+        if self._processors.silent:
             return  # Ray would wait for the head, and end this process without a word; the actors end by themselves
         for actor in [*self._free, *self._useless, *self._coming.values(), *(actor for actor, _ in self._busy.values())]:
             with suppress(Exception):  # the cluster may be gone

@@ -371,7 +371,21 @@ def test_a_head_that_is_lost_is_told_before_ray_ends_the_process(monkeypatch: py
     now[0] += 5
     with pytest.raises(RunError, match=r"the head of the Ray cluster at one:1 is lost \(.*refused"):
         processors()
-    assert processors.gone
+    assert processors.silent
+
+
+def test_actors_are_not_ended_through_a_head_that_is_silent() -> None:
+    silent = Processors(SimpleNamespace(), "127.0.0.1:1")
+    assert (silent(), silent.silent) == (1, True)
+    ray = FakeRay(Actor(("a", "")))
+    on_ray = RayNodes(ray, {}, Facts({}, "", ""))
+    on_ray._processors = silent
+    on_ray._free.append(ray.actors[0])
+    on_ray.close()  # Ray would wait for the head for a minute, deaf to Ctrl-C
+    assert not ray.killed
+    on_ray._processors = Processors(ray)
+    on_ray.close()
+    assert ray.killed == [ray.actors[0]]
 
 
 def test_an_exception_of_the_code_ends_the_run_at_once() -> None:
