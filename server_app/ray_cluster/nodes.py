@@ -169,11 +169,10 @@ class RayNodes:
                 yield message, reply
 
     def close(self) -> None:
-        """End the actors, and the connection."""
+        """End the actors."""
         for actor in [*self._free, *self._useless, *self._coming.values(), *(actor for actor, _ in self._busy.values())]:
             with suppress(Exception):  # the cluster may be gone
                 self._ray.kill(actor)
-        self._ray.shutdown()
 
     def _done(self) -> list[Any]:
         """Return references to what has ended, as soon as something has."""
