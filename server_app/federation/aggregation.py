@@ -171,8 +171,8 @@ def fltrust(updates: Tensor, f: int, beside: Beside) -> Tensor:
     trust = (directions @ beside.root / length.clamp(min=1e-300)).clamp(min=0)
     if trust.sum() == 0:
         return beside.root
-    weighted: Tensor = trust @ directions
-    return length * weighted / trust.sum()
+    found: Tensor = length * (trust @ directions) / trust.sum()
+    return found
 
 
 def in_buckets(updates: Tensor, size: int, rng: np.random.Generator) -> Tensor:

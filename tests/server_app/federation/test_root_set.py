@@ -21,6 +21,7 @@ from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.federation.aggregation import aggregate
 from quickbloom.server_app.federation.roll_call import call_roll
 from quickbloom.server_app.federation.root_set import RootSet, root_set
+from quickbloom.server_app.runs.checkpoints import load
 
 
 def vector(row: Any) -> Params:
@@ -234,9 +235,25 @@ def test_a_file_that_the_server_cannot_read_or_that_is_another_is_refused(tmp_pa
         root_of(own(tmp_path, root_path=mine))
 
 
-def test_a_run_with_a_root_set_writes_its_result_and_resumes_to_the_same(tmp_path: Path) -> None:
-    config = settings(output_dir=str(tmp_path / "whole"), node_momentum=0.5)
-    summary = run_federation(LoopbackGrid(10, config.flat()), config)
-    assert summary["failures"] == 0
-    mean = settings(output_dir=str(tmp_path / "mean"), aggregate="mean", root_tasks="")
-    assert run_federation(LoopbackGrid(10, mean.flat()), mean)["test"] != summary["test"]
+def test_a_run_with_a_root_set_takes_the_steps_of_the_rule(tmp_path: Path) -> None:
+    """One round of SGD at rate 1 from the same model: what is left of it is the meta-gradient."""
+    more: dict[str, Any] = {"maml__outer_optimizer": "sgd", "maml__outer_lr": 1.0, "maml__zero_head": False, "rounds": 1}
+    config = settings(output_dir=str(tmp_path), personal=False, **more)
+    found, meta, splits = root_of(config)
+    run_federation(LoopbackGrid(12, config.flat()), config)
+    tensors = load(tmp_path).tensors
+    data = load_dataset("gaussian", config.table("gaussian"), resolve_data_dir(""))
+    algorithm = build_algorithm(config, data.spec)
+    sent = []
+    for task_id in splits["train"]:
+        rng = generator(4, "train", 1, task_id, 0)
+        sent.append(run_round(algorithm, meta, [TaskWork(data.train_draw(task_id, rng), rng)], 1).gradient)
+    names = sorted(meta)
+
+    def flat(params: Params) -> Any:
+        return np.concatenate([params[name].numpy().ravel() for name in names]).astype(float)
+
+    step = flat(meta) - flat({name: tensors[f"meta/{name}"] for name in names})
+    expected = by_loops(flat(found.contribution(meta, 1, {})), np.array([flat(one) for one in sent]))
+    assert step == pytest.approx(expected, abs=1e-6)
+    assert np.linalg.norm(step - np.mean([flat(one) for one in sent], axis=0)) > 1e-3
