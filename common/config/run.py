@@ -369,7 +369,9 @@ class NodeConfig(Options):
     model_directory: str = Field(
         "", description='where the directory of a pretrained model and its tokenizer is on this node; "": as the run says'
     )
-    state_dir: str = Field("", description='where this node keeps what never leaves it (heads); "": only during the run')
+    state_dir: str = Field(
+        "", description='where this node keeps what never leaves it (heads, momentum); "": only during the run'
+    )
     device: Literal["", "auto", "cpu", "cuda"] = Field("", description='where this node computes; "": as the run says')
     chunk_size: int = Field(0, ge=0, description="tasks computed at once on this node; 0: as the run says")
     threads: int = Field(1, ge=1, description="CPU threads of this node")
