@@ -74,6 +74,7 @@ RULES: dict[str, dict[str, Any]] = {
     "multi-krum, momentum": {"aggregate": "multi-krum", "node-momentum": 0.9},
     "fltrust, 3 tasks": {"aggregate": "fltrust", "root-tasks": "any:3"},
     "fltrust, 8 tasks": {"aggregate": "fltrust", "root-tasks": f"any:{ROOT_TASKS}"},
+    "fltrust, 16 tasks": {"aggregate": "fltrust", "root-tasks": "any:16"},
     "fltrust, 8 tasks, momentum": {"aggregate": "fltrust", "root-tasks": f"any:{ROOT_TASKS}", "node-momentum": 0.9},
 }
 CLEAN = "no attack"

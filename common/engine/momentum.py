@@ -37,7 +37,7 @@ class Momentum(Algorithm):
 
     def __init__(self, of: Algorithm, beta: float) -> None:
         super().__init__(of.options, of.learner)
-        self.kinds, self._of, self._beta = of.kinds, of, beta  # type: ignore[misc]
+        self._of, self._beta = of, beta
         device, like = of.learner.device, of.init()
         self.memory = {_MEMORY + name: torch.zeros(v.shape, dtype=v.dtype, device=device) for name, v in like.items()}
         self.memory[_LAST] = torch.tensor(-math.inf, device=device)

@@ -1,6 +1,7 @@
 """Momentum on the nodes: the averages of the paper by hand, over rounds that were left out, repeated, taken back or spoilt."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from quickbloom.common.maths.batch import Batch, Episode, Minibatches, TaskData
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params
 from quickbloom.common.wire.messages import TRAIN, TrainReply, TrainRequest, error_reason
+from quickbloom.server_app.app import run_federation
 
 META = {"w": torch.zeros(2), "s": torch.zeros(())}
 
@@ -151,7 +153,7 @@ def test_a_node_sends_averages_of_what_it_would_send_and_keeps_them_task_by_task
     assert averaged.sends(6, NAMES) == pytest.approx(both, abs=1e-6)
 
 
-def test_a_restarted_node_goes_on_from_its_state_dir(tmp_path: Any) -> None:
+def test_a_restarted_node_goes_on_from_its_state_dir(tmp_path: Path) -> None:
     whole = OnNode(node_momentum=0.9)
     expected = [whole.sends(number, NAMES).tolist() for number in (1, 2)]
     assert OnNode(node_momentum=0.9, state_dir=tmp_path).sends(1, NAMES).tolist() == expected[0]
@@ -201,3 +203,40 @@ def test_averages_scatter_less_than_single_contributions() -> None:
     sent = np.array([tasks.round(number + 1, {0: row.tolist()})[0] for number, row in enumerate(rows)])
     # The variance of an average of independent draws is (1 - beta) / (1 + beta) of theirs, 1/19.
     assert sent[50:].var() == pytest.approx(1 / 19, rel=0.4)
+
+
+# ---- in whole runs
+
+
+def scored(folder: Path, nodes: int = 4, **more: Any) -> list[float]:
+    """The test losses of a run that asks for half of its training tasks in every round."""
+    flat: dict[str, Any] = {
+        "algorithm": "fedavg",
+        "dataset": "gaussian",
+        "gaussian.clients": 16,
+        "model": "linear",
+        "rounds": 4,
+    }
+    flat |= {"min-nodes": 1, "adapt-steps": 1, "fraction": 0.5, "evaluate-every": 0, "output-dir": str(folder)}
+    config = parse_run_config({**flat, **{key.replace("_", "-"): value for key, value in more.items()}})
+    summary = run_federation(LoopbackGrid(nodes, config.flat()), config)
+    assert summary["failures"] == 0
+    losses: list[float] = summary["test"]["loss"]["mean"]
+    return losses
+
+
+def test_under_the_mean_it_does_not_matter_which_node_has_which_task(tmp_path: Path) -> None:
+    expected = scored(tmp_path / "four", node_momentum=0.8)
+    assert scored(tmp_path / "one", nodes=1, node_momentum=0.8) == pytest.approx(expected, abs=1e-5)
+    assert scored(tmp_path / "without") != pytest.approx(expected, abs=1e-3)
+
+
+def test_secure_sums_are_of_averages_as_well(tmp_path: Path) -> None:
+    plain = scored(tmp_path / "plain", node_momentum=0.8, fraction=1.0)
+    masked = scored(tmp_path / "masked", node_momentum=0.8, fraction=1.0, secure_aggregation=True)
+    assert masked == pytest.approx(plain, abs=1e-5)
+
+
+def test_without_waiting_and_with_coding_it_trains(tmp_path: Path) -> None:
+    assert math.isfinite(scored(tmp_path / "async", node_momentum=0.8, mode="async")[-1])
+    assert math.isfinite(scored(tmp_path / "coded", node_momentum=0.8, update_dtype="int8")[-1])
