@@ -25,7 +25,7 @@ from quickbloom.common.algorithms.base import Algorithm, AlgorithmOptions
 from quickbloom.common.maths.batch import Episode, Minibatches
 from quickbloom.common.maths.params import Params, split
 
-_MEMORY, _LAST, _NOW = "memory/", "memory", "now"
+_MEMORY, _LAST, _NOW = "momentum/of/", "momentum/last", "momentum/now"
 """Prefix of the tensors of m, and names of two numbers: the round of its last change, and the present one."""
 
 
