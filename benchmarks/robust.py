@@ -18,7 +18,7 @@ One task is one node. The liars follow the protocol (same keys, shapes, counts) 
                    Byzantine"); p is -m / |m| ("unit") or minus the honest standard deviation of every number ("std")
     min-sum        the same with sums: its squared distances to all honest updates add up to no more than those of the honest
                    one for which they are largest
-    known root     one update for all, by liars who know the examples of eight root tasks: at 45 degrees to what `fltrust` then
+    known root     one update for all, by liars who know the examples of the root tasks: at 45 degrees to what `fltrust` then
                    compares with, against what the honest mean has beside it
 
 The attackers are in this file; the server, its checks and rules, the settings and the scoring are the product's. Nodes live in
@@ -45,6 +45,7 @@ from torch import Tensor
 from benchmarks.runner import RAW, average, commit, finish, goal, machine, parser, percent, say
 from quickbloom import __version__
 from quickbloom.client_app.node import node_of
+from quickbloom.common.config.checks import ANY
 from quickbloom.common.config.run import RunConfig, parse_run_config
 from quickbloom.common.datasets import load_dataset
 from quickbloom.common.datasets.base import resolve_data_dir
@@ -311,7 +312,9 @@ def run(dataset: str, rule: str, attack: str, seed: int, *, fresh: bool = False)
     chosen = generator(seed, "liars").permutation(len(train))[: int(SHARE * len(train))]
     started = time.process_time()
     try:
-        grid = HostileFederation(config, attack, {train[i] for i in chosen}, drawn(train, ROOT_TASKS, seed))
+        # The root set of the rule; of other rules one of the same kind.
+        root = drawn(train, int(config.root_tasks.removeprefix(ANY) or ROOT_TASKS), seed)
+        grid = HostileFederation(config, attack, {train[i] for i in chosen}, root)
         summary = run_federation(grid, config)
         after = summary["test"]["accuracy"]["mean"][summary["chosen"]["adapt_steps"]]
         found = {"after": after, "failures": summary["failures"], "error": "", "tasks": summary["tasks"]}
@@ -350,6 +353,7 @@ def assemble(seeds: list[int], *, fresh: bool, only: list[str], rules: list[str]
                 say(f"{dataset}, {attack}, {rule}: {percent(row['mean']['after'])}")
     name = "robust-part" if rules else "robust"
     facts = {"schema": 1, "benchmark": name, "claim": CLAIM, "seeds": seeds, "settings": {"common": COMMON, **PLANS}}
+    facts["rules"] = {rule: RULES[rule] for rule in rules or RULES}
     commits = sorted({one["commit"] for row in rows for one in row["runs"]})
     return {**facts, "rows": rows, "goals": [], "machine": machine(), "commit": ", ".join(commits), "date": today()}
 
