@@ -58,7 +58,7 @@ from quickbloom.common.wire.messages import EVALUATE, TRAIN, EvaluateReply, Eval
 from quickbloom.common.wire.roll_call import ROLL_CALL, RollCallReply
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.comparing.batch import today
-from quickbloom.server_app.federation.root_set import RootSet, drawn
+from quickbloom.server_app.federation.robust.root_set import RootSet, drawn
 from quickbloom.server_app.federation.splits import split_tasks
 from quickbloom.server_app.messaging.in_process_grid import InlineGrid
 

@@ -35,9 +35,9 @@ from quickbloom.server_app.events.kinds import Event, Saved, Started
 from quickbloom.server_app.federation.agreeing import centres, metric_for, share_means, share_scales
 from quickbloom.server_app.federation.best import keeps_best
 from quickbloom.server_app.federation.outer import OuterOptimizer
-from quickbloom.server_app.federation.privacy import Ledger, TaskPrivacy
+from quickbloom.server_app.federation.private.privacy import Ledger, TaskPrivacy
+from quickbloom.server_app.federation.robust.root_set import root_set
 from quickbloom.server_app.federation.roll_call import call_roll
-from quickbloom.server_app.federation.root_set import root_set
 from quickbloom.server_app.federation.sampling import seen_users
 from quickbloom.server_app.federation.strategy import MetaStrategy
 from quickbloom.server_app.messaging.clock import clock_of

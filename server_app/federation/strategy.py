@@ -32,8 +32,8 @@ from quickbloom.server_app.federation.best import is_better, score_of
 from quickbloom.server_app.federation.evaluation import Evaluation
 from quickbloom.server_app.federation.keeping import keep_on_nodes
 from quickbloom.server_app.federation.outer import OuterOptimizer
-from quickbloom.server_app.federation.privacy import TaskPrivacy
-from quickbloom.server_app.federation.root_set import RootSet
+from quickbloom.server_app.federation.private.privacy import TaskPrivacy
+from quickbloom.server_app.federation.robust.root_set import RootSet
 from quickbloom.server_app.federation.scores import Scores
 from quickbloom.server_app.federation.training import Training
 from quickbloom.server_app.messaging.clock import REAL, Clock

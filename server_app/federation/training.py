@@ -14,13 +14,13 @@ from quickbloom.common.maths.params import Params, all_finite
 from quickbloom.common.wire.messages import TRAIN, TrainReply, TrainRequest, to_arrays
 from quickbloom.common.wire.secure.protocol import LEAST_NODES
 from quickbloom.server_app.events.channel import Events
-from quickbloom.server_app.federation.aggregation import RunningMean, aggregate_round, remembers, too_few
 from quickbloom.server_app.federation.outer import OuterOptimizer
-from quickbloom.server_app.federation.privacy import TaskPrivacy
+from quickbloom.server_app.federation.private.privacy import TaskPrivacy
+from quickbloom.server_app.federation.private.secure_sum import SecureSum, check_totals
 from quickbloom.server_app.federation.reply_checks import OF_CLIPPED, ROUNDING, check_update, decoded, most_weight
-from quickbloom.server_app.federation.root_set import RootSet
+from quickbloom.server_app.federation.robust.aggregation import RunningMean, aggregate_round, remembers, too_few
+from quickbloom.server_app.federation.robust.root_set import RootSet
 from quickbloom.server_app.federation.sampling import Sampling
-from quickbloom.server_app.federation.secure_sum import SecureSum, check_totals
 from quickbloom.server_app.messaging.clock import clock_of
 from quickbloom.server_app.messaging.exchange import Exchange, TooFewError
 from quickbloom.server_app.messaging.phases import AGGREGATING, ASKING

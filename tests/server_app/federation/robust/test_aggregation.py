@@ -13,7 +13,7 @@ from quickbloom.common.maths import params
 from quickbloom.common.maths.params import Params
 from quickbloom.common.randomness import generator
 from quickbloom.common.wire.messages import TrainReply
-from quickbloom.server_app.federation.aggregation import (
+from quickbloom.server_app.federation.robust.aggregation import (
     RULES,
     RunningMean,
     aggregate,

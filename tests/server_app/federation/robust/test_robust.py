@@ -15,10 +15,10 @@ from quickbloom.common.engine.build import build_algorithm
 from quickbloom.common.errors import ConfigError, RunError
 from quickbloom.common.maths.params import Params, all_finite, norm, subtract
 from quickbloom.common.wire.messages import TRAIN, from_arrays, to_arrays
-from quickbloom.server_app.federation.aggregation import RULES
 from quickbloom.server_app.federation.outer import OuterOptimizer
+from quickbloom.server_app.federation.robust.aggregation import RULES
+from quickbloom.server_app.federation.robust.root_set import root_set
 from quickbloom.server_app.federation.roll_call import call_roll
-from quickbloom.server_app.federation.root_set import root_set
 from quickbloom.server_app.federation.strategy import MetaStrategy
 
 

@@ -18,9 +18,9 @@ from quickbloom.common.maths.params import Params
 from quickbloom.common.randomness import generator
 from quickbloom.common.wire.messages import TrainReply
 from quickbloom.server_app.app import run_federation
-from quickbloom.server_app.federation.aggregation import aggregate
+from quickbloom.server_app.federation.robust.aggregation import aggregate
+from quickbloom.server_app.federation.robust.root_set import RootSet, root_set
 from quickbloom.server_app.federation.roll_call import call_roll
-from quickbloom.server_app.federation.root_set import RootSet, root_set
 from quickbloom.server_app.runs.checkpoints import load
 
 
