@@ -18,6 +18,8 @@ One task is one node. The liars follow the protocol (same keys, shapes, counts) 
                    Byzantine"); p is -m / |m| ("unit") or minus the honest standard deviation of every number ("std")
     min-sum        the same with sums: its squared distances to all honest updates add up to no more than those of the honest
                    one for which they are largest
+    known root     one update for all, by liars who know the examples of the root tasks: at 45 degrees to what `fltrust` then
+                   compares with, against what the honest mean has beside it
 
 The attackers are in this file; the server, its checks and rules, the settings and the scoring are the product's. Nodes live in
 this process, and one vectorised computation per round replaces one for each node.
@@ -31,7 +33,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from statistics import NormalDist
 from typing import Any
@@ -43,9 +45,11 @@ from torch import Tensor
 from benchmarks.runner import RAW, average, commit, finish, goal, machine, parser, percent, say
 from quickbloom import __version__
 from quickbloom.client_app.node import node_of
+from quickbloom.common.config.checks import ANY
 from quickbloom.common.config.run import RunConfig, parse_run_config
 from quickbloom.common.datasets import load_dataset
 from quickbloom.common.datasets.base import resolve_data_dir
+from quickbloom.common.engine.momentum import with_momentum
 from quickbloom.common.engine.round import TaskWork, contributions
 from quickbloom.common.maths.batch import TaskData
 from quickbloom.common.maths.params import Params
@@ -54,10 +58,12 @@ from quickbloom.common.wire.messages import EVALUATE, TRAIN, EvaluateReply, Eval
 from quickbloom.common.wire.roll_call import ROLL_CALL, RollCallReply
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.comparing.batch import today
+from quickbloom.server_app.federation.robust.root_set import RootSet, drawn
 from quickbloom.server_app.federation.splits import split_tasks
 from quickbloom.server_app.messaging.in_process_grid import InlineGrid
 
 SHARE = 0.2
+ROOT_TASKS = 8
 _FIRST_NODE = 1000
 RULES: dict[str, dict[str, Any]] = {
     "mean": {"aggregate": "mean"},
@@ -65,6 +71,12 @@ RULES: dict[str, dict[str, Any]] = {
     "geometric-median": {"aggregate": "geometric-median"},
     "centered-clip": {"aggregate": "centered-clip"},
     "centered-clip, buckets of 2": {"aggregate": "centered-clip", "bucketing": 2},
+    "centered-clip, momentum": {"aggregate": "centered-clip", "node-momentum": 0.9},
+    "multi-krum, momentum": {"aggregate": "multi-krum", "node-momentum": 0.9},
+    "fltrust, 3 tasks": {"aggregate": "fltrust", "root-tasks": "any:3"},
+    "fltrust, 8 tasks": {"aggregate": "fltrust", "root-tasks": f"any:{ROOT_TASKS}"},
+    "fltrust, 16 tasks": {"aggregate": "fltrust", "root-tasks": "any:16"},
+    "fltrust, 8 tasks, momentum": {"aggregate": "fltrust", "root-tasks": f"any:{ROOT_TASKS}", "node-momentum": 0.9},
 }
 CLEAN = "no attack"
 COMMON: dict[str, Any] = {"validation-tasks": 0, "evaluate-every": 0, "checkpoint-every": 0, "malicious": SHARE}
@@ -157,6 +169,7 @@ WHOLE: dict[str, Attack] = {
     "min-sum, std": _min_sum(_inverse_deviation),
 }
 """Attacks that see all numbers of a meta-gradient at once; the others go tensor by tensor."""
+KNOWN_ROOT = "known root"
 ATTACKS: dict[str, Attack] = {
     CLEAN: lambda own, honest, seed: own,
     "sign flip": lambda own, honest, seed: -own,
@@ -169,7 +182,21 @@ ATTACKS: dict[str, Attack] = {
     "little": _little,
     "inner product": lambda own, honest, seed: (-2 * honest.mean(dim=0)).expand_as(own),
     **WHOLE,
+    KNOWN_ROOT: lambda own, honest, seed: own,  # it needs what the server computes, see `around`
 }
+
+
+def around(root: Tensor, honest: Tensor) -> Tensor:
+    """Return an update [d] at 45 degrees to `root` [d], against what the honest mean has beside it.
+
+    Closer to the server's own than honest updates are, it gets a higher trust score, and takes from the result what they add.
+    """
+    forward = root / torch.linalg.vector_norm(root)
+    mean: Tensor = honest.mean(dim=0)
+    beside = mean - (mean @ forward) * forward
+    against = forward - beside / torch.linalg.vector_norm(beside)
+    found: Tensor = torch.linalg.vector_norm(honest, dim=1).mean() * against / torch.linalg.vector_norm(against)
+    return found
 
 
 class HostileFederation(InlineGrid):
@@ -179,11 +206,13 @@ class HostileFederation(InlineGrid):
     nodes' replies.
     """
 
-    def __init__(self, config: RunConfig, attack: str, liars: set[str]) -> None:
+    def __init__(self, config: RunConfig, attack: str, liars: set[str], root: Sequence[str] = ()) -> None:
         super().__init__(1, config.flat(), {})
         ((self._host_id, context),) = self._contexts.items()
         self._host = node_of(context)
         self._attack, self._liars = attack, liars
+        self._states: dict[str, Params] = {}
+        self._root = RootSet(config, self._host.algorithm, self._host.dataset, root)
 
     def get_node_ids(self) -> list[int]:
         return [_FIRST_NODE + i for i in range(len(self._host.tasks))]
@@ -216,18 +245,22 @@ class HostileFederation(InlineGrid):
         task_ids = [task_id for request in requests for task_id in request.task_ids]
         gradients, losses = self._honest(requests[0], task_ids)
         lying = torch.tensor([task_id in self._liars for task_id in task_ids])
-        self._lie(gradients, lying, 1000 * requests[0].round)
+        known = self._root.contribution(requests[0].meta, requests[0].round, {}) if self._attack == KNOWN_ROOT else {}
+        self._lie(gradients, lying, 1000 * requests[0].round, known)
         return [
             TrainReply({name: value[t].clone() for name, value in gradients.items()}, 1.0, [losses[t]], 0.0)
             for t in range(len(task_ids))
         ]
 
-    def _lie(self, gradients: Params, lying: Tensor, seed: int) -> None:
+    def _lie(self, gradients: Params, lying: Tensor, seed: int, known: Params | None = None) -> None:
         """Replace the true meta-gradients [tasks, ..] of the tasks that are `lying` [tasks]."""
         attack = ATTACKS[self._attack]
-        if self._attack in WHOLE:
+        if self._attack in WHOLE or self._attack == KNOWN_ROOT:
             rows = torch.cat([value.flatten(1) for value in gradients.values()], dim=1)
-            rows[lying] = attack(rows[lying], rows[~lying], seed)
+            if known:
+                rows[lying] = around(torch.cat([known[name].flatten() for name in gradients]), rows[~lying])
+            else:
+                rows[lying] = attack(rows[lying], rows[~lying], seed)
             parts = torch.split(rows, [value[0].numel() for value in gradients.values()], dim=1)
             for value, part in zip(gradients.values(), parts, strict=True):
                 value.copy_(part.view(value.shape))
@@ -238,17 +271,23 @@ class HostileFederation(InlineGrid):
     def _honest(self, request: TrainRequest, task_ids: list[str]) -> tuple[Params, list[float]]:
         """Return every task's meta-gradient, stacked in the order of `task_ids`, and its loss, as nodes would compute them."""
         algorithm, meta = self._host.algorithm_for(request.meta)
+        beta = self._host.run.node_momentum
+        momentum = with_momentum(algorithm, beta) if beta else None
         work = []
         for task_id in task_ids:
             rng = generator(request.seed, "train", request.round, task_id, 0)
-            work.append(TaskWork(self._draw(task_id, rng), rng))
+            memory = momentum.after(self._states[task_id])[1] if momentum and task_id in self._states else None
+            kept = momentum.before(None, memory, request.round) if momentum else None
+            work.append(TaskWork(self._draw(task_id, rng), rng, kept))
         gradients = {name: torch.zeros(len(work), *value.shape) for name, value in meta.items()}
         losses = [math.nan] * len(work)
-        for part in contributions(algorithm, meta, work, self._host.chunk_size):
+        for part in contributions(momentum or algorithm, meta, work, self._host.chunk_size):
             for name, value in part.gradients.items():
                 gradients[name][part.positions] = value
             for t, position in enumerate(part.positions):
                 losses[position] = float(part.losses[t])
+                if momentum:
+                    self._states[task_ids[position]] = {name: value[t] for name, value in part.kept.items()}
         return gradients, losses
 
     def _draw(self, task_id: str, rng: Any) -> TaskData:
@@ -273,7 +312,9 @@ def run(dataset: str, rule: str, attack: str, seed: int, *, fresh: bool = False)
     chosen = generator(seed, "liars").permutation(len(train))[: int(SHARE * len(train))]
     started = time.process_time()
     try:
-        grid = HostileFederation(config, attack, {train[i] for i in chosen})
+        # The root set of the rule; of other rules one of the same kind.
+        root = drawn(train, int(config.root_tasks.removeprefix(ANY) or ROOT_TASKS), seed)
+        grid = HostileFederation(config, attack, {train[i] for i in chosen}, root)
         summary = run_federation(grid, config)
         after = summary["test"]["accuracy"]["mean"][summary["chosen"]["adapt_steps"]]
         found = {"after": after, "failures": summary["failures"], "error": "", "tasks": summary["tasks"]}
@@ -289,13 +330,16 @@ def _in_a_name(text: str) -> str:
     return text.replace(",", "").replace(" ", "-")
 
 
-def assemble(seeds: list[int], *, fresh: bool, only: list[str]) -> dict[str, Any]:
-    """Return the result file: accuracy of every (data set, rule, attack), and its difference to the clean mean per seed."""
+def assemble(seeds: list[int], *, fresh: bool, only: list[str], rules: list[str]) -> dict[str, Any]:
+    """Return the result file: accuracy of every (data set, rule, attack), and its difference to the clean mean per seed.
+
+    `only`, `rules`: the data sets and rules, [] for all.
+    """
     rows = []
     for dataset in only or PLANS:
         clean = [run(dataset, "mean", CLEAN, seed, fresh=fresh)["after"] for seed in seeds]
         for attack in ATTACKS:
-            for rule in RULES:
+            for rule in rules or RULES:
                 runs = [run(dataset, rule, attack, seed) for seed in seeds]
                 lost = [{"after": one["after"] - before} for one, before in zip(runs, clean, strict=True)]
                 row: dict[str, Any] = {
@@ -307,7 +351,9 @@ def assemble(seeds: list[int], *, fresh: bool, only: list[str]) -> dict[str, Any
                 }
                 rows.append({**row, "against_clean_mean": average(lost, ["after"])})
                 say(f"{dataset}, {attack}, {rule}: {percent(row['mean']['after'])}")
-    facts = {"schema": 1, "benchmark": "robust", "claim": CLAIM, "seeds": seeds, "settings": {"common": COMMON, **PLANS}}
+    name = "robust-part" if rules else "robust"
+    facts = {"schema": 1, "benchmark": name, "claim": CLAIM, "seeds": seeds, "settings": {"common": COMMON, **PLANS}}
+    facts["rules"] = {rule: RULES[rule] for rule in rules or RULES}
     commits = sorted({one["commit"] for row in rows for one in row["runs"]})
     return {**facts, "rows": rows, "goals": [], "machine": machine(), "commit": ", ".join(commits), "date": today()}
 
@@ -316,12 +362,15 @@ CLAIM = "20 % lying nodes cost less than 3 points with one of the rules against 
 
 
 def main() -> None:
-    arguments = parser(CLAIM, "robust", seeds=range(3), has_only=True).parse_args()
+    command = parser(CLAIM, "robust", seeds=range(3), has_only=True)
+    what = "only these rules, whose result goes to robust-part.json"
+    command.add_argument("--rules", nargs="+", default=[], choices=RULES, metavar="RULE", help=what)
+    arguments = command.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    result = assemble(arguments.seeds, fresh=arguments.fresh, only=arguments.only)
-    if arguments.only:
+    result = assemble(arguments.seeds, fresh=arguments.fresh, only=arguments.only, rules=arguments.rules)
+    if arguments.only and not arguments.rules:
         return
     for row in result["rows"]:
         if row["aggregate"] != "mean":
@@ -333,7 +382,7 @@ def main() -> None:
 
 def table(result: dict[str, Any]) -> str:
     """Return accuracies after adaptation in per cent, one line per attack, one column per rule and data set."""
-    columns = [(dataset, rule) for dataset in PLANS for rule in RULES]
+    columns = list(dict.fromkeys((row["dataset"], row["aggregate"]) for row in result["rows"]))
     lines = [
         "| attack | " + " | ".join(f"{dataset}: {rule}" for dataset, rule in columns) + " |",
         "|---|" + "---:|" * len(columns),

@@ -25,6 +25,7 @@ from quickbloom.client_app.replying import coded, replies
 from quickbloom.client_app.task_state import KeptState
 from quickbloom.common.datasets.own import Own
 from quickbloom.common.engine.compiling import Auto
+from quickbloom.common.engine.momentum import with_momentum
 from quickbloom.common.engine.round import TaskWork, run_round
 from quickbloom.common.errors import in_one_line
 from quickbloom.common.flower.names import log
@@ -60,6 +61,9 @@ from quickbloom.common.wire.secure.updates import to_row
 
 app = ClientApp()
 keep_log_to_lines()
+
+_MOMENTUM = "\0momentum of "
+"""Start of the names, which no task has, of what `node-momentum` keeps of a task's contributions; the task's own follows."""
 
 ToReply = Callable[[TrainReply, KeptState], RecordDict]
 
@@ -153,10 +157,13 @@ def _trained(message: Message, node: Node, state: RecordDict, request: TrainRequ
     message.content.clear()  # to free memory: it has been read
     algorithm, meta = node.algorithm_for(request.meta)
     fresh, store = algorithm.fresh(), KeptState(state, node.state_dir, request.lineage)
+    momentum = with_momentum(algorithm, node.run.node_momentum) if node.run.node_momentum else None
     work, augmentation = [], read_augmentation(node.run.augment)
     Asked(node, state, request.lineage).to_train(node.check_hosted(request.task_ids))
     for task_id in request.task_ids:
         kept = store.load(task_id, fresh)
+        if momentum:
+            kept = momentum.before(kept, store.load(_MOMENTUM + task_id, momentum.memory), request.round)
         for episode in range(node.episodes):
             place = request.round, task_id, episode
             rng = generator(request.seed, "train", *place)
@@ -165,10 +172,14 @@ def _trained(message: Message, node: Node, state: RecordDict, request: TrainRequ
                 drawn = augmentation.of(drawn, generator(request.seed, "augment", *place))
             work.append(TaskWork(drawn, rng, kept))
     compile = node.compile.round(request.round) if isinstance(node.compile, Auto) else node.compile
-    result = run_round(algorithm, meta, work, node.chunk_size, compile=compile, clip=request.clip)
-    for t, task_id in enumerate(request.task_ids if fresh else ()):
+    result = run_round(momentum or algorithm, meta, work, node.chunk_size, compile=compile, clip=request.clip)
+    for t, task_id in enumerate(request.task_ids if fresh or momentum else ()):
         episodes = result.kept[t * node.episodes : (t + 1) * node.episodes]
-        store.save(task_id, weighted_mean((kept, 1.0) for kept in episodes))
+        kept = weighted_mean((kept, 1.0) for kept in episodes)
+        if momentum:
+            kept, memory = momentum.after(kept)
+            store.save(_MOMENTUM + task_id, memory)
+        store.save(task_id, kept)
     losses = _mean_of_finite(np.reshape(result.losses, (-1, node.episodes)))
     seconds = time.perf_counter() - started
     weight, within = result.weight / node.episodes, result.within / node.episodes

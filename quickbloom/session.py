@@ -92,6 +92,7 @@ def run(
     output: str | Path | None = None,
     simulation: bool = False,
     workers: int | None = None,
+    ray: str | None = None,
     progress: bool = True,
     listener: Listener | None = None,
     settings: Mapping[str, Scalar] | None = None,
@@ -105,7 +106,8 @@ def run(
     "reptile".
     `settings`: any settings by name, {"own.shots": 5}; those of the run or the algorithm also as `options`, inner_lr=0.1.
     `simulation`: run in Flower's simulation instead: same result, later. `workers`: how many processes compute the nodes, 1 for
-    this one alone; by default one for each core, once rounds are long enough. `listener`: is called with every event.
+    this one alone; by default one for each core, once rounds are long enough. `ray`: the address of a Ray cluster whose
+    machines compute the nodes, "HOST:6379" or "auto". `listener`: is called with every event.
     Raises ConfigError or DataError for wrong input, and RunError for a run that cannot go on.
 
     Example: `quickbloom.run("maml", data=frame, task="hospital", target="outcome", rounds=50)`
@@ -121,8 +123,11 @@ def run(
             say(why)
         if output is not None:
             values["output-dir"] = str(Path(output).expanduser().absolute())
+        if ray is not None and (simulation or workers):
+            raise ConfigError("`ray` excludes `simulation` and `workers`: the cluster's processors compute the nodes")
         start = settle(values, None, nodes, SIMULATION if simulation else IN_PROCESS, workers)
-        summary = _simulated(start) if simulation else _in_process(start, progress, [listener] if listener else [])
+        listeners = [listener] if listener else []
+        summary = _simulated(start) if simulation else _in_process(start, progress, listeners, ray)
         return Run(summary, Path(str(start.settings["output-dir"])))
 
 
@@ -140,6 +145,7 @@ def compare(
     rounds: int | None = None,
     output: str | Path | None = None,
     jobs: int | None = None,
+    ray: str | None = None,
     leave_one_out: bool = False,
     modes: Sequence[str] = (),
     merge: Sequence[str | Path] = (),
@@ -153,7 +159,8 @@ def compare(
     {"fedrep": {"algorithm": "heads", "head-steps": 5}}. `grids`: values to choose from by validation score, short runs first,
     {"inner-lr": [0.1, 0.3, 1]}. `leave_one_out`: each task of your own data is held out once, and the content of
     leave-one-out.json is returned. `modes`: ["sync", "async"] compares both. `merge`: directories of the same comparison
-    elsewhere, whose finished runs are gathered first. `data`: a path, a pandas or polars DataFrame, or arrays by column.
+    elsewhere, whose finished runs are gathered first. `ray`: the address of a Ray cluster whose machines do the runs,
+    "HOST:6379" or "auto", in place of `jobs`. `data`: a path, a pandas or polars DataFrame, or arrays by column.
     Raises ConfigError or DataError for wrong input, and RunError if a run fails.
 
     Example: `quickbloom.compare(["fedavg", "maml"], dataset="digits", rounds=30)`
@@ -192,9 +199,18 @@ def compare(
         if not in_memory:
             stack.enter_context(locked(directory))
         gather([Path(place).expanduser() for place in merge], directory)
+        at_once: Any = jobs or cores()
+        if ray is not None:
+            from quickbloom.server_app.ray_cluster.connecting import disconnected_afterwards
+            from quickbloom.server_app.ray_cluster.runs import workers
+
+            if jobs is not None:
+                raise ConfigError("`ray` excludes `jobs`: the cluster has a processor for each run")
+            stack.enter_context(disconnected_afterwards())
+            at_once = workers(ray, plan)
         if leave_one_out:
-            return each_left_out.carry_out(plan, directory, jobs or cores(), console)
-        return comparison.carry_out(plan, directory, jobs or cores(), console)
+            return each_left_out.carry_out(plan, directory, at_once, console)
+        return comparison.carry_out(plan, directory, at_once, console)
 
 
 def _kept(file: str | None, directory: Path) -> Path:
@@ -255,11 +271,19 @@ def register(kind: Kind) -> Kind:
     raise ConfigError(f"`register` takes a subclass of Algorithm, Dataset or Model, got {kind!r}")
 
 
-def _in_process(start: Start, progress: bool, listeners: Sequence[Listener]) -> dict[str, Any]:
-    """The summary of a run here."""
-    with _threads_kept():
-        config = parse_run_config(start.settings)
-        return run_here(config, start.nodes, rounds=progress, shown=progress, listeners=listeners, workers=start.workers)
+def _in_process(start: Start, progress: bool, listeners: Sequence[Listener], ray: str | None) -> dict[str, Any]:
+    """The summary of a run here, or with its nodes on a Ray cluster."""
+    config = parse_run_config(start.settings)
+    with _threads_kept(), ExitStack() as stack:
+        elsewhere = None
+        if ray is not None:
+            from quickbloom.server_app.ray_cluster.connecting import disconnected_afterwards
+            from quickbloom.server_app.ray_cluster.nodes import nodes_on
+
+            stack.enter_context(disconnected_afterwards())
+            elsewhere = nodes_on(ray, config)
+        how: dict[str, Any] = {"listeners": listeners, "workers": start.workers, "elsewhere": elsewhere}
+        return run_here(config, start.nodes, rounds=progress, shown=progress, **how)
 
 
 @contextmanager

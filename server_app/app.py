@@ -35,7 +35,8 @@ from quickbloom.server_app.events.kinds import Event, Saved, Started
 from quickbloom.server_app.federation.agreeing import centres, metric_for, share_means, share_scales
 from quickbloom.server_app.federation.best import keeps_best
 from quickbloom.server_app.federation.outer import OuterOptimizer
-from quickbloom.server_app.federation.privacy import Ledger, TaskPrivacy
+from quickbloom.server_app.federation.private.privacy import Ledger, TaskPrivacy
+from quickbloom.server_app.federation.robust.root_set import root_set
 from quickbloom.server_app.federation.roll_call import call_roll
 from quickbloom.server_app.federation.sampling import seen_users
 from quickbloom.server_app.federation.strategy import MetaStrategy
@@ -139,12 +140,13 @@ class _Run:
         algorithm = build_algorithm(self.config, population.spec)
         for remark in algorithm.learner.remarks:
             self.events.warn(remark)
+        root = root_set(self.config, population, algorithm)
         outer = OuterOptimizer(algorithm.options, algorithm.init(), self.config.rounds, algorithm.server_state())
         algorithm.learner.drop_numbers()  # they are the outer optimizer's now
         origin = resume.origin_of(self.checkpoint, self.config)
         if self.checkpoint is not None:
             facts.check_constants(self.checkpoint.facts, algorithm.learner.digest, "the run to go on from")
-            self._take_up(self.checkpoint, outer, on_nodes=bool(algorithm.fresh()))
+            self._take_up(self.checkpoint, outer, on_nodes=bool(algorithm.fresh() or self.config.node_momentum))
         writer = self._writer(grid, population, origin, algorithm.learner.digest)
         keeper = _Keeper(self, outer, origin, writer)
         keeper.grid = grid
@@ -159,6 +161,7 @@ class _Run:
             privacy,
             self.events,
             clock_of(grid),
+            root,
         )
         if keeps_best(self.config, population, algorithm, self.events.warn):
             keeper.best = BestModel(strategy, writer, self.events.warn)

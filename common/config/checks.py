@@ -156,6 +156,8 @@ def _check_users(config: "RunConfig") -> None:
         refuse_idle(config, ["seen-users"], why_not_seen(config) or f'with `evaluate-users = "{config.evaluate_users}"`')
 
 
+ANY = "any:"
+"""Start of a value of `root-tasks` that is no list of names."""
 ASYNC_ALONE = ("async-concurrency", "async-buffer", "async-staleness", "async-max-staleness", "async-fairness")
 """Settings of mode async, which the other mode does not read."""
 
@@ -211,6 +213,7 @@ def _check_mean(config: "RunConfig") -> None:
         _require(
             f'`algorithm = "{config.algorithm}"`',
             ("aggregate", config.aggregate, "mean", why),
+            ("node-momentum", config.node_momentum, 0.0, why),
             ("privacy.noise-multiplier", config.privacy.noise_multiplier, 0.0, why),
         )
 
@@ -222,6 +225,34 @@ def _check_rule(config: "RunConfig") -> None:
         _require('`aggregate = "mean"`', ("bucketing", config.bucketing, 1, "the mean of buckets is the mean of their replies"))
     if config.aggregate != "centered-clip":
         refuse_idle(config, ["clip-radius", "clip-steps"], f'with `aggregate = "{config.aggregate}"`')
+    _check_root(config)
+
+
+def _check_root(config: "RunConfig") -> None:
+    """Raise ConfigError for a root set that no rule uses, and for `fltrust` without one, or where it cannot work."""
+    rule = f'`aggregate = "{config.aggregate}"`'
+    if config.aggregate != "fltrust":
+        refuse_idle(config, ["root-tasks", "root-path"], f"with {rule}, which needs no root set")
+        return
+    refuse_idle(config, ["malicious"], f"with {rule}, which compares every reply with the server's own and counts no liars")
+    _require(
+        rule,
+        ("bucketing", config.bucketing, 1, "the mean of a bucket would carry a lie in the direction of the honest replies"),
+        ("mode", config.mode, "sync", "it gives all replies the same length, also those that staleness has shortened"),
+    )
+    if not config.root_tasks and not config.root_path:
+        raise ConfigError(
+            f"`root-tasks` must name tasks whose examples the server has, with {rule}, which compares all replies with what "
+            "the server computes of these, got '': name some, set it to any:N where the server reads the data set as well, or "
+            "set `root-path` to a file"
+        )
+    if config.root_tasks.startswith(ANY) and not config.root_tasks.removeprefix(ANY).strip().isdecimal():
+        raise ConfigError(f"`root-tasks` must be names of tasks, or any:N with a whole number N, got {config.root_tasks!r}")
+    if config.root_path and (config.dataset != Own.name or config.partition):
+        raise ConfigError(
+            f"`root-path` is for the data set `{Own.name}` with users of its own, got {config.root_path!r} for "
+            f"'{config.dataset}'{' with a `partition`' * bool(config.partition)}: use `root-tasks`, the server can read it"
+        )
 
 
 def _check_partition(config: "RunConfig") -> None:

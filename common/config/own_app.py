@@ -28,7 +28,7 @@ TRAINERS = ("fedavg", "reptile", "fedprox", "ditto")
 """Algorithms that need nothing of a device but to train from given weights."""
 _DEFAULTS: dict[str, Any] = {"algorithm": "reptile", "baselines": False, "personal": False, "adapt-steps": 3}
 _ALWAYS = {"secure-aggregation": False, "test-shots": "", "metric": "auto", "inner-dtype": "float32"}
-_ALWAYS |= {"baselines": False, "personal": False, "augment": "", "dropout": False, "transductive": False}
+_ALWAYS |= {"node-momentum": 0.0, "baselines": False, "personal": False, "augment": "", "dropout": False, "transductive": False}
 """Settings that cannot have another value, since what they ask for needs gradients or examples."""
 _STEPS = ("inner-steps", "batch-size", "local-epochs", "inner-optimizer", "inner-momentum")
 """Settings of an algorithm that say how a task takes its steps."""

@@ -1,4 +1,4 @@
-"""Settings of task-level differential privacy, implemented in `server_app/federation/privacy.py`."""
+"""Settings of task-level differential privacy, implemented in `server_app/federation/private/privacy.py`."""
 
 from typing import Literal
 

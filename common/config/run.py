@@ -168,9 +168,9 @@ class RunConfig(Options):
     personal: bool = Field(
         True, description="at the end, nodes with a `state-dir` adapt the model to their own tasks and keep it there"
     )
-    aggregate: Literal["mean", "median", "trimmed-mean", "krum", "multi-krum", "geometric-median", "centered-clip"] = Field(
-        "mean", description="how the nodes' replies are combined; all rules but `mean` give every node the same weight"
-    )
+    aggregate: Literal[
+        "mean", "median", "trimmed-mean", "krum", "multi-krum", "geometric-median", "centered-clip", "fltrust"
+    ] = Field("mean", description="how the nodes' replies are combined; all rules but `mean` give every node the same weight")
     malicious: float = Field(
         0.2, ge=0, lt=0.5, description="share of a round's nodes that may lie; sets what all rules but `mean` leave out"
     )
@@ -183,6 +183,21 @@ class RunConfig(Options):
         description="tau of `centered-clip`: how far from its centre a reply counts; 0: the median distance, at every step",
     )
     clip_steps: int = Field(3, ge=1, le=1000, description="how often a round of `centered-clip` moves its centre")
+    node_momentum: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="beta: a task sends (1 - beta) times its contribution and beta times what it sent before, which it keeps "
+        "on its node; 0: its contribution alone",
+    )
+    root_tasks: Text = Field(
+        "",
+        description="root set of `fltrust`: names of tasks, with commas between them, whose examples the server reads as well, "
+        'or any:N for N training tasks drawn by the seed; "": all tasks of `root-path`',
+    )
+    root_path: str = Field(
+        "", description='file on the server with the root set of `fltrust`, for the data set `own`; "": that of the data set'
+    )
     max_update_norm: float = Field(0.0, ge=0, description="reject replies whose meta-gradient has a larger norm; 0: no limit")
     secure_aggregation: bool = Field(False, description="nodes mask their meta-gradients, so that the server sees only the sum")
     secure_threshold: float = Field(
@@ -354,7 +369,9 @@ class NodeConfig(Options):
     model_directory: str = Field(
         "", description='where the directory of a pretrained model and its tokenizer is on this node; "": as the run says'
     )
-    state_dir: str = Field("", description='where this node keeps what never leaves it (heads); "": only during the run')
+    state_dir: str = Field(
+        "", description='where this node keeps what never leaves it (heads, momentum); "": only during the run'
+    )
     device: Literal["", "auto", "cpu", "cuda"] = Field("", description='where this node computes; "": as the run says')
     chunk_size: int = Field(0, ge=0, description="tasks computed at once on this node; 0: as the run says")
     threads: int = Field(1, ge=1, description="CPU threads of this node")

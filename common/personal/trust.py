@@ -22,8 +22,8 @@ from quickbloom.common.models import is_own_model
 
 Settings = Mapping[str, Any]
 
-PLACES = ("weights", "transformer.directory", "intents.tokenizer", "own.tokenizer")
-"""Settings that say where files of a model are on this machine."""
+PLACES = ("weights", "transformer.directory", "intents.tokenizer", "own.tokenizer", "root-path")
+"""Settings that say where files of a model, or of the server's root set, are on this machine."""
 NEVER = ("output-dir", "resume-from")
 """Settings that are never taken from a file."""
 

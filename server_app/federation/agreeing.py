@@ -30,8 +30,8 @@ from quickbloom.common.wire.roll_call import MOMENTS, MomentsReply, MomentsReque
 from quickbloom.common.wire.secure.masks import MOST_NODES
 from quickbloom.common.wire.secure.protocol import LEAST_NODES
 from quickbloom.server_app.events.channel import Events, Warn
-from quickbloom.server_app.federation.privacy import TaskPrivacy
-from quickbloom.server_app.federation.secure_sum import SecureSum
+from quickbloom.server_app.federation.private.privacy import TaskPrivacy
+from quickbloom.server_app.federation.private.secure_sum import SecureSum
 from quickbloom.server_app.messaging.answers import answers
 from quickbloom.server_app.messaging.clock import clock_of
 from quickbloom.server_app.messaging.exchange import Exchange, TooFewError

@@ -19,11 +19,13 @@ class OuterOptimizer:
 
     In round t of T the rate is `outer-lr`, or with `outer-decay` `outer-lr` * (1 - (t - 1) / T). `beside`: what the algorithm
     lets the server keep beside the meta-parameters. `centre`: the last mean meta-gradient, where `aggregate` starts from it.
+    `root`: the last contribution of the root set, where `aggregate` compares with it.
     """
 
     def __init__(self, options: AlgorithmOptions, meta: Params, num_rounds: int, beside: Params | None = None) -> None:
         self.beside = beside or {}
         self.centre: Params = {}
+        self.root: Params = {}
         self._options = options
         self._num_rounds = num_rounds
         self._leaves = {name: value.detach().clone() for name, value in meta.items()}
@@ -69,6 +71,7 @@ class OuterOptimizer:
         tensors = {f"meta/{name}": value for name, value in self.meta.items()}
         tensors |= {f"server/{name}": value.clone() for name, value in self.beside.items()}
         tensors |= {f"centre/{name}": value.clone() for name, value in self.centre.items()}
+        tensors |= {f"root/{name}": value.clone() for name, value in self.root.items()}
         for name, state in self._state.items():
             tensors |= {f"outer/{key}/{name}": value.clone() for key, value in state.items()}
         return tensors
@@ -76,7 +79,7 @@ class OuterOptimizer:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Continue from the result of `state`."""
         self._state = {name: {} for name in self._leaves}
-        self.centre = {}
+        self.centre, self.root = {}, {}
         for key, value in tensors.items():
             part, _, rest = key.partition("/")
             if part == "meta":
@@ -85,6 +88,8 @@ class OuterOptimizer:
                 self.beside = {**self.beside, rest: value.clone()}
             elif part == "centre":
                 self.centre[rest] = value.clone()
+            elif part == "root":
+                self.root[rest] = value.clone()
             else:
                 slot, _, name = rest.partition("/")
                 self._state[name][slot] = value.clone()

@@ -5,9 +5,9 @@ import math
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.errors import ConfigError
 from quickbloom.common.randomness import generator
-from quickbloom.server_app.federation.aggregation import too_few
-from quickbloom.server_app.federation.privacy import TaskPrivacy
-from quickbloom.server_app.federation.secure_sum import unfit
+from quickbloom.server_app.federation.private.privacy import TaskPrivacy
+from quickbloom.server_app.federation.private.secure_sum import unfit
+from quickbloom.server_app.federation.robust.aggregation import too_few
 from quickbloom.server_app.messaging.population import Population
 
 

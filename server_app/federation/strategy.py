@@ -32,7 +32,8 @@ from quickbloom.server_app.federation.best import is_better, score_of
 from quickbloom.server_app.federation.evaluation import Evaluation
 from quickbloom.server_app.federation.keeping import keep_on_nodes
 from quickbloom.server_app.federation.outer import OuterOptimizer
-from quickbloom.server_app.federation.privacy import TaskPrivacy
+from quickbloom.server_app.federation.private.privacy import TaskPrivacy
+from quickbloom.server_app.federation.robust.root_set import RootSet
 from quickbloom.server_app.federation.scores import Scores
 from quickbloom.server_app.federation.training import Training
 from quickbloom.server_app.messaging.clock import REAL, Clock
@@ -51,7 +52,7 @@ class MetaStrategy(Strategy):
     `on_round` gets one dictionary per round: what history.jsonl holds. `first_round` is the round that follows a checkpoint.
     `lineage` names the training, so that nodes know what their tasks keep of it. With `privacy` the tasks of a round are a
     secret sample, all weigh the same, and their mean is noisy. `events` is told of rounds, scores, warnings and failures.
-    `clock`: the time by which it waits, see `clock_of`.
+    `clock`: the time by which it waits, see `clock_of`. `root`: the root set, for the rule that compares replies with it.
     `joining`: lets nodes join that come during the run. `decided`: it is known which model the run ends with; `last_score`:
     then that of the last round, None if it is not known.
     """
@@ -68,6 +69,7 @@ class MetaStrategy(Strategy):
         privacy: TaskPrivacy | None = None,
         events: Events | None = None,
         clock: Clock = REAL,
+        root: RootSet | None = None,
     ) -> None:
         self.config = config
         self.population = population
@@ -90,7 +92,7 @@ class MetaStrategy(Strategy):
                 config, population, algorithm, outer, self._messages, self.events, self.evaluation, lineage
             )
         self.training = self.asynchronous or Training(
-            config, population, algorithm, outer, self._messages, self.events, lineage, privacy
+            config, population, algorithm, outer, self._messages, self.events, lineage, privacy, root
         )
         self.scored: tuple[int, Params] = first_round - 1, {}
         self._grid: Grid | None = None

@@ -14,12 +14,13 @@ from quickbloom.common.maths.params import Params, all_finite
 from quickbloom.common.wire.messages import TRAIN, TrainReply, TrainRequest, to_arrays
 from quickbloom.common.wire.secure.protocol import LEAST_NODES
 from quickbloom.server_app.events.channel import Events
-from quickbloom.server_app.federation.aggregation import RunningMean, aggregate_round, remembers, too_few
 from quickbloom.server_app.federation.outer import OuterOptimizer
-from quickbloom.server_app.federation.privacy import TaskPrivacy
+from quickbloom.server_app.federation.private.privacy import TaskPrivacy
+from quickbloom.server_app.federation.private.secure_sum import SecureSum, check_totals
 from quickbloom.server_app.federation.reply_checks import OF_CLIPPED, ROUNDING, check_update, decoded, most_weight
+from quickbloom.server_app.federation.robust.aggregation import RunningMean, aggregate_round, remembers, too_few
+from quickbloom.server_app.federation.robust.root_set import RootSet
 from quickbloom.server_app.federation.sampling import Sampling
-from quickbloom.server_app.federation.secure_sum import SecureSum, check_totals
 from quickbloom.server_app.messaging.clock import clock_of
 from quickbloom.server_app.messaging.exchange import Exchange, TooFewError
 from quickbloom.server_app.messaging.phases import AGGREGATING, ASKING
@@ -30,7 +31,7 @@ _ATTEMPTS = 5
 
 
 class Training:
-    """The training tasks of one run. `lineage`, `privacy` and `events`: as in the strategy.
+    """The training tasks of one run. `lineage`, `privacy`, `events` and `root`: as in the strategy.
 
     `sampling`: which tasks a round trains; `client_losses`: of the training tasks of the last round, after their inner loop,
     empty where only sums are known.
@@ -46,6 +47,7 @@ class Training:
         events: Events,
         lineage: str = "",
         privacy: TaskPrivacy | None = None,
+        root: RootSet | None = None,
     ) -> None:
         self._config = config
         self._population = population
@@ -56,6 +58,7 @@ class Training:
         self._events = events
         self._lineage = lineage
         self._privacy = privacy
+        self._root = root
         self.sampling = Sampling(config, population, privacy)
         self.client_losses: list[float] = []
 
@@ -224,7 +227,11 @@ class Training:
         voters = sum(reply.weight > 0 for reply in replies)
         if reason := too_few(self._config.aggregate, self._config.malicious, voters, self._config.bucketing):
             raise TooFewError(reason)
-        return mean.result() if mean else aggregate_round(self._config, replies, number, self._outer.centre)
+        if mean:
+            return mean.result()
+        if self._root:
+            self._outer.root = self._root.contribution(like, number, self._outer.root)
+        return aggregate_round(self._config, replies, number, self._outer.centre, self._outer.root)
 
     def _check_enough(self, contributed: int) -> None:
         if contributed >= self.sampling.least_replies:

@@ -24,7 +24,7 @@ from quickbloom.common.personal.trust import PLACES
 from quickbloom.common.system import loopback, temporary
 from quickbloom.common.system.extras import needs
 from quickbloom.common.system.terminal import say
-from quickbloom.server_app.federation.privacy import require_accountant
+from quickbloom.server_app.federation.private.privacy import require_accountant
 from quickbloom.server_app.launch.connection import connection_address, connection_exists
 from quickbloom.server_app.launch.settings import check_with_data
 from quickbloom.server_app.messaging.runtimes import DEPLOYMENT, IN_PROCESS, LOCAL, SIMULATION

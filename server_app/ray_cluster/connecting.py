@@ -1,15 +1,19 @@
 """The connection to a Ray cluster, and what is to be asked of it."""
 
 import os
+import socket
+import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from quickbloom.common.config.parts import own_parts
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.errors import ConfigError, RunError, in_one_line
 from quickbloom.common.system.extras import needs
-from quickbloom.server_app.ray_cluster.address import AUTO, check_answers
+from quickbloom.server_app.ray_cluster.address import AUTO, CLIENT, check_answers
 
 _KNOWN_FOR = 5.0
 """Seconds after which the number of processors is asked for anew."""
@@ -61,9 +65,16 @@ class Processors:
 def connect(address: str) -> Any:
     """Return the module `ray`, connected to the cluster at `address`: HOST:PORT, ray://HOST:PORT or "auto".
 
-    Raises ConfigError where there is none, and without Ray.
+    A program that is connected already stays so. Raises ConfigError where there is none, and without Ray.
     """
     ray: Any = needs("simulation", "ray", "`--ray`")
+    if ray.is_initialized():
+        there = str(ray.get_runtime_context().gcs_address)
+        if address != AUTO and not is_same(address, there):
+            raise ConfigError(
+                f"`ray` must be the cluster that this program is connected to, {there} or {AUTO}, got '{address}'"
+            )
+        return ray
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         check_answers(address)
@@ -76,6 +87,28 @@ def connect(address: str) -> Any:
             f"not answer ({in_one_line(error)}): start one with `ray start --head`"
         ) from None
     return ray
+
+
+def is_same(address: str, known: str) -> bool:
+    """Whether HOST:PORT is the address `known`, which Ray tells with a number for the host, never that of loopback."""
+    (host, _, port), (there, _, known_port) = address.removeprefix(CLIENT).rpartition(":"), known.rpartition(":")
+    try:
+        return port == known_port and (host == there or socket.gethostbyname(host) in (there, "127.0.0.1"))
+    except OSError:
+        return False
+
+
+@contextmanager
+def disconnected_afterwards() -> Iterator[None]:
+    """End a connection that is made within this context; one of the caller's stays."""
+    ray: Any = sys.modules.get("ray")
+    kept = ray is not None and ray.is_initialized()
+    try:
+        yield
+    finally:
+        ray = sys.modules.get("ray")
+        if ray is not None and not kept:
+            ray.shutdown()
 
 
 def check_parts(config: RunConfig, instead: str) -> None:

@@ -185,13 +185,12 @@ class RayNodes:
                 yield message, reply
 
     def close(self) -> None:
-        """End the actors, and the connection."""
+        """End the actors."""
         if self._processors.silent:
             return  # Ray would wait for the head, and end this process without a word; the actors end by themselves
         for actor in [*self._free, *self._useless, *self._coming.values(), *(actor for actor, _ in self._busy.values())]:
             with suppress(Exception):  # the cluster may be gone
                 self._ray.kill(actor)
-        self._ray.shutdown()
 
     def _done(self) -> list[Any]:
         """Return references to what has ended, as soon as something has."""

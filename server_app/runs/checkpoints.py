@@ -1,11 +1,11 @@
 """Checkpoints of a run: writes them, and removes all but the newest few.
 
 The tensors are the meta-parameters (`meta/...`), the outer optimizer's state (`outer/...`), what an
-algorithm keeps on the server (`server/...`), where the next `centered-clip` starts (`centre/...`)
-and, after the last round, the scores of the validation tasks (`validation/...`). If the run ends
-with an earlier model, `meta/...` is that one, and the one of the last round is `last/...`. The
-facts say which run, round and settings they belong to. There is no random state to keep: every draw
-is a function of (seed, round, task).
+algorithm keeps on the server (`server/...`), where the next `centered-clip` starts (`centre/...`),
+what the root set of `fltrust` contributed last (`root/...`) and, after the last round, the scores
+of the validation tasks (`validation/...`). If the run ends with an earlier model, `meta/...` is
+that one, and the one of the last round is `last/...`. The facts say which run, round and settings
+they belong to. There is no random state to keep: every draw is a function of (seed, round, task).
 
 With `keep = "best"` the best model so far is in a file of its own, without the optimizer's state,
 and nowhere in memory. Each checkpoint names the round of the best one by then, whose file stays as

@@ -151,7 +151,7 @@ def tasks_before(checkpoint: Checkpoint) -> Before:
 
 def restore_model(checkpoint: Checkpoint, outer: OuterOptimizer) -> None:
     """Restore `outer` to the checkpoint. Raises ConfigError if it does not fit."""
-    parts = ("meta/", "outer/", "server/", "centre/")
+    parts = ("meta/", "outer/", "server/", "centre/", "root/")
     tensors = {name: value for name, value in checkpoint.tensors.items() if name.startswith(parts)}
     # A finished training may have an earlier model in the place of the last one.
     tensors |= {f"meta/{k.removeprefix('last/')}": v for k, v in checkpoint.tensors.items() if k.startswith("last/")}
@@ -163,6 +163,9 @@ def restore_model(checkpoint: Checkpoint, outer: OuterOptimizer) -> None:
     centre = {name.removeprefix("centre/"): value for name, value in tensors.items() if name.startswith("centre/")}
     if centre and (reason := mismatch(centre, outer.meta)):
         raise ConfigError(f"`resume-from` names a checkpoint of another centre of `centered-clip`: {reason}")
+    root = {name.removeprefix("root/"): value for name, value in tensors.items() if name.startswith("root/")}
+    if root and (reason := mismatch(root, outer.meta)):
+        raise ConfigError(f"`resume-from` names a checkpoint of another root set's contribution: {reason}")
     if strange := [name for name in tensors if not _of_the_optimizer(name, tensors[name], outer.meta)]:
         raise ConfigError(f"`resume-from` names a checkpoint with a tensor that no optimizer has: {as_told(strange[0], 100)}")
     outer.restore(tensors)
@@ -172,7 +175,7 @@ def restore_model(checkpoint: Checkpoint, outer: OuterOptimizer) -> None:
 def _of_the_optimizer(name: str, value: Tensor, meta: Mapping[str, Tensor]) -> bool:
     """Return whether it may be a meta-parameter or an optimizer's state of one: as many numbers, or a single one."""
     part, _, rest = name.partition("/")
-    if part in ("meta", "server", "centre"):
+    if part in ("meta", "server", "centre", "root"):
         return True
     of = meta.get(rest.partition("/")[2])
     return of is not None and value.shape in (of.shape, torch.Size([]))

@@ -2,12 +2,13 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.robust import ATTACKS, CLEAN, RULES, WHOLE, HostileFederation
+from benchmarks.robust import ATTACKS, CLEAN, KNOWN_ROOT, RULES, WHOLE, HostileFederation, around
 from quickbloom.common.config.run import RunConfig, parse_run_config
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.messaging.in_process_grid import InlineGrid
@@ -15,8 +16,8 @@ from quickbloom.server_app.messaging.in_process_grid import InlineGrid
 SMALL = {"dataset": "gaussian", "gaussian.clients": 12, "model": "linear", "rounds": 2, "adapt-steps": 1, "min-nodes": 1}
 
 
-def config(folder: Path) -> RunConfig:
-    return parse_run_config({**SMALL, "baselines": False, "output-dir": str(folder)})
+def config(folder: Path, **more: Any) -> RunConfig:
+    return parse_run_config({**SMALL, "baselines": False, "output-dir": str(folder), **more})
 
 
 def test_without_an_attack_it_is_a_federation_of_real_nodes_with_one_task_each(tmp_path: Path) -> None:
@@ -95,6 +96,32 @@ def test_a_hidden_update_goes_as_far_as_its_constraint_lets_it(name: str, seed: 
 def test_where_honest_nodes_agree_there_is_nothing_to_hide_in(name: str) -> None:
     sent = ATTACKS[name](torch.zeros(2, 3), torch.ones(4, 3), 0)
     assert sent.flatten().tolist() == pytest.approx([1.0] * 6, abs=1e-6)
+
+
+def test_liars_who_know_the_root_set_lie_at_half_a_right_angle_to_it_against_what_others_add() -> None:
+    # The mean (3, 4) has (0, 4) beside the root's direction: (1, 0) - (0, 1), at the mean length 5.
+    honest = torch.tensor([[3.0, 4.0], [3.0, 4.0]], dtype=torch.float64)
+    sent = around(torch.tensor([0.1, 0.0], dtype=torch.float64), honest)
+    assert sent.tolist() == pytest.approx([5 / math.sqrt(2), -5 / math.sqrt(2)])
+
+
+def test_with_momentum_nodes_of_the_benchmark_send_what_real_ones_do(tmp_path: Path) -> None:
+    real, played = (config(tmp_path / name, **{"node-momentum": 0.5, "rounds": 3}) for name in ("real", "played"))
+    one = run_federation(InlineGrid(12, real.flat(), {}), real)
+    other = run_federation(HostileFederation(played, CLEAN, set()), played)
+    assert other["test"]["loss"]["mean"] == pytest.approx(one["test"]["loss"]["mean"], rel=1e-5)
+    plain = config(tmp_path / "plain", rounds=3)
+    without = run_federation(InlineGrid(12, plain.flat(), {}), plain)
+    assert without["test"]["loss"]["mean"] != one["test"]["loss"]["mean"]
+
+
+def test_liars_that_know_the_root_set_are_given_what_it_contributes(tmp_path: Path) -> None:
+    chosen = config(tmp_path / "known")
+    liars = {f"client-{i:03d}" for i in range(3)}
+    known = run_federation(HostileFederation(chosen, KNOWN_ROOT, liars, ["client-001", "client-002"]), chosen)
+    clean = run_federation(HostileFederation(config(tmp_path / "clean"), CLEAN, liars), config(tmp_path / "clean"))
+    assert known["test"]["loss"]["mean"] != clean["test"]["loss"]["mean"]
+    assert known["failures"] == 0
 
 
 def test_a_hidden_update_is_of_all_tensors_at_once(tmp_path: Path) -> None:

@@ -388,7 +388,7 @@ def test_an_honest_run_is_never_refused(tmp_path: Path, settings: dict[str, Any]
     if "privacy.epsilon" in settings:
         pytest.importorskip("dp_accounting")
         # So that training ends after round 5 of 6, which no schedule knows.
-        from quickbloom.server_app.federation.privacy import epsilon
+        from quickbloom.server_app.federation.private.privacy import epsilon
 
         settings = {**settings, "privacy.epsilon": epsilon(1.0, 1.0, 5, 0.01) + 0.01}
         settings |= {"min-replies": 0.0}

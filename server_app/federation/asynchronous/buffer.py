@@ -7,7 +7,7 @@ from dataclasses import replace
 from quickbloom.common.config.run import RunConfig
 from quickbloom.common.maths.params import Params, weighted_mean
 from quickbloom.common.wire.messages import TrainReply
-from quickbloom.server_app.federation.aggregation import RunningMean, aggregate_round, too_few
+from quickbloom.server_app.federation.robust.aggregation import RunningMean, aggregate_round, too_few
 
 
 class Buffer:

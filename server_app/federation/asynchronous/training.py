@@ -26,11 +26,11 @@ from quickbloom.common.errors import ConfigError
 from quickbloom.common.maths.params import Params
 from quickbloom.common.wire.messages import EVALUATE, TRAIN, TrainReply, from_arrays, payload_bytes, to_arrays
 from quickbloom.server_app.events.channel import Events
-from quickbloom.server_app.federation.aggregation import too_few
 from quickbloom.server_app.federation.asynchronous.buffer import Buffer
 from quickbloom.server_app.federation.asynchronous.turns import Turn, Turns
 from quickbloom.server_app.federation.evaluation import Evaluation, Rows
 from quickbloom.server_app.federation.outer import OuterOptimizer
+from quickbloom.server_app.federation.robust.aggregation import too_few
 from quickbloom.server_app.federation.scores import Scores
 from quickbloom.server_app.federation.training import Training
 from quickbloom.server_app.messaging.clock import clock_of

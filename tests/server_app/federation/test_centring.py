@@ -29,9 +29,9 @@ from quickbloom.common.wire.roll_call import MOMENTS
 from quickbloom.server_app.app import run_federation
 from quickbloom.server_app.events.channel import Events
 from quickbloom.server_app.federation import agreeing
-from quickbloom.server_app.federation import privacy as accounts
 from quickbloom.server_app.federation.agreeing import share_means
-from quickbloom.server_app.federation.privacy import Ledger, TaskPrivacy, epsilon
+from quickbloom.server_app.federation.private import privacy as accounts
+from quickbloom.server_app.federation.private.privacy import Ledger, TaskPrivacy, epsilon
 from quickbloom.server_app.federation.roll_call import call_roll
 from quickbloom.server_app.runs import checkpoints
 

@@ -16,15 +16,16 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from ray_machines import Cluster, free_port, wait_until
 
+import quickbloom
 from quickbloom.common.config.run import parse_run_config
-from quickbloom.common.errors import RunError
+from quickbloom.common.errors import ConfigError, RunError
 from quickbloom.common.system import user_code
 from quickbloom.server_app.cli import main
 from quickbloom.server_app.comparing.fingerprint import of_run
 from quickbloom.server_app.events.kinds import Event, RoundEnded
 from quickbloom.server_app.launch.follow import run_here
 from quickbloom.server_app.messaging.in_process_grid import client_app
-from quickbloom.server_app.ray_cluster.connecting import Processors
+from quickbloom.server_app.ray_cluster.connecting import Processors, is_same
 from quickbloom.server_app.ray_cluster.nodes import ComputesNodes, Facts, RayNodes, gpu_share, nodes_on
 
 SETTINGS: dict[str, Any] = {
@@ -101,6 +102,29 @@ def test_a_run_on_a_cluster_is_that_of_one_process_and_outlives_a_lost_machine(
 
 
 @pytest.mark.slow
+def test_from_python_a_connection_of_the_callers_stays(cluster: Cluster, tmp_path: Path) -> None:
+    ray: Any = import_module("ray")
+    settings: dict[str, Any] = {"dataset": "gaussian", "rounds": 1, "nodes": 2, "progress": False}
+    alone = quickbloom.run("fedavg", output=tmp_path / "alone", **settings)
+    there = quickbloom.run("fedavg", output=tmp_path / "there", ray=cluster.address, **settings)
+    assert there.summary["test"] == alone.summary["test"]
+    assert not ray.is_initialized()
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    table = quickbloom.compare(["fedavg"], dataset="gaussian", rounds=1, seeds=1, ray="auto", output=tmp_path / "table")
+    assert [row["algorithm"] for row in table["algorithms"]] == ["fedavg"]
+    assert ray.is_initialized()
+    with pytest.raises(ConfigError, match="`ray` must be the cluster that this program is connected to"):
+        quickbloom.run("fedavg", output=tmp_path / "other", ray="127.0.0.1:1", **settings)
+
+
+def test_from_python_too_some_exclude_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="`ray` excludes `simulation` and `workers`"):
+        quickbloom.run("fedavg", dataset="gaussian", ray="auto", workers=2, output=tmp_path)
+    with pytest.raises(ConfigError, match="`ray` excludes `jobs`"):
+        quickbloom.compare(["fedavg"], dataset="gaussian", rounds=1, ray="auto", jobs=2, output=tmp_path)
+
+
+@pytest.mark.slow
 def test_ctrl_c_ends_what_computes_the_nodes(cluster: Cluster, tmp_path: Path) -> None:
     words = ["run", "--algorithm", "fedavg", "--dataset", "gaussian", "--rounds", str(10**6), "--nodes", "4"]
     words += ["--ray", cluster.address, "--output", str(tmp_path / "out"), "--no-report"]
@@ -166,6 +190,11 @@ def test_other_data_or_another_release_on_a_machine_are_told_there(tmp_path: Pat
     assert machine.begin(facts)[1] == "its data are not those of the machine where the run was started"
     data.unlink()
     assert machine.begin(facts)[1] == "its data are not those of the machine where the run was started"
+
+
+def test_an_address_has_several_names() -> None:
+    assert all(is_same(name, "192.0.2.2:6379") for name in ("192.0.2.2:6379", "127.0.0.1:6379", "localhost:6379"))
+    assert not any(is_same(name, "192.0.2.2:6379") for name in ("192.0.2.2:6380", "192.0.2.3:6379", "no.where.invalid:6379"))
 
 
 def test_a_gpu_is_shared_by_the_nodes_beside_it() -> None:
@@ -248,9 +277,6 @@ class FakeRay:
 
     def kill(self, actor: Actor) -> None:
         self.killed.append(actor)
-
-    def shutdown(self) -> None:
-        pass
 
 
 def asked(

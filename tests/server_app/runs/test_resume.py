@@ -233,6 +233,42 @@ def test_a_rule_with_a_history_goes_on_from_it(tmp_path: Path, more: dict[str, A
     assert all((value == second.tensors[name]).all() for name, value in first.tensors.items())
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_root_set_goes_on_from_what_it_contributed(tmp_path: Path, momentum: float) -> None:
+    def nodes(name: str) -> dict[int, dict[str, str]]:
+        return {i: {"state-dir": str(tmp_path / name / f"node-{i}")} for i in range(3)}
+
+    def start(name: str, fault: Any = None, **more: Any) -> dict[str, Any]:
+        given: dict[str, Any] = {"aggregate": "fltrust", "root_tasks": "any:3", "node_momentum": momentum}
+        config = settings(tmp_path / name, **given, personal=False, **more)
+        return run_federation(LoopbackGrid(3, config.flat(), {1: fault} if fault else {}, nodes(name)), config)
+
+    def killed(message: Message, answer: Answer) -> Message:
+        if (message.metadata.message_type, message.metadata.group_id) == (TRAIN, "3"):
+            raise Killed
+        return answer(message)
+
+    whole = start("whole")
+    with pytest.raises(Killed):
+        start("cut", killed)
+    assert any(name.startswith("root/") for name in load(tmp_path / "cut").tensors)
+    rest = start("cut", resume_from=str(tmp_path / "cut"))
+    assert result(tmp_path / "cut", rest) == result(tmp_path / "whole", whole)
+    first, second = (load(tmp_path / name) for name in ("whole", "cut"))
+    assert all((value == second.tensors[name]).all() for name, value in first.tensors.items())
+
+
+def test_a_root_sets_contribution_must_fit_the_model(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"nodes": 5, "aggregate": "fltrust", "root_tasks": "any:3"}
+    cut(tmp_path, TRAIN, 2, **changes)
+    found = load(tmp_path)
+    name = next(name for name in found.tensors if name.startswith("root/"))
+    tensors = {key: value for key, value in found.tensors.items() if key != name}
+    checkpoint_file.write(found.path, tensors, found.facts, wait=True)
+    with pytest.raises(ConfigError, match=rf"another root set's contribution: the tensor `{name.removeprefix('root/')}`"):
+        run(tmp_path, resume_from=str(tmp_path), **changes)
+
+
 def test_the_history_of_a_rule_must_fit_the_model(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"nodes": 5, "aggregate": "centered-clip"}
     cut(tmp_path, TRAIN, 2, **changes)

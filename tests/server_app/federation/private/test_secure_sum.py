@@ -36,9 +36,9 @@ from quickbloom.common.wire.secure.messages import (
 from quickbloom.common.wire.secure.protocol import PublicKeys, SecureError, envelope_for
 from quickbloom.common.wire.secure.updates import from_row, length, to_row
 from quickbloom.server_app.federation.outer import OuterOptimizer
-from quickbloom.server_app.federation.privacy import TaskPrivacy
+from quickbloom.server_app.federation.private.privacy import TaskPrivacy
+from quickbloom.server_app.federation.private.secure_sum import check_totals, unfit
 from quickbloom.server_app.federation.roll_call import call_roll
-from quickbloom.server_app.federation.secure_sum import check_totals, unfit
 from quickbloom.server_app.federation.strategy import MetaStrategy
 
 EXAMPLES = max(int(os.environ.get("QUICKBLOOM_FUZZ", "300")) // 10, 10)
@@ -482,7 +482,7 @@ def test_too_few_nodes_are_refused_before_training() -> None:
 
 def test_more_nodes_than_a_sum_can_hold_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unfit(4096) is None
-    monkeypatch.setattr("quickbloom.server_app.federation.secure_sum.MOST_NODES", 5)
+    monkeypatch.setattr("quickbloom.server_app.federation.private.secure_sum.MOST_NODES", 5)
     with pytest.raises(
         ConfigError,
         match=r"`secure-aggregation` cannot work in round 1: it has 7 nodes, and a secure sum takes at most 5; .* fewer tasks",

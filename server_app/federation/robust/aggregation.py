@@ -124,19 +124,21 @@ def geometric_median(updates: Tensor, f: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Clipping:
-    """What `centered-clip` clips, and where.
+class Beside:
+    """What some rules have beside the updates.
 
     `centre`: d numbers, the result of the round before, None in the first one. `radius`: tau, 0 for
     the median distance of the updates to the centre, at every step. `steps`: how often the centre moves.
+    `root`: d numbers, what the server computed of its root set, None without one.
     """
 
     centre: Tensor | None = None
     radius: float = 0.0
     steps: int = 3
+    root: Tensor | None = None
 
 
-def centered_clip(updates: Tensor, f: int, clipping: Clipping) -> Tensor:
+def centered_clip(updates: Tensor, f: int, beside: Beside) -> Tensor:
     """Return the centre v after its steps v <- v + mean_i clip(x_i - v, tau), clip(y, tau) = min(1, tau / |y|) y.
 
     Karimireddy, He, Jaggi 2021, "Learning from History for Byzantine Robust Optimization", where tau
@@ -144,15 +146,33 @@ def centered_clip(updates: Tensor, f: int, clipping: Clipping) -> Tensor:
     ones. The first round has no history, and starts at the coordinate-wise median: at zero, honest
     updates that agree would be clipped as much as lies.
     """
-    v = median(updates, f) if clipping.centre is None else clipping.centre.clone()
-    for _ in range(clipping.steps):
+    v = median(updates, f) if beside.centre is None else beside.centre.clone()
+    for _ in range(beside.steps):
         apart = updates - v
         distances = torch.linalg.vector_norm(apart, dim=1)
-        tau = torch.tensor(clipping.radius, dtype=v.dtype) if clipping.radius else distances.median()
+        tau = torch.tensor(beside.radius, dtype=v.dtype) if beside.radius else distances.median()
         # An update at the centre has nothing to clip.
         shares = torch.where(distances > tau, tau / distances, 1.0)
         v += shares @ apart / len(updates)
     return v
+
+
+def fltrust(updates: Tensor, f: int, beside: Beside) -> Tensor:
+    """Return sum_i t_i |g_0| / |g_i| g_i / sum_i t_i, with the trust scores t_i = max(0, cos(g_i, g_0)).
+
+    Cao, Fang, Liu, Gong 2021, "FLTrust", Algorithm 2; g_0 is the server's own update. If no update has a positive score, which
+    the paper leaves open, the result is g_0: the only one that is trusted.
+    """
+    if beside.root is None:
+        raise ValueError("`fltrust` needs the update of a root set")
+    # Every update at length 1, and 0 if it has none.
+    directions = updates / torch.linalg.vector_norm(updates, dim=1, keepdim=True).clamp(min=1e-300)
+    length = torch.linalg.vector_norm(beside.root)
+    trust = (directions @ beside.root / length.clamp(min=1e-300)).clamp(min=0)
+    if trust.sum() == 0:
+        return beside.root
+    found: Tensor = length * (trust @ directions) / trust.sum()
+    return found
 
 
 def in_buckets(updates: Tensor, size: int, rng: np.random.Generator) -> Tensor:
@@ -163,12 +183,12 @@ def in_buckets(updates: Tensor, size: int, rng: np.random.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule. `combine(updates, f, clipping)`: from [n, d] to d numbers. `least(f)`: smallest meaningful number of votes.
+    """A rule. `combine(updates, f, beside)`: from [n, d] to d numbers. `least(f)`: smallest meaningful number of votes.
 
     `remembers`: a round starts from the result of the one before.
     """
 
-    combine: Callable[[Tensor, int, Clipping], Tensor]
+    combine: Callable[[Tensor, int, Beside], Tensor]
     least: Callable[[int], int]
     remembers: bool = False
 
@@ -184,6 +204,7 @@ RULES: dict[str, Rule] = {
     "multi-krum": _of_one_round(multi_krum, lambda f: 2 * f + 3),
     "geometric-median": _of_one_round(geometric_median, lambda f: 2 * f + 1),
     "centered-clip": Rule(centered_clip, lambda f: 2 * f + 1, remembers=True),
+    "fltrust": Rule(fltrust, lambda f: 1),
 }
 """Values of `aggregate` besides "mean"."""
 
@@ -217,10 +238,11 @@ def aggregate(
     centre: Params | None = None,
     radius: float = 0.0,
     steps: int = 3,
+    root: Params | None = None,
 ) -> Params:
     """Return one meta-gradient from at least one reply with weight; `malicious`: share of replies that may lie, rounded up.
 
-    `bucketing`: replies in a bucket, drawn by `rng`. `centre`, `radius`, `steps`: as of `Clipping`, {} for no centre.
+    `bucketing`: replies in a bucket, drawn by `rng`. `centre`, `radius`, `steps`, `root`: as of `Beside`, {} for no centre.
     """
     if rule == "mean":
         return mean_over_tasks(replies)
@@ -235,13 +257,17 @@ def aggregate(
         if rng is None:
             raise ValueError("buckets need a random generator")
         updates = in_buckets(updates, bucketing, rng)
-    clipping = Clipping(_in_a_row(centre, like) if centre else None, radius, steps)
-    parts = torch.split(RULES[rule].combine(updates, f, clipping), [value.numel() for value in like.values()])
+    beside = Beside(_in_a_row(centre, like) if centre else None, radius, steps, _in_a_row(root, like) if root else None)
+    parts = torch.split(RULES[rule].combine(updates, f, beside), [value.numel() for value in like.values()])
     return {name: part.view(like[name].shape).to(like[name].dtype) for name, part in zip(like, parts, strict=True)}
 
 
-def aggregate_round(config: RunConfig, replies: Sequence[TrainReply], number: int, centre: Params) -> Params:
+def aggregate_round(
+    config: RunConfig, replies: Sequence[TrainReply], number: int, centre: Params, root: Params | None = None
+) -> Params:
     """Return the meta-gradient of round `number` by the settings of a run; `centre`: of the round before, {} if none.
+
+    `root`: what the server computed of its root set, where the rule needs it.
 
     The buckets are a function of (seed, round) and of the order of the replies.
     """
@@ -254,6 +280,7 @@ def aggregate_round(config: RunConfig, replies: Sequence[TrainReply], number: in
         centre=centre,
         radius=config.clip_radius,
         steps=config.clip_steps,
+        root=root,
     )
 
 

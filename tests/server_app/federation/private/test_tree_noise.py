@@ -20,8 +20,8 @@ from quickbloom.common.maths.params import Params, norm
 from quickbloom.common.personal.checkpoint import write
 from quickbloom.common.wire.messages import TRAIN, TrainReply, TrainRequest
 from quickbloom.server_app.app import run_federation
-from quickbloom.server_app.federation.privacy import Ledger, TaskPrivacy
-from quickbloom.server_app.federation.tree_noise import Epochs, Tree, epsilon, slot_of
+from quickbloom.server_app.federation.private.privacy import Ledger, TaskPrivacy
+from quickbloom.server_app.federation.private.tree_noise import Epochs, Tree, epsilon, slot_of
 from quickbloom.server_app.runs.checkpoints import load
 from quickbloom.server_app.runs.directory import read_history
 from quickbloom.server_app.runs.resume import noise_levels

@@ -27,8 +27,8 @@ from quickbloom.common.maths.params import Params, norm
 from quickbloom.common.wire.messages import TRAIN, TrainReply, error_records
 from quickbloom.common.wire.secure.updates import Totals
 from quickbloom.server_app.app import run_federation
-from quickbloom.server_app.federation.privacy import TaskPrivacy
-from quickbloom.server_app.federation.secure_sum import check_totals
+from quickbloom.server_app.federation.private.privacy import TaskPrivacy
+from quickbloom.server_app.federation.private.secure_sum import check_totals
 from quickbloom.server_app.runs.directory import read_history
 
 pytest.importorskip("dp_accounting")

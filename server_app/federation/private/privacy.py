@@ -28,8 +28,8 @@ from quickbloom.common.maths.params import Params
 from quickbloom.common.randomness import generator
 from quickbloom.common.system.extras import needs
 from quickbloom.common.wire.messages import TrainReply
-from quickbloom.server_app.federation.tree_noise import Epochs
-from quickbloom.server_app.federation.tree_noise import epsilon as tree_epsilon
+from quickbloom.server_app.federation.private.tree_noise import Epochs
+from quickbloom.server_app.federation.private.tree_noise import epsilon as tree_epsilon
 
 Bytes = Callable[[int], bytes]
 Array = np.ndarray[Any, Any]

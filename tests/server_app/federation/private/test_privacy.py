@@ -24,7 +24,7 @@ from quickbloom.common.maths.params import Params
 from quickbloom.common.personal.checkpoint import write
 from quickbloom.common.wire.messages import TRAIN, TrainReply, TrainRequest, from_arrays, to_arrays
 from quickbloom.server_app.app import run_federation
-from quickbloom.server_app.federation.privacy import Ledger, TaskPrivacy, epsilon, normal, uniform
+from quickbloom.server_app.federation.private.privacy import Ledger, TaskPrivacy, epsilon, normal, uniform
 from quickbloom.server_app.runs.checkpoints import load
 from quickbloom.server_app.runs.directory import read_history
 from quickbloom.server_app.runs.resume import noisy_steps
@@ -148,7 +148,7 @@ def test_seeded_noise_is_another_once_steps_were_released(tmp_path: Path) -> Non
 def test_a_step_is_in_the_ledger_before_its_noise_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
-    monkeypatch.setattr("quickbloom.server_app.federation.privacy.normal", lambda *_: 1 / 0)
+    monkeypatch.setattr("quickbloom.server_app.federation.private.privacy.normal", lambda *_: 1 / 0)
     ledger = Ledger(tmp_path / "l")
     with pytest.raises(ZeroDivisionError):
         privacy(released=ledger).mean([], {"w": torch.zeros(1)})
