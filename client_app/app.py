@@ -177,7 +177,8 @@ def _trained(message: Message, node: Node, state: RecordDict, request: TrainRequ
         episodes = result.kept[t * node.episodes : (t + 1) * node.episodes]
         kept = weighted_mean((kept, 1.0) for kept in episodes)
         if momentum:
-            kept, memory = momentum.after(kept)
+            kept, _ = momentum.after(kept)
+            _, memory = momentum.after(weighted_mean((state, 1.0) for state in momentum.counted(episodes)))
             store.save(_MOMENTUM + task_id, memory)
         store.save(task_id, kept)
     losses = _mean_of_finite(np.reshape(result.losses, (-1, node.episodes)))

@@ -142,7 +142,8 @@ class _Run:
             self.events.warn(remark)
         root = root_set(self.config, population, algorithm)
         outer = OuterOptimizer(algorithm.options, algorithm.init(), self.config.rounds, algorithm.server_state())
-        algorithm.learner.drop_numbers()  # they are the outer optimizer's now
+        if root is None:
+            algorithm.learner.drop_numbers()  # they are the outer optimizer's now
         origin = resume.origin_of(self.checkpoint, self.config)
         if self.checkpoint is not None:
             facts.check_constants(self.checkpoint.facts, algorithm.learner.digest, "the run to go on from")

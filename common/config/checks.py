@@ -246,7 +246,8 @@ def _check_root(config: "RunConfig") -> None:
             "the server computes of these, got '': name some, set it to any:N where the server reads the data set as well, or "
             "set `root-path` to a file"
         )
-    if config.root_tasks.startswith(ANY) and not config.root_tasks.removeprefix(ANY).strip().isdecimal():
+    text = config.root_tasks.strip()
+    if text.startswith(ANY) and not text.removeprefix(ANY).strip().isdecimal():
         raise ConfigError(f"`root-tasks` must be names of tasks, or any:N with a whole number N, got {config.root_tasks!r}")
     if config.root_path and (config.dataset != Own.name or config.partition):
         raise ConfigError(

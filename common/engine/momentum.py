@@ -14,6 +14,7 @@ that is repeated (k = 0) sends the same m again: the model and the draw are the 
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -37,6 +38,7 @@ class Momentum(Algorithm):
 
     def __init__(self, of: Algorithm, beta: float) -> None:
         super().__init__(of.options, of.learner)
+        self.first_order = of.first_order
         self._of, self._beta = of, beta
         device, like = of.learner.device, of.init()
         self.memory = {_MEMORY + name: torch.zeros(v.shape, dtype=v.dtype, device=device) for name, v in like.items()}
@@ -55,6 +57,14 @@ class Momentum(Algorithm):
         """Return (what the task keeps for its algorithm, its memory) from its state; {} for a memory of no contribution."""
         memory, kept = split({name: value for name, value in state.items() if name != _NOW}, self.memory)
         return kept, memory if math.isfinite(float(memory[_LAST])) else {}
+
+    def counted(self, states: Sequence[Params]) -> list[Params]:
+        """Return those of a task's `states`, one of each draw in a round, with the newest contribution.
+
+        A draw that was not finite has left its state as it was, which is no part of what was sent.
+        """
+        newest = max(float(state[_LAST]) for state in states)
+        return [state for state in states if float(state[_LAST]) == newest]
 
     def fresh(self) -> Params:
         return self.before(None, None, 0)

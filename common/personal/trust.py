@@ -24,6 +24,7 @@ Settings = Mapping[str, Any]
 
 PLACES = ("weights", "transformer.directory", "intents.tokenizer", "own.tokenizer", "root-path")
 """Settings that say where files of a model, or of the server's root set, are on this machine."""
+_OF_A_ROOT_SET = ("aggregate", "root-tasks", "root-path")
 NEVER = ("output-dir", "resume-from")
 """Settings that are never taken from a file."""
 
@@ -148,4 +149,6 @@ def of_a_model(settings: Settings, trusted: Collection[str], what: str) -> dict[
             f"that code, add {as_told(GUARDED[0].typed(settings), 200)}"
         )
     dropped = {*NEVER, *(one.key for one in GUARDED if one.key not in ("model", "own.encoder"))}
-    return {**{key: value for key, value in settings.items() if key not in dropped}, **named}
+    kept = {**{key: value for key, value in settings.items() if key not in dropped}, **named}
+    # The rule that needs a root set needs its file, which is on the server alone, and nothing is aggregated offline.
+    return {key: value for key, value in kept.items() if kept.get("aggregate") != "fltrust" or key not in _OF_A_ROOT_SET}

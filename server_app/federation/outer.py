@@ -19,7 +19,7 @@ class OuterOptimizer:
 
     In round t of T the rate is `outer-lr`, or with `outer-decay` `outer-lr` * (1 - (t - 1) / T). `beside`: what the algorithm
     lets the server keep beside the meta-parameters. `centre`: the last mean meta-gradient, where `aggregate` starts from it.
-    `root`: the last contribution of the root set, where `aggregate` compares with it.
+    `root`: the last contribution of the root set, where the next one goes on from it.
     """
 
     def __init__(self, options: AlgorithmOptions, meta: Params, num_rounds: int, beside: Params | None = None) -> None:

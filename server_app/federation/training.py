@@ -229,9 +229,12 @@ class Training:
             raise TooFewError(reason)
         if mean:
             return mean.result()
-        if self._root:
-            self._outer.root = self._root.contribution(like, number, self._outer.root)
-        return aggregate_round(self._config, replies, number, self._outer.centre, self._outer.root)
+        root = self._root.contribution(like, number, self._outer.root) if self._root else {}
+        if self._root and not any(bool(value.any()) for value in root.values()):
+            self._events.warn(f"Round {number}: the root set contributes nothing but zeros, so no reply counts")
+        if self._config.node_momentum:
+            self._outer.root = root
+        return aggregate_round(self._config, replies, number, self._outer.centre, root)
 
     def _check_enough(self, contributed: int) -> None:
         if contributed >= self.sampling.least_replies:

@@ -2,7 +2,7 @@
 
 The tensors are the meta-parameters (`meta/...`), the outer optimizer's state (`outer/...`), what an
 algorithm keeps on the server (`server/...`), where the next `centered-clip` starts (`centre/...`),
-what the root set of `fltrust` contributed last (`root/...`) and, after the last round, the scores
+what the root set of `fltrust` contributed last, with momentum (`root/...`), and, after the last round, the scores
 of the validation tasks (`validation/...`). If the run ends with an earlier model, `meta/...` is
 that one, and the one of the last round is `last/...`. The facts say which run, round and settings
 they belong to. There is no random state to keep: every draw is a function of (seed, round, task).

@@ -66,6 +66,11 @@ def root_set(config: RunConfig, population: Population, algorithm: Algorithm) ->
             f'`algorithm` must be one whose tasks keep nothing on their nodes with `aggregate = "{RULE}"`, because the server '
             f'cannot compute what a task with a state of its own would contribute, got "{config.algorithm}"'
         )
+    if not algorithm.init():
+        raise ConfigError(
+            f'`algorithm` must be one whose tasks send something with `aggregate = "{RULE}"`, got "{config.algorithm}": leave '
+            "`aggregate` out"
+        )
     dataset = _read(config, population)
     return RootSet(config, algorithm, dataset, _chosen(config, population, {one.task_id: one for one in dataset.tasks()}))
 

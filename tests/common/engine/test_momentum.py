@@ -15,6 +15,7 @@ from quickbloom.common.algorithms.base import Algorithm, AlgorithmOptions
 from quickbloom.common.config.run import parse_run_config
 from quickbloom.common.datasets import load_dataset
 from quickbloom.common.datasets.base import resolve_data_dir
+from quickbloom.common.datasets.gaussian import Gaussian
 from quickbloom.common.engine.build import build_algorithm
 from quickbloom.common.engine.momentum import Momentum
 from quickbloom.common.engine.round import TaskWork, run_round
@@ -177,6 +178,33 @@ def test_no_task_sends_more_than_the_clip_in_any_round() -> None:
     for number in (1, 2, 3):
         assert np.linalg.norm(node.sends(number, clip=0.01)) <= 0.01 * (1 + 1e-6)
     assert min(full) > 0.02
+
+
+def test_a_draw_that_is_not_finite_is_no_part_of_what_a_task_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = Gaussian.train_draw
+
+    def every_second(self: Gaussian, task_id: str, rng: np.random.Generator) -> TaskData:
+        data = drawn(self, task_id, rng)
+        count[0] += 1
+        support = data.support._replace(x=data.support.x * (math.nan if count[0] % 2 == 0 else 1))
+        return TaskData(support, data.query, data.test)
+
+    count = [0]
+    monkeypatch.setattr(Gaussian, "train_draw", every_second)
+    plain, averaged = OnNode(episodes=2), OnNode(node_momentum=0.5, episodes=2)
+    g = {number: plain.sends(number) for number in (1, 2, 4)}
+    assert averaged.sends(1) == pytest.approx(g[1], abs=1e-6)
+    assert averaged.sends(2) == pytest.approx(0.5 * g[2] + 0.5 * g[1], abs=1e-6)
+    assert averaged.sends(4) == pytest.approx(0.75 * g[4] + 0.25 * (0.5 * g[2] + 0.5 * g[1]), abs=1e-6)
+
+
+def test_what_is_written_out_is_not_compiled_for_its_averages(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiles(*_: Any, **__: Any) -> None:
+        raise AssertionError("torch.compile is asked for work that has no use for it")
+
+    monkeypatch.setattr(torch, "compile", compiles)
+    node = OnNode(algorithm="fomaml", node_momentum=0.5, compile=True)
+    assert np.abs(node.sends(1)).max() > 0
 
 
 @pytest.mark.parametrize(

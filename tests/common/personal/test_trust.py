@@ -290,6 +290,22 @@ def test_all_that_is_to_be_typed_is_said_at_once_and_fit_for_a_shell() -> None:
     assert trust.flags({**names, "model": "mlp", "dataset": "digits", "mlflow": ""}) == ""
 
 
+def test_models_of_a_run_with_a_root_set_are_used_without_its_file(tmp_path: Path) -> None:
+    root = tmp_path / "root.csv"
+    rows = [f"volunteer{row.removeprefix('A')}" for row in ROWS.splitlines() if row.startswith("A")]
+    root.write_text("\n".join(["task,x,target", *rows]) + "\n")
+    train(tmp_path, algorithm="fedavg", aggregate="fltrust", root_path=str(root))
+    root.unlink()  # it is the server's
+    data = tmp_path / "data.csv"
+    for command in (
+        *offline(tmp_path / "state" / "personal" / "A.safetensors", data, tmp_path),
+        ["adapt", "--checkpoint", str(tmp_path / "run"), "--data", str(data), "--output", str(tmp_path / "new")],
+        ["adapt", "--checkpoint", str(tmp_path / "state"), "--data", str(data), "--output", str(tmp_path / "new2")],
+    ):
+        done = CliRunner().invoke(edge, command, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+
+
 def test_where_a_run_was_written_is_not_where_another_goes_on(trained: Path, tmp_path: Path) -> None:
     source = sorted((trained / "run" / "checkpoints").iterdir())[-1]
     elsewhere = tmp_path / "elsewhere"

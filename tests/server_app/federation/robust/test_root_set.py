@@ -168,6 +168,8 @@ def test_named_tasks_are_taken() -> None:
         ({"root_tasks": "any:9"}, "`root-tasks` must be any:1 to any:8"),
         ({"root_tasks": "any:x"}, "`root-tasks` must be names of tasks, or any:N with a whole number N, got 'any:x'"),
         ({"root_tasks": ""}, '`root-tasks` must name tasks whose examples the server has, with `aggregate = "fltrust"`'),
+        ({"root_tasks": " any:x"}, "`root-tasks` must be names of tasks, or any:N with a whole number N, got ' any:x'"),
+        ({"algorithm": "local"}, '`algorithm` must be one whose tasks send something .* got "local": leave `aggregate` out'),
         ({"algorithm": "heads"}, '`algorithm` must be one whose tasks keep nothing on their nodes .* got "heads"'),
         ({"algorithm": "scaffold"}, "`aggregate` must be 'mean' with `algorithm = \"scaffold\"`"),
         ({"secure_aggregation": True}, "`aggregate` must be 'mean' with `secure-aggregation`"),
@@ -257,3 +259,26 @@ def test_a_run_with_a_root_set_takes_the_steps_of_the_rule(tmp_path: Path) -> No
     expected = by_loops(flat(found.contribution(meta, 1, {})), np.array([flat(one) for one in sent]))
     assert step == pytest.approx(expected, abs=1e-6)
     assert np.linalg.norm(step - np.mean([flat(one) for one in sent], axis=0)) > 1e-3
+
+
+def test_an_algorithm_whose_head_never_travels_trains_with_a_root_set(tmp_path: Path) -> None:
+    config = settings(algorithm="fedbabu", output_dir=str(tmp_path), personal=False)
+    summary = run_federation(LoopbackGrid(12, config.flat()), config)
+    assert summary["failures"] == 0
+    assert summary["test"]["accuracy"]["mean"]
+
+
+def test_a_root_set_that_gives_zeros_alone_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = RootSet.contribution
+
+    def at_last(self: RootSet, meta: Params, number: int, before: Params) -> Params:
+        found = real(self, meta, number, before)
+        return {name: value * (number - 1) for name, value in found.items()}
+
+    monkeypatch.setattr(RootSet, "contribution", at_last)
+    config = settings(output_dir=str(tmp_path), personal=False)
+    run_federation(LoopbackGrid(12, config.flat()), config)
+    told = [record.getMessage() for record in caplog.records if "the root set" in record.getMessage()]
+    assert told == ["Round 1: the root set contributes nothing but zeros, so no reply counts"]
