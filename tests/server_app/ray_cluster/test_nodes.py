@@ -159,10 +159,11 @@ def test_what_excludes_a_cluster_is_told(monkeypatch: pytest.MonkeyPatch, capsys
     )
 
 
-@pytest.mark.parametrize("address", [f"127.0.0.1:{free_port()}", "", "localhost"])
+@pytest.mark.parametrize("address", ["127.0.0.1:PORT", "", "localhost"])
 def test_an_address_that_does_not_answer_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path, address: str
 ) -> None:
+    address = address.replace("PORT", str(free_port()))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["quickbloom", "run", "--dataset", "gaussian", "--rounds", "1", "--ray", address])
     with pytest.raises(SystemExit) as end:
