@@ -73,7 +73,7 @@ def test_a_run_on_a_cluster_is_that_of_one_process_and_outlives_a_lost_machine(
     assert (found["runtime"], summary["workers"]) == ("in-process", 1)
     assert found["workers"] in (1, 2)  # the other machine may be ready late
     assert (tmp_path / "there" / "per_task.csv").read_bytes() == (tmp_path / "here" / "per_task.csv").read_bytes()
-    assert not cluster.actors(cluster.head) + cluster.actors(cluster.other)
+    wait_until(lambda: not cluster.actors(cluster.head) + cluster.actors(cluster.other))
 
     longer = parse_run_config({**SETTINGS, "rounds": 12, "output-dir": str(tmp_path / "lost")})
     alone = parse_run_config({**SETTINGS, "rounds": 12, "output-dir": str(tmp_path / "alone")})
