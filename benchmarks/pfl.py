@@ -61,7 +61,7 @@ ROWS = (
     Row("FedRoD", "fedrod", 0.9752),
     Row("FedALA", "fedala", 0.9766),
     Row("FedProto", "fedproto", 0.9740),
-    Row("kNN-Per", "knnper"),
+    Row("kNN-Per", "knnper", steps=1),
 )
 """Published: PFLlib's page of benchmarks, Fashion-MNIST, practical label skew, 20 clients, 2,000 rounds, the best of them."""
 
