@@ -66,3 +66,9 @@ def test_children_are_streams_of_their_own() -> None:
     drawn = [child.random() for child in (first, second, third)]
     assert [child.random() for child in again] == drawn
     assert len({*drawn, generator(0, "x").random()}) == 4
+
+
+def test_a_generator_that_wants_another_seed_is_refused() -> None:
+    """MT19937 takes 624 words of 32 bits, which a digest of 256 does not have."""
+    with pytest.raises(NotImplementedError, match="PCG64 takes four of 64 bits"):
+        np.random.MT19937(generator(0, "any").bit_generator.seed_seq)

@@ -165,3 +165,11 @@ def test_wrong_input_ends_with_code_2_and_one_sentence(
     code, out, err = run(monkeypatch, capsys, *arguments)
     assert (code, out) == (2, "")
     assert sentence in err
+
+
+def test_there_is_no_run_of_flowers() -> None:
+    grid = InlineGrid(1, settings(Path("/unused")).flat(), {})
+    with pytest.raises(NotImplementedError, match="belong to no run of Flower"):
+        grid.set_run(1)
+    with pytest.raises(NotImplementedError, match="belong to no run of Flower"):
+        _ = grid.run

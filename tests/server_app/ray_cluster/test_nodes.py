@@ -5,7 +5,7 @@ import logging
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -43,18 +43,6 @@ def lines(directory: Path) -> list[Any]:
     """What the history says of every round, without seconds and memory."""
     history = [json.loads(line) for line in (directory / "history.jsonl").read_text().splitlines()]
     return [[line["round"], line.get("train"), line.get("validation"), line.get("failures")] for line in history]
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    import ray
-
-    made = Cluster()
-    try:
-        yield made
-    finally:
-        ray.shutdown()
-        made.close()
 
 
 @pytest.mark.slow

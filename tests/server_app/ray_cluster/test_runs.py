@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -192,18 +191,6 @@ def test_what_would_fail_again_is_not_begun_again(tmp_path: Path) -> None:
     assert (code in (0, 1, 2), begun) == (False, 1)
     assert said == "error: the Ray task failed (ModuleNotFoundError: No module named 'quickbloom')\n"
     assert polled(tmp_path, (2, "on a: the data here are others", b""))[:2] == (2, "error: on a: the data here are others\n")
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    import ray
-
-    made = Cluster()
-    try:
-        yield made
-    finally:
-        ray.shutdown()
-        made.close()
 
 
 def parent(pid: int) -> int:
