@@ -20,7 +20,7 @@ from torch import Tensor
 from quickbloom.common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
 from quickbloom.common.maths.fast_paths import gradient_and_loss, gradient_and_product
-from quickbloom.common.maths.inner_loop import descend_towards, last
+from quickbloom.common.maths.inner_loop import descend_towards, endpoint_towards
 from quickbloom.common.maths.params import Params, add, dot, subtract
 
 
@@ -38,7 +38,8 @@ class Imaml(Algorithm):
     Options: ClassVar[type[AlgorithmOptions]] = ImamlOptions
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
-        phi = last(self.adaptation_path(meta, episode.support, self.options.inner_lr, self.options.inner_steps))
+        batches = iter([episode.support] * self.options.inner_steps)
+        phi = endpoint_towards(self.learner.mean_loss, meta, meta, batches, self.options.inner_lr, self.options.strength)
         gradient, loss = gradient_and_loss(self.learner, phi, episode.query)
         _, times_hessian = gradient_and_product(self.learner, phi, episode.support)
 

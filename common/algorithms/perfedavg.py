@@ -86,6 +86,9 @@ class PerFedAvg(Algorithm):
     def local_meta_gradient(self, w: Params, episode: Episode) -> Params:
         """Return (I - alpha H(w)) v, or v alone if `variant` is "fo"."""
         alpha = self.options.inner_lr
+        if self.options.variant == "fo":
+            gradient, _ = gradient_and_loss(self.learner, w, episode.support)
+            return gradient_and_loss(self.learner, add(w, gradient, -alpha), episode.query)[0]
         gradient, times_hessian = gradient_and_product(self.learner, w, episode.support)
         v, _ = gradient_and_loss(self.learner, add(w, gradient, -alpha), episode.query)
-        return v if self.options.variant == "fo" else add(v, times_hessian(v), -alpha)
+        return add(v, times_hessian(v), -alpha)

@@ -16,7 +16,7 @@ from torch import Tensor
 from quickbloom.common.algorithms.base import Algorithm, AlgorithmOptions, InnerLoopOptions
 from quickbloom.common.algorithms.local_sgd import shuffled_epochs, steps_of_an_epoch
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches
-from quickbloom.common.maths.inner_loop import descend_towards, last
+from quickbloom.common.maths.inner_loop import descend_towards, endpoint_towards
 from quickbloom.common.maths.params import Params, add, subtract
 
 
@@ -54,9 +54,10 @@ class PFedMe(Algorithm):
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
         w = phi = meta
+        loss, lr, strength = self.learner.mean_loss, self.options.inner_lr, self.options.strength
         for batch in minibatches.batches(episode):
-            phi = last(self.adaptation_path(w, batch, self.options.inner_lr, self.options.inner_steps))
-            w = add(w, subtract(w, phi), -self.options.local_lr * self.options.strength)
+            phi = endpoint_towards(loss, w, w, iter([batch] * self.options.inner_steps), lr, strength)
+            w = add(w, subtract(w, phi), -self.options.local_lr * strength)
         # The query examples were trained on as well, so this is a training loss.
         return subtract(meta, w), self.learner.loss(phi, episode.query)
 

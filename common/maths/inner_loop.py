@@ -23,7 +23,7 @@ Differentiate = Callable[[Callable[..., Tensor]], Callable[..., tuple[Params, Te
 
 
 class MeanLoss:
-    """A loss that is a mean over the examples of a batch, and terms without examples: its gradient can be taken in pieces."""
+    """A loss that is a mean over the examples of a batch: its gradient can be taken in pieces."""
 
     def __init__(self, plain: Loss) -> None:
         self.plain = plain
@@ -33,8 +33,62 @@ class MeanLoss:
 
 
 def built_on(base: Loss, loss: Loss) -> Loss:
-    """Return `loss` as a `MeanLoss` if `base` is one, of which `loss` is made by other parameters or terms without examples."""
+    """Return `loss` as a `MeanLoss` if `base` is one, of which `loss` is made by other parameters."""
     return MeanLoss(loss) if isinstance(base, MeanLoss) else loss
+
+
+@dataclass(frozen=True)
+class Pull:
+    """strength / 2 * ||phi - anchor||^2."""
+
+    anchor: Params
+    strength: float
+
+    def value(self, phi: Params) -> Tensor:
+        return self.strength / 2 * torch.stack([((value - self.anchor[name]) ** 2).sum() for name, value in phi.items()]).sum()
+
+    def added_to(self, gradient: Tensor, name: str, value: Tensor) -> Tensor:
+        """Return the gradient of a loss by the parameter `name`, which is `value`, and that of this term."""
+        return torch.add(gradient, value, alpha=self.strength).sub_(self.anchor[name], alpha=self.strength)
+
+    def arranged(self) -> "Pull":
+        return Pull({name: _arranged(value) for name, value in self.anchor.items()}, self.strength)
+
+
+@dataclass(frozen=True)
+class Slope:
+    """<direction, phi>."""
+
+    direction: Params
+
+    def value(self, phi: Params) -> Tensor:
+        return dot(self.direction, phi)
+
+    def added_to(self, gradient: Tensor, name: str, value: Tensor) -> Tensor:
+        """Return the gradient of a loss by the parameter `name`, which is `value`, and that of this term."""
+        return gradient + self.direction[name]
+
+    def arranged(self) -> "Slope":
+        return Slope({name: _arranged(value) for name, value in self.direction.items()})
+
+
+@dataclass(frozen=True)
+class Penalised:
+    """A loss and terms without examples."""
+
+    loss: Loss
+    terms: tuple[Pull | Slope, ...]
+
+    def __call__(self, params: Params, batch: Batch) -> Tensor:
+        value = self.loss(params, batch)
+        for term in self.terms:
+            value = value + term.value(params)
+        return value
+
+
+def _parts(loss: Loss) -> tuple[Loss, tuple[Pull | Slope, ...]]:
+    """Return the loss of examples and the terms without any."""
+    return (loss.loss, loss.terms) if isinstance(loss, Penalised) else (loss, ())
 
 
 def slope(loss: Loss, at: Params, batch: Batch) -> Params:
@@ -49,15 +103,15 @@ def _over_pieces(
     differentiate: Differentiate, loss: Callable[[Params, Data], Tensor], at: Params, data: Data
 ) -> tuple[Params, Tensor]:
     """Return (gradient, loss) at `at`, each summed over the pieces that the loss allows."""
-    if not isinstance(loss, MeanLoss):
+    if not isinstance(loss.loss if isinstance(loss, Penalised) else loss, MeanLoss):
         return differentiate(loss)(at, data)
     assert isinstance(data, Batch)
     pieces = data.pieces()
     if len(pieces) == 1:
-        return differentiate(loss.plain)(at, data)
+        return differentiate(loss)(at, data)
     total, mean = {name: torch.zeros_like(value) for name, value in at.items()}, data.weight.new_zeros(())
     for piece, share in _with_shares(pieces):
-        gradient, value = differentiate(loss.plain)(at, piece)
+        gradient, value = differentiate(loss)(at, piece)
         total, mean = add(total, gradient, share), mean + share * value
     return total, mean
 
@@ -158,12 +212,38 @@ def endpoint(loss: Loss, start: Params, batches: Iterator[Batch], lr: float, opt
     """
     if not optimizer.plain or is_transformed():
         return last(descend(loss, start, batches, lr, optimizer=optimizer))
+    loss, terms = _parts(loss)
+    terms = tuple(term.arranged() for term in terms)
+
+    def move(name: str, value: Tensor, gradient: Tensor) -> None:
+        for term in terms:
+            gradient = term.added_to(gradient, name, value)
+        value.sub_(gradient, alpha=lr)
+
+    return _moved_in_place(loss, start, batches, move)
+
+
+def endpoint_towards(loss: Loss, start: Params, anchor: Params, batches: Iterator[Batch], lr: float, strength: float) -> Params:
+    """Return the last element of `descend_towards`, as `endpoint` does that of `descend`."""
+    if is_transformed():
+        return last(descend_towards(loss, start, anchor, batches, lr, strength))
+    near = {name: _arranged(value) for name, value in anchor.items()}
+
+    def move(name: str, value: Tensor, gradient: Tensor) -> None:
+        value.sub_(gradient, alpha=lr)
+        value.lerp_(near[name], lr * strength / (1 + lr * strength))
+
+    return _moved_in_place(loss, start, batches, move)
+
+
+def _moved_in_place(loss: Loss, start: Params, batches: Iterator[Batch], move: Callable[[str, Tensor, Tensor], None]) -> Params:
+    """Return what `start` becomes by `move`, called for every batch with a parameter's name, its value and its gradient."""
     phi = {name: _leaf(value) for name, value in start.items()}
     for batch in batches:
         gradient, _ = _over_pieces(_by_autograd, loss, phi, batch)
         with torch.no_grad():
             for name, value in phi.items():
-                value.sub_(gradient[name], alpha=lr)
+                move(name, value, gradient[name])
     return {name: value.detach().contiguous() for name, value in phi.items()}
 
 
@@ -236,10 +316,18 @@ def is_transformed() -> bool:
 
 
 def _leaf(value: Tensor) -> Tensor:
-    """Return a copy that autograd starts from. Convolutions on a CPU are faster with the channels last."""
-    last = value.dim() == 4 and value.device.type == "cpu"
-    copy = value.detach().clone(memory_format=torch.channels_last if last else torch.contiguous_format)
-    return copy.requires_grad_()
+    """Return a copy that autograd starts from."""
+    return value.detach().clone(memory_format=_layout(value)).requires_grad_()
+
+
+def _arranged(value: Tensor) -> Tensor:
+    """Return the values in the order that a `_leaf` has in memory."""
+    return value.contiguous(memory_format=_layout(value))
+
+
+def _layout(value: Tensor) -> torch.memory_format:
+    """Return the order of a parameter's numbers in memory: convolutions on a CPU are faster with the channels last."""
+    return torch.channels_last if value.dim() == 4 and value.device.type == "cpu" else torch.contiguous_format
 
 
 def _moved(phi: Params, gradient: Params, scale: Tensor, *, in_place: bool) -> Params:
@@ -285,17 +373,14 @@ def descend_towards(
 
 def with_pull(loss: Loss, anchor: Params, strength: float) -> Loss:
     """Return loss(phi) + strength / 2 * ||phi - anchor||^2, as a loss of phi."""
-
-    def pulled(phi: Params, batch: Batch) -> Tensor:
-        distance = sum(((value - anchor[name]) ** 2).sum() for name, value in phi.items())
-        return loss(phi, batch) + strength / 2 * distance
-
-    return built_on(loss, pulled)
+    base, terms = _parts(loss)
+    return Penalised(base, (*terms, Pull(anchor, strength)))
 
 
 def with_slope(loss: Loss, added: Params) -> Loss:
     """Return loss(phi) + <added, phi>, as a loss of phi: `added` is added to its gradient."""
-    return built_on(loss, lambda phi, batch: loss(phi, batch) + dot(added, phi))
+    base, terms = _parts(loss)
+    return Penalised(base, (*terms, Slope(added)))
 
 
 def gradient_and_hessian(loss: Callable[[Params], Tensor], at: Params) -> tuple[Params, Callable[[Params], Params]]:

@@ -14,9 +14,12 @@ from quickbloom.common.maths.inner_loop import (
     descend,
     descend_towards,
     endpoint,
+    endpoint_towards,
     gradient_and_hessian,
     gradient_and_value,
     last,
+    with_pull,
+    with_slope,
 )
 from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params
@@ -129,6 +132,52 @@ def test_the_endpoint_is_the_last_of_the_path_and_the_start_stays_as_it_was() ->
             assert not found[name].requires_grad
             assert torch.equal(start[name], before[name])
     assert torch.equal(found["unused"], before["unused"])
+
+
+@pytest.mark.parametrize("terms", ["pull", "slope", "pull, slope", "pull, slope, pull"])
+def test_terms_without_examples_move_the_parameters_in_place_as_plain_autograd_says(terms: str) -> None:
+    """phi <- phi - lr grad (L + sum of terms), in double precision; the anchor and the direction stay as they were."""
+    learner, batches = Learner(convolutional().double(), "classification"), convolutional_batches()
+    start = learner.initial()
+    anchor = {name: value.cos() for name, value in start.items()}
+    before = {name: value.clone() for name, value in anchor.items()}
+    objective = learner.mean_loss
+    for term in terms.split(", "):
+        objective = with_pull(objective, anchor, 0.7) if term == "pull" else with_slope(objective, anchor)
+    found = endpoint(objective, start, iter(batches), 0.1)
+
+    phi = {name: value.clone() for name, value in start.items()}
+    for batch in batches:
+        theta = {name: value.clone().requires_grad_() for name, value in phi.items()}
+        value = learner.loss(theta, batch)
+        for name, here in theta.items():
+            for term in terms.split(", "):
+                value = value + (0.35 * ((here - anchor[name]) ** 2).sum() if term == "pull" else (here * anchor[name]).sum())
+        slopes = torch.autograd.grad(value, list(theta.values()))
+        phi = {name: here - 0.1 * slope for (name, here), slope in zip(phi.items(), slopes, strict=True)}
+    for name, value in phi.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12)
+        assert found[name].is_contiguous()
+        assert not found[name].requires_grad
+        assert torch.equal(anchor[name], before[name])
+
+
+def test_the_endpoint_of_proximal_steps_is_the_last_of_their_path() -> None:
+    learner, batches = Learner(convolutional().double(), "classification"), convolutional_batches()
+    start = learner.initial()
+    anchor = {name: value.cos() for name, value in start.items()}
+    before = {name: value.clone() for name, value in start.items()}
+    found = endpoint_towards(learner.mean_loss, start, anchor, iter(batches), 0.1, 2.0)
+    expected = last(descend_towards(learner.mean_loss, start, anchor, iter(batches), 0.1, 2.0))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12)
+        assert torch.equal(start[name], before[name])
+
+
+def convolutional_batches() -> list[Batch]:
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn(3, 5, 1, 8, 8, generator=draw, dtype=torch.float64)
+    return [Batch.of(x, torch.randint(0, 4, (5,), generator=draw)) for x in images]
 
 
 def test_gradient_and_value_are_those_of_torch_func() -> None:
