@@ -84,6 +84,12 @@ class Cluster:
             if b"raylet" in arguments(pid)[0]:
                 os.kill(pid, signal.SIGKILL)
 
+    def lose_head(self) -> None:
+        """Let what every machine of the cluster asks be gone."""
+        for pid in processes_with(self.head):
+            if arguments(pid)[0].endswith(b"gcs_server"):
+                os.kill(pid, signal.SIGKILL)
+
     def close(self) -> None:
         for mark, started in self._started.items():
             end_all_with(mark, [started.pid])

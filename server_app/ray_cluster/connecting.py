@@ -89,6 +89,11 @@ def connect(address: str) -> Any:
     return ray
 
 
+def head_of(ray: Any, address: str) -> str:
+    """Return the address of the head that has to answer, for one that `connect` took."""
+    return str(ray.get_runtime_context().gcs_address) if address == AUTO else address
+
+
 def is_same(address: str, known: str) -> bool:
     """Whether HOST:PORT is the address `known`, which Ray tells with a number for the host, never that of loopback."""
     (host, _, port), (there, _, known_port) = address.removeprefix(CLIENT).rpartition(":"), known.rpartition(":")

@@ -28,8 +28,7 @@ from quickbloom.server_app.comparing.fingerprint import of_run
 from quickbloom.server_app.launch.flower_run import CPU_ENVIRONMENT, QUIET
 from quickbloom.server_app.messaging.in_process_grid import Elsewhere, answered, client_app
 from quickbloom.server_app.messaging.worker_processes import log_again, take_log
-from quickbloom.server_app.ray_cluster.address import AUTO
-from quickbloom.server_app.ray_cluster.connecting import Processors, check_parts, connect
+from quickbloom.server_app.ray_cluster.connecting import Processors, check_parts, connect, head_of
 
 _LOOK = 1.0
 """Most seconds in one call of Ray's, which does not hear Ctrl-C; then more machines may be there."""
@@ -47,7 +46,7 @@ def nodes_on(address: str, config: RunConfig) -> Elsewhere:
     check_parts(config, "leave it out")
     ray = connect(address)
     facts = Facts(config.flat(), of_run(config, {}).digest, str(Path.cwd()))
-    head = str(ray.get_runtime_context().gcs_address) if address == AUTO else address
+    head = head_of(ray, address)
     return lambda contexts: RayNodes(ray, contexts, facts, head)
 
 

@@ -25,7 +25,7 @@ from quickbloom.server_app.comparing.batch import LOG, Run, Workers, start_here
 from quickbloom.server_app.comparing.plan import Plan
 from quickbloom.server_app.comparing.spread_out import as_run, facts_of
 from quickbloom.server_app.comparing.watching import describe
-from quickbloom.server_app.ray_cluster.connecting import Processors, check_parts, connect
+from quickbloom.server_app.ray_cluster.connecting import Processors, check_parts, connect, head_of
 
 _BROKEN, _WRONG_INPUT = 70, 2
 _TRIES = 3
@@ -41,13 +41,13 @@ def workers(address: str, plan: Plan) -> Workers:
     ray = connect(address)
     # A run that is lost is begun again here, where it can be told.
     task = ray.remote(num_cpus=1, max_retries=0)(work)
-    here = str(Path.cwd())
+    here, processors = str(Path.cwd()), Processors(ray, head_of(ray, address))
 
     def start(run: Run) -> "Task":
         shutil.rmtree(run.directory, ignore_errors=True)  # what a run that was interrupted has left
-        return Task(ray, partial(task.remote, facts_of(run), here), run)
+        return Task(ray, partial(task.remote, facts_of(run), here), run, processors)
 
-    return Workers(Processors(ray), start)
+    return Workers(processors, start)
 
 
 def work(facts: Mapping[str, Any], folder: str) -> tuple[int, str, bytes]:
@@ -82,16 +82,20 @@ def _packed(directory: Path) -> bytes:
 class Task:
     """A run on the cluster, as `perform` follows it; one that is lost with its process or machine is begun again.
 
-    `submit`: gives `work` to Ray, and returns the reference to its result.
+    `submit`: gives `work` to Ray, and returns the reference to its result. `processors`: those of the cluster, which know
+    whether its head answers.
     """
 
-    def __init__(self, ray: Any, submit: Callable[[], Any], run: Run) -> None:
-        self._ray, self._submit, self._run = ray, submit, run
+    def __init__(self, ray: Any, submit: Callable[[], Any], run: Run, processors: Processors) -> None:
+        self._ray, self._submit, self._run, self._processors = ray, submit, run, processors
         self._reference = submit()
         self._tries = 1
 
     def poll(self) -> int | None:
-        """Return the exit code, once the files are here."""
+        """Return the exit code, once the files are here. Raises RunError if the head of the cluster is lost."""
+        self._processors()
+        if self._processors.silent:
+            return None
         done, _ = self._ray.wait([self._reference], timeout=0)
         if not done:
             return None
@@ -126,4 +130,6 @@ class Task:
 
     def end(self) -> None:
         """Stop the run, if it has not ended."""
+        if self._processors.silent:
+            return  # Ray would wait for the head, and end this process without a word; the runs end by themselves
         self._ray.cancel(self._reference)

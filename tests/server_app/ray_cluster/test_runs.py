@@ -161,7 +161,9 @@ def polled(root: Path, *results: Any) -> tuple[int, str, int]:
     """The exit code, what stands in the run's log, and how often it was begun."""
     begun: list[object] = []
     run = Run(small().first(), 0, root)
-    task = Task(FakeRay(*results), lambda: begun.append(0), run)
+    task = Task(
+        FakeRay(*results), lambda: begun.append(0), run, Processors(SimpleNamespace(cluster_resources=lambda: {"CPU": 1.0}))
+    )
     while (code := task.poll()) is None:
         pass
     log = run.directory / LOG
@@ -273,6 +275,25 @@ def test_ctrl_c_ends_the_runs_on_the_cluster(cluster: Cluster, tmp_path: Path) -
         compare.kill()
     assert compare.returncode == 130, said
     assert "Stopped; repeat the command to go on" in said
+    assert "Traceback" not in said
+    wait_until(lambda: not cluster.runs(cluster.head) + cluster.runs(cluster.other))
+
+
+@pytest.mark.slow
+def test_a_comparison_whose_head_is_lost_ends_with_a_sentence(cluster: Cluster, tmp_path: Path) -> None:
+    words = ["compare", "--algorithms", "fedavg", "--dataset", "gaussian", "--rounds", str(10**6), "--inner-lrs", "0.1"]
+    words += ["--seeds", "2", "--ray", cluster.address, "--output", str(tmp_path / "out")]
+    program = "import sys; from quickbloom.server_app.cli.main import main; sys.argv[0] = 'quickbloom'; main()"
+    compare = subprocess.Popen([sys.executable, "-c", program, *words], stderr=subprocess.PIPE, text=True)
+    try:
+        cluster.run_on(cluster.head)
+        cluster.run_on(cluster.other)
+        cluster.lose_head()
+        _, said = compare.communicate(timeout=120)
+    finally:
+        compare.kill()
+    assert compare.returncode == 1, said
+    assert f"the head of the Ray cluster at {cluster.address} is lost" in said
     assert "Traceback" not in said
     wait_until(lambda: not cluster.runs(cluster.head) + cluster.runs(cluster.other))
 
