@@ -247,7 +247,8 @@ def _check_root(config: "RunConfig") -> None:
             "set `root-path` to a file"
         )
     text = config.root_tasks.strip()
-    if text.startswith(ANY) and not text.removeprefix(ANY).strip().isdecimal():
+    unnamed = bool(config.root_tasks) and not text.strip(", ")
+    if unnamed or (text.startswith(ANY) and not text.removeprefix(ANY).strip().isdecimal()):
         raise ConfigError(f"`root-tasks` must be names of tasks, or any:N with a whole number N, got {config.root_tasks!r}")
     if config.root_path and (config.dataset != Own.name or config.partition):
         raise ConfigError(

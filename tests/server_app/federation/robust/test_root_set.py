@@ -167,6 +167,7 @@ def test_named_tasks_are_taken() -> None:
         ),
         ({"root_tasks": "any:9"}, "`root-tasks` must be any:1 to any:8"),
         ({"root_tasks": "any:x"}, "`root-tasks` must be names of tasks, or any:N with a whole number N, got 'any:x'"),
+        ({"root_tasks": " , "}, "`root-tasks` must be names of tasks, or any:N with a whole number N, got ' , '"),
         ({"root_tasks": ""}, '`root-tasks` must name tasks whose examples the server has, with `aggregate = "fltrust"`'),
         ({"root_tasks": " any:x"}, "`root-tasks` must be names of tasks, or any:N with a whole number N, got ' any:x'"),
         ({"algorithm": "local"}, '`algorithm` must be one whose tasks send something .* got "local": leave `aggregate` out'),
