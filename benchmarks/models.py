@@ -43,7 +43,7 @@ from quickbloom.common.models import MODELS, build_model
 from quickbloom.common.randomness import generator
 from quickbloom.server_app.comparing.batch import today
 
-CLASSES, STEPS, LR, TOKENS = 10, 5, 0.01, 80
+CLASSES, STEPS, LR, PULL, TOKENS = 10, 5, 0.01, 0.1, 80
 LEAST, LEAST_FEW_SHOT, TOLERANCE = 0.97, 10.0, 1e-6
 Side = Callable[[], Params]
 PlainTask = Callable[[Algorithm, TaskData], Params]
@@ -185,7 +185,7 @@ def kernels_off() -> Iterator[None]:
 def built(case: Case, name: str, dtype: torch.dtype) -> Algorithm:
     """Return the algorithm on the model of a case."""
     chosen = ALGORITHMS[name]
-    values = {"inner_lr": LR, "inner_steps": STEPS, "local_steps": STEPS, "temperature": 8.0}
+    values = {"inner_lr": LR, "inner_steps": STEPS, "local_steps": STEPS, "batch_size": 0, "strength": PULL, "temperature": 8.0}
     options = chosen.Options.model_validate({key: value for key, value in values.items() if key in chosen.Options.model_fields})
     outputs = chosen.model_outputs(options, CLASSES)
     if case.model in MODELS:
@@ -308,6 +308,73 @@ def plain_fomaml(algorithm: Algorithm, data: TaskData) -> Params:
     return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
 
 
+def _trained(algorithm: Algorithm, data: TaskData, added: Callable[[nn.Module], Tensor | float] = lambda _: 0.0) -> Params:
+    """Return by how much SGD on all examples moves the model, with the loss at its end, which a round reports as well.
+
+    `added`: what stands beside the loss of the examples.
+    """
+    model, whole = _model(algorithm), _whole(data)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        (F.cross_entropy(model(whole.x), whole.y) + added(model)).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    with torch.no_grad():
+        F.cross_entropy(model(data.query.x), data.query.y).item()
+    before = dict(algorithm.learner.module.named_parameters())
+    return {name: before[name].detach() - value.detach() for name, value in model.named_parameters()}
+
+
+def _whole(data: TaskData) -> Batch:
+    return Batch.of(torch.cat([data.support.x, data.query.x]), torch.cat([data.support.y, data.query.y]))
+
+
+def _pulled(algorithm: Algorithm, data: TaskData) -> Params:
+    before = [value.detach() for value in algorithm.learner.module.parameters()]
+
+    def distance(model: nn.Module) -> Tensor:
+        pairs = zip(model.parameters(), before, strict=True)
+        return PULL / 2 * torch.stack([((value - was) ** 2).sum() for value, was in pairs]).sum()
+
+    return _trained(algorithm, data, distance)
+
+
+def plain_fedavg(algorithm: Algorithm, data: TaskData) -> Params:
+    return _trained(algorithm, data)
+
+
+def plain_fedprox(algorithm: Algorithm, data: TaskData) -> Params:
+    return _pulled(algorithm, data)
+
+
+def plain_ditto(algorithm: Algorithm, data: TaskData) -> Params:
+    """The personal model, which stays on its node, begins at the server's in the first round."""
+    _pulled(algorithm, data)
+    return _trained(algorithm, data)
+
+
+def plain_pfedme(algorithm: Algorithm, data: TaskData) -> Params:
+    """Every local round solves a proximal problem by proximal steps."""
+    model, whole = _model(algorithm), _whole(data)
+    w = [value.detach().clone() for value in model.parameters()]
+    for _ in range(STEPS):
+        with torch.no_grad():
+            for value, near in zip(model.parameters(), w, strict=True):
+                value.copy_(near)
+        for _ in range(STEPS):
+            slopes = torch.autograd.grad(F.cross_entropy(model(whole.x), whole.y), list(model.parameters()))
+            with torch.no_grad():
+                for value, slope, near in zip(model.parameters(), slopes, w, strict=True):
+                    value.sub_(slope, alpha=LR).add_(near, alpha=LR * PULL).div_(1 + LR * PULL)
+        with torch.no_grad():
+            for near, value in zip(w, model.parameters(), strict=True):
+                near.sub_(near - value, alpha=algorithm.options.local_lr * PULL)
+    with torch.no_grad():
+        F.cross_entropy(model(data.query.x), data.query.y).item()
+    before = dict(algorithm.learner.module.named_parameters())
+    return {name: before[name].detach() - near for name, near in zip(before, w, strict=True)}
+
+
 def plain_maml(algorithm: Algorithm, data: TaskData) -> Params:
     module = algorithm.learner.module
     theta = phi = _named(module)
@@ -366,8 +433,12 @@ PLAIN: dict[str, PlainTask] = {
     "metasgd": plain_metasgd,
     "perfedavg": plain_perfedavg,
     "protonet": plain_protonet,
+    "fedavg": plain_fedavg,
+    "fedprox": plain_fedprox,
+    "ditto": plain_ditto,
+    "pfedme": plain_pfedme,
 }
-"""Not here: `reptile`, `fedavg`, `fedprox` and `local`, whose steps are those of `fomaml` on drawn batches."""
+"""Not here: `reptile` and `local`, whose steps are those of `fedavg`, and what differs from these in what is kept or sent."""
 
 
 def difference(one: Params, other: Params) -> float:

@@ -26,6 +26,7 @@ class FoMaml(Algorithm):
     name = "fomaml"
     Options: ClassVar[type[AlgorithmOptions]] = FoMamlOptions
     first_order = True
+    descends_in_place = True
 
     def meta_gradient(self, meta: Params, episode: Episode, minibatches: Minibatches) -> tuple[Params, Tensor]:
         phi = end_of_descent(self.learner, meta, episode.support.times(self.options.inner_steps), self.options.inner_lr)

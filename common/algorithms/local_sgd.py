@@ -39,6 +39,7 @@ class LocalSgd(Algorithm):
     """g = theta - phi_k after k SGD steps on minibatches of support and query together."""
 
     first_order = True
+    descends_in_place = True
     plain_steps: ClassVar[bool] = True
     """True if the local steps have to be those of SGD. Other optimizers are refused then."""
 

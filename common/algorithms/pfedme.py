@@ -46,6 +46,7 @@ class PFedMe(Algorithm):
 
     name = "pfedme"
     Options: ClassVar[type[AlgorithmOptions]] = PFedMeOptions
+    descends_in_place = True
 
     def minibatch_indices(self, num_examples: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
         size = self.options.batch_size

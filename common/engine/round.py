@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from quickbloom.common.algorithms.base import Algorithm
-from quickbloom.common.engine.chunking import AutoChunks, at_once, chunks, pieces, rows_at_once
+from quickbloom.common.engine.chunking import AutoChunks, at_once, chunks, is_alone, pieces, rows_at_once
 from quickbloom.common.engine.compiling import Auto, Contribute, compiled, mapped
 from quickbloom.common.engine.mapping import over_tasks
 from quickbloom.common.maths.batch import Batch, Episode, Minibatches, TaskData
+from quickbloom.common.maths.learner import Learner
 from quickbloom.common.maths.params import Params, add_weighted, weighted_quotient, zeros
 
 _SQUARED_AT_ONCE = 2**20
@@ -145,8 +146,10 @@ def _stacks(algorithm: Algorithm, work: Sequence[TaskWork], chunk_size: int | Au
     random = algorithm.learner.dropout
     most = 1 if random else at_once(algorithm.learner, chunk_size)
     room = rows_at_once(work[whole[0]].data.support.x) if whole else 0
-    for alike in _by_steps(whole, drawn):
-        every = chunks([_sizes(work[i].data) for i in alike], most, exact=algorithm.learner.mixes_examples)
+    alone = {i: algorithm.descends_in_place and _is_alone(algorithm.learner, work[i], drawn[i]) for i in whole}
+    for alike in _alike(whole, drawn, alone):
+        few = 1 if alone[alike[0]] else most
+        every = chunks([_sizes(work[i].data) for i in alike], few, exact=algorithm.learner.mixes_examples)
         rows = [work[i].num_examples for i in alike]
         for found in (piece for chunk in every for piece in pieces(chunk, rows, room)):
             positions = [alike[i] for i in found]
@@ -159,12 +162,22 @@ def _stacks(algorithm: Algorithm, work: Sequence[TaskWork], chunk_size: int | Au
             yield _Stack(positions, episode, minibatches, before, seed)
 
 
-def _by_steps(whole: Sequence[int], drawn: Mapping[int, np.ndarray[Any, Any] | None]) -> list[list[int]]:
-    """Return the tasks in groups with equally many inner steps: with epochs, who has more examples takes more of them."""
-    groups: dict[int, list[int]] = {}
+def _is_alone(learner: Learner, work: TaskWork, drawn: np.ndarray[Any, Any] | None) -> bool:
+    x = work.data.support.x
+    return is_alone(learner, x, x.shape[0] if drawn is None else drawn.shape[1])
+
+
+def _alike(
+    whole: Sequence[int], drawn: Mapping[int, np.ndarray[Any, Any] | None], alone: Mapping[int, bool]
+) -> list[list[int]]:
+    """Return the tasks in groups that may be computed together, or are all computed one by one.
+
+    Those of a group take equally many inner steps: with epochs, who has more examples takes more of them.
+    """
+    groups: dict[tuple[int, bool], list[int]] = {}
     for i in whole:
         index = drawn[i]
-        groups.setdefault(0 if index is None else len(index), []).append(i)
+        groups.setdefault((0 if index is None else len(index), alone[i]), []).append(i)
     return list(groups.values())
 
 

@@ -7,14 +7,16 @@ import pytest
 import torch
 from torch import nn
 
+from quickbloom.common.algorithms.fedavg import FedAvg, FedAvgOptions
 from quickbloom.common.algorithms.maml import Maml
 from quickbloom.common.engine import chunking
 from quickbloom.common.engine import round as engine
-from quickbloom.common.engine.chunking import FIRST, MOST, AutoChunks, at_once, chunks, pieces
+from quickbloom.common.engine.chunking import FIRST, MOST, AutoChunks, at_once, chunks, convolved, pieces
 from quickbloom.common.engine.round import TaskWork, evaluate, run_round
 from quickbloom.common.flower import message_assembly
 from quickbloom.common.maths.batch import Batch, TaskData
 from quickbloom.common.maths.learner import Learner
+from quickbloom.common.models import MODELS, build_model
 from quickbloom.common.system import at_once as limited
 from quickbloom.common.system import memory as machine
 
@@ -89,6 +91,54 @@ def test_a_large_model_is_computed_few_tasks_at_once(monkeypatch: pytest.MonkeyP
     assert isinstance(at_once(small, AutoChunks(CPU)), AutoChunks)
     monkeypatch.setattr(chunking, "TRAINED_AT_ONCE", 10)
     assert at_once(large, 128) == 1
+
+
+class Own(nn.Sequential):
+    """The same module, but not one that the kernels know."""
+
+
+def small_cnn() -> Learner:
+    model = build_model("cnn", MODELS["cnn"].Options.model_validate({"filters": 4, "units": 8}), (1, 16, 16), 4, 0)
+    assert isinstance(model, nn.Sequential)
+    return Learner(Own(*model).double(), "classification")
+
+
+def test_convolutions_are_counted() -> None:
+    images = torch.zeros(3, 1, 16, 16, dtype=torch.float64)
+    # 12 x 12 places of 4 filters of 5 x 5, then pooled to 6 x 6: 2 x 2 places of 8 filters of 5 x 5 on 4 channels.
+    assert convolved(small_cnn(), images) == 12 * 12 * 4 * 25 + 2 * 2 * 8 * 25 * 4
+    assert convolved(Learner(nn.Sequential(nn.Flatten(), nn.Linear(256, 4)).double(), "classification"), images) == 0
+
+
+def test_a_task_of_large_convolutions_is_computed_by_itself_whoever_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Steps of 10 of a task's examples, or of all where it has fewer, at 17,600 multiplications each: alone from 10 on."""
+    monkeypatch.setattr(chunking, "CONVOLVED_AT_ONCE", 9 * 17_600)
+    noted: list[int] = []
+    monkeypatch.setattr(limited, "note", noted.append)
+    options = FedAvgOptions(inner_lr=0.1, inner_steps=3, batch_size=10)
+    draw = torch.Generator().manual_seed(0)
+
+    def batch(size: int) -> Batch:
+        x = torch.randn(size, 1, 16, 16, generator=draw, dtype=torch.float64)
+        return Batch.of(x, torch.randint(0, 4, (size,), generator=draw))
+
+    tasks = [TaskData(batch(size), batch(2), batch(1)) for size in (7, 12, 5, 20, 6)]
+
+    def computed(*chosen: int) -> tuple[list[int], dict[str, torch.Tensor]]:
+        noted.clear()
+        work = [TaskWork(tasks[i], np.random.default_rng(i)) for i in chosen]
+        found = run_round(FedAvg(options, small_cnn()), small_cnn().initial(), work, 128)
+        return sorted(noted), found.gradient
+
+    together, gradient = computed(*range(5))
+    assert together == [1, 1, 3]
+    monkeypatch.setattr(chunking, "CONVOLVED_AT_ONCE", 10**9)
+    mapped, expected = computed(*range(5))
+    assert mapped == [5]
+    for name, value in expected.items():
+        torch.testing.assert_close(gradient[name], value, rtol=1e-10, atol=1e-12)
 
 
 def test_a_process_computes_no_more_at_once_than_it_may_and_notes_what_it_does(
