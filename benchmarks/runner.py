@@ -196,12 +196,17 @@ def goal(result: dict[str, Any], text: str, measured: float, *, met: bool) -> No
 
 def finish(result: Mapping[str, Any], text: str) -> None:
     """Write benchmarks/results/NAME.json, and print the table and the goals."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    with whole(RESULTS / f"{result['benchmark']}.json") as file:
-        file.write(json.dumps(result, indent=1) + "\n")
+    store(result)
     print(text)
     for entry in result["goals"]:
         print(f"\n{'met' if entry['met'] else 'NOT MET'}: {entry['goal']} (measured {entry['measured']:.4g})")
+
+
+def store(result: Mapping[str, Any]) -> None:
+    """Write benchmarks/results/NAME.json."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with whole(RESULTS / f"{result['benchmark']}.json") as file:
+        file.write(json.dumps(result, indent=1) + "\n")
 
 
 def table(result: Mapping[str, Any]) -> str:
