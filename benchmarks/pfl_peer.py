@@ -59,7 +59,10 @@ TIMES = 5
 
 
 def main() -> None:
-    commands = parser("PFLlib's own code on the same users and images", "pfl_peer", seeds=(0,), has_only=True)
+    commands = parser("PFLlib's own code on the same users and images", "pfl_peer", seeds=(0,))
+    commands.add_argument(
+        "--only", nargs="+", default=[], metavar="LABEL", help="do these rows and keep the others of the result file"
+    )
     commands.add_argument("--peer", type=Path, required=True, metavar="DIRECTORY", help="a checkout of PFLlib")
     commands.add_argument("--peer-python", default=sys.executable, metavar="PATH", help="Python with what PFLlib imports")
     commands.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
