@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.pfl import BATCH, POINTS, RATE, ROWS, Row, earlier, figures, measured
-from benchmarks.runner import BenchmarkError, commit, goal, machine, parser, percent, say, store
+from benchmarks.runner import BenchmarkError, commit, finish, goal, machine, parser, percent, say, store
 from quickbloom.common.datasets.base import resolve_data_dir
 from quickbloom.common.datasets.fashion_mnist import FashionMnist, FashionMnistOptions
 from quickbloom.common.partition import Partition
@@ -68,6 +68,8 @@ def main() -> None:
     commands.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
     commands.add_argument("--users", type=int, default=20, metavar="N", help="default: %(default)s")
     chosen = commands.parse_args()
+    if unknown := sorted(set(chosen.only) - set(PEER)):
+        raise SystemExit(f"`--only` must name rows of both sides ({', '.join(PEER)}), got {unknown[0]}")
     rows = [row for row in ROWS if row.label in PEER and (not chosen.only or row.label in chosen.only)]
     result: dict[str, Any] = {"schema": 1, "benchmark": "pfl-peer", "claim": "the same algorithms as PFLlib's, sooner"}
     result |= {"users": chosen.users, "rounds": chosen.rounds, "seeds": chosen.seeds, "goals": []}
@@ -77,7 +79,7 @@ def main() -> None:
         write(place, chosen.users)
         for row in rows:
             written(result, line(row, chosen, place))
-    say(table(result))
+    finish(result, table(result))
 
 
 def written(result: dict[str, Any], found: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ each other one, and each row against fine-tuned FedAvg. What needs no training s
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.runner import RAW, commit, finish, goal, machine, percent
+from quickbloom.common.metric import named
 from quickbloom.server_app.comparing.batch import today
 from quickbloom.server_app.comparing.paired import LEVEL, holm, seeds_needed, signed_rank
 
@@ -73,16 +75,24 @@ def comparison(name: str, seeds: int, jobs: int) -> dict[str, Any]:
 
 
 def ranking(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the result file of a comparison: rows from the best to the worst, and two families of tests over seeds."""
+    """Return the result file of a comparison: rows from the best to the worst, and two families of tests over seeds.
+
+    Runs that failed are left out, and counted.
+    """
+    if not named(found["metric"]).higher_is_better:
+        raise SystemExit(f"a ranking is of scores of which more is better, got {found['metric']}")
     rows = [
         {
             **{"label": row["name"], "mean": row["mean"], "sd": row["sd"], "mean_rank": row["mean_rank"], "edge": row["edge"]},
+            "failed": row["failed"],
             "runs": [
                 {key: run[key] for key in ("seed", "after", "worst10", "inner_lr", "adapt_lr", "adapt_steps")}
                 for run in row["runs"]
+                if not run["failure"]
             ],
         }
         for row in found["algorithms"]
+        if row["failed"] < len(row["runs"])
     ]
     rows.sort(key=lambda row: -row["mean"]["after"])
     for row in rows:
@@ -98,7 +108,7 @@ def ranking(found: Mapping[str, Any]) -> dict[str, Any]:
     result |= {"command": found["command"].partition(" --output")[0], "data_sha256": found["data_sha256"]}
     result |= {"versions": found["versions"], "machine": machine(), "commit": commit(), "date": today()}
     for test in result["tests"]["best"]:
-        settled = test["holm"] < LEVEL
+        settled = test["holm"] < LEVEL and test["effect"] > 0
         text = f"{rows[0]['label']} is better than {test['other']} (Holm's p below {LEVEL:g})"
         goal(result, text, test["holm"], met=settled)
     return result
@@ -118,12 +128,12 @@ def tests(by_seed: Mapping[str, Mapping[int, float]], best: str) -> dict[str, li
         entries: list[dict[str, Any]] = []
         for one, other in pairs:
             # Scores have seven digits: what differs less is equal, and rounding makes no ranks.
-            apart = [round(by_seed[one][seed] - by_seed[other][seed], 7) for seed in by_seed[one]]
+            apart = [round(by_seed[one][seed] - by_seed[other][seed], 7) for seed in by_seed[one] if seed in by_seed[other]]
             p, effect = signed_rank(apart)
             entry: dict[str, Any] = {
                 "first": one,
                 "other": other,
-                "difference": sum(apart) / len(apart),
+                "difference": sum(apart) / len(apart) if apart else math.nan,
                 "p": p,
                 "effect": effect,
             }

@@ -128,9 +128,8 @@ class Algorithm(ABC):
     has_outer_step: ClassVar[bool] = True
     """False if nothing travels that the server's optimizer could move, so that its settings decide nothing."""
 
-    descends_in_place: ClassVar[bool] = False
-    """True if a task that is computed by itself moves its parameters in place in most of its steps, see
-    `inner_loop.endpoint`."""
+    descends_in_place: bool = False
+    """True if a task that is computed by itself is trained by plain steps, most of them in place, see `inner_loop.endpoint`."""
 
     first_order: bool = False
     """True if the inner loop of training is `fast_paths.end_of_descent`. On known models torch.compile then brings no gain."""

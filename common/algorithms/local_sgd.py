@@ -39,7 +39,6 @@ class LocalSgd(Algorithm):
     """g = theta - phi_k after k SGD steps on minibatches of support and query together."""
 
     first_order = True
-    descends_in_place = True
     plain_steps: ClassVar[bool] = True
     """True if the local steps have to be those of SGD. Other optimizers are refused then."""
 
@@ -52,6 +51,7 @@ class LocalSgd(Algorithm):
     def __init__(self, options: Any, learner: Learner) -> None:
         super().__init__(options, learner)
         self.optimizer = _optimizer(type(self), options)
+        self.descends_in_place = self.optimizer.plain
 
     def minibatch_indices(self, num_examples: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
         steps = inner_steps(self.options, num_examples)

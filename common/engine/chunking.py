@@ -1,11 +1,13 @@
 """Number of tasks that a node computes at once: fixed, or derived from the free memory while it computes."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from quickbloom.common.maths.fast_paths import has_kernels
 from quickbloom.common.maths.learner import Learner
@@ -28,9 +30,10 @@ TRAINED_AT_ONCE = 2**23
 ResNet-18 took 50 s and 5.1 GB at once, 42 s and .7 GB one by one (`fomaml`, 5 steps of 10 examples)."""
 
 CONVOLVED_AT_ONCE = 10_000_000
-"""Most multiplications in convolutions in a task's inner step, up to which several tasks take it at once on a CPU. vmap makes
-one grouped convolution of theirs, which spares calls and multiplies slowly: against a plain loop `cnn` of 4 to 16 filters is
-1.2 to 1.8 times as fast mapped and about 1.0 one by one (10 examples), one of 32 filters 0.9 to 1.0 and 1.2 (`fedavg`)."""
+"""Most multiplications in convolutions, in the forward pass of a task's inner step, for which several take it at once
+on a CPU. vmap makes one grouped convolution of theirs, which spares calls and multiplies slowly. To a plain loop (`fomaml`,
+10 examples) `cnn` of 4 and 8 filters is 1.8 and 1.4 times as fast mapped and about 1.0 one by one, of 16 filters alike (1.2 and
+1.1), and of 32 filters 1.0 and 1.2."""
 
 
 def is_alone(learner: Learner, x: torch.Tensor, rows: int) -> bool:
@@ -45,20 +48,40 @@ def is_alone(learner: Learner, x: torch.Tensor, rows: int) -> bool:
 
 
 def convolved(learner: Learner, x: torch.Tensor) -> int:
-    """Return the number of multiplications in the convolutions of one example's forward pass, as torch counts them."""
-    if not any(value.dim() > 2 for value in learner.trained.values()):
-        return 0  # without a filter there is no convolution
+    """Return the number of multiplications in the convolutions of one example's forward pass.
+
+    0 for a model that cannot be tried on two examples: training tells what is wrong with it.
+    """
     found = _CONVOLVED.setdefault(learner, {})
     shape = tuple(x.shape[1:])
     if shape not in found:
-        from torch.utils.flop_counter import FlopCounterMode  # here, because it is slow to import
-
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            learner.apply(learner.initial(), x[:1])
-        found[shape] = counter.get_flop_counts().get("Global", {}).get(torch.ops.aten.convolution, 0) // 2
+        counter = _Convolutions()
+        # Two examples, since batch norm may need more than one; zeros, since a node may not have the model's numbers yet.
+        with suppress(Exception), torch.random.fork_rng(devices=[]), torch.no_grad(), counter:
+            learner.apply(learner.zeros(), x[:1].expand(2, *shape))
+        found[shape] = counter.multiplications
     return found[shape]
 
 
+class _Convolutions(TorchFunctionMode):
+    """Counts the multiplications that convolutions take for an example. (torch's own counter loads the compiler: a second.)"""
+
+    multiplications = 0
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        weight: Any = args[1] if len(args) > 1 else (kwargs or {}).get("weight")
+        if function in _SUMS_OVER_INPUTS:
+            self.multiplications += result[0, 0].numel() * weight.numel()
+        elif function in _SPREADS_INPUTS:
+            self.multiplications += args[0][0, 0].numel() * weight.numel()
+        return result
+
+
+_SUMS_OVER_INPUTS = (torch.conv1d, torch.conv2d, torch.conv3d)
+_SPREADS_INPUTS = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
 _CONVOLVED: WeakKeyDictionary[Learner, dict[tuple[int, ...], int]] = WeakKeyDictionary()
 
 

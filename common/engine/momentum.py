@@ -38,7 +38,7 @@ class Momentum(Algorithm):
 
     def __init__(self, of: Algorithm, beta: float) -> None:
         super().__init__(of.options, of.learner)
-        self.first_order = of.first_order
+        self.first_order, self.descends_in_place = of.first_order, of.descends_in_place
         self._of, self._beta = of, beta
         device, like = of.learner.device, of.init()
         self.memory = {_MEMORY + name: torch.zeros(v.shape, dtype=v.dtype, device=device) for name, v in like.items()}

@@ -82,7 +82,7 @@ def run_round(
     total_weight, within = 0.0, 0.0
     losses = [float("nan")] * len(work)
     kept = [algorithm.fresh() if w.kept is None else w.kept for w in work]
-    for some in _stacks(algorithm, work, chunk_size):
+    for some in _stacks(algorithm, work, chunk_size, compile):
         numbers = [1.0 if clip else algorithm.weight(work[i].num_examples) for i in some.positions]
         weights = torch.tensor(numbers, dtype=torch.float64, device=algorithm.learner.device)
         plain = not some.kept and some.seed is None
@@ -135,7 +135,9 @@ class _Stack:
     seed: int | None = None
 
 
-def _stacks(algorithm: Algorithm, work: Sequence[TaskWork], chunk_size: int | AutoChunks) -> Iterator[_Stack]:
+def _stacks(
+    algorithm: Algorithm, work: Sequence[TaskWork], chunk_size: int | AutoChunks, compile: bool | Auto = False
+) -> Iterator[_Stack]:
     """Yield all tasks in stacks of `chunk_size`, without those that have no support or query and contribute nothing."""
     device = algorithm.learner.device
     whole = [i for i, w in enumerate(work) if all(_sizes(w.data))]
@@ -146,7 +148,8 @@ def _stacks(algorithm: Algorithm, work: Sequence[TaskWork], chunk_size: int | Au
     random = algorithm.learner.dropout
     most = 1 if random else at_once(algorithm.learner, chunk_size)
     room = rows_at_once(work[whole[0]].data.support.x) if whole else 0
-    alone = {i: algorithm.descends_in_place and _is_alone(algorithm.learner, work[i], drawn[i]) for i in whole}
+    in_place = algorithm.descends_in_place and not compile
+    alone = {i: in_place and _is_alone(algorithm.learner, work[i], drawn[i]) for i in whole}
     for alike in _alike(whole, drawn, alone):
         few = 1 if alone[alike[0]] else most
         every = chunks([_sizes(work[i].data) for i in alike], few, exact=algorithm.learner.mixes_examples)
@@ -199,7 +202,7 @@ def contributions(
     algorithm: Algorithm, meta: Params, work: Sequence[TaskWork], chunk_size: int | AutoChunks, *, compile: bool | Auto = False
 ) -> Iterator[Part]:
     """Yield every task's meta-gradient by itself, before weighting, clipping and averaging; `chunk_size` tasks at once."""
-    for some in _stacks(algorithm, work, chunk_size):
+    for some in _stacks(algorithm, work, chunk_size, compile):
         yield _contributed(algorithm, meta, some, compile)
 
 

@@ -89,6 +89,14 @@ def connect(address: str) -> Any:
     return ray
 
 
+def is_lost(error: ConnectionError) -> RunError:
+    """Return what to say where the connection of ray://HOST:PORT has ended: Ray does not connect again."""
+    return RunError(
+        f"the connection to the Ray cluster is lost ({in_one_line(error)}): see that its head runs, and repeat the command, or "
+        "go on without `--ray`"
+    )
+
+
 def head_of(ray: Any, address: str) -> str:
     """Return the address of the head that has to answer, for one that `connect` took."""
     return str(ray.get_runtime_context().gcs_address) if address == AUTO else address

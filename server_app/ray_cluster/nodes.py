@@ -28,7 +28,7 @@ from quickbloom.server_app.comparing.fingerprint import of_run
 from quickbloom.server_app.launch.flower_run import CPU_ENVIRONMENT, QUIET
 from quickbloom.server_app.messaging.in_process_grid import Elsewhere, answered, client_app
 from quickbloom.server_app.messaging.worker_processes import log_again, take_log
-from quickbloom.server_app.ray_cluster.connecting import Processors, check_parts, connect, head_of
+from quickbloom.server_app.ray_cluster.connecting import Processors, check_parts, connect, head_of, is_lost
 
 _LOOK = 1.0
 """Most seconds in one call of Ray's, which does not hear Ctrl-C; then more machines may be there."""
@@ -144,8 +144,14 @@ class RayNodes:
     def replies(self, messages: Sequence[Message]) -> Iterator[tuple[Message, Message | None]]:
         """Yield every message with its reply, as they come; a message that is lost on its way is sent again.
 
-        Raises RunError if no machine can help, and for a message that is lost every time.
+        Raises RunError if no machine can help, for a message that is lost every time, and if the cluster is lost.
         """
+        try:
+            yield from self._replies(messages)
+        except ConnectionError as error:
+            raise is_lost(error) from None
+
+    def _replies(self, messages: Sequence[Message]) -> Iterator[tuple[Message, Message | None]]:
         waiting, lost = deque(messages), dict.fromkeys((message.metadata.message_id for message in messages), 0)
         idle, told = time.monotonic(), False
         while waiting or self._busy:

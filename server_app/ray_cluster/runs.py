@@ -13,6 +13,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from quickbloom.server_app.comparing.batch import LOG, Run, Workers, start_here
 from quickbloom.server_app.comparing.plan import Plan
 from quickbloom.server_app.comparing.spread_out import as_run, facts_of
 from quickbloom.server_app.comparing.watching import describe
-from quickbloom.server_app.ray_cluster.connecting import Processors, check_parts, connect, head_of
+from quickbloom.server_app.ray_cluster.connecting import Processors, check_parts, connect, head_of, is_lost
 
 _BROKEN, _WRONG_INPUT = 70, 2
 _TRIES = 3
@@ -47,7 +48,12 @@ def workers(address: str, plan: Plan) -> Workers:
         shutil.rmtree(run.directory, ignore_errors=True)  # what a run that was interrupted has left
         return Task(ray, partial(task.remote, facts_of(run), here), run, processors)
 
-    return Workers(processors, start)
+    def number() -> int:
+        """Nothing is started while the head is silent."""
+        known = processors()
+        return 0 if processors.silent else known
+
+    return Workers(number, start)
 
 
 def work(facts: Mapping[str, Any], folder: str) -> tuple[int, str, bytes]:
@@ -92,7 +98,13 @@ class Task:
         self._tries = 1
 
     def poll(self) -> int | None:
-        """Return the exit code, once the files are here. Raises RunError if the head of the cluster is lost."""
+        """Return the exit code, once the files are here. Raises RunError if the cluster is lost."""
+        try:
+            return self._looked_at()
+        except ConnectionError as error:
+            raise is_lost(error) from None
+
+    def _looked_at(self) -> int | None:
         self._processors()
         if self._processors.silent:
             return None
@@ -132,4 +144,5 @@ class Task:
         """Stop the run, if it has not ended."""
         if self._processors.silent:
             return  # Ray would wait for the head, and end this process without a word; the runs end by themselves
-        self._ray.cancel(self._reference)
+        with suppress(ConnectionError):
+            self._ray.cancel(self._reference)

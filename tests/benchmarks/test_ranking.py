@@ -26,6 +26,11 @@ def test_differences_p_and_effect_by_hand() -> None:
     assert found["fedavg"][0]["difference"] == pytest.approx(0.05)
 
 
+def test_a_seed_that_one_row_lacks_is_no_pair() -> None:
+    found = ranking.tests({"maml": {0: 0.9, 2: 0.7}, "fedavg": {0: 0.8, 1: 0.6, 2: 0.7}}, "maml")
+    assert found["best"][0]["differences"] == pytest.approx([0.1, 0.0])
+
+
 def test_a_ranking_is_of_the_real_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ranking, "RAW", tmp_path)
     monkeypatch.setitem(ranking.CASES, "gaussian", (("local", "fedavg"), 2, ("adapt-steps=2",)))
@@ -37,6 +42,7 @@ def test_a_ranking_is_of_the_real_command(monkeypatch: pytest.MonkeyPatch, tmp_p
         [one["after"] - two["after"] for one, two in zip(best, other, strict=True)], abs=1e-7
     )
     assert [one["seed"] for one in best] == [0, 1]
+    assert [row["failed"] for row in result["rows"]] == [0, 0]
     assert str(tmp_path) not in result["command"]
     monkeypatch.setattr(runner, "RESULTS", tmp_path)
     runner.finish(result, text := ranking.table(result))

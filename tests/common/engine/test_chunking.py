@@ -1,5 +1,7 @@
 """Chunks as large as memory allows: how many tasks these are, and that results do not depend on it."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,11 @@ from torch import nn
 
 from quickbloom.common.algorithms.fedavg import FedAvg, FedAvgOptions
 from quickbloom.common.algorithms.maml import Maml
+from quickbloom.common.config.run import parse_run_config
+from quickbloom.common.datasets.base import DataSpec
 from quickbloom.common.engine import chunking
 from quickbloom.common.engine import round as engine
+from quickbloom.common.engine.build import build_algorithm
 from quickbloom.common.engine.chunking import FIRST, MOST, AutoChunks, at_once, chunks, convolved, pieces
 from quickbloom.common.engine.round import TaskWork, evaluate, run_round
 from quickbloom.common.flower import message_assembly
@@ -108,6 +113,54 @@ def test_convolutions_are_counted() -> None:
     # 12 x 12 places of 4 filters of 5 x 5, then pooled to 6 x 6: 2 x 2 places of 8 filters of 5 x 5 on 4 channels.
     assert convolved(small_cnn(), images) == 12 * 12 * 4 * 25 + 2 * 2 * 8 * 25 * 4
     assert convolved(Learner(nn.Sequential(nn.Flatten(), nn.Linear(256, 4)).double(), "classification"), images) == 0
+    spreads = nn.Sequential(nn.ConvTranspose2d(1, 3, 2, stride=2), nn.Flatten(), nn.LazyLinear(4)).double()
+    spreads(images)
+    assert convolved(Learner(spreads, "classification"), images) == 16 * 16 * 3 * 4  # every pixel goes to 2 x 2 of 3 channels
+
+
+def test_counting_convolutions_takes_models_as_they_are() -> None:
+    """Batch norm over examples needs two of them; a model that takes no such inputs counts nothing, and training tells why."""
+    images = torch.zeros(3, 1, 16, 16, dtype=torch.float64)
+    norm = nn.BatchNorm1d(2304, track_running_stats=False)
+    mixing = nn.Sequential(nn.Conv2d(1, 16, 5), nn.Flatten(), norm, nn.Linear(2304, 4)).double()
+    assert convolved(Learner(mixing, "classification"), images) == 12 * 12 * 16 * 25
+    other = nn.Sequential(nn.Conv2d(3, 4, 5), nn.Flatten(), nn.Linear(576, 4)).double()
+    assert convolved(Learner(other, "classification"), images) == 0
+
+
+def test_counting_convolutions_leaves_random_numbers_and_does_not_load_the_compiler() -> None:
+    program = """
+import sys, torch
+from torch import nn
+from quickbloom.common.engine.chunking import convolved
+from quickbloom.common.maths.learner import Learner
+from quickbloom.common.maths import light_torch
+class Noisy(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x + torch.rand_like(x))
+learner = Learner(nn.Sequential(Noisy(1, 4, 5), nn.Flatten(), nn.Linear(576, 4)), "classification")
+torch.manual_seed(3)
+before = torch.random.get_rng_state()
+assert convolved(learner, torch.zeros(3, 1, 16, 16)) == 12 * 12 * 4 * 25
+assert torch.equal(before, torch.random.get_rng_state())
+assert "sympy" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_node_that_has_not_yet_the_numbers_of_a_larger_network_trains_it() -> None:
+    """As nodes build it: the parameters of 4 MB or more have no numbers until a message brings them."""
+    config = parse_run_config(
+        {"algorithm": "fedavg", "model": "cnn", "cnn.padding": 2, "cnn.units": 4096, "fedavg.inner-lr": 0.1}
+    ).resolved()
+    spec = DataSpec("classification", (1, 8, 8), 5)
+    draw = torch.Generator().manual_seed(0)
+    images = Batch.of(torch.randn(10, 1, 8, 8, generator=draw), torch.arange(10) % 5)
+    algorithm = build_algorithm(config, spec, tried=True)
+    assert any(value.is_meta for value in algorithm.learner.trained.values())
+    meta = build_algorithm(config, spec).init()
+    found = run_round(algorithm, meta, [TaskWork(TaskData(images, images, images), np.random.default_rng(0))], 128)
+    assert np.isfinite(found.losses).all()
 
 
 def test_a_task_of_large_convolutions_is_computed_by_itself_whoever_is_there(

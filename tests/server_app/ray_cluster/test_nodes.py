@@ -360,6 +360,19 @@ def test_a_machine_in_place_of_one_that_could_not_help_helps(monkeypatch: pytest
     assert mended.computed
 
 
+def test_a_connection_that_has_ended_ends_the_run_with_a_sentence() -> None:
+    def end(time: int, ray: FakeRay) -> None:
+        def ended(*_: Any, **__: Any) -> Any:
+            raise ConnectionError("Client is shutting down.")
+
+        ray.wait = ended  # type: ignore[method-assign]
+
+    with pytest.raises(
+        RunError, match=r"the connection to the Ray cluster is lost \(ConnectionError: Client is shutting down\): see that its"
+    ):
+        asked(Actor(("a", "")), before=end)
+
+
 def test_a_head_that_is_lost_is_told_before_ray_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr("quickbloom.server_app.ray_cluster.connecting.time", SimpleNamespace(monotonic=lambda: now[0]))

@@ -20,7 +20,7 @@ import pytest
 from ray_machines import Cluster, free_port, wait_until
 from rich.console import Console
 
-from quickbloom.common.errors import ConfigError
+from quickbloom.common.errors import ConfigError, RunError
 from quickbloom.server_app.cli import main
 from quickbloom.server_app.comparing.batch import LOG, Run, perform
 from quickbloom.server_app.comparing.comparison import carry_out, planned
@@ -168,6 +168,22 @@ def polled(root: Path, *results: Any) -> tuple[int, str, int]:
         pass
     log = run.directory / LOG
     return code, log.read_text() if log.is_file() else "", len(begun)
+
+
+def test_a_connection_that_has_ended_ends_the_comparison_with_a_sentence(tmp_path: Path) -> None:
+    """As of ray://HOST:PORT: what Ray then raises is no error of Ray's."""
+
+    def ended(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("Client is shutting down.")
+
+    ray = FakeRay()
+    task = Task(ray, lambda: 0, Run(small().first(), 0, tmp_path), Processors(SimpleNamespace(cluster_resources=lambda: {})))
+    ray.wait = ray.cancel = ended  # type: ignore[attr-defined, method-assign]
+    with pytest.raises(
+        RunError, match=r"the connection to the Ray cluster is lost \(ConnectionError: Client is shutting down\): see that its"
+    ):
+        task.poll()
+    task.end()
 
 
 def test_a_run_that_is_lost_starts_anew_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
