@@ -65,6 +65,13 @@ def main() -> None:
     )
     commands.add_argument("--peer", type=Path, required=True, metavar="DIRECTORY", help="a checkout of PFLlib")
     commands.add_argument("--peer-python", default=sys.executable, metavar="PATH", help="Python with what PFLlib imports")
+    commands.add_argument(
+        "--peer-threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of PFLlib's torch; default: one per core, as its authors have it",
+    )
     commands.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
     commands.add_argument("--users", type=int, default=20, metavar="N", help="default: %(default)s")
     chosen = commands.parse_args()
@@ -145,6 +152,8 @@ def peer(row: Row, chosen: Any, place: Path) -> tuple[float, float]:
     command += ["-lbs", str(BATCH), "-lr", str(RATE), *more.split()]
     env = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     env["PYTHONPATH"] = str(place / "stand-in")
+    if chosen.peer_threads:  # on a busy machine its threads would wait for each other
+        env["OMP_NUM_THREADS"] = str(chosen.peer_threads)
     try:
         done = subprocess.run(
             command, cwd=place / "system", env=env, capture_output=True, text=True, timeout=SECONDS, check=False
