@@ -96,8 +96,10 @@ def written(result: dict[str, Any], found: dict[str, Any]) -> None:
     for one in result["rows"]:
         off = 100 * (one["here"] - one["there"])
         goal(result, f"{one['label']}: within two points of PFLlib's own code", off, met=abs(off) <= 100 * POINTS)
-    times = statistics.median(one["there_seconds"] / one["here_seconds"] for one in result["rows"])
-    goal(result, f"users a second over PFLlib's, median over the algorithms: at least {TIMES}", times, met=times >= TIMES)
+    times = [one["there_seconds"] / one["here_seconds"] for one in result["rows"] if not one["peer_threads"]]
+    if times:  # seconds of a PFLlib that was given fewer threads are not its own
+        median, text = statistics.median(times), "users a second over PFLlib's, median over the algorithms: at least"
+        goal(result, f"{text} {TIMES}", median, met=median >= TIMES)
     store(result)
 
 
@@ -114,6 +116,7 @@ def line(row: Row, chosen: Any, place: Path) -> dict[str, Any]:
         "there_seconds": there_seconds,
         "here_seconds": statistics.mean(statistics.median(record["seconds"] for record in one.rounds) for one in done),
         "arguments": PEER[row.label][1],
+        "peer_threads": chosen.peer_threads,
         "commit": commit(),
     }
 
