@@ -1,8 +1,8 @@
 """The engine against a plain loop over tasks, for every kind of model and algorithm: never slower than the obvious.
 
 The obvious is what one would write: a copy of the module for every task, autograd, one task after the other. Both sides compute
-the mean contribution of the same tasks, which is checked first. "engine" is what a node does; "mapped" and "one by one" are without
-kernels: all tasks at once by torch.func.vmap, unless their convolutions are large, and one after the other in place.
+the mean contribution of the same tasks, which is checked first. "engine" is what a node does; "mapped" and "one by one" are
+without kernels: all tasks at once by torch.func.vmap, unless their convolutions are large, and one after the other in place.
 Inner steps: 5 on all examples; `protonet` has none. Few-shot tasks have 10 examples to adapt to and 10 to measure on.
 
 Repetitions take all ways in turn in one process with one thread, and ratios of CPU time within a repetition, so that other work
