@@ -134,7 +134,6 @@ import sys, torch
 from torch import nn
 from quickbloom.common.engine.chunking import convolved
 from quickbloom.common.maths.learner import Learner
-from quickbloom.common.maths import light_torch
 class Noisy(nn.Conv2d):
     def forward(self, x):
         return super().forward(x + torch.rand_like(x))

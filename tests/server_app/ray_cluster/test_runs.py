@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -276,42 +277,36 @@ def lose_twice(cluster: Cluster) -> int:
     return first
 
 
-@pytest.mark.slow
-def test_ctrl_c_ends_the_runs_on_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
+def stopped(cluster: Cluster, output: Path, stop: Callable[[subprocess.Popen[str]], None]) -> tuple[int, str]:
+    """Stop a comparison whose runs are at work on both machines; return its exit code and what it said."""
     words = ["compare", "--algorithms", "fedavg", "--dataset", "gaussian", "--rounds", str(10**6), "--inner-lrs", "0.1"]
-    words += ["--seeds", "2", "--ray", cluster.address, "--output", str(tmp_path / "out")]
+    words += ["--seeds", "2", "--ray", cluster.address, "--output", str(output)]
     program = "import sys; from quickbloom.server_app.cli.main import main; sys.argv[0] = 'quickbloom'; main()"
     compare = subprocess.Popen([sys.executable, "-c", program, *words], stderr=subprocess.PIPE, text=True)
     try:
         cluster.run_on(cluster.head)
         cluster.run_on(cluster.other)
-        compare.send_signal(signal.SIGINT)
-        _, said = compare.communicate(timeout=60)
+        stop(compare)
+        _, said = compare.communicate(timeout=120)
     finally:
         compare.kill()
-    assert compare.returncode == 130, said
-    assert "Stopped; repeat the command to go on" in said
     assert "Traceback" not in said
     wait_until(lambda: not cluster.runs(cluster.head) + cluster.runs(cluster.other))
+    return compare.returncode, said
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_runs_on_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
+    code, said = stopped(cluster, tmp_path / "out", lambda compare: compare.send_signal(signal.SIGINT))
+    assert code == 130, said
+    assert "Stopped; repeat the command to go on" in said
 
 
 @pytest.mark.slow
 def test_a_comparison_whose_head_is_lost_ends_with_a_sentence(cluster: Cluster, tmp_path: Path) -> None:
-    words = ["compare", "--algorithms", "fedavg", "--dataset", "gaussian", "--rounds", str(10**6), "--inner-lrs", "0.1"]
-    words += ["--seeds", "2", "--ray", cluster.address, "--output", str(tmp_path / "out")]
-    program = "import sys; from quickbloom.server_app.cli.main import main; sys.argv[0] = 'quickbloom'; main()"
-    compare = subprocess.Popen([sys.executable, "-c", program, *words], stderr=subprocess.PIPE, text=True)
-    try:
-        cluster.run_on(cluster.head)
-        cluster.run_on(cluster.other)
-        cluster.lose_head()
-        _, said = compare.communicate(timeout=120)
-    finally:
-        compare.kill()
-    assert compare.returncode == 1, said
+    code, said = stopped(cluster, tmp_path / "out", lambda _: cluster.lose_head())
+    assert code == 1, said
     assert f"the head of the Ray cluster at {cluster.address} is lost" in said
-    assert "Traceback" not in said
-    wait_until(lambda: not cluster.runs(cluster.head) + cluster.runs(cluster.other))
 
 
 def free_processors() -> float:
