@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.models import CASES, PLAIN, Case, built, difference, task
+from benchmarks.models import CASES, Case, built, difference, task
+from benchmarks.plain_loops import PLAIN
 from benchmarks.runner import commit, finish, goal, machine, say
 from quickbloom.common.algorithms import ALGORITHMS, Algorithm
 from quickbloom.common.engine.compiling import mapped
